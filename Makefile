@@ -1,0 +1,39 @@
+# Every target makes the environment it needs, in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help env demo test lint bench proto clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+env: .venv/.installed  ## make the environment in .venv
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: env  ## build the example: data, two nets, features, evaluation and report.html
+	snakemake --cores all
+	@$(BIN)/python -m pipeline.summary results
+
+test: env  ## run the tests
+	pytest -n auto
+
+lint: env  ## check code and workflow
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+bench: env  ## compare speed with the same nets by hand in PyTorch
+	$(BIN)/python benchmarks/train_step.py
+
+proto: env  ## regenerate caffe_pb2.py after an edit of caffe.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. caffe/proto/caffe.proto
+
+clean:  ## remove what the example made; the environment stays
+	rm -rf results logs report.html .snakemake

@@ -1,0 +1,61 @@
+"""pycaffe: the interface, formats and numbers of BVLC Caffe 1.0, computed by PyTorch.
+
+Names are loaded when first used, so that what needs no PyTorch (`caffe.proto`, `caffe.NetSpec`, `caffe.io`) starts at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+_HOME = {
+    "Error": "errors",
+    "FileError": "errors",
+    "LayerError": "errors",
+    "ParseError": "errors",
+    "SolverError": "errors",
+    "WeightsError": "errors",
+    "NetSpec": "net_spec",
+    "layers": "net_spec",
+    "params": "net_spec",
+    "to_proto": "net_spec",
+    "read_net": "prototxt",
+    "read_solver": "prototxt",
+    "write_prototxt": "prototxt",
+    "init_log": "log",
+    "log": "log",
+    "set_device": "mode",
+    "set_mode_cpu": "mode",
+    "set_mode_gpu": "mode",
+    "set_random_seed": "mode",
+    "Net": "net",
+    "Layer": "layer",
+    "layer_type_list": "layer",
+    "AdaDeltaSolver": "solver",
+    "AdaGradSolver": "solver",
+    "AdamSolver": "solver",
+    "NesterovSolver": "solver",
+    "RMSPropSolver": "solver",
+    "SGDSolver": "solver",
+    "Solver": "solver",
+    "get_solver": "solver",
+}
+
+TRAIN = 0
+TEST = 1
+__version__ = "1.0.0"
+__all__ = ["TEST", "TRAIN", "__version__", "io", "net_spec", "proto", *_HOME]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"caffe.{_HOME[name]}"), name)
+    elif name in ("io", "net_spec", "proto", "classifier", "detector", "draw", "coord_map"):
+        value = importlib.import_module(f"caffe.{name}")
+    else:
+        raise AttributeError(f"module 'caffe' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(__all__)

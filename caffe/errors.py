@@ -1,0 +1,51 @@
+"""What goes wrong, said in one line: where, what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Base of everything that Roastery raises for bad input.
+
+    where     the file, line, layer or key, such as `train.prototxt:17: layer "conv1"`
+    found     what stands there
+    expected  what could stand there
+    do        what to do about it
+    """
+
+    def __init__(self, where: str, found: str, expected: str = "", do: str = ""):
+        self.where = str(where)
+        self.found = found
+        self.expected = expected
+        self.do = do
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        message = f"{self.where}: {self.found}" if self.where else self.found
+        if self.expected:
+            message += f", but {self.expected}"
+        if self.do:
+            message += f"; {self.do}"
+        return message
+
+    def __reduce__(self):
+        return type(self), (self.where, self.found, self.expected, self.do)
+
+
+class FileError(Error):
+    """A file that is missing, cannot be read, or is not what it should be."""
+
+
+class ParseError(Error):
+    """A prototxt that does not follow the schema."""
+
+
+class LayerError(Error):
+    """A layer whose type, parameters or bottoms cannot work."""
+
+
+class WeightsError(Error):
+    """Weights that do not fit the net."""
+
+
+class SolverError(Error):
+    """A solver definition or state that cannot work."""

@@ -1,0 +1,1 @@
+"""Caffe's schema: `caffe.proto.caffe_pb2` holds the messages."""

@@ -1,0 +1,19 @@
+"""How a step ends when it is run as a command: 0, or one line on standard error and 1."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import caffe
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a step's `main`; an Error becomes its one line, without a traceback, and exit code 1."""
+    try:
+        main()
+    except caffe.Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Network templates, one module a family, written with caffe.NetSpec."""
