@@ -1,0 +1,280 @@
+"""Blob: an array of values and one of their gradients, seen from NumPy and used by PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from caffe.errors import Error
+from caffe.proto import caffe_pb2
+
+MAX_AXES = 32
+
+
+class Side:
+    """One array of a blob: a tensor that the engine puts and takes, and a NumPy view that stays alive.
+
+    Until somebody looks, the tensor is whatever the engine computed, in any memory layout. The first look makes a contiguous
+    array; from then on every new value is copied into that array, so a view taken once shows later results, and what is
+    written into it is what the engine takes. On a GPU the array is a copy on the host: a look fetches it, and the engine takes
+    it back before its next use, as Caffe's synced memory does.
+    """
+
+    def __init__(self, tensor: torch.Tensor | None):
+        self._tensor = tensor
+        self._seen = False
+        self._host: torch.Tensor | None = None
+
+    def put(self, tensor: torch.Tensor | None) -> None:
+        """Replace the values; None stands for zeros that nobody has asked for."""
+        if not self._seen:
+            self._tensor = tensor
+        elif tensor is None:
+            self._tensor.zero_()
+        elif self._tensor.shape == tensor.shape:
+            self._tensor.copy_(tensor)
+        else:
+            self._tensor = tensor.clone(memory_format=torch.contiguous_format)
+        self._host = None
+
+    def release(self) -> None:
+        """Forget values that nobody has looked at."""
+        if not self._seen:
+            self._tensor = None
+
+    def take(self) -> torch.Tensor | None:
+        """The values as the engine uses them; None where they are zeros that nobody has asked for."""
+        if self._host is not None:
+            self._tensor.copy_(self._host)
+            self._host = None
+        return self._tensor
+
+    def look(self, shape: tuple[int, ...], device: torch.device) -> np.ndarray:
+        """A writable NumPy view, row-major."""
+        if self._tensor is None:
+            self._tensor = torch.zeros(shape, device=device)
+        if not self._seen:
+            self._tensor = self._tensor.contiguous()
+            self._seen = True
+        if self._tensor.is_cuda:
+            if self._host is None:
+                self._host = self._tensor.cpu()
+            return self._host.numpy()
+        return self._tensor.numpy()
+
+
+class Blob:
+    """Values and gradients of one shape: what flows between layers, and what layers learn.
+
+    `data` and `diff` are float32 NumPy arrays over the engine's memory. Made like `Blob((64, 3, 227, 227))`; values start at 0.
+    """
+
+    def __init__(self, shape=(), device: torch.device | None = None):
+        self._shape = _checked_shape(shape)
+        self.device = device or torch.device("cpu")
+        self._data = Side(None)
+        self._diff = Side(None)
+
+    # ---- the user's side
+
+    @property
+    def data(self) -> np.ndarray:
+        """The values."""
+        return self._data.look(self._shape, self.device)
+
+    @property
+    def diff(self) -> np.ndarray:
+        """The gradient of the loss with respect to the values."""
+        return self._diff.look(self._shape, self.device)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes, outermost first; batch × channels × height × width for images."""
+        return self._shape
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return math.prod(self._shape)
+
+    @property
+    def num(self) -> int:
+        """First of the four legacy axes."""
+        return self._legacy_axis(0)
+
+    @property
+    def channels(self) -> int:
+        """Second of the four legacy axes; 1 where there are fewer."""
+        return self._legacy_axis(1)
+
+    @property
+    def height(self) -> int:
+        """Third of the four legacy axes; 1 where there are fewer."""
+        return self._legacy_axis(2)
+
+    @property
+    def width(self) -> int:
+        """Fourth of the four legacy axes; 1 where there are fewer."""
+        return self._legacy_axis(3)
+
+    def _legacy_axis(self, index: int) -> int:
+        if len(self._shape) > 4:
+            raise Error("Blob", f"{len(self._shape)} axes", "num, channels, height and width exist for at most 4", "use shape")
+        return self._shape[index] if index < len(self._shape) else 1
+
+    def reshape(self, *shape: int) -> None:
+        """Change the shape; values are kept as far as the new count allows, and new ones are 0."""
+        shape = _checked_shape(shape)
+        if shape == self._shape:
+            return
+        for side in (self._data, self._diff):
+            old = side.take()
+            if old is not None:
+                new = torch.zeros(math.prod(shape), device=self.device)
+                kept = min(new.numel(), old.numel())
+                new[:kept] = old.reshape(-1)[:kept]
+                side.__init__(new.view(shape))
+        self._shape = shape
+
+    # ---- the engine's side
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The values as a tensor that shares memory with `data`."""
+        tensor = self._data.take()
+        if tensor is None:
+            tensor = torch.zeros(self._shape, device=self.device)
+            self._data.put(tensor)
+        return tensor
+
+    @tensor.setter
+    def tensor(self, value: torch.Tensor) -> None:
+        self._shape = tuple(value.shape)
+        self._data.put(value)
+
+    def release(self) -> None:
+        """Let go of values that nobody has looked at, before new ones are computed."""
+        self._data.release()
+
+    @property
+    def gradient(self) -> torch.Tensor | None:
+        """The gradient as a tensor; None where it is 0 and nobody has looked."""
+        return self._diff.take()
+
+    @gradient.setter
+    def gradient(self, value: torch.Tensor | None) -> None:
+        self._diff.put(value)
+
+    def to_proto(self, with_diff: bool = False) -> caffe_pb2.BlobProto:
+        """BlobProto with `shape` and `data`, and `diff` on request."""
+        proto = caffe_pb2.BlobProto()
+        proto.shape.dim.extend(self._shape)
+        proto.data.extend(self.tensor.detach().cpu().reshape(-1).numpy())
+        if with_diff:
+            proto.diff.extend(np.asarray(self.diff).reshape(-1))
+        return proto
+
+
+class Parameter(Blob):
+    """A blob that is learned. Its tensor is a leaf of the autograd graph, and its gradient accumulates there.
+
+    owner       the parameter whose memory this one shares, or itself
+    lr_mult     multiplier of the learning rate; decay_mult, of the weight decay
+    """
+
+    def __init__(self, shape=(), device: torch.device | None = None):
+        super().__init__(shape, device)
+        self.leaf = torch.zeros(self._shape, device=self.device, requires_grad=True)
+        self._data = Side(self.leaf.detach())
+        self.owner = self
+        self.lr_mult = 1.0
+        self.decay_mult = 1.0
+        self.name = ""
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The values, outside the autograd graph."""
+        return self.owner._data.take().view(self._shape)
+
+    @property
+    def data(self) -> np.ndarray:
+        """The values."""
+        return self.owner._data.look(self.owner._shape, self.device).reshape(self._shape)
+
+    @property
+    def diff(self) -> np.ndarray:
+        """The gradient, accumulated since it was last cleared."""
+        owner = self.owner
+        owner._diff._tensor = owner.leaf.grad
+        array = owner._diff.look(owner._shape, self.device)
+        owner.leaf.grad = owner._diff._tensor
+        return array.reshape(self._shape)
+
+    @property
+    def gradient(self) -> torch.Tensor | None:
+        """The gradient as a tensor; None where it is 0 and nobody has looked."""
+        self.owner._diff.take()
+        return self.owner.leaf.grad
+
+    @gradient.setter
+    def gradient(self, value: torch.Tensor | None) -> None:
+        owner = self.owner
+        if owner._diff._seen:
+            owner._diff.put(value)
+        else:
+            owner.leaf.grad = value
+
+    def graph_tensor(self) -> torch.Tensor:
+        """The values as layers use them: the leaf, whose gradient is `diff`."""
+        self.owner._data.take()
+        leaf = self.owner.leaf
+        return leaf if leaf.shape == self._shape else leaf.view(self._shape)
+
+    def clear_gradient(self) -> None:
+        """Set the gradient to 0."""
+        self.gradient = None
+
+    def share(self, owner: Parameter) -> None:
+        """Use the memory of `owner`, data and gradient, in this blob's shape."""
+        self.owner = owner.owner
+        self.leaf = self.owner.leaf
+
+    def reshape(self, *shape: int) -> None:
+        """Change the shape, keeping values as far as the new count allows."""
+        shape = _checked_shape(shape)
+        if shape == self._shape:
+            return
+        new = torch.zeros(math.prod(shape), device=self.device)
+        old = self.tensor.reshape(-1)
+        kept = min(new.numel(), old.numel())
+        new[:kept] = old[:kept]
+        self._shape = shape
+        self.owner = self
+        self.leaf = new.view(shape).requires_grad_(self.leaf.requires_grad)
+        self._data, self._diff = Side(self.leaf.detach()), Side(None)
+
+
+def shape_of(proto: caffe_pb2.BlobProto) -> tuple[int, ...]:
+    """The shape of a stored blob; files from before `shape` existed give four legacy axes."""
+    if proto.HasField("shape"):
+        return tuple(proto.shape.dim)
+    return proto.num, proto.channels, proto.height, proto.width
+
+
+def values_of(proto: caffe_pb2.BlobProto, diff: bool = False) -> np.ndarray:
+    """The values of a stored blob (or its gradient), flat, float32."""
+    double = proto.double_diff if diff else proto.double_data
+    return np.array(double if len(double) else (proto.diff if diff else proto.data), dtype=np.float32)
+
+
+def _checked_shape(shape) -> tuple[int, ...]:
+    shape = tuple(int(axis) for axis in shape)
+    if len(shape) > MAX_AXES:
+        raise Error("Blob", f"{len(shape)} axes", f"there can be at most {MAX_AXES}")
+    if any(axis < 0 for axis in shape):
+        raise Error("Blob", f"shape {shape}", "no axis can be negative")
+    if math.prod(shape) > 2**31 - 1:
+        raise Error("Blob", f"shape {shape}: {math.prod(shape)} values", "a blob holds at most 2147483647")
+    return shape

@@ -1,0 +1,191 @@
+"""How a net is run: one autograd graph over its layers, and the memory layout that is fastest for it.
+
+A forward pass over a range of layers is a segment; a full pass is one segment, and a partial one begins a new segment at blobs
+that it takes as they stand. A backward pass goes through the segments it covers from the last to the first, seeding each with
+the diffs of the blobs at its end, as Caffe goes through layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from caffe.errors import Error, LayerError
+from caffe.layer_types.data import Input
+
+if TYPE_CHECKING:
+    from caffe.net import Net
+
+
+@dataclass
+class Step:
+    """One layer in its net: which blobs it reads and writes, which gradients it owes, and where it stands in the graph."""
+
+    layer: object
+    bottoms: list[str]
+    tops: list[str]
+    needs_backward: bool
+    propagates: list[bool]
+    consumers: list[int | None] = field(default_factory=list)
+    """For each top, the layer that reads this version of it and passes a gradient back; None where there is none."""
+    bottom_edges: list[GradientEdge | None] = field(default_factory=list)
+    top_edges: list[GradientEdge | None] = field(default_factory=list)
+    segment: int = -1
+
+
+class Executor:
+    """Runs the layers of `net` from any layer to any layer."""
+
+    def __init__(self, net: Net, steps: list[Step]):
+        self.net = net
+        self.steps = steps
+        self._segments = 0
+        self.channels_last = _prefers_channels_last([step.layer for step in steps])
+        self._mark_consumers()
+        self._mark_overwriting()
+
+    def _mark_consumers(self) -> None:
+        readers: dict[str, int | None] = {}
+        for index in reversed(range(len(self.steps))):
+            step = self.steps[index]
+            step.consumers = [readers.get(name) for name in step.tops]
+            for name in step.tops:
+                readers.pop(name, None)
+            for name, propagates in zip(step.bottoms, step.propagates, strict=True):
+                readers[name] = index if propagates and step.needs_backward else None
+
+    def _mark_overwriting(self) -> None:
+        """An in-place layer may write into its bottom where the layer before does not need that output again."""
+        writer: dict[str, object] = {}
+        for step in self.steps:
+            layer = step.layer
+            if step.tops[:1] == step.bottoms[:1] and step.bottoms:
+                before = writer.get(step.bottoms[0])
+                layer.overwrites = before is not None and not before.keeps_output and not isinstance(before, Input)
+            for name in step.tops:
+                writer[name] = layer
+
+    # ---- forward
+
+    def forward(self, first: int, last: int) -> None:
+        """Compute the tops of layers `first` to `last` (both included) from the blobs as they stand."""
+        blobs = self.net.blobs
+        self._segments += 1
+        values: dict[str, torch.Tensor] = {}
+        for step in self.steps[first : last + 1]:
+            for name in step.tops:
+                if name not in values and name not in step.bottoms and not isinstance(step.layer, Input):
+                    blobs[name].release()
+        for step in self.steps[first : last + 1]:
+            step.segment = self._segments
+            layer = step.layer
+            if isinstance(layer, Input):
+                for name in step.tops:
+                    values[name] = self._entering(name)
+                step.top_edges = [_edge(values[name]) for name in step.tops]
+                continue
+            bottoms = []
+            for name, propagates in zip(step.bottoms, step.propagates, strict=True):
+                value = values.get(name)
+                if value is None:
+                    value = values[name] = self._entering(name)
+                bottoms.append(value if propagates or not value.requires_grad else value.detach())
+            if step.needs_backward:
+                step.bottom_edges = [_edge(value) if propagates else None for value, propagates in zip(bottoms, step.propagates, strict=True)]
+            with torch.set_grad_enabled(step.needs_backward):
+                try:
+                    tops = layer.forward(*bottoms)
+                except RuntimeError as error:
+                    raise self._failed(layer, bottoms, error) from error
+            if isinstance(tops, torch.Tensor):
+                tops = (tops,)
+            for name, top in zip(step.tops, tops, strict=True):
+                if self.channels_last and top.dim() == 4 and not bottoms:
+                    top = top.contiguous(memory_format=torch.channels_last)
+                values[name] = top
+            step.top_edges = [_edge(values[name]) for name in step.tops] if step.needs_backward else [None] * len(step.tops)
+        for name, value in values.items():
+            if name not in self.net.input_names:
+                blobs[name].tensor = value.detach()
+
+    def _entering(self, name: str) -> torch.Tensor:
+        """A blob as it stands, as the beginning of a segment."""
+        value = self.net.blobs[name].tensor.detach()
+        if self.channels_last and value.dim() == 4:
+            value = value.contiguous(memory_format=torch.channels_last)
+        return value.detach().requires_grad_() if self.net.blob_needs_backward[name] else value
+
+    def _failed(self, layer, bottoms, error: RuntimeError) -> Error:
+        shapes = ", ".join(str(tuple(bottom.shape)) for bottom in bottoms)
+        return LayerError(layer.where, f"cannot compute from bottoms of shapes {shapes}: {str(error).splitlines()[0]}")
+
+    # ---- backward
+
+    def backward(self, last: int, first: int, keep: bool = True) -> None:
+        """Compute gradients through layers `last` down to `first` (both included), from the diffs of their tops.
+
+        Gradients of parameters are added to what is there; those of blobs replace it.
+        keep  also set the diffs of all blobs on the way, and keep the graph for another backward pass; without it only
+              parameters, and the blobs at which segments meet, receive gradients, and the memory of the graph is freed
+        """
+        stop = last
+        while stop >= first:
+            start = stop
+            while start > first and self.steps[start - 1].segment == self.steps[stop].segment:
+                start -= 1
+            self._backward_segment(stop, start, keep)
+            stop = start - 1
+
+    def _backward_segment(self, last: int, first: int, keep: bool) -> None:
+        steps = self.steps[first : last + 1]
+        blobs = self.net.blobs
+        roots, seeds = [], []
+        for step in steps:
+            if step.segment < 0:
+                raise Error(step.layer.where, "backward before forward", do="call net.forward() first")
+            for name, consumer, edge in zip(step.tops, step.consumers, step.top_edges, strict=True):
+                inside = consumer is not None and consumer <= last and self.steps[consumer].segment == step.segment
+                if edge is not None and not inside:
+                    seed = blobs[name].gradient
+                    if seed is not None:
+                        roots.append(edge)
+                        seeds.append(seed.clone(memory_format=torch.contiguous_format) if keep else seed)
+        if not roots:
+            return
+        parameters = {id(blob.owner): blob.owner for step in steps if step.needs_backward for blob in step.layer.blobs if blob.leaf.requires_grad}
+        wanted: dict[str, GradientEdge] = {}
+        written = {name for step in steps for name in step.tops}
+        for step in reversed(steps):
+            for name, edge in zip(step.bottoms, step.bottom_edges, strict=False):
+                if edge is not None and (keep or name not in written):
+                    wanted[name] = edge  # the earliest version wins, as in-place layers overwrite their diff
+        leaves = [owner.leaf for owner in parameters.values()]
+        edges = list(wanted.values())
+        gradients = torch.autograd.grad(roots, leaves + edges, seeds, retain_graph=keep, allow_unused=True) if leaves or edges else ()
+        for owner, gradient in zip(parameters.values(), gradients, strict=False):
+            if gradient is not None:
+                total = owner.gradient
+                if total is None:
+                    owner.gradient = gradient.contiguous()
+                else:
+                    total.add_(gradient)
+        for name, gradient in zip(wanted, gradients[len(leaves) :], strict=True):
+            if gradient is not None:
+                blobs[name].gradient = gradient
+
+
+def _edge(value: torch.Tensor) -> GradientEdge | None:
+    return get_gradient_edge(value) if value.requires_grad else None
+
+
+def _prefers_channels_last(layers) -> bool:
+    """Whether channels-last is the faster layout: oneDNN's kernels want channel counts that fill vectors, and images with depth."""
+    convolutions = [layer for layer in layers if layer.type in ("Convolution", "Deconvolution") and len(layer.blobs[0].shape) == 4]
+    if not convolutions:
+        return False
+    if any(layer.blobs[0].shape[0] % 8 for layer in convolutions):
+        return False
+    return convolutions[0].blobs[0].shape[1] > 1 and all(layer.blobs[0].shape[1] % 8 == 0 for layer in convolutions[1:])

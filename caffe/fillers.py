@@ -1,0 +1,88 @@
+"""How parameters start: Caffe's seven fillers, by name.
+
+`fan_in` is count / first axis and `fan_out` count / second axis, as Caffe counts them, whatever the layer's type.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from caffe.errors import LayerError
+from caffe.proto import caffe_pb2
+
+NORM = caffe_pb2.FillerParameter
+
+
+def fill(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str = "filler") -> None:
+    """Overwrite `tensor` in place as `filler` says."""
+    try:
+        function = FILLERS[filler.type]
+    except KeyError:
+        raise LayerError(where, f'unknown filler "{filler.type}"', f"there are {', '.join(sorted(FILLERS))}") from None
+    with torch.no_grad():
+        function(tensor, filler, where)
+
+
+def _constant(tensor, filler, where):
+    tensor.fill_(filler.value)
+
+
+def _uniform(tensor, filler, where):
+    tensor.uniform_(filler.min, filler.max)
+
+
+def _gaussian(tensor, filler, where):
+    tensor.normal_(filler.mean, filler.std)
+    if filler.sparse >= 0:
+        # Each output (first axis) keeps `sparse` weights on average.
+        keep = min(1.0, filler.sparse / tensor.shape[0])
+        tensor.mul_(torch.empty_like(tensor).bernoulli_(keep))
+
+
+def _positive_unitball(tensor, filler, where):
+    tensor.uniform_(0, 1)
+    rows = tensor.view(tensor.shape[0], -1)
+    rows.div_(rows.sum(1, keepdim=True))
+
+
+def _fan(tensor, filler) -> float:
+    fan_in = tensor.numel() / tensor.shape[0]
+    fan_out = tensor.numel() / tensor.shape[1] if tensor.dim() > 1 else tensor.numel()
+    if filler.variance_norm == NORM.AVERAGE:
+        return (fan_in + fan_out) / 2
+    return fan_out if filler.variance_norm == NORM.FAN_OUT else fan_in
+
+
+def _xavier(tensor, filler, where):
+    """Glorot and Bengio 2010: uniform with variance 1 / fan."""
+    limit = math.sqrt(3 / _fan(tensor, filler))
+    tensor.uniform_(-limit, limit)
+
+
+def _msra(tensor, filler, where):
+    """He et al. 2015: normal with variance 2 / fan."""
+    tensor.normal_(0, math.sqrt(2 / _fan(tensor, filler)))
+
+
+def _bilinear(tensor, filler, where):
+    """Weights of a deconvolution that upsamples: a separable triangle."""
+    if tensor.dim() != 4 or tensor.shape[2] != tensor.shape[3]:
+        raise LayerError(where, f"bilinear filler on shape {tuple(tensor.shape)}", "it fills 4 axes with a square kernel")
+    size = tensor.shape[3]
+    half = math.ceil(size / 2)
+    centre = (size - 1) / (2 * half)
+    axis = 1 - (torch.arange(size, dtype=torch.float32, device=tensor.device) / half - centre).abs()
+    tensor.copy_((axis[:, None] * axis[None, :]).expand_as(tensor))
+
+
+FILLERS = {
+    "constant": _constant,
+    "uniform": _uniform,
+    "gaussian": _gaussian,
+    "positive_unitball": _positive_unitball,
+    "xavier": _xavier,
+    "msra": _msra,
+    "bilinear": _bilinear,
+}

@@ -1,0 +1,110 @@
+"""Layer: the base of all layer types, and the registry that finds them by name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+import torch
+
+from caffe import fillers
+from caffe.blob import Parameter
+from caffe.errors import LayerError
+from caffe.proto import caffe_pb2
+
+_TYPES: dict[str, type[Layer]] = {}
+_GROUPS = ("data", "vision", "common", "normalization", "activation", "utility", "loss")
+
+
+class Layer:
+    """What one `layer { … }` of a net computes.
+
+    A type says in `setup` which parameters it learns, and in `forward` its tops from its bottoms, with PyTorch's operations;
+    autograd gives the gradient. It knows nothing of device, precision or memory layout: the net's executor decides those.
+
+    param     the layer's LayerParameter
+    phase     caffe.TRAIN or caffe.TEST
+    blobs     the learned parameters, in Caffe's order
+    where     how errors name this layer: file, line and layer
+    """
+
+    type = "Layer"
+    bottoms = (0, None)
+    """Least and greatest number of bottoms; None is no limit."""
+    tops = (1, 1)
+    """Least and greatest number of tops."""
+    is_loss = False
+    """The first top has loss weight 1 unless the prototxt says else, and a layer without tops is given one."""
+    differentiable_bottoms: tuple[int, ...] | None = None
+    """Bottoms that a gradient can reach; None is all. Labels are not among them."""
+    keeps_output = True
+    """Whether the gradient is computed from the output, so that a following layer may not overwrite it."""
+    overwrites = False
+    """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
+
+    def __init__(self, param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device):
+        self.param = param
+        self.phase = phase
+        self.where = where
+        self.device = device
+        self.blobs: list[Parameter] = []
+
+    def setup(self, *shapes: tuple[int, ...]) -> None:
+        """Check the parameters against the bottoms' shapes and declare `blobs`; called once."""
+
+    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The tops."""
+        raise NotImplementedError
+
+    def add_blob(self, shape: tuple[int, ...], filler: caffe_pb2.FillerParameter) -> None:
+        """Declare one learned parameter, filled as `filler` says."""
+        blob = Parameter(shape, self.device)
+        fillers.fill(blob.tensor, filler, self.where)
+        self.blobs.append(blob)
+
+    def parameters(self) -> list[torch.Tensor]:
+        """The learned parameters as tensors of the autograd graph."""
+        return [blob.graph_tensor() for blob in self.blobs]
+
+    def error(self, found: str, expected: str = "", do: str = "") -> LayerError:
+        """An error that names this layer."""
+        return LayerError(self.where, found, expected, do)
+
+    def axis(self, axis: int, axes: int) -> int:
+        """A possibly negative axis of something with `axes` axes, as a position from 0."""
+        if not -axes <= axis < axes:
+            raise self.error(f"axis {axis}", f"its bottom has {axes} axes (-{axes} to {axes - 1})")
+        return axis % axes
+
+
+def register(name: str):
+    """Class decorator: make a layer type known under `name`."""
+
+    def decorate(layer_type: type[Layer]) -> type[Layer]:
+        layer_type.type = name
+        _TYPES[name] = layer_type
+        return layer_type
+
+    return decorate
+
+
+def known_types() -> dict[str, type[Layer]]:
+    """{name: class} of every layer type."""
+    for group in _GROUPS:
+        importlib.import_module(f"caffe.layer_types.{group}")
+    return _TYPES
+
+
+def layer_type_list() -> list[str]:
+    """Names of all layer types, sorted."""
+    return sorted(known_types())
+
+
+def create(param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device) -> Layer:
+    """The layer that `param` asks for; an unknown type is answered with the nearest known ones."""
+    types = known_types()
+    if param.type not in types:
+        near = difflib.get_close_matches(param.type, types, n=3, cutoff=0.6)
+        hint = "did you mean " + " or ".join(f'"{name}"' for name in near) + "?" if near else "caffe.layer_type_list() names the known ones"
+        raise LayerError(where, f'unknown type "{param.type}"', do=hint)
+    return types[param.type](param, phase, where, device)

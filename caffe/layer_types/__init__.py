@@ -1,0 +1,1 @@
+"""The layer types, grouped as Caffe's catalogue groups them."""

@@ -1,0 +1,59 @@
+"""Layers of fully connected nets: InnerProduct, Dropout."""
+
+from __future__ import annotations
+
+import math
+
+from torch.nn import functional
+
+from caffe.layer import Layer, register
+from caffe.proto import caffe_pb2
+
+
+@register("InnerProduct")
+class InnerProduct(Layer):
+    """Fully connected: (d_0, …, d_axis-1, K) × (N, K)ᵀ → (d_0, …, d_axis-1, N); K counts all axes from `axis` on.
+
+    With `transpose` the weights lie as (K, N).
+    """
+
+    bottoms = (1, 1)
+    keeps_output = False
+
+    def setup(self, shape):
+        p = self.param.inner_product_param
+        if p.num_output < 1:
+            raise self.error("num_output is not given", "it must be at least 1")
+        self.first = self.axis(p.axis, len(shape))
+        inputs = math.prod(shape[self.first :])
+        self.add_blob((inputs, p.num_output) if p.transpose else (p.num_output, inputs), p.weight_filler)
+        if p.bias_term:
+            self.add_blob((p.num_output,), p.bias_filler)
+
+    def forward(self, x):
+        weight, bias = (*self.parameters(), None)[:2]
+        if self.param.inner_product_param.transpose:
+            weight = weight.t()
+        inputs = math.prod(x.shape[self.first :])
+        if inputs != weight.shape[1]:
+            raise self.error(
+                f"a bottom of shape {tuple(x.shape)}: {inputs} inputs",
+                f"the weights take {weight.shape[1]}",
+                "a fully connected layer fixes the size of the image; keep that size, or make the layer a convolution",
+            )
+        return functional.linear(x.flatten(self.first), weight, bias)
+
+
+@register("Dropout")
+class Dropout(Layer):
+    """In training, each value is 0 with probability dropout_ratio and divided by 1 - dropout_ratio otherwise; else unchanged."""
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        ratio = self.param.dropout_param.dropout_ratio
+        if not 0 < ratio < 1:
+            raise self.error(f"dropout_ratio {ratio:g}", "it lies between 0 and 1")
+
+    def forward(self, x):
+        return functional.dropout(x, self.param.dropout_param.dropout_ratio, self.phase == caffe_pb2.TRAIN)

@@ -1,0 +1,189 @@
+"""Where blobs come from: Input, DummyData, Data."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import numpy as np
+import torch
+
+from caffe import fillers, log, mode
+from caffe.db import open_db
+from caffe.errors import Error
+from caffe.layer import Layer, register
+from caffe.proto import caffe_pb2
+from caffe.transform import Transformer, pixels_of
+
+
+class Source(Layer):
+    """A layer without bottoms; it says its tops' shapes before there are values."""
+
+    bottoms = (0, 0)
+    tops = (1, None)
+
+    def top_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the tops."""
+        raise NotImplementedError
+
+
+@register("Input")
+class Input(Source):
+    """Blobs that the caller fills: their tensors are what the caller sees as `net.blobs[name].data`."""
+
+    def top_shapes(self):
+        shapes = [tuple(shape.dim) for shape in self.param.input_param.shape]
+        tops = len(self.param.top)
+        if len(shapes) not in (0, 1, tops):
+            raise self.error(f"{len(shapes)} shapes for {tops} tops", "there is one for all, or one each")
+        return shapes if len(shapes) == tops else (shapes or [()]) * tops
+
+
+@register("DummyData")
+class DummyData(Source):
+    """Blobs filled by fillers: once where the filler is constant, else anew for every batch."""
+
+    def top_shapes(self):
+        p = self.param.dummy_data_param
+        tops = len(self.param.top)
+        if p.shape:
+            shapes = [tuple(shape.dim) for shape in p.shape]
+        else:
+            legacy = (p.num, p.channels, p.height, p.width)
+            if len({len(values) for values in legacy}) != 1:
+                raise self.error("num, channels, height and width are given a different number of times", do="give shape { dim: … } instead")
+            shapes = list(zip(*legacy, strict=True))
+        for name, count, least in (("shapes", len(shapes), 1), ("data_fillers", len(p.data_filler), 0)):
+            if count not in {least, 1, tops}:
+                raise self.error(f"{count} {name} for {tops} tops", "there is one for all, or one each")
+        return shapes * tops if len(shapes) == 1 else shapes
+
+    def setup(self, *shapes):
+        p = self.param.dummy_data_param
+        tops = len(self.param.top)
+        given = list(p.data_filler) or [caffe_pb2.FillerParameter()]
+        self.fillers = given * tops if len(given) == 1 else given
+        self.values = [torch.zeros(shape, device=self.device) for shape in self.top_shapes()]
+        for value, filler in zip(self.values, self.fillers, strict=True):
+            fillers.fill(value, filler, self.where)
+
+    def forward(self):
+        for value, filler in zip(self.values, self.fillers, strict=True):
+            if filler.type != "constant":
+                fillers.fill(value, filler, self.where)
+        return tuple(self.values)
+
+
+class Prefetching(Source):
+    """A source whose batches are made ahead of need on a thread, in one order whatever the timing.
+
+    Subclasses give `batch(position)`: the tops for the batch that begins at the record `position`, and the next position.
+    """
+
+    tops = (1, 2)
+    ahead = 4
+
+    def setup(self, *shapes):
+        self._thread: threading.Thread | None = None
+        self._queue: queue.Queue = queue.Queue(maxsize=max(1, self.ahead))
+        self._stop = threading.Event()
+        self.rng = np.random.default_rng(mode.data_rng.integers(2**63))
+
+    def read(self, position: int):
+        """Yield batches for ever, the first one beginning at the record `position`."""
+        raise NotImplementedError
+
+    def seek(self, position: int) -> None:
+        """Continue with the batch that begins at the record `position`, counted over all epochs."""
+        self.close()
+        self._start(position)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        if self._thread is not None:
+            self._stop.set()
+            while self._thread.is_alive():
+                while not self._queue.empty():
+                    self._queue.get_nowait()
+                self._thread.join(0.01)
+            self._thread = None
+
+    def _start(self, position: int) -> None:
+        self._stop = threading.Event()
+        self._queue = queue.Queue(maxsize=max(1, self.ahead))
+        arguments = (position, self._queue, self._stop)
+        self._thread = threading.Thread(target=self._work, args=arguments, daemon=True, name=f"read {self.param.name}")
+        self._thread.start()
+
+    def _work(self, position: int, batches: queue.Queue, stop: threading.Event) -> None:
+        def put(item):
+            while not stop.is_set():
+                try:
+                    return batches.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        try:
+            for batch in self.read(position):
+                put(batch)
+                if stop.is_set():
+                    return
+        except Exception as error:  # handed to the thread that waits for the batch
+            put(error)
+
+    def forward(self):
+        if self._thread is None:
+            self._start(0)
+        batch = self._queue.get()
+        if isinstance(batch, Exception):
+            self._thread = None
+            raise batch
+        return tuple(torch.from_numpy(top).to(self.device) for top in batch[: len(self.param.top)])
+
+
+@register("Data")
+class Data(Prefetching):
+    """Images and labels from a database of Datum records, in key order, over and over: → (N, C, H, W), (N,)."""
+
+    def setup(self, *shapes):
+        super().setup()
+        p = self.param.data_param
+        if p.batch_size < 1:
+            raise self.error("batch_size is not given", "it must be at least 1")
+        self.ahead = p.prefetch
+        self.database = open_db(p.source, p.backend)
+        log.info("db_lmdb.cpp:35", f"Opened lmdb {p.source}")
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng)
+        self.color = True if p.force_encoded_color else self.transformer.color
+        self.image = self.pixels(next(self.database.values()))[0].shape
+        shape = self.transformer.shape(self.image)
+        log.info("data_layer.cpp:45", "output data size: " + ",".join(map(str, (p.batch_size, *shape))))
+
+    def top_shapes(self):
+        batch = self.param.data_param.batch_size
+        return [(batch, *self.transformer.shape(self.image)), (batch,)][: len(self.param.top)]
+
+    def pixels(self, record) -> tuple[np.ndarray, int]:
+        """Image and label of a record."""
+        datum = caffe_pb2.Datum()
+        try:
+            datum.ParseFromString(bytes(record))
+        except Exception as error:
+            raise Error(self.param.data_param.source, f"a record that is no Datum ({error})", do="rebuild the database") from error
+        return pixels_of(datum, self.color, self.param.data_param.source), datum.label
+
+    def records(self, position: int):
+        """Images and labels from `position`, over and over."""
+        start = position % len(self.database)
+        while True:
+            for record in self.database.values(start):
+                yield self.pixels(record)
+            start = 0
+            log.info("data_layer.cpp:73", "Restarting data prefetching from start.")
+
+    def read(self, position):
+        size = self.param.data_param.batch_size
+        records = self.records(position)
+        while True:
+            images, labels = zip(*(next(records) for _ in range(size)), strict=True)
+            yield self.transformer(list(images)), np.asarray(labels, np.float32)

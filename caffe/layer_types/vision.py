@@ -1,0 +1,210 @@
+"""Layers that look at neighbourhoods of pixels: Convolution, Pooling."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional
+
+from caffe.layer import Layer, register
+from caffe.proto import caffe_pb2
+
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+MAX = caffe_pb2.PoolingParameter.MAX
+AVE = caffe_pb2.PoolingParameter.AVE
+
+
+def spatial(layer: Layer, param, name: str, axes: int, default: int | None) -> tuple[int, ...]:
+    """One value for each spatial axis from `name`, repeated or single, or from `name_h` and `name_w`.
+
+    `kernel_size` has its two-axis form called `kernel_h` and `kernel_w`.
+    """
+    stem = name.removesuffix("_size")
+    height, width = (param.HasField(f"{stem}_{side}") for side in "hw")
+    field = getattr(param, name)
+    repeated = not isinstance(field, int)
+    values = list(field) if repeated else ([field] if param.HasField(name) else [])
+    if height or width:
+        if axes != 2:
+            raise layer.error(f"{stem}_h and {stem}_w for {axes} spatial axes", "they are for two", f"give {name} once for each axis")
+        if values:
+            raise layer.error(f"both {name} and {stem}_h or {stem}_w", "one form or the other is wanted")
+        if default is None and not (height and width):
+            raise layer.error(f"only one of {stem}_h and {stem}_w", "both are wanted")
+        unset = default or 0
+        return tuple(getattr(param, f"{stem}_{side}") if given else unset for side, given in (("h", height), ("w", width)))
+    if not values:
+        if default is None:
+            raise layer.error(f"no {name}", do=f"give {name}, or {stem}_h and {stem}_w")
+        values = [default]
+    if len(values) not in (1, axes):
+        raise layer.error(f"{len(values)} values of {name}", f"there are {axes} spatial axes", "give one value, or one for each axis")
+    return tuple(values * axes if len(values) == 1 else values)
+
+
+class _Convolving(Layer):
+    """What Convolution and Deconvolution share: the geometry, and a weight and a bias for every bottom alike."""
+
+    bottoms = (1, None)
+    tops = (1, None)
+    keeps_output = False
+
+    def setup(self, *shapes):
+        p = self.param.convolution_param
+        shape = shapes[0]
+        if any(other != shape for other in shapes[1:]):
+            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same")
+        if len(self.param.top) != len(shapes):
+            raise self.error(f"{len(shapes)} bottoms and {len(self.param.top)} tops", "there is one top for each bottom")
+        self.channel_axis = self.axis(p.axis, len(shape))
+        axes = len(shape) - self.channel_axis - 1
+        if axes not in _CONVOLUTIONS:
+            raise self.error(f"a bottom of shape {shape}: {axes} spatial axes", "1, 2 or 3 are computed")
+        self.kernel = spatial(self, p, "kernel_size", axes, None)
+        self.stride = spatial(self, p, "stride", axes, 1)
+        self.pad = spatial(self, p, "pad", axes, 0)
+        self.dilation = tuple(list(p.dilation) * axes if len(p.dilation) == 1 else p.dilation or (1,) * axes)
+        if len(self.dilation) != axes:
+            raise self.error(f"{len(self.dilation)} values of dilation", f"there are {axes} spatial axes")
+        for name, values in (("kernel_size", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
+            if min(values) < 1:
+                raise self.error(f"{name} {min(values)}", "it must be at least 1")
+        channels = shape[self.channel_axis]
+        if p.num_output < 1:
+            raise self.error("num_output is not given", "it must be at least 1")
+        for name, count in (("input channels", channels), ("outputs", p.num_output)):
+            if p.group < 1 or count % p.group:
+                raise self.error(f"group {p.group} for {count} {name}", "the groups must divide them evenly")
+        self.add_blob(self.weight_shape(channels), p.weight_filler)
+        if p.bias_term:
+            self.add_blob((p.num_output,), p.bias_filler)
+
+    def weight_shape(self, channels: int) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def convolve(self, x, weight, bias):
+        raise NotImplementedError
+
+    def forward(self, *bottoms):
+        weight, bias = (*self.parameters(), None)[:2]
+        tops = []
+        for x in bottoms:
+            leading = x.shape[: self.channel_axis]
+            y = self.convolve(x if len(leading) == 1 else x.reshape(-1, *x.shape[self.channel_axis :]), weight, bias)
+            tops.append(y if len(leading) == 1 else y.reshape(*leading, *y.shape[1:]))
+        return tuple(tops)
+
+
+@register("Convolution")
+class Convolution(_Convolving):
+    """Cross-correlation with learned kernels: (…, C, d_1, …, d_n) × (O, C / group, k_1, …, k_n) → (…, O, e_1, …, e_n).
+
+    Axes before `axis` are independent; 1 to 3 spatial axes. e = (d + 2 pad - dilation (k - 1) - 1) / stride + 1, rounded down.
+    """
+
+    def weight_shape(self, channels):
+        p = self.param.convolution_param
+        return (p.num_output, channels // p.group, *self.kernel)
+
+    def setup(self, *shapes):
+        super().setup(*shapes)
+        extents = shapes[0][self.channel_axis + 1 :]
+        for extent, kernel, pad, dilation in zip(extents, self.kernel, self.pad, self.dilation, strict=True):
+            if extent + 2 * pad < dilation * (kernel - 1) + 1:
+                raise self.error(
+                    f"kernel {self.kernel} with pad {self.pad} on a bottom of shape {shapes[0]}", "the kernel must fit into the padded bottom"
+                )
+
+    def convolve(self, x, weight, bias):
+        convolution = _CONVOLUTIONS[len(self.kernel)]
+        return convolution(x, weight, bias, self.stride, self.pad, self.dilation, self.param.convolution_param.group)
+
+
+@register("Pooling")
+class Pooling(Layer):
+    """Largest, mean or drawn value of every window: (N, C, H, W) → (N, C, H', W'); MAX has the positions as a second top.
+
+    H' is rounded up unless round_mode: FLOOR, and a last window that begins past the bottom and its padding is left out.
+    AVE divides by the window's size within the padded bottom. STOCHASTIC draws in proportion to the values in training and
+    gives their expectation in testing (Zeiler and Fergus 2013).
+    """
+
+    bottoms = (1, 1)
+    tops = (1, 2)
+    keeps_output = False
+
+    def setup(self, shape):
+        p = self.param.pooling_param
+        if len(shape) != 4:
+            raise self.error(f"a bottom of shape {shape}", "pooling wants 4 axes (N, C, H, W)")
+        if len(self.param.top) > 1 and p.pool != MAX:
+            raise self.error("two tops", "only MAX pooling has a second top, the positions")
+        if p.global_pooling:
+            if p.HasField("kernel_size") or p.HasField("kernel_h") or p.HasField("kernel_w"):
+                raise self.error("global_pooling and a kernel size", "global pooling takes its kernel from the bottom")
+            self.kernel = None
+            self.stride, self.pad = spatial(self, p, "stride", 2, 1), spatial(self, p, "pad", 2, 0)
+            if self.pad != (0, 0) or self.stride != (1, 1):
+                raise self.error(f"global_pooling with pad {self.pad} and stride {self.stride}", "pad must be 0 and stride 1")
+            return
+        self.kernel = spatial(self, p, "kernel_size", 2, None)
+        self.stride = spatial(self, p, "stride", 2, 1)
+        self.pad = spatial(self, p, "pad", 2, 0)
+        if min(self.kernel) < 1 or min(self.stride) < 1:
+            raise self.error(f"kernel {self.kernel} and stride {self.stride}", "both must be at least 1")
+        if any(pad >= kernel for pad, kernel in zip(self.pad, self.kernel, strict=True)):
+            raise self.error(f"pad {self.pad} with kernel {self.kernel}", "the padding must be smaller than the kernel")
+
+    def outputs(self, extent: int, kernel: int, stride: int, pad: int) -> int:
+        """Number of windows along one axis."""
+        span = extent + 2 * pad - kernel
+        if span < 0:
+            raise self.error(f"kernel {kernel} with pad {pad} on {extent} pixels", "the kernel must fit into the padded bottom")
+        ceil = self.param.pooling_param.round_mode == caffe_pb2.PoolingParameter.CEIL
+        count = (math.ceil(span / stride) if ceil else span // stride) + 1
+        if pad and (count - 1) * stride >= extent + pad:
+            count -= 1
+        if (count - 1) * stride >= extent + pad:
+            raise self.error(
+                f"kernel {kernel} and stride {stride} on {extent} pixels: the last window begins outside the bottom",
+                do="use a stride that is not larger than the kernel, or round_mode: FLOOR",
+            )
+        return count
+
+    def forward(self, x):
+        p = self.param.pooling_param
+        kernel = self.kernel or tuple(x.shape[2:])
+        height, width = (self.outputs(*axis) for axis in zip(x.shape[2:], kernel, self.stride, self.pad, strict=True))
+        ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL
+        pad, cut = self.pad, False
+        if any(2 * pad > kernel for pad, kernel in zip(self.pad, kernel, strict=True)):
+            # PyTorch pads by at most half a kernel, so pad first and drop the windows that Caffe leaves out.
+            x = functional.pad(x, (pad[1], pad[1], pad[0], pad[0]), value=-math.inf if p.pool == MAX else 0.0)
+            pad, cut = (0, 0), True
+        if p.pool == MAX:
+            tops = functional.max_pool2d(x, kernel, self.stride, pad, ceil_mode=ceil, return_indices=len(self.param.top) > 1)
+            tops = tops if isinstance(tops, tuple) else (tops,)
+            if cut and len(tops) > 1:
+                row, column = tops[1] // x.shape[3], tops[1] % x.shape[3]
+                original = x.shape[3] - 2 * self.pad[1]
+                tops = (tops[0], (row - self.pad[0]) * original + column - self.pad[1])
+            tops = tuple(top.to(x.dtype) for top in tops)
+        elif p.pool == AVE:
+            tops = (functional.avg_pool2d(x, kernel, self.stride, pad, ceil_mode=ceil, count_include_pad=True),)
+        else:
+            tops = (self.stochastic(x, kernel, height, width),)
+        return tuple(top[:, :, :height, :width] for top in tops) if cut else tops
+
+    def stochastic(self, x, kernel, height, width):
+        """Windows as rows, zeros where they reach past the bottom, so that those are never drawn."""
+        below = max(0, (height - 1) * self.stride[0] + kernel[0] - x.shape[2] - self.pad[0])
+        right = max(0, (width - 1) * self.stride[1] + kernel[1] - x.shape[3] - self.pad[1])
+        x = functional.pad(x, (self.pad[1], right, self.pad[0], below))
+        windows = x.unfold(2, kernel[0], self.stride[0]).unfold(3, kernel[1], self.stride[1])[:, :, :height, :width].flatten(4)
+        total = windows.sum(-1, keepdim=True)
+        if self.phase == caffe_pb2.TEST:
+            return (windows * windows).sum(-1) / total[..., 0].clamp_min(torch.finfo(x.dtype).tiny)
+        threshold = torch.rand_like(total) * total
+        drawn = (windows.cumsum(-1) >= threshold).to(torch.uint8).argmax(-1, keepdim=True)
+        return windows.gather(-1, drawn)[..., 0]

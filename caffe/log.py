@@ -1,0 +1,78 @@
+"""The log in glog's form, line for line as BVLC Caffe writes it, so that existing parsers read it.
+
+`I20261120 20:07:21.867396 19256 net.cpp:86] Creating Layer conv1`: severity, date, time, process, the place in BVLC Caffe's source
+that says the same thing, message. Lines go to standard error, and to a file where one is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_SEVERITIES = "IWEF"
+_state = {"level": None, "stderr": True, "files": []}
+
+
+def init_log(level: int | None = None, stderr: bool = True) -> None:
+    """Choose what is logged: severities from `level` up (0 info, 1 warning, 2 error), to standard error or to files only.
+
+    Without `level`, the environment variable GLOG_minloglevel decides, as it does where this is never called.
+    """
+    _state["level"] = level
+    _state["stderr"] = stderr
+
+
+def log(message: str) -> None:
+    """Write one line at severity info, as pycaffe's `caffe.log` does."""
+    info("_caffe.cpp:138", message)
+
+
+@contextlib.contextmanager
+def log_to_file(path: str | os.PathLike, stderr: bool | None = None) -> Iterator[None]:
+    """Also write the log to `path` while the block runs; `stderr=False` keeps it off standard error meanwhile."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = _state["stderr"]
+    with path.open("a", buffering=1) as file:
+        _state["files"].append(file)
+        if stderr is not None:
+            _state["stderr"] = stderr
+        try:
+            yield
+        finally:
+            _state["files"].remove(file)
+            _state["stderr"] = before
+
+
+def info(place: str, message: str) -> None:
+    """Log at severity info; `place` is the file and line of BVLC Caffe that says this."""
+    _write(0, place, message)
+
+
+def warning(place: str, message: str) -> None:
+    """Log at severity warning."""
+    _write(1, place, message)
+
+
+def error(place: str, message: str) -> None:
+    """Log at severity error."""
+    _write(2, place, message)
+
+
+def _write(severity: int, place: str, message: str) -> None:
+    level = _state["level"]
+    if level is None:
+        level = int(os.environ.get("GLOG_minloglevel", "0") or 0)
+    if severity < level:
+        return
+    now = time.time()
+    stamp = time.strftime("%Y%m%d %H:%M:%S", time.localtime(now))
+    line = f"{_SEVERITIES[severity]}{stamp}.{int(now % 1 * 1e6):06d} {os.getpid():5d} {place}] {message}\n"
+    if _state["stderr"]:
+        sys.stderr.write(line)
+    for file in _state["files"]:
+        file.write(line)

@@ -1,0 +1,48 @@
+"""Which device computes, and the random numbers: one setting for the process, as in Caffe."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from caffe.errors import Error
+
+_state = {"gpu": False, "device": 0}
+
+# Crops, mirrors and shuffles of the data layers draw from here; fillers and dropout from PyTorch's generators.
+data_rng = np.random.default_rng()
+torch.seed()
+
+
+def set_mode_cpu() -> None:
+    """Compute on the CPU; nets made from now on live there."""
+    _state["gpu"] = False
+
+
+def set_mode_gpu() -> None:
+    """Compute on the GPU chosen by `set_device`; nets made from now on live there."""
+    if not torch.cuda.is_available():
+        raise Error("GPU mode", "PyTorch finds no CUDA device", do="use solver_mode: CPU, or leave out --gpu")
+    _state["gpu"] = True
+    torch.cuda.set_device(_state["device"])
+
+
+def set_device(device_id: int) -> None:
+    """Choose the GPU by its number, from 0."""
+    count = torch.cuda.device_count()
+    if count and not 0 <= device_id < count:
+        raise Error("GPU mode", f"device {device_id}", f"there are {count} devices (0 to {count - 1})")
+    _state["device"] = device_id
+    if _state["gpu"]:
+        torch.cuda.set_device(device_id)
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed fillers, dropout and data augmentation; equal seeds give equal runs on one machine."""
+    torch.manual_seed(seed)
+    data_rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+
+
+def device() -> torch.device:
+    """The device that new blobs are made on."""
+    return torch.device("cuda", _state["device"]) if _state["gpu"] else torch.device("cpu")

@@ -1,0 +1,417 @@
+"""Net: layers joined by named blobs, as pycaffe shows it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+from google.protobuf import text_format
+
+from caffe import layer as layers
+from caffe import log, mode, prototxt, topology, weights
+from caffe.blob import Blob, Parameter
+from caffe.errors import Error, FileError, LayerError
+from caffe.executor import Executor, Step
+from caffe.layer_types.data import Input, Source
+from caffe.proto import caffe_pb2
+
+
+class Net:
+    """A network, from its prototxt.
+
+        net = caffe.Net("deploy.prototxt", caffe.TEST, weights="lenet.caffemodel")
+        net = caffe.Net("deploy.prototxt", "lenet.caffemodel", caffe.TEST)      the constructor of 2014
+
+    phase    caffe.TRAIN or caffe.TEST; with level and stages it decides which layers are included
+    weights  a .caffemodel or .caffemodel.h5 whose layers of the same names are copied
+
+    blobs    {name: Blob} in the order in which layers produce them; data and diff are NumPy arrays
+    params   {layer name: [weights, bias, …]}
+    layers   the layers, with `type` and `blobs`
+    inputs, outputs  names of blobs
+    """
+
+    def __init__(self, network_file, *args, phase=None, level=0, stages=None, weights=None):
+        if len(args) == 2 and not isinstance(args[0], int):
+            weights, phase = args
+        elif args:
+            phase, *rest = args
+            level, stages, weights = (*rest, *(level, stages, weights)[len(rest) :])
+        if phase is None:
+            raise TypeError("Net wants a phase: caffe.TRAIN or caffe.TEST")
+        if isinstance(network_file, caffe_pb2.NetParameter):
+            definition = caffe_pb2.NetParameter()
+            definition.CopyFrom(network_file)
+            self.path, lines = definition.name or "net", []
+        else:
+            self.path = str(network_file)
+            definition, lines = prototxt.read_net(self.path), prototxt.layer_lines(self.path)
+        definition.state.phase = phase
+        definition.state.level = level
+        definition.state.stage.extend(stages or [])
+        self._init(definition, lines)
+        if weights is not None:
+            self.copy_from(weights)
+
+    # ---- making
+
+    def _init(self, definition: caffe_pb2.NetParameter, lines: list[int]) -> None:
+        self.phase = definition.state.phase
+        self.device = mode.device()
+        # An Input layer made from `input:` fields stands before the file's own layers.
+        offset = len(definition.layer) - len(lines)
+        wheres = [_place(self.path, lines, index - offset, param) for index, param in enumerate(definition.layer)]
+        included, wheres = topology.filtered(definition, wheres)
+        log.info("net.cpp:53", "Initializing net from parameters: \n" + text_format.MessageToString(included).rstrip("\n"))
+        self.definition, wheres = topology.with_splits(included, wheres, _loss_weight)
+        self.name = definition.name
+
+        self.blobs: OrderedDict[str, Blob] = OrderedDict()
+        self.params: OrderedDict[str, list[Parameter]] = OrderedDict()
+        self.layers: list[layers.Layer] = []
+        self._layer_names: list[str] = []
+        self.bottom_names: OrderedDict[str, list[str]] = OrderedDict()
+        self.top_names: OrderedDict[str, list[str]] = OrderedDict()
+        self.inputs: list[str] = []
+        self.blob_loss_weights: OrderedDict[str, float] = OrderedDict()
+        self.blob_needs_backward: dict[str, bool] = {}
+        self._owners: dict[str, Parameter] = {}
+        self._memory = 0
+        steps = [self._append(param, where) for param, where in zip(self.definition.layer, wheres, strict=True)]
+        self.input_names = frozenset(self.inputs)
+        self._decide_backward(steps)
+        available = {name for names in self.top_names.values() for name in names}
+        consumed = set()
+        for step in steps:
+            consumed.difference_update(name for name in step.tops if name not in step.bottoms)
+            consumed.update(name for name in step.bottoms if name not in step.tops)
+        self.outputs = sorted(available - consumed)
+        for name in self.outputs:
+            log.info("net.cpp:244", f"This network produces output {name}")
+        self._executor = Executor(self, steps)
+        for name, weight in self.blob_loss_weights.items():
+            if weight:
+                self.blobs[name].gradient = torch.full(self.blobs[name].shape, weight, device=self.device)
+        log.info("net.cpp:257", "Network initialization done.")
+
+    def _append(self, param: caffe_pb2.LayerParameter, where: str) -> Step:
+        """Make one layer, its tops and its parameters."""
+        if not param.HasField("phase"):
+            param.phase = self.phase
+        if param.propagate_down and len(param.propagate_down) != len(param.bottom):
+            raise LayerError(where, f"{len(param.propagate_down)} values of propagate_down", f"there are {len(param.bottom)} bottoms")
+        log.info("layer_factory.hpp:77", f"Creating layer {param.name}")
+        layer = layers.create(param, self.phase, where, self.device)
+        log.info("net.cpp:86", f"Creating Layer {param.name}")
+        self._check_counts(layer)
+        shapes = []
+        for name in param.bottom:
+            log.info("net.cpp:408", f"{param.name} <- {name}")
+            shapes.append(self.blobs[name].shape)
+        if layer.is_loss and not param.top:
+            param.top.append("(automatic)")
+        for slot, name in enumerate(param.top):
+            in_place = slot < len(param.bottom) and param.bottom[slot] == name
+            log.info("net.cpp:369" if in_place else "net.cpp:382", f"{param.name} -> {name}" + (" (in-place)" if in_place else ""))
+            if name in self.blobs and not in_place and name != "(automatic)":
+                raise LayerError(where, f'top "{name}" is already produced by another layer', do="give it a name of its own")
+        propagates = [self.blob_needs_backward[name] for name in param.bottom]
+        if param.propagate_down:
+            propagates = list(param.propagate_down)
+        layer.setup(*shapes)
+        for name, shape in zip(param.top, self._top_shapes(layer, shapes), strict=True):
+            if name in self.blobs:
+                self.blobs[name].reshape(*shape)
+            else:
+                self.blobs[name] = Blob(shape, self.device)
+            self.blob_needs_backward.setdefault(name, False)
+        if isinstance(layer, Input):
+            self.inputs.extend(param.top)
+        self._log_tops(param)
+        if layer.blobs:
+            self.params[param.name] = layer.blobs
+        needs_backward = any(propagates)
+        for index in range(len(layer.blobs)):
+            needs_backward |= self._append_param(layer, index)
+        for name in param.top:
+            self.blob_needs_backward[name] = self.blob_needs_backward[name] or needs_backward
+        self.layers.append(layer)
+        self._layer_names.append(param.name)
+        self.bottom_names[param.name] = list(param.bottom)
+        self.top_names[param.name] = list(param.top)
+        return Step(layer, list(param.bottom), list(param.top), needs_backward, propagates)
+
+    def _check_counts(self, layer: layers.Layer) -> None:
+        counts = (("bottom", len(layer.param.bottom), layer.bottoms), ("top", max(len(layer.param.top), int(layer.is_loss)), layer.tops))
+        for kind, count, (least, most) in counts:
+            if count < least or (most is not None and count > most):
+                allowed = f"{least}" if least == most else (f"at least {least}" if most is None else f"{least} to {most}")
+                raise layer.error(f"{count} {kind}{'s' * (count != 1)}", f"{layer.type} takes {allowed}")
+        if len(layer.param.loss_weight) not in (0, len(layer.param.top)):
+            raise layer.error(f"{len(layer.param.loss_weight)} values of loss_weight", f"there are {len(layer.param.top)} tops")
+
+    def _top_shapes(self, layer: layers.Layer, shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """What the layer's forward gives for bottoms of these shapes, found out without computing a value."""
+        if isinstance(layer, Source):
+            return layer.top_shapes()
+        meta = [torch.empty(blob.shape, device="meta") for blob in layer.blobs]
+        layer.parameters = lambda: meta
+        try:
+            with torch.no_grad():
+                tops = layer.forward(*(torch.empty(shape, device="meta") for shape in shapes))
+        except RuntimeError as error:
+            raise layer.error(f"cannot take bottoms of shapes {', '.join(map(str, shapes))}: {str(error).splitlines()[0]}") from error
+        finally:
+            del layer.parameters
+        return [tuple(top.shape) for top in (tops if isinstance(tops, tuple) else (tops,))]
+
+    def _log_tops(self, param: caffe_pb2.LayerParameter) -> None:
+        log.info("net.cpp:124", f"Setting up {param.name}")
+        for slot, name in enumerate(param.top):
+            blob = self.blobs[name]
+            log.info("net.cpp:131", "Top shape: " + "".join(f"{axis} " for axis in blob.shape) + f"({blob.count})")
+            weight = _loss_weight(param, slot)
+            if name not in self.blob_loss_weights or weight:
+                self.blob_loss_weights[name] = weight
+            if weight:
+                log.info("net.cpp:134", f"    with loss weight {weight:g}")
+            self._memory += blob.count
+        log.info("net.cpp:139", f"Memory required for data: {self._memory * 4}")
+
+    def _append_param(self, layer: layers.Layer, index: int) -> bool:
+        """Give a parameter its multipliers, and the memory of its namesake where there is one; True if it is learned."""
+        blob = layer.blobs[index]
+        spec = layer.param.param[index] if index < len(layer.param.param) else caffe_pb2.ParamSpec()
+        blob.lr_mult, blob.decay_mult, blob.name = spec.lr_mult, spec.decay_mult, spec.name
+        owner = self._owners.get(spec.name) if spec.name else None
+        if owner is None:
+            if spec.name:
+                self._owners[spec.name] = blob
+        else:
+            log.info("net.cpp:484", f"Sharing parameters '{spec.name}' owned by layer '{owner.layer_name}', param index {owner.layer_index}")
+            if owner.count != blob.count or (spec.share_mode == caffe_pb2.ParamSpec.STRICT and owner.shape != blob.shape):
+                raise layer.error(
+                    f'parameter "{spec.name}" has shape {blob.shape} here and {owner.shape} in layer "{owner.layer_name}"',
+                    "shared parameters have one shape",
+                    "share_mode: PERMISSIVE allows another shape of the same count",
+                )
+            for field in ("lr_mult", "decay_mult"):
+                if spec.HasField(field) and getattr(spec, field) != getattr(owner, field):
+                    raise layer.error(
+                        f'parameter "{spec.name}" has {field} {getattr(spec, field):g} here and {getattr(owner, field):g} in layer "{owner.layer_name}"',
+                        "shared parameters have one",
+                    )
+                setattr(blob, field, getattr(owner, field))
+            blob.share(owner)
+        blob.layer_name, blob.layer_index = layer.param.name, index
+        return blob.lr_mult != 0
+
+    def _decide_backward(self, steps: list[Step]) -> None:
+        """Which layers compute gradients, and for which bottoms: those between a learned parameter and a loss."""
+        under_loss: set[str] = set()
+        skipped: set[str] = set()
+        force = self.definition.force_backward
+        for step in reversed(steps):
+            name = step.layer.param.name
+            contributes = any(_loss_weight(step.layer.param, slot) or top in under_loss for slot, top in enumerate(step.tops))
+            if step.needs_backward and all(top in skipped for top in step.tops):
+                step.needs_backward = False
+                step.propagates = [False] * len(step.propagates)
+            if not contributes:
+                step.needs_backward = False
+            if step.needs_backward:
+                log.info("net.cpp:200", f"{name} needs backward computation.")
+            else:
+                log.info("net.cpp:202", f"{name} does not need backward computation.")
+            for slot, bottom in enumerate(step.bottoms):
+                if contributes:
+                    under_loss.add(bottom)
+                else:
+                    step.propagates[slot] = False
+                if not step.propagates[slot]:
+                    skipped.add(bottom)
+        for step in steps:
+            layer = step.layer
+            reachable = layer.differentiable_bottoms
+            for slot, bottom in enumerate(step.bottoms):
+                allowed = reachable is None or slot in reachable
+                if force:
+                    step.propagates[slot] = step.propagates[slot] or allowed
+                    self.blob_needs_backward[bottom] = self.blob_needs_backward[bottom] or step.propagates[slot]
+                step.propagates[slot] = step.propagates[slot] and allowed
+            if force and not isinstance(layer, Source):
+                step.needs_backward = reachable is None or bool(reachable)
+            for blob in layer.blobs:
+                if blob.owner is blob:
+                    blob.leaf.requires_grad_(step.needs_backward and (force or blob.lr_mult != 0))
+
+    # ---- running
+
+    def forward(self, blobs=None, start=None, end=None, **kwargs):
+        """Compute from layer `start` to layer `end` (names, both included; all by default).
+
+        blobs   names of blobs to return besides the outputs
+        kwargs  values of input blobs: net.forward(data=images)
+        Returns {name: array}: the net's outputs, or the tops of `end`.
+        """
+        first = self._layer_index(start) if start is not None else 0
+        last = self._layer_index(end) if end is not None else len(self.layers) - 1
+        names = list(self.top_names[end]) if end is not None else list(self.outputs)
+        names += [name for name in blobs or [] if name not in names]
+        if kwargs:
+            if set(kwargs) != set(self.inputs):
+                raise Error(self.path, f"inputs {sorted(kwargs)}", f"the net takes {sorted(self.inputs)}")
+            for name, values in kwargs.items():
+                if values.shape[0] != self.blobs[name].shape[0]:
+                    raise Error(self.path, f'{values.shape[0]} images for input "{name}"', f"its batch is {self.blobs[name].shape[0]}")
+                self.blobs[name].data[...] = values
+        self._executor.forward(first, last)
+        return {name: self.blobs[name].data for name in names}
+
+    def backward(self, diffs=None, start=None, end=None, **kwargs):
+        """Compute gradients from layer `start` down to layer `end` (names, both included; all by default).
+
+        diffs   names of blobs whose gradient to return besides those of the inputs
+        kwargs  gradients of output blobs: net.backward(prob=gradient)
+        Returns {name: array}: gradients of the net's inputs, or of the bottoms of `end`.
+        """
+        last = self._layer_index(start) if start is not None else len(self.layers) - 1
+        first = self._layer_index(end) if end is not None else 0
+        names = list(self.bottom_names[end]) if end is not None else list(self.inputs)
+        names += [name for name in diffs or [] if name not in names]
+        if kwargs:
+            tops = list(self.top_names[start]) if start is not None else list(self.outputs)
+            if set(kwargs) != set(tops):
+                raise Error(self.path, f"gradients of {sorted(kwargs)}", f"those of {sorted(tops)} are wanted")
+            for name, values in kwargs.items():
+                self.blobs[name].diff[...] = values
+        self._executor.backward(last, first)
+        return {name: self.blobs[name].diff for name in names}
+
+    def _layer_index(self, name: str) -> int:
+        try:
+            return self._layer_names.index(name)
+        except ValueError:
+            raise Error(self.path, f'no layer "{name}"', do="net.top_names lists the layers") from None
+
+    def forward_loss(self) -> torch.Tensor:
+        """One full forward pass; the weighted sum of all losses, as a scalar tensor."""
+        self._executor.forward(0, len(self.layers) - 1)
+        losses = [self.blobs[name].tensor.sum() * weight for name, weight in self.blob_loss_weights.items() if weight]
+        return torch.stack(losses).sum() if losses else torch.zeros(())
+
+    def backward_params(self) -> None:
+        """One full backward pass for the parameters only; the fast half of a training step."""
+        self._executor.backward(len(self.layers) - 1, 0, keep=False)
+
+    def forward_all(self, blobs=None, **kwargs):
+        """Forward over more inputs than a batch holds: {name: array} of outputs with one row for each input."""
+        results: dict[str, list] = {name: [] for name in {*self.outputs, *(blobs or [])}}
+        count = len(next(iter(kwargs.values())))
+        for batch in self._batches(kwargs):
+            for name, values in self.forward(blobs=blobs, **batch).items():
+                results[name].extend(values.copy())
+        return {name: np.asarray(values[:count]) for name, values in results.items()}
+
+    def forward_backward_all(self, blobs=None, diffs=None, **kwargs):
+        """Forward and backward over more inputs than a batch holds: ({name: outputs}, {name: gradients})."""
+        forward_values: dict[str, list] = {name: [] for name in {*self.outputs, *(blobs or [])}}
+        backward_values: dict[str, list] = {name: [] for name in {*self.inputs, *(diffs or [])}}
+        count = len(next(iter(kwargs.values())))
+        forward_batches = self._batches({name: kwargs[name] for name in self.inputs if name in kwargs})
+        backward_batches = self._batches({name: kwargs[name] for name in self.outputs if name in kwargs})
+        for values in forward_batches:
+            for name, array in self.forward(blobs=blobs, **values).items():
+                forward_values[name].extend(array.copy())
+            for name, array in self.backward(diffs=diffs, **next(backward_batches, {})).items():
+                backward_values[name].extend(array.copy())
+        cut = {name: np.asarray(values[:count]) for name, values in forward_values.items()}
+        return cut, {name: np.asarray(values[:count]) for name, values in backward_values.items()}
+
+    def _batches(self, inputs: dict[str, np.ndarray]):
+        """Inputs in pieces of the net's batch size, the last one filled up with zeros."""
+        if not inputs:
+            return
+        batch = self.blobs[next(iter(inputs))].shape[0]
+        count = len(next(iter(inputs.values())))
+        for first in range(0, count, batch):
+            piece = {name: np.asarray(values[first : first + batch]) for name, values in inputs.items()}
+            missing = batch - len(next(iter(piece.values())))
+            if missing:
+                piece = {name: np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)]) for name, values in piece.items()}
+            yield piece
+
+    def reshape(self) -> None:
+        """Give every blob the shape that follows from the inputs' shapes, without computing."""
+        for layer, param in zip(self.layers, self.definition.layer, strict=True):
+            if isinstance(layer, Source):
+                continue
+            shapes = [self.blobs[name].shape for name in param.bottom]
+            for name, shape in zip(param.top, self._top_shapes(layer, shapes), strict=True):
+                self.blobs[name].reshape(*shape)
+
+    def clear_param_diffs(self) -> None:
+        """Set the gradients of all parameters to 0."""
+        for blobs in self.params.values():
+            for blob in blobs:
+                blob.clear_gradient()
+
+    # ---- parameters
+
+    def learnable_params(self) -> list[Parameter]:
+        """Every parameter once, in the order of the layers; shared ones at their owner."""
+        return [blob for blobs in self.params.values() for blob in blobs if blob.owner is blob]
+
+    def copy_from(self, path) -> weights.Copied:
+        """Copy parameters by layer name from a .caffemodel or .caffemodel.h5; see `caffe.weights.copy`."""
+        return weights.copy(self, str(path))
+
+    def share_with(self, other: Net) -> None:
+        """Use the memory of another net's parameters in the layers of the same names."""
+        for name, blobs in self.params.items():
+            for blob, source in zip(blobs, other.params.get(name, []), strict=False):
+                if blob.shape != source.shape:
+                    raise Error(f'layer "{name}"', f"parameters of shape {source.shape}", f"this net has {blob.shape}")
+                blob.share(source)
+
+    def save(self, path, diff: bool = False) -> None:
+        """Write the net's parameters as a .caffemodel; whole or not at all."""
+        weights.save(self, str(path), diff)
+
+    def save_hdf5(self, path, diff: bool = False) -> None:
+        """Write the net's parameters as a .caffemodel.h5; whole or not at all."""
+        weights.save_hdf5(self, str(path), diff)
+
+    def load_hdf5(self, path) -> weights.Copied:
+        """Copy parameters by layer name from a .caffemodel.h5."""
+        return weights.copy(self, str(path))
+
+    def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """Feed a MemoryData layer."""
+        raise FileError(self.path, "no MemoryData layer", "set_input_arrays feeds one", "set net.blobs[name].data instead")
+
+    @property
+    def layer_dict(self) -> OrderedDict[str, layers.Layer]:
+        """{layer name: layer}."""
+        return OrderedDict(zip(self._layer_names, self.layers, strict=True))
+
+    def close(self) -> None:
+        """Stop the threads that read ahead."""
+        for layer in self.layers:
+            if hasattr(layer, "close"):
+                layer.close()
+
+
+def _loss_weight(param: caffe_pb2.LayerParameter, slot: int) -> float:
+    """The weight of a top in the objective: as given, else 1 for the first top of a loss layer."""
+    if slot < len(param.loss_weight):
+        return param.loss_weight[slot]
+    layer_type = layers.known_types().get(param.type)
+    return float(slot == 0 and layer_type is not None and layer_type.is_loss and not param.loss_weight)
+
+
+def _place(path: str, lines: list[int], index: int, param: caffe_pb2.LayerParameter) -> str:
+    line = f":{lines[index]}" if 0 <= index < len(lines) else ""
+    return f'{Path(path)}{line}: layer "{param.name}"'

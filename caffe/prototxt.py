@@ -1,0 +1,114 @@
+"""Nets and solvers as files: text and binary, of any version, read into today's messages."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError, Message
+
+from caffe import upgrade
+from caffe.errors import FileError, ParseError
+from caffe.proto import caffe_pb2
+
+
+def read_net(path: str) -> caffe_pb2.NetParameter:
+    """The net in a prototxt, upgraded from older formats where needed; layers as written, not filtered by phase."""
+    net = read_text(path, caffe_pb2.NetParameter())
+    upgrade.upgrade_net(net, str(path))
+    return net
+
+
+def read_solver(path: str) -> caffe_pb2.SolverParameter:
+    """The solver in a prototxt, upgraded from older formats where needed."""
+    solver = read_text(path, caffe_pb2.SolverParameter())
+    upgrade.upgrade_solver(solver, str(path))
+    return solver
+
+
+def read_weights(path: str) -> caffe_pb2.NetParameter:
+    """The layers and blobs of a .caffemodel, upgraded from older formats where needed."""
+    net = read_binary(path, caffe_pb2.NetParameter())
+    if not net.layer and not net.layers:
+        raise FileError(path, "no layers", "a .caffemodel holds the layers of a net", "check that this is a weights file")
+    upgrade.upgrade_net(net, str(path))
+    return net
+
+
+def write_prototxt(path: str, message: Message) -> None:
+    """Write a message as text."""
+    Path(path).write_text(text_format.MessageToString(message))
+
+
+def read_binary(path: str, message: Message) -> Message:
+    """Fill `message` from a binary file."""
+    content = _bytes(path)
+    try:
+        message.ParseFromString(content)
+    except DecodeError as error:
+        raise FileError(
+            path, f"not a binary {message.DESCRIPTOR.name} ({len(content)} bytes)", do="the file is damaged, or of another kind"
+        ) from error
+    return message
+
+
+def read_text(path: str, message: Message) -> Message:
+    """Fill `message` from a prototxt; what does not parse is named with its line."""
+    try:
+        text = _bytes(path).decode()
+    except UnicodeDecodeError:
+        raise FileError(path, "not a text file", "a prototxt is wanted", "a .caffemodel is given as weights") from None
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as error:
+        raise _explained(path, error) from None
+    return message
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileError(path, "no such file") from None
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror})") from None
+
+
+_UNKNOWN = re.compile(r'Message type "caffe\.([\w.]+)" has no field named "([^"]+)"')
+
+
+def _explained(path: str, error: text_format.ParseError) -> ParseError:
+    """A text_format error as ours: file and line, and the nearest field where a name is unknown."""
+    line = error.GetLine()
+    where = f"{path}:{line}" if line else str(path)
+    message = re.sub(r"^\d+:\d+ : ", "", str(error))
+    unknown = _UNKNOWN.search(message)
+    if not unknown:
+        return ParseError(where, re.sub(r"\s+", " ", message).strip())
+    owner, field = unknown.groups()
+    descriptor = getattr(caffe_pb2, owner.split(".")[0], None)
+    known = [f.name for f in descriptor.DESCRIPTOR.fields] if descriptor is not None else []
+    near = difflib.get_close_matches(field, known, n=2)
+    hint = "did you mean " + " or ".join(f'"{name}"' for name in near) + "?" if near else f"{owner} has {', '.join(known)}"
+    return ParseError(where, f'{owner} has no field "{field}"', do=hint)
+
+
+def layer_lines(path: str) -> list[int]:
+    """Line of each top-level `layer {` or `layers {` of a prototxt, in order; empty where the file cannot be read as text."""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError):
+        return []
+    lines, depth = [], 0
+    for number, line in enumerate(text.splitlines(), 1):
+        bare = re.sub(r'"(\\.|[^"\\])*"|\'(\\.|[^\'\\])*\'', "", line).split("#")[0]
+        for token in re.finditer(r"\blayers?\s*:?\s*(?=\{)|[{}]", bare):
+            if token[0] == "{":
+                depth += 1
+            elif token[0] == "}":
+                depth -= 1
+            elif depth == 0:
+                lines.append(number)
+    return lines

@@ -1,0 +1,119 @@
+"""What a net is made of before it is run: which layers its state includes, and the splits between them."""
+
+from __future__ import annotations
+
+from caffe import log
+from caffe.errors import LayerError
+from caffe.proto import caffe_pb2
+
+_PHASES = {caffe_pb2.TRAIN: 0, caffe_pb2.TEST: 1}
+
+
+def filtered(net: caffe_pb2.NetParameter, wheres: list[str]) -> tuple[caffe_pb2.NetParameter, list[str]]:
+    """The layers whose include and exclude rules the net's state meets, with their places."""
+    result = caffe_pb2.NetParameter()
+    result.CopyFrom(net)
+    del result.layer[:]
+    kept = []
+    for layer, where in zip(net.layer, wheres, strict=True):
+        if layer.include and layer.exclude:
+            raise LayerError(where, "both include and exclude rules", "one of them is wanted")
+        if layer.include:
+            included = any(meets(net.state, rule, layer.name) for rule in layer.include)
+        else:
+            included = not any(meets(net.state, rule, layer.name) for rule in layer.exclude)
+        if included:
+            result.layer.add().CopyFrom(layer)
+            kept.append(where)
+    return result, kept
+
+
+def meets(state: caffe_pb2.NetState, rule: caffe_pb2.NetStateRule, layer: str) -> bool:
+    """Whether a net's state meets a rule; the reason why not is logged as Caffe logs it."""
+    reason = None
+    if rule.HasField("phase") and rule.phase != state.phase:
+        reason = f"296] The NetState phase ({_PHASES[state.phase]}) differed from the phase ({_PHASES[rule.phase]}) specified by a rule in"
+    elif rule.HasField("min_level") and state.level < rule.min_level:
+        reason = f"304] The NetState level ({state.level}) is above the min_level ({rule.min_level}) specified by a rule in"
+    elif rule.HasField("max_level") and state.level > rule.max_level:
+        reason = f"312] The NetState level ({state.level}) is above the max_level ({rule.max_level}) specified by a rule in"
+    else:
+        for stage in rule.stage:
+            if stage not in state.stage:
+                reason = f"328] The NetState did not contain stage '{stage}' specified by a rule in"
+                break
+        else:
+            for stage in rule.not_stage:
+                if stage in state.stage:
+                    reason = f"343] The NetState contained a not_stage '{stage}' specified by a rule in"
+                    break
+    if reason:
+        line, message = reason.split("] ")
+        log.info(f"net.cpp:{line}", f"{message} layer {layer}")
+    return reason is None
+
+
+def with_splits(net: caffe_pb2.NetParameter, wheres: list[str], loss_weight) -> tuple[caffe_pb2.NetParameter, list[str]]:
+    """The net with a Split layer behind every top that several bottoms (or a loss and a bottom) read, and the layers' places.
+
+    loss_weight(layer, index)  the loss weight that a top has of itself or by its layer's type; 0 where it is no loss
+    """
+    producer: dict[str, tuple[int, int]] = {}
+    readers: dict[tuple[int, int], int] = {}
+    source: dict[tuple[int, int], tuple[int, int]] = {}
+    for index, layer in enumerate(net.layer):
+        for slot, name in enumerate(layer.bottom):
+            if name not in producer:
+                known = ", ".join(f'"{blob}"' for blob in producer) or "none"
+                raise LayerError(wheres[index], f'bottom "{name}" is produced by no layer before it', do=f"the blobs so far are {known}")
+            top = producer[name]
+            source[index, slot] = top
+            readers[top] = readers.get(top, 0) + 1
+        for slot, name in enumerate(layer.top):
+            producer[name] = (index, slot)
+        # A loss top that another layer also reads is split, so that each has its own gradient.
+        for slot in range(len(layer.top)):
+            if loss_weight(layer, slot) and producer[layer.top[slot]] == (index, slot):
+                readers.setdefault((index, slot), 0)
+    weights = {(index, slot): loss_weight(layer, slot) for index, layer in enumerate(net.layer) for slot in range(len(layer.top))}
+    for top, weight in weights.items():
+        if weight and readers.get(top):
+            readers[top] += 1
+
+    result = caffe_pb2.NetParameter()
+    result.CopyFrom(net)
+    del result.layer[:]
+    places: list[str] = []
+    used: dict[tuple[int, int], int] = {}
+    for index, layer in enumerate(net.layer):
+        copy = result.layer.add()
+        copy.CopyFrom(layer)
+        places.append(wheres[index])
+        for slot, name in enumerate(layer.bottom):
+            top = source[index, slot]
+            if readers[top] > 1:
+                copy.bottom[slot] = split_blob(net.layer[top[0]].name, name, top[1], used.get(top, int(bool(weights[top]))))
+                used[top] = used.get(top, int(bool(weights[top]))) + 1
+        for slot, name in enumerate(layer.top):
+            top = (index, slot)
+            if readers.get(top, 0) > 1:
+                split = result.layer.add(name=split_layer(layer.name, name, slot), type="Split", bottom=[name])
+                split.top.extend(split_blob(layer.name, name, slot, reader) for reader in range(readers[top]))
+                if weights[top]:
+                    split.loss_weight.extend([weights[top]] + [0] * (readers[top] - 1))
+                    # The weight moves to the split's first top.
+                    for other in range(len(copy.loss_weight), len(copy.top)):
+                        copy.loss_weight.append(weights[index, other])
+                    copy.loss_weight[slot] = 0
+                places.append(wheres[index])
+    return result, places
+
+
+def split_layer(layer: str, blob: str, slot: int) -> str:
+    """Caffe's name for the layer that splits a blob."""
+    return f"{blob}_{layer}_{slot}_split"
+
+
+def split_blob(layer: str, blob: str, slot: int, reader: int) -> str:
+    """Caffe's name for one of the copies of a split blob."""
+    return f"{split_layer(layer, blob, slot)}_{reader}"

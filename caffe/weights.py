@@ -1,0 +1,149 @@
+"""A net's parameters in files: .caffemodel (protocol buffer) and .caffemodel.h5 (HDF5)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from caffe import log, prototxt
+from caffe.blob import Parameter, shape_of, values_of
+from caffe.errors import FileError, WeightsError
+from caffe.proto import caffe_pb2
+
+if TYPE_CHECKING:
+    from caffe.net import Net
+
+
+@dataclass
+class Copied:
+    """What became of the layers of a weights file."""
+
+    copied: list[str] = field(default_factory=list)
+    """Layers whose parameters the net took."""
+    ignored: list[str] = field(default_factory=list)
+    """Layers that the net does not have."""
+    untouched: list[str] = field(default_factory=list)
+    """Layers with parameters of the net that the file does not have; they keep their values."""
+
+
+def copy(net: Net, path: str) -> Copied:
+    """Copy parameters into `net` from the layers of the same names.
+
+    Layers that only one side has are left alone and logged. A layer of the same name with other shapes is a WeightsError that
+    says what to do, and leaves the net as it was.
+    """
+    stored = _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
+    result = Copied()
+    arrays: list[tuple[Parameter, np.ndarray]] = []
+    known = set(net._layer_names)
+    for name, blobs in stored.items():
+        if name not in known:
+            log.info("net.cpp:744", f"Ignoring source layer {name}")
+            result.ignored.append(name)
+            continue
+        targets = net.params.get(name, [])
+        if not targets and not blobs:
+            continue
+        if len(targets) != len(blobs):
+            raise WeightsError(
+                f'{path}: layer "{name}"', f"{len(blobs)} parameters", f"the net has {len(targets)}", "rename the layer to train it from scratch"
+            )
+        for index, (target, (shape, values)) in enumerate(zip(targets, blobs, strict=True)):
+            if not _fits(target.shape, shape) or values.size != target.count:
+                raise WeightsError(
+                    f'{path}: layer "{name}"',
+                    f"parameter {index} has shape {shape}",
+                    f"the net's has {target.shape}",
+                    "give the layer a new name in the net, so that its parameters are learned from scratch and not copied",
+                )
+            arrays.append((target, values))
+        result.copied.append(name)
+    with torch.no_grad():
+        for target, values in arrays:
+            target.tensor.copy_(torch.from_numpy(values.reshape(target.shape)))
+    result.untouched = [name for name in net.params if name not in stored]
+    return result
+
+
+def save(net: Net, path: str, diff: bool = False) -> None:
+    """Write a .caffemodel: the net's layers with their blobs."""
+    log.info("solver.cpp:464", f"Snapshotting to binary proto file {path}")
+    proto = caffe_pb2.NetParameter(name=net.name)
+    for layer in net.layers:
+        stored = proto.layer.add()
+        stored.CopyFrom(layer.param)
+        stored.ClearField("blobs")
+        stored.blobs.extend(blob.to_proto(diff) for blob in layer.blobs)
+    write_whole(path, proto.SerializeToString())
+
+
+def save_hdf5(net: Net, path: str, diff: bool = False) -> None:
+    """Write a .caffemodel.h5: data/LAYER/INDEX, and diff/LAYER/INDEX on request; shared parameters once."""
+    import h5py
+
+    log.info("solver.cpp:475", f"Snapshotting to HDF5 file {path}")
+    part = Path(f"{path}.part")
+    with h5py.File(part, "w") as file:
+        groups = [("data", "data")] + ([("diff", "diff")] if diff else [])
+        for group, side in groups:
+            file.create_group(group)
+            for name, blobs in net.params.items():
+                layer = file[group].create_group(name)
+                for index, blob in enumerate(blobs):
+                    if blob.owner is blob:
+                        layer.create_dataset(str(index), data=getattr(blob, side))
+    part.replace(path)
+
+
+def write_whole(path: str, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    part = Path(f"{path}.part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _read_proto(path: str) -> dict[str, list[tuple[tuple[int, ...], np.ndarray]]]:
+    net: caffe_pb2.NetParameter = prototxt.read_weights(path)
+    return {layer.name: [(shape_of(blob), values_of(blob)) for blob in layer.blobs] for layer in net.layer}
+
+
+def _read_hdf5(path: str) -> dict[str, list[tuple[tuple[int, ...], np.ndarray]]]:
+    import h5py
+
+    if not Path(path).exists():
+        raise FileError(path, "no such file")
+    try:
+        with h5py.File(path, "r") as file:
+            layers = {}
+            for name, group in _leaf_groups(file["data"]):
+                arrays = [np.asarray(group[str(index)], np.float32) for index in sorted(map(int, group))]
+                layers[name] = [(array.shape, array) for array in arrays]
+            return layers
+    except (OSError, KeyError, ValueError) as error:
+        raise FileError(path, f"not a .caffemodel.h5 ({error})") from error
+
+
+def _leaf_groups(group, prefix=""):
+    """Groups of datasets; a layer name with slashes is a path of groups."""
+    import h5py
+
+    children = {key: value for key, value in group.items() if isinstance(value, h5py.Group)}
+    if len(children) < len(group) or (not children and prefix):
+        yield prefix, {key: value for key, value in group.items() if key not in children}
+    for key, child in children.items():
+        yield from _leaf_groups(child, f"{prefix}/{key}" if prefix else key)
+
+
+def _fits(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
+    """Whether a stored shape is the wanted one; four legacy axes may have ones in front."""
+    if stored == shape:
+        return True
+    return len(stored) == 4 and len(shape) <= 4 and (1,) * (4 - len(shape)) + tuple(shape) == tuple(stored)
