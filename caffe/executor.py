@@ -94,7 +94,9 @@ class Executor:
                     value = values[name] = self._entering(name)
                 bottoms.append(value if propagates or not value.requires_grad else value.detach())
             if step.needs_backward:
-                step.bottom_edges = [_edge(value) if propagates else None for value, propagates in zip(bottoms, step.propagates, strict=True)]
+                step.bottom_edges = [
+                    _edge(value) if propagates else None for value, propagates in zip(bottoms, step.propagates, strict=True)
+                ]
             with torch.set_grad_enabled(step.needs_backward):
                 try:
                     tops = layer.forward(*bottoms)
@@ -155,7 +157,13 @@ class Executor:
                         seeds.append(seed.clone(memory_format=torch.contiguous_format) if keep else seed)
         if not roots:
             return
-        parameters = {id(blob.owner): blob.owner for step in steps if step.needs_backward for blob in step.layer.blobs if blob.leaf.requires_grad}
+        parameters = {
+            id(blob.owner): blob.owner
+            for step in steps
+            if step.needs_backward
+            for blob in step.layer.blobs
+            if blob.leaf.requires_grad
+        }
         wanted: dict[str, GradientEdge] = {}
         written = {name for step in steps for name in step.tops}
         for step in reversed(steps):
@@ -164,7 +172,9 @@ class Executor:
                     wanted[name] = edge  # the earliest version wins, as in-place layers overwrite their diff
         leaves = [owner.leaf for owner in parameters.values()]
         edges = list(wanted.values())
-        gradients = torch.autograd.grad(roots, leaves + edges, seeds, retain_graph=keep, allow_unused=True) if leaves or edges else ()
+        gradients = (
+            torch.autograd.grad(roots, leaves + edges, seeds, retain_graph=keep, allow_unused=True) if leaves or edges else ()
+        )
         for owner, gradient in zip(parameters.values(), gradients, strict=False):
             if gradient is not None:
                 total = owner.gradient
@@ -183,7 +193,9 @@ def _edge(value: torch.Tensor) -> GradientEdge | None:
 
 def _prefers_channels_last(layers) -> bool:
     """Whether channels-last is the faster layout: oneDNN's kernels want channel counts that fill vectors, and images with depth."""
-    convolutions = [layer for layer in layers if layer.type in ("Convolution", "Deconvolution") and len(layer.blobs[0].shape) == 4]
+    convolutions = [
+        layer for layer in layers if layer.type in ("Convolution", "Deconvolution") and len(layer.blobs[0].shape) == 4
+    ]
     if not convolutions:
         return False
     if any(layer.blobs[0].shape[0] % 8 for layer in convolutions):

@@ -105,6 +105,10 @@ def create(param: caffe_pb2.LayerParameter, phase: int, where: str, device: torc
     types = known_types()
     if param.type not in types:
         near = difflib.get_close_matches(param.type, types, n=3, cutoff=0.6)
-        hint = "did you mean " + " or ".join(f'"{name}"' for name in near) + "?" if near else "caffe.layer_type_list() names the known ones"
+        hint = (
+            "did you mean " + " or ".join(f'"{name}"' for name in near) + "?"
+            if near
+            else "caffe.layer_type_list() names the known ones"
+        )
         raise LayerError(where, f'unknown type "{param.type}"', do=hint)
     return types[param.type](param, phase, where, device)

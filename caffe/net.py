@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from google.protobuf import text_format
 
+from caffe import glog, mode, prototxt, topology, weights
 from caffe import layer as layers
-from caffe import log, mode, prototxt, topology, weights
 from caffe.blob import Blob, Parameter
 from caffe.errors import Error, FileError, LayerError
 from caffe.executor import Executor, Step
@@ -64,7 +64,7 @@ class Net:
         offset = len(definition.layer) - len(lines)
         wheres = [_place(self.path, lines, index - offset, param) for index, param in enumerate(definition.layer)]
         included, wheres = topology.filtered(definition, wheres)
-        log.info("net.cpp:53", "Initializing net from parameters: \n" + text_format.MessageToString(included).rstrip("\n"))
+        glog.info("net.cpp:53", "Initializing net from parameters: \n" + text_format.MessageToString(included).rstrip("\n"))
         self.definition, wheres = topology.with_splits(included, wheres, _loss_weight)
         self.name = definition.name
 
@@ -89,32 +89,36 @@ class Net:
             consumed.update(name for name in step.bottoms if name not in step.tops)
         self.outputs = sorted(available - consumed)
         for name in self.outputs:
-            log.info("net.cpp:244", f"This network produces output {name}")
+            glog.info("net.cpp:244", f"This network produces output {name}")
         self._executor = Executor(self, steps)
         for name, weight in self.blob_loss_weights.items():
             if weight:
                 self.blobs[name].gradient = torch.full(self.blobs[name].shape, weight, device=self.device)
-        log.info("net.cpp:257", "Network initialization done.")
+        glog.info("net.cpp:257", "Network initialization done.")
 
     def _append(self, param: caffe_pb2.LayerParameter, where: str) -> Step:
         """Make one layer, its tops and its parameters."""
         if not param.HasField("phase"):
             param.phase = self.phase
         if param.propagate_down and len(param.propagate_down) != len(param.bottom):
-            raise LayerError(where, f"{len(param.propagate_down)} values of propagate_down", f"there are {len(param.bottom)} bottoms")
-        log.info("layer_factory.hpp:77", f"Creating layer {param.name}")
+            raise LayerError(
+                where, f"{len(param.propagate_down)} values of propagate_down", f"there are {len(param.bottom)} bottoms"
+            )
+        glog.info("layer_factory.hpp:77", f"Creating layer {param.name}")
         layer = layers.create(param, self.phase, where, self.device)
-        log.info("net.cpp:86", f"Creating Layer {param.name}")
+        glog.info("net.cpp:86", f"Creating Layer {param.name}")
         self._check_counts(layer)
         shapes = []
         for name in param.bottom:
-            log.info("net.cpp:408", f"{param.name} <- {name}")
+            glog.info("net.cpp:408", f"{param.name} <- {name}")
             shapes.append(self.blobs[name].shape)
         if layer.is_loss and not param.top:
             param.top.append("(automatic)")
         for slot, name in enumerate(param.top):
             in_place = slot < len(param.bottom) and param.bottom[slot] == name
-            log.info("net.cpp:369" if in_place else "net.cpp:382", f"{param.name} -> {name}" + (" (in-place)" if in_place else ""))
+            glog.info(
+                "net.cpp:369" if in_place else "net.cpp:382", f"{param.name} -> {name}" + (" (in-place)" if in_place else "")
+            )
             if name in self.blobs and not in_place and name != "(automatic)":
                 raise LayerError(where, f'top "{name}" is already produced by another layer', do="give it a name of its own")
         propagates = [self.blob_needs_backward[name] for name in param.bottom]
@@ -144,7 +148,10 @@ class Net:
         return Step(layer, list(param.bottom), list(param.top), needs_backward, propagates)
 
     def _check_counts(self, layer: layers.Layer) -> None:
-        counts = (("bottom", len(layer.param.bottom), layer.bottoms), ("top", max(len(layer.param.top), int(layer.is_loss)), layer.tops))
+        counts = (
+            ("bottom", len(layer.param.bottom), layer.bottoms),
+            ("top", max(len(layer.param.top), int(layer.is_loss)), layer.tops),
+        )
         for kind, count, (least, most) in counts:
             if count < least or (most is not None and count > most):
                 allowed = f"{least}" if least == most else (f"at least {least}" if most is None else f"{least} to {most}")
@@ -162,23 +169,25 @@ class Net:
             with torch.no_grad():
                 tops = layer.forward(*(torch.empty(shape, device="meta") for shape in shapes))
         except RuntimeError as error:
-            raise layer.error(f"cannot take bottoms of shapes {', '.join(map(str, shapes))}: {str(error).splitlines()[0]}") from error
+            raise layer.error(
+                f"cannot take bottoms of shapes {', '.join(map(str, shapes))}: {str(error).splitlines()[0]}"
+            ) from error
         finally:
             del layer.parameters
         return [tuple(top.shape) for top in (tops if isinstance(tops, tuple) else (tops,))]
 
     def _log_tops(self, param: caffe_pb2.LayerParameter) -> None:
-        log.info("net.cpp:124", f"Setting up {param.name}")
+        glog.info("net.cpp:124", f"Setting up {param.name}")
         for slot, name in enumerate(param.top):
             blob = self.blobs[name]
-            log.info("net.cpp:131", "Top shape: " + "".join(f"{axis} " for axis in blob.shape) + f"({blob.count})")
+            glog.info("net.cpp:131", "Top shape: " + "".join(f"{axis} " for axis in blob.shape) + f"({blob.count})")
             weight = _loss_weight(param, slot)
             if name not in self.blob_loss_weights or weight:
                 self.blob_loss_weights[name] = weight
             if weight:
-                log.info("net.cpp:134", f"    with loss weight {weight:g}")
+                glog.info("net.cpp:134", f"    with loss weight {weight:g}")
             self._memory += blob.count
-        log.info("net.cpp:139", f"Memory required for data: {self._memory * 4}")
+        glog.info("net.cpp:139", f"Memory required for data: {self._memory * 4}")
 
     def _append_param(self, layer: layers.Layer, index: int) -> bool:
         """Give a parameter its multipliers, and the memory of its namesake where there is one; True if it is learned."""
@@ -190,7 +199,10 @@ class Net:
             if spec.name:
                 self._owners[spec.name] = blob
         else:
-            log.info("net.cpp:484", f"Sharing parameters '{spec.name}' owned by layer '{owner.layer_name}', param index {owner.layer_index}")
+            glog.info(
+                "net.cpp:484",
+                f"Sharing parameters '{spec.name}' owned by layer '{owner.layer_name}', param index {owner.layer_index}",
+            )
             if owner.count != blob.count or (spec.share_mode == caffe_pb2.ParamSpec.STRICT and owner.shape != blob.shape):
                 raise layer.error(
                     f'parameter "{spec.name}" has shape {blob.shape} here and {owner.shape} in layer "{owner.layer_name}"',
@@ -222,9 +234,9 @@ class Net:
             if not contributes:
                 step.needs_backward = False
             if step.needs_backward:
-                log.info("net.cpp:200", f"{name} needs backward computation.")
+                glog.info("net.cpp:200", f"{name} needs backward computation.")
             else:
-                log.info("net.cpp:202", f"{name} does not need backward computation.")
+                glog.info("net.cpp:202", f"{name} does not need backward computation.")
             for slot, bottom in enumerate(step.bottoms):
                 if contributes:
                     under_loss.add(bottom)
@@ -265,7 +277,9 @@ class Net:
                 raise Error(self.path, f"inputs {sorted(kwargs)}", f"the net takes {sorted(self.inputs)}")
             for name, values in kwargs.items():
                 if values.shape[0] != self.blobs[name].shape[0]:
-                    raise Error(self.path, f'{values.shape[0]} images for input "{name}"', f"its batch is {self.blobs[name].shape[0]}")
+                    raise Error(
+                        self.path, f'{values.shape[0]} images for input "{name}"', f"its batch is {self.blobs[name].shape[0]}"
+                    )
                 self.blobs[name].data[...] = values
         self._executor.forward(first, last)
         return {name: self.blobs[name].data for name in names}
@@ -340,7 +354,10 @@ class Net:
             piece = {name: np.asarray(values[first : first + batch]) for name, values in inputs.items()}
             missing = batch - len(next(iter(piece.values())))
             if missing:
-                piece = {name: np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)]) for name, values in piece.items()}
+                piece = {
+                    name: np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)])
+                    for name, values in piece.items()
+                }
             yield piece
 
     def reshape(self) -> None:

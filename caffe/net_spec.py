@@ -33,7 +33,9 @@ def assign_proto(proto, name: str, value) -> None:
     """Set field `name` of a message from plain Python: dicts for messages, lists for repeated fields, scalars."""
     field = proto.DESCRIPTOR.fields_by_name.get(name)
     if field is None:
-        raise AttributeError(f"{proto.DESCRIPTOR.name} has no field {name!r}; it has {', '.join(f.name for f in proto.DESCRIPTOR.fields)}")
+        raise AttributeError(
+            f"{proto.DESCRIPTOR.name} has no field {name!r}; it has {', '.join(f.name for f in proto.DESCRIPTOR.fields)}"
+        )
     if field.is_repeated and not isinstance(value, (list, tuple)):
         value = [value]
     if isinstance(value, (list, tuple)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caffe import log
+from caffe import glog
 from caffe.errors import LayerError
 from caffe.proto import caffe_pb2
 
@@ -49,7 +49,7 @@ def meets(state: caffe_pb2.NetState, rule: caffe_pb2.NetStateRule, layer: str) -
                     break
     if reason:
         line, message = reason.split("] ")
-        log.info(f"net.cpp:{line}", f"{message} layer {layer}")
+        glog.info(f"net.cpp:{line}", f"{message} layer {layer}")
     return reason is None
 
 
@@ -65,7 +65,9 @@ def with_splits(net: caffe_pb2.NetParameter, wheres: list[str], loss_weight) -> 
         for slot, name in enumerate(layer.bottom):
             if name not in producer:
                 known = ", ".join(f'"{blob}"' for blob in producer) or "none"
-                raise LayerError(wheres[index], f'bottom "{name}" is produced by no layer before it', do=f"the blobs so far are {known}")
+                raise LayerError(
+                    wheres[index], f'bottom "{name}" is produced by no layer before it', do=f"the blobs so far are {known}"
+                )
             top = producer[name]
             source[index, slot] = top
             readers[top] = readers.get(top, 0) + 1

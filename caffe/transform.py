@@ -76,7 +76,12 @@ class Transformer:
                 "compute the mean from this database",
             )
         if len(self.param.mean_value) not in (0, 1, image[0]):
-            raise Error(self.where, f"{len(self.param.mean_value)} mean values", f"the images have {image[0]} channels", "give one, or one each")
+            raise Error(
+                self.where,
+                f"{len(self.param.mean_value)} mean values",
+                f"the images have {image[0]} channels",
+                "give one, or one each",
+            )
         return (image[0], crop, crop) if crop else tuple(image)
 
     def __call__(self, images: list[np.ndarray]) -> np.ndarray:
@@ -86,7 +91,11 @@ class Transformer:
         values = np.asarray(self.param.mean_value, np.float32)[:, None, None] if self.param.mean_value else None
         for image, target in zip(images, batch, strict=True):
             if image.shape[0] != channels or self.shape(image.shape) != (channels, height, width):
-                raise Error(self.where, f"an image of shape {image.shape} in a batch of {images[0].shape}", do="resize them alike, or set crop_size")
+                raise Error(
+                    self.where,
+                    f"an image of shape {image.shape} in a batch of {images[0].shape}",
+                    do="resize them alike, or set crop_size",
+                )
             top, left = self.corner(image.shape[1] - height, image.shape[2] - width)
             window = np.s_[:, top : top + height, left : left + width]
             if self.param.mirror and self.rng.integers(2):

@@ -36,7 +36,9 @@ def v1_type(value: int) -> str:
 def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> None:
     """Bring a net of any version to today's form, in place."""
     if net.layers and net.layer:
-        raise FileError(path, "both layer and layers", "a net has one or the other", "rename layers to layer and write types as strings")
+        raise FileError(
+            path, "both layer and layers", "a net has one or the other", "rename layers to layer and write types as strings"
+        )
     if any(layer.HasField("layer") for layer in net.layers):
         raise FileError(path, "a net in the V0 format of 2013", "V1 and later are read")
     for layer in net.layers:
@@ -72,7 +74,12 @@ def _upgrade_v1(old: V1, new: caffe_pb2.LayerParameter, path: str) -> None:
     settings = max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))
     for index in range(settings):
         spec = new.param.add()
-        for values, field in ((old.param, "name"), (old.blob_share_mode, "share_mode"), (old.blobs_lr, "lr_mult"), (old.weight_decay, "decay_mult")):
+        for values, field in (
+            (old.param, "name"),
+            (old.blob_share_mode, "share_mode"),
+            (old.blobs_lr, "lr_mult"),
+            (old.weight_decay, "decay_mult"),
+        ):
             if index < len(values):
                 setattr(spec, field, values[index])
     for field, value in old.ListFields():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from caffe import log, prototxt
+from caffe import glog, prototxt
 from caffe.blob import Parameter, shape_of, values_of
 from caffe.errors import FileError, WeightsError
 from caffe.proto import caffe_pb2
@@ -43,7 +43,7 @@ def copy(net: Net, path: str) -> Copied:
     known = set(net._layer_names)
     for name, blobs in stored.items():
         if name not in known:
-            log.info("net.cpp:744", f"Ignoring source layer {name}")
+            glog.info("net.cpp:744", f"Ignoring source layer {name}")
             result.ignored.append(name)
             continue
         targets = net.params.get(name, [])
@@ -51,7 +51,10 @@ def copy(net: Net, path: str) -> Copied:
             continue
         if len(targets) != len(blobs):
             raise WeightsError(
-                f'{path}: layer "{name}"', f"{len(blobs)} parameters", f"the net has {len(targets)}", "rename the layer to train it from scratch"
+                f'{path}: layer "{name}"',
+                f"{len(blobs)} parameters",
+                f"the net has {len(targets)}",
+                "rename the layer to train it from scratch",
             )
         for index, (target, (shape, values)) in enumerate(zip(targets, blobs, strict=True)):
             if not _fits(target.shape, shape) or values.size != target.count:
@@ -72,7 +75,7 @@ def copy(net: Net, path: str) -> Copied:
 
 def save(net: Net, path: str, diff: bool = False) -> None:
     """Write a .caffemodel: the net's layers with their blobs."""
-    log.info("solver.cpp:464", f"Snapshotting to binary proto file {path}")
+    glog.info("solver.cpp:464", f"Snapshotting to binary proto file {path}")
     proto = caffe_pb2.NetParameter(name=net.name)
     for layer in net.layers:
         stored = proto.layer.add()
@@ -86,7 +89,7 @@ def save_hdf5(net: Net, path: str, diff: bool = False) -> None:
     """Write a .caffemodel.h5: data/LAYER/INDEX, and diff/LAYER/INDEX on request; shared parameters once."""
     import h5py
 
-    log.info("solver.cpp:475", f"Snapshotting to HDF5 file {path}")
+    glog.info("solver.cpp:475", f"Snapshotting to HDF5 file {path}")
     part = Path(f"{path}.part")
     with h5py.File(part, "w") as file:
         groups = [("data", "data")] + ([("diff", "diff")] if diff else [])

@@ -53,7 +53,9 @@ class Power(Layer):
     def forward(self, x):
         p = self.param.power_param
         if p.power * p.scale == 0:
-            return torch.full_like(x, p.shift**p.power) + x.detach() * 0 if x.requires_grad else torch.full_like(x, p.shift**p.power)
+            return (
+                torch.full_like(x, p.shift**p.power) + x.detach() * 0 if x.requires_grad else torch.full_like(x, p.shift**p.power)
+            )
         y = x * p.scale if p.scale != 1 else x
         y = y + p.shift if p.shift != 0 else y
         return y**p.power if p.power != 1 else y.view_as(y)

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import torch
 
-from caffe import fillers, log, mode
+from caffe import fillers, glog, mode
 from caffe.db import open_db
 from caffe.errors import Error
 from caffe.layer import Layer, register
@@ -51,7 +51,9 @@ class DummyData(Source):
         else:
             legacy = (p.num, p.channels, p.height, p.width)
             if len({len(values) for values in legacy}) != 1:
-                raise self.error("num, channels, height and width are given a different number of times", do="give shape { dim: … } instead")
+                raise self.error(
+                    "num, channels, height and width are given a different number of times", do="give shape { dim: … } instead"
+                )
             shapes = list(zip(*legacy, strict=True))
         for name, count, least in (("shapes", len(shapes), 1), ("data_fillers", len(p.data_filler), 0)):
             if count not in {least, 1, tops}:
@@ -152,12 +154,12 @@ class Data(Prefetching):
             raise self.error("batch_size is not given", "it must be at least 1")
         self.ahead = p.prefetch
         self.database = open_db(p.source, p.backend)
-        log.info("db_lmdb.cpp:35", f"Opened lmdb {p.source}")
+        glog.info("db_lmdb.cpp:35", f"Opened lmdb {p.source}")
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng)
         self.color = True if p.force_encoded_color else self.transformer.color
         self.image = self.pixels(next(self.database.values()))[0].shape
         shape = self.transformer.shape(self.image)
-        log.info("data_layer.cpp:45", "output data size: " + ",".join(map(str, (p.batch_size, *shape))))
+        glog.info("data_layer.cpp:45", "output data size: " + ",".join(map(str, (p.batch_size, *shape))))
 
     def top_shapes(self):
         batch = self.param.data_param.batch_size
@@ -169,7 +171,9 @@ class Data(Prefetching):
         try:
             datum.ParseFromString(bytes(record))
         except Exception as error:
-            raise Error(self.param.data_param.source, f"a record that is no Datum ({error})", do="rebuild the database") from error
+            raise Error(
+                self.param.data_param.source, f"a record that is no Datum ({error})", do="rebuild the database"
+            ) from error
         return pixels_of(datum, self.color, self.param.data_param.source), datum.label
 
     def records(self, position: int):
@@ -179,7 +183,7 @@ class Data(Prefetching):
             for record in self.database.values(start):
                 yield self.pixels(record)
             start = 0
-            log.info("data_layer.cpp:73", "Restarting data prefetching from start.")
+            glog.info("data_layer.cpp:73", "Restarting data prefetching from start.")
 
     def read(self, position):
         size = self.param.data_param.batch_size

@@ -143,6 +143,8 @@ class Accuracy(_OfLabels):
             return share
         classes = scores.shape[self.along]
         flat = torch.where(target >= 0, target, classes).flatten()
-        counts = torch.zeros(classes + 1, dtype=scores.dtype, device=scores.device).index_add_(0, flat, torch.ones_like(flat, dtype=scores.dtype))
+        counts = torch.zeros(classes + 1, dtype=scores.dtype, device=scores.device).index_add_(
+            0, flat, torch.ones_like(flat, dtype=scores.dtype)
+        )
         hits = torch.zeros_like(counts).index_add_(0, flat, correct.flatten().to(scores.dtype))
         return share, (hits / counts.clamp_min(1))[:classes]

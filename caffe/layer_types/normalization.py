@@ -42,7 +42,13 @@ class _AcrossChannels(torch.autograd.Function):
         size, alpha, beta = ctx.constants
         direct = gradient * _power(scale, -beta)
         through = _window_sum((direct * x).div_(scale), size)
-        return direct.addcmul_(through.mul_(x), torch.ones((), device=x.device), value=-2 * alpha * beta / size), None, None, None, None
+        return (
+            direct.addcmul_(through.mul_(x), torch.ones((), device=x.device), value=-2 * alpha * beta / size),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 @register("LRN")

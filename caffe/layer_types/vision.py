@@ -27,7 +27,9 @@ def spatial(layer: Layer, param, name: str, axes: int, default: int | None) -> t
     values = list(field) if repeated else ([field] if param.HasField(name) else [])
     if height or width:
         if axes != 2:
-            raise layer.error(f"{stem}_h and {stem}_w for {axes} spatial axes", "they are for two", f"give {name} once for each axis")
+            raise layer.error(
+                f"{stem}_h and {stem}_w for {axes} spatial axes", "they are for two", f"give {name} once for each axis"
+            )
         if values:
             raise layer.error(f"both {name} and {stem}_h or {stem}_w", "one form or the other is wanted")
         if default is None and not (height and width):
@@ -39,7 +41,9 @@ def spatial(layer: Layer, param, name: str, axes: int, default: int | None) -> t
             raise layer.error(f"no {name}", do=f"give {name}, or {stem}_h and {stem}_w")
         values = [default]
     if len(values) not in (1, axes):
-        raise layer.error(f"{len(values)} values of {name}", f"there are {axes} spatial axes", "give one value, or one for each axis")
+        raise layer.error(
+            f"{len(values)} values of {name}", f"there are {axes} spatial axes", "give one value, or one for each axis"
+        )
     return tuple(values * axes if len(values) == 1 else values)
 
 
@@ -113,7 +117,8 @@ class Convolution(_Convolving):
         for extent, kernel, pad, dilation in zip(extents, self.kernel, self.pad, self.dilation, strict=True):
             if extent + 2 * pad < dilation * (kernel - 1) + 1:
                 raise self.error(
-                    f"kernel {self.kernel} with pad {self.pad} on a bottom of shape {shapes[0]}", "the kernel must fit into the padded bottom"
+                    f"kernel {self.kernel} with pad {self.pad} on a bottom of shape {shapes[0]}",
+                    "the kernel must fit into the padded bottom",
                 )
 
     def convolve(self, x, weight, bias):
