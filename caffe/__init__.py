@@ -31,14 +31,14 @@ _HOME = {
     "Net": "net",
     "Layer": "layer",
     "layer_type_list": "layer",
-    "AdaDeltaSolver": "solver",
-    "AdaGradSolver": "solver",
-    "AdamSolver": "solver",
-    "NesterovSolver": "solver",
-    "RMSPropSolver": "solver",
-    "SGDSolver": "solver",
+    "AdaDeltaSolver": "solver_types",
+    "AdaGradSolver": "solver_types",
+    "AdamSolver": "solver_types",
+    "NesterovSolver": "solver_types",
+    "RMSPropSolver": "solver_types",
+    "SGDSolver": "solver_types",
     "Solver": "solver",
-    "get_solver": "solver",
+    "get_solver": "solver_types",
 }
 
 TRAIN = 0

@@ -189,6 +189,7 @@ class Parameter(Blob):
         self.leaf = torch.zeros(self._shape, device=self.device, requires_grad=True)
         self._data = Side(self.leaf.detach())
         self.owner = self
+        self._update: torch.Tensor | None = None
         self.lr_mult = 1.0
         self.decay_mult = 1.0
         self.name = ""
@@ -207,6 +208,8 @@ class Parameter(Blob):
     def diff(self) -> np.ndarray:
         """The gradient, accumulated since it was last cleared."""
         owner = self.owner
+        if owner._update is not None:
+            owner.leaf.grad, owner._update = owner._update.clone(), None
         owner._diff._tensor = owner.leaf.grad
         array = owner._diff.look(owner._shape, self.device)
         owner.leaf.grad = owner._diff._tensor
@@ -234,7 +237,16 @@ class Parameter(Blob):
 
     def clear_gradient(self) -> None:
         """Set the gradient to 0."""
+        self.owner._update = None
         self.gradient = None
+
+    def show_update(self, update: torch.Tensor) -> None:
+        """Let `diff` show what a solver has just subtracted, as Caffe does; copied only if somebody looks."""
+        owner = self.owner
+        if owner._diff._seen:
+            owner._diff.put(update)
+        else:
+            owner.leaf.grad, owner._update = None, update
 
     def share(self, owner: Parameter) -> None:
         """Use the memory of `owner`, data and gradient, in this blob's shape."""

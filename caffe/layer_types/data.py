@@ -95,6 +95,11 @@ class Prefetching(Source):
         """Yield batches for ever, the first one beginning at the record `position`."""
         raise NotImplementedError
 
+    @property
+    def batch_size(self) -> int:
+        """Records in a batch."""
+        raise NotImplementedError
+
     def seek(self, position: int) -> None:
         """Continue with the batch that begins at the record `position`, counted over all epochs."""
         self.close()
@@ -164,6 +169,10 @@ class Data(Prefetching):
     def top_shapes(self):
         batch = self.param.data_param.batch_size
         return [(batch, *self.transformer.shape(self.image)), (batch,)][: len(self.param.top)]
+
+    @property
+    def batch_size(self):
+        return self.param.data_param.batch_size
 
     def pixels(self, record) -> tuple[np.ndarray, int]:
         """Image and label of a record."""

@@ -1,0 +1,108 @@
+"""Snapshots: a net's weights and its solver's state at one iteration, in both of Caffe's formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from caffe import glog, prototxt
+from caffe.blob import shape_of, values_of
+from caffe.errors import FileError, SolverError
+from caffe.proto import caffe_pb2
+from caffe.weights import write_whole
+
+if TYPE_CHECKING:
+    from caffe.solver import Solver
+
+
+def write(solver: Solver) -> str:
+    """Write PREFIX_iter_N.caffemodel and .solverstate (or .h5 of each); returns the path of the weights."""
+    p = solver.param
+    stem = f"{p.snapshot_prefix}_iter_{solver.iter}"
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    if p.snapshot_format == caffe_pb2.SolverParameter.HDF5:
+        model, state = f"{stem}.caffemodel.h5", f"{stem}.solverstate.h5"
+        solver.net.save_hdf5(model, p.snapshot_diff)
+        _write_hdf5(solver, model, state)
+    else:
+        model, state = f"{stem}.caffemodel", f"{stem}.solverstate"
+        solver.net.save(model, p.snapshot_diff)
+        glog.info("sgd_solver.cpp:284", f"Snapshotting solver state to binary proto file {state}")
+        proto = caffe_pb2.SolverState(iter=solver.iter, learned_net=model, current_step=solver.current_step)
+        for tensor in solver.history:
+            blob = proto.history.add()
+            blob.shape.dim.extend(tensor.shape)
+            blob.data.extend(tensor.cpu().reshape(-1).numpy())
+        write_whole(state, proto.SerializeToString())
+    return model
+
+
+def _write_hdf5(solver: Solver, model: str, state: str) -> None:
+    import h5py
+
+    glog.info("sgd_solver.cpp:300", f"Snapshotting solver state to HDF5 file {state}")
+    part = Path(f"{state}.part")
+    with h5py.File(part, "w") as file:
+        file["iter"] = np.int32(solver.iter)
+        file["learned_net"] = np.bytes_(model)
+        file["current_step"] = np.int32(solver.current_step)
+        history = file.create_group("history")
+        for index, tensor in enumerate(solver.history):
+            history.create_dataset(str(index), data=tensor.cpu().numpy())
+    part.replace(state)
+
+
+def restore(solver: Solver, path: str) -> None:
+    """Set iteration, weights, history and the position in the data from a solver state.
+
+    The weights are those that the state names, or, where they are not there, the file of that name beside the state. Caffe's
+    states hold no data position and Caffe starts over at the first record; here training goes on at the record that an
+    undisturbed run would read next.
+    """
+    iteration, model, step, history = _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
+    if len(history) != len(solver.history):
+        raise SolverError(
+            path,
+            f"a history of {len(history)} arrays",
+            f"{solver.type} wants {len(solver.history)} for this net",
+            "use the solver that wrote it",
+        )
+    for index, (mine, (shape, values)) in enumerate(zip(solver.history, history, strict=True)):
+        if values.size != mine.numel():
+            raise SolverError(
+                path, f"array {index} of the history has shape {shape}", f"the net's parameter has {tuple(mine.shape)}"
+            )
+    if model:
+        beside = Path(path).parent / Path(model).name
+        solver.net.copy_from(model if Path(model).exists() or not beside.exists() else beside)
+    for mine, (_, values) in zip(solver.history, history, strict=True):
+        mine.copy_(torch.from_numpy(values).view(mine.shape))
+    solver.iter, solver.current_step = iteration, step
+    for layer in solver.net.layers:
+        if hasattr(layer, "seek"):
+            layer.seek(iteration * solver.param.iter_size * layer.batch_size)
+
+
+def _read_proto(path: str):
+    state = prototxt.read_binary(path, caffe_pb2.SolverState())
+    return state.iter, state.learned_net, state.current_step, [(shape_of(blob), values_of(blob)) for blob in state.history]
+
+
+def _read_hdf5(path: str):
+    import h5py
+
+    if not Path(path).exists():
+        raise FileError(path, "no such file")
+    try:
+        with h5py.File(path, "r") as file:
+            model = file["learned_net"][()] if "learned_net" in file else b""
+            model = model.decode() if isinstance(model, bytes) else str(model)
+            group = file["history"]
+            arrays = [np.asarray(group[str(index)], np.float32) for index in range(len(group))]
+            step = int(np.asarray(file["current_step"]).item()) if "current_step" in file else 0
+            return int(np.asarray(file["iter"]).item()), model, step, [(array.shape, array.reshape(-1)) for array in arrays]
+    except (OSError, KeyError, ValueError) as error:
+        raise FileError(path, f"not a .solverstate.h5 ({error})") from error

@@ -1,0 +1,339 @@
+"""Solver: the training loop, learning-rate policies, tests and snapshots. The update rules are in solver_types."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from google.protobuf import text_format
+
+from caffe import glog, mode, prototxt, snapshots
+from caffe.errors import SolverError
+from caffe.net import Net
+from caffe.proto import caffe_pb2
+
+
+class Solver:
+    """Trains a net as a solver prototxt says: `caffe.SGDSolver("solver.prototxt")`, or `caffe.get_solver` for any type.
+
+    net        the net in training; test_nets, those that test it, with its parameters
+    iter       iterations done
+    param      the SolverParameter
+    """
+
+    type = ""
+    histories = 1
+    """How many arrays of the shape of each parameter the rule remembers."""
+
+    def __init__(self, solver_file: str):
+        self.path = str(solver_file)
+        self.param = prototxt.read_solver(self.path)
+        glog.info(
+            "solver.cpp:45", "Initializing solver from parameters: \n" + text_format.MessageToString(self.param).rstrip("\n")
+        )
+        self._check()
+        if self.param.random_seed >= 0:
+            mode.set_random_seed(self.param.random_seed)
+        self.iter = 0
+        self.current_step = 0
+        self._callbacks: list[tuple[Callable, Callable]] = []
+        self._metrics: list[Callable[[dict], None]] = []
+        self._row: dict = {}
+        self._request: str | None = None
+        self._started = time.monotonic()
+        self.net = self._train_net()
+        self.test_nets = self._test_nets()
+        self._parameters = self.net.learnable_params()
+        self.history = [torch.zeros_like(blob.tensor) for _ in range(self.histories) for blob in self._parameters]
+        glog.info("solver.cpp:57", "Solver scaffolding done.")
+
+    # ---- making
+
+    def _check(self) -> None:
+        p = self.param
+        if p.average_loss < 1:
+            raise SolverError(self.path, f"average_loss {p.average_loss}", "it must be at least 1")
+        if p.iter_size < 1:
+            raise SolverError(self.path, f"iter_size {p.iter_size}", "it must be at least 1")
+        if p.lr_policy not in _POLICIES:
+            raise SolverError(self.path, f'lr_policy "{p.lr_policy}"', f"there are {', '.join(_POLICIES)}")
+        if p.lr_policy == "step" and p.stepsize < 1:
+            raise SolverError(self.path, 'lr_policy "step" without stepsize', do="give stepsize: iterations between steps")
+        if p.regularization_type not in ("L1", "L2"):
+            raise SolverError(self.path, f'regularization_type "{p.regularization_type}"', "there are L1 and L2")
+        stem = str(Path(self.path).with_suffix(""))
+        if not p.snapshot_prefix:
+            p.snapshot_prefix = stem
+        elif Path(p.snapshot_prefix).is_dir():
+            p.snapshot_prefix = str(Path(p.snapshot_prefix) / Path(stem).name)
+
+    def _train_net(self) -> Net:
+        p = self.param
+        given = [field for field in ("train_net_param", "train_net", "net_param", "net") if p.HasField(field)]
+        if len(given) != 1:
+            found = " and ".join(given) or "no net"
+            raise SolverError(self.path, found, "exactly one of net, net_param, train_net, train_net_param is wanted")
+        value = getattr(p, given[0])
+        if isinstance(value, str):
+            glog.info("solver.cpp:102", f"Creating training net from {'net' if given[0] == 'net' else given[0]} file: {value}")
+        state = caffe_pb2.NetState(phase=caffe_pb2.TRAIN)
+        net = self._net(value, state, p.train_state)
+        for files in p.weights:
+            for path in files.split(","):
+                glog.info("solver.cpp:72", f"Finetuning from {path.strip()}")
+                net.copy_from(path.strip())
+        return net
+
+    def _test_nets(self) -> list[Net]:
+        p = self.param
+        sources: list = [*p.test_net_param, *p.test_net]
+        rest = len(p.test_iter) - len(sources)
+        if rest < 0:
+            raise SolverError(self.path, f"{len(p.test_iter)} test_iter for {len(sources)} test nets", "each test net wants one")
+        shared = p.net_param if p.HasField("net_param") else p.net if p.HasField("net") else None
+        if rest and shared is None:
+            raise SolverError(self.path, f"{len(p.test_iter)} test_iter", f"there are {len(sources)} test nets")
+        sources += [shared] * rest
+        if p.test_state and len(p.test_state) != len(sources):
+            raise SolverError(
+                self.path, f"{len(p.test_state)} test_state for {len(sources)} test nets", "there is one for each, or none"
+            )
+        if sources and p.test_interval < 1:
+            raise SolverError(self.path, "test nets without test_interval", do="give test_interval: iterations between tests")
+        nets = []
+        for index, source in enumerate(sources):
+            kind = f"net file: {source}" if isinstance(source, str) else "net_param"
+            glog.info("solver.cpp:190", f"Creating test net (#{index}) specified by {kind}")
+            state = p.test_state[index] if p.test_state else caffe_pb2.NetState()
+            net = self._net(source, caffe_pb2.NetState(phase=caffe_pb2.TEST), state)
+            net.share_with(self.net)
+            nets.append(net)
+        return nets
+
+    @staticmethod
+    def _net(source, state: caffe_pb2.NetState, given: caffe_pb2.NetState) -> Net:
+        state.MergeFrom(given)
+        return Net(source, state.phase, level=state.level, stages=list(state.stage))
+
+    # ---- training
+
+    def solve(self, resume_file: str | None = None) -> None:
+        """Train until max_iter, from a solver state if one is given."""
+        glog.info("solver.cpp:288", f"Solving {self.net.name}")
+        glog.info("solver.cpp:289", f"Learning Rate Policy: {self.param.lr_policy}")
+        if resume_file:
+            glog.info("solver.cpp:297", f"Restoring previous solver status from {resume_file}")
+            self.restore(resume_file)
+        p = self.param
+        self.step(p.max_iter - self.iter)
+        if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot):
+            self.snapshot()
+        if self._request == "stop":
+            glog.info("solver.cpp:314", "Optimization stopped early.")
+            return
+        if p.display and self.iter % p.display == 0:
+            self._losses.append(self.net.forward_loss())
+            glog.info("solver.cpp:327", f"Iteration {self.iter}, loss = {self.smoothed_loss():g}")
+            self._row["loss"] = self.smoothed_loss()
+        if p.test_interval and self.iter % p.test_interval == 0:
+            self.test_all()
+        self._emit()
+        glog.info("solver.cpp:332", "Optimization Done.")
+
+    def step(self, iterations: int) -> None:
+        """Train for a number of iterations, testing and snapshotting when they are due."""
+        p = self.param
+        stop = self.iter + iterations
+        self._losses: deque[torch.Tensor] = deque(maxlen=p.average_loss)
+        self._request = None
+        displayed, displayed_at = self.iter, time.monotonic()
+        while self.iter < stop:
+            self.net.clear_param_diffs()
+            if p.test_interval and self.iter % p.test_interval == 0 and (self.iter > 0 or p.test_initialization):
+                self.test_all()
+                if self._request == "stop":
+                    break
+            for on_start, _ in self._callbacks:
+                on_start()
+            losses = []
+            for _ in range(p.iter_size):
+                losses.append(self.net.forward_loss())
+                self.net.backward_params()
+            self._losses.append(losses[0] if p.iter_size == 1 else torch.stack(losses).mean())
+            display = p.display and self.iter % p.display == 0
+            if display:
+                now = time.monotonic()
+                seconds = round(now - displayed_at, 3)
+                rate = (self.iter - displayed) / seconds if seconds else 0
+                glog.info(
+                    "solver.cpp:239",
+                    f"Iteration {self.iter} ({rate:g} iter/s, {seconds:g}s/{p.display} iters), loss = {self.smoothed_loss():g}",
+                )
+                self._log_outputs(self.net, "solver.cpp:258", "Train", {n: self.net.blobs[n].tensor for n in self.net.outputs})
+                displayed, displayed_at = self.iter, now
+                self._row["loss"] = self.smoothed_loss()
+            for _, on_gradients in self._callbacks:
+                on_gradients()
+            self._apply_update(display)
+            self._emit()
+            self.iter += 1
+            if (p.snapshot and self.iter % p.snapshot == 0) or self._request == "snapshot":
+                self.snapshot()
+                self._request = None if self._request == "snapshot" else self._request
+            if self._request == "stop":
+                break
+
+    def smoothed_loss(self) -> float:
+        """Mean of the last average_loss losses."""
+        return float(torch.stack(tuple(self._losses)).mean())
+
+    def request(self, action: str) -> None:
+        """Ask the running loop to "stop" or "snapshot" after its iteration; what signals do."""
+        self._request = action
+
+    def add_callback(self, on_start: Callable[[], None], on_gradients: Callable[[], None]) -> None:
+        """Call `on_start` before each iteration and `on_gradients` before each update."""
+        self._callbacks.append((on_start, on_gradients))
+
+    def on_metrics(self, callback: Callable[[dict], None]) -> None:
+        """Call `callback(row)` for each iteration that displays or tests.
+
+        row: iteration, seconds (since the solver was made), loss, learning_rate, test_loss, test_accuracy; what was not measured
+        in that iteration is None. Test figures are those of the first test net.
+        """
+        self._metrics.append(callback)
+
+    def _emit(self) -> None:
+        if self._row:
+            row = dict.fromkeys(("iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy"))
+            row.update(self._row, iteration=self.iter, seconds=round(time.monotonic() - self._started, 3))
+            self._row = {}
+            for callback in self._metrics:
+                callback(row)
+
+    # ---- the update
+
+    def learning_rate(self) -> float:
+        """The rate of the current iteration, by lr_policy."""
+        return _POLICIES[self.param.lr_policy](self)
+
+    def apply_update(self) -> None:
+        """Change the parameters by their gradients; one iteration's update without its forward and backward."""
+        self._apply_update(False)
+
+    @torch.no_grad()
+    def _apply_update(self, display: bool) -> None:
+        rate = self.learning_rate()
+        if display:
+            glog.info("sgd_solver.cpp:112", f"Iteration {self.iter}, lr = {rate:g}")
+            self._row["learning_rate"] = rate
+        p = self.param
+        gradients = [blob.gradient if blob.gradient is not None else torch.zeros_like(blob.tensor) for blob in self._parameters]
+        if p.clip_gradients >= 0:
+            self._clip(gradients)
+        count = len(self._parameters)
+        for index, (blob, gradient) in enumerate(zip(self._parameters, gradients, strict=True)):
+            data = blob.tensor
+            if p.iter_size > 1:
+                gradient.mul_(1 / p.iter_size)
+            decay = p.weight_decay * blob.decay_mult
+            if decay:
+                gradient.add_(data if p.regularization_type == "L2" else data.sign(), alpha=decay)
+            update = self.update(gradient, self.history[index::count], rate * blob.lr_mult)
+            data.sub_(update)
+            blob.show_update(update)
+
+    def update(self, gradient: torch.Tensor, history: list[torch.Tensor], rate: float) -> torch.Tensor:
+        """What is subtracted from a parameter; changes `history` in place, and may change `gradient`."""
+        raise NotImplementedError
+
+    def _clip(self, gradients: list[torch.Tensor]) -> None:
+        norm = float(torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt())
+        limit = self.param.clip_gradients
+        if norm > limit:
+            scale = limit / norm
+            glog.info(
+                "sgd_solver.cpp:94",
+                f"Gradient clipping: scaling down gradients (L2 norm {norm:g} > {limit:g}) by scale factor {scale:g}",
+            )
+            for gradient in gradients:
+                gradient.mul_(scale)
+
+    # ---- testing
+
+    def test_all(self) -> None:
+        """Run every test net over its test_iter batches and log the mean of each output."""
+        for index in range(len(self.test_nets)):
+            self._test(index)
+
+    def _test(self, index: int) -> None:
+        glog.info("solver.cpp:347", f"Iteration {self.iter}, Testing net (#{index})")
+        net, batches = self.test_nets[index], self.param.test_iter[index]
+        totals: dict[str, torch.Tensor] = {}
+        loss = 0.0
+        for _ in range(batches):
+            batch_loss = net.forward_loss()
+            loss += float(batch_loss) if self.param.test_compute_loss else 0.0
+            for name in net.outputs:
+                value = net.blobs[name].tensor
+                totals[name] = totals[name] + value if name in totals else value.clone()
+        means = {name: total / batches for name, total in totals.items()}
+        if self.param.test_compute_loss:
+            glog.info("solver.cpp:400", f"Test loss: {loss / batches:g}")
+        self._log_outputs(net, "solver.cpp:414", "Test", means)
+        if index == 0:
+            types = {top: layer.type for layer in net.layers for top in layer.param.top}
+            for name, mean in means.items():
+                if net.blob_loss_weights[name]:
+                    self._row.setdefault("test_loss", float(mean.sum()) * net.blob_loss_weights[name])
+                elif types[name] == "Accuracy":
+                    self._row.setdefault("test_accuracy", float(mean.flatten()[0]))
+
+    @staticmethod
+    def _log_outputs(net: Net, place: str, phase: str, values: dict[str, torch.Tensor]) -> None:
+        number = 0
+        for name, tensor in values.items():
+            weight = net.blob_loss_weights[name]
+            for value in tensor.flatten().tolist():
+                loss = f" (* {weight:g} = {weight * value:g} loss)" if weight else ""
+                glog.info(place, f"    {phase} net output #{number}: {name} = {value:g}{loss}")
+                number += 1
+
+    # ---- snapshots
+
+    def snapshot(self) -> str:
+        """Write weights and solver state as PREFIX_iter_N; returns the path of the weights."""
+        return snapshots.write(self)
+
+    def restore(self, path: str) -> None:
+        """Take up training where a .solverstate or .solverstate.h5 left it, data included."""
+        snapshots.restore(self, str(path))
+
+
+def _step(solver: Solver) -> float:
+    p = solver.param
+    solver.current_step = solver.iter // p.stepsize
+    return p.base_lr * p.gamma**solver.current_step
+
+
+def _multistep(solver: Solver) -> float:
+    p = solver.param
+    while solver.current_step < len(p.stepvalue) and solver.iter >= p.stepvalue[solver.current_step]:
+        solver.current_step += 1
+        glog.info("sgd_solver.cpp:48", f"MultiStep Status: Iteration {solver.iter}, step = {solver.current_step}")
+    return p.base_lr * p.gamma**solver.current_step
+
+
+_POLICIES: dict[str, Callable[[Solver], float]] = {
+    "fixed": lambda s: s.param.base_lr,
+    "step": _step,
+    "exp": lambda s: s.param.base_lr * s.param.gamma**s.iter,
+    "inv": lambda s: s.param.base_lr * (1 + s.param.gamma * s.iter) ** -s.param.power,
+    "multistep": _multistep,
+    "poly": lambda s: s.param.base_lr * (1 - s.iter / s.param.max_iter) ** s.param.power,
+    "sigmoid": lambda s: s.param.base_lr / (1 + math.exp(-s.param.gamma * (s.iter - s.param.stepsize))),
+}
