@@ -29,9 +29,9 @@ class Solver:
     histories = 1
     """How many arrays of the shape of each parameter the rule remembers."""
 
-    def __init__(self, solver_file: str):
+    def __init__(self, solver_file: str, param: caffe_pb2.SolverParameter | None = None):
         self.path = str(solver_file)
-        self.param = prototxt.read_solver(self.path)
+        self.param = param or prototxt.read_solver(self.path)
         glog.info(
             "solver.cpp:45", "Initializing solver from parameters: \n" + text_format.MessageToString(self.param).rstrip("\n")
         )
@@ -123,8 +123,8 @@ class Solver:
 
     def solve(self, resume_file: str | None = None) -> None:
         """Train until max_iter, from a solver state if one is given."""
-        glog.info("solver.cpp:288", f"Solving {self.net.name}")
-        glog.info("solver.cpp:289", f"Learning Rate Policy: {self.param.lr_policy}")
+        glog.info("solver.cpp:289", f"Solving {self.net.name}")
+        glog.info("solver.cpp:290", f"Learning Rate Policy: {self.param.lr_policy}")
         if resume_file:
             glog.info("solver.cpp:297", f"Restoring previous solver status from {resume_file}")
             self.restore(resume_file)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from caffe import prototxt
 from caffe.errors import SolverError
+from caffe.proto import caffe_pb2
 from caffe.solver import Solver
 
 
@@ -102,9 +103,9 @@ class AdamSolver(Solver):
 _TYPES = {solver.type: solver for solver in (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)}
 
 
-def get_solver(solver_file: str) -> Solver:
-    """The solver of the type that a solver prototxt names."""
-    param = prototxt.read_solver(str(solver_file))
+def get_solver(solver_file: str, param: caffe_pb2.SolverParameter | None = None) -> Solver:
+    """The solver of the type that a solver prototxt names; `param` replaces what stands in the file."""
+    param = param or prototxt.read_solver(str(solver_file))
     if param.type not in _TYPES:
         raise SolverError(str(solver_file), f'unknown solver type "{param.type}"', f"there are {', '.join(_TYPES)}")
-    return _TYPES[param.type](solver_file)
+    return _TYPES[param.type](solver_file, param)

@@ -1,0 +1,5 @@
+"""`python -m caffe` is the command `caffe`."""
+
+from caffe.cli import main
+
+main()
