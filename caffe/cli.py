@@ -71,7 +71,7 @@ def train(arguments: argparse.Namespace) -> None:
         glog.info("caffe.cpp:197", "Use CPU.")
         mode.set_mode_cpu()
     param.train_state.level = arguments.level
-    param.train_state.stage.extend(filter(None, arguments.stage.split(",")))
+    param.train_state.stage.extend(arguments.stage.split(","))
     param.weights.extend(filter(None, [arguments.weights]))
     solver = get_solver(arguments.solver, param)
     for number, effect in ((signal.SIGINT, arguments.sigint_effect), (signal.SIGHUP, arguments.sighup_effect)):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from google.protobuf import text_format
 
 from caffe import glog, mode, prototxt, topology, weights
 from caffe import layer as layers
@@ -33,7 +32,7 @@ class Net:
     inputs, outputs  names of blobs
     """
 
-    def __init__(self, network_file, *args, phase=None, level=0, stages=None, weights=None):
+    def __init__(self, network_file, *args, phase=None, level=None, stages=None, weights=None):
         if len(args) == 2 and not isinstance(args[0], int):
             weights, phase = args
         elif args:
@@ -49,7 +48,8 @@ class Net:
             self.path = str(network_file)
             definition, lines = prototxt.read_net(self.path), prototxt.layer_lines(self.path)
         definition.state.phase = phase
-        definition.state.level = level
+        if level is not None:
+            definition.state.level = level
         definition.state.stage.extend(stages or [])
         self._init(definition, lines)
         if weights is not None:
@@ -64,7 +64,7 @@ class Net:
         offset = len(definition.layer) - len(lines)
         wheres = [_place(self.path, lines, index - offset, param) for index, param in enumerate(definition.layer)]
         included, wheres = topology.filtered(definition, wheres)
-        glog.info("net.cpp:53", "Initializing net from parameters: \n" + text_format.MessageToString(included).rstrip("\n"))
+        glog.info("net.cpp:53", "Initializing net from parameters: \n" + prototxt.text_of(included).rstrip("\n"))
         self.definition, wheres = topology.with_splits(included, wheres, _loss_weight)
         self.name = definition.name
 

@@ -39,7 +39,15 @@ def read_weights(path: str) -> caffe_pb2.NetParameter:
 
 def write_prototxt(path: str, message: Message) -> None:
     """Write a message as text."""
-    Path(path).write_text(text_format.MessageToString(message))
+    Path(path).write_text(text_of(message))
+
+
+_WHOLE = re.compile(r"^(\s*\w+: -?\d+)\.0$", re.MULTILINE)
+
+
+def text_of(message: Message) -> str:
+    """A message as prototxt, as C++ prints it: whole numbers without a decimal point."""
+    return _WHOLE.sub(r"\1", text_format.MessageToString(message))
 
 
 def read_binary(path: str, message: Message) -> Message:

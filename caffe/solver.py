@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from google.protobuf import text_format
 
 from caffe import glog, mode, prototxt, snapshots
 from caffe.errors import SolverError
@@ -32,9 +31,7 @@ class Solver:
     def __init__(self, solver_file: str, param: caffe_pb2.SolverParameter | None = None):
         self.path = str(solver_file)
         self.param = param or prototxt.read_solver(self.path)
-        glog.info(
-            "solver.cpp:45", "Initializing solver from parameters: \n" + text_format.MessageToString(self.param).rstrip("\n")
-        )
+        glog.info("solver.cpp:45", "Initializing solver from parameters: \n" + prototxt.text_of(self.param).rstrip("\n"))
         self._check()
         if self.param.random_seed >= 0:
             mode.set_random_seed(self.param.random_seed)
@@ -117,7 +114,7 @@ class Solver:
     @staticmethod
     def _net(source, state: caffe_pb2.NetState, given: caffe_pb2.NetState) -> Net:
         state.MergeFrom(given)
-        return Net(source, state.phase, level=state.level, stages=list(state.stage))
+        return Net(source, state.phase, level=state.level if state.HasField("level") else None, stages=list(state.stage))
 
     # ---- training
 

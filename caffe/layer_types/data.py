@@ -152,14 +152,18 @@ class Prefetching(Source):
 class Data(Prefetching):
     """Images and labels from a database of Datum records, in key order, over and over: → (N, C, H, W), (N,)."""
 
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        p = self.param.data_param
+        self.database = open_db(p.source, p.backend)
+        glog.info("db_lmdb.cpp:35", f"Opened lmdb {p.source}")
+
     def setup(self, *shapes):
         super().setup()
         p = self.param.data_param
         if p.batch_size < 1:
             raise self.error("batch_size is not given", "it must be at least 1")
         self.ahead = p.prefetch
-        self.database = open_db(p.source, p.backend)
-        glog.info("db_lmdb.cpp:35", f"Opened lmdb {p.source}")
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng)
         self.color = True if p.force_encoded_color else self.transformer.color
         self.image = self.pixels(next(self.database.values()))[0].shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from caffe import glog
 from caffe.layer import Layer, register
 from caffe.proto import caffe_pb2
 
@@ -79,6 +80,7 @@ class SoftmaxWithLoss(_OfLabels):
     differentiable_bottoms = (0,)
 
     def setup(self, scores, labels):
+        glog.info("layer_factory.hpp:77", f"Creating layer {self.param.name}")  # BVLC Caffe's inner softmax
         self.along = self.label_axis(scores, labels, self.param.softmax_param.axis)
         p = self.param.loss_param
         self.ignored = p.ignore_label if p.HasField("ignore_label") else None
