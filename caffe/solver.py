@@ -79,11 +79,14 @@ class Solver:
             glog.info("solver.cpp:102", f"Creating training net from {'net' if given[0] == 'net' else given[0]} file: {value}")
         state = caffe_pb2.NetState(phase=caffe_pb2.TRAIN)
         net = self._net(value, state, p.train_state)
-        for files in p.weights:
+        self._load_weights(net)
+        return net
+
+    def _load_weights(self, net: Net) -> None:
+        for files in self.param.weights:
             for path in files.split(","):
                 glog.info("solver.cpp:72", f"Finetuning from {path.strip()}")
                 net.copy_from(path.strip())
-        return net
 
     def _test_nets(self) -> list[Net]:
         p = self.param
@@ -107,6 +110,7 @@ class Solver:
             glog.info("solver.cpp:190", f"Creating test net (#{index}) specified by {kind}")
             state = p.test_state[index] if p.test_state else caffe_pb2.NetState()
             net = self._net(source, caffe_pb2.NetState(phase=caffe_pb2.TEST), state)
+            self._load_weights(net)
             net.share_with(self.net)
             nets.append(net)
         return nets
