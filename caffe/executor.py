@@ -74,8 +74,12 @@ class Executor:
 
     # ---- forward
 
-    def forward(self, first: int, last: int) -> None:
-        """Compute the tops of layers `first` to `last` (both included) from the blobs as they stand."""
+    def forward(self, first: int, last: int, edges: bool = True) -> None:
+        """Compute the tops of layers `first` to `last` (both included) from the blobs as they stand.
+
+        edges  note where every blob stands in the graph, so that its gradient can be had; without it, `backward` can go only
+               over the whole range and only to the parameters (keep=False)
+        """
         blobs = self.net.blobs
         self._segments += 1
         values: dict[str, torch.Tensor] = {}
@@ -97,7 +101,7 @@ class Executor:
                 if value is None:
                     value = values[name] = self._entering(name)
                 bottoms.append(value if propagates or not value.requires_grad else value.detach())
-            if step.needs_backward:
+            if step.needs_backward and edges:
                 step.bottom_edges = [
                     _edge(value) if propagates else None for value, propagates in zip(bottoms, step.propagates, strict=True)
                 ]
@@ -112,7 +116,10 @@ class Executor:
                 if self.channels_last and top.dim() == 4 and not bottoms:
                     top = _channels_last(top)
                 values[name] = top
-            step.top_edges = [_edge(values[name]) for name in step.tops] if step.needs_backward else [None] * len(step.tops)
+            step.top_edges = [
+                _edge(values[name]) if step.needs_backward and (edges or consumer is None) else None
+                for name, consumer in zip(step.tops, step.consumers, strict=True)
+            ]
         for name, value in values.items():
             if name not in self.net.input_names:
                 blobs[name].tensor = value.detach()

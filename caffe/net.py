@@ -311,10 +311,10 @@ class Net:
             raise Error(self.path, f'no layer "{name}"', do="net.top_names lists the layers") from None
 
     def forward_loss(self) -> torch.Tensor:
-        """One full forward pass; the weighted sum of all losses, as a scalar tensor."""
-        self._executor.forward(0, len(self.layers) - 1)
+        """One full forward pass, to be followed by `backward_params`; the weighted sum of all losses, as a scalar tensor."""
+        self._executor.forward(0, len(self.layers) - 1, edges=False)
         losses = [self.blobs[name].tensor.sum() * weight for name, weight in self.blob_loss_weights.items() if weight]
-        return torch.stack(losses).sum() if losses else torch.zeros(())
+        return sum(losses[1:], losses[0]) if losses else torch.zeros(())
 
     def backward_params(self) -> None:
         """One full backward pass for the parameters only; the fast half of a training step."""

@@ -6,14 +6,28 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from caffe import glog, mode, prototxt, snapshots
+from caffe.blob import Parameter
 from caffe.errors import SolverError
 from caffe.net import Net
 from caffe.proto import caffe_pb2
+
+Tensors = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with equal multipliers, and what the rule remembers of each."""
+
+    lr_mult: float
+    decay_mult: float
+    blobs: list[Parameter]
+    histories: list[Tensors]
 
 
 class Solver:
@@ -46,6 +60,7 @@ class Solver:
         self.test_nets = self._test_nets()
         self._parameters = self.net.learnable_params()
         self.history = [torch.zeros_like(blob.tensor) for _ in range(self.histories) for blob in self._parameters]
+        self._groups = self._grouped()
         glog.info("solver.cpp:57", "Solver scaffolding done.")
 
     # ---- making
@@ -114,6 +129,17 @@ class Solver:
             net.share_with(self.net)
             nets.append(net)
         return nets
+
+    def _grouped(self) -> list[Group]:
+        """Parameters that share their multipliers, so that one operation updates them all."""
+        groups: dict[tuple[float, float], Group] = {}
+        for index, blob in enumerate(self._parameters):
+            key = (blob.lr_mult, blob.decay_mult)
+            group = groups.setdefault(key, Group(*key, [], [[] for _ in range(self.histories)]))
+            group.blobs.append(blob)
+            for part in range(self.histories):
+                group.histories[part].append(self.history[part * len(self._parameters) + index])
+        return list(groups.values())
 
     @staticmethod
     def _net(source, state: caffe_pb2.NetState, given: caffe_pb2.NetState) -> Net:
@@ -233,23 +259,31 @@ class Solver:
             glog.info("sgd_solver.cpp:112", f"Iteration {self.iter}, lr = {rate:g}")
             self._row["learning_rate"] = rate
         p = self.param
-        gradients = [blob.gradient if blob.gradient is not None else torch.zeros_like(blob.tensor) for blob in self._parameters]
+        for blob in self._parameters:
+            if blob.gradient is None:
+                blob.gradient = torch.zeros_like(blob.tensor)
         if p.clip_gradients >= 0:
-            self._clip(gradients)
-        count = len(self._parameters)
-        for index, (blob, gradient) in enumerate(zip(self._parameters, gradients, strict=True)):
-            data = blob.tensor
+            self._clip([blob.gradient for blob in self._parameters])
+        for group in self._groups:
+            data = [blob.tensor for blob in group.blobs]
+            gradients = [blob.gradient for blob in group.blobs]
             if p.iter_size > 1:
-                gradient.mul_(1 / p.iter_size)
-            decay = p.weight_decay * blob.decay_mult
+                torch._foreach_mul_(gradients, 1 / p.iter_size)
+            decay = p.weight_decay * group.decay_mult
             if decay:
-                gradient.add_(data if p.regularization_type == "L2" else data.sign(), alpha=decay)
-            update = self.update(gradient, self.history[index::count], rate * blob.lr_mult)
-            data.sub_(update)
-            blob.show_update(update)
+                penalties = data if p.regularization_type == "L2" else torch._foreach_sign(data)
+                torch._foreach_add_(gradients, penalties, alpha=decay)
+            updates = self.update(gradients, group.histories, rate * group.lr_mult)
+            torch._foreach_sub_(data, updates)
+            for blob, update in zip(group.blobs, updates, strict=True):
+                blob.show_update(update)
 
-    def update(self, gradient: torch.Tensor, history: list[torch.Tensor], rate: float) -> torch.Tensor:
-        """What is subtracted from a parameter; changes `history` in place, and may change `gradient`."""
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
+        """What is subtracted from each parameter of a group.
+
+        gradients  one for each parameter; may be changed
+        histories  `self.histories` lists of one array for each parameter; changed in place
+        """
         raise NotImplementedError
 
     def _clip(self, gradients: list[torch.Tensor]) -> None:

@@ -6,10 +6,12 @@ subtracted from the parameter.
 
 from __future__ import annotations
 
+import torch
+
 from caffe import prototxt
 from caffe.errors import SolverError
 from caffe.proto import caffe_pb2
-from caffe.solver import Solver
+from caffe.solver import Solver, Tensors
 
 
 class SGDSolver(Solver):
@@ -17,8 +19,10 @@ class SGDSolver(Solver):
 
     type = "SGD"
 
-    def update(self, gradient, history, rate):
-        return history[0].mul_(self.param.momentum).add_(gradient, alpha=rate)
+    def update(self, gradients, histories, rate):
+        torch._foreach_mul_(histories[0], self.param.momentum)
+        torch._foreach_add_(histories[0], gradients, alpha=rate)
+        return histories[0]
 
 
 class NesterovSolver(Solver):
@@ -26,11 +30,13 @@ class NesterovSolver(Solver):
 
     type = "Nesterov"
 
-    def update(self, gradient, history, rate):
+    def update(self, gradients, histories, rate):
         momentum = self.param.momentum
-        before = history[0].clone()
-        after = history[0].mul_(momentum).add_(gradient, alpha=rate)
-        return before.mul_(-momentum).add_(after, alpha=1 + momentum)
+        updates = torch._foreach_mul(histories[0], -momentum)
+        torch._foreach_mul_(histories[0], momentum)
+        torch._foreach_add_(histories[0], gradients, alpha=rate)
+        torch._foreach_add_(updates, histories[0], alpha=1 + momentum)
+        return updates
 
 
 class AdaGradSolver(Solver):
@@ -43,9 +49,9 @@ class AdaGradSolver(Solver):
         if self.param.momentum:
             raise SolverError(self.path, f"momentum {self.param.momentum:g} with AdaGrad", "AdaGrad has none", "leave it out")
 
-    def update(self, gradient, history, rate):
-        history[0].addcmul_(gradient, gradient)
-        return gradient.div_(history[0].sqrt().add_(self.param.delta)).mul_(rate)
+    def update(self, gradients, histories, rate):
+        torch._foreach_addcmul_(histories[0], gradients, gradients)
+        return _scaled(gradients, histories[0], self.param.delta, rate)
 
 
 class RMSPropSolver(Solver):
@@ -60,10 +66,9 @@ class RMSPropSolver(Solver):
         if not 0 <= self.param.rms_decay < 1:
             raise SolverError(self.path, f"rms_decay {self.param.rms_decay:g}", "it lies between 0 and 1")
 
-    def update(self, gradient, history, rate):
-        decay = self.param.rms_decay
-        history[0].mul_(decay).addcmul_(gradient, gradient, value=1 - decay)
-        return gradient.div_(history[0].sqrt().add_(self.param.delta)).mul_(rate)
+    def update(self, gradients, histories, rate):
+        _mean_square(histories[0], gradients, self.param.rms_decay)
+        return _scaled(gradients, histories[0], self.param.delta, rate)
 
 
 class AdaDeltaSolver(Solver):
@@ -72,13 +77,17 @@ class AdaDeltaSolver(Solver):
     type = "AdaDelta"
     histories = 2
 
-    def update(self, gradient, history, rate):
+    def update(self, gradients, histories, rate):
         momentum, delta = self.param.momentum, self.param.delta
-        squares, updates = history
-        squares.mul_(momentum).addcmul_(gradient, gradient, value=1 - momentum)
-        update = gradient.mul_(updates.add(delta).div_(squares.add(delta)).sqrt_())
-        updates.mul_(momentum).addcmul_(update, update, value=1 - momentum)
-        return update.mul_(rate)
+        of_gradients, of_updates = histories
+        _mean_square(of_gradients, gradients, momentum)
+        scales = torch._foreach_add(of_updates, delta)
+        torch._foreach_div_(scales, torch._foreach_add(of_gradients, delta))
+        torch._foreach_sqrt_(scales)
+        torch._foreach_mul_(gradients, scales)
+        _mean_square(of_updates, gradients, momentum)
+        torch._foreach_mul_(gradients, rate)
+        return gradients
 
 
 class AdamSolver(Solver):
@@ -90,14 +99,30 @@ class AdamSolver(Solver):
     type = "Adam"
     histories = 2
 
-    def update(self, gradient, history, rate):
-        first, second = history
+    def update(self, gradients, histories, rate):
+        first, second = histories
         momentum, momentum2 = self.param.momentum, self.param.momentum2
-        first.mul_(momentum).add_(gradient, alpha=1 - momentum)
-        second.mul_(momentum2).addcmul_(gradient, gradient, value=1 - momentum2)
+        torch._foreach_mul_(first, momentum)
+        torch._foreach_add_(first, gradients, alpha=1 - momentum)
+        _mean_square(second, gradients, momentum2)
         t = self.iter + 1
         correction = (1 - momentum2**t) ** 0.5 / (1 - momentum**t)
-        return first.div(second.sqrt().add_(self.param.delta)).mul_(rate * correction)
+        return _scaled(torch._foreach_mul(first, 1.0), second, self.param.delta, rate * correction)
+
+
+def _mean_square(means: Tensors, values: Tensors, momentum: float) -> None:
+    """means = momentum · means + (1 - momentum) · values², in place."""
+    torch._foreach_mul_(means, momentum)
+    torch._foreach_addcmul_(means, values, values, value=1 - momentum)
+
+
+def _scaled(values: Tensors, squares: Tensors, delta: float, rate: float) -> Tensors:
+    """rate · values / (√squares + delta), in place."""
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_add_(roots, delta)
+    torch._foreach_div_(values, roots)
+    torch._foreach_mul_(values, rate)
+    return values
 
 
 _TYPES = {solver.type: solver for solver in (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)}

@@ -34,10 +34,10 @@ class _OfLabels(Layer):
         if ignored is not None:
             target = torch.where(target == ignored, -1, target)
         if not labels.is_meta:
-            outside = (target >= classes) | (target < (0 if ignored is None else -1))
-            if outside.any():
+            low, high = (int(end) for end in target.aminmax())
+            if high >= classes or low < (0 if ignored is None else -1):
                 raise self.error(
-                    f"label {int(target[outside][0])}",
+                    f"label {high if high >= classes else low}",
                     f'there are {classes} classes (0 to {classes - 1}) in "{self.param.bottom[0]}"',
                     "Caffe's labels start from 0; the layer that gives the scores needs num_output: number of classes",
                 )
@@ -45,26 +45,29 @@ class _OfLabels(Layer):
 
 
 class _SoftmaxLoss(torch.autograd.Function):
-    """-log p of the targets, summed; p no smaller than FLT_MIN in the loss, and as it is in the gradient, p - target."""
+    """-log p of the targets, summed; p no smaller than FLT_MIN in the loss, and as it is in the gradient, p - target.
+
+    counted  1 for each target that counts and 0 for each that is ignored; None where all count
+    """
 
     @staticmethod
-    def forward(ctx, scores, target, along):
+    def forward(ctx, scores, target, along, counted):
         probability = torch.softmax(scores, along)
-        counted = target >= 0
-        chosen = probability.gather(along, target.clamp_min(0))
-        loss = -(chosen.clamp_min(FLT_MIN).log() * counted).sum()
-        ctx.save_for_backward(probability, target)
+        chosen = probability.gather(along, target if counted is None else target.clamp_min(0)).clamp_min_(FLT_MIN).log_()
+        loss = -(chosen if counted is None else chosen * counted).sum()
+        ctx.save_for_backward(probability, target, counted)
         ctx.along = along
         ctx.mark_non_differentiable(probability)
         return loss, probability
 
     @staticmethod
     def backward(ctx, gradient, _):
-        probability, target = ctx.saved_tensors
-        counted = (target >= 0).to(probability.dtype)
-        result = probability * counted
-        result.scatter_add_(ctx.along, target.clamp_min(0), -counted)
-        return result.mul_(gradient), None, None
+        probability, target, counted = ctx.saved_tensors
+        if counted is None:
+            share = gradient.expand(target.shape)
+            return (probability * gradient).scatter_add_(ctx.along, target, -share), None, None, None
+        share = counted * gradient
+        return (probability * share).scatter_add_(ctx.along, target.clamp_min(0), -share), None, None, None
 
 
 @register("SoftmaxWithLoss")
@@ -90,9 +93,10 @@ class SoftmaxWithLoss(_OfLabels):
 
     def forward(self, scores, labels):
         target = self.targets(scores, labels, self.along, self.ignored)
-        total, probability = _SoftmaxLoss.apply(scores, target, self.along)
-        if self.normalization == LOSS.VALID and self.ignored is not None:
-            loss = total / (target >= 0).sum().clamp_min(1)
+        counted = None if self.ignored is None else (target >= 0).to(scores.dtype)
+        total, probability = _SoftmaxLoss.apply(scores, target, self.along, counted)
+        if self.normalization == LOSS.VALID and counted is not None:
+            loss = total / counted.sum().clamp_min(1)
         else:
             counts = {LOSS.VALID: target.numel(), LOSS.FULL: target.numel(), LOSS.BATCH_SIZE: scores.shape[: self.along].numel()}
             loss = total / max(1, counts.get(self.normalization, 1))
