@@ -34,9 +34,15 @@ class Step:
     propagates: list[bool]
     consumers: list[int | None] = field(default_factory=list)
     """For each top, the layer that reads this version of it and passes a gradient back; None where there is none."""
-    bottom_edges: list[GradientEdge | None] = field(default_factory=list)
-    top_edges: list[GradientEdge | None] = field(default_factory=list)
     segment: int = -1
+
+    def __post_init__(self):
+        self.is_input = isinstance(self.layer, Input)
+        """Whether its tops are the caller's, and stay."""
+        self.makes = [] if self.is_input else [name for name in self.tops if name not in self.bottoms]
+        """Blobs that it is the first to write."""
+        self.top_edges = [None] * len(self.tops)
+        self.bottom_edges = [None] * len(self.bottoms)
 
 
 class Executor:
@@ -82,15 +88,15 @@ class Executor:
         """
         blobs = self.net.blobs
         self._segments += 1
+        steps = self.steps[first : last + 1]
+        for step in steps:
+            for name in step.makes:
+                blobs[name].release()
         values: dict[str, torch.Tensor] = {}
-        for step in self.steps[first : last + 1]:
-            for name in step.tops:
-                if name not in values and name not in step.bottoms and not isinstance(step.layer, Input):
-                    blobs[name].release()
-        for step in self.steps[first : last + 1]:
+        for step in steps:
             step.segment = self._segments
             layer = step.layer
-            if isinstance(layer, Input):
+            if step.is_input:
                 for name in step.tops:
                     values[name] = self._entering(name)
                 step.top_edges = [_edge(values[name]) for name in step.tops]
@@ -100,29 +106,27 @@ class Executor:
                 value = values.get(name)
                 if value is None:
                     value = values[name] = self._entering(name)
-                bottoms.append(value if propagates or not value.requires_grad else value.detach())
+                bottoms.append(value if propagates else value.detach())
             if step.needs_backward and edges:
-                step.bottom_edges = [
-                    _edge(value) if propagates else None for value, propagates in zip(bottoms, step.propagates, strict=True)
-                ]
-            with torch.set_grad_enabled(step.needs_backward):
-                try:
-                    tops = layer.forward(*bottoms)
-                except RuntimeError as error:
-                    raise self._failed(layer, bottoms, error) from error
+                step.bottom_edges = [_edge(value) for value in bottoms]
+            try:
+                tops = layer.forward(*bottoms)
+            except RuntimeError as error:
+                raise self._failed(layer, bottoms, error) from error
             if isinstance(tops, torch.Tensor):
                 tops = (tops,)
             for name, top in zip(step.tops, tops, strict=True):
-                if self.channels_last and top.dim() == 4 and not bottoms:
+                if self.channels_last and not bottoms and top.dim() == 4:
                     top = _channels_last(top)
                 values[name] = top
-            step.top_edges = [
-                _edge(values[name]) if step.needs_backward and (edges or consumer is None) else None
-                for name, consumer in zip(step.tops, step.consumers, strict=True)
-            ]
-        for name, value in values.items():
-            if name not in self.net.input_names:
-                blobs[name].tensor = value.detach()
+            if step.needs_backward:
+                step.top_edges = [
+                    _edge(values[name]) if edges or consumer is None else None
+                    for name, consumer in zip(step.tops, step.consumers, strict=True)
+                ]
+        for step in steps:
+            for name in step.makes:
+                blobs[name].tensor = values[name].detach()
 
     def _entering(self, name: str) -> torch.Tensor:
         """A blob as it stands, as the beginning of a segment."""

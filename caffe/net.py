@@ -313,8 +313,13 @@ class Net:
     def forward_loss(self) -> torch.Tensor:
         """One full forward pass, to be followed by `backward_params`; the weighted sum of all losses, as a scalar tensor."""
         self._executor.forward(0, len(self.layers) - 1, edges=False)
-        losses = [self.blobs[name].tensor.sum() * weight for name, weight in self.blob_loss_weights.items() if weight]
-        return sum(losses[1:], losses[0]) if losses else torch.zeros(())
+        total = None
+        for name, weight in self.blob_loss_weights.items():
+            if weight:
+                value = self.blobs[name].tensor
+                value = value if value.dim() == 0 and weight == 1 else value.sum() * weight
+                total = value if total is None else total + value
+        return torch.zeros(()) if total is None else total
 
     def backward_params(self) -> None:
         """One full backward pass for the parameters only; the fast half of a training step."""

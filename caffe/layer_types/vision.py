@@ -138,6 +138,8 @@ class Pooling(Layer):
     bottoms = (1, 1)
     tops = (1, 2)
     keeps_output = False
+    known_shape: torch.Size | None = None
+    """The bottom's shape that `sizes`, the numbers of windows down and across, were worked out for."""
 
     def setup(self, shape):
         p = self.param.pooling_param
@@ -180,7 +182,10 @@ class Pooling(Layer):
     def forward(self, x):
         p = self.param.pooling_param
         kernel = self.kernel or tuple(x.shape[2:])
-        height, width = (self.outputs(*axis) for axis in zip(x.shape[2:], kernel, self.stride, self.pad, strict=True))
+        if x.shape != self.known_shape:
+            self.known_shape = x.shape
+            self.sizes = tuple(self.outputs(*axis) for axis in zip(x.shape[2:], kernel, self.stride, self.pad, strict=True))
+        height, width = self.sizes
         ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL
         pad, cut = self.pad, False
         if any(2 * pad > kernel for pad, kernel in zip(self.pad, kernel, strict=True)):
