@@ -14,6 +14,7 @@ _HOME = {
     "ParseError": "errors",
     "SolverError": "errors",
     "WeightsError": "errors",
+    "nearest": "errors",
     "NetSpec": "net_spec",
     "layers": "net_spec",
     "params": "net_spec",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class Error(Exception):
     """Base of everything that Roastery raises for bad input.
@@ -49,3 +52,10 @@ class WeightsError(Error):
 
 class SolverError(Error):
     """A solver definition or state that cannot work."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean "ReLU"?` for a name like one or two of the known ones, whatever the case; "" for one like none."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.7)
+    return "did you mean " + " or ".join(f'"{by_lower[match]}"' for match in near) + "?" if near else ""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 
 import torch
 
 from caffe import fillers
 from caffe.blob import Parameter
-from caffe.errors import LayerError
+from caffe.errors import LayerError, nearest
 from caffe.proto import caffe_pb2
 
 _TYPES: dict[str, type[Layer]] = {}
@@ -104,11 +103,6 @@ def create(param: caffe_pb2.LayerParameter, phase: int, where: str, device: torc
     """The layer that `param` asks for; an unknown type is answered with the nearest known ones."""
     types = known_types()
     if param.type not in types:
-        near = difflib.get_close_matches(param.type, types, n=3, cutoff=0.6)
-        hint = (
-            "did you mean " + " or ".join(f'"{name}"' for name in near) + "?"
-            if near
-            else "caffe.layer_type_list() names the known ones"
-        )
+        hint = nearest(param.type, types) or "caffe.layer_type_list() names the known ones"
         raise LayerError(where, f'unknown type "{param.type}"', do=hint)
     return types[param.type](param, phase, where, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
 from caffe import upgrade
-from caffe.errors import FileError, ParseError
+from caffe.errors import FileError, ParseError, nearest
 from caffe.proto import caffe_pb2
 
 
@@ -98,8 +97,7 @@ def _explained(path: str, error: text_format.ParseError) -> ParseError:
     owner, field = unknown.groups()
     descriptor = getattr(caffe_pb2, owner.split(".")[0], None)
     known = [f.name for f in descriptor.DESCRIPTOR.fields] if descriptor is not None else []
-    near = difflib.get_close_matches(field, known, n=2)
-    hint = "did you mean " + " or ".join(f'"{name}"' for name in near) + "?" if near else f"{owner} has {', '.join(known)}"
+    hint = nearest(field, known) or f"{owner} has {', '.join(known)}"
     return ParseError(where, f'{owner} has no field "{field}"', do=hint)
 
 

@@ -1,0 +1,193 @@
+"""Nets as pycaffe shows them: NumPy views, partial passes, weights by name, and what is said of a net that cannot work."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import caffe
+
+NET = """
+name: "small"
+force_backward: true
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 8 dim: 8 } } }
+layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 2 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "ip" type: "InnerProduct" bottom: "conv" top: "ip"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+"""
+
+
+@pytest.fixture
+def net(write):
+    caffe.set_random_seed(3)
+    net = caffe.Net(write("net.prototxt", NET), caffe.TRAIN)
+    net.blobs["data"].data[...] = np.random.default_rng(0).normal(size=(2, 3, 8, 8))
+    net.blobs["label"].data[...] = [1, 4]
+    return net
+
+
+def test_a_view_taken_once_shows_later_results_and_takes_new_input(net):
+    data, scores = net.blobs["data"].data, net.blobs["ip"].data
+    net.forward()
+    first = scores.copy()
+    assert first.any()
+    data[...] *= 2
+    net.forward()
+    assert not np.allclose(scores, first)
+    np.testing.assert_array_equal(scores, net.blobs["ip"].data)
+
+
+def test_a_parameter_edited_in_place_is_used(net):
+    net.forward()
+    net.params["ip"][0].data[...] = 0
+    net.params["ip"][1].data[...] = [0, 0, 0, 0, 9]
+    np.testing.assert_allclose(net.forward(blobs=["ip"])["ip"], [[0, 0, 0, 0, 9]] * 2)
+
+
+def test_a_forward_in_two_parts_is_the_whole(net):
+    whole = net.forward()["loss"].copy()
+    net.forward(end="relu")
+    np.testing.assert_allclose(net.forward(start="ip")["loss"], whole, rtol=1e-6)
+
+
+def test_a_blob_edited_between_two_parts_is_what_the_second_part_reads(net):
+    net.forward(end="relu")
+    net.blobs["conv"].data[...] = 0
+    np.testing.assert_allclose(net.forward(start="ip", blobs=["ip"])["ip"], [net.params["ip"][1].data] * 2)
+
+
+def test_a_backward_in_two_parts_is_the_whole(net):
+    net.forward()
+    whole = net.backward()["data"].copy()
+    weights = net.params["conv"][0].diff.copy()
+    assert whole.any()
+    net.clear_param_diffs()
+    net.backward(end="ip")
+    np.testing.assert_allclose(net.backward(start="relu")["data"], whole, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(net.params["conv"][0].diff, weights, rtol=1e-5, atol=1e-8)
+
+
+def test_gradients_agree_with_differences(net):
+    net.forward()
+    gradient = net.backward()["data"].copy()
+    data = net.blobs["data"].data
+    for index in [(0, 0, 3, 3), (1, 2, 5, 1), (0, 1, 7, 7)]:
+        values = []
+        for step in (1e-2, -1e-2):
+            data[index] += step
+            values.append(float(net.forward()["loss"]))
+            data[index] -= step
+        assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(gradient[index]), rel=0.05, abs=2e-4)
+
+
+def test_parameter_gradients_accumulate_until_cleared(net):
+    net.forward()
+    net.backward()
+    once = net.params["conv"][0].diff.copy()
+    net.backward()
+    np.testing.assert_allclose(net.params["conv"][0].diff, 2 * once, rtol=1e-5, atol=1e-7)
+    net.clear_param_diffs()
+    assert not net.params["conv"][0].diff.any()
+
+
+def test_a_net_takes_another_batch_size(net):
+    net.blobs["data"].reshape(5, 3, 8, 8)
+    net.blobs["label"].reshape(5)
+    net.reshape()
+    assert net.blobs["ip"].shape == (5, 5)
+    assert net.forward(blobs=["ip"])["ip"].shape == (5, 5)
+
+
+def test_weights_come_back_from_both_formats(net, tmp_path, write):
+    saved = {name: [blob.data.copy() for blob in blobs] for name, blobs in net.params.items()}
+    net.save(tmp_path / "a.caffemodel")
+    net.save_hdf5(tmp_path / "a.caffemodel.h5")
+    for name in ("a.caffemodel", "a.caffemodel.h5"):
+        other = caffe.Net(write("other.prototxt", NET), caffe.TEST, weights=str(tmp_path / name))
+        for layer, blobs in saved.items():
+            for blob, values in zip(other.params[layer], blobs, strict=True):
+                np.testing.assert_array_equal(blob.data, values)
+
+
+def test_layers_that_only_one_side_has_are_left_alone(net, tmp_path, write):
+    net.save(tmp_path / "a.caffemodel")
+    renamed = caffe.Net(write("renamed.prototxt", NET.replace('name: "ip"', 'name: "ip_new"')), caffe.TRAIN)
+    before = renamed.params["ip_new"][0].data.copy()
+    report = renamed.copy_from(tmp_path / "a.caffemodel")
+    assert (report.copied, report.ignored, report.untouched) == (["conv"], ["ip"], ["ip_new"])
+    np.testing.assert_array_equal(renamed.params["ip_new"][0].data, before)
+
+
+def test_a_layer_of_another_shape_says_to_rename_it_and_changes_nothing(net, tmp_path, write):
+    net.save(tmp_path / "a.caffemodel")
+    other = caffe.Net(write("other.prototxt", NET.replace("num_output: 5", "num_output: 7")), caffe.TRAIN)
+    before = other.params["conv"][0].data.copy()
+    with pytest.raises(caffe.WeightsError) as error:
+        other.copy_from(tmp_path / "a.caffemodel")
+    assert 'layer "ip"' in error.value.where
+    assert "new name" in error.value.do
+    np.testing.assert_array_equal(other.params["conv"][0].data, before)
+
+
+BROKEN = [
+    (
+        "an unknown type",
+        NET.replace('"ReLU"', '"Relu"'),
+        'net.prototxt:8: layer "relu"',
+        'unknown type "Relu"',
+        'did you mean "ReLU"',
+    ),
+    (
+        "a bottom from nowhere",
+        NET.replace('bottom: "conv" top: "ip"', 'bottom: "fc7" top: "ip"'),
+        ':9: layer "ip"',
+        '"fc7"',
+        '"conv"',
+    ),
+    ("an unknown field", NET.replace("kernel_size", "kernelsize"), "net.prototxt:7", '"kernelsize"', '"kernel_size"'),
+    (
+        "a wrong count of bottoms",
+        NET.replace('bottom: "ip" bottom: "label"', 'bottom: "ip"'),
+        ':11: layer "loss"',
+        "1 bottom",
+        "",
+    ),
+    ("no num_output", NET.replace("num_output: 4", ""), ':6: layer "conv"', "num_output", ""),
+    ("a kernel that does not fit", NET.replace("kernel_size: 3", "kernel_size: 11"), ':6: layer "conv"', "kernel (11, 11)", ""),
+    ("a stride of zero", NET.replace("kernel_size: 3", "kernel_size: 3 stride: 0"), ':6: layer "conv"', "stride 0", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "where", "found", "do"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_what_cannot_work_is_named_with_its_line(write, text, where, found, do):
+    with pytest.raises(caffe.Error) as error:
+        caffe.Net(write("net.prototxt", text), caffe.TRAIN)
+    assert where in error.value.where
+    assert found in error.value.found
+    assert do in error.value.do
+
+
+def test_a_label_out_of_range_names_the_layer_and_the_range(net):
+    net.blobs["label"].data[...] = [1, 5]
+    with pytest.raises(caffe.LayerError) as error:
+        net.forward()
+    assert error.value.found == "label 5"
+    assert "0 to 4" in error.value.expected
+
+
+def test_importing_what_needs_no_pytorch_does_not_load_it():
+    code = "import sys, caffe; caffe.NetSpec; caffe.layers; caffe.proto.caffe_pb2; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_generated_schema_is_that_of_the_proto_file(tmp_path):
+    from tests.conftest import ROOT
+
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}", "caffe/proto/caffe.proto"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert (tmp_path / "caffe/proto/caffe_pb2.py").read_bytes() == (ROOT / "caffe/proto/caffe_pb2.py").read_bytes()

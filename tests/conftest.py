@@ -1,0 +1,26 @@
+"""What tests share: where recordings and real data are, and small files to work on."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("GLOG_minloglevel", "2")
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+SHARED = ROOT.parent / "shared"
+
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the recordings and data of ../shared are not here")
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, text) gives the path of a new file in the test's own folder."""
+
+    def write_file(name: str, text: str) -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write_file
