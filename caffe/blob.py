@@ -268,19 +268,6 @@ class Parameter(Blob):
         self._data, self._diff = Side(self.leaf.detach()), Side(None)
 
 
-def shape_of(proto: caffe_pb2.BlobProto) -> tuple[int, ...]:
-    """The shape of a stored blob; files from before `shape` existed give four legacy axes."""
-    if proto.HasField("shape"):
-        return tuple(proto.shape.dim)
-    return proto.num, proto.channels, proto.height, proto.width
-
-
-def values_of(proto: caffe_pb2.BlobProto, diff: bool = False) -> np.ndarray:
-    """The values of a stored blob (or its gradient), flat, float32."""
-    double = proto.double_diff if diff else proto.double_data
-    return np.array(double if len(double) else (proto.diff if diff else proto.data), dtype=np.float32)
-
-
 def _checked_shape(shape) -> tuple[int, ...]:
     shape = tuple(int(axis) for axis in shape)
     if len(shape) > MAX_AXES:

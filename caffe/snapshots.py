@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from caffe import glog, prototxt
-from caffe.blob import shape_of, values_of
 from caffe.errors import FileError, SolverError
 from caffe.proto import caffe_pb2
+from caffe.stored import shape_of, values_of
 from caffe.weights import write_whole
 
 if TYPE_CHECKING:

@@ -338,6 +338,11 @@ class Solver:
                 glog.info(place, f"    {phase} net output #{number}: {name} = {value:g}{loss}")
                 number += 1
 
+    def close(self) -> None:
+        """Stop the threads that read ahead."""
+        for net in (self.net, *self.test_nets):
+            net.close()
+
     # ---- snapshots
 
     def snapshot(self) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from caffe.blob import shape_of, values_of
 from caffe.errors import Error, FileError
 from caffe.proto import caffe_pb2
+from caffe.stored import shape_of, values_of
 
 
 def read_mean(path: str) -> np.ndarray:

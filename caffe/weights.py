@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from caffe import glog, prototxt
-from caffe.blob import Parameter, shape_of, values_of
+from caffe.blob import Parameter
 from caffe.errors import FileError, WeightsError
 from caffe.proto import caffe_pb2
+from caffe.stored import shape_of, values_of
 
 if TYPE_CHECKING:
     from caffe.net import Net

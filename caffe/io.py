@@ -1,0 +1,55 @@
+"""caffe.io: blobs and datums to arrays and back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caffe.proto import caffe_pb2
+from caffe.stored import shape_of, values_of
+
+
+def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> np.ndarray:
+    """The values of a stored blob (or its gradient) in its shape."""
+    return values_of(blob, return_diff).reshape(shape_of(blob))
+
+
+def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> caffe_pb2.BlobProto:
+    """An array, and its gradient if given, as a stored blob."""
+    blob = caffe_pb2.BlobProto()
+    blob.shape.dim.extend(array.shape)
+    blob.data.extend(array.astype(float).flat)
+    if diff is not None:
+        blob.diff.extend(diff.astype(float).flat)
+    return blob
+
+
+def arraylist_to_blobprotovector_str(arrays: list[np.ndarray]) -> bytes:
+    """A serialised BlobProtoVector of several arrays."""
+    return caffe_pb2.BlobProtoVector(blobs=[array_to_blobproto(array) for array in arrays]).SerializeToString()
+
+
+def blobprotovector_str_to_arraylist(string: bytes) -> list[np.ndarray]:
+    """The arrays of a serialised BlobProtoVector."""
+    return [blobproto_to_array(blob) for blob in caffe_pb2.BlobProtoVector.FromString(string).blobs]
+
+
+def array_to_datum(array: np.ndarray, label: int | None = None) -> caffe_pb2.Datum:
+    """An image, channels × height × width, as a record: uint8 as bytes, anything else as floats."""
+    if array.ndim != 3:
+        raise ValueError(f"an array of shape {array.shape}, but a datum has 3 axes (channels, height, width)")
+    datum = caffe_pb2.Datum(channels=array.shape[0], height=array.shape[1], width=array.shape[2])
+    if array.dtype == np.uint8:
+        datum.data = array.tobytes()
+    else:
+        datum.float_data.extend(array.astype(float).flat)
+    if label is not None:
+        datum.label = label
+    return datum
+
+
+def datum_to_array(datum: caffe_pb2.Datum) -> np.ndarray:
+    """A record that is not encoded as an array, channels × height × width: uint8, or float where it holds floats."""
+    shape = (datum.channels, datum.height, datum.width)
+    if len(datum.data):
+        return np.frombuffer(datum.data, dtype=np.uint8).reshape(shape)
+    return np.array(datum.float_data, dtype=float).reshape(shape)

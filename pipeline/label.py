@@ -1,0 +1,131 @@
+"""Make Caffe's image lists: `path label` lines for training and validation, and the names of the labels.
+
+Labels count from 0 in the sorted order of the class names (numbers sort as numbers). Lists are shuffled by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.command import run
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+
+
+@dataclass(frozen=True)
+class Split:
+    """How images are divided: by their `split` column, or a share of each class, drawn by seed.
+
+    val  share of each class for validation; None takes the column
+    """
+
+    val: float | None
+    seed: int
+
+
+def read_tables(tables: list[Path], images: Path) -> pd.DataFrame:
+    """Path (relative to `images`), label and split of every image that was downloaded and resized.
+
+    tables  download tables, one a shard, whose names without .csv are the shards' folders in `images`
+    """
+    parts = []
+    for table in tables:
+        if not table.exists():
+            raise InputError(table, "no such table", do="run the download first")
+        rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+        rows = rows[rows.error == ""]
+        stems = [Path(path).stem for path in rows.path]
+        rows = rows.assign(path=[f"{table.stem}/{stem}.png" for stem in stems])
+        unlabelled = rows.label == ""
+        if unlabelled.any():
+            raise InputError(table, f"no label for {rows.url[unlabelled].iloc[0]}", do="give every image of the list a label")
+        parts.append(rows[["path", "label", "split"]])
+    listed = pd.concat(parts, ignore_index=True)
+    there = np.array([(images / path).exists() for path in listed.path], bool)
+    missing = sorted(set(listed.label) - set(listed.label[there]), key=class_order)
+    if missing:
+        raise InputError(images, f'class "{missing[0]}" has no images', "every class of the list needs some", _why(tables))
+    return listed[there].reset_index(drop=True)
+
+
+def _why(tables: list[Path]) -> str:
+    folder = tables[0].parent
+    return f"the .csv files in {folder} and the .rejected.csv files beside the resized images say why they are missing"
+
+
+def class_order(name: str) -> tuple:
+    """Key that sorts numbers as numbers and before names."""
+    return (0, int(name), name) if name.isdigit() else (1, 0, name)
+
+
+def assign(listed: pd.DataFrame, split: Split) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """{"train": (path, number), "val": (path, number)} in shuffled order, and the class names by number."""
+    names = sorted(listed.label.unique(), key=class_order)
+    number = {name: index for index, name in enumerate(names)}
+    listed = listed.assign(number=listed.label.map(number)).sort_values("path", ignore_index=True)
+    rng = np.random.default_rng(split.seed)
+    if split.val is None:
+        unknown = ~listed.split.isin(["train", "val"])
+        if unknown.any():
+            first = listed[unknown].iloc[0]
+            raise InputError(
+                first.path, "no split", "split.by is column", "fill the list's split column, or use split.by: fraction"
+            )
+    else:
+        listed["split"] = "train"
+        for _, group in listed.groupby("number"):
+            count = min(round(split.val * len(group)), len(group) - 1)
+            listed.loc[rng.permutation(group.index)[:count], "split"] = "val"
+    lists = {}
+    for part in ("train", "val"):
+        chosen = listed[listed.split == part]
+        lists[part] = chosen.iloc[rng.permutation(len(chosen))][["path", "number"]]
+    without = [name for name in names if number[name] not in set(lists["train"].number)]
+    if without:
+        raise InputError(
+            "split",
+            f'class "{without[0]}" has no training images',
+            "every class needs some",
+            "check the split column, or the images",
+        )
+    if lists["val"].empty:
+        raise InputError(
+            "split", "no validation images", "training is judged by some", "check the split column, or raise split.val"
+        )
+    return lists, names
+
+
+def write_lists(tables: list[Path], images: Path, folder: Path, split: Split) -> dict[str, int]:
+    """Write train.txt, val.txt, labels.txt and synset_words.txt to `folder`, whole; return the number of images of each list.
+
+    labels.txt has a class name a line, by number; synset_words.txt has `nNUMBER name`, as ImageNet's has.
+    """
+    lists, names = assign(read_tables(tables, images), split)
+    with written_whole(folder) as part:
+        part.mkdir()
+        for name, rows in lists.items():
+            (part / f"{name}.txt").write_text("".join(f"{path} {number}\n" for path, number in rows.itertuples(index=False)))
+        (part / "labels.txt").write_text("".join(f"{name}\n" for name in names))
+        (part / "synset_words.txt").write_text("".join(f"n{number:08d} {name}\n" for number, name in enumerate(names)))
+    return {name: len(rows) for name, rows in lists.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", type=Path, nargs="+", help="download tables, one a shard")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the resized shards")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the lists; replaced if it exists")
+    parser.add_argument("--val", type=float, help="share of each class for validation; without it, the split column decides")
+    parser.add_argument("--seed", type=int, default=1)
+    a = parser.parse_args(argv)
+    counts = write_lists(a.tables, a.images, a.output, Split(a.val, a.seed))
+    print(f"{a.output}: {counts['train']} training and {counts['val']} validation images")
+
+
+if __name__ == "__main__":
+    run(main)

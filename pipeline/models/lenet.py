@@ -1,0 +1,28 @@
+"""LeNet as Caffe's MNIST example has it (after LeCun et al. 1998), for small gray images such as 28×28 digits."""
+
+from __future__ import annotations
+
+from caffe import layers as L
+from caffe import params as P
+
+LAST = "ip2"
+
+
+def _learned(lr_mult: float = 1.0) -> dict:
+    return {
+        "param": [{"lr_mult": lr_mult}, {"lr_mult": 2 * lr_mult}],
+        "weight_filler": {"type": "xavier"},
+        "bias_filler": {"type": "constant"},
+    }
+
+
+def body(n, last):
+    """Two convolutions with pooling, a hidden layer of 500, the classifier."""
+    n.conv1 = L.Convolution(n.data, num_output=20, kernel_size=5, stride=1, **_learned())
+    n.pool1 = L.Pooling(n.conv1, pool=P.Pooling.MAX, kernel_size=2, stride=2)
+    n.conv2 = L.Convolution(n.pool1, num_output=50, kernel_size=5, stride=1, **_learned())
+    n.pool2 = L.Pooling(n.conv2, pool=P.Pooling.MAX, kernel_size=2, stride=2)
+    n.ip1 = L.InnerProduct(n.pool2, num_output=500, **_learned())
+    n.relu1 = L.ReLU(n.ip1, in_place=True)
+    n[last.name] = L.InnerProduct(n.relu1, num_output=last.outputs, **_learned(last.lr_mult))
+    return n[last.name]

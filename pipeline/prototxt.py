@@ -1,0 +1,218 @@
+"""Write an experiment's train, test, deploy and solver prototxt from a template and a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import caffe
+from caffe import layers as L
+from caffe import params as P
+from caffe.proto import caffe_pb2
+from pipeline.command import run
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+from pipeline.models import TEMPLATES, Last, Template
+
+TEST_BATCH = 256
+"""Most images in a test batch; the batch is the largest divisor of the validation set's size up to this."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a net needs to know of its data: where the two LMDBs and the mean are, and what the manifests say of them."""
+
+    train: Path
+    val: Path
+    mean: Path
+    shape: tuple[int, int, int]
+    classes: int
+    train_images: int
+    val_images: int
+
+    @classmethod
+    def read(cls, train: Path, val: Path, mean: Path) -> Dataset:
+        """From the databases and the manifests beside them (`train.manifest.json`)."""
+        manifests = []
+        for database in (train, val):
+            path = database.with_name(f"{database.name}.manifest.json")
+            if not path.exists():
+                raise InputError(path, "no such manifest", do="build the database first")
+            manifests.append(json.loads(path.read_text()))
+        first, second = manifests
+        if first["shape"] != second["shape"]:
+            raise InputError(val, f"images of shape {second['shape']}", f"the training images have {first['shape']}")
+        return cls(train, val, mean, tuple(first["shape"]), first["classes"], first["images"], second["images"])
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained: a template, the classifier's name and learning rate, and fields of the solver that are not the default."""
+
+    name: str
+    model: str
+    last: str
+    last_lr_mult: float
+    batch_size: int
+    gpu: bool
+    solver: dict
+
+
+def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[str, caffe_pb2.NetParameter]:
+    """{"train", "test", "deploy"}: the three nets."""
+    last = Last(experiment.last, dataset.classes, experiment.last_lr_mult)
+    return {
+        "train": _net(template, last, experiment.model, _data(template, dataset, "TRAIN", experiment.batch_size)),
+        "test": _net(template, last, experiment.model, _data(template, dataset, "TEST", test_batch(dataset.val_images))),
+        "deploy": _net(template, last, experiment.model, None, dataset),
+    }
+
+
+def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> dict:
+    """The Data layer of one phase, as keyword arguments."""
+    transform: dict = {}
+    if template.scale != 1:
+        transform["scale"] = template.scale
+    if template.crop_size:
+        transform["crop_size"] = template.crop_size
+    if template.mirror and phase == "TRAIN":
+        transform["mirror"] = True
+    if template.mean:
+        transform["mean_file"] = str(dataset.mean)
+    source = dataset.train if phase == "TRAIN" else dataset.val
+    return {
+        "include": {"phase": getattr(caffe, phase)},
+        "transform_param": transform,
+        "data_param": {"source": str(source), "batch_size": batch_size, "backend": P.Data.LMDB},
+    }
+
+
+def _net(template: Template, last: Last, name: str, data: dict | None, dataset: Dataset | None = None) -> caffe_pb2.NetParameter:
+    n = caffe.NetSpec()
+    if data is None:
+        side = template.crop_size
+        channels, height, width = dataset.shape
+        n.data = L.Input(shape={"dim": [1, channels, side or height, side or width]})
+        n.prob = L.Softmax(template.body(n, last))
+    else:
+        n.data, n.label = L.Data(ntop=2, **data)
+        scores = template.body(n, last)
+        if data["include"]["phase"] == caffe.TEST:
+            n.accuracy = L.Accuracy(scores, n.label)
+        n.loss = L.SoftmaxWithLoss(scores, n.label)
+    net = n.to_proto()
+    net.name = name
+    return net
+
+
+def test_batch(images: int) -> int:
+    """Images in a test batch, so that test_iter whole batches are the validation set, each image once."""
+    return max(size for size in range(1, min(images, TEST_BATCH) + 1) if images % size == 0)
+
+
+def solver(dataset: Dataset, experiment: Experiment, folder: Path) -> tuple[caffe_pb2.SolverParameter, dict[str, str]]:
+    """The solver, and {field: why it has this value} for what was worked out from the dataset."""
+    batch = test_batch(dataset.val_images)
+    epoch = max(1, dataset.train_images // experiment.batch_size)
+    values = {
+        "train_net": str(folder / "train.prototxt"),
+        "test_net": [str(folder / "test.prototxt")],
+        "test_iter": [dataset.val_images // batch],
+        "test_interval": epoch,
+        "base_lr": 0.01,
+        "lr_policy": "fixed",
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "display": max(1, epoch // 4),
+        "max_iter": 20 * epoch,
+        "snapshot_prefix": str(folder.parent / "train" / "snapshots" / experiment.name),
+        "random_seed": 1,
+        "solver_mode": "GPU" if experiment.gpu else "CPU",
+    }
+    reasons = {
+        "test_iter": f"{dataset.val_images} validation images in batches of {batch}, each image once",
+        "test_interval": f"an epoch: {dataset.train_images} training images in batches of {experiment.batch_size}",
+        "display": "four times an epoch",
+        "max_iter": "20 epochs",
+    }
+    values.update(experiment.solver)
+    param = caffe_pb2.SolverParameter()
+    enums = {field.name: field.enum_type for field in param.DESCRIPTOR.fields if field.enum_type}
+    for field, value in values.items():
+        known = param.DESCRIPTOR.fields_by_name
+        if field not in known:
+            hint = caffe.nearest(field, known)
+            raise InputError(
+                f"experiments.{experiment.name}.solver", f'"{field}"', "a field of Caffe's SolverParameter is wanted", hint
+            )
+        try:
+            if isinstance(value, list):
+                getattr(param, field).extend(value)
+            else:
+                setattr(param, field, enums[field].values_by_name[value].number if field in enums else value)
+        except (TypeError, ValueError, KeyError) as error:
+            raise InputError(f"experiments.{experiment.name}.solver.{field}", f"{value!r} ({error})") from None
+    return param, {field: reason for field, reason in reasons.items() if field not in experiment.solver}
+
+
+def write(dataset: Dataset, experiment: Experiment, folder: Path) -> None:
+    """Write the four files to `folder`, whole."""
+    if experiment.model not in TEMPLATES:
+        hint = caffe.nearest(experiment.model, TEMPLATES)
+        raise InputError(
+            f"experiments.{experiment.name}.model", f'"{experiment.model}"', f"there are {', '.join(TEMPLATES)}", hint
+        )
+    template = TEMPLATES[experiment.model]
+    if template.crop_size > min(dataset.shape[1:]):
+        raise InputError(
+            f"experiments.{experiment.name}",
+            f"{experiment.model} crops {template.crop_size}×{template.crop_size}",
+            f"the images are {dataset.shape[1]}×{dataset.shape[2]}",
+            "give the dataset a larger size",
+        )
+    param, reasons = solver(dataset, experiment, folder)
+    with written_whole(folder) as part:
+        part.mkdir()
+        for name, net in nets(template, dataset, experiment).items():
+            caffe.write_prototxt(part / f"{name}.prototxt", net)
+        path = part / "solver.prototxt"
+        caffe.write_prototxt(path, param)
+        lines = []
+        for line in path.read_text().splitlines():
+            reason = reasons.get(line.split(":")[0])
+            lines += [f"# {reason}", line] if reason else [line]
+        path.write_text("\n".join(lines) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the four files go; replaced if it exists")
+    parser.add_argument("--name", required=True, help="the experiment")
+    parser.add_argument("--model", required=True, help=f"one of {', '.join(TEMPLATES)}")
+    parser.add_argument("--train", type=Path, required=True, help="training LMDB")
+    parser.add_argument("--val", type=Path, required=True, help="validation LMDB")
+    parser.add_argument("--mean", type=Path, required=True, help="mean.binaryproto")
+    parser.add_argument("--last", default="", help="name of the last layer; by default the template's")
+    parser.add_argument("--last-lr-mult", type=float, default=1.0, help="multiplies the last layer's learning rates")
+    parser.add_argument("--batch-size", type=int, default=0, help="images in a training batch; by default the template's")
+    parser.add_argument("--solver", type=json.loads, default={}, help="solver fields as JSON")
+    parser.add_argument("--gpu", action="store_true", help="train on a GPU")
+    a = parser.parse_args(argv)
+    template = TEMPLATES.get(a.model)
+    experiment = Experiment(
+        name=a.name,
+        model=a.model,
+        last=a.last or (template.last if template else ""),
+        last_lr_mult=a.last_lr_mult,
+        batch_size=a.batch_size or (template.batch_size if template else 0),
+        gpu=a.gpu,
+        solver=a.solver,
+    )
+    write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder)
+    print(f"{a.folder}: {a.model} for {experiment.last}")
+
+
+if __name__ == "__main__":
+    run(main)
