@@ -1,0 +1,30 @@
+configfile: "config/config.yaml"
+
+
+resource_scopes:
+    gpu="local",
+
+
+container: "docker://python:3.11-slim"
+
+
+include: "rules/common.smk"
+include: "rules/download.smk"
+include: "rules/resize.smk"
+include: "rules/label.smk"
+include: "rules/lmdb.smk"
+include: "rules/mean.smk"
+include: "rules/prototxt.smk"
+include: "rules/train.smk"
+include: "rules/features.smk"
+include: "rules/report.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        results,

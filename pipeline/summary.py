@@ -1,0 +1,33 @@
+"""Print what a run gave: a line for each experiment, and where to look."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.command import run
+from pipeline.errors import InputError
+
+
+def summary(results: Path) -> str:
+    """The comparison table as text."""
+    path = results / "report" / "comparison.csv"
+    if not path.exists():
+        raise InputError(path, "no such table", do="run snakemake first")
+    table = pd.read_csv(path)
+    lines = [f"{'experiment':14} {'dataset':16} {'validation images':>17}  accuracy"]
+    lines += [f"{row.experiment:14} {row.dataset:16} {row.images:17d}  {row.accuracy:7.1%}" for row in table.itertuples()]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    a = parser.parse_args(argv)
+    print(summary(a.results))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,115 @@
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import caffe
+from snakemake.exceptions import WorkflowError
+
+from pipeline import configuration
+from pipeline.models import TEMPLATES
+
+try:
+    config.update(configuration.checked(config, str((workflow.configfiles or ["config"])[-1])))
+except caffe.Error as error:
+    raise WorkflowError(str(error)) from None
+
+GPUS = int(config["compute"] == "gpu")
+GPU_FLAG = "--gpu" if GPUS else ""
+
+
+wildcard_constraints:
+    dataset="[A-Za-z0-9_-]+",
+    experiment="[A-Za-z0-9_-]+",
+    shard=r"\d+",
+    part="train|val",
+
+
+def source(module):
+    """Digest of a step's module: an edit of the step is seen, a touch is not."""
+    return hashlib.sha256(Path(importlib.util.find_spec(module).origin).read_bytes()).hexdigest()[
+        :16
+    ]
+
+
+def dataset_of(wildcards):
+    """The name of an experiment's dataset."""
+    return config["experiments"][wildcards.experiment]["dataset"]
+
+
+def of_dataset(path):
+    """Input function: `path` in the folder of the experiment's dataset."""
+    return lambda wildcards: f"results/datasets/{dataset_of(wildcards)}/{path}"
+
+
+def of_shards(path):
+    """Input function: `path`, with {shard}, for every shard of the dataset, once it is known how many there are."""
+
+    def paths(wildcards):
+        folder = Path(checkpoints.shards.get(dataset=wildcards.dataset).output[0])
+        shards = sorted(file.stem for file in folder.glob("*.csv"))
+        return expand(f"results/datasets/{wildcards.dataset}/{path}", shard=shards)
+
+    return paths
+
+
+def val_flag(wildcards):
+    """How the label step divides images: a share of each class, or by the list's column."""
+    split = config["datasets"][wildcards.dataset]["split"]
+    return "" if split["by"] == "column" else f"--val {split.get('val', 0.2)}"
+
+
+def file_flag(wildcards):
+    """Whether the download takes file:// URLs."""
+    return "--allow-file" if config["datasets"][wildcards.dataset]["source"]["allow_file"] else ""
+
+
+def list_of(wildcards):
+    """Input function: a dataset's source list; lists of the embedded example come with their folder."""
+    path = config["datasets"][wildcards.dataset]["source"]["list"]
+    return rules.digits.output.folder if path.startswith("results/example/digits/") else path
+
+
+def model_source(wildcards):
+    """Digest of the module of an experiment's template."""
+    return source(f"pipeline.models.{config['experiments'][wildcards.experiment]['model']}")
+
+
+def weights_flag(wildcards, input):
+    """The weights to start from, as the train step takes them."""
+    return f"--weights {input.weights}" if input.weights else ""
+
+
+def weights_of(wildcards):
+    """Input function: the weights that an experiment starts from; none when it starts from scratch."""
+    weights = config["experiments"][wildcards.experiment]["weights"]
+    if "experiment" in weights:
+        return f"results/experiments/{weights['experiment']}/train/final.caffemodel"
+    return weights.get("file", [])
+
+
+def last_name(wildcards):
+    """The last layer's name: the template's, or with the dataset's name behind it where it is renamed."""
+    experiment = config["experiments"][wildcards.experiment]
+    last = TEMPLATES[experiment["model"]].last
+    return f"{last}_{experiment['dataset']}" if experiment["rename_last"] else last
+
+
+def solver_fields(wildcards):
+    """The solver fields that the config gives, as JSON."""
+    return json.dumps(config["experiments"][wildcards.experiment]["solver"], sort_keys=True)
+
+
+def results(wildcards):
+    """Everything that `snakemake` makes when it is not told what."""
+    experiments = config["experiments"]
+    paths = ["results/report/comparison.csv", "results/report/comparison.png"]
+    for name, experiment in experiments.items():
+        paths += expand(
+            "results/experiments/{name}/report/{plot}.{kind}",
+            name=name,
+            plot=["curves", "confusion"],
+            kind=["png", "svg"],
+        )
+        paths += [f"results/experiments/{name}/features"] if experiment["features"] else []
+    return paths

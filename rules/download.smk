@@ -1,0 +1,54 @@
+rule digits:
+    output:
+        folder=directory("results/example/digits"),
+    log:
+        "logs/example/digits.log",
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        code=source("pipeline.digits"),
+    shell:
+        "python -m pipeline.digits {output.folder} > {log} 2>&1"
+
+
+checkpoint shards:
+    input:
+        list=list_of,
+    output:
+        folder=directory("results/datasets/{dataset}/list"),
+    log:
+        "logs/datasets/{dataset}/shards.log",
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        path=lookup(dpath="datasets/{dataset}/source/list", within=config),
+        size=lookup(dpath="datasets/{dataset}/shard_size", within=config),
+        code=source("pipeline.shards"),
+    shell:
+        "python -m pipeline.shards {params.path} {output.folder} --size {params.size} > {log} 2>&1"
+
+
+rule download:
+    input:
+        list="results/datasets/{dataset}/list",
+    output:
+        images=directory("results/datasets/{dataset}/download/{shard}"),
+        table="results/datasets/{dataset}/download/{shard}.csv",
+    log:
+        "logs/datasets/{dataset}/download/{shard}.log",
+    resources:
+        mem_mb=1000,
+        runtime=120,
+    params:
+        file=file_flag,
+        min_yield=lookup(dpath="datasets/{dataset}/source/min_yield", within=config),
+        concurrency=lookup(dpath="datasets/{dataset}/source/concurrency", within=config),
+        timeout=lookup(dpath="datasets/{dataset}/source/timeout", within=config),
+        retries=lookup(dpath="datasets/{dataset}/source/retries", within=config),
+        code=source("pipeline.download"),
+    shell:
+        "python -m pipeline.download {input.list}/{wildcards.shard}.csv {output.images} --table {output.table} {params.file}"
+        " --min-yield {params.min_yield} --concurrency {params.concurrency} --timeout {params.timeout}"
+        " --retries {params.retries} > {log} 2>&1"

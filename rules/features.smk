@@ -1,0 +1,58 @@
+rule features:
+    input:
+        net="results/experiments/{experiment}/prototxt/test.prototxt",
+        weights="results/experiments/{experiment}/train/final.caffemodel",
+        list=of_dataset("lists/val.txt"),
+        database=of_dataset("lmdb/val"),
+    output:
+        folder=directory("results/experiments/{experiment}/features"),
+    log:
+        "logs/experiments/{experiment}/features.log",
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+        runtime=120,
+        gpu=GPUS,
+    params:
+        blobs=lookup(dpath="experiments/{experiment}/features", within=config),
+        gpu=GPU_FLAG,
+        code=source("pipeline.features"),
+    shell:
+        "OMP_NUM_THREADS={threads} python -m pipeline.features {input.net} {input.weights} {output.folder}"
+        " --blobs {params.blobs} --list {input.list} {params.gpu} > {log} 2>&1"
+
+
+rule evaluate:
+    input:
+        net="results/experiments/{experiment}/prototxt/test.prototxt",
+        weights="results/experiments/{experiment}/train/final.caffemodel",
+        list=of_dataset("lists/val.txt"),
+        labels=of_dataset("lists/labels.txt"),
+        database=of_dataset("lmdb/val"),
+    output:
+        summary="results/experiments/{experiment}/evaluate/summary.json",
+        per_class=report(
+            "results/experiments/{experiment}/evaluate/per_class.csv",
+            caption="../report/per_class.rst",
+            category="{experiment}",
+        ),
+        confusion="results/experiments/{experiment}/evaluate/confusion.csv",
+        predictions=report(
+            "results/experiments/{experiment}/evaluate/predictions.csv",
+            caption="../report/predictions.rst",
+            category="{experiment}",
+        ),
+    log:
+        "logs/experiments/{experiment}/evaluate.log",
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+        runtime=120,
+        gpu=GPUS,
+    params:
+        folder="results/experiments/{experiment}/evaluate",
+        gpu=GPU_FLAG,
+        code=source("pipeline.evaluate"),
+    shell:
+        "OMP_NUM_THREADS={threads} python -m pipeline.evaluate {input.net} {input.weights} {params.folder}"
+        " --list {input.list} --labels {input.labels} {params.gpu} > {log} 2>&1"

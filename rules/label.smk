@@ -1,0 +1,22 @@
+rule label:
+    input:
+        tables=of_shards("download/{shard}.csv"),
+        images=of_shards("resize/{shard}"),
+    output:
+        lists=expand("results/datasets/{{dataset}}/lists/{part}.txt", part=["train", "val"]),
+        labels="results/datasets/{dataset}/lists/labels.txt",
+        synsets="results/datasets/{dataset}/lists/synset_words.txt",
+    log:
+        "logs/datasets/{dataset}/label.log",
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        resized="results/datasets/{dataset}/resize",
+        folder="results/datasets/{dataset}/lists",
+        val=val_flag,
+        seed=lookup(dpath="datasets/{dataset}/seed", within=config),
+        code=source("pipeline.label"),
+    shell:
+        "python -m pipeline.label {input.tables} --images {params.resized} --output {params.folder} {params.val}"
+        " --seed {params.seed} > {log} 2>&1"

@@ -1,0 +1,20 @@
+rule lmdb:
+    input:
+        list="results/datasets/{dataset}/lists/{part}.txt",
+        labels="results/datasets/{dataset}/lists/labels.txt",
+        images=of_shards("resize/{shard}"),
+    output:
+        database=directory("results/datasets/{dataset}/lmdb/{part}"),
+        manifest="results/datasets/{dataset}/lmdb/{part}.manifest.json",
+    log:
+        "logs/datasets/{dataset}/lmdb/{part}.log",
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        root="results/datasets/{dataset}/resize",
+        color=lookup(dpath="datasets/{dataset}/color", within=config),
+        code=source("pipeline.database"),
+    shell:
+        "python -m pipeline.database {input.list} {params.root} {output.database} --labels {input.labels}"
+        " --manifest {output.manifest} --color {params.color} > {log} 2>&1"

@@ -1,0 +1,16 @@
+rule mean:
+    input:
+        database="results/datasets/{dataset}/lmdb/train",
+        manifest="results/datasets/{dataset}/lmdb/train.manifest.json",
+    output:
+        mean="results/datasets/{dataset}/mean.binaryproto",
+        values="results/datasets/{dataset}/mean.json",
+    log:
+        "logs/datasets/{dataset}/mean.log",
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        code=source("pipeline.mean"),
+    shell:
+        "python -m pipeline.mean {input.database} {output.mean} --values {output.values} > {log} 2>&1"

@@ -1,0 +1,33 @@
+rule prototxt:
+    input:
+        train=of_dataset("lmdb/train.manifest.json"),
+        val=of_dataset("lmdb/val.manifest.json"),
+        mean=of_dataset("mean.binaryproto"),
+    output:
+        nets=expand(
+            "results/experiments/{{experiment}}/prototxt/{net}.prototxt",
+            net=["train", "test", "deploy"],
+        ),
+        solver="results/experiments/{experiment}/prototxt/solver.prototxt",
+    log:
+        "logs/experiments/{experiment}/prototxt.log",
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        folder="results/experiments/{experiment}/prototxt",
+        train=of_dataset("lmdb/train"),
+        val=of_dataset("lmdb/val"),
+        model=lookup(dpath="experiments/{experiment}/model", within=config),
+        last=last_name,
+        last_lr_mult=lookup(dpath="experiments/{experiment}/last_lr_mult", within=config),
+        batch_size=lookup(dpath="experiments/{experiment}/batch_size", within=config),
+        solver=solver_fields,
+        gpu=GPU_FLAG,
+        code=source("pipeline.prototxt"),
+        model_code=model_source,
+    shell:
+        "python -m pipeline.prototxt {params.folder} --name {wildcards.experiment} --model {params.model}"
+        " --train {params.train} --val {params.val} --mean {input.mean} --last {params.last}"
+        " --last-lr-mult {params.last_lr_mult} --batch-size {params.batch_size} --solver {params.solver:q}"
+        " {params.gpu} > {log} 2>&1"

@@ -1,0 +1,62 @@
+rule plots:
+    input:
+        metrics="results/experiments/{experiment}/train/metrics.csv",
+        confusion="results/experiments/{experiment}/evaluate/confusion.csv",
+    output:
+        curves=report(
+            "results/experiments/{experiment}/report/curves.png",
+            caption="../report/curves.rst",
+            category="{experiment}",
+        ),
+        confusion=report(
+            "results/experiments/{experiment}/report/confusion.png",
+            caption="../report/confusion.rst",
+            category="{experiment}",
+        ),
+        vector=expand(
+            "results/experiments/{{experiment}}/report/{plot}.svg", plot=["curves", "confusion"]
+        ),
+    log:
+        "logs/experiments/{experiment}/plots.log",
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        folder="results/experiments/{experiment}/report",
+        code=source("pipeline.plots"),
+    shell:
+        "python -m pipeline.plots experiment {params.folder} --metrics {input.metrics} --confusion {input.confusion}"
+        " > {log} 2>&1"
+
+
+rule comparison:
+    input:
+        metrics=expand("results/experiments/{name}/train/metrics.csv", name=config["experiments"]),
+        summaries=expand(
+            "results/experiments/{name}/evaluate/summary.json", name=config["experiments"]
+        ),
+    output:
+        table=report(
+            "results/report/comparison.csv",
+            caption="../report/comparison.rst",
+            category="Comparison",
+        ),
+        plot=report(
+            "results/report/comparison.png",
+            caption="../report/comparison_plot.rst",
+            category="Comparison",
+        ),
+        vector="results/report/comparison.svg",
+    log:
+        "logs/report/comparison.log",
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        folder="results/report",
+        names=list(config["experiments"]),
+        datasets=[experiment["dataset"] for experiment in config["experiments"].values()],
+        code=source("pipeline.plots"),
+    shell:
+        "python -m pipeline.plots comparison {params.folder} --names {params.names} --datasets {params.datasets}"
+        " --metrics {input.metrics} --summaries {input.summaries} > {log} 2>&1"
