@@ -3,9 +3,9 @@
     python benchmarks/train_step.py [lenet] [cifar10_quick] --rounds 40
 
 Each net trains on DummyData: a Gaussian batch drawn anew for every iteration, by both sides. Iterations alternate between the
-two, so that the machine's drift meets both; the learning rate is next to nothing, so that neither side runs into denormal numbers;
-by hand, the faster of PyTorch's two memory layouts counts. Prints median
-milliseconds and the ratio of the medians; below 1, `caffe` is faster.
+two, so that the machine's drift meets both; the learning rate is next to nothing, so that neither side runs into denormal
+numbers. By hand, the faster of PyTorch's two memory layouts counts. Prints median milliseconds and the ratio of the medians;
+below 1, `caffe` is faster.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 
 os.environ.setdefault("GLOG_minloglevel", "2")
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
+import torch
+from torch import nn
+from torch.nn import functional
 
-import caffe  # noqa: E402
-from caffe import layers as L  # noqa: E402
-from caffe import params as P  # noqa: E402
+import caffe
+from caffe import layers as L
+from caffe import params as P
 
 SOLVER = """net: "{net}"
 base_lr: 1e-9 lr_policy: "fixed" momentum: 0.9 weight_decay: 0.0005 max_iter: 1000000 solver_mode: CPU random_seed: 1

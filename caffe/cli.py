@@ -1,4 +1,4 @@
-"""The command `caffe`: `caffe train --solver solver.prototxt [--weights a.caffemodel,b.caffemodel] [--snapshot x.solverstate]`."""
+"""The command `caffe`: `caffe train --solver solver.prototxt [--weights a.caffemodel] [--snapshot x.solverstate]`."""
 
 from __future__ import annotations
 

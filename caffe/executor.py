@@ -212,8 +212,8 @@ def _prefers_channels_last(layers) -> bool:
 
 
 def _channels_last(value: torch.Tensor) -> torch.Tensor:
-    """The same values, channels-last; with one channel both layouts are the same bytes, and only the strides say which is meant."""
-    batch, channels, height, width = value.shape
+    """The same values, channels-last; with one channel both layouts are the same bytes, and the strides say which is meant."""
+    _, channels, height, width = value.shape
     if channels == 1:
         return value.contiguous().as_strided(value.shape, (height * width, 1, width, 1))
     return value.contiguous(memory_format=torch.channels_last)

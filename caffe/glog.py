@@ -1,7 +1,7 @@
 """The log in glog's form, line for line as BVLC Caffe writes it, so that existing parsers read it.
 
-`I20261120 20:07:21.867396 19256 net.cpp:86] Creating Layer conv1`: severity, date, time, process, the place in BVLC Caffe's source
-that says the same thing, message. Lines go to standard error, and to a file where one is asked for.
+`I20261120 20:07:21.867396 19256 net.cpp:86] Creating Layer conv1`: severity, date, time, process, the place in BVLC Caffe's
+source that says the same thing, message. Lines go to standard error, and to a file where one is asked for.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def error(place: str, message: str) -> None:
 def _write(severity: int, place: str, message: str) -> None:
     level = _state["level"]
     if level is None:
-        level = int(os.environ.get("GLOG_minloglevel", "0") or 0)
+        level = int(os.environ.get("GLOG_minloglevel", "0") or 0)  # noqa: SIM112 - glog spells it so
     if severity < level:
         return
     now = time.time()

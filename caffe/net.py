@@ -210,12 +210,13 @@ class Net:
                     "share_mode: PERMISSIVE allows another shape of the same count",
                 )
             for field in ("lr_mult", "decay_mult"):
-                if spec.HasField(field) and getattr(spec, field) != getattr(owner, field):
+                mine, owned = getattr(spec, field), getattr(owner, field)
+                if spec.HasField(field) and mine != owned:
                     raise layer.error(
-                        f'parameter "{spec.name}" has {field} {getattr(spec, field):g} here and {getattr(owner, field):g} in layer "{owner.layer_name}"',
+                        f'parameter "{spec.name}" has {field} {mine:g} here and {owned:g} in layer "{owner.layer_name}"',
                         "shared parameters have one",
                     )
-                setattr(blob, field, getattr(owner, field))
+                setattr(blob, field, owned)
             blob.share(owner)
         blob.layer_name, blob.layer_index = layer.param.name, index
         return blob.lr_mult != 0

@@ -32,7 +32,8 @@ def meets(state: caffe_pb2.NetState, rule: caffe_pb2.NetStateRule, layer: str) -
     """Whether a net's state meets a rule; the reason why not is logged as Caffe logs it."""
     reason = None
     if rule.HasField("phase") and rule.phase != state.phase:
-        reason = f"296] The NetState phase ({_PHASES[state.phase]}) differed from the phase ({_PHASES[rule.phase]}) specified by a rule in"
+        phases = _PHASES[state.phase], _PHASES[rule.phase]
+        reason = "296] The NetState phase ({}) differed from the phase ({}) specified by a rule in".format(*phases)
     elif rule.HasField("min_level") and state.level < rule.min_level:
         reason = f"304] The NetState level ({state.level}) is above the min_level ({rule.min_level}) specified by a rule in"
     elif rule.HasField("max_level") and state.level > rule.max_level:
