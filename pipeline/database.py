@@ -10,10 +10,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import lmdb
 import numpy as np
 from tqdm import tqdm
@@ -22,9 +25,21 @@ from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.images import read_image
 
 BATCH = 1000
 """Records put in one transaction."""
+MAP_SIZE = 1 << 28
+"""Bytes that a database may have at first."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build: the number of classes, BGR or gray, images decoded at once."""
+
+    classes: int
+    color: bool = True
+    threads: int = 1
 
 
 def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, int]]:
@@ -32,9 +47,10 @@ def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, i
     if not path.exists():
         raise InputError(path, "no such image list", do="build it first, or correct its path")
     entries = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
         name, _, label = line.rstrip().rpartition(" ")
-        if not name or not label.lstrip("-").isdigit():
+        if not name or not re.fullmatch("-?[0-9]+", label):
             raise InputError(f"{path}:{number}", f'"{line}"', "a path, a space and a label are wanted")
         if classes is not None and not 0 <= int(label) < classes:
             raise InputError(
@@ -52,68 +68,76 @@ def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, i
 def read_labels(path: Path) -> list[str]:
     """The class names of a labels.txt, by number."""
     if not path.exists():
-        raise InputError(path, "no such file of class names")
-    return path.read_text().splitlines()
+        raise InputError(path, "no such file of class names", do="build it first, or correct its path")
+    names = path.read_text(encoding="utf-8").splitlines()
+    if not names:
+        raise InputError(path, "no class names", "there is one a line")
+    return names
 
 
-def records(entries: list[tuple[str, int]], root: Path, color: bool, source: Path) -> Iterator[tuple[bytes, caffe_pb2.Datum]]:
-    """Keys and records in the list's order; all images have the first one's size."""
-    shape = None
-    for number, (name, label) in enumerate(entries):
-        image = cv2.imread(str(root / name), cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
-        where = f"{source}:{number + 1}"
-        if image is None:
-            raise InputError(where, f"{root / name} cannot be read as an image", do="remove the line, or restore the file")
-        pixels = image.transpose(2, 0, 1) if color else image[None]
-        shape = shape or pixels.shape
-        if pixels.shape != shape:
-            raise InputError(where, f"{name} has shape {pixels.shape}", f"the first image has {shape}", "resize them alike first")
-        datum = caffe_pb2.Datum(
-            channels=shape[0], height=shape[1], width=shape[2], label=label, data=np.ascontiguousarray(pixels).tobytes()
-        )
-        yield f"{number:08d}_{name}".encode(), datum
+def batches(source: Path, root: Path, options: Options) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Keys and records of a list, in its order, BATCH at a time; all images have the first one's size."""
+    entries, shape = read_image_list(source, options.classes), None
+    with ThreadPoolExecutor(options.threads) as pool:
+        for start in range(0, len(entries), BATCH):
+            chunk, batch = entries[start : start + BATCH], []
+            images = pool.map(lambda entry: read_image(root / entry[0], options.color), chunk)
+            for number, ((name, label), image) in enumerate(zip(chunk, images, strict=True), start):
+                where = f"{source}:{number + 1}"
+                if image is None:
+                    raise InputError(
+                        where, f"{root / name} cannot be read as an image", do="remove the line, or restore the file"
+                    )
+                pixels = image.transpose(2, 0, 1) if options.color else image[None]
+                shape = shape or pixels.shape
+                if pixels.shape != shape:
+                    found = f"{name} is {pixels.shape[1]}×{pixels.shape[2]}"
+                    raise InputError(where, found, f"the first image is {shape[1]}×{shape[2]}", "resize them alike first")
+                batch.append((f"{number:08d}_{name}".encode(errors="surrogateescape"), record(pixels, label)))
+            yield batch
 
 
-def build(source: Path, root: Path, database: Path, color: bool, labels: Path) -> dict:
+def record(pixels: np.ndarray, label: int) -> bytes:
+    """Pixels, channels × height × width, uint8, as a serialised Datum, with the fields that Caffe sets."""
+    datum = caffe_pb2.Datum(
+        channels=pixels.shape[0], height=pixels.shape[1], width=pixels.shape[2], data=pixels.tobytes(), label=label, encoded=False
+    )
+    return datum.SerializeToString()
+
+
+def build(source: Path, root: Path, database: Path, options: Options) -> dict:
     """Write the images of the list `source`, found under `root`, to `database`, whole; return the manifest.
 
     What was written is read back and compared by hash before the database takes its name.
     """
-    classes = len(read_labels(labels))
-    entries = read_image_list(source, classes)
-    digest = hashlib.sha256()
+    meant, count = hashlib.sha256(), 0
     with written_whole(database) as part:
-        environment = lmdb.open(str(part), map_size=1 << 28, sync=False)
-        pending: list[tuple[bytes, bytes]] = []
-        shape: list[int] = []
-        for key, datum in tqdm(
-            records(entries, root, color, source), total=len(entries), unit=" images", desc=database.name, disable=None
-        ):
-            shape = [datum.channels, datum.height, datum.width]
-            pending.append((key, datum.SerializeToString()))
-            digest.update(key + pending[-1][1])
-            if len(pending) == BATCH:
-                _put(environment, pending)
-                pending = []
-        _put(environment, pending)
-        environment.sync(True)
-        written = hashlib.sha256()
-        with environment.begin() as transaction:
-            for key, value in transaction.cursor():
-                written.update(key + value)
-        environment.close()
-        if written.digest() != digest.digest():
+        with closing(lmdb.open(str(part), map_size=MAP_SIZE, sync=False)) as environment:
+            with tqdm(unit=" images", desc=database.name, disable=None) as bar:
+                for batch in batches(source, root, options):
+                    _put(environment, batch)
+                    for key, value in batch:
+                        meant.update(key + value)
+                    count += len(batch)
+                    bar.update(len(batch))
+            environment.sync(True)
+            written = hashlib.sha256()
+            with environment.begin() as transaction:
+                for key, value in transaction.cursor():
+                    written.update(key + value)
+            datum = caffe_pb2.Datum.FromString(value)
+        if written.digest() != meant.digest():
             raise InputError(database, "what was read back is not what was written", do="check the disk, then build it again")
-        (part / "lock.mdb").unlink(missing_ok=True)
-    return {"images": len(entries), "classes": classes, "shape": shape, "sha256": digest.hexdigest()}
+        shape = [datum.channels, datum.height, datum.width]
+    return {"images": count, "classes": options.classes, "shape": shape, "sha256": meant.hexdigest()}
 
 
-def _put(environment: lmdb.Environment, pending: list[tuple[bytes, bytes]]) -> None:
+def _put(environment: lmdb.Environment, batch: list[tuple[bytes, bytes]]) -> None:
     """Put records in one transaction, in a map that is doubled as often as it is full."""
     while True:
         try:
             with environment.begin(write=True) as transaction:
-                for key, value in pending:
+                for key, value in batch:
                     transaction.put(key, value, append=True)
             return
         except lmdb.MapFullError:
@@ -128,9 +152,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, required=True, help="labels.txt")
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--color", choices=["color", "gray"], default="color")
+    parser.add_argument("--threads", type=int, default=1, help="images decoded at once (default: %(default)s)")
     a = parser.parse_args(argv)
     with written_whole(a.manifest) as part:
-        manifest = build(a.list, a.root, a.database, a.color == "color", a.labels)
+        options = Options(len(read_labels(a.labels)), a.color == "color", a.threads)
+        manifest = build(a.list, a.root, a.database, options)
         part.write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"{a.database}: {manifest['images']} records of {'×'.join(map(str, manifest['shape']))}, {manifest['classes']} classes")
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
 from pipeline.command import run
 from pipeline.files import written_whole
+from pipeline.images import write_png
 
 TARGET_TRAINING_IMAGES = 20
 
@@ -29,7 +29,7 @@ def write_digits(folder: Path) -> None:
         for number, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
             name = f"{digit}_{number:04d}.png"
             pixels = np.round(image * (255 / 16)).astype(np.uint8)  # stored as 0 to 16
-            cv2.imwrite(str(part / "images" / name), pixels)
+            write_png(part / "images" / name, pixels)
             rows.append(((folder.resolve() / "images" / name).as_uri(), int(digit)))
         table = pd.DataFrame(rows, columns=["url", "label"])
         rank = table.groupby("label").cumcount()

@@ -1,7 +1,7 @@
 """Download the images of one shard, and write a table of what became of every URL.
 
 The table's columns: path (relative to the folder), url, label, split, status (HTTP status, or 200 for a file), error (empty
-for an image that arrived), bytes, sha256, seconds. Errors: not_found, http_STATUS, timeout, connection, too_large,
+for an image that arrived), bytes, sha256, seconds. Errors: not_found, http_STATUS, timeout, connection, bad_url, too_large,
 not_an_image, other_sha256, refused.
 """
 
@@ -14,18 +14,19 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import cv2
 import httpx
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.images import decode
 from pipeline.shards import read_list
 
 SIGNATURES = {
@@ -38,6 +39,8 @@ SIGNATURES = {
     b"RIFF": ".webp",
 }
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+LONGEST_PAUSE = 60
+"""Seconds; a server that asks for more gets this."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Options:
 
     concurrency  requests under way at once
     retries      further tries after a transient failure, with a pause that doubles, or as long as the server asks
-    timeout      seconds to connect, and between two pieces of an answer
+    timeout      seconds to connect, and between two pieces of an answer; a whole answer may take ten times as long
     max_bytes    the largest file taken
     allow_file   take file:// URLs
     min_yield    the least share of images that must arrive, else the step fails
@@ -93,7 +96,9 @@ def download(source: Path, folder: Path, table: Path, options: Options) -> pd.Da
 async def _download_all(listed: pd.DataFrame, folder: Path, options: Options) -> list[dict]:
     gate = asyncio.Semaphore(options.concurrency)
     limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
-    async with httpx.AsyncClient(timeout=options.timeout, limits=limits, follow_redirects=True, max_redirects=5) as client:
+    async with httpx.AsyncClient(
+        timeout=options.timeout, limits=limits, follow_redirects=True, max_redirects=5, headers={"User-Agent": "roastery"}
+    ) as client:
         with tqdm(total=len(listed), unit=" images", desc=f"download {folder.name}", disable=None) as bar:
 
             async def one(number: int, url: str, sha256: str) -> dict:
@@ -113,7 +118,8 @@ async def _download_one(client: httpx.AsyncClient, url: str, sha256: str, folder
         row["bytes"], row["sha256"] = len(content), hashlib.sha256(content).hexdigest()
         if sha256 and sha256.lower() != row["sha256"]:
             raise Failed("other_sha256", row["status"])
-        await asyncio.to_thread(_check_image, content)
+        if await asyncio.to_thread(decode, content, color=True) is None:
+            raise Failed("not_an_image", row["status"])
         stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(unquote(urlsplit(url).path)).stem)[:60]
         row["path"] = f"{number:06d}_{stem}{_extension(content)}"
         (folder / row["path"]).write_bytes(content)
@@ -137,47 +143,52 @@ async def _fetch(client: httpx.AsyncClient, url: str, options: Options) -> tuple
         except Failed as failure:
             if attempt == options.retries or not (failure.status in TRANSIENT or failure.error in ("timeout", "connection")):
                 raise
-            pause = failure.pause if failure.pause is not None else 0.5 * 2**attempt * (0.5 + random.random())
-            await asyncio.sleep(min(pause, 60))
+            pause = 0.5 * 2**attempt * (0.5 + random.random()) if failure.pause is None else failure.pause
+            await asyncio.sleep(min(pause, LONGEST_PAUSE))
     raise AssertionError("the last attempt returns or raises")
 
 
 async def _request(client: httpx.AsyncClient, url: str, options: Options) -> tuple[bytes, int]:
     try:
-        async with client.stream("GET", url) as response:
+        async with asyncio.timeout(10 * options.timeout), client.stream("GET", url) as response:
             status = response.status_code
             if status != 200:
-                asked = response.headers.get("retry-after", "")
-                raise Failed(
-                    "not_found" if status in (404, 410) else f"http_{status}", status, float(asked) if asked.isdigit() else None
-                )
+                error = "not_found" if status in (404, 410) else f"http_{status}"
+                raise Failed(error, status, _pause_asked_for(response.headers.get("retry-after", "")))
             content = bytearray()
             async for piece in response.aiter_bytes():
                 content += piece
                 if len(content) > options.max_bytes:
                     raise Failed("too_large", status)
             return bytes(content), status
-    except httpx.TimeoutException:
+    except (httpx.TimeoutException, TimeoutError):
         raise Failed("timeout") from None
-    except httpx.TooManyRedirects:
-        raise Failed("http_redirects") from None
-    except (httpx.HTTPError, httpx.InvalidURL):
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects):
+        raise Failed("bad_url") from None
+    except httpx.HTTPError:
         raise Failed("connection") from None
+
+
+def _pause_asked_for(retry_after: str) -> float | None:
+    """Seconds that a Retry-After header asks for, as a number or a date; None where it says neither."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
 
 
 def _read_file(url: str, max_bytes: int) -> bytes:
     path = Path(unquote(urlsplit(url).path))
     try:
+        if not path.is_file():
+            raise Failed("not_found")
         if path.stat().st_size > max_bytes:
             raise Failed("too_large")
         return path.read_bytes()
     except OSError:
         raise Failed("not_found") from None
-
-
-def _check_image(content: bytes) -> None:
-    if not content or cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8) is None:
-        raise Failed("not_an_image")
 
 
 def _extension(content: bytes) -> str:

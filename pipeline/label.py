@@ -46,25 +46,37 @@ def read_tables(tables: list[Path], images: Path) -> pd.DataFrame:
             raise InputError(table, f"no label for {rows.url[unlabelled].iloc[0]}", do="give every image of the list a label")
         parts.append(rows[["path", "label", "split"]])
     listed = pd.concat(parts, ignore_index=True)
+    if listed.empty:
+        raise InputError(_place(tables), "no image arrived", do="see the column `error` of the tables")
     there = np.array([(images / path).exists() for path in listed.path], bool)
     missing = sorted(set(listed.label) - set(listed.label[there]), key=class_order)
     if missing:
-        raise InputError(images, f'class "{missing[0]}" has no images', "every class of the list needs some", _why(tables))
+        raise InputError(
+            _place(tables),
+            f'class "{missing[0]}" has no images',
+            "every class of the list needs some",
+            f"the tables there and {images}/*.rejected.csv say what became of them",
+        )
     return listed[there].reset_index(drop=True)
 
 
-def _why(tables: list[Path]) -> str:
-    folder = tables[0].parent
-    return f"the .csv files in {folder} and the .rejected.csv files beside the resized images say why they are missing"
+def _place(tables: list[Path]) -> Path:
+    """What to call the tables in an error: their folder, or the only one."""
+    return tables[0].parent if len(tables) > 1 else tables[0]
 
 
 def class_order(name: str) -> tuple:
     """Key that sorts numbers as numbers and before names."""
-    return (0, int(name), name) if name.isdigit() else (1, 0, name)
+    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
 
-def assign(listed: pd.DataFrame, split: Split) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """{"train": (path, number), "val": (path, number)} in shuffled order, and the class names by number."""
+def assign(listed: pd.DataFrame, split: Split, where: Path) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """{"train": (path, number), "val": (path, number)} in shuffled order, and the class names by number.
+
+    where  what errors call the images' tables
+    """
+    if split.val is not None and not 0 < split.val < 1:
+        raise InputError("split.val", f"{split.val} is not between 0 and 1")
     names = sorted(listed.label.unique(), key=class_order)
     number = {name: index for index, name in enumerate(names)}
     listed = listed.assign(number=listed.label.map(number)).sort_values("path", ignore_index=True)
@@ -74,7 +86,10 @@ def assign(listed: pd.DataFrame, split: Split) -> tuple[dict[str, pd.DataFrame],
         if unknown.any():
             first = listed[unknown].iloc[0]
             raise InputError(
-                first.path, "no split", "split.by is column", "fill the list's split column, or use split.by: fraction"
+                where,
+                f"no split for {first.path}",
+                "split.by is column",
+                "fill the list's split column with train or val, or use split.by: fraction",
             )
     else:
         listed["split"] = "train"
@@ -88,14 +103,11 @@ def assign(listed: pd.DataFrame, split: Split) -> tuple[dict[str, pd.DataFrame],
     without = [name for name in names if number[name] not in set(lists["train"].number)]
     if without:
         raise InputError(
-            "split",
-            f'class "{without[0]}" has no training images',
-            "every class needs some",
-            "check the split column, or the images",
+            where, f'class "{without[0]}" has no training images', "every class needs some", "check its split column"
         )
     if lists["val"].empty:
         raise InputError(
-            "split", "no validation images", "training is judged by some", "check the split column, or raise split.val"
+            where, "no validation images", "training is judged by some", "check its split column, or raise split.val"
         )
     return lists, names
 
@@ -105,14 +117,18 @@ def write_lists(tables: list[Path], images: Path, folder: Path, split: Split) ->
 
     labels.txt has a class name a line, by number; synset_words.txt has `nNUMBER name`, as ImageNet's has.
     """
-    lists, names = assign(read_tables(tables, images), split)
+    lists, names = assign(read_tables(tables, images), split, _place(tables))
     with written_whole(folder) as part:
         part.mkdir()
         for name, rows in lists.items():
-            (part / f"{name}.txt").write_text("".join(f"{path} {number}\n" for path, number in rows.itertuples(index=False)))
-        (part / "labels.txt").write_text("".join(f"{name}\n" for name in names))
-        (part / "synset_words.txt").write_text("".join(f"n{number:08d} {name}\n" for number, name in enumerate(names)))
+            _write_lines(part / f"{name}.txt", [f"{path} {number}" for path, number in rows.itertuples(index=False)])
+        _write_lines(part / "labels.txt", names)
+        _write_lines(part / "synset_words.txt", [f"n{number:08d} {name}" for number, name in enumerate(names)])
     return {name: len(rows) for name, rows in lists.items()}
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

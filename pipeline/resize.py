@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import enum
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.images import read_image, write_png
 
 
 class Size(NamedTuple):
@@ -35,37 +37,40 @@ class Mode(enum.StrEnum):
 
 
 def resize(image: np.ndarray, size: Size, mode: Mode) -> np.ndarray:
-    """One image, height × width (× channels), to `size`; averaging where it shrinks, linear where it grows."""
+    """One image, height × width (× channels), to `size`, with the bilinear sampling of convert_imageset."""
     height, width = image.shape[:2]
     if mode == Mode.CROP:
         scale = max(size.height / height, size.width / width)
         kept_height, kept_width = min(height, round(size.height / scale)), min(width, round(size.width / scale))
         top, left = (height - kept_height) // 2, (width - kept_width) // 2
         image = image[top : top + kept_height, left : left + kept_width]
-    shrinks = image.shape[0] > size.height and image.shape[1] > size.width
-    return cv2.resize(image, (size.width, size.height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(image, (size.width, size.height), interpolation=cv2.INTER_LINEAR)
 
 
 def resize_folder(source: Path, target: Path, size: Size, mode: Mode, color: bool, threads: int) -> pd.DataFrame:
     """Write every readable image of `source` to `target` as a PNG of `size`; return one row per rejected file.
 
-    Names keep their stem. `target` is written whole or not at all. Columns of the result: path, reason (`unreadable`,
-    `truncated`).
+    Names keep their stem. `target` is written whole or not at all. Columns of the result: path, reason (`unreadable`: no
+    image, or a cut one).
     """
     if not source.is_dir():
         raise InputError(source, "no such folder", "a folder of images is wanted")
+    if min(size) < 1:
+        raise InputError("size", f"{size.height}×{size.width}", "both sides are at least 1 pixel")
     cv2.setNumThreads(1)  # images are worked on side by side
-    paths = sorted(path for path in source.iterdir() if path.is_file())
+    paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
+    stems = Counter(path.stem for path in paths)
+    if stems and max(stems.values()) > 1:
+        stem = stems.most_common(1)[0][0]
+        raise InputError(source, f"several files called {stem}", "each gives a PNG of its name", "rename all but one")
     with written_whole(target) as part:
         part.mkdir()
 
         def one(path: Path) -> str:
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
+            image = read_image(path, color)
             if image is None:
                 return "unreadable"
-            if _is_cut_jpeg(path):
-                return "truncated"
-            cv2.imwrite(str(part / f"{path.stem}.png"), resize(image, size, mode), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            write_png(part / f"{path.stem}.png", resize(image, size, mode))
             return ""
 
         with ThreadPoolExecutor(threads) as pool:
@@ -73,12 +78,6 @@ def resize_folder(source: Path, target: Path, size: Size, mode: Mode, color: boo
             reasons = list(results)
     rejected = [(path.name, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
     return pd.DataFrame(rejected, columns=["path", "reason"])
-
-
-def _is_cut_jpeg(path: Path) -> bool:
-    """Whether a JPEG lacks its end marker; OpenCV fills the missing part with gray and says nothing."""
-    content = path.read_bytes()
-    return content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[-4096:]
 
 
 def main(argv: list[str] | None = None) -> None:

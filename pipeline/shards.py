@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-import caffe
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -23,27 +22,35 @@ def read_list(path: Path) -> pd.DataFrame:
     """The list as strings, with all four columns; unknown values are empty. Other columns are dropped."""
     if not path.exists():
         raise InputError(path, "no such image list", do="give datasets.NAME.source.list an existing CSV or TSV file")
+    separator = "\t" if path.suffix == ".tsv" else ","
     try:
-        table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
     except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(path, f"not a table ({error})", "a CSV or TSV file with a header is wanted") from None
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(path, f"not a table ({reason})", "a CSV or TSV file with a header is wanted") from None
     if "url" not in table:
-        hint = caffe.nearest("url", table.columns)
-        raise InputError(f"{path}:1", f"columns {', '.join(table.columns)}", "a column called url is wanted", hint)
+        columns = "column" if len(table.columns) == 1 else "columns"
+        raise InputError(
+            f"{path}:1", f"{columns} {', '.join(table.columns)}", "a column called url is wanted", "name it in the header"
+        )
+    table.index += 2  # the line in the file: the header is line 1
+    table = table[(table != "").any(axis=1)].copy()
     if table.empty:
         raise InputError(path, "no images", "there is one line for each image")
     for column in COLUMNS:
         table[column] = table[column].str.strip() if column in table else ""
     for column, bad in (("url", table.url == ""), ("split", ~table.split.isin(["", *SPLITS]))):
         if bad.any():
-            line = int(bad.to_numpy().argmax()) + 2  # the header is line 1
-            found = f'{column} "{table[column][line - 2]}"'
+            line = bad.idxmax()
+            found = f'{column} "{table[column][line]}"'
             raise InputError(f"{path}:{line}", found, "an address is wanted" if column == "url" else "it is train or val")
-    return table[list(COLUMNS)]
+    return table[list(COLUMNS)].reset_index(drop=True)
 
 
 def write_shards(source: Path, folder: Path, size: int) -> int:
     """Write `folder`/00000.csv and so on, of `size` images each, whole; return how many there are."""
+    if size < 1:
+        raise InputError("shard_size", str(size), "a shard has at least 1 image")
     table = read_list(source)
     with written_whole(folder) as part:
         part.mkdir()
