@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,11 +41,20 @@ class LMDB:
             yield from transaction.cursor()
 
 
+# A process may open an LMDB once; nets that read the same one share it.
+_open: weakref.WeakValueDictionary[tuple, LMDB] = weakref.WeakValueDictionary()
+
+
 def open_db(source: str, backend: int) -> LMDB:
-    """The database that a data_param names."""
+    """The database that a data_param names; the same object for the same database as long as somebody holds it."""
     if backend != caffe_pb2.DataParameter.LMDB:
         raise FileError(source, "backend LEVELDB", "only LMDB is read", "add backend: LMDB to data_param if this is an LMDB")
-    database = LMDB(source)
+    path = Path(source)
+    file = path / "data.mdb" if path.is_dir() else path
+    key = (file.stat().st_dev, file.stat().st_ino) if file.exists() else None
+    database = _open.get(key) or LMDB(source)
+    if key:
+        _open[key] = database
     if len(database) == 0:
         raise FileError(source, "the database has no records")
     return database
