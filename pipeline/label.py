@@ -133,13 +133,17 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", type=Path, nargs="+", help="download tables, one a shard")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the resized shards")
+    parser.add_argument("shards", type=Path, help="folder of the shards' lists, SHARD.csv")
+    parser.add_argument("tables", type=Path, help="folder of the download tables, SHARD.csv")
+    parser.add_argument("images", type=Path, help="folder of the resized images, SHARD/")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists; replaced if it exists")
     parser.add_argument("--val", type=float, help="share of each class for validation; without it, the split column decides")
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args(argv)
-    counts = write_lists(a.tables, a.images, a.output, Split(a.val, a.seed))
+    tables = [a.tables / shard.name for shard in sorted(a.shards.glob("*.csv"))]
+    if not tables:
+        raise InputError(a.shards, "no shards", do="run pipeline.shards first")
+    counts = write_lists(tables, a.images, a.output, Split(a.val, a.seed))
     print(f"{a.output}: {counts['train']} training and {counts['val']} validation images")
 
 

@@ -53,6 +53,12 @@ def of_shards(path):
     return paths
 
 
+def list_of_shard(wildcards):
+    """Input function: a shard's list, a file, so that a longer source list does not download old shards again."""
+    folder = checkpoints.shards.get(dataset=wildcards.dataset).output[0]
+    return f"{folder}/{wildcards.shard}.csv"
+
+
 def val_flag(wildcards):
     """How the label step divides images: a share of each class, or by the list's column."""
     split = config["datasets"][wildcards.dataset]["split"]

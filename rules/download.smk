@@ -32,7 +32,7 @@ checkpoint shards:
 
 rule download:
     input:
-        list="results/datasets/{dataset}/list",
+        list=list_of_shard,
     output:
         images=directory("results/datasets/{dataset}/download/{shard}"),
         table="results/datasets/{dataset}/download/{shard}.csv",
@@ -49,6 +49,6 @@ rule download:
         retries=lookup(dpath="datasets/{dataset}/source/retries", within=config),
         code=source("pipeline.download"),
     shell:
-        "python -m pipeline.download {input.list}/{wildcards.shard}.csv {output.images} --table {output.table} {params.file}"
+        "python -m pipeline.download {input.list} {output.images} --table {output.table} {params.file}"
         " --min-yield {params.min_yield} --concurrency {params.concurrency} --timeout {params.timeout}"
         " --retries {params.retries} > {log} 2>&1"

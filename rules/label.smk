@@ -1,5 +1,6 @@
 rule label:
     input:
+        shards="results/datasets/{dataset}/list",
         tables=of_shards("download/{shard}.csv"),
         images=of_shards("resize/{shard}"),
     output:
@@ -12,11 +13,12 @@ rule label:
         mem_mb=1000,
         runtime=10,
     params:
+        tables="results/datasets/{dataset}/download",
         resized="results/datasets/{dataset}/resize",
         folder="results/datasets/{dataset}/lists",
         val=val_flag,
         seed=lookup(dpath="datasets/{dataset}/seed", within=config),
         code=source("pipeline.label"),
     shell:
-        "python -m pipeline.label {input.tables} --images {params.resized} --output {params.folder} {params.val}"
+        "python -m pipeline.label {input.shards} {params.tables} {params.resized} --output {params.folder} {params.val}"
         " --seed {params.seed} > {log} 2>&1"

@@ -8,8 +8,9 @@ rule lmdb:
         manifest="results/datasets/{dataset}/lmdb/{part}.manifest.json",
     log:
         "logs/datasets/{dataset}/lmdb/{part}.log",
+    threads: workflow.cores
     resources:
-        mem_mb=1000,
+        mem_mb=2000,
         runtime=60,
     params:
         root="results/datasets/{dataset}/resize",
@@ -17,4 +18,4 @@ rule lmdb:
         code=source("pipeline.database"),
     shell:
         "python -m pipeline.database {input.list} {params.root} {output.database} --labels {input.labels}"
-        " --manifest {output.manifest} --color {params.color} > {log} 2>&1"
+        " --manifest {output.manifest} --color {params.color} --threads {threads} > {log} 2>&1"
