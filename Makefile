@@ -17,8 +17,13 @@ env: .venv/.installed  ## make the environment in .venv
 	touch $@
 
 demo: env  ## build the example: data, two nets, features, evaluation and report.html
-	snakemake --cores all
+	snakemake --cores all --quiet rules host
+	@$(MAKE) --no-print-directory report.html
 	@$(BIN)/python -m pipeline.summary results
+	@echo "report.html has the curves, the confusion matrices and every prediction"
+
+report.html: results/report/comparison.csv
+	snakemake --report $@ --quiet all
 
 test: env  ## run the tests
 	pytest -n auto
