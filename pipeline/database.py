@@ -44,7 +44,7 @@ class Options:
 
 def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, int]]:
     """(path, label) of every line of a list in Caffe's form; labels are checked against the number of classes."""
-    if not path.exists():
+    if not path.is_file():
         raise InputError(path, "no such image list", do="build it first, or correct its path")
     entries = []
     lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
@@ -67,7 +67,7 @@ def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, i
 
 def read_labels(path: Path) -> list[str]:
     """The class names of a labels.txt, by number."""
-    if not path.exists():
+    if not path.is_file():
         raise InputError(path, "no such file of class names", do="build it first, or correct its path")
     names = path.read_text(encoding="utf-8").splitlines()
     if not names:

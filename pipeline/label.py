@@ -38,17 +38,14 @@ def read_tables(tables: list[Path], images: Path) -> pd.DataFrame:
         if not table.exists():
             raise InputError(table, "no such table", do="run the download first")
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)
-        rows = rows[rows.error == ""]
-        stems = [Path(path).stem for path in rows.path]
-        rows = rows.assign(path=[f"{table.stem}/{stem}.png" for stem in stems])
+        resized = [f"{table.stem}/{Path(path).stem}.png" if path else "" for path in rows.path]
+        rows = rows.assign(path=resized)
         unlabelled = rows.label == ""
         if unlabelled.any():
             raise InputError(table, f"no label for {rows.url[unlabelled].iloc[0]}", do="give every image of the list a label")
         parts.append(rows[["path", "label", "split"]])
     listed = pd.concat(parts, ignore_index=True)
-    if listed.empty:
-        raise InputError(_place(tables), "no image arrived", do="see the column `error` of the tables")
-    there = np.array([(images / path).exists() for path in listed.path], bool)
+    there = np.array([path != "" and (images / path).exists() for path in listed.path], bool)
     missing = sorted(set(listed.label) - set(listed.label[there]), key=class_order)
     if missing:
         raise InputError(

@@ -6,10 +6,12 @@ The list is CSV, or TSV by its name, with a column `url` and, where known, `labe
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import pandas as pd
 
+import caffe
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -20,19 +22,18 @@ SPLITS = ("train", "val")
 
 def read_list(path: Path) -> pd.DataFrame:
     """The list as strings, with all four columns; unknown values are empty. Other columns are dropped."""
-    if not path.exists():
+    if not path.is_file():
         raise InputError(path, "no such image list", do="give datasets.NAME.source.list an existing CSV or TSV file")
     separator = "\t" if path.suffix == ".tsv" else ","
     try:
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
-    except (ValueError, UnicodeDecodeError) as error:
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # more fields than the header has
+            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
+    except (ValueError, pd.errors.ParserWarning) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(path, f"not a table ({reason})", "a CSV or TSV file with a header is wanted") from None
     if "url" not in table:
-        columns = "column" if len(table.columns) == 1 else "columns"
-        raise InputError(
-            f"{path}:1", f"{columns} {', '.join(table.columns)}", "a column called url is wanted", "name it in the header"
-        )
+        found = f"columns {', '.join(table.columns)}"
+        raise InputError(f"{path}:1", found, "one called url is wanted", caffe.nearest("url", table.columns))
     table.index += 2  # the line in the file: the header is line 1
     table = table[(table != "").any(axis=1)].copy()
     if table.empty:

@@ -1,0 +1,73 @@
+"""The data's rules, run by Snakemake in a folder of their own on a few of the example's digits."""
+
+import subprocess
+import sys
+
+import cv2
+import pytest
+
+from tests.conftest import ROOT
+
+CONFIG = """\
+datasets:
+  few:
+    source: {list: few.csv, allow_file: true, min_yield: 0}
+    shard_size: 4
+    size: {height: 16, width: 16}
+    split: {by: fraction, val: 0.34}
+experiments:
+  e: {dataset: few, model: lenet}
+"""
+MEAN = "results/datasets/few/mean.binaryproto"
+
+
+@pytest.fixture
+def snakemake(tmp_path, picture):
+    """snakemake(target) builds a target from few.csv, which lists six pictures of two classes; gives exit code and all output."""
+    rows = ["url,label"]
+    for number in range(6):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture(number))
+        rows.append(f"{(tmp_path / f'{number}.png').as_uri()},{'ab'[number % 2]}")
+    (tmp_path / "few.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "config.yaml").write_text(CONFIG)
+
+    def run_snakemake(target: str) -> tuple[int, str]:
+        profile = ["--workflow-profile", str(ROOT / "profiles/default")]
+        words = ["-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "config.yaml", *profile]
+        done = subprocess.run([sys.executable, *words, "--", target], cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    return run_snakemake
+
+
+def test_a_longer_list_downloads_only_what_is_new(snakemake, tmp_path, picture):
+    code, output = snakemake(MEAN)
+    assert code == 0, output
+    tables = tmp_path / "results/datasets/few/download"
+    before = (tables / "00000.csv").stat().st_mtime_ns
+    cv2.imwrite(str(tmp_path / "6.png"), picture(6))
+    with (tmp_path / "few.csv").open("a") as file:
+        file.write(f"{(tmp_path / '6.png').as_uri()},a\n")
+    code, output = snakemake(MEAN)
+    assert code == 0, output
+    assert (tables / "00000.csv").stat().st_mtime_ns == before
+    assert len((tables / "00001.csv").read_text().splitlines()) == 4
+    assert "Nothing to be done" in snakemake(MEAN)[1]
+
+
+def test_the_message_of_a_step_that_fails_reaches_the_terminal(snakemake, tmp_path):
+    for number in (1, 3, 5):
+        (tmp_path / f"{number}.png").write_text("<html></html>")
+    code, output = snakemake(MEAN)
+    assert code == 1
+    assert 'error: results/datasets/few/download: class "b" has no images' in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "results/datasets/few/lists").exists()
+
+
+def test_a_missing_source_list_is_named(snakemake, tmp_path):
+    (tmp_path / "few.csv").unlink()
+    code, output = snakemake(MEAN)
+    assert code == 1
+    assert "few.csv" in output
+    assert "Traceback" not in output

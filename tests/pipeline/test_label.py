@@ -1,0 +1,110 @@
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.label import Split, assign, write_lists
+
+LABEL = ("pipeline.label", "list", "download", "resize", "--output", "lists")
+
+
+def tables(dataset):
+    return sorted((dataset / "download").glob("*.csv"))
+
+
+def lines(dataset, name):
+    return (dataset / "lists" / name).read_text().splitlines()
+
+
+def edit(dataset, **columns):
+    """Change columns of the download tables; a function takes the label."""
+    for path in tables(dataset):
+        table = pd.read_csv(path, keep_default_na=False, dtype=str)
+        table.assign(**{name: table.label.map(change) for name, change in columns.items()}).to_csv(path, index=False)
+
+
+def test_lists_are_in_caffes_form_with_labels_in_sorted_order(command, dataset):
+    done = command(*LABEL)
+    assert done.returncode == 0, done.stderr
+    assert lines(dataset, "labels.txt") == ["cat", "dog", "owl"]
+    assert lines(dataset, "synset_words.txt")[1] == "n00000001 dog"
+    for line in lines(dataset, "train.txt") + lines(dataset, "val.txt"):
+        path, label = line.split(" ")
+        assert (dataset / "resize" / path).exists()
+        assert lines(dataset, "labels.txt")[int(label)] in path
+    assert len(lines(dataset, "train.txt")) == 6
+    assert len(lines(dataset, "val.txt")) == 3
+
+
+def test_numbers_sort_as_numbers():
+    listed = pd.DataFrame({"path": list("abc"), "label": ["10", "9", "010"], "split": ["train"] * 3})
+    listed = pd.concat([listed, listed.assign(split="val")], ignore_index=True)
+    assert assign(listed, Split(None, 1), "table")[1] == ["9", "010", "10"]
+
+
+def test_a_fraction_is_taken_of_every_class(dataset):
+    write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(0.34, 1))
+    assert Counter(line.split(" ")[1] for line in lines(dataset, "val.txt")) == {"0": 1, "1": 1, "2": 1}
+    assert Counter(line.split(" ")[1] for line in lines(dataset, "train.txt")) == {"0": 2, "1": 2, "2": 2}
+
+
+def test_the_seed_decides_order_and_split(dataset):
+    written = []
+    for seed in (1, 1, 2):
+        write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(0.34, seed))
+        written.append((lines(dataset, "train.txt"), lines(dataset, "val.txt")))
+    assert written[0] == written[1]
+    assert written[0] != written[2]
+
+
+def test_images_that_failed_or_were_rejected_are_left_out(dataset):
+    next((dataset / "resize/00000").iterdir()).unlink()
+    table = pd.read_csv(tables(dataset)[1], keep_default_na=False)
+    table.loc[0, ["path", "error"]] = ["", "not_found"]
+    table.to_csv(tables(dataset)[1], index=False)
+    assert sum(write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(0.5, 1)).values()) == 7
+
+
+def test_a_class_without_images_is_named(fails, dataset):
+    for path in (dataset / "resize").rglob("*owl*"):
+        path.unlink()
+    fails(
+        ["download", 'class "owl" has no images', "rejected.csv"],
+        *LABEL,
+    )
+
+
+def test_a_class_of_which_nothing_was_downloaded_is_named(fails, dataset):
+    for path in tables(dataset):
+        table = pd.read_csv(path, keep_default_na=False)
+        table.loc[table.label == "dog", ["path", "error"]] = ["", "not_found"]
+        table.to_csv(path, index=False)
+    fails(['class "dog" has no images'], *LABEL)
+
+
+def test_a_class_without_training_images_is_named(fails, dataset):
+    edit(dataset, split=lambda label: "val" if label == "cat" else "train")
+    fails(["download", 'class "cat" has no training images'], *LABEL)
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"label": lambda label: "" if label == "owl" else label}, "no label for http://x/000000_owl"),
+        ({"split": lambda label: ""}, "no split for 00000/000000_owl.png"),
+        ({"split": lambda label: "train"}, "no validation images"),
+        ({"path": lambda label: ""}, "has no images"),
+    ],
+)
+def test_tables_that_give_no_lists_are_refused(dataset, columns, found):
+    edit(dataset, **columns)
+    with pytest.raises(InputError) as raised:
+        write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(None, 1))
+    assert "download" in raised.value.where
+    assert found in raised.value.found
+    assert not (dataset / "lists").exists()
+
+
+def test_a_share_that_is_none_is_refused(fails, dataset):
+    fails(["split.val", "1.2 is not between 0 and 1"], *LABEL, "--val", 1.2)

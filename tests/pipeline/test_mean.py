@@ -1,0 +1,48 @@
+import json
+
+import lmdb
+import numpy as np
+import pytest
+
+import caffe
+from caffe.proto import caffe_pb2
+from tests.conftest import GOLDEN
+
+
+@pytest.mark.parametrize("name", ["plain_resize", "gray"])
+def test_the_mean_is_that_of_compute_image_mean(command, tmp_path, name):
+    done = command("pipeline.mean", GOLDEN / "data" / f"db_{name}", "mean.binaryproto", "--values", "mean.json")
+    assert done.returncode == 0, done.stderr
+    recorded = (GOLDEN / "data" / f"mean_{name}.binaryproto").read_bytes()
+    assert (tmp_path / "mean.binaryproto").read_bytes() == recorded
+    mean = caffe.io.blobproto_to_array(caffe_pb2.BlobProto.FromString(recorded))[0]
+    values = json.loads((tmp_path / "mean.json").read_text())
+    assert values["shape"] == list(mean.shape)
+    assert values["images"] == 10
+    np.testing.assert_allclose(values["values"], mean.mean((1, 2)), atol=1e-3)
+
+
+def put(folder, *values):
+    with lmdb.open(str(folder)) as environment, environment.begin(write=True) as transaction:
+        for number, value in enumerate(values):
+            transaction.put(f"{number:08d}".encode(), value.SerializeToString())
+
+
+def test_an_empty_database_is_named(fails, tmp_path):
+    put(tmp_path / "db")
+    fails(["db", "no records"], "pipeline.mean", "db", "mean.binaryproto", "--values", "mean.json")
+
+
+def test_a_missing_database_is_named(fails):
+    fails(["nowhere", "no such database"], "pipeline.mean", "nowhere", "mean.binaryproto", "--values", "mean.json")
+
+
+def test_a_file_that_is_no_database_is_named(fails, tmp_path):
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db/data.mdb").write_text("hello")
+    fails(["db", "not an LMDB"], "pipeline.mean", "db", "mean.binaryproto", "--values", "mean.json")
+
+
+def test_images_of_two_shapes_have_no_mean(fails, tmp_path):
+    put(tmp_path / "db", *(caffe.io.array_to_datum(np.zeros((3, n, 4), np.uint8), 0) for n in (4, 5)))
+    fails(["db", "00000001", "(3, 5, 4)"], "pipeline.mean", "db", "mean.binaryproto", "--values", "mean.json")
