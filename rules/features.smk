@@ -8,7 +8,7 @@ rule features:
         folder=directory("results/experiments/{experiment}/features"),
     log:
         "logs/experiments/{experiment}/features.log",
-    threads: workflow.cores
+    threads: 8
     resources:
         mem_mb=4000,
         runtime=120,
@@ -44,7 +44,7 @@ rule evaluate:
         ),
     log:
         "logs/experiments/{experiment}/evaluate.log",
-    threads: workflow.cores
+    threads: 8
     resources:
         mem_mb=4000,
         runtime=120,

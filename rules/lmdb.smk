@@ -8,7 +8,7 @@ rule lmdb:
         manifest="results/datasets/{dataset}/lmdb/{part}.manifest.json",
     log:
         "logs/datasets/{dataset}/lmdb/{part}.log",
-    threads: workflow.cores
+    threads: 8
     resources:
         mem_mb=2000,
         runtime=60,

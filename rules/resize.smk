@@ -6,7 +6,7 @@ rule resize:
         rejected="results/datasets/{dataset}/resize/{shard}.rejected.csv",
     log:
         "logs/datasets/{dataset}/resize/{shard}.log",
-    threads: workflow.cores
+    threads: 8
     resources:
         mem_mb=1000,
         runtime=30,

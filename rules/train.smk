@@ -13,7 +13,7 @@ rule train:
         log="results/experiments/{experiment}/train/train.log",
     log:
         "logs/experiments/{experiment}/train.log",
-    threads: workflow.cores
+    threads: 8
     resources:
         mem_mb=4000,
         runtime=1440,
