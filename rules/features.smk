@@ -50,7 +50,7 @@ rule evaluate:
         runtime=120,
         gpu=GPUS,
     params:
-        folder="results/experiments/{experiment}/evaluate",
+        folder=subpath(output.summary, parent=True),
         gpu=GPU_FLAG,
         code=source("pipeline.evaluate"),
     shell:

@@ -15,7 +15,7 @@ rule prototxt:
         mem_mb=500,
         runtime=5,
     params:
-        folder="results/experiments/{experiment}/prototxt",
+        folder=subpath(output.solver, parent=True),
         train=of_dataset("lmdb/train"),
         val=of_dataset("lmdb/val"),
         model=lookup(dpath="experiments/{experiment}/model", within=config),

@@ -22,7 +22,7 @@ rule plots:
         mem_mb=500,
         runtime=5,
     params:
-        folder="results/experiments/{experiment}/report",
+        folder=subpath(output.curves, parent=True),
         code=source("pipeline.plots"),
     shell:
         "python -m pipeline.plots experiment {params.folder} --metrics {input.metrics} --confusion {input.confusion}"
@@ -53,7 +53,7 @@ rule comparison:
         mem_mb=500,
         runtime=5,
     params:
-        folder="results/report",
+        folder=subpath(output.table, parent=True),
         names=list(config["experiments"]),
         datasets=[experiment["dataset"] for experiment in config["experiments"].values()],
         code=source("pipeline.plots"),
