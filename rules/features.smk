@@ -4,6 +4,7 @@ rule features:
         weights="results/experiments/{experiment}/train/final.caffemodel",
         list=of_dataset("lists/val.txt"),
         database=of_dataset("lmdb/val"),
+        manifest=of_dataset("lmdb/val.manifest.json"),
     output:
         folder=directory("results/experiments/{experiment}/features"),
     log:
@@ -29,6 +30,7 @@ rule evaluate:
         list=of_dataset("lists/val.txt"),
         labels=of_dataset("lists/labels.txt"),
         database=of_dataset("lmdb/val"),
+        manifest=of_dataset("lmdb/val.manifest.json"),
     output:
         summary="results/experiments/{experiment}/evaluate/summary.json",
         per_class=report(

@@ -7,6 +7,8 @@ rule train:
         weights=weights_of,
         train=of_dataset("lmdb/train"),
         val=of_dataset("lmdb/val"),
+        train_manifest=of_dataset("lmdb/train.manifest.json"),
+        val_manifest=of_dataset("lmdb/val.manifest.json"),
     output:
         weights="results/experiments/{experiment}/train/final.caffemodel",
         metrics="results/experiments/{experiment}/train/metrics.csv",
