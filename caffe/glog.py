@@ -18,7 +18,7 @@ _state = {"level": None, "stderr": True, "files": []}
 
 
 def init_log(level: int | None = None, stderr: bool = True) -> None:
-    """Choose what is logged: severities from `level` up (0 info, 1 warning, 2 error), to standard error or to files only.
+    """Choose what goes to standard error: severities from `level` up (0 info, 1 warning, 2 error), or nothing.
 
     Without `level`, the environment variable GLOG_minloglevel decides, as it does where this is never called.
     """
@@ -33,7 +33,7 @@ def log(message: str) -> None:
 
 @contextlib.contextmanager
 def log_to_file(path: str | os.PathLike, stderr: bool | None = None) -> Iterator[None]:
-    """Also write the log to `path` while the block runs; `stderr=False` keeps it off standard error meanwhile."""
+    """Also write the whole log to `path` while the block runs; `stderr=False` keeps it off standard error meanwhile."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     before = _state["stderr"]
@@ -67,12 +67,13 @@ def _write(severity: int, place: str, message: str) -> None:
     level = _state["level"]
     if level is None:
         level = int(os.environ.get("GLOG_minloglevel", "0") or 0)  # noqa: SIM112 - glog spells it so
-    if severity < level:
+    loud = _state["stderr"] and severity >= level
+    if not loud and not _state["files"]:
         return
     now = time.time()
     stamp = time.strftime("%Y%m%d %H:%M:%S", time.localtime(now))
     line = f"{_SEVERITIES[severity]}{stamp}.{int(now % 1 * 1e6):06d} {os.getpid():5d} {place}] {message}\n"
-    if _state["stderr"]:
+    if loud:
         sys.stderr.write(line)
     for file in _state["files"]:
         file.write(line)

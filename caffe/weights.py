@@ -27,7 +27,7 @@ class Copied:
     copied: list[str] = field(default_factory=list)
     """Layers whose parameters the net took."""
     ignored: list[str] = field(default_factory=list)
-    """Layers that the net does not have."""
+    """Layers with parameters that the net does not have."""
     untouched: list[str] = field(default_factory=list)
     """Layers with parameters of the net that the file does not have; they keep their values."""
 
@@ -45,7 +45,8 @@ def copy(net: Net, path: str) -> Copied:
     for name, blobs in stored.items():
         if name not in known:
             glog.info("net.cpp:744", f"Ignoring source layer {name}")
-            result.ignored.append(name)
+            if blobs:
+                result.ignored.append(name)
             continue
         targets = net.params.get(name, [])
         if not targets and not blobs:

@@ -1,0 +1,66 @@
+"""The workflow as Snakemake users meet it: dry runs, profiles, a config with a mistake; and what steps may use of the engine."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+import caffe
+from tests.conftest import ROOT
+
+
+def snakemake(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder with nothing but the example's config."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.yaml").write_text((ROOT / "config/config.yaml").read_text())
+    return tmp_path
+
+
+@pytest.mark.parametrize("profile", ["default", "slurm"])
+def test_the_example_is_planned_in_any_folder_under_every_profile(elsewhere, profile):
+    done = snakemake("-n", "--workflow-profile", str(ROOT / "profiles" / profile), cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    for rule in ("shards", "label", "lmdb", "mean", "prototxt", "train", "features", "evaluate", "plots", "comparison"):
+        assert f"\n{rule} " in done.stdout + done.stderr
+
+
+def test_gpus_are_asked_for_where_the_config_says_gpu(elsewhere):
+    config = elsewhere / "config/config.yaml"
+    config.write_text(config.read_text().replace("compute: cpu", "compute: gpu"))
+    done = snakemake("-n", cwd=elsewhere)
+    assert "gpu=1" in done.stdout + done.stderr
+
+
+def test_a_typo_in_the_config_ends_with_one_clear_message(elsewhere):
+    config = elsewhere / "config/config.yaml"
+    config.write_text(config.read_text().replace("rename_last", "rename_lats"))
+    done = snakemake("-n", cwd=elsewhere)
+    assert done.returncode == 1
+    assert 'config/config.yaml: experiments.finetuned.rename_lats: unknown key; did you mean "rename_last"?' in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (elsewhere / "results").exists()
+
+
+def test_steps_use_only_public_names_of_the_engine():
+    public = set(caffe.__all__)
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert all(name.name == "caffe" or not name.name.startswith("caffe.") for name in node.names), path
+            elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "caffe":
+                used = [name.name for name in node.names] if node.module == "caffe" else [node.module.split(".")[1]]
+                assert set(used) <= public, f"{path} uses {used}"
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "caffe":
+                assert node.attr in public, f"{path} uses caffe.{node.attr}"
+
+
+def test_every_public_name_of_the_engine_is_there():
+    for name in caffe.__all__:
+        assert getattr(caffe, name) is not None
