@@ -43,8 +43,9 @@ def test_a_typo_in_the_config_ends_with_one_clear_message(elsewhere):
     config.write_text(config.read_text().replace("rename_last", "rename_lats"))
     done = snakemake("-n", cwd=elsewhere)
     assert done.returncode == 1
-    assert 'config/config.yaml: experiments.finetuned.rename_lats: unknown key; did you mean "rename_last"?' in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert 'config/config.yaml: experiments.finetuned.rename_lats: unknown key; did you mean "rename_last"?' in said
+    assert "Traceback" not in said
     assert not (elsewhere / "results").exists()
 
 
