@@ -1,4 +1,4 @@
-"""Check a config against config/schema.yaml and its own cross-references, and fill in the defaults; all errors at once."""
+"""Check a config against its schema and its own cross-references, and fill in the defaults; all errors at once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import caffe
 from pipeline.errors import InputError
 from pipeline.models import TEMPLATES
 
-SCHEMA = Path(__file__).parents[1] / "config" / "schema.yaml"
 
-
-def checked(config: dict, path: str) -> dict:
+def checked(config: dict, path: str, schema_file: Path) -> dict:
     """The config with defaults filled in; raises one InputError that lists every problem, a line each.
 
-    path  the config file, as the errors name it
+    path         the config file, as the errors name it
+    schema_file  a JSON schema, as YAML
     """
-    schema = yaml.safe_load(SCHEMA.read_text())
+    schema = yaml.safe_load(schema_file.read_text())
     validator = jsonschema.Draft202012Validator(schema)
     problems = [problem for error in validator.iter_errors(config) for problem in _explained(error)]
     if not problems:

@@ -10,7 +10,10 @@ from pipeline import configuration
 from pipeline.models import TEMPLATES
 
 try:
-    config.update(configuration.checked(config, str((workflow.configfiles or ["config"])[-1])))
+    schema = Path(workflow.basedir) / "config" / "schema.yaml"
+    config.update(
+        configuration.checked(config, str((workflow.configfiles or ["config"])[-1]), schema)
+    )
 except caffe.Error as error:
     raise WorkflowError(str(error)) from None
 

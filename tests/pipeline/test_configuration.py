@@ -9,6 +9,7 @@ from pipeline.configuration import checked
 from pipeline.errors import InputError
 from tests.conftest import ROOT
 
+SCHEMA = ROOT / "config/schema.yaml"
 GOOD = {
     "datasets": {"cats": {"source": {"list": "cats.csv"}}},
     "experiments": {"breeds": {"dataset": "cats", "model": "lenet"}},
@@ -19,12 +20,12 @@ def problems(change) -> list[str]:
     config = copy.deepcopy(GOOD)
     change(config)
     with pytest.raises(InputError) as error:
-        checked(config, "my.yaml")
+        checked(config, "my.yaml", SCHEMA)
     return str(error.value).splitlines()
 
 
 def test_defaults_are_filled_in_at_every_depth():
-    config = checked(GOOD, "my.yaml")
+    config = checked(GOOD, "my.yaml", SCHEMA)
     assert config["compute"] == "cpu"
     assert config["datasets"]["cats"]["size"] == {"height": 256, "width": 256}
     assert config["datasets"]["cats"]["split"] == {"by": "fraction"}
@@ -33,7 +34,7 @@ def test_defaults_are_filled_in_at_every_depth():
 
 
 def test_the_embedded_example_is_good():
-    checked(yaml.safe_load((ROOT / "config/config.yaml").read_text()), "config/config.yaml")
+    checked(yaml.safe_load((ROOT / "config/config.yaml").read_text()), "config/config.yaml", SCHEMA)
 
 
 CASES = {
