@@ -269,14 +269,18 @@ class Solver:
             gradients = [blob.gradient for blob in group.blobs]
             if p.iter_size > 1:
                 torch._foreach_mul_(gradients, 1 / p.iter_size)
-            decay = p.weight_decay * group.decay_mult
-            if decay:
-                penalties = data if p.regularization_type == "L2" else torch._foreach_sign(data)
-                torch._foreach_add_(gradients, penalties, alpha=decay)
-            updates = self.update(gradients, group.histories, rate * group.lr_mult)
-            torch._foreach_sub_(data, updates)
+            updates = self.change(group, data, gradients, rate * group.lr_mult, p.weight_decay * group.decay_mult)
             for blob, update in zip(group.blobs, updates, strict=True):
                 blob.show_update(update)
+
+    def change(self, group: Group, data: Tensors, gradients: Tensors, rate: float, decay: float) -> Tensors:
+        """Add the decay to a group's gradients and subtract the rule's updates from its parameters; returns the updates."""
+        if decay:
+            penalties = data if self.param.regularization_type == "L2" else torch._foreach_sign(data)
+            torch._foreach_add_(gradients, penalties, alpha=decay)
+        updates = self.update(gradients, group.histories, rate)
+        torch._foreach_sub_(data, updates)
+        return updates
 
     def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
         """What is subtracted from each parameter of a group.
