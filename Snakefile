@@ -1,4 +1,7 @@
-configfile: "config/config.yaml"
+# The embedded example, unless --configfile gives another config: Snakemake would merge the two.
+if not workflow.config_settings.configfiles:
+
+    configfile: "config/config.yaml"
 
 
 resource_scopes:

@@ -49,6 +49,17 @@ def test_a_typo_in_the_config_ends_with_one_clear_message(elsewhere):
     assert not (elsewhere / "results").exists()
 
 
+def test_another_config_takes_the_place_of_the_example(elsewhere):
+    (elsewhere / "cats.csv").write_text("url,label\nhttp://127.0.0.1/a.jpg,tabby\n")
+    (elsewhere / "cats.yaml").write_text(
+        "datasets: {cats: {source: {list: cats.csv}}}\nexperiments: {breeds: {dataset: cats, model: lenet}}\n"
+    )
+    done = snakemake("-n", "--configfile", "cats.yaml", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "results/experiments/breeds/train" in done.stdout
+    assert "digits" not in done.stdout
+
+
 def test_steps_use_only_public_names_of_the_engine():
     public = set(caffe.__all__)
     for path in (ROOT / "pipeline").rglob("*.py"):
