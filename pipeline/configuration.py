@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 
 import jsonschema
 import yaml
 
 import caffe
+from pipeline import solver_fields
 from pipeline.errors import InputError
 from pipeline.models import TEMPLATES
 
@@ -22,9 +24,8 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     schema = yaml.safe_load(schema_file.read_text())
     validator = jsonschema.Draft202012Validator(schema)
     problems = [problem for error in validator.iter_errors(config) for problem in _explained(error)]
-    if not problems:
-        config = _with_defaults(config, schema)
-        problems = _cross_checked(config)
+    config = _with_defaults(config, schema)
+    problems += _cross_checked(config)
     if problems:
         raise InputError("", "\n".join(f"{path}: {problem}" for problem in problems))
     return config
@@ -93,37 +94,80 @@ def _fill(value: dict, schema: dict, root: dict) -> None:
     rest = schema.get("additionalProperties")
     if isinstance(rest, dict):
         for inner in value.values():
-            _fill(inner, rest, root)
+            if isinstance(inner, dict):
+                _fill(inner, rest, root)
+
+
+def last_layer(experiment: dict) -> str:
+    """The name of an experiment's classifier: its template's, or with the dataset's name behind it where it is renamed."""
+    last = TEMPLATES[experiment["model"]].last
+    return f"{last}_{experiment['dataset']}" if experiment["rename_last"] else last
 
 
 def _cross_checked(config: dict) -> list[str]:
-    """What the schema cannot say: names that refer to one another, and what a template is for."""
-    datasets, experiments = config["datasets"], config["experiments"]
+    """What the schema cannot say: names that refer to one another, and what a template and Caffe's solver have.
+
+    What is of another kind than the schema wants has been found there, and is passed over here.
+    """
+    datasets, experiments = (_mappings(config.get(kind)) for kind in ("datasets", "experiments"))
     problems = []
     for name, dataset in datasets.items():
-        split = dataset["split"]
-        if split["by"] == "column" and "val" in split:
-            problems.append(
-                f"datasets.{name}.split.val: {split['val']} has no effect with by: column; remove it, or use by: fraction"
-            )
+        split = _mapping(dataset.get("split"))
+        if split.get("by") == "column" and "val" in split:
+            value = split["val"]
+            problems.append(f"datasets.{name}.split.val: {value} has no effect with by: column; remove it, or use by: fraction")
     for name, experiment in experiments.items():
-        key = f"experiments.{name}"
-        problems += _known(f"{key}.dataset", experiment["dataset"], datasets)
-        problems += _known(f"{key}.model", experiment["model"], TEMPLATES)
-        source = experiment["weights"].get("experiment")
-        if source:
-            problems += _known(f"{key}.weights.experiment", source, experiments)
-            chain = [name]
-            while source in experiments and source not in chain:
-                chain.append(source)
-                source = experiments[source].get("weights", {}).get("experiment")
-            if source in chain:
-                problems.append(f"{key}.weights.experiment: {' → '.join([*chain, source])} goes in a circle")
+        problems += [f"experiments.{name}.{problem}" for problem in _of_experiment(experiment, datasets)]
+        problems += [f"experiments.{name}.weights.experiment: {problem}" for problem in _origin(name, experiments)]
     return problems
 
 
-def _known(key: str, name: str, known: dict) -> list[str]:
+def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
+    """What is wrong with one experiment by itself."""
+    dataset, model = experiment.get("dataset"), experiment.get("model")
+    problems = [f"solver.{problem}" for problem in solver_fields.problems(_mapping(experiment.get("solver")))]
+    if isinstance(dataset, str):
+        problems += [f"dataset: {problem}" for problem in _unknown(dataset, datasets)]
+    if isinstance(model, str):
+        problems += [f"model: {problem}" for problem in _unknown(model, TEMPLATES)]
+    if isinstance(dataset, str) and isinstance(model, str) and model in TEMPLATES and isinstance(experiment["features"], list):
+        blobs = TEMPLATES[model].blobs(last_layer(experiment))
+        wanted = [blob for blob in experiment["features"] if isinstance(blob, str)]
+        problems += [f"features: {problem}" for blob in wanted for problem in _unknown(blob, blobs)]
+    return problems
+
+
+def _origin(name: str, experiments: dict) -> list[str]:
+    """What is wrong with the experiment that another takes its weights from."""
+    chain, source = [name], _source(experiments[name])
+    if source is None:
+        return []
+    if source not in experiments:
+        return _unknown(source, experiments)
+    while source in experiments and source not in chain:
+        chain.append(source)
+        source = _source(experiments[source])
+    return [f"{' → '.join([*chain, source])} goes in a circle"] if source == name else []
+
+
+def _source(experiment: dict) -> str | None:
+    source = _mapping(experiment.get("weights")).get("experiment")
+    return source if isinstance(source, str) else None
+
+
+def _mapping(value: object) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _mappings(value: object) -> dict[str, dict]:
+    """{name: mapping}, with an empty mapping for what is none."""
+    return {name: _mapping(inner) for name, inner in _mapping(value).items()}
+
+
+def _unknown(name: str, known: Iterable[str]) -> list[str]:
+    """What is wrong with a name that is none of the known ones."""
     if name in known:
         return []
-    hint = caffe.nearest(name, known)
-    return [f"{key}: {name!r} is not one of {', '.join(known)}" + (f"; {hint}" if hint else "")]
+    names = [str(one) for one in known]
+    hint = caffe.nearest(name, names)
+    return [f"{name!r} is not one of {', '.join(names)}" + (f"; {hint}" if hint else "")]

@@ -11,6 +11,7 @@ import caffe
 from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
+from pipeline import solver_fields
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -139,21 +140,10 @@ def solver(dataset: Dataset, experiment: Experiment, folder: Path) -> tuple[caff
     }
     values.update(experiment.solver)
     param = caffe_pb2.SolverParameter()
-    enums = {field.name: field.enum_type for field in param.DESCRIPTOR.fields if field.enum_type}
+    if problems := solver_fields.problems(experiment.solver):
+        raise InputError("", "\n".join(f"experiments.{experiment.name}.solver.{problem}" for problem in problems))
     for field, value in values.items():
-        known = param.DESCRIPTOR.fields_by_name
-        if field not in known:
-            hint = caffe.nearest(field, known)
-            raise InputError(
-                f"experiments.{experiment.name}.solver", f'"{field}"', "a field of Caffe's SolverParameter is wanted", hint
-            )
-        try:
-            if isinstance(value, list):
-                getattr(param, field).extend(value)
-            else:
-                setattr(param, field, enums[field].values_by_name[value].number if field in enums else value)
-        except (TypeError, ValueError, KeyError) as error:
-            raise InputError(f"experiments.{experiment.name}.solver.{field}", f"{value!r} ({error})") from None
+        solver_fields.assign(param, field, value)
     return param, {field: reason for field, reason in reasons.items() if field not in experiment.solver}
 
 

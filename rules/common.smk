@@ -7,7 +7,6 @@ import caffe
 from snakemake.exceptions import WorkflowError
 
 from pipeline import configuration
-from pipeline.models import TEMPLATES
 
 try:
     schema = Path(workflow.basedir) / "config" / "schema.yaml"
@@ -98,10 +97,8 @@ def weights_of(wildcards):
 
 
 def last_name(wildcards):
-    """The last layer's name: the template's, or with the dataset's name behind it where it is renamed."""
-    experiment = config["experiments"][wildcards.experiment]
-    last = TEMPLATES[experiment["model"]].last
-    return f"{last}_{experiment['dataset']}" if experiment["rename_last"] else last
+    """The name of the experiment's last layer."""
+    return configuration.last_layer(config["experiments"][wildcards.experiment])
 
 
 def solver_fields(wildcards):
@@ -112,7 +109,12 @@ def solver_fields(wildcards):
 def results(wildcards):
     """Everything that `snakemake` makes when it is not told what."""
     experiments = config["experiments"]
-    paths = ["results/report/comparison.csv", "results/report/comparison.png"]
+    paths = expand(
+        "results/datasets/{name}/{file}",
+        name=config["datasets"],
+        file=["mean.binaryproto", "lmdb/val.manifest.json"],
+    )
+    paths += ["results/report/comparison.csv"] if experiments else []
     for name, experiment in experiments.items():
         paths += expand(
             "results/experiments/{name}/report/{plot}.{kind}",

@@ -45,6 +45,13 @@ class Template:
     mean: bool = True
     batch_size: int = 64
 
+    def blobs(self, last: str) -> list[str]:
+        """The blobs of which each image has its own values, with the classifier called `last`."""
+        n = caffe.NetSpec()
+        n.data = caffe.layers.Input()
+        self.body(n, Last(last, 1))
+        return list(dict.fromkeys(top for layer in n.to_proto().layer for top in layer.top))
+
 
 TEMPLATES = {
     "lenet": Template(lenet.body, lenet.LAST, scale=1 / 256, mean=False, batch_size=64),

@@ -63,9 +63,42 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(model="lenett"),
         "my.yaml: experiments.breeds.model: 'lenett' is not one of lenet, cifar10_quick, caffenet; did you mean \"lenet\"?",
     ),
-    "experiments that start from one another": (
+    "an experiment that starts from itself": (
         lambda c: c["experiments"]["breeds"].update(weights={"experiment": "breeds"}),
         "my.yaml: experiments.breeds.weights.experiment: breeds → breeds goes in a circle",
+    ),
+    "weights of an unknown experiment": (
+        lambda c: c["experiments"]["breeds"].update(weights={"experiment": "breds"}),
+        "my.yaml: experiments.breeds.weights.experiment: 'breds' is not one of breeds; did you mean \"breeds\"?",
+    ),
+    "a name that is a number": (
+        lambda c: c["datasets"].update({2024: c["datasets"]["cats"]}),
+        "my.yaml: datasets: 2024 is not a text",
+    ),
+    "a share of a split by column": (
+        lambda c: c["datasets"]["cats"].update(split={"by": "column", "val": 0.2}),
+        "my.yaml: datasets.cats.split.val: 0.2 has no effect with by: column; remove it, or use by: fraction",
+    ),
+    "a solver field that Caffe does not have": (
+        lambda c: c["experiments"]["breeds"].update(solver={"base_lrr": 1}),
+        'my.yaml: experiments.breeds.solver.base_lrr: no field of Caffe\'s SolverParameter; did you mean "base_lr"?',
+    ),
+    "a number that YAML takes for a text": (
+        lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("base_lr: 1e-3")),
+        "my.yaml: experiments.breeds.solver.base_lr: '1e-3' is not a number; write 0.001",
+    ),
+    "an unknown learning-rate policy": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "stepp"}),
+        "my.yaml: experiments.breeds.solver.lr_policy: 'stepp' is not one of fixed, step, exp, inv, multistep, poly, sigmoid;"
+        ' did you mean "step"?',
+    ),
+    "a solver field that the workflow sets": (
+        lambda c: c["experiments"]["breeds"].update(solver={"solver_mode": "GPU"}),
+        "my.yaml: experiments.breeds.solver.solver_mode: set by the workflow; say compute: cpu or compute: gpu",
+    ),
+    "features of a blob that the model does not have": (
+        lambda c: c["experiments"]["breeds"].update(features=["ip1", "ip2"], rename_last=True),
+        "my.yaml: experiments.breeds.features: 'ip2' is not one of data, conv1, pool1, conv2, pool2, ip1, ip2_cats",
     ),
 }
 
@@ -80,5 +113,25 @@ def test_all_problems_are_shown_at_once():
         config["compute"] = "tpu"
         config["datasets"]["cats"]["seed"] = -1
         config["experiments"]["breeds"]["modle"] = config["experiments"]["breeds"].pop("model")
+        config["experiments"]["breeds"]["dataset"] = "dogs"
 
-    assert len(problems(change)) == 4  # the misspelt key is unknown, and the right one missing
+    assert len(problems(change)) == 5  # the misspelt key is unknown, and the right one missing
+
+
+def test_a_circle_of_experiments_is_shown_whole():
+    def change(config):
+        breeds = config["experiments"]["breeds"]
+        config["experiments"] = {
+            name: {**breeds, "weights": {"experiment": source}} for name, source in {"a": "b", "b": "c", "c": "b"}.items()
+        }
+
+    assert problems(change) == [
+        "my.yaml: experiments.b.weights.experiment: b → c → b goes in a circle",
+        "my.yaml: experiments.c.weights.experiment: c → b → c goes in a circle",
+    ]
+
+
+@pytest.mark.parametrize("config", [{}, {"datasets": 3}, {"datasets": {"cats": None}, "experiments": {"breeds": ["lenet"]}}])
+def test_a_config_of_another_shape_is_a_message_too(config):
+    with pytest.raises(InputError):
+        checked(config, "my.yaml", SCHEMA)

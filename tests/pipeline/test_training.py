@@ -160,7 +160,7 @@ PROTOTXT = (
 
 
 def test_an_unknown_solver_field_is_named(databases, fails):
-    said = ["experiments.e.solver", '"base_lrr"', 'did you mean "base_lr"?']
+    said = ["experiments.e.solver.base_lrr: no field", 'did you mean "base_lr"?']
     fails(said, *PROTOTXT, "--model", "lenet", "--solver", '{"base_lrr": 1}')
 
 
