@@ -17,7 +17,7 @@ import caffe
 from pipeline.command import run
 from pipeline.database import read_image_list, read_labels
 from pipeline.errors import InputError
-from pipeline.features import extract
+from pipeline.features import Run, extract
 from pipeline.files import written_whole
 
 
@@ -35,12 +35,13 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
-def predictions(net_file: Path, weights: Path, source: Path, names: list[str], gpu: bool) -> pd.DataFrame:
+def predictions(job: Run, source: Path, names: list[str]) -> pd.DataFrame:
     """One row an image of the list `source`: path, label, predicted (class names), probability (of the predicted class)."""
     entries = read_image_list(source, len(names))
-    probabilities = softmax(next(iter(extract(net_file, weights, [scores_blob(net_file)], len(entries), gpu).values())))
+    scores = scores_blob(job.net)
+    probabilities = softmax(extract(job, [scores], len(entries))[scores])
     if probabilities.shape[1] != len(names):
-        raise InputError(net_file, f"{probabilities.shape[1]} outputs", f"the dataset has {len(names)} classes")
+        raise InputError(job.net, f"{probabilities.shape[1]} outputs", f"the dataset has {len(names)} classes")
     paths, labels = zip(*entries, strict=True)
     best = probabilities.argmax(1)
     return pd.DataFrame(
@@ -62,6 +63,7 @@ def write(table: pd.DataFrame, names: list[str], folder: Path) -> float:
         table.to_csv(part / "predictions.csv", index=False)
         by_class = right.groupby(table.label).agg(["size", "mean"]).reindex(names)
         by_class.columns = ["images", "accuracy"]
+        by_class["images"] = by_class.images.fillna(0).astype(int)
         by_class.to_csv(part / "per_class.csv", index_label="class")
         confusion = pd.crosstab(table.label, table.predicted).reindex(index=names, columns=names, fill_value=0)
         confusion.to_csv(part / "confusion.csv", index_label="class")
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpu", action="store_true")
     a = parser.parse_args(argv)
     names = read_labels(a.labels)
-    accuracy = write(predictions(a.net, a.weights, a.list, names, a.gpu), names, a.folder)
+    accuracy = write(predictions(Run(a.net, a.weights, a.gpu), a.list, names), names, a.folder)
     print(f"{a.folder}: accuracy {accuracy:.4f}")
 
 

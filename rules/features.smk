@@ -2,7 +2,6 @@ rule features:
     input:
         net="results/experiments/{experiment}/prototxt/test.prototxt",
         weights="results/experiments/{experiment}/train/final.caffemodel",
-        list=of_dataset("lists/val.txt"),
         database=of_dataset("lmdb/val"),
         manifest=of_dataset("lmdb/val.manifest.json"),
     output:
@@ -20,7 +19,7 @@ rule features:
         code=source("pipeline.features"),
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.features {input.net} {input.weights} {output.folder}"
-        " --blobs {params.blobs} --list {input.list} {params.gpu} > {log} 2>&1"
+        " --blobs {params.blobs} {params.gpu} > {log} 2>&1"
 
 
 rule evaluate:

@@ -1,8 +1,10 @@
 """What tests of the steps share: real commands, small photographs, a small dataset, and what a good failure is."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,8 +19,7 @@ def command(tmp_path):
     """command("pipeline.resize", "in", "out") runs a step in the test's own folder, as a user would."""
 
     def run_command(module: str, *arguments) -> subprocess.CompletedProcess:
-        words = [sys.executable, "-m", module, *map(str, arguments)]
-        return subprocess.run(words, cwd=tmp_path, env=_environment(), capture_output=True, text=True)
+        return _run(tmp_path, module, *arguments)
 
     return run_command
 
@@ -47,32 +48,91 @@ def fails(command, tmp_path):
 @pytest.fixture
 def picture():
     """picture(seed, height, width) gives a smooth colour picture, uint8, height × width × 3."""
-
-    def draw(seed: int = 0, height: int = 40, width: int = 60) -> np.ndarray:
-        coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3)).astype(np.uint8)
-        return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-
-    return draw
+    return _picture
 
 
 @pytest.fixture
-def dataset(tmp_path, picture):
+def dataset(tmp_path):
     """A resized dataset of two shards, three images of each of the classes cat, dog and owl; relative to the test's folder."""
-    (tmp_path / "list").mkdir()
-    (tmp_path / "download").mkdir()
+    return _dataset(tmp_path)
+
+
+@pytest.fixture
+def small(tmp_path, built):
+    """The small dataset's lists, databases and mean with a small net and its solver; relative to the test's folder."""
+    return Path(shutil.copytree(built, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out", "snap")))
+
+
+@pytest.fixture
+def trained(tmp_path, built):
+    """As `small`, after training: out/final.caffemodel, out/train.log, out/metrics.csv and snap/."""
+    return Path(shutil.copytree(built, tmp_path, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """What `small` and `trained` are copies of, made by the steps themselves."""
+    folder = _dataset(tmp_path_factory.mktemp("built"))
+    (folder / "train.prototxt").write_text(NET.format(part="train", accuracy=""))
+    (folder / "test.prototxt").write_text(NET.format(part="val", accuracy=ACCURACY))
+    (folder / "solver.prototxt").write_text(SOLVER)
+    steps = [("pipeline.label", "list", "download", "resize", "--output", "lists")]
+    for part in ("train", "val"):
+        files = ("--labels", "lists/labels.txt", "--manifest", f"lmdb/{part}.manifest.json")
+        steps.append(("pipeline.database", f"lists/{part}.txt", "resize", f"lmdb/{part}", *files))
+    steps.append(("pipeline.mean", "lmdb/train", "mean.binaryproto", "--values", "mean.json"))
+    steps.append(TRAIN)
+    for module, *arguments in steps:
+        done = _run(folder, module, *arguments)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+NET = """
+layer {{ name: "data" type: "Data" top: "data" top: "label" data_param {{ source: "lmdb/{part}" batch_size: 3 backend: LMDB }}
+  transform_param {{ scale: 0.004 }} }}
+layer {{ name: "hidden" type: "InnerProduct" bottom: "data" top: "hidden" inner_product_param {{ num_output: 6
+  weight_filler {{ type: "xavier" }} }} }}
+layer {{ name: "scores" type: "InnerProduct" bottom: "hidden" top: "scores" inner_product_param {{ num_output: 3
+  weight_filler {{ type: "xavier" }} }} }}
+{accuracy}
+layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "label" top: "loss" }}
+"""
+ACCURACY = 'layer { name: "accuracy" type: "Accuracy" bottom: "scores" bottom: "label" top: "accuracy" }'
+SOLVER = """
+train_net: "train.prototxt" test_net: "test.prototxt" test_iter: 1 test_interval: 5 base_lr: 0.05 momentum: 0.9
+lr_policy: "fixed" display: 5 max_iter: 20 snapshot_prefix: "snap/s" random_seed: 1 solver_mode: CPU
+"""
+TRAIN = ("pipeline.train", "solver.prototxt", "--output", "out/final.caffemodel")
+TRAIN += ("--log", "out/train.log", "--metrics", "out/metrics.csv")
+
+
+def _picture(seed: int = 0, height: int = 40, width: int = 60) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3)).astype(np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _dataset(folder: Path) -> Path:
+    (folder / "list").mkdir()
+    (folder / "download").mkdir()
     for shard in range(2):
-        (tmp_path / "resize" / f"{shard:05d}").mkdir(parents=True)
-        (tmp_path / "list" / f"{shard:05d}.csv").touch()
+        (folder / "resize" / f"{shard:05d}").mkdir(parents=True)
+        (folder / "list" / f"{shard:05d}.csv").touch()
     rows = []
     for number in range(9):
         shard, label = f"{number // 5:05d}", ["owl", "cat", "dog"][number % 3]
         name = f"{number % 5:06d}_{label}"
-        cv2.imwrite(str(tmp_path / "resize" / shard / f"{name}.png"), picture(number, 8, 8))
+        cv2.imwrite(str(folder / "resize" / shard / f"{name}.png"), _picture(number, 8, 8))
         row = {"shard": shard, "path": f"{name}.jpg", "url": f"http://x/{name}", "label": label}
         rows.append({**row, "split": "train" if number < 6 else "val", "error": ""})
     for shard, group in pd.DataFrame(rows).groupby("shard"):
-        group.drop(columns="shard").to_csv(tmp_path / "download" / f"{shard}.csv", index=False)
-    return tmp_path
+        group.drop(columns="shard").to_csv(folder / "download" / f"{shard}.csv", index=False)
+    return folder
+
+
+def _run(folder: Path, module: str, *arguments) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(words, cwd=folder, env=_environment(), capture_output=True, text=True)
 
 
 def _environment() -> dict[str, str]:
