@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,16 +19,26 @@ from pipeline.errors import InputError
 def gpu() -> Iterator[int]:
     """The number of a GPU that no other job of this user holds; waits for one, and holds it while the block runs.
 
-    A GPU is held by a lock on a file of its own, which the system releases however the job ends.
+    GPUs are told apart by their identity, not their number: a cluster may call the one that it gives each job number 0.
     """
     count = torch.cuda.device_count()
     if not count:
         raise InputError("compute: gpu", "PyTorch finds no CUDA device", do="set compute: cpu in the config")
-    folder = Path(tempfile.gettempdir()) / f"roastery-{getpass.getuser()}"
+    names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
+    with first_free(names, Path(tempfile.gettempdir()) / f"roastery-{os.getuid()}") as number:
+        yield number
+
+
+@contextlib.contextmanager
+def first_free(names: list[str], folder: Path) -> Iterator[int]:
+    """The number of the first of `names` that nobody holds; waits for one, and holds it while the block runs.
+
+    A name is held by a lock on a file of its own in `folder`, which the system releases however the job ends.
+    """
     folder.mkdir(exist_ok=True)
     while True:
-        for number in range(count):
-            with (folder / f"gpu{number}.lock").open("w") as file:
+        for number, name in enumerate(names):
+            with (folder / f"{name}.lock").open("w") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -31,6 +31,10 @@ STYLE = {
 }
 
 
+NAMED_CLASSES = 40
+"""Most classes whose names have room beside a confusion matrix."""
+
+
 def read_metrics(path: Path) -> pd.DataFrame:
     """A metrics table of the train step."""
     table = pd.read_csv(path)
@@ -46,7 +50,8 @@ def curves(metrics: pd.DataFrame) -> plt.Figure:
         values = metrics.dropna(subset=column)
         losses.plot(values.iteration, values[column], marker=marker, markersize=4, label=label)
     losses.set_ylabel("loss")
-    losses.set_yscale("log")
+    if (metrics[["loss", "test_loss"]].max() > 0).any():
+        losses.set_yscale("log")
     losses.legend()
     tests = metrics.dropna(subset="test_accuracy")
     if len(tests):
@@ -68,13 +73,14 @@ def curves(metrics: pd.DataFrame) -> plt.Figure:
 def confusion_matrix(confusion: pd.DataFrame) -> plt.Figure:
     """Rows: the class an image has; columns: the class predicted; shade: share of the row."""
     share = confusion.to_numpy() / confusion.to_numpy().sum(1, keepdims=True).clip(1)
-    side = max(4.4, 0.5 * len(confusion))
+    side = min(max(4.4, 0.5 * len(confusion)), 20)
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
     axes.grid(visible=False)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     names = [str(name) for name in confusion.index]
-    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
-    axes.set_yticks(range(len(names)), names)
+    if len(names) <= NAMED_CLASSES:
+        axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
+        axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("class")
     if len(names) <= 20:
