@@ -22,7 +22,8 @@ demo: env  ## build the example: data, two nets, features, evaluation and report
 	@$(BIN)/python -m pipeline.summary results
 	@echo "report.html has the curves, the confusion matrices and every prediction"
 
-report.html: results/report/comparison.csv
+# All that the report shows: it is written again when one of them is newer.
+report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/evaluate/* report/*)
 	snakemake --report $@ --quiet all
 
 test: env  ## run the tests
