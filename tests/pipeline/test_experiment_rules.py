@@ -1,0 +1,95 @@
+"""The experiments' rules, run by Snakemake in a folder of their own: what is made, and what a change makes again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from tests.conftest import ROOT
+
+CONFIG = """\
+datasets:
+  few:
+    source: {list: few.csv, allow_file: true}
+    size: {height: 28, width: 28}
+    split: {by: fraction, val: 0.34}
+experiments:
+  base: {dataset: few, model: lenet, batch_size: 2, solver: {max_iter: 2}}
+  tuned:
+    dataset: few
+    model: lenet
+    batch_size: 2
+    weights: {experiment: base}
+    rename_last: true
+    solver: {max_iter: 2}
+    features: [ip1]
+"""
+
+
+@pytest.fixture
+def snakemake(tmp_path, picture):
+    """snakemake(…) builds config.yaml's two experiments on six pictures; gives the exit code and all output."""
+    rows = ["url,label"]
+    for number in range(6):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture(number))
+        rows.append(f"{(tmp_path / f'{number}.png').as_uri()},{'ab'[number % 2]}")
+    (tmp_path / "few.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "config.yaml").write_text(CONFIG)
+
+    def run_snakemake(*arguments: str) -> tuple[int, str]:
+        profile = ["--workflow-profile", str(ROOT / "profiles/default")]
+        words = ["-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "config.yaml", *profile]
+        environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+        words = [sys.executable, *words, *arguments]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        return done.returncode, done.stdout + done.stderr
+
+    return run_snakemake
+
+
+def test_two_experiments_from_images_to_report(snakemake, tmp_path):
+    code, output = snakemake()
+    assert code == 0, output
+    tuned = tmp_path / "results/experiments/tuned"
+    assert "ip2_few" in (tuned / "prototxt/train.prototxt").read_text()
+    assert json.loads((tuned / "evaluate/summary.json").read_text())["images"] == 2
+    assert sorted(path.name for path in (tuned / "features").glob("ip1*")) == ["ip1.lmdb", "ip1.npy", "ip1.parquet"]
+    assert "Copying source layer" not in (tuned / "train/train.log").read_text()
+    assert "Ignoring source layer ip2" in (tuned / "train/train.log").read_text()
+    assert "Nothing to be done" in snakemake()[1]
+
+    code, output = snakemake("--report", "report.html")
+    assert code == 0, output
+    report = (tmp_path / "report.html").read_text()
+    for name in ("comparison.csv", "comparison.png", "curves.png", "confusion.png", "predictions.csv"):
+        assert name in report
+
+    before = (tmp_path / "results/experiments/base/train/final.caffemodel").stat().st_mtime_ns
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("{max_iter: 2}\n    features", "{max_iter: 3}\n    features"))
+    code, output = snakemake()
+    assert code == 0, output
+    assert (tuned / "train/metrics.csv").read_text().splitlines()[-1].startswith("3,")
+    assert (tmp_path / "results/experiments/base/train/final.caffemodel").stat().st_mtime_ns == before
+
+
+def test_an_experiment_that_fails_says_why_and_leaves_nothing_half_written(snakemake, tmp_path):
+    (tmp_path / "other.caffemodel").write_text("<html>not found</html>")
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("{experiment: base}", "{file: other.caffemodel}"))
+    code, output = snakemake("results/experiments/tuned/train/final.caffemodel")
+    assert code == 1
+    assert "error: other.caffemodel" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "results/experiments/tuned/train/final.caffemodel").exists()
+    assert not (tmp_path / "results/experiments/tuned/train/metrics.csv").exists()
+
+
+def test_datasets_without_experiments_are_built(snakemake, tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG.split("experiments:")[0])
+    code, output = snakemake("-n")
+    assert code == 0, output
+    assert "results/datasets/few/lmdb/val.manifest.json" in output
+    assert "rule train" not in output
