@@ -54,6 +54,9 @@ class Executor:
         self.steps = steps
         self._segments = 0
         self.channels_last = _prefers_channels_last([step.layer for step in steps])
+        if self.channels_last and net.device.type == "cpu":
+            for step in steps:
+                _choose_convolution(step.layer)
         keep_freed_memory()
         self._mark_consumers()
         self._mark_overwriting()
@@ -212,13 +215,15 @@ def _prefers_channels_last(layers) -> bool:
     return any(layer.type in ("Convolution", "Deconvolution") and len(layer.blobs[0].shape) == 4 for layer in layers)
 
 
-def _channels_last(value: torch.Tensor) -> torch.Tensor:
-    """The same values, channels-last; images of one channel are left as they are.
+def _choose_convolution(layer) -> None:
+    """Let a plain convolution of images of one channel take their columns in pairs."""
+    if layer.type == "Convolution" and len(layer.blobs[0].shape) == 4:
+        plain = layer.param.convolution_param.group == 1 and layer.dilation == (1, 1)
+        layer.takes_pairs = plain and layer.blobs[0].shape[1] == 1
 
-    Those are channels-last already, and their strides tell oneDNN to convolve them as NCHW, with sums in an order that follows
-    BVLC Caffe's losses on MNIST to 5e-6 over 100 iterations; the channels-last kernel's order met near-ties in max pooling that
-    led 5e-3 away from them.
-    """
+
+def _channels_last(value: torch.Tensor) -> torch.Tensor:
+    """The same values, channels-last; images of one channel, which are that already, keep the strides of NCHW."""
     return value if value.shape[1] == 1 else value.contiguous(memory_format=torch.channels_last)
 
 
