@@ -189,6 +189,7 @@ class Parameter(Blob):
         self.leaf = torch.zeros(self._shape, device=self.device, requires_grad=True)
         self._data = Side(self.leaf.detach())
         self.owner = self
+        self._rows_only = False
         self._update: torch.Tensor | None = None
         self.lr_mult = 1.0
         self.decay_mult = 1.0
@@ -202,12 +203,14 @@ class Parameter(Blob):
     @property
     def data(self) -> np.ndarray:
         """The values."""
+        self.owner.keep_rows()
         return self.owner._data.look(self.owner._shape, self.device).reshape(self._shape)
 
     @property
     def diff(self) -> np.ndarray:
         """The gradient, accumulated since it was last cleared."""
         owner = self.owner
+        owner.keep_rows()
         if owner._update is not None:
             owner.leaf.grad, owner._update = owner._update.clone(), None
         owner._diff._tensor = owner.leaf.grad
@@ -229,6 +232,13 @@ class Parameter(Blob):
         else:
             owner.leaf.grad = value
 
+    def gradient_or_zeros(self) -> torch.Tensor:
+        """The gradient, made as zeros where it is 0 and nobody has looked."""
+        gradient = self.gradient
+        if gradient is None:
+            gradient = self.gradient = torch.zeros_like(self.tensor)
+        return gradient
+
     def graph_tensor(self) -> torch.Tensor:
         """The values as layers use them: the leaf, whose gradient is `diff`."""
         self.owner._data.take()
@@ -248,9 +258,26 @@ class Parameter(Blob):
         else:
             owner.leaf.grad, owner._update = None, update
 
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Order the values in memory as the engine prefers, as long as nobody has looked at them."""
+        if self.owner is self and not self._rows_only:
+            self._order(memory_format)
+
+    def keep_rows(self) -> None:
+        """Order the values in memory row by row, for good: what NumPy sees, and what can be seen in another shape."""
+        self._rows_only = True
+        if not self.leaf.is_contiguous():
+            self._order(torch.contiguous_format)
+
+    def _order(self, memory_format: torch.memory_format) -> None:
+        self.leaf.data = self.leaf.data.contiguous(memory_format=memory_format)
+        self._data = Side(self.leaf.detach())
+
     def share(self, owner: Parameter) -> None:
         """Use the memory of `owner`, data and gradient, in this blob's shape."""
         self.owner = owner.owner
+        if self.owner.shape != self._shape:
+            self.owner.keep_rows()
         self.leaf = self.owner.leaf
 
     def reshape(self, *shape: int) -> None:

@@ -20,6 +20,7 @@ from caffe.errors import Error, LayerError
 from caffe.layer_types.data import Input
 
 if TYPE_CHECKING:
+    from caffe.blob import Parameter
     from caffe.net import Net
 
 
@@ -39,11 +40,14 @@ class Step:
     def __post_init__(self):
         self.is_input = isinstance(self.layer, Input)
         """Whether its tops are the caller's, and stay."""
-        self.is_convolution = self.layer.type in ("Convolution", "Deconvolution")
+        self.begins_layout = not self.bottoms or self.layer.type in ("Convolution", "Deconvolution")
+        """Whether its tops are put into the net's memory layout; those of the other layers inherit it."""
         self.makes = [] if self.is_input else [name for name in self.tops if name not in self.bottoms]
         """Blobs that it is the first to write."""
-        self.top_edges = [None] * len(self.tops)
+        self.top_edges = self.no_edges = [None] * len(self.tops)
         self.bottom_edges = [None] * len(self.bottoms)
+        self.is_root = False
+        """Whether a gradient may begin at one of its tops, even where the whole net is one segment."""
 
 
 class Executor:
@@ -54,9 +58,9 @@ class Executor:
         self.steps = steps
         self._segments = 0
         self.channels_last = _prefers_channels_last([step.layer for step in steps])
-        if self.channels_last and net.device.type == "cpu":
+        if self.channels_last:
             for step in steps:
-                _choose_convolution(step.layer)
+                _prepare_convolution(step.layer, net.device)
         keep_freed_memory()
         self._mark_consumers()
         self._mark_overwriting()
@@ -66,6 +70,7 @@ class Executor:
         for index in reversed(range(len(self.steps))):
             step = self.steps[index]
             step.consumers = [readers.get(name) for name in step.tops]
+            step.is_root = step.needs_backward and None in step.consumers
             for name in step.tops:
                 readers.pop(name, None)
             for name, propagates in zip(step.bottoms, step.propagates, strict=True):
@@ -97,6 +102,7 @@ class Executor:
             for name in step.makes:
                 blobs[name].release()
         values: dict[str, torch.Tensor] = {}
+        channels_last = self.channels_last
         for step in steps:
             step.segment = self._segments
             layer = step.layer
@@ -119,15 +125,16 @@ class Executor:
                 raise self._failed(layer, bottoms, error) from error
             if isinstance(tops, torch.Tensor):
                 tops = (tops,)
+            reorder = channels_last and step.begins_layout
             for name, top in zip(step.tops, tops, strict=True):
-                if self.channels_last and top.dim() == 4 and (not bottoms or step.is_convolution):
-                    top = _channels_last(top)
-                values[name] = top
-            if step.needs_backward:
+                values[name] = _channels_last(top) if reorder and top.dim() == 4 else top
+            if step.is_root or (edges and step.needs_backward):
                 step.top_edges = [
                     _edge(values[name]) if edges or consumer is None else None
                     for name, consumer in zip(step.tops, step.consumers, strict=True)
                 ]
+            else:
+                step.top_edges = step.no_edges
         for step in steps:
             for name in step.makes:
                 blobs[name].tensor = values[name].detach()
@@ -176,29 +183,23 @@ class Executor:
                         seeds.append(seed.clone(memory_format=torch.contiguous_format) if keep else seed)
         if not roots:
             return
-        parameters = {
-            id(blob.owner): blob.owner
-            for step in steps
-            if step.needs_backward
-            for blob in step.layer.blobs
-            if blob.leaf.requires_grad
-        }
+        parameters = _learned(steps)
         wanted: dict[str, GradientEdge] = {}
-        written = {name for step in steps for name in step.tops}
+        written = () if keep else {name for step in steps for name in step.tops}
         for step in reversed(steps):
             for name, edge in zip(step.bottoms, step.bottom_edges, strict=False):
-                if edge is not None and (keep or name not in written):
+                if edge is not None and name not in written:
                     wanted[name] = edge  # the earliest version wins, as in-place layers overwrite their diff
-        leaves = [owner.leaf for owner in parameters.values()]
+        leaves = [owner.leaf for owner in parameters]
         edges = list(wanted.values())
         gradients = (
             torch.autograd.grad(roots, leaves + edges, seeds, retain_graph=keep, allow_unused=True) if leaves or edges else ()
         )
-        for owner, gradient in zip(parameters.values(), gradients, strict=False):
+        for owner, gradient in zip(parameters, gradients, strict=False):
             if gradient is not None:
                 total = owner.gradient
                 if total is None:
-                    owner.gradient = gradient.contiguous()
+                    owner.gradient = laid_out_as(gradient, owner.leaf)
                 else:
                     total.add_(gradient)
         for name, gradient in zip(wanted, gradients[len(leaves) :], strict=True):
@@ -206,8 +207,19 @@ class Executor:
                 blobs[name].gradient = gradient
 
 
+def _learned(steps: list[Step]) -> list[Parameter]:
+    """The parameters of these layers that a gradient reaches, shared ones once."""
+    owners = {id(blob.owner): blob.owner for step in steps if step.needs_backward for blob in step.layer.blobs}
+    return [owner for owner in owners.values() if owner.leaf.requires_grad]
+
+
 def _edge(value: torch.Tensor) -> GradientEdge | None:
     return get_gradient_edge(value) if value.requires_grad else None
+
+
+def laid_out_as(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`value` with the strides of `other`, a tensor of the same shape; itself where it has them."""
+    return value if value.stride() == other.stride() else torch.empty_like(other).copy_(value)
 
 
 def _prefers_channels_last(layers) -> bool:
@@ -215,11 +227,15 @@ def _prefers_channels_last(layers) -> bool:
     return any(layer.type in ("Convolution", "Deconvolution") and len(layer.blobs[0].shape) == 4 for layer in layers)
 
 
-def _choose_convolution(layer) -> None:
-    """Let a plain convolution of images of one channel take their columns in pairs."""
-    if layer.type == "Convolution" and len(layer.blobs[0].shape) == 4:
-        plain = layer.param.convolution_param.group == 1 and layer.dilation == (1, 1)
-        layer.takes_pairs = plain and layer.blobs[0].shape[1] == 1
+def _prepare_convolution(layer, device: torch.device) -> None:
+    """Let a convolution of channels-last images have its weights so; on a CPU, images of one channel as pairs of columns."""
+    if layer.type not in ("Convolution", "Deconvolution") or len(layer.blobs[0].shape) != 4:
+        return
+    plain = layer.type == "Convolution" and layer.param.convolution_param.group == 1 and layer.dilation == (1, 1)
+    if plain and layer.blobs[0].shape[1] == 1 and device.type == "cpu":
+        layer.takes_pairs = True
+    else:
+        layer.blobs[0].lay_out(torch.channels_last)
 
 
 def _channels_last(value: torch.Tensor) -> torch.Tensor:

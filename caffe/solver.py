@@ -14,6 +14,7 @@ import torch
 from caffe import glog, mode, prototxt, snapshots
 from caffe.blob import Parameter
 from caffe.errors import SolverError
+from caffe.executor import laid_out_as
 from caffe.net import Net
 from caffe.proto import caffe_pb2
 
@@ -259,14 +260,15 @@ class Solver:
             glog.info("sgd_solver.cpp:112", f"Iteration {self.iter}, lr = {rate:g}")
             self._row["learning_rate"] = rate
         p = self.param
-        for blob in self._parameters:
-            if blob.gradient is None:
-                blob.gradient = torch.zeros_like(blob.tensor)
         if p.clip_gradients >= 0:
-            self._clip([blob.gradient for blob in self._parameters])
+            self._clip([blob.gradient_or_zeros() for blob in self._parameters])
         for group in self._groups:
             data = [blob.tensor for blob in group.blobs]
-            gradients = [blob.gradient for blob in group.blobs]
+            gradients = [blob.gradient_or_zeros() for blob in group.blobs]
+            for history in group.histories:
+                for remembered, values in zip(history, data, strict=True):
+                    if remembered.stride() != values.stride():
+                        remembered.data = laid_out_as(remembered, values)
             if p.iter_size > 1:
                 torch._foreach_mul_(gradients, 1 / p.iter_size)
             updates = self.change(group, data, gradients, rate * group.lr_mult, p.weight_decay * group.decay_mult)

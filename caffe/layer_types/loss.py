@@ -26,48 +26,64 @@ class _OfLabels(Layer):
             )
         return along
 
-    def targets(self, scores: torch.Tensor, labels: torch.Tensor, along: int, ignored: int | None) -> torch.Tensor:
-        """Labels as positions on the class axis, shape of `scores` with that axis 1; ignored ones are -1."""
+    def forward(self, scores, labels):
         shape = list(scores.shape)
-        classes, shape[along] = shape[along], 1
+        classes, shape[self.along] = shape[self.along], 1
         target = labels.reshape(shape).long()
-        if ignored is not None:
-            target = torch.where(target == ignored, -1, target)
-        if not labels.is_meta:
-            low, high = (int(end) for end in target.aminmax())
-            if high >= classes or low < (0 if ignored is None else -1):
-                raise self.error(
-                    f"label {high if high >= classes else low}",
-                    f'there are {classes} classes (0 to {classes - 1}) in "{self.param.bottom[0]}"',
-                    "Caffe's labels start from 0; the layer that gives the scores needs num_output: number of classes",
-                )
-        return target
+        counted = None
+        if self.ignored is not None:
+            counted = target != self.ignored
+            target = target * counted
+        if target.is_cuda:  # where an index out of range would end the process
+            self._check(target, classes)
+        try:
+            return self.compare(scores, target, counted)
+        except RuntimeError:
+            if not target.is_meta:
+                self._check(target, classes)
+            raise
+
+    def compare(self, scores: torch.Tensor, target: torch.Tensor, counted: torch.Tensor | None):
+        """The tops.
+
+        target   the labels as positions on the class axis, shape of `scores` with that axis 1; 0 where they are ignored
+        counted  whether each target counts; None where all do
+        """
+        raise NotImplementedError
+
+    def _check(self, target: torch.Tensor, classes: int) -> None:
+        low, high = (int(end) for end in target.aminmax())
+        if low < 0 or high >= classes:
+            raise self.error(
+                f"label {high if high >= classes else low}",
+                f'there are {classes} classes (0 to {classes - 1}) in "{self.param.bottom[0]}"',
+                "Caffe's labels start from 0; the layer that gives the scores needs num_output: number of classes",
+            )
 
 
 class _SoftmaxLoss(torch.autograd.Function):
-    """-log p of the targets, summed; p no smaller than FLT_MIN in the loss, and as it is in the gradient, p - target.
+    """-log p of the targets, summed and divided by `count`.
 
+    p is no smaller than FLT_MIN in the loss, and as it is in the gradient, (p - target) / count.
     counted  1 for each target that counts and 0 for each that is ignored; None where all count
     """
 
     @staticmethod
-    def forward(ctx, scores, target, along, counted):
+    def forward(ctx, scores, target, along, counted, count):
         probability = torch.softmax(scores, along)
-        chosen = probability.gather(along, target if counted is None else target.clamp_min(0)).clamp_min_(FLT_MIN).log_()
-        loss = -(chosen if counted is None else chosen * counted).sum()
+        chosen = probability.gather(along, target).clamp_min_(FLT_MIN).log_()
+        loss = (chosen if counted is None else chosen * counted).sum() / -count
         ctx.save_for_backward(probability, target, counted)
-        ctx.along = along
+        ctx.along, ctx.count = along, count
         ctx.mark_non_differentiable(probability)
         return loss, probability
 
     @staticmethod
     def backward(ctx, gradient, _):
         probability, target, counted = ctx.saved_tensors
-        if counted is None:
-            share = gradient.expand(target.shape)
-            return (probability * gradient).scatter_add_(ctx.along, target, -share), None, None, None
-        share = counted * gradient
-        return (probability * share).scatter_add_(ctx.along, target.clamp_min(0), -share), None, None, None
+        share = gradient / ctx.count
+        share = share.expand(target.shape) if counted is None else counted * share
+        return (probability * share).scatter_add_(ctx.along, target, -share), None, None, None, None
 
 
 @register("SoftmaxWithLoss")
@@ -91,15 +107,17 @@ class SoftmaxWithLoss(_OfLabels):
         if not p.HasField("normalization") and p.HasField("normalize"):
             self.normalization = LOSS.VALID if p.normalize else LOSS.BATCH_SIZE
 
-    def forward(self, scores, labels):
-        target = self.targets(scores, labels, self.along, self.ignored)
-        counted = None if self.ignored is None else (target >= 0).to(scores.dtype)
-        total, probability = _SoftmaxLoss.apply(scores, target, self.along, counted)
-        if self.normalization == LOSS.VALID and counted is not None:
-            loss = total / counted.sum().clamp_min(1)
+    def compare(self, scores, target, counted):
+        if counted is not None:
+            counted = counted.to(scores.dtype)
+        if self.normalization in (LOSS.VALID, LOSS.FULL):
+            count = target.numel()
         else:
-            counts = {LOSS.VALID: target.numel(), LOSS.FULL: target.numel(), LOSS.BATCH_SIZE: scores.shape[: self.along].numel()}
-            loss = total / max(1, counts.get(self.normalization, 1))
+            count = scores.shape[: self.along].numel() if self.normalization == LOSS.BATCH_SIZE else 1
+        if self.normalization == LOSS.VALID and counted is not None:
+            count = counted.sum()
+        count = count.clamp_min(1) if isinstance(count, torch.Tensor) else max(1, count)
+        loss, probability = _SoftmaxLoss.apply(scores, target, self.along, counted, count)
         return (loss, probability)[: max(1, len(self.param.top))]
 
 
@@ -138,17 +156,18 @@ class Accuracy(_OfLabels):
         if not 1 <= p.top_k <= scores[self.along]:
             raise self.error(f"top_k {p.top_k}", f"there are {scores[self.along]} classes")
 
-    def forward(self, scores, labels):
-        target = self.targets(scores, labels, self.along, self.ignored)
-        own = scores.gather(self.along, target.clamp_min(0))
+    def compare(self, scores, target, counted):
+        own = scores.gather(self.along, target)
         # The label's own score is among those that are at least as high.
-        correct = ((scores >= own).sum(self.along, keepdim=True) <= self.param.accuracy_param.top_k) & (target >= 0)
-        counted = (target >= 0).sum()
-        share = correct.sum().to(scores.dtype) / counted
+        correct = (scores >= own).sum(self.along, keepdim=True) <= self.param.accuracy_param.top_k
+        if counted is None:
+            counted = torch.ones_like(correct)
+        correct = correct & counted
+        share = correct.sum().to(scores.dtype) / counted.sum()
         if len(self.param.top) < 2:
             return share
         classes = scores.shape[self.along]
-        flat = torch.where(target >= 0, target, classes).flatten()
+        flat = torch.where(counted, target, classes).flatten()
         counts = torch.zeros(classes + 1, dtype=scores.dtype, device=scores.device).index_add_(
             0, flat, torch.ones_like(flat, dtype=scores.dtype)
         )

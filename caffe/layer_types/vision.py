@@ -121,7 +121,7 @@ def _convolve_pairs(x, weight, bias, stride, pad):
     weight = torch.cat([functional.pad(weight, (shift, span - columns - shift)) for shift in (0, stride[1])])
     weight = weight.view(2 * outputs, rows, span // step, step).permute(0, 3, 1, 2)
     pairs = x.reshape(count, height, width // step, step).permute(0, 3, 1, 2)
-    bias = None if bias is None else bias.repeat(2)
+    bias = None if bias is None else torch.cat((bias, bias))
     y = functional.conv2d(pairs, weight, bias, (stride[0], 1), (pad[0], pad[1] // step))
     y = y.permute(0, 2, 3, 1)
     return y.reshape(*y.shape[:2], 2 * y.shape[2], outputs).permute(0, 3, 1, 2)
