@@ -34,9 +34,9 @@ class Side:
         elif tensor is None:
             self._tensor.zero_()
         elif self._tensor.shape == tensor.shape:
-            self._tensor.copy_(tensor)
+            self._tensor.copy_(tensor.detach())
         else:
-            self._tensor = tensor.clone(memory_format=torch.contiguous_format)
+            self._tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
         self._host = None
 
     def release(self) -> None:
@@ -49,14 +49,14 @@ class Side:
         if self._host is not None:
             self._tensor.copy_(self._host)
             self._host = None
-        return self._tensor
+        return self._tensor if self._tensor is None else self._tensor.detach()
 
     def look(self, shape: tuple[int, ...], device: torch.device) -> np.ndarray:
         """A writable NumPy view, row-major."""
         if self._tensor is None:
             self._tensor = torch.zeros(shape, device=device)
         if not self._seen:
-            self._tensor = self._tensor.contiguous()
+            self._tensor = self._tensor.detach().contiguous()
             self._seen = True
         if self._tensor.is_cuda:
             if self._host is None:
@@ -151,7 +151,8 @@ class Blob:
 
     @tensor.setter
     def tensor(self, value: torch.Tensor) -> None:
-        self._shape = tuple(value.shape)
+        if value.shape != self._shape:
+            self._shape = tuple(value.shape)
         self._data.put(value)
 
     def release(self) -> None:

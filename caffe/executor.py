@@ -20,7 +20,6 @@ from caffe.errors import Error, LayerError
 from caffe.layer_types.data import Input
 
 if TYPE_CHECKING:
-    from caffe.blob import Parameter
     from caffe.net import Net
 
 
@@ -42,12 +41,36 @@ class Step:
         """Whether its tops are the caller's, and stay."""
         self.begins_layout = not self.bottoms or self.layer.type in ("Convolution", "Deconvolution")
         """Whether its tops are put into the net's memory layout; those of the other layers inherit it."""
-        self.makes = [] if self.is_input else [name for name in self.tops if name not in self.bottoms]
-        """Blobs that it is the first to write."""
-        self.top_edges = self.no_edges = [None] * len(self.tops)
-        self.bottom_edges = [None] * len(self.bottoms)
-        self.is_root = False
-        """Whether a gradient may begin at one of its tops, even where the whole net is one segment."""
+        self.top_edges: list[GradientEdge | None] = []
+        self.bottom_edges: list[GradientEdge | None] = []
+
+
+class Plan:
+    """What a forward pass over a range of layers does, worked out once.
+
+    steps     the layers that compute
+    sources   for each of them, the names of its bottoms, and whether a gradient passes back
+    entering  names of the blobs that are taken as they stand
+    made      names of the blobs that are computed
+    """
+
+    def __init__(self, steps: list[Step]):
+        self.steps = [step for step in steps if not step.is_input]
+        self.inputs = [step for step in steps if step.is_input]
+        self.sources = [list(zip(step.bottoms, step.propagates, strict=True)) for step in self.steps]
+        self.entering = [name for step in self.inputs for name in step.tops]
+        self.made: list[str] = []
+        for step in self.steps:
+            self.entering += [name for name in dict.fromkeys(step.bottoms) if name not in (*self.made, *self.entering)]
+            self.made += [name for name in step.tops if name not in self.made]
+        self.fresh = [name for name in self.made if name not in self.entering]
+        self.roots = [
+            (slot, step)
+            for step in self.steps
+            if step.needs_backward
+            for slot, consumer in enumerate(step.consumers)
+            if consumer is None
+        ]
 
 
 class Executor:
@@ -57,6 +80,7 @@ class Executor:
         self.net = net
         self.steps = steps
         self._segments = 0
+        self._objectives: list[tuple[str, torch.Tensor]] = []
         self.channels_last = _prefers_channels_last([step.layer for step in steps])
         if self.channels_last:
             for step in steps:
@@ -64,13 +88,13 @@ class Executor:
         keep_freed_memory()
         self._mark_consumers()
         self._mark_overwriting()
+        self._plan = functools.cache(lambda first, last: Plan(self.steps[first : last + 1]))
 
     def _mark_consumers(self) -> None:
         readers: dict[str, int | None] = {}
         for index in reversed(range(len(self.steps))):
             step = self.steps[index]
             step.consumers = [readers.get(name) for name in step.tops]
-            step.is_root = step.needs_backward and None in step.consumers
             for name in step.tops:
                 readers.pop(name, None)
             for name, propagates in zip(step.bottoms, step.propagates, strict=True):
@@ -89,62 +113,59 @@ class Executor:
 
     # ---- forward
 
-    def forward(self, first: int, last: int, edges: bool = True) -> None:
+    def forward(self, first: int, last: int) -> None:
         """Compute the tops of layers `first` to `last` (both included) from the blobs as they stand.
 
-        edges  note where every blob stands in the graph, so that its gradient can be had; without it, `backward` can go only
-               over the whole range and only to the parameters (keep=False)
+        Every blob's place in the graph is noted, so that its gradient can be had.
         """
-        blobs = self.net.blobs
         self._segments += 1
-        steps = self.steps[first : last + 1]
-        for step in steps:
-            for name in step.makes:
-                blobs[name].release()
-        values: dict[str, torch.Tensor] = {}
-        channels_last = self.channels_last
-        for step in steps:
+        self._objectives = []
+        plan = self._plan(first, last)
+        for step in (*plan.inputs, *plan.steps):
             step.segment = self._segments
-            layer = step.layer
-            if step.is_input:
-                for name in step.tops:
-                    values[name] = self._entering(name)
+        self._run(plan, edges=True)
+
+    def train_forward(self) -> None:
+        """Compute the whole net, to be followed by `train_backward`."""
+        plan = self._plan(0, len(self.steps) - 1)
+        values = self._run(plan, edges=False)
+        for step in self.steps:
+            step.segment = -1
+        self._objectives = [(step.tops[slot], values[step.tops[slot]]) for slot, step in plan.roots]
+
+    def _run(self, plan: Plan, edges: bool) -> dict[str, torch.Tensor]:
+        blobs = self.net.blobs
+        for name in plan.fresh:
+            blobs[name].release()
+        values = {name: self._entering(name, edges) for name in plan.entering}
+        if edges:
+            for step in plan.inputs:
                 step.top_edges = [_edge(values[name]) for name in step.tops]
-                continue
-            bottoms = []
-            for name, propagates in zip(step.bottoms, step.propagates, strict=True):
-                value = values.get(name)
-                if value is None:
-                    value = values[name] = self._entering(name)
-                bottoms.append(value if propagates else value.detach())
-            if step.needs_backward and edges:
-                step.bottom_edges = [_edge(value) for value in bottoms]
+        for step, sources in zip(plan.steps, plan.sources, strict=True):
+            bottoms = [values[name] if propagates else values[name].detach() for name, propagates in sources]
+            if edges:
+                step.bottom_edges = [_edge(value) for value in bottoms] if step.needs_backward else []
             try:
-                tops = layer.forward(*bottoms)
+                tops = step.layer.forward(*bottoms)
             except RuntimeError as error:
-                raise self._failed(layer, bottoms, error) from error
+                raise self._failed(step.layer, bottoms, error) from error
             if isinstance(tops, torch.Tensor):
                 tops = (tops,)
-            reorder = channels_last and step.begins_layout
-            for name, top in zip(step.tops, tops, strict=True):
-                values[name] = _channels_last(top) if reorder and top.dim() == 4 else top
-            if step.is_root or (edges and step.needs_backward):
-                step.top_edges = [
-                    _edge(values[name]) if edges or consumer is None else None
-                    for name, consumer in zip(step.tops, step.consumers, strict=True)
-                ]
-            else:
-                step.top_edges = step.no_edges
-        for step in steps:
-            for name in step.makes:
-                blobs[name].tensor = values[name].detach()
+            if self.channels_last and step.begins_layout:
+                tops = [_channels_last(top) if top.dim() == 4 else top for top in tops]
+            values.update(zip(step.tops, tops, strict=True))
+            if edges:
+                step.top_edges = [_edge(top) if step.needs_backward else None for top in tops]
+        for name in plan.made:
+            blobs[name].tensor = values[name]
+        return values
 
-    def _entering(self, name: str) -> torch.Tensor:
+    def _entering(self, name: str, edges: bool) -> torch.Tensor:
         """A blob as it stands, as the beginning of a segment."""
-        value = self.net.blobs[name].tensor.detach()
+        value = self.net.blobs[name].tensor
         if self.channels_last and value.dim() == 4:
             value = _channels_last(value)
-        return value.detach().requires_grad_() if self.net.blob_needs_backward[name] else value
+        return value.detach().requires_grad_() if edges and self.net.blob_needs_backward[name] else value
 
     def _failed(self, layer, bottoms, error: RuntimeError) -> Error:
         shapes = ", ".join(str(tuple(bottom.shape)) for bottom in bottoms)
@@ -152,22 +173,32 @@ class Executor:
 
     # ---- backward
 
-    def backward(self, last: int, first: int, keep: bool = True) -> None:
+    def train_backward(self) -> None:
+        """Add the gradients of the whole net to its parameters', and free the graph's memory."""
+        roots, seeds = [], []
+        for name, value in self._objectives:
+            seed = self.net.blobs[name].gradient
+            if seed is not None and value.requires_grad:
+                roots.append(value)
+                seeds.append(seed)
+        self._objectives = []
+        if roots:
+            torch.autograd.backward(roots, seeds)
+
+    def backward(self, last: int, first: int) -> None:
         """Compute gradients through layers `last` down to `first` (both included), from the diffs of their tops.
 
         Gradients of parameters are added to what is there; those of blobs replace it.
-        keep  also set the diffs of all blobs on the way, and keep the graph for another backward pass; without it only
-              parameters, and the blobs at which segments meet, receive gradients, and the memory of the graph is freed
         """
         stop = last
         while stop >= first:
             start = stop
             while start > first and self.steps[start - 1].segment == self.steps[stop].segment:
                 start -= 1
-            self._backward_segment(stop, start, keep)
+            self._backward_segment(stop, start)
             stop = start - 1
 
-    def _backward_segment(self, last: int, first: int, keep: bool) -> None:
+    def _backward_segment(self, last: int, first: int) -> None:
         steps = self.steps[first : last + 1]
         blobs = self.net.blobs
         roots, seeds = [], []
@@ -180,37 +211,28 @@ class Executor:
                     seed = blobs[name].gradient
                     if seed is not None:
                         roots.append(edge)
-                        seeds.append(seed.clone(memory_format=torch.contiguous_format) if keep else seed)
-        if not roots:
-            return
-        parameters = _learned(steps)
+                        seeds.append(seed.clone(memory_format=torch.contiguous_format))
         wanted: dict[str, GradientEdge] = {}
-        written = () if keep else {name for step in steps for name in step.tops}
         for step in reversed(steps):
             for name, edge in zip(step.bottoms, step.bottom_edges, strict=False):
-                if edge is not None and name not in written:
+                if edge is not None:
                     wanted[name] = edge  # the earliest version wins, as in-place layers overwrite their diff
-        leaves = [owner.leaf for owner in parameters]
-        edges = list(wanted.values())
-        gradients = (
-            torch.autograd.grad(roots, leaves + edges, seeds, retain_graph=keep, allow_unused=True) if leaves or edges else ()
-        )
-        for owner, gradient in zip(parameters, gradients, strict=False):
+        owners = {id(blob.owner): blob.owner for step in steps if step.needs_backward for blob in step.layer.blobs}
+        learned = [owner for owner in owners.values() if owner.leaf.requires_grad]
+        targets = [*(owner.leaf for owner in learned), *wanted.values()]
+        if not roots or not targets:
+            return
+        gradients = torch.autograd.grad(roots, targets, seeds, retain_graph=True, allow_unused=True)
+        for owner, gradient in zip(learned, gradients, strict=False):
             if gradient is not None:
                 total = owner.gradient
                 if total is None:
                     owner.gradient = laid_out_as(gradient, owner.leaf)
                 else:
                     total.add_(gradient)
-        for name, gradient in zip(wanted, gradients[len(leaves) :], strict=True):
+        for name, gradient in zip(wanted, gradients[len(learned) :], strict=True):
             if gradient is not None:
                 blobs[name].gradient = gradient
-
-
-def _learned(steps: list[Step]) -> list[Parameter]:
-    """The parameters of these layers that a gradient reaches, shared ones once."""
-    owners = {id(blob.owner): blob.owner for step in steps if step.needs_backward for blob in step.layer.blobs}
-    return [owner for owner in owners.values() if owner.leaf.requires_grad]
 
 
 def _edge(value: torch.Tensor) -> GradientEdge | None:

@@ -313,7 +313,7 @@ class Net:
 
     def forward_loss(self) -> torch.Tensor:
         """One full forward pass, to be followed by `backward_params`; the weighted sum of all losses, as a scalar tensor."""
-        self._executor.forward(0, len(self.layers) - 1, edges=False)
+        self._executor.train_forward()
         total = None
         for name, weight in self.blob_loss_weights.items():
             if weight:
@@ -324,7 +324,7 @@ class Net:
 
     def backward_params(self) -> None:
         """One full backward pass for the parameters only; the fast half of a training step."""
-        self._executor.backward(len(self.layers) - 1, 0, keep=False)
+        self._executor.train_backward()
 
     def forward_all(self, blobs=None, **kwargs):
         """Forward over more inputs than a batch holds: {name: array} of outputs with one row for each input."""

@@ -311,6 +311,7 @@ class Solver:
         for index in range(len(self.test_nets)):
             self._test(index)
 
+    @torch.no_grad()
     def _test(self, index: int) -> None:
         glog.info("solver.cpp:347", f"Iteration {self.iter}, Testing net (#{index})")
         net, batches = self.test_nets[index], self.param.test_iter[index]
