@@ -48,25 +48,25 @@ class Step:
 class Plan:
     """What a forward pass over a range of layers does, worked out once.
 
-    steps     the layers that compute
-    sources   for each of them, the names of its bottoms, and whether a gradient passes back
+    inputs    the layers whose tops are the caller's
+    steps     the layers that compute; for each of them the names of its bottoms and whether a gradient passes back to them
     entering  names of the blobs that are taken as they stand
     made      names of the blobs that are computed
     """
 
     def __init__(self, steps: list[Step]):
-        self.steps = [step for step in steps if not step.is_input]
         self.inputs = [step for step in steps if step.is_input]
-        self.sources = [list(zip(step.bottoms, step.propagates, strict=True)) for step in self.steps]
+        computing = [step for step in steps if not step.is_input]
+        self.steps = [(step, list(zip(step.bottoms, step.propagates, strict=True))) for step in computing]
         self.entering = [name for step in self.inputs for name in step.tops]
         self.made: list[str] = []
-        for step in self.steps:
+        for step in computing:
             self.entering += [name for name in dict.fromkeys(step.bottoms) if name not in (*self.made, *self.entering)]
             self.made += [name for name in step.tops if name not in self.made]
         self.fresh = [name for name in self.made if name not in self.entering]
         self.roots = [
             (slot, step)
-            for step in self.steps
+            for step in computing
             if step.needs_backward
             for slot, consumer in enumerate(step.consumers)
             if consumer is None
@@ -121,7 +121,7 @@ class Executor:
         self._segments += 1
         self._objectives = []
         plan = self._plan(first, last)
-        for step in (*plan.inputs, *plan.steps):
+        for step in self.steps[first : last + 1]:
             step.segment = self._segments
         self._run(plan, edges=True)
 
@@ -141,7 +141,7 @@ class Executor:
         if edges:
             for step in plan.inputs:
                 step.top_edges = [_edge(values[name]) for name in step.tops]
-        for step, sources in zip(plan.steps, plan.sources, strict=True):
+        for step, sources in plan.steps:
             bottoms = [values[name] if propagates else values[name].detach() for name, propagates in sources]
             if edges:
                 step.bottom_edges = [_edge(value) for value in bottoms] if step.needs_backward else []
@@ -151,9 +151,10 @@ class Executor:
                 raise self._failed(step.layer, bottoms, error) from error
             if isinstance(tops, torch.Tensor):
                 tops = (tops,)
-            if self.channels_last and step.begins_layout:
+            if step.begins_layout and self.channels_last:
                 tops = [_channels_last(top) if top.dim() == 4 else top for top in tops]
-            values.update(zip(step.tops, tops, strict=True))
+            for name, top in zip(step.tops, tops, strict=True):
+                values[name] = top
             if edges:
                 step.top_edges = [_edge(top) if step.needs_backward else None for top in tops]
         for name in plan.made:
