@@ -44,11 +44,15 @@ class Side:
         if not self._seen:
             self._tensor = None
 
-    def take(self) -> torch.Tensor | None:
-        """The values as the engine uses them; None where they are zeros that nobody has asked for."""
+    def fetch(self) -> None:
+        """Take back what has been written into the copy on the host."""
         if self._host is not None:
             self._tensor.copy_(self._host)
             self._host = None
+
+    def take(self) -> torch.Tensor | None:
+        """The values as the engine uses them; None where they are zeros that nobody has asked for."""
+        self.fetch()
         return self._tensor if self._tensor is None else self._tensor.detach()
 
     def look(self, shape: tuple[int, ...], device: torch.device) -> np.ndarray:
@@ -199,7 +203,7 @@ class Parameter(Blob):
     @property
     def tensor(self) -> torch.Tensor:
         """The values, outside the autograd graph."""
-        return self.owner._data.take().view(self._shape)
+        return self.graph_tensor().detach()
 
     @property
     def data(self) -> np.ndarray:
@@ -222,7 +226,7 @@ class Parameter(Blob):
     @property
     def gradient(self) -> torch.Tensor | None:
         """The gradient as a tensor; None where it is 0 and nobody has looked."""
-        self.owner._diff.take()
+        self.owner._diff.fetch()
         return self.owner.leaf.grad
 
     @gradient.setter
@@ -242,7 +246,7 @@ class Parameter(Blob):
 
     def graph_tensor(self) -> torch.Tensor:
         """The values as layers use them: the leaf, whose gradient is `diff`."""
-        self.owner._data.take()
+        self.owner._data.fetch()
         leaf = self.owner.leaf
         return leaf if leaf.shape == self._shape else leaf.view(self._shape)
 

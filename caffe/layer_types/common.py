@@ -34,14 +34,14 @@ class InnerProduct(Layer):
         weight, bias = (*self.parameters(), None)[:2]
         if self.param.inner_product_param.transpose:
             weight = weight.t()
-        inputs = math.prod(x.shape[self.first :])
-        if inputs != weight.shape[1]:
+        rows = x if x.dim() == self.first + 1 else x.flatten(self.first)
+        if rows.shape[-1] != weight.shape[1]:
             raise self.error(
-                f"a bottom of shape {tuple(x.shape)}: {inputs} inputs",
+                f"a bottom of shape {tuple(x.shape)}: {rows.shape[-1]} inputs",
                 f"the weights take {weight.shape[1]}",
                 "a fully connected layer fixes the size of the image; keep that size, or make the layer a convolution",
             )
-        return functional.linear(x.flatten(self.first), weight, bias)
+        return functional.linear(rows, weight, bias)
 
 
 @register("Dropout")

@@ -70,9 +70,10 @@ class DummyData(Source):
             fillers.fill(value, filler, self.where)
 
     def forward(self):
-        for value, filler in zip(self.values, self.fillers, strict=True):
+        for index, filler in enumerate(self.fillers):
             if filler.type != "constant":
-                fillers.fill(value, filler, self.where)
+                self.values[index] = torch.empty_like(self.values[index])
+                fillers.fill(self.values[index], filler, self.where)
         return tuple(self.values)
 
 

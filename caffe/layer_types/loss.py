@@ -82,8 +82,8 @@ class _SoftmaxLoss(torch.autograd.Function):
     def backward(ctx, gradient, _):
         probability, target, counted = ctx.saved_tensors
         share = gradient / ctx.count
-        share = share.expand(target.shape) if counted is None else counted * share
-        return (probability * share).scatter_add_(ctx.along, target, -share), None, None, None, None
+        difference = probability.scatter(ctx.along, target, -1.0, reduce="add")
+        return difference.mul_(share if counted is None else counted * share), None, None, None, None
 
 
 @register("SoftmaxWithLoss")

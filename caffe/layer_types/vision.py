@@ -81,6 +81,7 @@ class _Convolving(Layer):
             if p.group < 1 or count % p.group:
                 raise self.error(f"group {p.group} for {count} {name}", "the groups must divide them evenly")
         self.add_blob(self.weight_shape(channels), p.weight_filler)
+        self.group = p.group
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
 
@@ -92,6 +93,8 @@ class _Convolving(Layer):
 
     def forward(self, *bottoms):
         weight, bias = (*self.parameters(), None)[:2]
+        if len(bottoms) == 1 and self.channel_axis == 1:
+            return self.convolve(bottoms[0], weight, bias)
         tops = []
         for x in bottoms:
             leading = x.shape[: self.channel_axis]
@@ -155,7 +158,7 @@ class Convolution(_Convolving):
         if self.takes_pairs and _pairs_fit(x, self.kernel[1], self.stride[1], self.pad[1]):
             return _convolve_pairs(x, weight, bias, self.stride, self.pad)
         convolution = _CONVOLUTIONS[len(self.kernel)]
-        return convolution(x, weight, bias, self.stride, self.pad, self.dilation, self.param.convolution_param.group)
+        return convolution(x, weight, bias, self.stride, self.pad, self.dilation, self.group)
 
 
 @register("Pooling")
@@ -171,10 +174,13 @@ class Pooling(Layer):
     tops = (1, 2)
     keeps_output = False
     known_shape: torch.Size | None = None
-    """The bottom's shape that `sizes`, the numbers of windows down and across, were worked out for."""
+    """The bottom's shape that `reshape` was last called for."""
 
     def setup(self, shape):
         p = self.param.pooling_param
+        self.method = p.pool
+        self.ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL
+        self.gives_positions = len(self.param.top) > 1
         if len(shape) != 4:
             raise self.error(f"a bottom of shape {shape}", "pooling wants 4 axes (N, C, H, W)")
         if len(self.param.top) > 1 and p.pool != MAX:
@@ -200,8 +206,7 @@ class Pooling(Layer):
         span = extent + 2 * pad - kernel
         if span < 0:
             raise self.error(f"kernel {kernel} with pad {pad} on {extent} pixels", "the kernel must fit into the padded bottom")
-        ceil = self.param.pooling_param.round_mode == caffe_pb2.PoolingParameter.CEIL
-        count = (math.ceil(span / stride) if ceil else span // stride) + 1
+        count = (math.ceil(span / stride) if self.ceil else span // stride) + 1
         if pad and (count - 1) * stride >= extent + pad:
             count -= 1
         if (count - 1) * stride >= extent + pad:
@@ -212,31 +217,35 @@ class Pooling(Layer):
         return count
 
     def forward(self, x):
-        p = self.param.pooling_param
-        kernel = self.kernel or tuple(x.shape[2:])
         if x.shape != self.known_shape:
-            self.known_shape = x.shape
-            self.sizes = tuple(self.outputs(*axis) for axis in zip(x.shape[2:], kernel, self.stride, self.pad, strict=True))
-        height, width = self.sizes
-        ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL
-        pad, cut = self.pad, False
-        if any(2 * pad > kernel for pad, kernel in zip(self.pad, kernel, strict=True)):
-            # PyTorch pads by at most half a kernel, so pad first and drop the windows that Caffe leaves out.
-            x = functional.pad(x, (pad[1], pad[1], pad[0], pad[0]), value=-math.inf if p.pool == MAX else 0.0)
-            pad, cut = (0, 0), True
-        if p.pool == MAX:
-            tops = functional.max_pool2d(x, kernel, self.stride, pad, ceil_mode=ceil, return_indices=len(self.param.top) > 1)
-            tops = tops if isinstance(tops, tuple) else (tops,)
-            if cut and len(tops) > 1:
-                row, column = tops[1] // x.shape[3], tops[1] % x.shape[3]
-                original = x.shape[3] - 2 * self.pad[1]
-                tops = (tops[0], (row - self.pad[0]) * original + column - self.pad[1])
-            tops = tuple(top.to(x.dtype) for top in tops)
-        elif p.pool == AVE:
-            tops = (functional.avg_pool2d(x, kernel, self.stride, pad, ceil_mode=ceil, count_include_pad=True),)
+            self.reshape(x.shape)
+        pad = self.inner_pad
+        if pad != self.pad:
+            margins = (self.pad[1], self.pad[1], self.pad[0], self.pad[0])
+            x = functional.pad(x, margins, value=-math.inf if self.method == MAX else 0.0)
+        if self.method == MAX:
+            if not self.gives_positions:
+                top = torch.max_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil)
+                return top if pad == self.pad else top[:, :, : self.sizes[0], : self.sizes[1]]
+            top, positions = functional.max_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil, return_indices=True)
+            if pad != self.pad:
+                row, column = positions // x.shape[3], positions % x.shape[3]
+                positions = (row - self.pad[0]) * (x.shape[3] - 2 * self.pad[1]) + column - self.pad[1]
+            tops = (top, positions.to(x.dtype))
+        elif self.method == AVE:
+            tops = (functional.avg_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil, count_include_pad=True),)
         else:
-            tops = (self.stochastic(x, kernel, height, width),)
-        return tuple(top[:, :, :height, :width] for top in tops) if cut else tops
+            tops = (self.stochastic(x, self.window, *self.sizes),)
+        return tuple(top[:, :, : self.sizes[0], : self.sizes[1]] for top in tops)
+
+    def reshape(self, shape: torch.Size) -> None:
+        """Work out what depends on the bottom's shape: the window, and the numbers of windows down and across."""
+        self.known_shape = shape
+        self.window = self.kernel or tuple(shape[2:])
+        self.sizes = tuple(self.outputs(*axis) for axis in zip(shape[2:], self.window, self.stride, self.pad, strict=True))
+        # PyTorch pads by at most half a window; for more, pad first and drop the windows that Caffe leaves out.
+        wide = any(2 * pad > size for pad, size in zip(self.pad, self.window, strict=True))
+        self.inner_pad = (0, 0) if wide else self.pad
 
     def stochastic(self, x, kernel, height, width):
         """Windows as rows, zeros where they reach past the bottom, so that those are never drawn."""
