@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from caffe.errors import Error
 from caffe.proto import caffe_pb2
 
 MAX_AXES = 32
+_orders = itertools.count()
 
 
 class Side:
@@ -194,6 +196,8 @@ class Parameter(Blob):
         self.leaf = torch.zeros(self._shape, device=self.device, requires_grad=True)
         self._data = Side(self.leaf.detach())
         self.owner = self
+        self.order = next(_orders)
+        """Another number each time that the values move in memory."""
         self._rows_only = False
         self._update: torch.Tensor | None = None
         self.lr_mult = 1.0
@@ -246,7 +250,7 @@ class Parameter(Blob):
 
     def graph_tensor(self) -> torch.Tensor:
         """The values as layers use them: the leaf, whose gradient is `diff`."""
-        self.owner._data.fetch()
+        self.fetch()
         leaf = self.owner.leaf
         return leaf if leaf.shape == self._shape else leaf.view(self._shape)
 
@@ -263,6 +267,10 @@ class Parameter(Blob):
         else:
             owner.leaf.grad, owner._update = None, update
 
+    def fetch(self) -> None:
+        """Take back values that were written into a copy on the host."""
+        self.owner._data.fetch()
+
     def lay_out(self, memory_format: torch.memory_format) -> None:
         """Order the values in memory as the engine prefers, as long as nobody has looked at them."""
         if self.owner is self and not self._rows_only:
@@ -277,6 +285,7 @@ class Parameter(Blob):
     def _order(self, memory_format: torch.memory_format) -> None:
         self.leaf.data = self.leaf.data.contiguous(memory_format=memory_format)
         self._data = Side(self.leaf.detach())
+        self.order = next(_orders)
 
     def share(self, owner: Parameter) -> None:
         """Use the memory of `owner`, data and gradient, in this blob's shape."""
@@ -298,6 +307,7 @@ class Parameter(Blob):
         self.owner = self
         self.leaf = new.view(shape).requires_grad_(self.leaf.requires_grad)
         self._data, self._diff = Side(self.leaf.detach()), Side(None)
+        self.order = next(_orders)
 
 
 def _checked_shape(shape) -> tuple[int, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,14 +21,50 @@ from caffe.proto import caffe_pb2
 Tensors = list[torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Group:
-    """Parameters with equal multipliers, and what the rule remembers of each."""
+    """Parameters with equal multipliers, and what the rule remembers of each.
+
+    `data`, `histories` and the result of `gradients()` are lists of tensors, one for each parameter, with their axes in the order
+    of memory, so that an update is one pass over memory whatever the layout.
+    """
 
     lr_mult: float
     decay_mult: float
     blobs: list[Parameter]
-    histories: list[Tensors]
+    remembered: list[Tensors]
+    data: Tensors = field(default_factory=list)
+    histories: list[Tensors] = field(default_factory=list)
+    orders: list[int] = field(default_factory=list)
+    turned: list[bool] = field(default_factory=list)
+    """Which parameters are channels-last."""
+
+    def arrange(self) -> None:
+        """Follow the parameters where their memory has moved, or where a copy of it on the host was written."""
+        for blob in self.blobs:
+            blob.fetch()
+        orders = [blob.owner.order for blob in self.blobs]
+        if orders == self.orders:
+            return
+        self.orders = orders
+        self.turned = [not blob.leaf.is_contiguous() for blob in self.blobs]
+        for history in self.remembered:
+            for memory, blob in zip(history, self.blobs, strict=True):
+                memory.data = laid_out_as(memory, blob.tensor)
+        self.data = self._in_memory_order(blob.tensor for blob in self.blobs)
+        self.histories = [self._in_memory_order(history) for history in self.remembered]
+
+    def gradients(self) -> Tensors:
+        """The parameters' gradients; zeros where there is none."""
+        return self._in_memory_order(blob.gradient_or_zeros() for blob in self.blobs)
+
+    def show_updates(self, updates: Tensors) -> None:
+        """Let the parameters' diffs show what has been subtracted."""
+        for blob, update, turned in zip(self.blobs, updates, self.turned, strict=True):
+            blob.show_update(update.permute(0, 3, 1, 2) if turned else update)
+
+    def _in_memory_order(self, tensors: Iterable[torch.Tensor]) -> Tensors:
+        return [tensor.permute(0, 2, 3, 1) if turned else tensor for tensor, turned in zip(tensors, self.turned, strict=True)]
 
 
 class Solver:
@@ -139,7 +175,7 @@ class Solver:
             group = groups.setdefault(key, Group(*key, [], [[] for _ in range(self.histories)]))
             group.blobs.append(blob)
             for part in range(self.histories):
-                group.histories[part].append(self.history[part * len(self._parameters) + index])
+                group.remembered[part].append(self.history[part * len(self._parameters) + index])
         return list(groups.values())
 
     @staticmethod
@@ -263,25 +299,20 @@ class Solver:
         if p.clip_gradients >= 0:
             self._clip([blob.gradient_or_zeros() for blob in self._parameters])
         for group in self._groups:
-            data = [blob.tensor for blob in group.blobs]
-            gradients = [blob.gradient_or_zeros() for blob in group.blobs]
-            for history in group.histories:
-                for remembered, values in zip(history, data, strict=True):
-                    if remembered.stride() != values.stride():
-                        remembered.data = laid_out_as(remembered, values)
+            group.arrange()
+            gradients = group.gradients()
             if p.iter_size > 1:
                 torch._foreach_mul_(gradients, 1 / p.iter_size)
-            updates = self.change(group, data, gradients, rate * group.lr_mult, p.weight_decay * group.decay_mult)
-            for blob, update in zip(group.blobs, updates, strict=True):
-                blob.show_update(update)
+            updates = self.change(group, gradients, rate * group.lr_mult, p.weight_decay * group.decay_mult)
+            group.show_updates(updates)
 
-    def change(self, group: Group, data: Tensors, gradients: Tensors, rate: float, decay: float) -> Tensors:
+    def change(self, group: Group, gradients: Tensors, rate: float, decay: float) -> Tensors:
         """Add the decay to a group's gradients and subtract the rule's updates from its parameters; returns the updates."""
         if decay:
-            penalties = data if self.param.regularization_type == "L2" else torch._foreach_sign(data)
+            penalties = group.data if self.param.regularization_type == "L2" else torch._foreach_sign(group.data)
             torch._foreach_add_(gradients, penalties, alpha=decay)
         updates = self.update(gradients, group.histories, rate)
-        torch._foreach_sub_(data, updates)
+        torch._foreach_sub_(group.data, updates)
         return updates
 
     def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:

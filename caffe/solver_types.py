@@ -24,15 +24,15 @@ class SGDSolver(Solver):
         torch._foreach_add_(histories[0], gradients, alpha=rate)
         return histories[0]
 
-    def change(self, group, data, gradients, rate, decay):
+    def change(self, group, gradients, rate, decay):
         momentum = self.param.momentum
         if not momentum or self.param.regularization_type != "L2":
-            return super().change(group, data, gradients, rate, decay)
+            return super().change(group, gradients, rate, decay)
         # PyTorch's fused step computes h = m h + (1 - dampening) (g + decay w); w -= lr h: Caffe's rule, in one pass over memory.
         torch._fused_sgd_(
-            _as_they_lie(data),
-            _as_they_lie(gradients),
-            _as_they_lie(group.histories[0]),
+            group.data,
+            gradients,
+            group.histories[0],
             weight_decay=decay,
             momentum=momentum,
             lr=1.0,
@@ -42,11 +42,6 @@ class SGDSolver(Solver):
             is_first_step=False,
         )
         return group.histories[0]
-
-
-def _as_they_lie(tensors: Tensors) -> Tensors:
-    """The tensors with their axes in the order of memory, which spares the fused step a copy of those that are channels-last."""
-    return [tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1) for tensor in tensors]
 
 
 class NesterovSolver(Solver):
