@@ -101,20 +101,33 @@ def _explained(path: str, error: text_format.ParseError) -> ParseError:
     return ParseError(where, f'{owner} has no field "{field}"', do=hint)
 
 
+# Comments and strings are tokens so that what they hold is none; of strings, only the type of 2013's padding layers matters.
+_TOKENS = re.compile(
+    r"""\#.* | (?P<padding>\btype\s*:\s*["']padding["']) | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'
+    | (?P<layer>\blayers?\s*:?\s*)?(?P<open>[{<]) | (?P<close>[}>])""",
+    re.VERBOSE,
+)
+
+
 def layer_lines(path: str) -> list[int]:
-    """Line of each top-level `layer {` or `layers {` of a prototxt, in order; empty where the file cannot be read as text."""
+    """Line of each top-level `layer {` or `layers {` of a prototxt, in order; empty where the file cannot be read as text.
+
+    Padding layers are left out, as they are when the net is upgraded.
+    """
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError):
         return []
-    lines, depth = [], 0
-    for number, line in enumerate(text.splitlines(), 1):
-        bare = re.sub(r'"(\\.|[^"\\])*"|\'(\\.|[^\'\\])*\'', "", line).split("#")[0]
-        for token in re.finditer(r"\blayers?\s*:?\s*(?=\{)|[{}]", bare):
-            if token[0] == "{":
-                depth += 1
-            elif token[0] == "}":
-                depth -= 1
-            elif depth == 0:
-                lines.append(number)
+    lines, depth, line, counted = [], 0, 1, 0
+    for token in _TOKENS.finditer(text):
+        if token["open"]:
+            if depth == 0 and token["layer"]:
+                line += text.count("\n", counted, token.start())
+                counted = token.start()
+                lines.append(line)
+            depth += 1
+        elif token["close"]:
+            depth -= 1
+        elif token["padding"] and depth == 2 and lines:
+            lines.pop()
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caffe import glog, upgrade_v0
 from caffe.errors import FileError
 from caffe.proto import caffe_pb2
 
@@ -23,7 +24,7 @@ _SPELLED = {
     "TANH": "TanH",
 }
 
-_TRANSFORMED = ("data_param", "image_data_param", "window_data_param")
+_TRANSFORMED = {V1.DATA: "data_param", V1.IMAGE_DATA: "image_data_param", V1.WINDOW_DATA: "window_data_param"}
 _SOLVERS = {0: "SGD", 1: "Nesterov", 2: "AdaGrad", 3: "RMSProp", 4: "AdaDelta", 5: "Adam"}
 
 
@@ -33,34 +34,58 @@ def v1_type(value: int) -> str:
     return _SPELLED.get(name, "".join(part.capitalize() for part in name.split("_")))
 
 
-def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> None:
-    """Bring a net of any version to today's form, in place."""
+def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> list[str]:
+    """Bring a net of any version to today's form, in place; returns what had no place there, and logs it as Caffe does."""
     if net.layers and net.layer:
         raise FileError(
             path, "both layer and layers", "a net has one or the other", "rename layers to layer and write types as strings"
         )
+    problems: list[str] = []
     if any(layer.HasField("layer") for layer in net.layers):
-        raise FileError(path, "a net in the V0 format of 2013", "V1 and later are read")
+        _log_start(23, "V0LayerParameter", path)
+        problems = upgrade_v0.upgrade(net, path)
+        for problem in problems:
+            glog.error("upgrade_proto.cpp:525", problem)
+        if problems:
+            glog.error(
+                "upgrade_proto.cpp:27",
+                "Warning: had one or more problems upgrading V0NetParameter to NetParameter (see above); continuing anyway.",
+            )
+    if net.layers:
+        _log_start(52, "V1LayerParameter", path)
     for layer in net.layers:
-        _upgrade_v1(layer, net.layer.add(), path)
+        if layer.type in _TRANSFORMED:
+            _upgrade_transform(layer, getattr(layer, _TRANSFORMED[layer.type]))
+        _upgrade_v1(layer, net.layer.add())
     del net.layers[:]
-    for layer in net.layer:
-        _upgrade_transform(layer)
-        _upgrade_batch_norm(layer)
     if net.input:
+        _log_start(66, "input fields", path)
         _upgrade_inputs(net, path)
+    for layer in net.layer:
+        _upgrade_batch_norm(layer)
+    return problems
 
 
 def upgrade_solver(solver: caffe_pb2.SolverParameter, path: str) -> None:
-    """Replace the solver_type enum by `type`, in place."""
+    """Replace the solver_type enum by `type`, and bring the nets that stand in the solver to today's form; in place."""
     if solver.HasField("solver_type"):
         if solver.HasField("type"):
             raise FileError(path, "both type and solver_type", "one of them is wanted", "keep type")
+        _log_start(1113, "'solver_type' field (enum)'", path)
         solver.type = _SOLVERS[solver.solver_type]
         solver.ClearField("solver_type")
+    for field in ("net_param", "train_net_param"):
+        if solver.HasField(field):
+            upgrade_net(getattr(solver, field), path)
+    for net in solver.test_net_param:
+        upgrade_net(net, path)
 
 
-def _upgrade_v1(old: V1, new: caffe_pb2.LayerParameter, path: str) -> None:
+def _log_start(line: int, what: str, path: str) -> None:
+    glog.info(f"upgrade_proto.cpp:{line}", f"Attempting to upgrade input file specified using deprecated {what}: {path}")
+
+
+def _upgrade_v1(old: V1, new: caffe_pb2.LayerParameter) -> None:
     new.bottom.extend(old.bottom)
     new.top.extend(old.top)
     if old.HasField("name"):
@@ -87,15 +112,15 @@ def _upgrade_v1(old: V1, new: caffe_pb2.LayerParameter, path: str) -> None:
             getattr(new, field.name).CopyFrom(value)
 
 
-def _upgrade_transform(layer: caffe_pb2.LayerParameter) -> None:
-    """scale, mean_file, crop_size and mirror moved from the data parameters to transform_param."""
-    for name in _TRANSFORMED:
-        if layer.HasField(name):
-            param = getattr(layer, name)
-            for field in ("scale", "mean_file", "crop_size", "mirror"):
-                if param.HasField(field):
-                    setattr(layer.transform_param, field, getattr(param, field))
-                    param.ClearField(field)
+def _upgrade_transform(layer: V1, param) -> None:
+    """scale, mean_file, crop_size and mirror moved from a V1 data layer's own parameters to transform_param.
+
+    Where they stand in a layer of today's format, Caffe reads them nowhere.
+    """
+    for field in ("scale", "mean_file", "crop_size", "mirror"):
+        if param.HasField(field):
+            setattr(layer.transform_param, field, getattr(param, field))
+            param.ClearField(field)
 
 
 def _upgrade_batch_norm(layer: caffe_pb2.LayerParameter) -> None:
@@ -107,20 +132,21 @@ def _upgrade_batch_norm(layer: caffe_pb2.LayerParameter) -> None:
 
 
 def _upgrade_inputs(net: caffe_pb2.NetParameter, path: str) -> None:
-    """input, input_shape and input_dim became an Input layer."""
-    if net.input_dim and len(net.input_dim) != 4 * len(net.input):
-        raise FileError(path, f"{len(net.input_dim)} input_dim for {len(net.input)} inputs", "there are four for each")
-    if net.input_shape and len(net.input_shape) not in (1, len(net.input)):
-        raise FileError(path, f"{len(net.input_shape)} input_shape for {len(net.input)} inputs", "there is one for each")
-    layer = caffe_pb2.LayerParameter(name="input", type="Input", top=net.input)
-    for index in range(len(net.input)):
-        if net.input_shape:
-            layer.input_param.shape.add().CopyFrom(net.input_shape[index if len(net.input_shape) > 1 else 0])
-        elif net.input_dim:
-            layer.input_param.shape.add().dim.extend(net.input_dim[4 * index : 4 * index + 4])
-    rest = list(net.layer)
-    del net.layer[:]
-    net.layer.append(layer)
-    net.layer.extend(rest)
+    """input with input_shape or input_dim became an Input layer; input alone says nothing."""
+    inputs, shapes, dims = len(net.input), len(net.input_shape), len(net.input_dim)
+    if shapes and shapes not in (1, inputs):
+        raise FileError(path, f"{shapes} input_shape for {inputs} inputs", "there is one for each")
+    if dims and not shapes and dims < 4 * inputs:
+        raise FileError(path, f"{dims} input_dim for {inputs} inputs", "there are four for each")
+    if shapes or dims:
+        layer = caffe_pb2.LayerParameter(name="input", type="Input", top=net.input)
+        for index in range(inputs):
+            if shapes:
+                layer.input_param.shape.add().CopyFrom(net.input_shape[index if shapes > 1 else 0])
+            else:
+                layer.input_param.shape.add().dim.extend(net.input_dim[4 * index : 4 * index + 4])
+        net.layer.insert(0, layer)
+    else:
+        glog.warning("upgrade_proto.cpp:1000", f"{path}: inputs without input_shape or input_dim are left out")
     for field in ("input", "input_shape", "input_dim"):
         net.ClearField(field)
