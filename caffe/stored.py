@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from caffe.errors import FileError
 from caffe.proto import caffe_pb2
 
 
@@ -18,3 +21,21 @@ def values_of(proto: caffe_pb2.BlobProto, diff: bool = False) -> np.ndarray:
     """The values of a stored blob (or its gradient), flat, float32."""
     double = proto.double_diff if diff else proto.double_data
     return np.array(double if len(double) else (proto.diff if diff else proto.data), dtype=np.float32)
+
+
+def read_array(path: str, what: str, do: str) -> np.ndarray:
+    """The blob of a binaryproto, float32.
+
+    what, do  for errors: what the file is meant to be ("mean file"), and what to do about one that is not
+    """
+    proto = caffe_pb2.BlobProto()
+    try:
+        proto.ParseFromString(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise FileError(path, f"no such {what}", do=do) from None
+    except Exception as error:
+        raise FileError(path, f"not a {what} ({error})", do=do) from error
+    shape, values = shape_of(proto), values_of(proto)
+    if int(np.prod(shape)) != values.size or not values.size:
+        raise FileError(path, f"not a {what}: {values.size} values for shape {shape}", do=do)
+    return values.reshape(shape)

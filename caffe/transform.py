@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 
-from caffe.errors import Error, FileError
+from caffe.errors import Error
 from caffe.proto import caffe_pb2
-from caffe.stored import shape_of, values_of
+from caffe.stored import read_array
 
 
 def read_mean(path: str) -> np.ndarray:
     """The mean image of a binaryproto: channels × height × width, float32."""
-    proto = caffe_pb2.BlobProto()
-    try:
-        proto.ParseFromString(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise FileError(path, "no such mean file", do="compute it first, or correct transform_param.mean_file") from None
-    except Exception as error:
-        raise FileError(path, f"not a mean file ({error})", do="compute it with compute_image_mean") from error
-    shape, values = shape_of(proto), values_of(proto)
-    if int(np.prod(shape)) != values.size or not values.size:
-        raise FileError(path, f"{values.size} values for shape {shape}", do="the file is damaged; compute it again")
-    return values.reshape(shape[-3:])
+    array = read_array(path, "mean file", "compute it with compute_image_mean, or correct transform_param.mean_file")
+    return array.reshape(array.shape[-3:])
 
 
 def pixels_of(datum: caffe_pb2.Datum, color: bool | None, where: str) -> np.ndarray:

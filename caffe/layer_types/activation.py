@@ -1,11 +1,14 @@
-"""Layers that work value by value: ReLU, Sigmoid, TanH, Power."""
+"""Layers that work value by value: ReLU, PReLU, ELU, Sigmoid, TanH, Swish, BNLL, AbsVal, Clip, Exp, Log, Power, Threshold."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch.nn import functional
 
 from caffe.layer import Layer, register
+from caffe.proto import caffe_pb2
 
 
 @register("ReLU")
@@ -19,6 +22,37 @@ class ReLU(Layer):
         if slope:
             return functional.leaky_relu(x, slope)
         return torch.relu_(x) if self.overwrites else torch.relu(x)
+
+
+@register("PReLU")
+class PReLU(Layer):
+    """y = x where x > 0, else a · x with a learned for each channel, or one for all (He et al. 2015); shape of x.
+
+    Blob: the slopes (C,), or () with channel_shared; 0.25 at first.
+    """
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        p = self.param.prelu_param
+        if len(shape) < 2:
+            raise self.error(f"a bottom of shape {shape}", "PReLU wants a channel axis, the second")
+        filler = p.filler if p.HasField("filler") else caffe_pb2.FillerParameter(type="constant", value=0.25)
+        self.add_blob(() if p.channel_shared else (shape[1],), filler)
+
+    def forward(self, x):
+        (slope,) = self.parameters()
+        return functional.prelu(x, slope.reshape(-1))
+
+
+@register("ELU")
+class ELU(Layer):
+    """y = x where x > 0, else alpha (e^x - 1) (Clevert et al. 2015); shape of x."""
+
+    bottoms = (1, 1)
+
+    def forward(self, x):
+        return functional.elu(x, self.param.elu_param.alpha)
 
 
 @register("Sigmoid")
@@ -39,6 +73,107 @@ class TanH(Layer):
 
     def forward(self, x):
         return torch.tanh(x)
+
+
+@register("Swish")
+class Swish(Layer):
+    """y = x / (1 + e^(-beta x)) (Ramachandran et al. 2017); shape of x."""
+
+    bottoms = (1, 1)
+
+    def forward(self, x):
+        beta = self.param.swish_param.beta
+        return functional.silu(x) if beta == 1 else x * torch.sigmoid(beta * x)
+
+
+@register("BNLL")
+class BNLL(Layer):
+    """Binomial normal log likelihood: y = log(1 + e^x); shape of x."""
+
+    bottoms = (1, 1)
+
+    def forward(self, x):
+        return functional.softplus(x)
+
+
+@register("AbsVal")
+class AbsVal(Layer):
+    """y = |x|; shape of x."""
+
+    bottoms = (1, 1)
+
+    def forward(self, x):
+        return x.abs()
+
+
+@register("Clip")
+class Clip(Layer):
+    """y = x, no smaller than min and no larger than max; shape of x."""
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        p = self.param.clip_param
+        for bound in ("min", "max"):
+            if not p.HasField(bound):
+                raise self.error(f"no {bound}", do=f"give clip_param {{ {bound}: … }}")
+        if p.min > p.max:
+            raise self.error(f"min {p.min:g} and max {p.max:g}", "min is not larger than max")
+
+    def forward(self, x):
+        p = self.param.clip_param
+        return x.clamp(p.min, p.max)
+
+
+@register("Threshold")
+class Threshold(Layer):
+    """y = 1 where x > threshold, else 0; shape of x. No gradient."""
+
+    bottoms = (1, 1)
+    differentiable_bottoms = ()
+
+    def forward(self, x):
+        return (x > self.param.threshold_param.threshold).to(x.dtype)
+
+
+def _log_base(layer: Layer, base: float) -> float:
+    """Natural logarithm of a base; -1 stands for e."""
+    if base == -1:
+        return 1.0
+    if base <= 0:
+        raise layer.error(f"base {base:g}", "it is larger than 0, or -1 for e")
+    return math.log(base)
+
+
+@register("Exp")
+class Exp(Layer):
+    """y = base ^ (shift + scale · x), where base -1 is e; shape of x."""
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        p = self.param.exp_param
+        log_base = _log_base(self, p.base)
+        self.inner, self.outer = log_base * p.scale, math.exp(log_base * p.shift)
+
+    def forward(self, x):
+        return torch.exp(self.inner * x) * self.outer
+
+
+@register("Log")
+class Log(Layer):
+    """y = log of (shift + scale · x) to a base, where base -1 is e; shape of x."""
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        self.log_base = _log_base(self, self.param.log_param.base)
+        if self.log_base == 0:
+            raise self.error("base 1", "there is no logarithm to that base")
+
+    def forward(self, x):
+        p = self.param.log_param
+        return torch.log(p.scale * x + p.shift) / self.log_base
 
 
 @register("Power")

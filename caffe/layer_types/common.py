@@ -1,4 +1,4 @@
-"""Layers of fully connected nets: InnerProduct, Dropout."""
+"""Layers of fully connected nets: InnerProduct, Embed, Dropout, Parameter."""
 
 from __future__ import annotations
 
@@ -42,6 +42,53 @@ class InnerProduct(Layer):
                 "a fully connected layer fixes the size of the image; keep that size, or make the layer a convolution",
             )
         return functional.linear(rows, weight, bias)
+
+
+@register("Embed")
+class Embed(Layer):
+    """Rows of learned weights, chosen by index: (d_0, …) → (d_0, …, N); an InnerProduct of one-hot vectors.
+
+    Blobs: weights (input_dim, N); bias (N,). Bottom: indices from 0 to input_dim - 1.
+    """
+
+    bottoms = (1, 1)
+    differentiable_bottoms = ()
+
+    def setup(self, shape):
+        p = self.param.embed_param
+        for name in ("num_output", "input_dim"):
+            if getattr(p, name) < 1:
+                raise self.error(f"{name} is not given", "it must be at least 1")
+        self.add_blob((p.input_dim, p.num_output), p.weight_filler)
+        if p.bias_term:
+            self.add_blob((p.num_output,), p.bias_filler)
+
+    def forward(self, x):
+        weight, *bias = self.parameters()
+        indices = x.long()
+        if not x.is_meta and indices.numel():
+            low, high = (int(end) for end in indices.aminmax())
+            if low < 0 or high >= weight.shape[0]:
+                raise self.error(
+                    f"index {high if high >= weight.shape[0] else low}",
+                    f"input_dim is {weight.shape[0]}: indices go from 0 to {weight.shape[0] - 1}",
+                )
+        rows = functional.embedding(indices, weight)
+        return rows + bias[0] if bias else rows
+
+
+@register("Parameter")
+class Parameter(Layer):
+    """A learned blob of the given shape as a top; 0 at first."""
+
+    bottoms = (0, 0)
+
+    def setup(self):
+        self.add_blob(tuple(self.param.parameter_param.shape.dim), caffe_pb2.FillerParameter())
+
+    def forward(self):
+        (blob,) = self.parameters()
+        return blob.view_as(blob)
 
 
 @register("Dropout")

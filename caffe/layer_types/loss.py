@@ -1,14 +1,19 @@
-"""What training minimises and what testing reports: SoftmaxWithLoss, EuclideanLoss, Accuracy."""
+"""What training minimises and what testing reports: SoftmaxWithLoss, EuclideanLoss, HingeLoss, InfogainLoss …, Accuracy."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch.nn import functional
 
 from caffe import glog
 from caffe.layer import Layer, register
 from caffe.proto import caffe_pb2
+from caffe.stored import read_array
 
 LOSS = caffe_pb2.LossParameter
+LOG_THRESHOLD = 1e-20
 FLT_MIN = torch.finfo(torch.float32).tiny
 
 
@@ -61,6 +66,27 @@ class _OfLabels(Layer):
             )
 
 
+def normalization_of(layer: Layer, otherwise: int) -> int:
+    """How a loss is divided, from loss_param; `normalize` is the older way to say VALID or BATCH_SIZE."""
+    p = layer.param.loss_param
+    if p.HasField("normalization"):
+        return p.normalization
+    if p.HasField("normalize"):
+        return LOSS.VALID if p.normalize else LOSS.BATCH_SIZE
+    return otherwise
+
+
+def divisor(normalization: int, images: int, values: int, counted: torch.Tensor | None) -> int | torch.Tensor:
+    """What a summed loss is divided by, at least 1.
+
+    images, values  numbers of independent images, and of values that have a label
+    counted         1 for each value that counts and 0 for each that is ignored; None where all count
+    """
+    if normalization == LOSS.VALID and counted is not None:
+        return counted.sum().clamp_min(1)
+    return max(1, {LOSS.VALID: values, LOSS.FULL: values, LOSS.BATCH_SIZE: images}.get(normalization, 1))
+
+
 class _SoftmaxLoss(torch.autograd.Function):
     """-log p of the targets, summed and divided by `count`.
 
@@ -103,20 +129,12 @@ class SoftmaxWithLoss(_OfLabels):
         self.along = self.label_axis(scores, labels, self.param.softmax_param.axis)
         p = self.param.loss_param
         self.ignored = p.ignore_label if p.HasField("ignore_label") else None
-        self.normalization = p.normalization
-        if not p.HasField("normalization") and p.HasField("normalize"):
-            self.normalization = LOSS.VALID if p.normalize else LOSS.BATCH_SIZE
+        self.normalization = normalization_of(self, LOSS.VALID)
 
     def compare(self, scores, target, counted):
         if counted is not None:
             counted = counted.to(scores.dtype)
-        if self.normalization in (LOSS.VALID, LOSS.FULL):
-            count = target.numel()
-        else:
-            count = scores.shape[: self.along].numel() if self.normalization == LOSS.BATCH_SIZE else 1
-        if self.normalization == LOSS.VALID and counted is not None:
-            count = counted.sum()
-        count = count.clamp_min(1) if isinstance(count, torch.Tensor) else max(1, count)
+        count = divisor(self.normalization, scores.shape[: self.along].numel(), target.numel(), counted)
         loss, probability = _SoftmaxLoss.apply(scores, target, self.along, counted, count)
         return (loss, probability)[: max(1, len(self.param.top))]
 
@@ -135,6 +153,179 @@ class EuclideanLoss(Layer):
     def forward(self, first, second):
         difference = first - second.reshape(first.shape)
         return difference.square().sum() / (2 * first.shape[0])
+
+
+def _at_least(value: torch.Tensor, least: float) -> torch.Tensor:
+    """`value`, no smaller than `least`, with the gradient of a division by the result where a logarithm follows."""
+    return value + (value.clamp_min(least) - value).detach()
+
+
+@register("MultinomialLogisticLoss")
+class MultinomialLogisticLoss(_OfLabels):
+    """-log of the probability of the label, no smaller than 1e-20, as a mean over images: (probabilities, labels) → scalar."""
+
+    bottoms = (2, 2)
+    is_loss = True
+    differentiable_bottoms = (0,)
+    ignored = None
+
+    def setup(self, scores, labels):
+        self.along = 1
+        self.label_axis((scores[0], torch.Size(scores[1:]).numel()), labels, 1)
+
+    def forward(self, scores, labels):
+        return super().forward(scores.flatten(1), labels)
+
+    def compare(self, scores, target, counted):
+        return -_at_least(scores.gather(1, target), LOG_THRESHOLD).log().sum() / scores.shape[0]
+
+
+@register("InfogainLoss")
+class InfogainLoss(_OfLabels):
+    """Σ over classes of -H[label, class] log p(class), p a softmax along `axis`: (scores, labels[, H]) → scalar[, probabilities].
+
+    H (classes × classes) is the third bottom, or a binaryproto named by infogain_loss_param.source; the identity makes it a
+    SoftmaxWithLoss. Divided as SoftmaxWithLoss is.
+    """
+
+    bottoms = (2, 3)
+    tops = (1, 2)
+    is_loss = True
+    differentiable_bottoms = (0,)
+
+    def setup(self, scores, labels, matrix=None):
+        p = self.param.infogain_loss_param
+        self.along = self.label_axis(scores, labels, p.axis)
+        self.ignored = self.param.loss_param.ignore_label if self.param.loss_param.HasField("ignore_label") else None
+        self.normalization = normalization_of(self, LOSS.VALID)
+        classes = scores[self.along]
+        self.matrix = None
+        if matrix is None:
+            if not p.source:
+                raise self.error("two bottoms and no source", do="give infogain_loss_param { source: … }, or H as a third bottom")
+            stored = read_array(p.source, "infogain matrix", "write it as a binaryproto of classes × classes values")
+            matrix = stored.shape
+            self.matrix = torch.from_numpy(stored).to(self.device)
+        if torch.Size(matrix).numel() != classes * classes:
+            raise self.error(f"an infogain matrix of shape {matrix}", f"there are {classes} classes: it is {classes} × {classes}")
+
+    def forward(self, scores, labels, matrix=None):
+        if matrix is not None:
+            self.matrix = matrix.detach()
+        return super().forward(scores, labels)
+
+    def compare(self, scores, target, counted):
+        classes = scores.shape[self.along]
+        logarithms = torch.log_softmax(scores, self.along)
+        logarithms = logarithms + (logarithms.clamp_min(math.log(LOG_THRESHOLD)) - logarithms).detach()
+        matrix = torch.zeros(classes, classes, device=scores.device) if scores.is_meta else self.matrix.reshape(classes, classes)
+        gains = matrix[target.squeeze(self.along)].movedim(-1, self.along)
+        terms = (gains * logarithms).sum(self.along, keepdim=True)
+        if counted is not None:
+            counted = counted.to(scores.dtype)
+            terms = terms * counted
+        count = divisor(self.normalization, scores.shape[: self.along].numel(), target.numel(), counted)
+        loss = -terms.sum() / count
+        return (loss, torch.softmax(scores.detach(), self.along))[: max(1, len(self.param.top))]
+
+
+@register("HingeLoss")
+class HingeLoss(_OfLabels):
+    """Margins that are missed, max(0, 1 - s) for the label's score s and max(0, 1 + s) for the others', as a mean over images.
+
+    (scores, labels) → scalar; norm L2 sums their squares.
+    """
+
+    bottoms = (2, 2)
+    is_loss = True
+    differentiable_bottoms = (0,)
+    ignored = None
+
+    def setup(self, scores, labels):
+        self.along = 1
+        self.label_axis((scores[0], torch.Size(scores[1:]).numel()), labels, 1)
+
+    def forward(self, scores, labels):
+        return super().forward(scores.flatten(1), labels)
+
+    def compare(self, scores, target, counted):
+        side = torch.ones_like(scores).scatter(1, target, -1.0)
+        missed = torch.relu(1 + side * scores)
+        if self.param.hinge_loss_param.norm == caffe_pb2.HingeLossParameter.L2:
+            missed = missed.square()
+        return missed.sum() / scores.shape[0]
+
+
+@register("SigmoidCrossEntropyLoss")
+class SigmoidCrossEntropyLoss(Layer):
+    """-t log σ(x) - (1 - t) log(1 - σ(x)), summed, for targets t from 0 to 1: (scores, targets) → scalar.
+
+    Divided by the batch size unless loss_param says otherwise; targets of ignore_label do not count.
+    """
+
+    bottoms = (2, 2)
+    is_loss = True
+    differentiable_bottoms = (0,)
+
+    def setup(self, scores, targets):
+        if torch.Size(scores).numel() != torch.Size(targets).numel():
+            raise self.error(f"bottoms of shapes {scores} and {targets}", "they have as many values")
+        p = self.param.loss_param
+        self.ignored = p.ignore_label if p.HasField("ignore_label") else None
+        self.normalization = normalization_of(self, LOSS.BATCH_SIZE)
+
+    def forward(self, scores, targets):
+        targets = targets.reshape(scores.shape)
+        terms = scores.clamp_min(0) - scores * targets + functional.softplus(-scores.abs())
+        counted = None
+        if self.ignored is not None:
+            counted = (targets.trunc() != self.ignored).to(scores.dtype)
+            terms = terms * counted
+        return terms.sum() / divisor(self.normalization, scores.shape[0], scores.numel(), counted)
+
+
+class _Contrast(torch.autograd.Function):
+    """Half the mean of d² for alike pairs, of max(0, margin - d)² for others; the gradient divides by d + 1e-4, as Caffe does."""
+
+    @staticmethod
+    def forward(ctx, difference, alike, margin):
+        distance = difference.square().sum(1, keepdim=True).sqrt_()
+        missing = torch.where(alike, 0.0, (margin - distance).clamp_min_(0))
+        ctx.save_for_backward(difference, distance, missing, alike)
+        return torch.where(alike, distance, missing).square().sum() / (2 * difference.shape[0])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        difference, distance, missing, alike = ctx.saved_tensors
+        factor = torch.where(alike, 1.0, -missing / (distance + 1e-4))
+        return difference * factor * (gradient / difference.shape[0]), None, None
+
+
+@register("ContrastiveLoss")
+class ContrastiveLoss(Layer):
+    """Pairs of features apart or together (Hadsell et al. 2006): (a (N, C), b (N, C), 1 where they are alike (N,)) → scalar.
+
+    legacy_version: max(0, margin - d²) for pairs that are not alike, as Caffe had it at first.
+    """
+
+    bottoms = (3, 3)
+    is_loss = True
+    differentiable_bottoms = (0, 1)
+
+    def setup(self, first, second, alike):
+        if first != second or any(extent != 1 for extent in first[2:]):
+            raise self.error(f"bottoms of shapes {first} and {second}", "both are (N, C) or (N, C, 1, 1)")
+        if torch.Size(alike).numel() != first[0]:
+            raise self.error(f"similarities of shape {alike}", f"there is one for each of {first[0]} pairs")
+
+    def forward(self, first, second, alike):
+        p = self.param.contrastive_loss_param
+        difference = (first - second).flatten(1)
+        alike = alike.reshape(-1, 1) != 0
+        if not p.legacy_version:
+            return _Contrast.apply(difference, alike, p.margin)
+        squares = difference.square().sum(1, keepdim=True)
+        return torch.where(alike, squares, (p.margin - squares).clamp_min(0)).sum() / (2 * difference.shape[0])
 
 
 @register("Accuracy")

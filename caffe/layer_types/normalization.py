@@ -1,4 +1,4 @@
-"""Layers that bring values to a common scale: LRN."""
+"""Layers that bring values to a common scale: LRN, BatchNorm, Scale, Bias, MVN."""
 
 from __future__ import annotations
 
@@ -73,3 +73,158 @@ class LRN(Layer):
             return _AcrossChannels.apply(x, p.local_size, p.alpha, p.beta, p.k)
         mean = functional.avg_pool2d(x * x, p.local_size, 1, p.local_size // 2)
         return x * (1 + p.alpha * mean) ** -p.beta
+
+
+@register("BatchNorm")
+class BatchNorm(Layer):
+    """y = (x - mean) / √(variance + eps) for each channel (Ioffe and Szegedy 2015); shape of x.
+
+    In training mean and variance are the batch's, and sums of them that decay by moving_average_fraction are kept; in testing,
+    or with use_global_stats, they are those sums, divided by the third blob.
+    Blobs: sum of means (C,), sum of unbiased variances (C,), sum of the weights of both (1,). None of them is learned.
+    """
+
+    bottoms = (1, 1)
+    keeps_output = False
+
+    def setup(self, shape):
+        p = self.param.batch_norm_param
+        self.batch_statistics = not (p.use_global_stats if p.HasField("use_global_stats") else self.phase == caffe_pb2.TEST)
+        channels = shape[1] if len(shape) > 1 else 1
+        for size in (channels, channels, 1):
+            self.add_blob((size,), caffe_pb2.FillerParameter())
+        for index, spec in enumerate(self.param.param):
+            if spec.lr_mult:
+                raise self.error(
+                    f"lr_mult {spec.lr_mult:g} for parameter {index}", "BatchNorm's are not learned", "give lr_mult: 0, or none"
+                )
+        for _ in range(len(self.param.param), 3):
+            self.param.param.add(lr_mult=0)
+
+    def forward(self, x):
+        p = self.param.batch_norm_param
+        columns = x if x.dim() > 1 else x[:, None]
+        sums = [blob.tensor for blob in self.blobs]
+        if not self.batch_statistics:
+            mean, variance, weight = sums
+            scale = torch.where(weight == 0, weight, 1 / weight)
+            if x.is_meta:
+                return torch.empty_like(x)
+            y = functional.batch_norm(columns, mean * scale, variance * scale, training=False, eps=p.eps)
+            return y.view(x.shape)
+        channels = columns.shape[1]
+        count = columns.numel() // max(1, channels)
+        mean, variance = columns.new_zeros(channels), columns.new_zeros(channels)
+        # With momentum 1, what PyTorch keeps is the batch's mean and its unbiased variance.
+        y = torch.batch_norm(columns, None, None, mean, variance, True, 1.0, p.eps, torch.backends.cudnn.enabled)
+        if not x.is_meta:
+            with torch.no_grad():
+                if count == 1:
+                    variance.zero_()
+                for total, value in zip(sums, (mean, variance, 1.0), strict=True):
+                    total.mul_(p.moving_average_fraction).add_(value)
+        return y.view(x.shape)
+
+
+class _AlongAxes(Layer):
+    """What Scale and Bias share: a second operand, a bottom or learned, that lies along axes `axis`, axis + 1, … of the first."""
+
+    bottoms = (1, 2)
+    keeps_output = False
+
+    def place(self, parameters, shapes, filler: caffe_pb2.FillerParameter) -> None:
+        """Declare the learned factor if there is no second bottom, and find the shape in which either is applied."""
+        first = shapes[0]
+        axis = self.axis(parameters.axis, len(first)) if first else 0
+        if len(shapes) > 1:
+            # A scalar goes with any axis.
+            along = shapes[1]
+        else:
+            if parameters.num_axes < -1 or (parameters.num_axes >= 0 and axis + parameters.num_axes > len(first)):
+                raise self.error(
+                    f"axis {axis} and num_axes {parameters.num_axes} for a bottom of shape {first}",
+                    f"num_axes is -1 (all that follow) or up to {len(first) - axis}",
+                )
+            along = first[axis:] if parameters.num_axes == -1 else first[axis : axis + parameters.num_axes]
+            self.add_blob(along, filler)
+        if first[axis : axis + len(along)] != along:
+            raise self.error(
+                f"bottoms of shapes {first} and {along}", f"the second is as the first from axis {axis} on, as far as it goes"
+            )
+        self.trailing = (1,) * (len(first) - axis - len(along))
+
+    def placed(self, factor: torch.Tensor) -> torch.Tensor:
+        """`factor` in the shape that broadcasts over the first bottom."""
+        return factor.reshape(factor.shape + self.trailing)
+
+
+@register("Scale")
+class Scale(_AlongAxes):
+    """y = s · x, with bias_term + b; s is the second bottom, or learned; shape of x.
+
+    s has the shape of `num_axes` axes of x from `axis` on (-1: all of them), and is applied alike over the others.
+    """
+
+    def setup(self, *shapes):
+        p = self.param.scale_param
+        filler = p.filler if p.HasField("filler") else caffe_pb2.FillerParameter(type="constant", value=1)
+        self.place(p, shapes, filler)
+        if p.bias_term:
+            self.add_blob(shapes[1] if len(shapes) > 1 else self.blobs[0].shape, p.bias_filler)
+
+    def forward(self, x, *factors):
+        parameters = self.parameters()
+        factor = factors[0] if factors else parameters.pop(0)
+        if parameters:
+            return torch.addcmul(self.placed(parameters[0]), x, self.placed(factor))
+        return x * self.placed(factor)
+
+
+@register("Bias")
+class Bias(_AlongAxes):
+    """y = x + b; b is the second bottom, or learned, and lies along axes as Scale's factor does; shape of x."""
+
+    def setup(self, *shapes):
+        p = self.param.bias_param
+        self.place(p, shapes, p.filler)
+
+    def forward(self, x, *terms):
+        return x + self.placed(terms[0] if terms else self.parameters()[0])
+
+
+class _Standardised(torch.autograd.Function):
+    """Rows less their mean, divided by √variance + eps; finite gradients where a row is constant, as Caffe has them."""
+
+    @staticmethod
+    def forward(ctx, rows, eps):
+        centred = rows - rows.mean(1, keepdim=True)
+        deviation = centred.square().mean(1, keepdim=True).sqrt_().add_(eps)
+        y = centred.div_(deviation)
+        ctx.save_for_backward(y, deviation)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        y, deviation = ctx.saved_tensors
+        through = gradient - gradient.mean(1, keepdim=True) - y * (gradient * y).mean(1, keepdim=True)
+        return through.div_(deviation), None
+
+
+@register("MVN")
+class MVN(Layer):
+    """Each image's channels less their mean, divided by their standard deviation + eps; shape of x.
+
+    across_channels: one mean and deviation for all channels of an image. normalize_variance: false only subtracts the mean.
+    """
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        if len(shape) < 2:
+            raise self.error(f"a bottom of shape {shape}", "MVN wants axes for images and channels")
+
+    def forward(self, x):
+        p = self.param.mvn_param
+        rows = x.reshape(x.shape[0], -1) if p.across_channels else x.reshape(x.shape[0] * x.shape[1], -1)
+        y = _Standardised.apply(rows, p.eps) if p.normalize_variance else rows - rows.mean(1, keepdim=True)
+        return y.view(x.shape)

@@ -1,6 +1,8 @@
-"""Layers that arrange and combine blobs: Concat, Split, Flatten, Eltwise, Silence, Softmax."""
+"""Layers that arrange, choose and combine values: Concat, Slice, Split, Reshape, Flatten, Tile, Crop, Filter, Eltwise …"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -115,3 +117,219 @@ class Softmax(Layer):
 
     def forward(self, x):
         return torch.softmax(x, self.along)
+
+
+@register("Slice")
+class Slice(Layer):
+    """The bottom in pieces along `axis`: at `slice_point`, or in equal parts, one for each top."""
+
+    bottoms = (1, 1)
+    tops = (1, None)
+
+    def setup(self, shape):
+        p = self.param.slice_param
+        if p.HasField("axis") and p.HasField("slice_dim"):
+            raise self.error("both axis and slice_dim", "one of them is wanted", "keep axis")
+        self.along = self.axis(p.slice_dim if p.HasField("slice_dim") else p.axis, len(shape))
+        extent, tops, points = shape[self.along], len(self.param.top), list(p.slice_point)
+        if points and len(points) != tops - 1:
+            raise self.error(f"{len(points)} values of slice_point for {tops} tops", f"{tops - 1} are wanted")
+        if points and any(low >= high for low, high in zip([0, *points], [*points, extent], strict=True)):
+            raise self.error(f"slice_point {', '.join(map(str, points))}", f"they rise, between 0 and {extent}")
+        if not points and extent % tops:
+            raise self.error(f"{extent} along axis {self.along} for {tops} tops", "it divides evenly", "give slice_point")
+
+    def forward(self, x):
+        points = list(self.param.slice_param.slice_point)
+        tops = len(self.param.top)
+        extent = x.shape[self.along]
+        ends = [*points, extent] if points else [extent // tops * (index + 1) for index in range(tops)]
+        if tops == 1:
+            return x.view_as(x)
+        return tuple(x.split([end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)], self.along))
+
+
+@register("Reshape")
+class Reshape(Layer):
+    """The same values in another shape: 0 keeps an axis, -1 is what is left over.
+
+    Only `num_axes` axes from `axis` on are replaced (-1: all that follow); those before and after stay.
+    """
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        self.target(shape)
+
+    def target(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The top's shape."""
+        p = self.param.reshape_param
+        start = p.axis if p.axis >= 0 else len(shape) + 1 + p.axis
+        if not 0 <= start <= len(shape):
+            raise self.error(f"axis {p.axis}", f"its bottom has {len(shape)} axes")
+        end = len(shape) if p.num_axes == -1 else start + p.num_axes
+        if not start <= end <= len(shape):
+            raise self.error(f"num_axes {p.num_axes} from axis {start} on", f"its bottom has {len(shape)} axes")
+        dims = []
+        for index, dim in enumerate(p.shape.dim):
+            if dim == 0 and start + index >= end:
+                raise self.error(f"dim 0 at position {index}", f"there is no such axis in a bottom of shape {shape}")
+            dims.append(shape[start + index] if dim == 0 else dim)
+        if dims.count(-1) > 1 or min(dims, default=0) < -1:
+            raise self.error(f"dims {list(p.shape.dim)}", "at most one is -1, and the others are not negative")
+        count = math.prod(shape)
+        known = math.prod((*shape[:start], *(dim for dim in dims if dim != -1), *shape[end:]))
+        if (count % known if known and -1 in dims else count != known) or (not known and -1 in dims):
+            raise self.error(f"dims {list(p.shape.dim)} for a bottom of shape {shape}", f"its {count} values fill them")
+        dims = [count // known if dim == -1 else dim for dim in dims]
+        return (*shape[:start], *dims, *shape[end:])
+
+    def forward(self, x):
+        # Values are taken in row-major order, whatever the memory's.
+        return x.reshape(self.target(tuple(x.shape)))
+
+
+@register("Tile")
+class Tile(Layer):
+    """The bottom `tiles` times along `axis`."""
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        p = self.param.tile_param
+        if p.tiles < 1:
+            raise self.error("tiles is not given", "it must be at least 1")
+        self.along = self.axis(p.axis, len(shape))
+
+    def forward(self, x):
+        times = [1] * x.dim()
+        times[self.along] = self.param.tile_param.tiles
+        return x.repeat(times)
+
+
+@register("ArgMax")
+class ArgMax(Layer):
+    """Positions of the top_k largest values: along `axis`, or over each image. Of equal values the last comes first.
+
+    Without axis the top is (N, 1, top_k), or with out_max_val (N, 2, top_k): positions and values. With axis, its extent becomes
+    top_k, and out_max_val gives the values in place of the positions. No gradient.
+    """
+
+    bottoms = (1, 1)
+    differentiable_bottoms = ()
+
+    def setup(self, shape):
+        p = self.param.argmax_param
+        self.along = self.axis(p.axis, len(shape)) if p.HasField("axis") else None
+        choices = math.prod(shape[1:]) if self.along is None else shape[self.along]
+        if not 1 <= p.top_k <= choices:
+            raise self.error(f"top_k {p.top_k}", f"there are {choices} values to choose from")
+
+    def forward(self, x):
+        p = self.param.argmax_param
+        along = 1 if self.along is None else self.along
+        values = x.flatten(1) if self.along is None else x
+        last = values.shape[along] - 1
+        ordered, positions = values.flip(along).sort(dim=along, descending=True, stable=True)
+        ordered = ordered.narrow(along, 0, p.top_k)
+        positions = (last - positions.narrow(along, 0, p.top_k)).to(x.dtype)
+        if self.along is not None:
+            return ordered if p.out_max_val else positions
+        rows = torch.stack((positions, ordered), 1) if p.out_max_val else positions[:, None]
+        return rows.reshape(*rows.shape, *(1,) * (x.dim() - 3))
+
+
+@register("Reduction")
+class Reduction(Layer):
+    """Sum, sum of magnitudes, sum of squares or mean over all axes from `axis` on, times coeff."""
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        self.first = self.axis(self.param.reduction_param.axis, len(shape))
+
+    def forward(self, x):
+        p = self.param.reduction_param
+        rows = x.reshape(*x.shape[: self.first], -1)
+        operations = caffe_pb2.ReductionParameter
+        if p.operation == operations.ASUM:
+            rows = rows.abs()
+        elif p.operation == operations.SUMSQ:
+            rows = rows.square()
+        result = rows.mean(-1) if p.operation == operations.MEAN else rows.sum(-1)
+        return result * p.coeff if p.coeff != 1 else result
+
+
+@register("BatchReindex")
+class BatchReindex(Layer):
+    """Images by number: (N, …), (M,) → (M, …); the numbers go from 0 to N - 1, and any may come several times."""
+
+    bottoms = (2, 2)
+    differentiable_bottoms = (0,)
+
+    def setup(self, first, numbers):
+        if len(numbers) != 1:
+            raise self.error(f"image numbers of shape {numbers}", "they have one axis")
+
+    def forward(self, x, numbers):
+        chosen = numbers.long()
+        if not x.is_meta and chosen.numel():
+            low, high = (int(end) for end in chosen.aminmax())
+            if low < 0 or high >= x.shape[0]:
+                raise self.error(f"image number {high if high >= x.shape[0] else low}", f"there are {x.shape[0]} images")
+        return x.index_select(0, chosen)
+
+
+@register("Filter")
+class Filter(Layer):
+    """Of each bottom but the last, the images for which the last bottom is not 0; one top for each."""
+
+    bottoms = (2, None)
+    tops = (1, None)
+
+    def setup(self, *shapes):
+        *data, selector = shapes
+        if len(self.param.top) != len(data):
+            raise self.error(f"{len(self.param.top)} tops for {len(data)} bottoms besides the selector", "there is one for each")
+        if any(extent != 1 for extent in selector[1:]):
+            raise self.error(f"a selector of shape {selector}", "it has one value for each image")
+        for shape in data:
+            if shape[0] != selector[0]:
+                raise self.error(f"bottoms of shapes {shape} and {selector}", "they have as many images")
+        self.differentiable_bottoms = tuple(range(len(data)))
+
+    def forward(self, *bottoms):
+        *data, selector = bottoms
+        if selector.is_meta:
+            return tuple(torch.empty_like(x) for x in data)
+        chosen = selector.reshape(-1).nonzero().reshape(-1)
+        return tuple(x.index_select(0, chosen) for x in data)
+
+
+@register("Crop")
+class Crop(Layer):
+    """The first bottom cut to the second's extents from `axis` on, at `offset`; one for all of those axes, or one each."""
+
+    bottoms = (2, 2)
+    differentiable_bottoms = (0,)
+
+    def setup(self, first, second):
+        self.start = self.axis(self.param.crop_param.axis, len(first))
+        if len(first) != len(second):
+            raise self.error(f"bottoms of shapes {first} and {second}", "they have as many axes")
+        offsets = list(self.param.crop_param.offset)
+        cropped = len(first) - self.start
+        if len(offsets) not in (0, 1, cropped):
+            raise self.error(f"{len(offsets)} values of offset", f"there is one for all, or one for each of {cropped} axes")
+        self.offsets = offsets if len(offsets) == cropped else (offsets or [0]) * cropped
+
+    def forward(self, x, reference):
+        for axis, offset in enumerate(self.offsets, self.start):
+            extent = reference.shape[axis]
+            if offset + extent > x.shape[axis]:
+                raise self.error(
+                    f"offset {offset} and extent {extent} on axis {axis} of a bottom of shape {tuple(x.shape)}",
+                    "the crop lies within the bottom",
+                )
+            x = x.narrow(axis, offset, extent)
+        return x

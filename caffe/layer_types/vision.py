@@ -1,4 +1,4 @@
-"""Layers that look at neighbourhoods of pixels: Convolution, Pooling."""
+"""Layers that look at neighbourhoods of pixels: Convolution, Deconvolution, Im2col, Pooling, SPP."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn import functional
 from caffe.layer import Layer, register
 from caffe.proto import caffe_pb2
 
+_TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 MAX = caffe_pb2.PoolingParameter.MAX
 AVE = caffe_pb2.PoolingParameter.AVE
@@ -47,6 +48,14 @@ def spatial(layer: Layer, param, name: str, axes: int, default: int | None) -> t
     return tuple(values * axes if len(values) == 1 else values)
 
 
+def dilations(layer: Layer, param, axes: int) -> tuple[int, ...]:
+    """One dilation for each spatial axis; 1 where none is given."""
+    given = tuple(param.dilation)
+    if len(given) not in (0, 1, axes):
+        raise layer.error(f"{len(given)} values of dilation", f"there are {axes} spatial axes")
+    return given if len(given) == axes else (given or (1,)) * axes
+
+
 class _Convolving(Layer):
     """What Convolution and Deconvolution share: the geometry, and a weight and a bias for every bottom alike."""
 
@@ -68,9 +77,7 @@ class _Convolving(Layer):
         self.kernel = spatial(self, p, "kernel_size", axes, None)
         self.stride = spatial(self, p, "stride", axes, 1)
         self.pad = spatial(self, p, "pad", axes, 0)
-        self.dilation = tuple(list(p.dilation) * axes if len(p.dilation) == 1 else p.dilation or (1,) * axes)
-        if len(self.dilation) != axes:
-            raise self.error(f"{len(self.dilation)} values of dilation", f"there are {axes} spatial axes")
+        self.dilation = dilations(self, p, axes)
         for name, values in (("kernel_size", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
             if min(values) < 1:
                 raise self.error(f"{name} {min(values)}", "it must be at least 1")
@@ -159,6 +166,57 @@ class Convolution(_Convolving):
             return _convolve_pairs(x, weight, bias, self.stride, self.pad)
         convolution = _CONVOLUTIONS[len(self.kernel)]
         return convolution(x, weight, bias, self.stride, self.pad, self.dilation, self.group)
+
+
+@register("Deconvolution")
+class Deconvolution(_Convolving):
+    """The gradient of a Convolution as a forward pass: (…, C, d_1, …, d_n) × (C, O / group, k_1, …, k_n) → (…, O, e_1, …, e_n).
+
+    e = stride (d - 1) + dilation (k - 1) + 1 - 2 pad.
+    """
+
+    def weight_shape(self, channels):
+        p = self.param.convolution_param
+        return (channels, p.num_output // p.group, *self.kernel)
+
+    def setup(self, *shapes):
+        super().setup(*shapes)
+        extents = shapes[0][self.channel_axis + 1 :]
+        for values in zip(extents, self.kernel, self.stride, self.pad, self.dilation, strict=True):
+            extent, kernel, stride, pad, dilation = values
+            if stride * (extent - 1) + dilation * (kernel - 1) + 1 - 2 * pad < 1:
+                raise self.error(f"pad {self.pad} on a bottom of shape {shapes[0]}", "it leaves at least one pixel of the top")
+
+    def convolve(self, x, weight, bias):
+        transposed = _TRANSPOSED[len(self.kernel)]
+        return transposed(x, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
+
+
+@register("Im2col")
+class Im2col(Layer):
+    """Every window of an image as a column: (N, C, H, W) → (N, C · k_h · k_w, H', W'), as a convolution goes over it."""
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        p = self.param.convolution_param
+        if len(shape) != 4:
+            raise self.error(f"a bottom of shape {shape}", "Im2col computes 4 axes (N, C, H, W)")
+        self.kernel = spatial(self, p, "kernel_size", 2, None)
+        self.stride = spatial(self, p, "stride", 2, 1)
+        self.pad = spatial(self, p, "pad", 2, 0)
+        self.dilation = dilations(self, p, 2)
+        for name, values in (("kernel_size", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
+            if min(values) < 1:
+                raise self.error(f"{name} {min(values)}", "it must be at least 1")
+
+    def forward(self, x):
+        geometry = zip(x.shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        sizes = [(extent + 2 * pad - dilation * (size - 1) - 1) // stride + 1 for extent, size, stride, pad, dilation in geometry]
+        if min(sizes) < 1:
+            raise self.error(f"kernel {self.kernel} on a bottom of shape {tuple(x.shape)}", "it must fit into the padded bottom")
+        columns = functional.unfold(x, self.kernel, self.dilation, self.pad, self.stride)
+        return columns.view(*columns.shape[:2], *sizes)
 
 
 @register("Pooling")
@@ -259,3 +317,36 @@ class Pooling(Layer):
         threshold = torch.rand_like(total) * total
         drawn = (windows.cumsum(-1) >= threshold).to(torch.uint8).argmax(-1, keepdim=True)
         return windows.gather(-1, drawn)[..., 0]
+
+
+@register("SPP")
+class SPP(Layer):
+    """Spatial pyramid pooling (He et al. 2014): windows in grids of 1, 2 × 2, 4 × 4, … → (N, C · (1 + 4 + 16 + …))."""
+
+    bottoms = (1, 1)
+
+    def setup(self, shape):
+        p = self.param.spp_param
+        if p.pyramid_height < 1:
+            raise self.error("pyramid_height is not given", "it must be at least 1")
+        self.levels = [self._level(1 << level, shape) for level in range(p.pyramid_height)]
+
+    def _level(self, grid: int, shape: tuple[int, ...]) -> Pooling:
+        param = caffe_pb2.LayerParameter(name=self.param.name, type="Pooling", top=self.param.top, bottom=self.param.bottom)
+        pooling = param.pooling_param
+        pooling.pool = self.param.spp_param.pool
+        for side, extent in zip("hw", shape[2:], strict=True):
+            kernel = -(-extent // grid)
+            setattr(pooling, f"kernel_{side}", kernel)
+            setattr(pooling, f"stride_{side}", kernel)
+            setattr(pooling, f"pad_{side}", (kernel * grid - extent + 1) // 2)
+        level = Pooling(param, self.phase, self.where, self.device)
+        level.setup(shape)
+        return level
+
+    def forward(self, x):
+        parts = []
+        for level in self.levels:
+            top = level.forward(x)
+            parts.append((top[0] if isinstance(top, tuple) else top).flatten(1))
+        return torch.cat(parts, 1)

@@ -1,0 +1,156 @@
+"""Layers that go through sequences: RNN, LSTM, LSTMUnit."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from caffe.layer import Layer, register
+
+
+class _Recurrent(Layer):
+    """What RNN and LSTM share: time steps, continuation marks, static inputs, and a state that outlives a forward pass.
+
+    Bottoms: x (T, N, …); marks (T, N), 0 where a sequence begins and 1 where it goes on; a static input (N, …) for all steps, if
+    wanted; with expose_hidden, the states before the first step, each (1, N, D). Tops: (T, N, D); with expose_hidden, the states
+    after the last step. Otherwise a state goes from one forward pass to the next, without a gradient.
+    """
+
+    bottoms = (2, None)
+    tops = (1, None)
+    states = 0
+    """Number of arrays (1, N, D) that a step hands to the next."""
+
+    def setup(self, x, marks, *others):
+        p = self.param.recurrent_param
+        if p.num_output < 1:
+            raise self.error("num_output is not given", "it must be at least 1")
+        if len(x) < 2 or marks != x[:2]:
+            raise self.error(
+                f"x of shape {x} and marks of shape {marks}", "x is (steps, sequences, …) and marks (steps, sequences)"
+            )
+        hidden = self.states if p.expose_hidden else 0
+        self.static = len(others) - hidden == 1
+        if len(others) - hidden not in (0, 1):
+            raise self.error(f"{2 + len(others)} bottoms", f"{2 + hidden}, or {3 + hidden} with a static input, are wanted")
+        if len(self.param.top) != 1 + hidden:
+            raise self.error(f"{len(self.param.top)} tops", f"{1 + hidden} are wanted")
+        if self.static and others[0][:1] != x[1:2]:
+            raise self.error(f"a static input of shape {others[0]}", f"it has one row for each of {x[1]} sequences")
+        for state in others[int(self.static) :]:
+            if state != (1, x[1], p.num_output):
+                raise self.error(f"a state of shape {state}", f"it is (1, {x[1]}, {p.num_output})")
+        self.differentiable_bottoms = (0, *range(2, 2 + len(others)))
+        inputs = torch.Size(x[2:]).numel()
+        statics = torch.Size(others[0][1:]).numel() if self.static else None
+        self.declare(inputs, statics, p)
+        self.kept: list[torch.Tensor] | None = None
+
+    def declare(self, inputs: int, statics: int | None, p) -> None:
+        """Declare the blobs, in Caffe's order."""
+        raise NotImplementedError
+
+    def run(self, driven: torch.Tensor, marks: torch.Tensor, states: list[torch.Tensor], weights: list[torch.Tensor]):
+        """Tops (T, N, D) and the last states, from the inputs' share of each step's sum (T, N, rows)."""
+        raise NotImplementedError
+
+    def forward(self, x, marks, *others):
+        weights = self.parameters()
+        driven = functional.linear(x.flatten(2), weights.pop(0), weights.pop(0))
+        if self.static:
+            driven = driven + functional.linear(others[0].flatten(1), weights.pop(0))
+        states = list(others[int(self.static) :])
+        exposed = bool(states)
+        if not exposed:
+            shape = (1, x.shape[1], self.param.recurrent_param.num_output)
+            kept = self.kept
+            fits = kept is not None and kept[0].shape == shape and not x.is_meta
+            states = kept if fits else [x.new_zeros(shape) for _ in range(self.states)]
+        top, last = self.run(driven, marks[..., None], [state[0] for state in states], weights)
+        # Caffe takes no gradient from the exposed last states.
+        last = [state[None].detach() for state in last]
+        if exposed:
+            return (top, *last)
+        if not x.is_meta:
+            self.kept = last
+        return top
+
+
+@register("RNN")
+class RNN(_Recurrent):
+    """h = tanh(W_hh (mark · h) + W_xh x + b_h [+ W_xh_static s]), y = tanh(W_ho h + b_o).
+
+    Blobs: W_xh (D, K), b_h (D,), [W_xh_static (D, S)], W_hh (D, D), W_ho (D, D), b_o (D,).
+    """
+
+    states = 1
+
+    def declare(self, inputs, statics, p):
+        size = p.num_output
+        self.add_blob((size, inputs), p.weight_filler)
+        self.add_blob((size,), p.bias_filler)
+        if statics is not None:
+            self.add_blob((size, statics), p.weight_filler)
+        self.add_blob((size, size), p.weight_filler)
+        self.add_blob((size, size), p.weight_filler)
+        self.add_blob((size,), p.bias_filler)
+
+    def run(self, driven, marks, states, weights):
+        to_hidden, to_output, bias = weights
+        (hidden,) = states
+        steps = []
+        for share, mark in zip(driven, marks, strict=True):
+            hidden = torch.tanh(torch.addmm(share, hidden * mark, to_hidden.t()))
+            steps.append(hidden)
+        return torch.tanh(functional.linear(torch.stack(steps), to_output, bias)), [hidden]
+
+
+@register("LSTM")
+class LSTM(_Recurrent):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997), gates in the order input, forget, output, candidate:
+
+    i, f, o = σ(…), g = tanh(…) of W_xc x + b_c [+ W_xc_static s] + W_hc (mark · h); c = mark · f · c + i · g; h = o · tanh c.
+    Blobs: W_xc (4 D, K), b_c (4 D,), [W_xc_static (4 D, S)], W_hc (4 D, D). States: h, c.
+    """
+
+    states = 2
+
+    def declare(self, inputs, statics, p):
+        size = p.num_output
+        self.add_blob((4 * size, inputs), p.weight_filler)
+        self.add_blob((4 * size,), p.bias_filler)
+        if statics is not None:
+            self.add_blob((4 * size, statics), p.weight_filler)
+        self.add_blob((4 * size, size), p.weight_filler)
+
+    def run(self, driven, marks, states, weights):
+        (to_hidden,) = weights
+        hidden, cell = states
+        steps = []
+        for share, mark in zip(driven, marks, strict=True):
+            cell, hidden = _lstm_step(cell, torch.addmm(share, hidden * mark, to_hidden.t()), mark)
+            steps.append(hidden)
+        return torch.stack(steps), [hidden, cell]
+
+
+def _lstm_step(cell, gates, mark):
+    """The next cell and hidden state from the gates' sums (…, 4 D)."""
+    entering, forgetting, leaving, candidate = gates.chunk(4, -1)
+    cell = mark * torch.sigmoid(forgetting) * cell + torch.sigmoid(entering) * torch.tanh(candidate)
+    return cell, torch.sigmoid(leaving) * torch.tanh(cell)
+
+
+@register("LSTMUnit")
+class LSTMUnit(Layer):
+    """One step of an LSTM: cells (1, N, D), sums of the gates (1, N, 4 D), marks (1, N) → cells, hidden states (1, N, D)."""
+
+    bottoms = (3, 3)
+    tops = (2, 2)
+    differentiable_bottoms = (0, 1)
+
+    def setup(self, cells, gates, marks):
+        if len(cells) != 3 or cells[0] != 1 or gates != (1, cells[1], 4 * cells[2]) or marks != (1, cells[1]):
+            raise self.error(f"bottoms of shapes {cells}, {gates} and {marks}", "they are (1, N, D), (1, N, 4 D) and (1, N)")
+
+    def forward(self, cells, gates, marks):
+        return _lstm_step(cells, gates, marks[..., None])
