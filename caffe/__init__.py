@@ -30,7 +30,7 @@ _HOME = {
     "set_mode_gpu": "mode",
     "set_random_seed": "mode",
     "Net": "net",
-    "Layer": "layer",
+    "Layer": "python_layer",
     "layer_type_list": "layer",
     "AdaDeltaSolver": "solver_types",
     "AdaGradSolver": "solver_types",

@@ -148,6 +148,8 @@ class Executor:
             try:
                 tops = step.layer.forward(*bottoms)
             except RuntimeError as error:
+                if hasattr(error, "__notes__"):  # a Python layer's own, which names it
+                    raise
                 raise self._failed(step.layer, bottoms, error) from error
             if isinstance(tops, torch.Tensor):
                 tops = (tops,)
@@ -210,6 +212,8 @@ class Executor:
                 inside = consumer is not None and consumer <= last and self.steps[consumer].segment == step.segment
                 if edge is not None and not inside:
                     seed = blobs[name].gradient
+                    if seed is None and step.layer.type == "Python":  # whose backward is called whatever the gradient
+                        seed = torch.zeros_like(blobs[name].tensor)
                     if seed is not None:
                         roots.append(edge)
                         seeds.append(seed.clone(memory_format=torch.contiguous_format))

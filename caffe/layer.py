@@ -12,7 +12,7 @@ from caffe.errors import LayerError, nearest
 from caffe.proto import caffe_pb2
 
 _TYPES: dict[str, type[Layer]] = {}
-_GROUPS = ("data", "vision", "recurrent", "common", "normalization", "activation", "utility", "loss")
+_GROUPS = ("data", "vision", "recurrent", "common", "normalization", "activation", "utility", "loss", "python")
 
 
 class Layer:

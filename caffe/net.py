@@ -169,6 +169,8 @@ class Net:
             with torch.no_grad():
                 tops = layer.forward(*(torch.empty(shape, device="meta") for shape in shapes))
         except RuntimeError as error:
+            if hasattr(error, "__notes__"):  # a Python layer's own, which names it
+                raise
             raise layer.error(
                 f"cannot take bottoms of shapes {', '.join(map(str, shapes))}: {str(error).splitlines()[0]}"
             ) from error
