@@ -19,6 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("GLOG_minloglevel", "2")
 
+import by_hand
 import torch
 from torch import nn
 from torch.nn import functional
@@ -51,11 +52,7 @@ def lenet():
     n.relu1 = L.ReLU(n.ip1, in_place=True)
     n.ip2 = L.InnerProduct(n.relu1, num_output=10, **FILLED)
     n.loss = L.SoftmaxWithLoss(n.ip2, n.label)
-    hand = nn.Sequential(
-        *(nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(800, 500), nn.ReLU(inplace=True), nn.Linear(500, 10)),
-    )
-    return n.to_proto(), hand, (64, 1, 28, 28)
+    return n.to_proto(), by_hand.lenet(), (64, 1, 28, 28)
 
 
 def cifar10_quick():
@@ -74,14 +71,7 @@ def cifar10_quick():
     n.ip1 = L.InnerProduct(n.pool3, num_output=64, **FILLED)
     n.ip2 = L.InnerProduct(n.ip1, num_output=10, **FILLED)
     n.loss = L.SoftmaxWithLoss(n.ip2, n.label)
-    pool = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
-    hand = nn.Sequential(
-        *(nn.Conv2d(3, 32, 5, padding=2), nn.MaxPool2d(**pool), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(inplace=True), nn.AvgPool2d(**pool)),
-        *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(inplace=True), nn.AvgPool2d(**pool)),
-        *(nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, 10)),
-    )
-    return n.to_proto(), hand, (100, 3, 32, 32)
+    return n.to_proto(), by_hand.cifar10_quick(), (100, 3, 32, 32)
 
 
 def hand_written(module: nn.Module, shape: tuple[int, ...], channels_last: bool):

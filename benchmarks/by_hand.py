@@ -1,0 +1,105 @@
+"""Published nets as one writes them by hand in PyTorch: what `caffe` is measured against."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def lenet() -> nn.Module:
+    """LeNet as Caffe's MNIST example has it."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(800, 500), nn.ReLU(inplace=True), nn.Linear(500, 10)),
+    )
+
+
+def cifar10_quick() -> nn.Module:
+    """Caffe's quick net for CIFAR-10."""
+    pool = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
+    return nn.Sequential(
+        *(nn.Conv2d(3, 32, 5, padding=2), nn.MaxPool2d(**pool), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(inplace=True), nn.AvgPool2d(**pool)),
+        *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(inplace=True), nn.AvgPool2d(**pool)),
+        *(nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, 10)),
+    )
+
+
+def caffenet() -> nn.Module:
+    """BVLC's reference net for ImageNet, 1000 classes."""
+    pool = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
+    norm = {"size": 5, "alpha": 1e-4, "beta": 0.75}
+    return nn.Sequential(
+        *(nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(inplace=True), nn.MaxPool2d(**pool), nn.LocalResponseNorm(**norm)),
+        *(nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(inplace=True), nn.MaxPool2d(**pool), nn.LocalResponseNorm(**norm)),
+        *(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.MaxPool2d(**pool), nn.Flatten()),
+        *(nn.Linear(9216, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5)),
+        *(nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5)),
+        nn.Linear(4096, 1000),
+    )
+
+
+def _conv(inputs: int, outputs: int, kernel: int, **options) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options), nn.ReLU(inplace=True))
+
+
+class Inception(nn.Module):
+    """Four branches side by side (Szegedy et al. 2014)."""
+
+    def __init__(self, inputs: int, one: int, reduce3: int, three: int, reduce5: int, five: int, pool: int):
+        super().__init__()
+        self.one = _conv(inputs, one, 1)
+        self.three = nn.Sequential(_conv(inputs, reduce3, 1), _conv(reduce3, three, 3))
+        self.five = nn.Sequential(_conv(inputs, reduce5, 1), _conv(reduce5, five, 5))
+        self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), _conv(inputs, pool, 1))
+
+    def forward(self, x):
+        return torch.cat((self.one(x), self.three(x), self.five(x), self.pool(x)), 1)
+
+
+class GoogLeNet(nn.Module):
+    """BVLC's GoogLeNet, 1000 classes; in training with its two auxiliary classifiers."""
+
+    def __init__(self):
+        super().__init__()
+        pool = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
+        norm = {"size": 5, "alpha": 1e-4, "beta": 0.75}
+        self.stem = nn.Sequential(
+            *(_conv(3, 64, 7, stride=2), nn.MaxPool2d(**pool), nn.LocalResponseNorm(**norm), _conv(64, 64, 1)),
+            *(_conv(64, 192, 3), nn.LocalResponseNorm(**norm), nn.MaxPool2d(**pool)),
+            *(Inception(192, 64, 96, 128, 16, 32, 32), Inception(256, 128, 128, 192, 32, 96, 64), nn.MaxPool2d(**pool)),
+            Inception(480, 192, 96, 208, 16, 48, 64),
+        )
+        self.middle = nn.Sequential(
+            *(Inception(512, 160, 112, 224, 24, 64, 64), Inception(512, 128, 128, 256, 24, 64, 64)),
+            Inception(512, 112, 144, 288, 32, 64, 64),
+        )
+        self.rest = nn.Sequential(
+            *(Inception(528, 256, 160, 320, 32, 128, 128), nn.MaxPool2d(**pool)),
+            *(Inception(832, 256, 160, 320, 32, 128, 128), Inception(832, 384, 192, 384, 48, 128, 128)),
+            *(nn.AvgPool2d(7), nn.Flatten(), nn.Dropout(0.4), nn.Linear(1024, 1000)),
+        )
+        self.first, self.second = self._auxiliary(512), self._auxiliary(528)
+
+    @staticmethod
+    def _auxiliary(inputs: int) -> nn.Sequential:
+        return nn.Sequential(
+            *(nn.AvgPool2d(5, 3, ceil_mode=True), _conv(inputs, 128, 1), nn.Flatten()),
+            *(nn.Linear(2048, 1024), nn.ReLU(inplace=True), nn.Dropout(0.7), nn.Linear(1024, 1000)),
+        )
+
+    def forward(self, x):
+        early = self.stem(x)
+        later = self.middle(early)
+        return (self.rest(later), self.first(early), self.second(later)) if self.training else self.rest(later)
+
+
+def loss_of(scores, label: torch.Tensor) -> torch.Tensor:
+    """What training minimises; auxiliary classifiers count 0.3."""
+    if isinstance(scores, tuple):
+        last, first, second = (functional.cross_entropy(each, label) for each in scores)
+        return last + 0.3 * (first + second)
+    return functional.cross_entropy(scores, label)
