@@ -4,8 +4,8 @@
 
 Each net trains on DummyData: a Gaussian batch drawn anew for every iteration, by both sides. Turns of ten iterations alternate
 between the two, so that the machine's drift meets both, and each finds its memory in the cache as training does; the learning
-rate is next to nothing, so that neither side runs into denormal numbers. By hand, the faster of PyTorch's two memory layouts counts. Prints median milliseconds and the ratio of the medians;
-below 1, `caffe` is faster.
+rate is next to nothing, so that neither side runs into denormal numbers. By hand, the faster of PyTorch's two memory layouts
+counts. Prints median milliseconds and the ratio of the medians; below 1, `caffe` is faster.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from caffe.errors import Error, LayerError
-from caffe.layer_types.data import Input
+from caffe.layer_types.data import DummyData, Input
 
 if TYPE_CHECKING:
     from caffe.net import Net
@@ -85,6 +85,8 @@ class Executor:
         if self.channels_last:
             for step in steps:
                 _prepare_convolution(step.layer, net.device)
+                if isinstance(step.layer, DummyData):
+                    step.layer.values = [_channels_last(value) if value.dim() == 4 else value for value in step.layer.values]
         keep_freed_memory()
         self._mark_consumers()
         self._mark_overwriting()

@@ -29,12 +29,17 @@ def _constant(tensor, filler, where):
     tensor.fill_(filler.value)
 
 
+def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its axes in the order of memory, in which PyTorch draws numbers several times faster."""
+    return tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 and not tensor.is_contiguous() else tensor
+
+
 def _uniform(tensor, filler, where):
-    tensor.uniform_(filler.min, filler.max)
+    _in_memory_order(tensor).uniform_(filler.min, filler.max)
 
 
 def _gaussian(tensor, filler, where):
-    tensor.normal_(filler.mean, filler.std)
+    _in_memory_order(tensor).normal_(filler.mean, filler.std)
     if filler.sparse >= 0:
         # Each output (first axis) keeps `sparse` weights on average.
         keep = min(1.0, filler.sparse / tensor.shape[0])

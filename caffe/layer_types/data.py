@@ -41,7 +41,10 @@ class Input(Source):
 
 @register("DummyData")
 class DummyData(Source):
-    """Blobs filled by fillers: once where the filler is constant, else anew for every batch."""
+    """Blobs filled by fillers: once where the filler is constant, else anew for every batch.
+
+    values  the tops of the last batch, each in the order of memory that the next is made in
+    """
 
     def top_shapes(self):
         p = self.param.dummy_data_param
