@@ -29,7 +29,18 @@ _HOME = {
     "set_mode_cpu": "mode",
     "set_mode_gpu": "mode",
     "set_random_seed": "mode",
+    "set_multiprocess": "mode",
+    "set_solver_count": "mode",
+    "set_solver_rank": "mode",
+    "solver_count": "mode",
+    "solver_rank": "mode",
+    "Blob": "blob",
+    "Timer": "timer",
+    "NCCL": "nccl",
+    "has_nccl": "nccl",
     "Net": "net",
+    "Classifier": "classifier",
+    "Detector": "detector",
     "Layer": "python_layer",
     "layer_type_list": "layer",
     "AdaDeltaSolver": "solver_types",
@@ -42,16 +53,18 @@ _HOME = {
     "get_solver": "solver_types",
 }
 
+_MODULES = ("_caffe", "classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto", "pycaffe")
+
 TRAIN = 0
 TEST = 1
 __version__ = "1.0.0"
-__all__ = ["TEST", "TRAIN", "__version__", "io", "net_spec", "proto", *_HOME]
+__all__ = ["TEST", "TRAIN", "__version__", *_MODULES, *_HOME]
 
 
 def __getattr__(name: str):
     if name in _HOME:
         value = getattr(importlib.import_module(f"caffe.{_HOME[name]}"), name)
-    elif name in ("io", "net_spec", "proto", "classifier", "detector", "draw", "coord_map"):
+    elif name in _MODULES:
         value = importlib.import_module(f"caffe.{name}")
     else:
         raise AttributeError(f"module 'caffe' has no attribute {name!r}")

@@ -1,82 +1,81 @@
-"""The command `caffe`: `caffe train --solver solver.prototxt [--weights a.caffemodel] [--snapshot x.solverstate]`."""
+"""The command `caffe`: finds the module in caffe.commands that a command's name stands for."""
 
 from __future__ import annotations
 
-import argparse
-import signal
+import importlib
 import sys
 
-from caffe.errors import Error
+from caffe.errors import Error, nearest
 
-_EFFECTS = ("stop", "snapshot", "none")
+COMMANDS = {
+    "train": "train or fine-tune a net",
+    "test": "score a net",
+    "time": "measure a net and its layers",
+    "device_query": "say what is known of the GPUs",
+    "convert_imageset": "write a list of images as a database",
+    "compute_image_mean": "write the mean image of a database",
+    "extract_features": "write blobs of a net as databases",
+    "upgrade_net_proto_text": "write an old net's prototxt in today's form",
+    "upgrade_net_proto_binary": "write an old .caffemodel in today's form",
+    "upgrade_solver_proto_text": "write an old solver's prototxt in today's form",
+    "draw_net": "draw a net",
+    "parse_log": "write the figures of a training log as tables",
+}
+
+# The programs of 2014, and how their arguments are given now.
+_FORMER = {
+    "train_net": ("train", ("-solver", "-snapshot")),
+    "finetune_net": ("train", ("-solver", "-weights")),
+    "test_net": ("test", ("-model", "-weights", "-iterations")),
+    "net_speed_benchmark": ("time", ("-model", "-iterations")),
+}
+_SHOWN = {"-solver": "solver.prototxt", "-snapshot": "x.solverstate", "-weights": "x.caffemodel", "-model": "net.prototxt"}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run a command; a caffe.Error becomes one line on standard error and exit code 1."""
-    arguments = _parser().parse_args(argv)
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns its exit code. A caffe.Error becomes one line on standard error and 1."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 1
+    if arguments[0] in ("-version", "--version"):
+        from caffe import __version__
+
+        print(f"caffe version {__version__}")
+        return 0
     try:
-        arguments.command(arguments)
+        name = _command(arguments)
+        return importlib.import_module(f"caffe.commands.{name}").main(arguments)
     except Error as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="caffe", description="Train and test nets as BVLC Caffe does.", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="command")
-    train_parser = commands.add_parser("train", help="train or fine-tune a net", allow_abbrev=False)
-    train_parser.set_defaults(command=train)
-    # Caffe's flags are accepted with one dash and with two.
-    for name, text in (
-        ("solver", "the solver prototxt"),
-        ("weights", "weights to start from: .caffemodel files, separated by commas"),
-        ("snapshot", "a .solverstate to go on from"),
-        ("gpu", "GPU number to compute on"),
-        ("stage", "stages of the net's state, separated by commas"),
-    ):
-        train_parser.add_argument(f"-{name}", f"--{name}", default="", help=text, required=name == "solver")
-    train_parser.add_argument("-level", "--level", type=int, default=0, help="level of the net's state")
-    for name, default in (("sigint_effect", "stop"), ("sighup_effect", "snapshot")):
-        help_text = f"what the signal does (default: {default})"
-        train_parser.add_argument(f"-{name}", f"--{name}", choices=_EFFECTS, default=default, help=help_text)
-    return parser
+def usage() -> str:
+    """The commands, one a line."""
+    lines = [f"  {name:27}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: caffe COMMAND …", "", *lines, "", "caffe COMMAND --help says what the command takes."])
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Train a net as its solver says."""
-    import torch
+def _command(arguments: list[str]) -> str:
+    """Take the command's name out of the arguments; as with gflags it may stand behind flags."""
+    name = arguments[0]
+    if name.startswith("-"):
+        name = next((argument for argument in arguments if argument in COMMANDS), name)
+    if name in COMMANDS:
+        arguments.remove(name)
+        return name
+    if name in _FORMER:
+        raise Error(f"caffe {name}", "a program of 2014", do=f"type now: {today(name, arguments[1:])}")
+    hint = nearest(name, (*COMMANDS, *_FORMER)) or "caffe --help lists the commands"
+    raise Error(f"caffe {name}", "no such command", do=hint)
 
-    from caffe import glog, mode, prototxt
-    from caffe.proto import caffe_pb2
-    from caffe.solver_types import get_solver
 
-    if arguments.snapshot and arguments.weights:
-        raise Error("caffe train", "both --snapshot and --weights", "one of them is wanted", "a snapshot brings its own weights")
-    param = prototxt.read_solver(arguments.solver)
-    wants_gpu = param.solver_mode == caffe_pb2.SolverParameter.GPU
-    if arguments.gpu:
-        number = "0" if arguments.gpu == "all" else arguments.gpu
-        if not number.isdigit():
-            raise Error("caffe train", f"--gpu {arguments.gpu}", "the number of one GPU is wanted")
-        mode.set_device(int(number))
-        mode.set_mode_gpu()
-        glog.info("caffe.cpp:204", f"Using GPUs {number}")
-    elif wants_gpu and torch.cuda.is_available():
-        mode.set_device(param.device_id)
-        mode.set_mode_gpu()
-        glog.info("caffe.cpp:204", f"Using GPUs {param.device_id}")
-    else:
-        if wants_gpu and param.HasField("solver_mode"):
-            glog.warning("caffe.cpp:197", "solver_mode is GPU, but there is no CUDA device.")
-        glog.info("caffe.cpp:197", "Use CPU.")
-        mode.set_mode_cpu()
-    param.train_state.level = arguments.level
-    param.train_state.stage.extend(arguments.stage.split(","))
-    param.weights.extend(filter(None, [arguments.weights]))
-    solver = get_solver(arguments.solver, param)
-    for number, effect in ((signal.SIGINT, arguments.sigint_effect), (signal.SIGHUP, arguments.sighup_effect)):
-        if effect != "none":
-            signal.signal(number, lambda *_, effect=effect: solver.request(effect))
-    glog.info("caffe.cpp:239", "Starting Optimization")
-    solver.solve(arguments.snapshot or None)
-    glog.info("caffe.cpp:250", "Optimization Done.")
+def today(name: str, arguments: list[str]) -> str:
+    """What a command line of 2014 is now: `train_net solver.prototxt` is `caffe train -solver solver.prototxt`."""
+    command, flags = _FORMER[name]
+    given = [argument for argument in arguments if argument not in ("CPU", "GPU")]
+    values = given[: len(flags)] or [_SHOWN[flag] for flag in flags if flag in _SHOWN]
+    gpu = ["-gpu", (given[len(flags) :] or ["0"])[0]] if "GPU" in arguments else []
+    parts = [part for flag, value in zip(flags, values, strict=False) for part in (flag, value)]
+    return " ".join(["caffe", command, *parts, *gpu])

@@ -1,4 +1,4 @@
-"""Which device computes, and the random numbers: one setting for the process, as in Caffe."""
+"""Which device computes, which of several solvers this is, and the random numbers: one setting for the process, as in Caffe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from caffe.errors import Error
 
-_state = {"gpu": False, "device": 0}
+_state = {"gpu": False, "device": 0, "solvers": 1, "rank": 0, "multiprocess": False}
 
 # Crops, mirrors and shuffles of the data layers draw from here; fillers and dropout from PyTorch's generators.
 data_rng = np.random.default_rng()
@@ -46,3 +46,32 @@ def set_random_seed(seed: int) -> None:
 def device() -> torch.device:
     """The device that new blobs are made on."""
     return torch.device("cuda", _state["device"]) if _state["gpu"] else torch.device("cpu")
+
+
+def solver_count() -> int:
+    """How many solvers train one net together, each on a device of its own."""
+    return _state["solvers"]
+
+
+def set_solver_count(count: int) -> None:
+    """Say how many solvers train one net together."""
+    if count < 1:
+        raise Error("solver count", str(count), "it must be at least 1")
+    _state["solvers"] = count
+
+
+def solver_rank() -> int:
+    """Which of them this process has; 0 is the one that displays, tests and snapshots."""
+    return _state["rank"]
+
+
+def set_solver_rank(rank: int) -> None:
+    """Say which of several solvers this process has, from 0."""
+    if rank < 0:
+        raise Error("solver rank", str(rank), "it must be at least 0")
+    _state["rank"] = rank
+
+
+def set_multiprocess(multiprocess: bool) -> None:
+    """Say that each solver has a process of its own, which is how they always run here."""
+    _state["multiprocess"] = multiprocess

@@ -41,6 +41,13 @@ def write_prototxt(path: str, message: Message) -> None:
     Path(path).write_text(text_of(message))
 
 
+def write_binary(path: str, message: Message) -> None:
+    """Write a message in binary; whole or not at all."""
+    part = Path(f"{path}.part")
+    part.write_bytes(message.SerializeToString())
+    part.replace(path)
+
+
 _WHOLE = re.compile(r"^(\s*\w+: -?\d+)\.0$", re.MULTILINE)
 
 

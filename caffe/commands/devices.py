@@ -1,0 +1,39 @@
+"""Which device a command computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from caffe import glog, mode
+from caffe.errors import Error
+
+
+def numbers(flag: str) -> list[int]:
+    """The GPUs that -gpu names: those of a list, every one for `all`, none where it is empty."""
+    if flag == "all":
+        count = torch.cuda.device_count()
+        if not count:
+            raise Error("-gpu all", "PyTorch finds no CUDA device", do="leave -gpu out to compute on the CPU")
+        return list(range(count))
+    parts = [part.strip() for part in flag.split(",")] if flag else []
+    if not all(part.isdigit() for part in parts):
+        raise Error(f"-gpu {flag}", "not a list of GPUs", "it is numbers separated by commas, or all", "such as -gpu 0,1")
+    return [int(part) for part in parts]
+
+
+def use_one(flag: str, places: tuple[int, int, int]) -> None:
+    """Compute on the first GPU that -gpu names, or on the CPU.
+
+    places  lines of caffe.cpp that say so: for a GPU, for its name, for the CPU
+    """
+    gpus = numbers(flag)
+    for number in reversed(gpus[1:]):
+        glog.info(f"caffe.cpp:{places[0] - 6}", f"Not using GPU #{number} for single-GPU function")
+    if gpus:
+        mode.set_device(gpus[0])
+        mode.set_mode_gpu()
+        glog.info(f"caffe.cpp:{places[0]}", f"Use GPU with device ID {gpus[0]}")
+        glog.info(f"caffe.cpp:{places[1]}", f"GPU device name: {torch.cuda.get_device_name(gpus[0])}")
+    else:
+        mode.set_mode_cpu()
+        glog.info(f"caffe.cpp:{places[2]}", "Use CPU.")

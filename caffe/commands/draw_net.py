@@ -1,0 +1,27 @@
+"""caffe draw_net: a net as a picture."""
+
+from __future__ import annotations
+
+from caffe import draw, prototxt
+from caffe.commands import flags
+from caffe.proto import caffe_pb2
+
+
+def main(argv: list[str]) -> int:
+    """`caffe draw_net NET PICTURE [--rankdir LR] [--phase TRAIN] [--display_lrm]`."""
+    parser = flags.parser(
+        "draw_net", "Draw a net with Graphviz; the picture's ending (.png, .svg, .pdf, .dot) says in which format."
+    )
+    parser.add_argument("input_net_proto_file", help="the net's prototxt")
+    parser.add_argument("output_image_file", help="the picture to write")
+    directions = ("TB", "BT", "LR", "RL")
+    flags.add(parser, "rankdir", "which way the layers follow each other (default: LR)", default="LR", choices=directions)
+    flags.add(parser, "phase", "draw what this phase has (default: ALL)", default="ALL", choices=("TRAIN", "TEST", "ALL"))
+    parser.add_argument("-display_lrm", "--display_lrm", action="store_true", help="show multipliers of the learning rate")
+    arguments = parser.parse_args(argv)
+    with flags.logging(arguments):
+        net = prototxt.read_net(arguments.input_net_proto_file)
+        print(f"Drawing net to {arguments.output_image_file}")
+        phase = None if arguments.phase == "ALL" else caffe_pb2.Phase.Value(arguments.phase)
+        draw.draw_net_to_file(net, arguments.output_image_file, arguments.rankdir, phase, arguments.display_lrm)
+    return 0

@@ -1,0 +1,60 @@
+"""Flags as Caffe's programs take them: -flag value, --flag value, -flag=value or --flag=value."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from caffe import glog
+
+
+def parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser that knows the flags of the log, which every command has."""
+    result = argparse.ArgumentParser(
+        prog=f"caffe {command}",
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("-help", action="help", help=argparse.SUPPRESS)
+    log = result.add_argument_group("log")
+    add(log, "log_dir", "folder for a copy of the log", default=os.environ.get("GLOG_log_dir", ""))  # noqa: SIM112 - glog spells it so
+    add(log, "minloglevel", "least severity that is shown: 0 info, 1 warning, 2 error", type=int)
+    # What Caffe always does; scripts say it all the same.
+    for name in ("logtostderr", "alsologtostderr"):
+        log.add_argument(f"-{name}", f"--{name}", nargs="?", help=argparse.SUPPRESS)
+    return result
+
+
+def add(group, name: str, help: str, default="", **options) -> None:
+    """Add one flag with a value."""
+    if options.get("type") is int and default == "":
+        default = None
+    group.add_argument(f"-{name}", f"--{name}", dest=name, help=help, default=default, **options)
+
+
+def add_net_flags(result: argparse.ArgumentParser) -> None:
+    """The flags that choose a device and the state of a net."""
+    add(result, "gpu", "numbers of the GPUs to compute on, separated by commas, or all; the CPU without it")
+    add(result, "level", "level of the net's state (default: 0)", default=0, type=int)
+    add(result, "stage", "stages of the net's state, separated by commas")
+
+
+@contextlib.contextmanager
+def logging(arguments: argparse.Namespace) -> Iterator[None]:
+    """Log as the flags of the log say while the block runs."""
+    if arguments.minloglevel is not None:
+        glog.init_log(arguments.minloglevel)
+    with contextlib.ExitStack() as stack:
+        if arguments.log_dir:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            name = f"caffe.{socket.gethostname()}.{getpass.getuser()}.log.INFO.{stamp}.{os.getpid()}"
+            stack.enter_context(glog.log_to_file(Path(arguments.log_dir) / name))
+        yield

@@ -1,0 +1,112 @@
+"""caffe parse_log: the figures of a training log as tables."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import re
+from pathlib import Path
+
+from caffe.commands import flags
+from caffe.errors import FileError
+
+_NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf))"
+_ITERATION = re.compile(r"Iteration (\d+)")
+_RATE = re.compile(f"lr = {_NUMBER}")
+_OUTPUTS = {kind: re.compile(rf"{kind} net output #\d+: (\S+) = {_NUMBER}") for kind in ("Train", "Test")}
+# I20261120 20:07:21.867396 …, or before 2020 without a year, I1120 20:07:21.867396 …
+_STAMP = re.compile(r"^[IWEF](\d{4})?(\d\d)(\d\d) (\d\d):(\d\d):(\d\d)\.(\d{6})")
+
+Row = dict[str, float]
+
+
+def main(argv: list[str]) -> int:
+    """`caffe parse_log LOG FOLDER` writes FOLDER/LOG.train and FOLDER/LOG.test."""
+    parser = flags.parser(
+        "parse_log",
+        "Write the figures of a training log as two tables, LOG.train and LOG.test.",
+        "Columns: NumIters, Seconds since training began, LearningRate, and each output of the net.",
+    )
+    parser.add_argument("logfile_path", help="the log of a training run")
+    parser.add_argument("output_dir", help="folder for the tables")
+    parser.add_argument("-verbose", "--verbose", action="store_true", help="say what is written")
+    flags.add(parser, "delimiter", "what stands between columns (default: a comma)", default=",")
+    arguments = parser.parse_args(argv)
+    train, test = parse_log(arguments.logfile_path)
+    for rows, kind in ((train, "train"), (test, "test")):
+        path = Path(arguments.output_dir) / f"{Path(arguments.logfile_path).name}.{kind}"
+        if rows:
+            write_csv(path, rows, arguments.delimiter)
+        if arguments.verbose:
+            print(f"Wrote {path}" if rows else f"Not writing {path}; no lines to write")
+    return 0
+
+
+def parse_log(path: str) -> tuple[list[Row], list[Row]]:
+    """Rows of training and of testing, each {NumIters, Seconds, LearningRate, output: value, …}.
+
+    The rate of a row is the last one that was logged before it; that of the first row, which has none, is the second row's.
+    """
+    try:
+        lines = Path(path).read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror})") from None
+    begin = next((index for index, line in enumerate(lines) if "Solving" in line and _STAMP.match(line)), 0)
+    clock = _Clock(datetime.datetime.fromtimestamp(Path(path).stat().st_mtime).year)
+    iteration: float | None = None
+    rate = float("nan")
+    tables: dict[str, list[Row]] = {"Train": [], "Test": []}
+    for line in lines[begin:]:
+        seconds = clock.seconds(line)
+        if found := _ITERATION.search(line):
+            iteration = float(found[1])
+        if iteration is None or seconds is None:
+            continue
+        if found := _RATE.search(line):
+            rate = float(found[1])
+        for kind, pattern in _OUTPUTS.items():
+            if found := pattern.search(line):
+                rows = tables[kind]
+                if not rows or rows[-1]["NumIters"] != iteration:
+                    rows.append({"NumIters": iteration, "Seconds": seconds, "LearningRate": rate})
+                rows[-1][found[1]] = float(found[2])
+    for rows in tables.values():
+        # A run that was cut off leaves a row without its last columns.
+        if len(rows) > 1 and len(rows[-1]) < len(rows[0]):
+            rows.pop()
+        if len(rows) > 1:
+            rows[0]["LearningRate"] = rows[1]["LearningRate"]
+    return tables["Train"], tables["Test"]
+
+
+class _Clock:
+    """Seconds since the first line that was asked about; logs without years may pass the new year."""
+
+    def __init__(self, year: int):
+        self.year = year
+        self.first: datetime.datetime | None = None
+        self.last: datetime.datetime | None = None
+
+    def seconds(self, line: str) -> float | None:
+        found = _STAMP.match(line)
+        if not found:
+            return None
+        try:
+            year, *rest = (int(part) if part else None for part in found.groups())
+            time = datetime.datetime(year or self.year, *rest)
+            if year is None and self.last is not None and time.month < self.last.month:
+                self.year += 1
+                time = time.replace(year=self.year)
+        except ValueError:
+            return None
+        self.first = self.first or time
+        self.last = time
+        return (time - self.first).total_seconds()
+
+
+def write_csv(path: Path, rows: list[Row], delimiter: str) -> None:
+    """Write rows as a table whose columns are those of the first row."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,52 @@
+"""caffe test: score a net on the data that it reads itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caffe import glog
+from caffe.commands import devices, flags
+from caffe.errors import Error
+
+
+def main(argv: list[str]) -> int:
+    """`caffe test -model net.prototxt -weights a.caffemodel [-iterations 50]`."""
+    parser = flags.parser("test", "Score a net in testing: the mean of its outputs over a number of batches.")
+    flags.add(parser, "model", "the net's prototxt", required=True)
+    flags.add(parser, "weights", "its weights: .caffemodel or .caffemodel.h5 files, separated by commas", required=True)
+    flags.add(parser, "iterations", "number of batches (default: 50)", default=50, type=int)
+    flags.add_net_flags(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.iterations < 1:
+        raise Error("caffe test", f"-iterations {arguments.iterations}", "it must be at least 1")
+    with flags.logging(arguments):
+        score(arguments)
+    return 0
+
+
+def score(arguments) -> None:
+    """Run the batches, and log each output of each batch and the means."""
+    from caffe.net import Net
+    from caffe.proto.caffe_pb2 import TEST
+
+    devices.use_one(arguments.gpu, (270, 274, 279))
+    net = Net(arguments.model, TEST, level=arguments.level, stages=arguments.stage.split(","))
+    for path in arguments.weights.split(","):
+        net.copy_from(path.strip())
+    glog.info("caffe.cpp:285", f"Running for {arguments.iterations} iterations.")
+    totals = {name: np.zeros(()) for name in net.outputs}
+    loss = 0.0
+    for batch in range(arguments.iterations):
+        loss += float(net.forward_loss())
+        for name in net.outputs:
+            values = net.blobs[name].data.reshape(-1).astype(np.float64)
+            totals[name] = totals[name] + values
+            for value in values:
+                glog.info("caffe.cpp:308", f"Batch {batch}, {name} = {value:g}")
+    net.close()
+    glog.info("caffe.cpp:313", f"Loss: {loss / arguments.iterations:g}")
+    for name, total in totals.items():
+        weight = net.blob_loss_weights[name]
+        for mean in np.atleast_1d(total) / arguments.iterations:
+            weighted = f" (* {weight:g} = {weight * mean:g} loss)" if weight else ""
+            glog.info("caffe.cpp:325", f"{name} = {mean:g}{weighted}")

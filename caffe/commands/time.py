@@ -1,0 +1,106 @@
+"""caffe time: how long a net and each of its layers take, forward and backward."""
+
+from __future__ import annotations
+
+from caffe import glog
+from caffe.commands import devices, flags
+from caffe.errors import Error
+
+
+def main(argv: list[str]) -> int:
+    """`caffe time -model net.prototxt [-iterations 50] [-phase TRAIN]`."""
+    parser = flags.parser(
+        "time",
+        "Measure a net and each of its layers.",
+        "The passes are those of training, the whole net at once; the layers are then measured in passes of their own, one by\n"
+        "one, which takes longer. A net without a loss is given gradients of 1 at its outputs, and computes its inputs' too.",
+    )
+    flags.add(parser, "model", "the net's prototxt", required=True)
+    flags.add(parser, "weights", "its weights, separated by commas; they change no time")
+    flags.add(parser, "iterations", "number of passes (default: 50)", default=50, type=int)
+    flags.add(parser, "phase", "phase of the net (default: TRAIN)", default="TRAIN", choices=("TRAIN", "TEST"))
+    flags.add_net_flags(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.iterations < 1:
+        raise Error("caffe time", f"-iterations {arguments.iterations}", "it must be at least 1")
+    with flags.logging(arguments):
+        measure(arguments)
+    return 0
+
+
+def measure(arguments) -> None:
+    """Run the passes, and log what they took in milliseconds."""
+    from caffe.timer import Timer
+
+    devices.use_one(arguments.gpu, (348, 348, 352))
+    net = _net(arguments)
+    glog.info("caffe.cpp:360", "Performing Forward")
+    glog.info("caffe.cpp:365", f"Initial loss: {_forward(net):g}")
+    glog.info("caffe.cpp:366", "Performing Backward")
+    _backward(net)
+    glog.info("caffe.cpp:374", "*** Benchmark begins ***")
+    glog.info("caffe.cpp:375", f"Testing for {arguments.iterations} iterations.")
+    count = len(net.layers)
+    passes, layers = {_forward: 0.0, _backward: 0.0}, {net._forward: [0.0] * count, net._backward: [0.0] * count}
+    timer = Timer()
+    for iteration in range(arguments.iterations):
+        before = sum(passes.values())
+        for run in passes:
+            timer.start()
+            run(net)
+            passes[run] += timer.ms
+        glog.info("caffe.cpp:403", f"Iteration: {iteration + 1} forward-backward time: {sum(passes.values()) - before:g} ms.")
+        for run, order in ((net._forward, range(count)), (net._backward, reversed(range(count)))):
+            for index in order:
+                timer.start()
+                run(index, index)
+                layers[run][index] += timer.ms
+    net.close()
+    glog.info("caffe.cpp:406", "Average time per layer: ")
+    for index, name in enumerate(net._layer_names):
+        glog.info("caffe.cpp:409", f"{name:>10}\tforward: {layers[net._forward][index] / arguments.iterations:g} ms.")
+        glog.info("caffe.cpp:412", f"{name:>10}\tbackward: {layers[net._backward][index] / arguments.iterations:g} ms.")
+    total = sum(passes.values())
+    glog.info("caffe.cpp:417", f"Average Forward pass: {passes[_forward] / arguments.iterations:g} ms.")
+    glog.info("caffe.cpp:419", f"Average Backward pass: {passes[_backward] / arguments.iterations:g} ms.")
+    glog.info("caffe.cpp:421", f"Average Forward-Backward: {total / arguments.iterations:g} ms.")
+    glog.info("caffe.cpp:423", f"Total Time: {total:g} ms.")
+    glog.info("caffe.cpp:424", "*** Benchmark ends ***")
+
+
+def _net(arguments):
+    """The net, with gradients of every blob where it has no loss, so that there is a backward pass."""
+    import torch
+
+    from caffe import prototxt
+    from caffe.net import Net
+    from caffe.proto import caffe_pb2
+
+    phase = caffe_pb2.Phase.Value(arguments.phase)
+    state = {"level": arguments.level, "stages": arguments.stage.split(",")}
+    net = Net(arguments.model, phase, **state)
+    if not any(net.blob_loss_weights.values()):
+        net.close()
+        definition = prototxt.read_net(arguments.model)
+        definition.force_backward = True
+        net = Net(definition, phase, **state)
+        for name in net.outputs:
+            net.blobs[name].gradient = torch.ones(net.blobs[name].shape, device=net.device)
+    for path in filter(None, arguments.weights.split(",")):
+        net.copy_from(path.strip())
+    return net
+
+
+def _forward(net) -> float:
+    if any(net.blob_loss_weights.values()):
+        return float(net.forward_loss())
+    net._forward(0, len(net.layers) - 1)
+    return 0.0
+
+
+def _backward(net) -> None:
+    net.clear_param_diffs()
+    if any(net.blob_loss_weights.values()):
+        net.backward_params()
+    else:
+        net._backward(len(net.layers) - 1, 0)

@@ -1,0 +1,35 @@
+"""caffe upgrade_net_proto_text: a net's prototxt of any version in today's form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from caffe import glog, prototxt, upgrade
+from caffe.commands import flags
+from caffe.proto import caffe_pb2
+
+
+def main(argv: list[str]) -> int:
+    """`caffe upgrade_net_proto_text OLD NEW`; 1 where something had no place in today's form."""
+    return run("text", "a net's prototxt", prototxt.read_text, prototxt.write_prototxt, argv)
+
+
+def run(form: str, what: str, read: Callable, write: Callable, argv: list[str]) -> int:
+    """The command for one form of nets, `text` or `binary`."""
+    command = f"upgrade_net_proto_{form}"
+    parser = flags.parser(command, f"Write {what} of any version (V0 of 2013, V1 of 2014) in today's form.")
+    parser.add_argument("old", help="the file to read")
+    parser.add_argument("new", help="the file to write")
+    arguments = parser.parse_args(argv)
+    with flags.logging(arguments):
+        before = read(arguments.old, caffe_pb2.NetParameter())
+        net = caffe_pb2.NetParameter()
+        net.CopyFrom(before)
+        problems = upgrade.upgrade_net(net, arguments.old)
+        if problems:
+            glog.error(f"{command}.cpp:38", "Encountered error(s) while upgrading prototxt; see details above.")
+        elif net == before:
+            glog.error(f"{command}.cpp:42", f"File already in latest proto format: {arguments.old}")
+        write(arguments.new, net)
+        glog.info(f"{command}.cpp:47", f"Wrote upgraded NetParameter {form} proto to {arguments.new}")
+    return int(bool(problems))

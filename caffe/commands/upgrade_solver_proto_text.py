@@ -1,0 +1,25 @@
+"""caffe upgrade_solver_proto_text: a solver's prototxt of any version in today's form."""
+
+from __future__ import annotations
+
+from caffe import glog, prototxt, upgrade
+from caffe.commands import flags
+from caffe.proto import caffe_pb2
+
+
+def main(argv: list[str]) -> int:
+    """`caffe upgrade_solver_proto_text OLD NEW`."""
+    parser = flags.parser("upgrade_solver_proto_text", "Write a solver's prototxt of any version in today's form.")
+    parser.add_argument("old", help="the prototxt to read")
+    parser.add_argument("new", help="the prototxt to write")
+    arguments = parser.parse_args(argv)
+    with flags.logging(arguments):
+        before = prototxt.read_text(arguments.old, caffe_pb2.SolverParameter())
+        solver = caffe_pb2.SolverParameter()
+        solver.CopyFrom(before)
+        upgrade.upgrade_solver(solver, arguments.old)
+        if solver == before:
+            glog.error("upgrade_solver_proto_text.cpp:43", f"File already in latest proto format: {arguments.old}")
+        prototxt.write_prototxt(arguments.new, solver)
+        glog.info("upgrade_solver_proto_text.cpp:49", f"Wrote upgraded SolverParameter text proto to {arguments.new}")
+    return 0

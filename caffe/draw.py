@@ -1,0 +1,178 @@
+"""caffe.draw: nets as pictures, laid out by Graphviz."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from caffe.errors import Error
+from caffe.proto import caffe_pb2
+
+LAYER_STYLE_DEFAULT = {"shape": "record", "fillcolor": "#6495ED", "style": "filled"}
+NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}
+BLOB_STYLE = {"shape": "octagon", "fillcolor": "#E0E0E0", "style": "filled"}
+_COLORS = {"Convolution": "#FF5050", "Deconvolution": "#FF5050", "Pooling": "#FF9900", "InnerProduct": "#CC33FF"}
+_TEXT_FORMATS = ("dot", "gv", "raw")
+
+
+@dataclass
+class Graph:
+    """A directed graph in Graphviz's language. Nodes are {name: attributes}, edges (source, target, attributes)."""
+
+    name: str
+    rankdir: str
+    nodes: dict[str, dict[str, str]] = field(default_factory=dict)
+    edges: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+
+    def to_string(self) -> str:
+        """The graph as the text of a .dot file."""
+        lines = [f"digraph {_quoted(self.name)} {{", f"rankdir={self.rankdir};"]
+        lines += [f"{_quoted(name)} {_attributes(attributes)};" for name, attributes in self.nodes.items()]
+        for source, target, attributes in self.edges:
+            lines.append(f"{_quoted(source)} -> {_quoted(target)} {_attributes(attributes)};")
+        return "\n".join([*lines, "}", ""])
+
+    def create(self, format: str = "png") -> bytes:
+        """The picture in one of Graphviz's formats; `dot` and `raw` are the text itself, and need no Graphviz."""
+        text = self.to_string().encode()
+        if format in _TEXT_FORMATS:
+            return text
+        program = shutil.which("dot")
+        if program is None:
+            raise Error(
+                "draw", f"no program dot to make {format}", do="install Graphviz (package graphviz), or write a .dot file"
+            )
+        done = subprocess.run([program, f"-T{format}"], input=text, capture_output=True)
+        if done.returncode:
+            raise Error("draw", f"dot cannot make {format}: {done.stderr.decode(errors='replace').strip()}")
+        return done.stdout
+
+
+def _quoted(text: str) -> str:
+    # A backslash before n is Graphviz's line break.
+    return '"' + text.replace('"', '\\"') + '"'
+
+
+def _attributes(attributes: dict[str, str]) -> str:
+    return "[" + ", ".join(f"{key}={_quoted(value)}" for key, value in attributes.items()) + "]"
+
+
+def get_edge_label(layer: caffe_pb2.LayerParameter) -> str:
+    """What is written at the arrows from a layer: its batch or its number of outputs."""
+    if layer.type == "Data":
+        return f"Batch {layer.data_param.batch_size}"
+    if layer.type in ("Convolution", "Deconvolution"):
+        return str(layer.convolution_param.num_output)
+    if layer.type == "InnerProduct":
+        return str(layer.inner_product_param.num_output)
+    return ""
+
+
+def get_layer_lr_mult(layer: caffe_pb2.LayerParameter) -> float:
+    """The multiplier of the learning rate of a layer's first parameter."""
+    return layer.param[0].lr_mult if layer.param else 1.0
+
+
+def get_layer_label(layer: caffe_pb2.LayerParameter, rankdir: str, display_lrm: bool = False) -> str:
+    """Name and type of a layer, with its windows where it has them; on lines of their own where layers stand side by side."""
+    separator = " " if rankdir in ("TB", "BT") else "\\n"
+    if layer.type in ("Convolution", "Deconvolution"):
+        param = layer.convolution_param
+        lines = [f"{layer.name}({layer.type})"]
+        lines += [f"kernel size: {_axes(param, 'kernel_size', 1)}", f"stride: {_axes(param, 'stride', 1)}"]
+        lines += [f"pad: {_axes(param, 'pad', 0)}", f"dilation: {_axes(param, 'dilation', 1)}", f"group: {param.group}"]
+        if display_lrm:
+            lines.append(f"lr_mult: {get_layer_lr_mult(layer):g}")
+    elif layer.type == "Pooling":
+        param = layer.pooling_param
+        method = caffe_pb2.PoolingParameter.PoolMethod.Name(param.pool)
+        size = "global" if param.global_pooling else _axes(param, "kernel_size", 1)
+        lines = [f"{layer.name}({method} {layer.type})"]
+        lines += [f"kernel size: {size}", f"stride: {_axes(param, 'stride', 1)}", f"pad: {_axes(param, 'pad', 0)}"]
+    else:
+        lines = [f"{layer.name}({layer.type})"]
+        if display_lrm and layer.type == "InnerProduct":
+            lines.append(f"lr_mult: {get_layer_lr_mult(layer):g}")
+    return separator.join(lines)
+
+
+def _axes(param, name: str, default: int) -> str:
+    """A setting of windows: one value, or one for each axis with × between."""
+    stem = name.removesuffix("_size")
+    sides = [f"{stem}_{side}" for side in "hw"]
+    if all(side in param.DESCRIPTOR.fields_by_name for side in sides) and any(param.HasField(side) for side in sides):
+        return "×".join(str(getattr(param, side)) for side in sides)
+    value = getattr(param, name)
+    values = [value] if isinstance(value, int) else list(value) or [default]
+    return "×".join(map(str, values))
+
+
+def choose_color_by_layertype(layertype: str) -> str:
+    """The colour of a layer that is not computed in place."""
+    return _COLORS.get(layertype, LAYER_STYLE_DEFAULT["fillcolor"])
+
+
+def _included(layer: caffe_pb2.LayerParameter, phase: int) -> bool:
+    if any(rule.HasField("phase") for rule in layer.include):
+        return any(rule.phase == phase for rule in layer.include if rule.HasField("phase"))
+    return not any(rule.HasField("phase") and rule.phase == phase for rule in layer.exclude)
+
+
+def get_pydot_graph(
+    caffe_net: caffe_pb2.NetParameter,
+    rankdir: str,
+    label_edges: bool = True,
+    phase: int | None = None,
+    display_lrm: bool = False,
+) -> Graph:
+    """The graph of a net: a node for each layer and each blob.
+
+    rankdir  LR, RL, TB or BT: which way the layers follow each other
+    phase    caffe.TRAIN or caffe.TEST leaves out what only the other has
+    """
+    graph = Graph(caffe_net.name or "Net", rankdir)
+    for layer in caffe_net.layer:
+        if phase is not None and not _included(layer, phase):
+            continue
+        in_place = len(layer.bottom) == 1 and list(layer.bottom) == list(layer.top)
+        style = NEURON_LAYER_STYLE if in_place else {**LAYER_STYLE_DEFAULT, "fillcolor": choose_color_by_layertype(layer.type)}
+        node = f"{layer.name}_{layer.type}"
+        graph.nodes[node] = {**style, "label": _record(get_layer_label(layer, rankdir, display_lrm))}
+        for name in (*layer.bottom, *layer.top):
+            graph.nodes[f"{name}_blob"] = {**BLOB_STYLE, "label": name}
+        graph.edges += [(f"{name}_blob", node, {"label": ""}) for name in layer.bottom]
+        label = get_edge_label(layer) if label_edges else ""
+        graph.edges += [(node, f"{name}_blob", {"label": label}) for name in layer.top]
+    return graph
+
+
+def _record(label: str) -> str:
+    """A label of shape record, where some characters divide the field."""
+    return "".join(f"\\{character}" if character in "{}|<>" else character for character in label)
+
+
+def draw_net(
+    caffe_net: caffe_pb2.NetParameter,
+    rankdir: str,
+    ext: str = "png",
+    phase: int | None = None,
+    display_lrm: bool = False,
+) -> bytes:
+    """The picture of a net in a format of Graphviz: png, svg, pdf, dot …"""
+    return get_pydot_graph(caffe_net, rankdir, phase=phase, display_lrm=display_lrm).create(format=ext)
+
+
+def draw_net_to_file(
+    caffe_net: caffe_pb2.NetParameter,
+    filename: str,
+    rankdir: str = "LR",
+    phase: int | None = None,
+    display_lrm: bool = False,
+) -> None:
+    """Write the picture of a net; the ending of the name says in which format."""
+    ext = Path(filename).suffix.removeprefix(".")
+    if not ext:
+        raise Error(str(filename), "no ending", "it says the format", "call it .png, .svg, .pdf or .dot")
+    Path(filename).write_bytes(draw_net(caffe_net, rankdir, ext, phase, display_lrm))
