@@ -166,6 +166,11 @@ class Blob:
         self._data.release()
 
     @property
+    def diff_is_watched(self) -> bool:
+        """Whether somebody has looked at `diff`, and so may look again."""
+        return self._diff._seen
+
+    @property
     def gradient(self) -> torch.Tensor | None:
         """The gradient as a tensor; None where it is 0 and nobody has looked."""
         return self._diff.take()

@@ -51,7 +51,7 @@ class Plan:
     inputs    the layers whose tops are the caller's
     steps     the layers that compute; for each of them the names of its bottoms and whether a gradient passes back to them
     entering  names of the blobs that are taken as they stand
-    made      names of the blobs that are computed
+    made      names of the blobs that are computed: those that are `fresh`, and those that enter and are `changed` in place
     """
 
     def __init__(self, steps: list[Step]):
@@ -64,6 +64,7 @@ class Plan:
             self.entering += [name for name in dict.fromkeys(step.bottoms) if name not in (*self.made, *self.entering)]
             self.made += [name for name in step.tops if name not in self.made]
         self.fresh = [name for name in self.made if name not in self.entering]
+        self.changed = [name for name in self.made if name in self.entering]
         self.roots = [
             (slot, step)
             for step in computing
@@ -118,14 +119,15 @@ class Executor:
     def forward(self, first: int, last: int) -> None:
         """Compute the tops of layers `first` to `last` (both included) from the blobs as they stand.
 
-        Every blob's place in the graph is noted, so that its gradient can be had.
+        Every blob's place in the graph is noted, so that its gradient can be had; unless PyTorch's gradients are off.
         """
+        edges = torch.is_grad_enabled()
         self._segments += 1
         self._objectives = []
         plan = self._plan(first, last)
         for step in self.steps[first : last + 1]:
-            step.segment = self._segments
-        self._run(plan, edges=True)
+            step.segment = self._segments if edges else -1
+        self._run(plan, edges)
 
     def train_forward(self) -> None:
         """Compute the whole net, to be followed by `train_backward`."""
@@ -140,6 +142,8 @@ class Executor:
         for name in plan.fresh:
             blobs[name].release()
         values = {name: self._entering(name, edges) for name in plan.entering}
+        for name in plan.changed:
+            values[name] = values[name].clone()
         if edges:
             for step in plan.inputs:
                 step.top_edges = [_edge(values[name]) for name in step.tops]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caffe import glog, mode, prototxt, topology, weights
+from caffe import debug, glog, mode, prototxt, topology, weights
 from caffe import layer as layers
 from caffe.blob import Blob, Parameter
 from caffe.errors import Error, FileError, LayerError
@@ -90,7 +90,11 @@ class Net:
         self.outputs = sorted(available - consumed)
         for name in self.outputs:
             glog.info("net.cpp:244", f"This network produces output {name}")
+        self._steps = steps
         self._executor = Executor(self, steps)
+        self.debug_info = self.definition.debug_info
+        moments = ("before_forward", "after_forward", "before_backward", "after_backward")
+        self._callbacks: dict[str, list] = {moment: [] for moment in moments}
         for name, weight in self.blob_loss_weights.items():
             if weight:
                 self.blobs[name].gradient = torch.full(self.blobs[name].shape, weight, device=self.device)
@@ -284,7 +288,7 @@ class Net:
                         self.path, f'{values.shape[0]} images for input "{name}"', f"its batch is {self.blobs[name].shape[0]}"
                     )
                 self.blobs[name].data[...] = values
-        self._executor.forward(first, last)
+        self._forward(first, last)
         return {name: self.blobs[name].data for name in names}
 
     def backward(self, diffs=None, start=None, end=None, **kwargs):
@@ -304,8 +308,57 @@ class Net:
                 raise Error(self.path, f"gradients of {sorted(kwargs)}", f"those of {sorted(tops)} are wanted")
             for name, values in kwargs.items():
                 self.blobs[name].diff[...] = values
-        self._executor.backward(last, first)
+        self._backward(last, first)
         return {name: self.blobs[name].diff for name in names}
+
+    def _forward(self, first: int, last: int) -> None:
+        """Compute layers `first` to `last`: at once, or one by one where somebody watches each."""
+        if not self._watched("forward"):
+            self._executor.forward(first, last)
+            return
+        for index in range(first, last + 1):
+            self._call("before_forward", index)
+            self._executor.forward(index, index)
+            if self.debug_info:
+                debug.log_forward(self, index)
+            self._call("after_forward", index)
+
+    def _backward(self, last: int, first: int) -> None:
+        """Gradients of layers `last` down to `first`: at once, or one by one where somebody watches each."""
+        if not self._watched("backward"):
+            self._executor.backward(last, first)
+            return
+        for index in range(last, first - 1, -1):
+            self._call("before_backward", index)
+            self._executor.backward(index, index)
+            if self.debug_info:
+                debug.log_backward(self, index, self._steps[index].propagates)
+            self._call("after_backward", index)
+        if self.debug_info and first == 0:
+            debug.log_parameters(self)
+
+    def _watched(self, direction: str) -> bool:
+        return self.debug_info or bool(self._callbacks[f"before_{direction}"] or self._callbacks[f"after_{direction}"])
+
+    def _call(self, moment: str, index: int) -> None:
+        for function in self._callbacks[moment]:
+            function(index)
+
+    def before_forward(self, function) -> None:
+        """Call `function(layer index)` before each layer computes."""
+        self._callbacks["before_forward"].append(function)
+
+    def after_forward(self, function) -> None:
+        """Call `function(layer index)` after each layer has computed."""
+        self._callbacks["after_forward"].append(function)
+
+    def before_backward(self, function) -> None:
+        """Call `function(layer index)` before each layer's gradient is computed."""
+        self._callbacks["before_backward"].append(function)
+
+    def after_backward(self, function) -> None:
+        """Call `function(layer index)` after each layer's gradient was computed."""
+        self._callbacks["after_backward"].append(function)
 
     def _layer_index(self, name: str) -> int:
         try:
@@ -315,7 +368,13 @@ class Net:
 
     def forward_loss(self) -> torch.Tensor:
         """One full forward pass, to be followed by `backward_params`; the weighted sum of all losses, as a scalar tensor."""
-        self._executor.train_forward()
+        self._training_shows = (
+            self._watched("forward") or self._watched("backward") or any(blob.diff_is_watched for blob in self.blobs.values())
+        )
+        if self._training_shows:
+            self._forward(0, len(self.layers) - 1)
+        else:
+            self._executor.train_forward()
         total = None
         for name, weight in self.blob_loss_weights.items():
             if weight:
@@ -325,8 +384,11 @@ class Net:
         return torch.zeros(()) if total is None else total
 
     def backward_params(self) -> None:
-        """One full backward pass for the parameters only; the fast half of a training step."""
-        self._executor.train_backward()
+        """One full backward pass for the parameters, and for other blobs only where somebody has looked at a diff."""
+        if self._training_shows:
+            self._backward(len(self.layers) - 1, 0)
+        else:
+            self._executor.train_backward()
 
     def forward_all(self, blobs=None, **kwargs):
         """Forward over more inputs than a batch holds: {name: array} of outputs with one row for each input."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from caffe import glog, mode, prototxt, snapshots
+from caffe import diagnosis, glog, mode, prototxt, snapshots
 from caffe.blob import Parameter
 from caffe.errors import SolverError
 from caffe.executor import laid_out_as
@@ -92,9 +92,12 @@ class Solver:
         self._metrics: list[Callable[[dict], None]] = []
         self._row: dict = {}
         self._request: str | None = None
+        self._last_loss: float | None = None
         self._started = time.monotonic()
         self.net = self._train_net()
         self.test_nets = self._test_nets()
+        for net in (self.net, *self.test_nets):
+            net.debug_info = net.debug_info or self.param.debug_info
         self._parameters = self.net.learnable_params()
         self.history = [torch.zeros_like(blob.tensor) for _ in range(self.histories) for blob in self._parameters]
         self._groups = self._grouped()
@@ -228,6 +231,7 @@ class Solver:
                 losses.append(self.net.forward_loss())
                 self.net.backward_params()
             self._losses.append(losses[0] if p.iter_size == 1 else torch.stack(losses).mean())
+            self._check_loss(float(self._losses[-1]))
             display = p.display and self.iter % p.display == 0
             if display:
                 now = time.monotonic()
@@ -250,6 +254,18 @@ class Solver:
                 self._request = None if self._request == "snapshot" else self._request
             if self._request == "stop":
                 break
+
+    def _check_loss(self, loss: float) -> None:
+        """Stop where the loss is no number; say so where it is as large as it can be."""
+        if not math.isfinite(loss):
+            raise diagnosis.divergence(self, loss, self._last_loss)
+        if abs(loss - diagnosis.LARGEST_LOSS) < 0.01 and self._last_loss != loss:
+            glog.warning(
+                "solver.cpp:222",
+                f"Iteration {self.iter}, loss = {loss:g}: 87.3365 is -log(FLT_MIN), the loss of labels that have no probability "
+                f"at all. The net has diverged, or the labels do not fit it; the learning rate is {self.learning_rate():g}.",
+            )
+        self._last_loss = loss
 
     def smoothed_loss(self) -> float:
         """Mean of the last average_loss losses."""

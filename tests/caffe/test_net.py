@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import caffe
+from caffe import glog
 
 NET = """
 name: "small"
@@ -191,3 +192,90 @@ def test_the_generated_schema_is_that_of_the_proto_file(tmp_path):
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}", "caffe/proto/caffe.proto"]
     subprocess.run(command, cwd=ROOT, check=True)
     assert (tmp_path / "caffe/proto/caffe_pb2.py").read_bytes() == (ROOT / "caffe/proto/caffe_pb2.py").read_bytes()
+
+
+def test_a_pass_may_begin_at_a_layer_that_works_in_place(net):
+    net.forward()
+    whole = net.blobs["loss"].data.copy()
+    net.forward(end="conv")
+    before = net.blobs["conv"].data.copy()
+    net.forward(start="relu")
+    np.testing.assert_array_equal(net.blobs["conv"].data, np.maximum(before, 0))
+    assert net.blobs["loss"].data == whole
+    net.backward()
+    assert net.params["conv"][0].diff.any()
+
+
+def test_layers_are_watched_one_by_one_with_the_same_numbers(net):
+    net.forward()
+    net.backward()
+    loss, gradient = net.blobs["loss"].data.copy(), net.params["conv"][0].diff.copy()
+    seen = []
+    net.before_forward(lambda index: seen.append(("before", index)))
+    net.after_forward(lambda index: seen.append(("after", index)))
+    net.after_backward(lambda index: seen.append(("back", index)))
+    net.clear_param_diffs()
+    net.forward()
+    net.backward()
+    layers = range(len(net.layers))
+    assert seen == [(moment, index) for index in layers for moment in ("before", "after")] + [
+        ("back", i) for i in reversed(layers)
+    ]
+    assert net.blobs["loss"].data == loss
+    np.testing.assert_allclose(net.params["conv"][0].diff, gradient, rtol=1e-5)
+
+
+def test_debug_info_logs_the_magnitudes_of_every_layer(write, tmp_path):
+    net = caffe.Net(write("net.prototxt", "debug_info: true" + NET), caffe.TRAIN)
+    net.blobs["data"].data[...] = 1
+    with glog.log_to_file(tmp_path / "log"):
+        net.forward()
+        net.backward()
+    log = (tmp_path / "log").read_text()
+    assert "    [Forward] Layer data, top blob data data: 1\n" in log
+    assert "    [Forward] Layer ip, param blob 1 data: 0\n" in log
+    assert "    [Backward] Layer loss, bottom blob ip diff: " in log
+    assert "    [Backward] All net params (data, diff): L1 norm = (" in log
+
+
+SOLVER = """net: "net.prototxt" base_lr: {rate} lr_policy: "fixed" max_iter: 100 snapshot_prefix: "x"
+"""
+
+
+def test_training_stops_where_the_loss_is_no_number_and_says_where_it_began(write, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write("net.prototxt", NET)
+    solver = caffe.get_solver(write("solver.prototxt", SOLVER.format(rate=0.5)))
+    solver.net.blobs["label"].data[...] = [1, 4]
+    solver.net.blobs["data"].data[...] = 1
+    solver.step(1)
+    solver.net.blobs["data"].data[0, 0, 0, 0] = np.nan
+    with pytest.raises(caffe.Error) as raised:
+        solver.step(1)
+    found = raised.value.found
+    assert "the loss is nan at iteration 1" in found
+    assert 'first in layer "data": top "data", the data' in found
+    assert "labels 1 to 4 for 5 classes" in found
+    assert "learning rate 0.5" in found
+    assert not list(tmp_path.glob("*.caffemodel"))
+
+
+def test_a_loss_as_large_as_it_can_be_is_explained(write, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write("net.prototxt", NET)
+    solver = caffe.get_solver(write("solver.prototxt", SOLVER.format(rate=0)))
+    solver.net.params["ip"][1].data[...] = [0, 0, 1000, 0, 0]
+    with glog.log_to_file(tmp_path / "log"):
+        solver.step(2)
+    assert (tmp_path / "log").read_text().count("87.3365 is -log(FLT_MIN)") == 1
+
+
+def test_diffs_that_somebody_looks_at_follow_training(write, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write("net.prototxt", NET)
+    solver = caffe.get_solver(write("solver.prototxt", SOLVER.format(rate=0)))
+    solver.net.blobs["data"].data[...] = 1
+    diff = solver.net.blobs["ip"].diff
+    assert not diff.any()
+    solver.step(1)
+    assert diff.any()
