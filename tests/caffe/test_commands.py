@@ -1,0 +1,381 @@
+"""The command `caffe`: its flags, its log, its signals, and its exit codes."""
+
+import csv
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+
+import caffe
+from caffe import cli
+from caffe.proto import caffe_pb2
+from tests.conftest import GOLDEN, SHARED, needs_shared
+
+NET = """
+name: "small"
+layer { name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param {
+  shape { dim: 8 dim: 3 dim: 6 dim: 6 } shape { dim: 8 }
+  data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "ip" type: "InnerProduct" bottom: "conv1" top: "ip"
+  inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
+layer { name: "accuracy" type: "Accuracy" bottom: "ip" bottom: "label" top: "accuracy" include { phase: TEST } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+layer { name: "extra" type: "Power" bottom: "label" top: "extra" include { stage: "more" min_level: 2 } }
+"""
+SOLVER = """
+net: "net.prototxt" test_iter: 3 test_interval: 4 display: 2 random_seed: 1 max_iter: 8 snapshot_prefix: "run"
+base_lr: 0.05 momentum: 0.9 lr_policy: "fixed" solver_mode: CPU
+"""
+LINE = re.compile(r"^[IWE]\d{8} \d\d:\d\d:\d\d\.\d{6} +\d+ (\S+:\d+)\] (.*)$")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder of a command, with a net and its solver; the log is written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GLOG_minloglevel", "0")
+    (tmp_path / "net.prototxt").write_text(NET)
+    (tmp_path / "solver.prototxt").write_text(SOLVER)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder, capsys):
+    """run("train", "-solver", …) gives the exit code, the log's messages, and what else was written."""
+
+    def run_command(*arguments):
+        code = cli.main(list(arguments))
+        out, err = capsys.readouterr()
+        messages = [found[2] for found in map(LINE.match, err.splitlines()) if found]
+        rest = out + "".join(f"{line}\n" for line in err.splitlines() if not LINE.match(line))
+        return code, messages, rest
+
+    return run_command
+
+
+def weights(path, layer="ip"):
+    net = caffe.Net("net.prototxt", caffe.TEST, weights=str(path))
+    return net.params[layer][0].data.copy()
+
+
+@pytest.mark.parametrize("flags", [["--solver=solver.prototxt"], ["-solver", "solver.prototxt"], ["-solver=solver.prototxt"]])
+def test_train_runs_to_the_end_with_flags_of_every_spelling(run, flags, folder):
+    code, messages, _ = run("train", *flags)
+    assert code == 0
+    assert messages[0] == "Use CPU."
+    assert messages[-1] == "Optimization Done."
+    assert "Starting Optimization" in messages
+    assert [m for m in messages if m.startswith("Iteration") and "lr" in m] == [f"Iteration {i}, lr = 0.05" for i in (0, 2, 4, 6)]
+    assert (folder / "run_iter_8.caffemodel").exists()
+
+
+def test_flags_may_stand_before_the_command(run):
+    assert run("-solver", "solver.prototxt", "train")[0] == 0
+
+
+def test_train_begins_with_the_weights_of_several_files(run, folder):
+    for layer, value in (("conv1", 2.0), ("ip", 3.0)):
+        model = caffe_pb2.NetParameter()
+        net = caffe.Net("net.prototxt", caffe.TEST)
+        model.layer.add(name=layer, type="any", blobs=[blob.to_proto() for blob in net.params[layer]])
+        model.layer[0].blobs[0].data[:] = [value] * len(model.layer[0].blobs[0].data)
+        (folder / f"{layer}.caffemodel").write_bytes(model.SerializeToString())
+    (folder / "solver.prototxt").write_text(SOLVER.replace("max_iter: 8", "max_iter: 0"))
+    code, messages, _ = run("train", "-solver", "solver.prototxt", "-weights", "conv1.caffemodel,ip.caffemodel")
+    assert code == 0
+    assert [m for m in messages if "Finetuning" in m][:2] == ["Finetuning from conv1.caffemodel", "Finetuning from ip.caffemodel"]
+    assert (weights("run_iter_0.caffemodel", "conv1") == 2).all()
+    assert (weights("run_iter_0.caffemodel", "ip") == 3).all()
+
+
+def test_train_goes_on_from_a_snapshot(run, folder):
+    (folder / "solver.prototxt").write_text(SOLVER + "snapshot: 6")
+    run("train", "-solver", "solver.prototxt")
+    code, messages, _ = run("train", "-solver", "solver.prototxt", "-snapshot", "run_iter_6.solverstate")
+    assert code == 0
+    assert "Resuming from run_iter_6.solverstate" in messages
+    assert [m[:11] for m in messages if "iter/s" in m] == ["Iteration 6"]
+
+
+def test_train_refuses_a_snapshot_and_weights_together(run):
+    code, _, rest = run("train", "-solver", "solver.prototxt", "-snapshot", "a", "-weights", "b")
+    assert code == 1
+    assert "both -snapshot and -weights" in rest
+
+
+def test_level_and_stage_choose_layers(run):
+    for flags, there in ((["-stage", "other,more", "-level", "2"], True), (["-stage", "more", "-level", "1"], False)):
+        _, messages, _ = run("train", "-solver", "solver.prototxt", *flags)
+        assert ("Creating Layer extra" in messages) == there
+
+
+@pytest.mark.parametrize(
+    "command", [["train"], ["test", "-model", "net.prototxt"], ["time", "-model", "net.prototxt", "-phase", "X"]]
+)
+def test_a_missing_or_wrong_flag_is_named(run, command, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(*command)
+    assert end.value.code == 2
+    assert f"caffe {command[0]}: error:" in capsys.readouterr().err
+
+
+# ---- signals
+
+
+def endless(folder, *flags):
+    """`caffe train` as a process that goes on until it is stopped, when it has begun to train."""
+    (folder / "solver.prototxt").write_text(SOLVER.replace("max_iter: 8", "max_iter: 100000000"))
+    command = [sys.executable, "-m", "caffe", "train", "-solver", "solver.prototxt", *flags]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    wait_for(process, "Iteration 2 ")
+    return process
+
+
+def wait_for(process, text):
+    for line in process.stderr:
+        if text in line:
+            return line
+    raise AssertionError(f"the process ended without {text!r}")
+
+
+def stop(process):
+    process.kill()
+    process.stderr.close()
+    process.wait()
+
+
+def test_an_interrupt_stops_training_with_a_snapshot(folder):
+    process = endless(folder)
+    process.send_signal(signal.SIGINT)
+    try:
+        line = wait_for(process, "Snapshotting to binary proto file")
+        wait_for(process, "Optimization stopped early.")
+        process.stderr.read()
+        assert process.wait(30) == 0
+    finally:
+        stop(process)
+    assert (folder / line.split()[-1]).exists()
+
+
+def test_a_hangup_snapshots_and_training_goes_on(folder):
+    process = endless(folder)
+    try:
+        process.send_signal(signal.SIGHUP)
+        number = int(re.search(r"run_iter_(\d+)", wait_for(process, "Snapshotting to binary proto file"))[1])
+        later = int(re.search(r"Iteration (\d+) \(", wait_for(process, "iter/s"))[1])
+        assert later >= number
+    finally:
+        stop(process)
+    assert (folder / f"run_iter_{number}.caffemodel").exists()
+
+
+def test_a_signal_without_effect_is_not_heard(folder):
+    process = endless(folder, "-sigint_effect", "none", "-sighup_effect=none")
+    try:
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        wait_for(process, "iter/s")
+        assert process.poll() is None
+    finally:
+        stop(process)
+    assert not list(folder.glob("run_iter_*"))
+
+
+# ---- test and time
+
+
+def test_test_logs_every_batch_and_the_means(run, folder):
+    run("train", "-solver", "solver.prototxt")
+    code, messages, _ = run("test", "-model", "net.prototxt", "-weights", "run_iter_8.caffemodel", "-iterations", "5")
+    assert code == 0
+    begin = messages.index("Running for 5 iterations.")
+    batches = [re.fullmatch(r"Batch (\d), (\w+) = (\S+)", m) for m in messages[begin + 1 : begin + 11]]
+    assert [(b[1], b[2]) for b in batches] == [(str(i), name) for i in range(5) for name in ("accuracy", "loss")]
+    accuracy, loss = (np.mean([float(b[3]) for b in batches if b[2] == name]) for name in ("accuracy", "loss"))
+    assert float(messages[begin + 11].removeprefix("Loss: ")) == pytest.approx(loss, rel=1e-4)
+    assert float(messages[begin + 12].removeprefix("accuracy = ")) == pytest.approx(accuracy, rel=1e-4)
+    mean = re.fullmatch(r"loss = (\S+) \(\* 1 = (\S+) loss\)", messages[begin + 13])
+    assert float(mean[1]) == float(mean[2]) == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_time_measures_every_layer_on_the_cpu(run, folder, deploy):
+    if deploy:
+        text = (
+            'input: "data" input_shape { dim: 2 dim: 3 dim: 6 dim: 6 }'
+            + NET[NET.index('layer { name: "conv1"') : NET.index('layer { name: "accuracy"')]
+        )
+        (folder / "net.prototxt").write_text(text)
+    code, messages, _ = run("time", "-model", "net.prototxt", "-iterations", "3")
+    assert code == 0
+    assert [m for m in messages if m.startswith("Iteration: ")] != []
+    layers = [re.fullmatch(r" *(\w+)\t(forward|backward): (\S+) ms\.", m) for m in messages]
+    layers = [(found[1], found[2], float(found[3])) for found in layers if found]
+    names = ["input" if deploy else "data", "conv1", "ip"] + ([] if deploy else ["loss"])
+    assert [layer[:2] for layer in layers] == [(name, way) for name in names for way in ("forward", "backward")]
+    assert all(took > 0.005 for name, _, took in layers if name in ("conv1", "ip"))
+    figures = dict(re.fullmatch(r"(Average [\w -]+|Total Time): (\S+) ms\.", m).groups() for m in messages[-5:-1])
+    assert list(figures) == ["Average Forward pass", "Average Backward pass", "Average Forward-Backward", "Total Time"]
+    forward, backward, both, total = map(float, figures.values())
+    assert both == pytest.approx(forward + backward, rel=1e-3)
+    assert total == pytest.approx(3 * both, rel=1e-3)
+
+
+def test_device_query_without_a_gpu_says_so(run):
+    import torch
+
+    code, messages, rest = run("device_query")
+    if torch.cuda.is_available():
+        assert code == 0
+        assert f"Name:                          {torch.cuda.get_device_name(0)}" in messages
+    else:
+        assert code == 1
+        assert "PyTorch finds no CUDA device" in rest
+
+
+# ---- files
+
+
+def test_upgraded_files_are_those_of_caffes_own_tools(run, folder):
+    old, new = GOLDEN / "upgrade/handwritten_v0.v0.prototxt", GOLDEN / "upgrade/handwritten_v0.upgraded.prototxt"
+    wanted = text_format.Parse(new.read_text(), caffe_pb2.NetParameter())
+    code, messages, _ = run("upgrade_net_proto_text", str(old), "new.prototxt")
+    assert (code, messages[-1]) == (0, "Wrote upgraded NetParameter text proto to new.prototxt")
+    assert text_format.Parse((folder / "new.prototxt").read_text(), caffe_pb2.NetParameter()) == wanted
+
+    (folder / "old.caffemodel").write_bytes(text_format.Parse(old.read_text(), caffe_pb2.NetParameter()).SerializeToString())
+    code, messages, _ = run("upgrade_net_proto_binary", "old.caffemodel", "new.caffemodel")
+    assert (code, messages[-1]) == (0, "Wrote upgraded NetParameter binary proto to new.caffemodel")
+    assert caffe_pb2.NetParameter.FromString((folder / "new.caffemodel").read_bytes()) == wanted
+
+    (folder / "old_solver.prototxt").write_text('net: "a" solver_type: ADAM')
+    assert run("upgrade_solver_proto_text", "old_solver.prototxt", "new_solver.prototxt")[0] == 0
+    assert (folder / "new_solver.prototxt").read_text() == 'net: "a"\ntype: "Adam"\n'
+
+
+def test_a_file_of_today_stays_and_a_field_without_a_place_is_a_failure(run, folder):
+    code, messages, _ = run("upgrade_net_proto_text", "net.prototxt", "same.prototxt")
+    assert (code, messages[0]) == (0, "File already in latest proto format: net.prototxt")
+    (folder / "odd.prototxt").write_text('input: "x" layers { layer { name: "r" type: "relu" pad: 1 } bottom: "x" top: "r" }')
+    code, messages, _ = run("upgrade_net_proto_text", "odd.prototxt", "new.prototxt")
+    assert code == 1
+    assert "Unknown parameter pad for layer type relu" in messages
+
+
+def test_draw_net_writes_a_graph(run, folder):
+    code, _, rest = run("draw_net", "net.prototxt", "net.dot", "--rankdir", "TB", "--phase=TRAIN")
+    assert (code, rest) == (0, "Drawing net to net.dot\n")
+    text = (folder / "net.dot").read_text()
+    assert "rankdir=TB" in text
+    assert "conv1(Convolution) kernel size: 3" in text
+    assert "accuracy" not in text
+
+
+def rows(path, **options):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file, **options))
+
+
+def test_parse_log_reads_our_own_log(run, folder):
+    run("train", "-solver", "solver.prototxt", "-log_dir", "logs")
+    (log,) = (folder / "logs").iterdir()
+    assert run("parse_log", str(log), ".")[0] == 0
+    train, test = rows(f"{log.name}.train"), rows(f"{log.name}.test")
+    assert list(train[0]) == ["NumIters", "Seconds", "LearningRate", "loss"]
+    assert list(test[0]) == ["NumIters", "Seconds", "LearningRate", "accuracy", "loss"]
+    assert [float(row["NumIters"]) for row in train] == [0, 2, 4, 6]
+    assert [float(row["NumIters"]) for row in test] == [0, 4, 8]
+    assert all(float(row["LearningRate"]) == 0.05 for row in (*train, *test))
+    seconds = [float(row["Seconds"]) for row in train]
+    assert seconds == sorted(seconds)
+
+
+@needs_shared
+def test_parse_log_reads_caffes_log(run):
+    run("parse_log", str(SHARED / "golden/train/caffe_train.log"), ".", "--delimiter", ";")
+    train = rows("caffe_train.log.train", delimiter=";")
+    test = rows("caffe_train.log.test", delimiter=";")
+    assert len(train) == 200
+    assert train[0] == {"NumIters": "0.0", "Seconds": "1.81778", "LearningRate": "0.01", "loss": "2.40561"}
+    assert [(row["NumIters"], row["accuracy"], row["loss"]) for row in test] == [
+        ("0.0", "0.0997", "2.36552"),
+        ("100.0", "0.9184", "0.271254"),
+        ("200.0", "0.9218", "0.250629"),
+    ]
+
+
+def test_parse_log_reads_logs_without_years_over_the_new_year(run, folder):
+    lines = [
+        "I1231 23:59:58.000000  7 solver.cpp:289] Solving small",
+        "I1231 23:59:59.500000  7 solver.cpp:239] Iteration 0, loss = 2",
+        "I1231 23:59:59.500000  7 solver.cpp:258]     Train net output #0: loss = 2 (* 1 = 2 loss)",
+        "I1231 23:59:59.500000  7 sgd_solver.cpp:112] Iteration 0, lr = 1e-05",
+        "I0101 00:00:01.000000  7 solver.cpp:239] Iteration 9, loss = 1.5e-05",
+        "garbage",
+        "I0101 00:00:01.000000  7 solver.cpp:258]     Train net output #0: loss = 1.5e-05 (* 1 = 1.5e-05 loss)",
+    ]
+    (folder / "old.log").write_text("\n".join(lines))
+    assert run("parse_log", "old.log", ".", "-verbose")[2] == "Wrote old.log.train\nNot writing old.log.test; no lines to write\n"
+    assert [list(row.values()) for row in rows("old.log.train")] == [
+        ["0.0", "1.5", "1e-05", "2.0"],
+        ["9.0", "3.0", "1e-05", "1.5e-05"],
+    ]
+
+
+# ---- the command itself
+
+
+@pytest.mark.parametrize(
+    ("former", "today"),
+    [
+        (["train_net", "a.prototxt"], "caffe train -solver a.prototxt"),
+        (["train_net", "a.prototxt", "b.solverstate"], "caffe train -solver a.prototxt -snapshot b.solverstate"),
+        (["finetune_net", "a.prototxt", "b"], "caffe train -solver a.prototxt -weights b"),
+        (["test_net", "a", "b", "10", "GPU", "1"], "caffe test -model a -weights b -iterations 10 -gpu 1"),
+        (["net_speed_benchmark", "a", "7", "CPU"], "caffe time -model a -iterations 7"),
+        (["net_speed_benchmark"], "caffe time -model net.prototxt"),
+    ],
+)
+def test_a_program_of_2014_says_what_to_type_now(run, former, today):
+    code, _, rest = run(*former)
+    assert code == 1
+    assert rest == f"error: caffe {former[0]}: a program of 2014; type now: {today}\n"
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(run):
+    code, _, rest = run("tarin")
+    assert (code, rest) == (1, 'error: caffe tarin: no such command; did you mean "train"?\n')
+
+
+def test_help_lists_the_commands_and_each_has_its_own(run, capsys):
+    assert run("--help")[2].count("\n") == len(cli.COMMANDS) + 4
+    for name in ("train", "test", "time", "device_query", "parse_log", "draw_net"):
+        with pytest.raises(SystemExit) as end:
+            cli.main([name, "-help"])
+        assert end.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: caffe {name}")
+
+
+def test_an_error_is_one_line_and_the_module_is_the_command(folder):
+    done = subprocess.run([sys.executable, "-m", "caffe", "train", "-solver", "absent.prototxt"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: absent.prototxt: no such file\n")
+
+
+def test_commands_that_need_no_pytorch_do_not_load_it(folder):
+    code = "import sys; from caffe.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    for command in (
+        ["upgrade_net_proto_text", "net.prototxt", "new.prototxt"],
+        ["draw_net", "net.prototxt", "net.dot"],
+        ["parse_log", "net.prototxt", "."],
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("False\n")

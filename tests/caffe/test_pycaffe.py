@@ -1,0 +1,266 @@
+"""pycaffe's public names: all there, and what the smaller ones do."""
+
+import importlib
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+
+import caffe
+from caffe import coord_map
+from caffe import layers as L
+from caffe import params as P
+
+OF_CAFFE = [
+    *("AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "Classifier", "Detector", "Layer", "NCCL", "NesterovSolver"),
+    *("Net", "NetSpec", "RMSPropSolver", "SGDSolver", "TEST", "TRAIN", "Timer", "__version__", "get_solver"),
+    *("has_nccl", "init_log", "io", "layer_type_list", "layers", "log", "net_spec", "params", "proto", "pycaffe"),
+    *("set_device", "set_mode_cpu", "set_mode_gpu", "set_multiprocess", "set_random_seed", "set_solver_count"),
+    *("set_solver_rank", "solver_count", "solver_rank", "to_proto", "_caffe", "classifier", "coord_map", "detector"),
+    "draw",
+]
+OURS = [
+    *("Blob", "Error", "FileError", "LayerError", "ParseError", "Solver", "SolverError", "WeightsError", "log_to_file"),
+    *("nearest", "read_net", "read_solver", "write_prototxt"),
+]
+
+
+def test_the_public_names_are_those_of_caffe_and_those_said_here():
+    assert sorted(caffe.__all__) == sorted([*OF_CAFFE, *OURS])
+    assert dir(caffe) == sorted(caffe.__all__)
+    assert all(getattr(caffe, name) is not None for name in caffe.__all__)
+    assert not hasattr(caffe, "absent")
+
+
+@pytest.mark.parametrize("name", ["_caffe", "classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto", "pycaffe"])
+def test_a_module_can_be_imported_by_its_name_and_is_an_attribute(name):
+    module = importlib.import_module(f"caffe.{name}")
+    assert isinstance(module, types.ModuleType)
+    assert getattr(caffe, name) is module
+
+
+def test_the_compiled_modules_names_are_the_same_objects():
+    for module in (importlib.import_module("caffe._caffe"), importlib.import_module("caffe.pycaffe")):
+        shared = set(module.__all__) & set(caffe.__all__)
+        assert len(shared) >= 10
+        assert all(getattr(module, name) is getattr(caffe, name) for name in shared)
+    assert importlib.import_module("caffe._caffe").SolverParameter is caffe.proto.caffe_pb2.SolverParameter
+
+
+def test_import_is_quick_without_pytorch():
+    code = (
+        "import time; t = time.perf_counter(); import caffe; caffe.NetSpec, caffe.io, caffe.proto; print(time.perf_counter() - t)"
+    )
+    times = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) for _ in range(3)]
+    assert min(times) < 0.3
+
+
+# ---- the process
+
+
+def test_solver_counts_and_ranks_are_kept():
+    assert (caffe.solver_count(), caffe.solver_rank()) == (1, 0)
+    try:
+        caffe.set_solver_count(4)
+        caffe.set_solver_rank(3)
+        caffe.set_multiprocess(True)
+        assert (caffe.solver_count(), caffe.solver_rank()) == (4, 3)
+    finally:
+        caffe.set_solver_count(1)
+        caffe.set_solver_rank(0)
+        caffe.set_multiprocess(False)
+    for wrong in (lambda: caffe.set_solver_count(0), lambda: caffe.set_solver_rank(-1)):
+        with pytest.raises(caffe.Error):
+            wrong()
+
+
+def test_a_timer_measures_what_it_is_told():
+    timer = caffe.Timer()
+    assert timer.ms == 0
+    timer.start()
+    time.sleep(0.02)
+    timer.start()
+    timer.stop()
+    first = timer.ms
+    assert 20 <= first < 2000
+    time.sleep(0.02)
+    timer.stop()
+    assert timer.ms == first
+    timer.start()
+    assert timer.ms < first
+    assert timer.ms == timer.ms
+
+
+def test_a_seed_gives_the_same_fillers(write):
+    text = 'layer { name: "p" type: "DummyData" top: "p" dummy_data_param { shape { dim: 9 } data_filler { type: "gaussian" } } }'
+    path = write("net.prototxt", text)
+    drawn = []
+    for seed in (5, 5, 6):
+        caffe.set_random_seed(seed)
+        drawn.append(caffe.Net(path, caffe.TEST).forward()["p"].copy())
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+
+
+# ---- several solvers
+
+TOGETHER = """
+import sys
+import numpy as np
+import caffe
+
+rank, uid = int(sys.argv[1]), sys.argv[2]
+caffe.set_solver_count(2)
+caffe.set_solver_rank(rank)
+caffe.set_multiprocess(True)
+caffe.set_random_seed(rank)
+solver = caffe.SGDSolver("solver.prototxt")
+nccl = caffe.NCCL(solver, uid)
+nccl.bcast()
+np.save(f"first{rank}", solver.net.params["ip"][0].data)
+solver.add_callback(nccl.on_start, nccl.on_gradients_ready)
+for x, t in np.load("data.npy"):
+    rows = slice(4 * rank, 4 * rank + 4)
+    solver.net.blobs["x"].data[...] = x[rows]
+    solver.net.blobs["t"].data[...] = t[rows]
+    solver.step(1)
+np.save(f"last{rank}", solver.net.params["ip"][0].data)
+"""
+NET = """
+layer { name: "x" type: "Input" top: "x" top: "t" input_param { shape { dim: BATCH dim: 3 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
+  inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "t" top: "loss" }
+"""
+
+
+def test_two_processes_train_as_one_with_both_batches(write, tmp_path):
+    write("net.prototxt", NET.replace("BATCH", "4"))
+    solver_text = 'net: "net.prototxt" base_lr: 0.1 momentum: 0.9 lr_policy: "fixed" max_iter: 9 solver_mode: CPU'
+    write("solver.prototxt", solver_text)
+    steps = np.random.default_rng(0).normal(size=(5, 2, 8, 3)).astype(np.float32)
+    np.save(tmp_path / "data.npy", steps)
+    uid = caffe.NCCL.new_uid()
+    assert isinstance(uid, bytes)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(rank), uid.decode()], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    first, last = ([np.load(tmp_path / f"{name}{rank}.npy") for rank in (0, 1)] for name in ("first", "last"))
+    np.testing.assert_array_equal(*first)
+    np.testing.assert_array_equal(*last)
+    whole = write("whole.prototxt", NET.replace("BATCH", "8"))
+    alone = caffe.SGDSolver(write("alone.prototxt", solver_text.replace("net.prototxt", whole)))
+    alone.net.params["ip"][0].data[...] = first[0]
+    for x, t in steps:
+        alone.net.blobs["x"].data[...] = x
+        alone.net.blobs["t"].data[...] = t
+        alone.step(1)
+    np.testing.assert_allclose(last[0], alone.net.params["ip"][0].data, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rank_beyond_the_count_is_refused(write):
+    write("net.prototxt", NET.replace("BATCH", "4"))
+    solver = caffe.SGDSolver(
+        write("solver.prototxt", f'net: "{write("net.prototxt", NET.replace("BATCH", "4"))}" lr_policy: "fixed"')
+    )
+    caffe.set_solver_rank(1)
+    try:
+        with pytest.raises(caffe.Error) as error:
+            caffe.NCCL(solver, caffe.NCCL.new_uid())
+    finally:
+        caffe.set_solver_rank(0)
+    assert error.value.found == "solver rank 1"
+
+
+# ---- coordinates
+
+
+def spec(kernel=3, stride=1, pad=0, deconv_pad=0):
+    """Convolution, pooling by 2, and a deconvolution by 2."""
+    n = caffe.NetSpec()
+    n.data = L.Input(shape={"dim": [1, 1, 48, 48]})
+    n.conv = L.Convolution(n.data, num_output=2, kernel_size=kernel, stride=stride, pad=pad)
+    n.relu = L.ReLU(n.conv, in_place=True)
+    n.pool = L.Pooling(n.relu, pool=P.Pooling.AVE, kernel_size=2, stride=2)
+    n.up = L.Deconvolution(n.pool, convolution_param={"num_output": 1, "kernel_size": 4, "stride": 2, "pad": deconv_pad})
+    return n
+
+
+def seen_by(n, name, position):
+    """Row and column of the data that the four pixels of a blob around `position` look at: the centre of their gradient."""
+    definition = n.to_proto()
+    definition.force_backward = True
+    net = caffe.Net(definition, caffe.TEST)
+    for blobs in net.params.values():
+        blobs[0].data[...] = 1
+    net.blobs["data"].data[...] = 1
+    net.forward()
+    row, column = (int(axis - 0.5) for axis in position)
+    net.blobs[name].diff[0, 0, row : row + 2, column : column + 2] = 1
+    gradient = net.backward()["data"][0, 0]
+    places = np.arange(48)
+    return np.array([gradient.sum(1) @ places, gradient.sum(0) @ places]) / gradient.sum()
+
+
+SETTINGS = [
+    {},
+    {"pad": 3},
+    {"kernel": 5},
+    {"deconv_pad": 2},
+    {"stride": 2},
+    {"kernel": [3, 7], "pad": [0, 2]},
+    {"stride": [1, 2]},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_map_says_where_a_pixel_looks(settings):
+    n = spec(**settings)
+    axis, a, b = coord_map.coord_map_from_to(n.up, n.data)
+    assert axis == 1
+    position = np.array([10.5, 8.5])
+    np.testing.assert_allclose(seen_by(n, "up", position), a * position + b, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"pad": 3}, {"pad": [4, 7]}, {"kernel": 5, "pad": 8}], ids=str)
+def test_a_cropped_pixel_looks_at_its_own_place(settings):
+    n = spec(**settings)
+    n.score = coord_map.crop(n.up, n.data)
+    position = np.array([20.5, 17.5])
+    np.testing.assert_allclose(seen_by(n, "score", position), position, atol=1e-4)
+
+
+def test_a_crop_moves_positions_by_its_offset():
+    n = spec()
+    _, a, b = coord_map.coord_map_from_to(n.up, n.data)
+    n.crop = L.Crop(n.up, n.data, axis=2, offset=7)
+    axis, a_cropped, b_cropped = coord_map.coord_map_from_to(n.crop, n.data)
+    assert (axis, a_cropped, b_cropped) == (1, a, b + 7)
+
+
+def test_what_cannot_be_cropped_says_why():
+    n = spec(deconv_pad=3)
+    with pytest.raises(AssertionError, match="must be the larger one"):
+        coord_map.crop(n.up, n.data)
+    n = spec(stride=2)
+    with pytest.raises(AssertionError, match="one scale"):
+        coord_map.crop(n.up, n.data)
+    n.fc = L.InnerProduct(n.up, num_output=3)
+    with pytest.raises(RuntimeError, match="no common origin"):
+        coord_map.coord_map_from_to(n.fc, n.data)
+    with pytest.raises(coord_map.UndefinedMapException):
+        coord_map.coord_map(n.fc.fn)
+    with pytest.raises(coord_map.AxisMismatchException):
+        coord_map.compose((1, 1, 0), (2, 1, 0))
+    sided = L.Convolution(n.data, num_output=1, kernel_h=3, kernel_w=5)
+    with pytest.raises(coord_map.CropError, match="kernel_h, kernel_w"):
+        coord_map.conv_params(sided.fn)
