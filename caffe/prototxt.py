@@ -27,13 +27,12 @@ def read_solver(path: str) -> caffe_pb2.SolverParameter:
     return solver
 
 
-def read_weights(path: str) -> caffe_pb2.NetParameter:
-    """The layers and blobs of a .caffemodel, upgraded from older formats where needed."""
-    net = read_binary(path, caffe_pb2.NetParameter())
-    if not net.layer and not net.layers:
+def read_weights(path: str) -> caffe_pb2.WeightsParameter:
+    """The names and blobs of the layers in a .caffemodel of any version, BVLC Caffe's or a fork's."""
+    weights = read_binary(path, caffe_pb2.WeightsParameter())
+    if not weights.layer and not weights.layers:
         raise FileError(path, "no layers", "a .caffemodel holds the layers of a net", "check that this is a weights file")
-    upgrade.upgrade_net(net, str(path))
-    return net
+    return weights
 
 
 def write_prototxt(path: str, message: Message) -> None:

@@ -14,10 +14,30 @@ from caffe import glog, prototxt
 from caffe.blob import Parameter
 from caffe.errors import FileError, WeightsError
 from caffe.proto import caffe_pb2
-from caffe.stored import shape_of, values_of
+from caffe.stored import values_of
 
 if TYPE_CHECKING:
     from caffe.net import Net
+
+_LEGACY = ("num", "channels", "height", "width")
+_RAW = {
+    caffe_pb2.WeightsBlob.DOUBLE: np.dtype("<f8"),
+    caffe_pb2.WeightsBlob.FLOAT: np.dtype("<f4"),
+    caffe_pb2.WeightsBlob.FLOAT16: np.dtype("<f2"),
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A parameter as a file has it: its shape, its values (float32), and whether the shape is the four axes of 2014."""
+
+    shape: tuple[int, ...]
+    values: np.ndarray
+    legacy: bool = False
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can be a parameter of that shape; legacy axes that the parameter lacks come first and are 1."""
+        return self.shape == ((1,) * (4 - len(shape)) + shape if self.legacy else shape)
 
 
 @dataclass
@@ -52,21 +72,24 @@ def copy(net: Net, path: str) -> Copied:
         if not targets and not blobs:
             continue
         if len(targets) != len(blobs):
+            nvidias = len(blobs) == 5 and net.layer_dict[name].type == "BatchNorm"
             raise WeightsError(
                 f'{path}: layer "{name}"',
                 f"{len(blobs)} parameters",
                 f"the net has {len(targets)}",
-                "rename the layer to train it from scratch",
+                "give the net's layer batch_norm_param { scale_bias: true }"
+                if nvidias
+                else "rename the layer to train it from scratch",
             )
-        for index, (target, (shape, values)) in enumerate(zip(targets, blobs, strict=True)):
-            if not _fits(target.shape, shape) or values.size != target.count:
+        for index, (target, blob) in enumerate(zip(targets, blobs, strict=True)):
+            if not blob.fits(target.shape) or blob.values.size != target.count:
                 raise WeightsError(
                     f'{path}: layer "{name}"',
-                    f"parameter {index} has shape {shape}",
+                    f"parameter {index} has shape {blob.shape}",
                     f"the net's has {target.shape}",
                     "give the layer a new name in the net, so that its parameters are learned from scratch and not copied",
                 )
-            arrays.append((target, values))
+            arrays.append((target, blob.values))
         result.copied.append(name)
     with torch.no_grad():
         for target, values in arrays:
@@ -115,12 +138,28 @@ def write_whole(path: str, content: bytes) -> None:
     part.replace(path)
 
 
-def _read_proto(path: str) -> dict[str, list[tuple[tuple[int, ...], np.ndarray]]]:
-    net: caffe_pb2.NetParameter = prototxt.read_weights(path)
-    return {layer.name: [(shape_of(blob), values_of(blob)) for blob in layer.blobs] for layer in net.layer}
+def _read_proto(path: str) -> dict[str, list[Stored]]:
+    weights = prototxt.read_weights(path)
+    layers = [(layer.name, layer.blobs) for layer in weights.layer]
+    for layer in weights.layers:
+        if layer.HasField("layer"):
+            layer = layer.layer
+        layers.append((layer.name, layer.blobs))
+    return {name: [_stored(blob, f'{path}: layer "{name}"') for blob in blobs] for name, blobs in layers}
 
 
-def _read_hdf5(path: str) -> dict[str, list[tuple[tuple[int, ...], np.ndarray]]]:
+def _stored(blob: caffe_pb2.WeightsBlob, where: str) -> Stored:
+    legacy = any(blob.HasField(axis) for axis in _LEGACY)
+    shape = tuple(getattr(blob, axis) for axis in _LEGACY) if legacy else tuple(blob.shape.dim)
+    if not blob.HasField("raw_data"):
+        return Stored(shape, values_of(blob), legacy)
+    kind = _RAW[blob.raw_data_type]
+    if not blob.HasField("raw_data_type") or len(blob.raw_data) % kind.itemsize:
+        raise FileError(where, "raw values of an unknown type", "they are float, double or half")
+    return Stored(shape, np.frombuffer(blob.raw_data, kind).astype(np.float32), legacy)
+
+
+def _read_hdf5(path: str) -> dict[str, list[Stored]]:
     import h5py
 
     if not Path(path).exists():
@@ -130,7 +169,7 @@ def _read_hdf5(path: str) -> dict[str, list[tuple[tuple[int, ...], np.ndarray]]]
             layers = {}
             for name, group in _leaf_groups(file["data"]):
                 arrays = [np.asarray(group[str(index)], np.float32) for index in sorted(map(int, group))]
-                layers[name] = [(array.shape, array) for array in arrays]
+                layers[name] = [Stored(array.shape, array) for array in arrays]
             return layers
     except (OSError, KeyError, ValueError) as error:
         raise FileError(path, f"not a .caffemodel.h5 ({error})") from error
@@ -145,10 +184,3 @@ def _leaf_groups(group, prefix=""):
         yield prefix, {key: value for key, value in group.items() if key not in children}
     for key, child in children.items():
         yield from _leaf_groups(child, f"{prefix}/{key}" if prefix else key)
-
-
-def _fits(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
-    """Whether a stored shape is the wanted one; four legacy axes may have ones in front."""
-    if stored == shape:
-        return True
-    return len(stored) == 4 and len(shape) <= 4 and (1,) * (4 - len(shape)) + tuple(shape) == tuple(stored)

@@ -223,9 +223,9 @@ class Im2col(Layer):
 class Pooling(Layer):
     """Largest, mean or drawn value of every window: (N, C, H, W) → (N, C, H', W'); MAX has the positions as a second top.
 
-    H' is rounded up unless round_mode: FLOOR, and a last window that begins past the bottom and its padding is left out.
-    AVE divides by the window's size within the padded bottom. STOCHASTIC draws in proportion to the values in training and
-    gives their expectation in testing (Zeiler and Fergus 2013).
+    H' is rounded up unless round_mode: FLOOR (forks: ceil_mode: false), and a last window that begins past the bottom and its
+    padding is left out. AVE divides by the window's size within the padded bottom. STOCHASTIC draws in proportion to the values
+    in training and gives their expectation in testing (Zeiler and Fergus 2013).
     """
 
     bottoms = (1, 1)
@@ -237,7 +237,7 @@ class Pooling(Layer):
     def setup(self, shape):
         p = self.param.pooling_param
         self.method = p.pool
-        self.ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL
+        self.ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL if p.HasField("round_mode") else p.ceil_mode
         self.gives_positions = len(self.param.top) > 1
         if len(shape) != 4:
             raise self.error(f"a bottom of shape {shape}", "pooling wants 4 axes (N, C, H, W)")

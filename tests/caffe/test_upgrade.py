@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import text_format
 
 import caffe
-from caffe import prototxt
+from caffe import prototxt, upgrade
 from caffe.proto import caffe_pb2
 from tests.conftest import GOLDEN, SHARED, needs_shared
 
@@ -39,7 +39,8 @@ def test_a_v0_net_in_binary_is_upgraded_with_its_weights(tmp_path):
     convolution = old.layers[2].layer
     convolution.blobs.add(num=8, channels=1, height=5, width=5, data=[0.5] * 200)
     (tmp_path / "old.caffemodel").write_bytes(old.SerializeToString())
-    new = prototxt.read_weights(str(tmp_path / "old.caffemodel"))
+    new = prototxt.read_binary(str(tmp_path / "old.caffemodel"), caffe_pb2.NetParameter())
+    upgrade.upgrade_net(new, "old.caffemodel")
     assert [layer.name for layer in new.layer[:4]] == ["input", "data", "conv1", "relu1"]
     assert new.layer[2].blobs[0] == convolution.blobs[0]
     del new.layer[2].blobs[:]
