@@ -87,6 +87,8 @@ def _bytes(path: str) -> bytes:
         raise FileError(path, "no such file") from None
     except OSError as error:
         raise FileError(path, f"cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a name that no file can have
+        raise FileError(repr(path), f"cannot be read ({error})") from None
 
 
 _UNKNOWN = re.compile(r'Message type "caffe\.([\w.]+)" has no field named "([^"]+)"')

@@ -88,6 +88,8 @@ def restore(solver: Solver, path: str) -> None:
 
 def _read_proto(path: str):
     state = prototxt.read_binary(path, caffe_pb2.SolverState())
+    if isinstance(state.learned_net, bytes):
+        raise FileError(path, f"the weights' name is {state.learned_net!r}, which is no text", do="the file is damaged")
     return state.iter, state.learned_net, state.current_step, [(shape_of(blob), values_of(blob)) for blob in state.history]
 
 

@@ -23,13 +23,16 @@ def pixels_of(datum: caffe_pb2.Datum, color: bool | None, where: str) -> np.ndar
     """
     if datum.encoded:
         flag = cv2.IMREAD_UNCHANGED if color is None else (cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
-        image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), flag)
+        try:
+            image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), flag)
+        except cv2.error:  # nothing at all, or more pixels than OpenCV takes
+            image = None
         if image is None:
             raise Error(where, "an encoded record that does not decode", do="rebuild the database")
         return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
     shape = (datum.channels, datum.height, datum.width)
     pixels = np.frombuffer(datum.data, np.uint8) if datum.data else np.asarray(datum.float_data, np.float32)
-    if pixels.size != shape[0] * shape[1] * shape[2]:
+    if min(shape) < 1 or pixels.size != shape[0] * shape[1] * shape[2]:
         raise Error(where, f"a record of {pixels.size} values for shape {shape}", do="rebuild the database")
     return pixels.reshape(shape)
 
