@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import socket
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from caffe.errors import Error
 
 if TYPE_CHECKING:
     from caffe.solver import Solver
+
+# The others wait while the first tests.
+_PATIENCE = datetime.timedelta(days=1)
 
 
 def has_nccl() -> bool:
@@ -42,7 +46,7 @@ class NCCL:
             raise Error("NCCL", f"solver rank {rank}", f"there are {count} solvers (0 to {count - 1})")
         backend = "nccl" if mode.device().type == "cuda" else "gloo"
         try:
-            torch.distributed.init_process_group(backend, init_method=address, world_size=count, rank=rank)
+            torch.distributed.init_process_group(backend, init_method=address, timeout=_PATIENCE, world_size=count, rank=rank)
         except (RuntimeError, ValueError) as error:
             raise Error(
                 "NCCL", f"the {count} solvers cannot meet at {address} ({error})", do="give each the same new_uid()"
@@ -68,7 +72,11 @@ class NCCL:
         count = mode.solver_count()
         for blob in self._solver.net.learnable_params():
             gradient = blob.gradient_or_zeros()
-            torch.distributed.all_reduce(gradient)
+            try:
+                torch.distributed.all_reduce(gradient)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise Error("NCCL", f"another solver's gradients do not come ({reason})", do="see above what ended it") from error
             gradient.div_(count)
 
     def __call__(self, layer: int) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
+from multiprocessing import connection
 
 from caffe import glog
 from caffe.commands import flags
@@ -48,11 +51,9 @@ def train(arguments) -> None:
             mode.set_device(number)
             glog.info("caffe.cpp:209", f"GPU {number}: {torch.cuda.get_device_name(number)}")
         param.device_id = gpus[0]
-        mode.set_device(gpus[0])
-        mode.set_mode_gpu()
     else:
         glog.info("caffe.cpp:197", "Use CPU.")
-        mode.set_mode_cpu()
+    _use(gpus[0] if gpus else None)
     param.train_state.level = arguments.level
     param.train_state.stage.extend(arguments.stage.split(","))
     if arguments.snapshot or arguments.weights:
@@ -78,6 +79,17 @@ def _gpus(flag: str, param) -> list[int]:
         return [param.device_id]
     glog.warning("caffe.cpp:197", "solver_mode is GPU, but there is no CUDA device.")
     return []
+
+
+def _use(gpu: int | None) -> None:
+    """Compute on a GPU, or on the CPU."""
+    from caffe import mode
+
+    if gpu is None:
+        mode.set_mode_cpu()
+    else:
+        mode.set_device(gpu)
+        mode.set_mode_gpu()
 
 
 def _optimise(arguments, param, join=None) -> None:
@@ -112,8 +124,11 @@ def _let_ask(solver, number: int, effect: str) -> None:
 # ---- several GPUs
 
 
-def _train_together(arguments, param, gpus: list[int]) -> None:
-    """Train on several GPUs: the first here, where signals, snapshots, tests and the log are; the others in processes."""
+def _train_together(arguments, param, gpus: list[int | None]) -> None:
+    """Train with several solvers: the first here, where signals, snapshots, tests and the log are; the others in processes.
+
+    gpus  the device of each: a GPU's number, or None for the CPU
+    """
     from caffe.nccl import NCCL
 
     uid = NCCL.new_uid()
@@ -124,18 +139,33 @@ def _train_together(arguments, param, gpus: list[int]) -> None:
     ]
     for worker in workers:
         worker.start()
+    ended = threading.Event()
+    threading.Thread(target=_end_with, args=(workers, ended), daemon=True).start()
     try:
-        _optimise(arguments, param, join=lambda solver: _join(solver, 0, uid, len(gpus)))
+        _be(0, len(gpus))
+        _optimise(arguments, param, join=lambda solver: _join(solver, uid))
     finally:
+        ended.set()
         # Where the first stops early, the others wait for its next gradients.
         for worker in workers:
             worker.terminate()
             worker.join()
 
 
-def _work(rank: int, uid: bytes, arguments, serialised: bytes, gpus: list[int]) -> None:
+def _end_with(workers, ended: threading.Event) -> None:
+    """End this process where one of the others fails, as it would wait for that one's gradients for ever."""
+    left = list(workers)
+    while left and not ended.is_set():
+        connection.wait([worker.sentinel for worker in left])
+        failed = [worker for worker in left if worker.exitcode]
+        if failed and not ended.is_set():
+            glog.error("parallel.cpp:331", f"Solver {workers.index(failed[0]) + 1} has ended with code {failed[0].exitcode}.")
+            os._exit(1)
+        left = [worker for worker in left if worker.exitcode is None]
+
+
+def _work(rank: int, uid: bytes, arguments, serialised: bytes, gpus: list[int | None]) -> None:
     """One of the other processes: the same solver without tests, snapshots and a log."""
-    from caffe import mode
     from caffe.proto import caffe_pb2
     from caffe.solver_types import get_solver
 
@@ -149,24 +179,28 @@ def _work(rank: int, uid: bytes, arguments, serialised: bytes, gpus: list[int]) 
     param.snapshot_after_train = False
     if param.random_seed >= 0:
         param.random_seed += rank
-    mode.set_device(gpus[rank])
-    mode.set_mode_gpu()
-    mode.set_solver_count(len(gpus))
-    mode.set_solver_rank(rank)
+    _use(gpus[rank])
+    _be(rank, len(gpus))
     solver = get_solver(arguments.solver, param)
     if arguments.snapshot:
         solver.restore(arguments.snapshot)
-    _join(solver, rank, uid, len(gpus))
+    _join(solver, uid)
     solver.step(param.max_iter - solver.iter)
 
 
-def _join(solver, rank: int, uid: bytes, count: int) -> None:
+def _be(rank: int, count: int) -> None:
+    """Take a place among several solvers, before any layer reads."""
     from caffe import mode
-    from caffe.nccl import NCCL
 
     mode.set_solver_count(count)
     mode.set_solver_rank(rank)
     mode.set_multiprocess(True)
+
+
+def _join(solver, uid: bytes) -> None:
+    """Begin with the first solver's parameters, and update by the mean gradient of all."""
+    from caffe.nccl import NCCL
+
     nccl = NCCL(solver, uid)
     nccl.bcast()
     solver.add_callback(nccl.on_start, nccl.on_gradients_ready)

@@ -194,11 +194,15 @@ class Data(Prefetching):
         return pixels_of(datum, self.color, self.param.data_param.source), datum.label
 
     def records(self, position: int):
-        """Images and labels from `position`, over and over."""
-        start = position % len(self.database)
+        """Images and labels from `position`, over and over; n solvers that train together take every n-th record each."""
+        solvers, rank = (mode.solver_count(), mode.solver_rank()) if self.phase == caffe_pb2.TRAIN else (1, 0)
+        offset = position * solvers
+        start = offset % len(self.database)
         while True:
             for record in self.database.values(start):
-                yield self.pixels(record)
+                if offset % solvers == rank:
+                    yield self.pixels(record)
+                offset += 1
             start = 0
             glog.info("data_layer.cpp:73", "Restarting data prefetching from start.")
 

@@ -230,6 +230,19 @@ def test_a_chain_takes_new_shapes_and_works_in_place(write):
     assert net.backward()["x"].tolist() == np.full((2, 5, 1), 20.0).tolist()
 
 
+@pytest.mark.parametrize("top", ["y", "ip"])
+def test_a_layer_in_place_may_follow(write, top):
+    """Gradients through Double (in place where its top is "ip"), ReLU in place and Double again."""
+    relu = f'layer {{ name: "relu" type: "ReLU" bottom: "{top}" top: "{top}" }}\n'
+    text = "force_backward: true " + INPUT + PRODUCT + python("Double", "ip", top) + relu
+    net = caffe.Net(write("net.prototxt", text + python("Double", top, "z").replace("double", "again")), caffe.TRAIN)
+    net.blobs["x"].data[...] = values(0)
+    net.params["ip"][0].data[...] = np.eye(3)
+    np.testing.assert_allclose(net.forward()["z"], 4 * np.maximum(values(0), 0), rtol=1e-6)
+    net.blobs["z"].diff[...] = 1
+    np.testing.assert_allclose(net.backward()["x"], 4.0 * (values(0) > 0), rtol=1e-6)
+
+
 def test_what_a_top_held_is_there_in_the_next_pass_but_earlier_results_stay(write):
     class Steps(Double):
         def forward(self, bottom, top):

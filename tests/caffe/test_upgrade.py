@@ -47,6 +47,21 @@ def test_a_v0_net_in_binary_is_upgraded_with_its_weights(tmp_path):
     assert new == read(HANDWRITTEN)
 
 
+@pytest.mark.parametrize("version", ["V0", "V1"])
+def test_weights_of_old_versions_load_into_a_net(write, tmp_path, version):
+    text = 'input: "x" input_shape { dim: 2 dim: 3 } layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"'
+    new = caffe.Net(write("net.prototxt", text + " inner_product_param { num_output: 4 } }"), caffe.TEST)
+    old = caffe_pb2.NetParameter()
+    layer = old.layers.add() if version == "V1" else old.layers.add().layer
+    layer.name = "ip"
+    layer.blobs.add(num=1, channels=1, height=4, width=3, data=range(12))
+    layer.blobs.add(num=1, channels=1, height=1, width=4, data=range(4))
+    (tmp_path / "old.caffemodel").write_bytes(old.SerializeToString())
+    assert new.copy_from(tmp_path / "old.caffemodel").copied == ["ip"]
+    assert new.params["ip"][0].data.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert new.params["ip"][1].data.tolist() == [0, 1, 2, 3]
+
+
 @needs_shared
 def test_the_nets_inside_a_solver_are_upgraded():
     solver = read(SHARED / "golden/upgrade/lenet_consolidated_solver.v1.prototxt")
