@@ -12,7 +12,20 @@ from caffe.errors import LayerError, nearest
 from caffe.proto import caffe_pb2
 
 _TYPES: dict[str, type[Layer]] = {}
-_GROUPS = ("data", "vision", "recurrent", "common", "normalization", "activation", "utility", "loss", "python")
+_GROUPS = (
+    "data",
+    "vision",
+    "recurrent",
+    "common",
+    "normalization",
+    "activation",
+    "utility",
+    "loss",
+    "python",
+    "blocks",
+    "resampling",
+    "fork_losses",
+)
 
 
 class Layer:

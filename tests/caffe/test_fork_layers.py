@@ -1,0 +1,476 @@
+"""Layers of forks against plain loops over their published definitions, and their gradients against differences of those."""
+
+import math
+
+import numpy as np
+import pytest
+
+import caffe
+
+rng = np.random.default_rng(5)
+
+
+def draw(*shape, low=-1.0, high=1.0):
+    return rng.uniform(low, high, shape)
+
+
+def made(write, layer, shapes, phase=caffe.TRAIN, tops=1):
+    """A net of Inputs x0, x1, … of these shapes and one layer of tops y0, y1, …; `layer` has its type and parameters."""
+    text = "force_backward: true\n"
+    for index, shape in enumerate(shapes):
+        dims = " ".join(f"dim: {extent}" for extent in shape)
+        text += f'layer {{ name: "x{index}" type: "Input" top: "x{index}" input_param {{ shape {{ {dims} }} }} }}\n'
+    bottoms = " ".join(f'bottom: "x{index}"' for index in range(len(shapes)))
+    text += f'layer {{ name: "layer" {bottoms} ' + " ".join(f'top: "y{index}"' for index in range(tops)) + f" {layer} }}\n"
+    return caffe.Net(write("net.prototxt", text), phase)
+
+
+def differences(function, x, step=1e-6):
+    """The gradient of a scalar function with respect to the array x, from central differences."""
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        kept = x[index]
+        x[index] = kept + step
+        above = function()
+        x[index] = kept - step
+        gradient[index] = (above - function()) / (2 * step)
+        x[index] = kept
+    return gradient
+
+
+def check(write, layer, reference, *inputs, params=(), phase=caffe.TRAIN, wrt=(0,), learned=None, rtol=1e-4, atol=1e-5):
+    """The layer's tops, and its gradients for inputs `wrt` and the `learned` parameters (all by default), are the reference's.
+
+    reference(*inputs, *params) gives the first top, or several, in double precision.
+    """
+
+    def tops():
+        result = reference(*inputs, *params)
+        return list(result) if isinstance(result, tuple) else [result]
+
+    # Values as float32 has them, so that both sides compute the same.
+    inputs, params = ([np.array(a, np.float32).astype(float) for a in arrays] for arrays in (inputs, params))
+    wanted = tops()
+    net = made(write, layer, [x.shape for x in inputs], phase, len(wanted))
+    for index, values in enumerate(inputs):
+        net.blobs[f"x{index}"].data[...] = values
+    for blob, values in zip(net.params.get("layer", []), params, strict=True):
+        blob.data[...] = values
+    net.forward()
+    for index, values in enumerate(wanted):
+        assert net.blobs[f"y{index}"].shape == np.shape(values)
+        np.testing.assert_allclose(net.blobs[f"y{index}"].data, values, rtol=rtol, atol=atol)
+    direction = np.ones(()) if net.layers[-1].is_loss else draw(*np.shape(wanted[0]))
+    net.blobs["y0"].diff[...] = direction
+    net.backward()
+
+    def objective():
+        return float((tops()[0] * direction).sum())
+
+    for index in wrt:
+        got = net.blobs[f"x{index}"].diff
+        np.testing.assert_allclose(got, differences(objective, inputs[index]), rtol=1e-3, atol=1e-4, err_msg=f"x{index}")
+    for index in range(len(params)) if learned is None else learned:
+        got = net.params["layer"][index].diff
+        np.testing.assert_allclose(got, differences(objective, params[index]), rtol=1e-3, atol=1e-4, err_msg=f"parameter {index}")
+    return net
+
+
+def refused(write, layer, *shapes, phase=caffe.TRAIN, tops=1):
+    with pytest.raises(caffe.LayerError) as error:
+        made(write, layer, shapes, phase, tops)
+    return error.value
+
+
+# ---- blocks
+
+
+@pytest.mark.parametrize("slope", [0, 0.1])
+def test_relu6(write, slope):
+    x = draw(2, 3, 4, low=-9, high=9)
+    parameters = f"relu_param {{ negative_slope: {slope} }}" if slope else ""
+    check(write, f'type: "ReLU6" {parameters}', lambda x: np.where(x > 0, np.minimum(x, 6), np.float32(slope) * x), x)
+
+
+@pytest.mark.parametrize("name", ["DepthwiseConvolution", "ConvolutionDepthwise"])
+@pytest.mark.parametrize("outputs", [3, 6])
+def test_a_depthwise_convolution_sees_one_channel_at_a_time(write, name, outputs):
+    def convolve(x, weight, bias):
+        padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        y = np.zeros((2, outputs, 3, 2))
+        for n, o, i, j in np.ndindex(y.shape):
+            window = padded[n, o // (outputs // 3), 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+            y[n, o, i, j] = (window * weight[o, 0]).sum() + bias[o]
+        return y
+
+    layer = f'type: "{name}" convolution_param {{ num_output: {outputs} kernel_size: 3 pad: 1 stride: 2 }}'
+    check(write, layer, convolve, draw(2, 3, 5, 4), params=(draw(outputs, 1, 3, 3), draw(outputs)))
+
+
+def test_a_depthwise_convolution_has_whole_filters_for_each_channel(write):
+    error = refused(write, 'type: "DepthwiseConvolution" convolution_param { num_output: 4 kernel_size: 3 }', (1, 3, 5, 5))
+    assert "group 3 for 4 outputs" in error.found
+
+
+def test_shuffle_channel(write):
+    def shuffle(x):
+        y = np.zeros_like(x)
+        for channel in range(6):
+            group, index = divmod(channel, 3)
+            y[:, index * 2 + group] = x[:, channel]
+        return y
+
+    check(write, 'type: "ShuffleChannel" shuffle_channel_param { group: 2 }', shuffle, draw(2, 6, 2, 3))
+    error = refused(write, 'type: "ShuffleChannel" shuffle_channel_param { group: 4 }', (2, 6, 2, 3))
+    assert error.found == "group 4 for a bottom of shape (2, 6, 2, 3)"
+
+
+@pytest.mark.parametrize("ones", [(), (1, 1)])
+def test_axpy(write, ones):
+    def axpy(a, x, y):
+        result = np.zeros_like(x)
+        for n, c in np.ndindex(2, 3):
+            result[n, c] = a.reshape(2, 3)[n, c] * x[n, c] + y[n, c]
+        return result
+
+    check(write, 'type: "Axpy"', axpy, draw(2, 3, *ones), draw(2, 3, 2, 4), draw(2, 3, 2, 4), wrt=(0, 1, 2))
+    assert "factors of shape (2, 4)" in refused(write, 'type: "Axpy"', (2, 4), (2, 3, 2, 4), (2, 3, 2, 4)).found
+
+
+@pytest.mark.parametrize(("order", "axes"), [((0, 2, 3, 1), (0, 2, 3, 1)), ((3, 1), (3, 1, 0, 2)), ((), (0, 1, 2, 3))])
+def test_permute(write, order, axes):
+    parameters = " ".join(f"order: {axis}" for axis in order)
+
+    def permute(x):
+        y = np.zeros([x.shape[axis] for axis in axes])
+        for index in np.ndindex(y.shape):
+            source = [0] * 4
+            for position, axis in enumerate(axes):
+                source[axis] = index[position]
+            y[index] = x[tuple(source)]
+        return y
+
+    check(write, f'type: "Permute" permute_param {{ {parameters} }}', permute, draw(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("order", ["order: 1 order: 1", "order: 4"])
+def test_permute_refuses_an_order_that_is_none(write, order):
+    assert "comes at most once" in refused(write, f'type: "Permute" permute_param {{ {order} }}', (2, 3, 4, 5)).expected
+
+
+@pytest.mark.parametrize("across", ["true", "false"])
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_normalize(write, across, shared):
+    def normalize(x, scale):
+        y = np.zeros_like(x)
+        for n, c, i, j in np.ndindex(x.shape):
+            values = x[n] if across == "true" else x[n, :, i, j]
+            y[n, c, i, j] = x[n, c, i, j] / math.sqrt((values**2).sum() + 1e-10) * np.broadcast_to(scale, 3)[c]
+        return y
+
+    layer = f'type: "Normalize" norm_param {{ across_spatial: {across} channel_shared: {shared} }}'
+    scale = draw(low=1, high=20) if shared == "true" else draw(3, low=1, high=20)
+    net = check(write, layer, normalize, draw(2, 3, 2, 4), params=(scale,))
+    assert net.params["layer"][0].shape == np.shape(scale)
+
+
+def test_normalize_fills_its_scale(write):
+    text = 'type: "Normalize" norm_param { channel_shared: false scale_filler { type: "constant" value: 20 } }'
+    assert made(write, text, [(1, 4, 2, 2)]).params["layer"][0].data.tolist() == [20] * 4
+    assert made(write, 'type: "Normalize"', [(1, 4, 2, 2)]).params["layer"][0].data == 1
+
+
+def standardised(x, factor, term, eps):
+    y = np.zeros_like(x)
+    for c in range(x.shape[1]):
+        mean = x[:, c].mean()
+        y[:, c] = factor.flat[c] * (x[:, c] - mean) / math.sqrt(((x[:, c] - mean) ** 2).mean() + eps) + term.flat[c]
+    return y
+
+
+BN = """type: "BN" bn_param { slope_filler { type: "constant" value: 1 } bias_filler { type: "constant" value: 0 } %s }"""
+
+
+def test_bn_learns_by_its_batch_and_keeps_averages(write):
+    x, parameters = draw(3, 2, 2, 3), [draw(1, 2), draw(1, 2), draw(1, 2), draw(1, 2, low=0.5, high=2)]
+    net = check(
+        write,
+        BN % "momentum: 0.8",
+        lambda x, slope, bias, *_: standardised(x, slope, bias, 1e-5),
+        x,
+        params=parameters,
+        learned=(0, 1),
+    )
+    mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    np.testing.assert_allclose(net.params["layer"][2].data[0], 0.8 * parameters[2][0] + 0.2 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(net.params["layer"][3].data[0], 0.8 * parameters[3][0] + 0.2 * variance, rtol=1e-4)
+    assert [blob.lr_mult for blob in net.params["layer"]] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("settings", "phase"), [("", caffe.TEST), ("frozen: true", caffe.TRAIN)])
+def test_bn_tests_by_its_averages_and_so_it_does_frozen(write, settings, phase):
+    def by_averages(x, slope, bias, mean, variance):
+        y = np.zeros_like(x)
+        for c in range(2):
+            y[:, c] = slope[0, c] * (x[:, c] - mean[0, c]) / math.sqrt(variance[0, c] + 1e-5) + bias[0, c]
+        return y
+
+    parameters = [draw(1, 2), draw(1, 2), draw(1, 2), draw(1, 2, low=0.5, high=2)]
+    net = check(write, BN % settings, by_averages, draw(3, 2, 2, 3), params=parameters, phase=phase, learned=())
+    np.testing.assert_allclose(net.params["layer"][2].data, parameters[2], rtol=1e-6)
+    assert [blob.lr_mult for blob in net.params["layer"]] == ([0] * 4 if settings else [1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+def test_bn_of_segnet_goes_by_its_batch_in_both_phases(write, phase):
+    def learn(x, scale, shift):
+        return standardised(x, scale, shift, 1e-9), x.mean((0, 2, 3)).reshape(1, 2, 1, 1), x.var((0, 2, 3)).reshape(1, 2, 1, 1)
+
+    layer = 'type: "BN" bn_param { scale_filler { type: "constant" value: 1 } shift_filler { type: "constant" value: 0.001 } }'
+    check(write, layer, learn, draw(3, 2, 2, 3), params=(draw(1, 2, 1, 1), draw(1, 2, 1, 1)), phase=phase)
+    assert made(write, layer, [(1, 2, 1, 1)]).forward()["y0"].tolist() == [[[[np.float32(0.001)]]] * 2]
+
+
+def test_bn_of_segnet_in_inference_only_scales(write):
+    layer = 'type: "BN" bn_param { bn_mode: INFERENCE }'
+    check(write, layer, lambda x, scale, shift: x * scale + shift, draw(3, 2, 2, 3), params=(draw(1, 2, 1, 1), draw(1, 2, 1, 1)))
+
+
+# ---- resampling
+
+
+def interpolated(x, height, width):
+    y = np.zeros((*x.shape[:2], height, width))
+    for i, j in np.ndindex(height, width):
+        h = i * (x.shape[2] - 1) / (height - 1) if height > 1 else 0.0
+        w = j * (x.shape[3] - 1) / (width - 1) if width > 1 else 0.0
+        top, left = int(h), int(w)
+        down, right = min(top + 1, x.shape[2] - 1), min(left + 1, x.shape[3] - 1)
+        a, b = h - top, w - left
+        y[:, :, i, j] = (1 - a) * ((1 - b) * x[:, :, top, left] + b * x[:, :, top, right])
+        y[:, :, i, j] += a * ((1 - b) * x[:, :, down, left] + b * x[:, :, down, right])
+    return y
+
+
+@pytest.mark.parametrize(
+    ("settings", "cut", "size"),
+    [
+        ("height: 5 width: 7", np.s_[:], (5, 7)),
+        ("height: 1 width: 2", np.s_[:], (1, 2)),
+        ("zoom_factor: 2", np.s_[:], (7, 9)),
+        ("shrink_factor: 2", np.s_[:], (2, 3)),
+        ("shrink_factor: 2 zoom_factor: 3", np.s_[:], (4, 7)),
+        ("zoom_factor: 2 pad_beg: -1 pad_end: -1", np.s_[:, :, 1:-1, 1:-1], (3, 5)),
+        ("height: 4 width: 4 pad_end: -1", np.s_[:, :, :-1, :-1], (4, 4)),
+    ],
+)
+def test_interp(write, settings, cut, size):
+    check(write, f'type: "Interp" interp_param {{ {settings} }}', lambda x: interpolated(x[cut], *size), draw(2, 2, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ("", "no size"),
+        ("height: 3", "no size"),
+        ("height: 3 width: 3 zoom_factor: 2", "zoom_factor or shrink_factor, and height and width"),
+        ("zoom_factor: 0", "zoom_factor 0"),
+        ("zoom_factor: 2 pad_beg: 1", "pad_beg 1 and pad_end 0"),
+        ("zoom_factor: 2 pad_beg: -2 pad_end: -2", "pad_beg -2 and pad_end -2 on a bottom of shape (2, 2, 4, 5)"),
+    ],
+)
+def test_interp_refuses_what_gives_no_size(write, settings, found):
+    assert refused(write, f'type: "Interp" interp_param {{ {settings} }}', (2, 2, 4, 5)).found == found
+
+
+@pytest.mark.parametrize(
+    "settings", ["upsample_h: 5 upsample_w: 6", "scale: 2 pad_out_h: true", "scale_h: 2 scale_w: 2 pad_out_h: true"]
+)
+def test_upsample_puts_values_back_where_pooling_took_them(write, settings):
+    positions = np.stack([[rng.permutation(30)[:9].reshape(3, 3) for _ in range(2)] for _ in range(2)])
+
+    def upsample(x, positions):
+        y = np.zeros((2, 2, 5, 6))
+        for n, c, i, j in np.ndindex(x.shape):
+            y[n, c].flat[int(positions[n, c, i, j])] = x[n, c, i, j]
+        return y
+
+    check(write, f'type: "Upsample" upsample_param {{ {settings} }}', upsample, draw(2, 2, 3, 3), positions)
+
+
+def test_upsample_undoes_a_pooling_with_positions(write):
+    text = """
+    layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 2 dim: 5 dim: 6 } } }
+    layer { name: "pool" type: "Pooling" bottom: "x" top: "pool" top: "mask" pooling_param { kernel_size: 2 stride: 2 } }
+    layer { name: "up" type: "Upsample" bottom: "pool" bottom: "mask" top: "up" upsample_param { upsample_h: 5 upsample_w: 6 } }
+    """
+    net = caffe.Net(write("net.prototxt", text), caffe.TEST)
+    x = net.blobs["x"].data[...] = draw(1, 2, 5, 6)
+    up = net.forward()["up"]
+    assert np.count_nonzero(up) == 2 * 3 * 3
+    np.testing.assert_array_equal(up[up != 0], x.astype(np.float32)[up != 0])
+    for i, j in np.ndindex(3, 3):
+        block = np.s_[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        np.testing.assert_array_equal(up[block].sum((2, 3)), x[block].max((2, 3)).astype(np.float32))
+
+
+def test_upsample_without_positions_repeats(write):
+    def repeat(x):
+        y = np.zeros((2, 3, 4, 9))
+        for n, c, i, j in np.ndindex(y.shape):
+            y[n, c, i, j] = x[n, c, i // 2, j // 3]
+        return y
+
+    check(write, 'type: "Upsample" upsample_param { scale_h: 2 scale_w: 3 }', repeat, draw(2, 3, 2, 3))
+
+
+def test_upsample_names_a_position_outside(write):
+    net = made(write, 'type: "Upsample" upsample_param { upsample_h: 4 upsample_w: 4 }', [(1, 1, 2, 2)] * 2)
+    net.blobs["x1"].data[...] = [[[[0, 3], [8, 16]]]]
+    with pytest.raises(caffe.LayerError) as error:
+        net.forward()
+    assert error.value.found == "position 16 in an image of 4×4"
+    assert "upsample_h" in error.value.do
+    assert "a position for each" in refused(write, 'type: "Upsample"', (1, 1, 2, 2), (1, 1, 2, 3)).expected
+    assert "scale of 2" in refused(write, 'type: "Upsample" upsample_param { scale: 3 pad_out_h: true }', (1, 1, 2, 2)).expected
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_reorg_moves_values_as_yolo_does(write, reverse):
+    def reorg(x):
+        # YOLO's own loop over flat memory, for the extents of the bottom.
+        count, c, h, w = x.shape
+        out, s = np.zeros_like(x).reshape(count, -1), 2
+        flat = x.reshape(count, -1)
+        for k, j, i in np.ndindex(c, h, w):
+            inner = i + w * (j + h * k)
+            offset, channel = divmod(k, c // s**2)
+            outer = (i * s + offset % s) + w * s * ((j * s + offset // s) + h * s * channel)
+            if reverse:
+                out[:, outer] = flat[:, inner]
+            else:
+                out[:, inner] = flat[:, outer]
+        return out.reshape(count, c // s**2, h * s, w * s) if reverse else out.reshape(count, c * s**2, h // s, w // s)
+
+    check(write, f'type: "Reorg" reorg_param {{ stride: 2 reverse: {str(reverse).lower()} }}', reorg, draw(2, 8, 4, 6))
+
+
+def test_reorg_undoes_itself_only_as_far_as_yolos_does(write):
+    assert "channels are a multiple of 4" in refused(write, 'type: "Reorg" reorg_param { stride: 2 }', (1, 3, 4, 4)).expected
+    assert refused(write, 'type: "Reorg"', (1, 4, 4, 4)).found == "stride is not given"
+
+
+# ---- losses
+
+
+def smooth(d, sigma):
+    return 0.5 * (sigma * d) ** 2 if abs(d) < 1 / sigma**2 else abs(d) - 0.5 / sigma**2
+
+
+@pytest.mark.parametrize("weights", [0, 1, 2])
+@pytest.mark.parametrize("sigma", [1, 3])
+def test_smooth_l1_loss(write, weights, sigma):
+    def loss(x, target, *weights):
+        inside, outside = (*weights, *[np.ones_like(x)] * 2)[:2]
+        return sum(outside[i] * smooth(inside[i] * (x[i] - target[i]), sigma) for i in np.ndindex(x.shape)) / x.shape[0]
+
+    inputs = [draw(4, 3, 2, low=-2, high=2), *(draw(4, 3, 2) for _ in range(1 + weights))]
+    layer = f'type: "SmoothL1Loss" smooth_l1_loss_param {{ sigma: {sigma} }}'
+    check(write, layer, lambda *a: np.float64(loss(*a)), *inputs, wrt=(0, 1))
+
+
+def test_smooth_l1_loss_wants_one_count(write):
+    assert "as many values" in refused(write, 'type: "SmoothL1Loss"', (2, 4), (2, 3)).expected
+    assert refused(write, 'type: "SmoothL1Loss" smooth_l1_loss_param { sigma: 0 }', (2, 4), (2, 4)).found == "sigma 0"
+
+
+@pytest.mark.parametrize("name", ["FocalLoss", "SoftmaxFocalLoss"])
+@pytest.mark.parametrize(
+    ("settings", "alpha", "gamma"),
+    [
+        ("", [0.25] * 3, 2),
+        ("alpha: 0.75 gamma: 1.5", [0.75] * 3, 1.5),
+        ("gamma: 0 alpha: 1", [1] * 3, 0),
+        ("alpha: 0.2 alpha: 0.3 alpha: 0.5 alpha_balance: true", [0.2, 0.3, 0.5], 2),
+        ("alpha_balance: false", [1] * 3, 2),
+    ],
+)
+def test_focal_loss(write, name, settings, alpha, gamma):
+    labels = rng.integers(0, 3, (2, 2, 2)).astype(float)
+    labels[0, 0, 0] = 9
+
+    def loss(x, labels):
+        total, count, probabilities = 0.0, 0, np.exp(x) / np.exp(x).sum(1, keepdims=True)
+        for n, i, j in np.ndindex(labels.shape):
+            label = int(labels[n, i, j])
+            if label != 9:
+                p = probabilities[n, label, i, j]
+                total -= alpha[label] * (1 - p) ** gamma * math.log(p)
+                count += 1
+        return np.float64(total / count), probabilities
+
+    layer = f'type: "{name}" loss_param {{ ignore_label: 9 }} focal_loss_param {{ {settings} }}'
+    check(write, layer, loss, draw(2, 3, 2, 2, low=-2, high=2), labels)
+
+
+def test_focal_loss_checks_labels_and_weights(write):
+    net = made(write, 'type: "FocalLoss"', [(2, 3), (2,)])
+    net.blobs["x1"].data[...] = [0, 3]
+    with pytest.raises(caffe.LayerError, match="label 3"):
+        net.forward()
+    assert refused(write, 'type: "FocalLoss" focal_loss_param { alpha: 1 alpha: 2 }', (2, 3), (2,)).found == "2 values of alpha"
+
+
+def test_center_loss_pulls_features_and_moves_centres_by_its_own_rule(write):
+    features, centres, labels = draw(4, 3), draw(5, 3), np.array([2, 0, 2, 4.0])
+
+    def loss(features, labels, centres):
+        return np.float64(sum(((f - centres[int(label)]) ** 2).sum() for f, label in zip(features, labels, strict=True)) / 8)
+
+    layer = 'type: "CenterLoss" loss_weight: 1 center_loss_param { num_output: 5 }'
+    net = check(write, layer, loss, features, labels, params=(centres,), learned=())
+    moves = np.zeros((5, 3))
+    for label in (0, 2, 4):
+        mine = features[labels == label]
+        moves[label] = (centres[label] - mine).sum(0) / (1 + len(mine))
+    np.testing.assert_allclose(net.params["layer"][0].diff, moves, rtol=1e-4, atol=1e-6)
+    net = made(write, layer.replace("loss_weight: 1", "loss_weight: 0.01"), [(4, 3), (4,)])
+    for name, values in (("x0", features), ("x1", labels)):
+        net.blobs[name].data[...] = values
+    net.params["layer"][0].data[...] = centres
+    net.forward()
+    net.backward()
+    np.testing.assert_allclose(net.params["layer"][0].diff, moves, rtol=1e-4, atol=1e-6)  # whatever the loss weight
+    net.blobs["x1"].data[...] = 5
+    with pytest.raises(caffe.LayerError, match="label 5"):
+        net.forward()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_triplet_loss(write, weighted):
+    def loss(a, p, n, w=(1, 1, 1)):
+        terms = [max(0, 0.5 + ((a[i] - p[i]) ** 2).sum() - ((a[i] - n[i]) ** 2).sum()) for i in range(3)]
+        return np.float64(sum(terms[i] * w[i] for i in range(3)) / 6)
+
+    inputs = [draw(3, 4) for _ in range(3)] + [draw(3, low=0, high=1)] * weighted
+    inputs[2][0] = inputs[0][0] + 5  # far enough
+    check(write, 'type: "TripletLoss" triplet_loss_param { margin: 0.5 }', loss, *inputs, wrt=(0, 1, 2))
+    assert "all three" in refused(write, 'type: "TripletLoss"', (2, 4), (2, 4), (2, 3)).expected
+
+
+# ---- fields of forks in Caffe's own layers
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ("", 3),
+        ("ceil_mode: false", 2),
+        ("ceil_mode: true", 3),
+        ("round_mode: FLOOR", 2),
+        ("round_mode: CEIL ceil_mode: false", 3),
+    ],
+)
+def test_ceil_mode_rounds_as_round_mode_does(write, settings, size):
+    net = made(write, f'type: "Pooling" pooling_param {{ kernel_size: 2 stride: 2 {settings} }}', [(1, 1, 5, 5)])
+    assert net.blobs["y0"].shape == (1, 1, size, size)
