@@ -91,22 +91,48 @@ def _bytes(path: str) -> bytes:
         raise FileError(repr(path), f"cannot be read ({error})") from None
 
 
-_UNKNOWN = re.compile(r'Message type "caffe\.([\w.]+)" has no field named "([^"]+)"')
+_NO_FIELD = re.compile(r'Message type "caffe\.([\w.]+)" has no field named "([^"]+)"')
+_NO_VALUE = re.compile(r'Enum type "caffe\.([\w.]+)" has no value named (\S+)\.$')
+_NO_STRING = re.compile(r"Expected string but found: '([^']+)'$")
 
 
 def _explained(path: str, error: text_format.ParseError) -> ParseError:
-    """A text_format error as ours: file and line, and the nearest field where a name is unknown."""
+    """A text_format error as ours: file and line, and the nearest name where one is unknown."""
     line = error.GetLine()
     where = f"{path}:{line}" if line else str(path)
     message = re.sub(r"^\d+:\d+ : ", "", str(error))
-    unknown = _UNKNOWN.search(message)
-    if not unknown:
-        return ParseError(where, re.sub(r"\s+", " ", message).strip())
-    owner, field = unknown.groups()
-    descriptor = getattr(caffe_pb2, owner.split(".")[0], None)
-    known = [f.name for f in descriptor.DESCRIPTOR.fields] if descriptor is not None else []
-    hint = nearest(field, known) or f"{owner} has {', '.join(known)}"
-    return ParseError(where, f'{owner} has no field "{field}"', do=hint)
+    if found := _NO_FIELD.search(message):
+        owner, field = found.groups()
+        known = [field.name for field in _described(owner).fields]
+        return ParseError(where, f'{owner} has no field "{field}"', do=nearest(field, known) or f"{owner} has {', '.join(known)}")
+    if found := _NO_VALUE.search(message):
+        return _unknown_value(where, found[1], found[2])
+    if found := _NO_STRING.search(message):
+        value = found[1]
+        today = upgrade.v1_type(caffe_pb2.V1LayerParameter.LayerType.Value(value)) if value in upgrade.V1_TYPES else value
+        return ParseError(where, f"{value} without quotes", "a string is wanted", f'write "{today}"')
+    return ParseError(where, re.sub(r"\s+", " ", message).strip())
+
+
+def _unknown_value(where: str, owner: str, value: str) -> ParseError:
+    """A value that an enum does not have: misspelt, in quotes, or a type of today in a net of 2014."""
+    known = list(_described(owner).values_by_name)
+    bare = value.strip("\"'")
+    if bare in known:
+        hint = f"write {bare} without quotes"
+    elif bare in map(upgrade.v1_type, upgrade.V1_TYPES.values()) and owner == "V1LayerParameter.LayerType":
+        hint = f'layers is the form of 2014; write layer {{ type: "{bare}" }}'
+    else:
+        hint = nearest(bare, known) or f"there are {', '.join(known)}"
+    return ParseError(where, f"{owner} has no value {value}", do=hint)
+
+
+def _described(name: str):
+    """The descriptor of a message or enum of the schema, such as `PoolingParameter.PoolMethod`."""
+    found = caffe_pb2
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found.DESCRIPTOR
 
 
 # Comments and strings are tokens so that what they hold is none; of strings, only the type of 2013's padding layers matters.

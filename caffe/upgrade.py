@@ -25,6 +25,7 @@ _SPELLED = {
 }
 
 _TRANSFORMED = {V1.DATA: "data_param", V1.IMAGE_DATA: "image_data_param", V1.WINDOW_DATA: "window_data_param"}
+V1_TYPES: dict[str, int] = dict(V1.LayerType.items())
 _SOLVERS = {0: "SGD", 1: "Nesterov", 2: "AdaGrad", 3: "RMSProp", 4: "AdaDelta", 5: "Adam"}
 
 

@@ -181,3 +181,25 @@ def test_lines_are_those_of_the_layers_that_remain(write):
     text = V0.format('name: "p" type: "padding" pad: 1', 'bottom: "d" top: "p"', 'name: "c" type: "conv"', 'bottom: "p"')
     assert prototxt.layer_lines(write("v0.prototxt", text)) == [1, 3]
     assert prototxt.layer_lines(write("net.prototxt", '# layer {\nname: "layer {"\nlayer\n{ x { } }\n layer: { }')) == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "do"),
+    [
+        ("layer { type: CONVOLUTION }", "CONVOLUTION without quotes", 'write "Convolution"'),
+        ("layer { name: conv1 }", "conv1 without quotes", 'write "conv1"'),
+        ('layers { type: "InnerProduct" }', 'no value "InnerProduct"', 'write layer { type: "InnerProduct" }'),
+        ("layers { type: CONVOLUTIN }", "no value CONVOLUTIN", 'did you mean "CONVOLUTION" or "DECONVOLUTION"?'),
+        ('layer { pooling_param { pool: "MAX" } }', 'PoolMethod has no value "MAX"', "write MAX without quotes"),
+        ("layer { pooling_param { pool: SUM } }", "PoolMethod has no value SUM", "there are MAX, AVE, STOCHASTIC"),
+        ("layer { weight_filer { } }", 'LayerParameter has no field "weight_filer"', ""),
+        ("layer { convolution_param { weight_filer { } } }", 'has no field "weight_filer"', 'did you mean "weight_filler"?'),
+        ('layer { name: "a"', 'Expected "}".', ""),
+    ],
+)
+def test_a_mistake_in_the_text_is_named_with_its_line_and_what_to_write(write, text, found, do):
+    with pytest.raises(caffe.ParseError) as error:
+        net(write, "\n\n" + text)
+    assert error.value.where.endswith("net.prototxt:3")
+    assert found in error.value.found
+    assert do in error.value.do
