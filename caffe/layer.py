@@ -24,6 +24,7 @@ _GROUPS = (
     "python",
     "blocks",
     "resampling",
+    "regions",
     "fork_losses",
 )
 

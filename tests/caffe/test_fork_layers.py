@@ -474,3 +474,107 @@ def test_triplet_loss(write, weighted):
 def test_ceil_mode_rounds_as_round_mode_does(write, settings, size):
     net = made(write, f'type: "Pooling" pooling_param {{ kernel_size: 2 stride: 2 {settings} }}', [(1, 1, 5, 5)])
     assert net.blobs["y0"].shape == (1, 1, size, size)
+
+
+# ---- regions
+
+
+def c_round(value):
+    return int(math.copysign(math.floor(abs(value) + 0.5), value))
+
+
+REGIONS = [
+    [0, 0, 0, 9, 7],
+    [1, 2, 1, 5, 6],
+    [0, 3.5, 2.5, 3.4, 2.2],  # narrower than nothing
+    [1, -4, -3, 3, 2],
+    [0, 30, 30, 40, 40],  # outside
+    [1, 0, 0, 25, 19],
+    [0, 1, 1, 14, 8],
+]
+
+
+@pytest.mark.parametrize("scale", [1, 0.5, 0.0625])
+@pytest.mark.parametrize("bins", [(2, 3), (7, 7)])
+def test_roi_pooling(write, scale, bins):
+    f = np.float32
+
+    def pool(x, regions):
+        height, width = x.shape[2:]
+        y = np.zeros((len(regions), x.shape[1], *bins))
+        for r, (image, *corners) in enumerate(regions):
+            x1, y1, x2, y2 = (c_round(f(corner) * f(scale)) for corner in corners)
+            tall, wide = f(max(y2 - y1 + 1, 1)) / f(bins[0]), f(max(x2 - x1 + 1, 1)) / f(bins[1])
+            for i, j in np.ndindex(bins):
+                top, bottom = (min(max(int(edge) + y1, 0), height) for edge in (np.floor(f(i) * tall), np.ceil(f(i + 1) * tall)))
+                left, right = (min(max(int(edge) + x1, 0), width) for edge in (np.floor(f(j) * wide), np.ceil(f(j + 1) * wide)))
+                if bottom > top and right > left:
+                    y[r, :, i, j] = x[int(image), :, top:bottom, left:right].max((1, 2))
+        return y
+
+    layer = f'type: "ROIPooling" roi_pooling_param {{ pooled_h: {bins[0]} pooled_w: {bins[1]} spatial_scale: {scale} }}'
+    values = rng.permutation(2 * 2 * 8 * 10).reshape(2, 2, 8, 10) / 100 - 1.5  # no two alike: the greatest has a neighbourhood
+    check(write, layer, pool, values, np.array(REGIONS), rtol=1e-6)
+
+
+def test_roi_pooling_gives_the_gradient_to_the_first_of_equal_values(write):
+    net = made(write, 'type: "ROIPooling" roi_pooling_param { pooled_h: 1 pooled_w: 1 }', [(1, 1, 4, 4), (1, 5)])
+    net.blobs["x0"].data[...] = -0.0
+    net.blobs["x0"].data[0, 0, 2, 1:3] = 0.0
+    net.blobs["x1"].data[...] = [[0, 1, 1, 3, 3]]
+    net.forward()
+    net.blobs["y0"].diff[...] = 1
+    net.backward()
+    assert [*zip(*net.blobs["x0"].diff[0, 0].nonzero(), strict=True)] == [(1, 1)]
+
+
+def test_psroi_pooling(write):
+    f, bins, outputs, scale = np.float32, 3, 2, 0.5
+
+    def pool(x, regions):
+        height, width = x.shape[2:]
+        y = np.zeros((len(regions), outputs, bins, bins))
+        for r, (image, *corners) in enumerate(regions):
+            x1, y1 = (f(c_round(corner)) * f(scale) for corner in corners[:2])
+            x2, y2 = (f(c_round(corner) + 1) * f(scale) for corner in corners[2:])
+            tall, wide = f(max(y2 - y1, f(0.1))) / f(bins), f(max(x2 - x1, f(0.1))) / f(bins)
+            for d, i, j in np.ndindex(outputs, bins, bins):
+                top = min(max(int(np.floor(f(i) * tall + y1)), 0), height)
+                bottom = min(max(int(np.ceil(f(i + 1) * tall + y1)), 0), height)
+                left = min(max(int(np.floor(f(j) * wide + x1)), 0), width)
+                right = min(max(int(np.ceil(f(j + 1) * wide + x1)), 0), width)
+                if bottom > top and right > left:
+                    y[r, d, i, j] = x[int(image), (d * bins + i) * bins + j, top:bottom, left:right].mean()
+        return y
+
+    layer = f'type: "PSROIPooling" psroi_pooling_param {{ spatial_scale: {scale} output_dim: {outputs} group_size: {bins} }}'
+    check(write, layer, pool, draw(2, outputs * bins**2, 6, 7), np.array(REGIONS))
+
+
+ROI = 'type: "ROIPooling" roi_pooling_param { pooled_h: 2 pooled_w: 2 }'
+PSROI = 'type: "PSROIPooling" psroi_pooling_param { output_dim: 2 group_size: 2 spatial_scale: %s }'
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes", "found"),
+    [
+        (ROI, [(1, 8, 5, 5), (3, 4)], "regions of shape (3, 4)"),
+        (ROI, [(8, 5, 5), (3, 5)], "a bottom of shape (8, 5, 5)"),
+        ('type: "ROIPooling"', [(1, 8, 5, 5), (3, 5)], "pooled_h 0 and pooled_w 0"),
+        (PSROI % 1, [(1, 9, 5, 5), (3, 5)], "9 channels"),
+        (PSROI % 0, [(1, 8, 5, 5), (3, 5)], "spatial_scale 0"),
+    ],
+)
+def test_pooling_over_regions_refuses_what_it_cannot_pool(write, layer, shapes, found):
+    assert refused(write, layer, *shapes).found == found
+
+
+@pytest.mark.parametrize("layer", [ROI, PSROI % 1])
+def test_a_region_in_an_image_that_is_not_there_is_an_error(write, layer):
+    net = made(write, layer, [(2, 8, 5, 5), (3, 5, 1, 1)])
+    net.blobs["x1"].data[2, 0] = 2
+    with pytest.raises(caffe.LayerError) as error:
+        net.forward()
+    assert error.value.found == "a region in image 2"
+    net.blobs["x1"].reshape(0, 5)
+    assert net.forward()["y0"].shape[0] == 0
