@@ -1,4 +1,4 @@
-"""The built package: a net runs from it in an empty folder."""
+"""The built package: a net and the command run from it in an empty folder."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ print(caffe.__file__, net.forward()["y"].tolist())
 """
 
 
-def test_a_net_runs_from_the_built_wheel_in_an_empty_folder(tmp_path):
+def test_a_net_and_the_command_run_from_the_built_wheel_in_an_empty_folder(tmp_path):
     source, site, empty = (tmp_path / name for name in ("source", "site", "empty"))
     empty.mkdir()
     for name in ("caffe", "pipeline"):
@@ -35,3 +35,13 @@ def test_a_net_runs_from_the_built_wheel_in_an_empty_folder(tmp_path):
     path, values = done.stdout.split(" ", 1)
     assert path.startswith(str(site))
     assert values == "[[4.0, 7.0]]\n"
+    done = subprocess.run(
+        [site / "bin" / "caffe", "time", "-model", "net.prototxt", "-minloglevel", "0"],
+        cwd=empty,
+        env=environment,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"         y\tforward: " in done.stderr
+    installed = {path.name for path in (site / "caffe" / "commands").glob("*.py")}
+    assert installed == {path.name for path in (ROOT / "caffe" / "commands").glob("*.py")}
