@@ -7,12 +7,14 @@ import os
 import resource
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import caffe
+from caffe.lmdb_file import LMDBFile
 from caffe.proto import caffe_pb2
 from caffe.transform import pixels_of
 
@@ -161,3 +163,46 @@ def test_a_damaged_record_is_read_or_refused(content):
         return
     pixels = accepts(pixels_of, datum, None, "record")
     assert pixels is None or isinstance(pixels, np.ndarray)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """An LMDB of several levels, with small records and large ones."""
+    folder = tmp_path_factory.mktemp("lmdb")
+    environment = lmdb.open(str(folder), map_size=1 << 24)
+    with environment.begin(write=True) as transaction:
+        for number in range(300):
+            transaction.put(b"%08d" % number, bytes(number % 7 * 700 + 20))
+    environment.close()
+    return folder
+
+
+def test_an_lmdb_is_read_as_its_own_library_reads_it(database):
+    environment = lmdb.open(str(database), readonly=True, lock=False)
+    with environment.begin() as transaction:
+        written = list(transaction.cursor())
+    environment.close()
+    file = LMDBFile(database)
+    assert [(key, bytes(value)) for key, value in file.items()] == written
+    assert [bytes(value) for value in file.values(250)] == [value for _, value in written[250:]]
+    assert len(file) == 300
+
+
+@settings(max_examples=INPUTS // 4, **SETTINGS)
+@given(data=st.data())
+def test_a_damaged_lmdb_is_read_or_refused(database, tmp_path_factory, data):
+    content = bytearray((database / "data.mdb").read_bytes())
+    used = [0, 1, *range(2, len(content) // 4096)]
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.sampled_from(used)) * 4096 + data.draw(st.integers(0, 200) | st.integers(0, 4095))
+        change = data.draw(st.binary(min_size=1, max_size=8))
+        content[at : at + len(change)] = change
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content))) :]
+    damaged_file = tmp_path_factory.getbasetemp() / "damaged.mdb"
+    damaged_file.write_bytes(content)
+
+    def read():
+        return sum(len(bytes(value)) for _, value in LMDBFile(damaged_file).items())
+
+    accepts(read)

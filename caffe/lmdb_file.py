@@ -1,0 +1,153 @@
+"""Reading an LMDB's records in key order, with every offset checked.
+
+liblmdb trusts what a file holds and ends the process over a damaged one. This reads the same B+tree (mdb.c, LMDB 0.9, 64-bit,
+little-endian) through a memory map, takes no lock, and so serves read-only file systems and several nets of one process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from caffe.errors import FileError
+
+MAGIC = 0xBEEFC0DE
+BRANCH, LEAF, OVERFLOW = 0x01, 0x02, 0x04
+BIG_DATA = 0x01
+NO_PAGE = 2**64 - 1
+GREATEST_DEPTH = 32
+
+_PAGE = struct.Struct("<QHHHH")
+"""Number, padding, flags, end of the node pointers, begin of the nodes."""
+_META = struct.Struct("<IIQQ")
+"""Magic, version, address, map size; two trees follow, of the free pages and of the records."""
+_TREE = struct.Struct("<IHHQQQQQ")
+"""Page size (in the first), flags, depth, branch, leaf and overflow pages, entries, root."""
+_END = struct.Struct("<QQ")
+"""Last page, transaction."""
+_NODE = struct.Struct("<HHHH")
+"""Low and high half of the data's size (or of a child's page number), flags, size of the key."""
+_NUMBER = struct.Struct("<Q")
+
+
+class LMDBFile:
+    """The records of an LMDB: `len(file)`, `file.values(start)`, `file.items()`.
+
+    source  the database's folder, or its data file
+    Values are views into the mapped file, valid as long as the object is.
+    """
+
+    def __init__(self, source: str):
+        self.source = str(source)
+        if not Path(source).exists():
+            raise FileError(self.source, "no such database", do="build it first, or correct data_param.source")
+        path = Path(source) / "data.mdb" if Path(source).is_dir() else Path(source)
+        try:
+            with path.open("rb") as file:
+                self._map = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError:
+            raise self._error("it has no data.mdb") from None
+        except (OSError, ValueError) as error:
+            raise self._error(f"{path.name} cannot be read ({error})") from None
+        metas = [meta for meta in self._metas() if meta]
+        if not metas:
+            raise self._error(f"{path.name} does not begin as one")
+        _, self._page_size, self._entries, self._root = max(metas)
+
+    def __len__(self) -> int:
+        return self._entries
+
+    def values(self, start: int = 0) -> Iterator[memoryview]:
+        """Records from position `start` on."""
+        for page, pointers in self._leaves():
+            if start >= len(pointers):
+                start -= len(pointers)
+                continue
+            for pointer in pointers[start:]:
+                yield self._node(page, pointer)[1]
+            start = 0
+
+    def items(self) -> Iterator[tuple[bytes, memoryview]]:
+        """Keys and records, in key order."""
+        for page, pointers in self._leaves():
+            for pointer in pointers:
+                yield self._node(page, pointer)
+
+    # ---- the tree
+
+    def _metas(self):
+        """(transaction, page size, entries, root) of both meta pages; None for one that is not valid."""
+        page_size = 0
+        for number in (0, 1):
+            start = number * page_size + _PAGE.size
+            if start + _META.size + 2 * _TREE.size + _END.size > len(self._map):
+                yield None
+                return
+            magic, version, _, _ = _META.unpack_from(self._map, start)
+            free = _TREE.unpack_from(self._map, start + _META.size)
+            records = _TREE.unpack_from(self._map, start + _META.size + _TREE.size)
+            _, transaction = _END.unpack_from(self._map, start + _META.size + 2 * _TREE.size)
+            if number == 0:
+                page_size = free[0]
+            valid = magic == MAGIC and version == 1 and 256 <= page_size <= 65536 and free[0] == page_size and records[1] == 0
+            yield (transaction, page_size, records[6], records[7]) if valid else None
+            if not 256 <= page_size <= 65536:
+                return
+
+    def _leaves(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """(offset, offsets of the nodes) of every leaf page, in key order."""
+        if self._root == NO_PAGE:
+            return
+        waiting = [(self._root, 0)]
+        pages = len(self._map) // self._page_size
+        seen = 0
+        while waiting:
+            number, depth = waiting.pop()
+            seen += 1
+            if seen > pages or depth > GREATEST_DEPTH:
+                raise self._error("its pages refer to each other")
+            page, flags, pointers = self._page(number)
+            if flags & LEAF:
+                yield page, pointers
+            else:
+                waiting.extend((self._child(page, pointer), depth + 1) for pointer in reversed(pointers))
+
+    def _page(self, number: int) -> tuple[int, int, tuple[int, ...]]:
+        """Offset, flags and node offsets of a branch or leaf page."""
+        page = number * self._page_size
+        if page + self._page_size > len(self._map):
+            raise self._error(f"page {number} lies outside the file, which may be cut off")
+        _, _, flags, lower, upper = _PAGE.unpack_from(self._map, page)
+        if flags & ~0x10 not in (BRANCH, LEAF) or not _PAGE.size <= lower <= upper <= self._page_size or lower % 2:
+            raise self._error(f"page {number} is damaged")
+        count = (lower - _PAGE.size) // 2
+        pointers = struct.unpack_from(f"<{count}H", self._map, page + _PAGE.size)
+        if count and not (upper <= min(pointers) and max(pointers) + _NODE.size <= self._page_size):
+            raise self._error(f"page {number} is damaged")
+        return page, flags, pointers
+
+    def _child(self, page: int, pointer: int) -> int:
+        low, high, top, _ = _NODE.unpack_from(self._map, page + pointer)
+        return low | high << 16 | top << 32
+
+    def _node(self, page: int, pointer: int) -> tuple[bytes, memoryview]:
+        """Key and value of a leaf's node."""
+        start = page + pointer
+        low, high, flags, key_size = _NODE.unpack_from(self._map, start)
+        size = low | high << 16
+        key = start + _NODE.size
+        data, end = key + key_size, page + self._page_size
+        if flags & BIG_DATA and data + _NUMBER.size <= end:
+            (number,) = _NUMBER.unpack_from(self._map, data)
+            data, end = number * self._page_size + _PAGE.size, len(self._map)
+            flags &= ~BIG_DATA
+        if flags or key + key_size > page + self._page_size or data + size > end:
+            raise self._error(f"the record at byte {start} is damaged, or the file cut off")
+        return bytes(self._map[key : key + key_size]), self._map[data : data + size]
+
+    def _error(self, found: str) -> FileError:
+        return FileError(
+            self.source, f"not a readable LMDB: {found}", do="check data_param.source and backend, or build it again"
+        )
