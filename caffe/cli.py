@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 
 from caffe.errors import Error, nearest
@@ -29,12 +30,14 @@ _FORMER = {
     "test_net": ("test", ("-model", "-weights", "-iterations")),
     "net_speed_benchmark": ("time", ("-model", "-iterations")),
 }
+# Where the log goes in any case; scripts say it all the same.
+_ALWAYS = re.compile(r"--?(also)?logtostderr(=.*)?$")
 _SHOWN = {"-solver": "solver.prototxt", "-snapshot": "x.solverstate", "-weights": "x.caffemodel", "-model": "net.prototxt"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns its exit code. A caffe.Error becomes one line on standard error and 1."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [argument for argument in (sys.argv[1:] if argv is None else argv) if not _ALWAYS.match(argument)]
     if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
         print(usage())
         return 0 if arguments else 1

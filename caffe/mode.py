@@ -7,7 +7,7 @@ import torch
 
 from caffe.errors import Error
 
-_state = {"gpu": False, "device": 0, "solvers": 1, "rank": 0, "multiprocess": False}
+_state = {"gpu": False, "device": 0, "solvers": 1, "rank": 0}
 
 # Crops, mirrors and shuffles of the data layers draw from here; fillers and dropout from PyTorch's generators.
 data_rng = np.random.default_rng()
@@ -73,5 +73,4 @@ def set_solver_rank(rank: int) -> None:
 
 
 def set_multiprocess(multiprocess: bool) -> None:
-    """Say that each solver has a process of its own, which is how they always run here."""
-    _state["multiprocess"] = multiprocess
+    """Takes what scripts for several GPUs say; here each solver has a process of its own in any case."""

@@ -32,6 +32,9 @@ class Layer:
     param_str  the text of the prototxt's param_str
     phase      caffe.TRAIN or caffe.TEST
     blobs      learned parameters: self.blobs.add_blob(10, 3) in `setup` appends one; `backward` adds to their diffs
+
+    A source of records may also have `batch_size` and `seek(position)`, which a restored solver calls with the number of records
+    that were read before, and `close()`, which net.close() calls.
     """
 
     type = "Python"

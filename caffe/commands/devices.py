@@ -10,11 +10,10 @@ from caffe.errors import Error
 
 def numbers(flag: str) -> list[int]:
     """The GPUs that -gpu names: those of a list, every one for `all`, none where it is empty."""
+    if flag and not torch.cuda.is_available():
+        raise Error(f"-gpu {flag}", "PyTorch finds no CUDA device", do="leave -gpu out to compute on the CPU")
     if flag == "all":
-        count = torch.cuda.device_count()
-        if not count:
-            raise Error("-gpu all", "PyTorch finds no CUDA device", do="leave -gpu out to compute on the CPU")
-        return list(range(count))
+        return list(range(torch.cuda.device_count()))
     parts = [part.strip() for part in flag.split(",")] if flag else []
     if not all(part.isdigit() for part in parts):
         raise Error(f"-gpu {flag}", "not a list of GPUs", "it is numbers separated by commas, or all", "such as -gpu 0,1")

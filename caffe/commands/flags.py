@@ -27,9 +27,6 @@ def parser(command: str, description: str, epilog: str | None = None) -> argpars
     log = result.add_argument_group("log")
     add(log, "log_dir", "folder for a copy of the log", default=os.environ.get("GLOG_log_dir", ""))  # noqa: SIM112 - glog spells it so
     add(log, "minloglevel", "least severity that is shown: 0 info, 1 warning, 2 error", type=int)
-    # What Caffe always does; scripts say it all the same.
-    for name in ("logtostderr", "alsologtostderr"):
-        log.add_argument(f"-{name}", f"--{name}", nargs="?", help=argparse.SUPPRESS)
     return result
 
 

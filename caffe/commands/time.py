@@ -41,7 +41,8 @@ def measure(arguments) -> None:
     glog.info("caffe.cpp:374", "*** Benchmark begins ***")
     glog.info("caffe.cpp:375", f"Testing for {arguments.iterations} iterations.")
     count = len(net.layers)
-    passes, layers = {_forward: 0.0, _backward: 0.0}, {net._forward: [0.0] * count, net._backward: [0.0] * count}
+    passes = {_forward: 0.0, _backward: 0.0}
+    layers_forward, layers_backward = [0.0] * count, [0.0] * count
     timer = Timer()
     for iteration in range(arguments.iterations):
         before = sum(passes.values())
@@ -50,16 +51,19 @@ def measure(arguments) -> None:
             run(net)
             passes[run] += timer.ms
         glog.info("caffe.cpp:403", f"Iteration: {iteration + 1} forward-backward time: {sum(passes.values()) - before:g} ms.")
-        for run, order in ((net._forward, range(count)), (net._backward, reversed(range(count)))):
-            for index in order:
-                timer.start()
-                run(index, index)
-                layers[run][index] += timer.ms
+        for index in range(count):
+            timer.start()
+            net._forward(index, index)
+            layers_forward[index] += timer.ms
+        for index in reversed(range(count)):
+            timer.start()
+            net._backward(index, index)
+            layers_backward[index] += timer.ms
     net.close()
     glog.info("caffe.cpp:406", "Average time per layer: ")
     for index, name in enumerate(net._layer_names):
-        glog.info("caffe.cpp:409", f"{name:>10}\tforward: {layers[net._forward][index] / arguments.iterations:g} ms.")
-        glog.info("caffe.cpp:412", f"{name:>10}\tbackward: {layers[net._backward][index] / arguments.iterations:g} ms.")
+        glog.info("caffe.cpp:409", f"{name:>10}\tforward: {layers_forward[index] / arguments.iterations:g} ms.")
+        glog.info("caffe.cpp:412", f"{name:>10}\tbackward: {layers_backward[index] / arguments.iterations:g} ms.")
     total = sum(passes.values())
     glog.info("caffe.cpp:417", f"Average Forward pass: {passes[_forward] / arguments.iterations:g} ms.")
     glog.info("caffe.cpp:419", f"Average Backward pass: {passes[_backward] / arguments.iterations:g} ms.")

@@ -82,6 +82,25 @@ def test_flags_may_stand_before_the_command(run):
     assert run("-solver", "solver.prototxt", "train")[0] == 0
 
 
+def test_flags_of_the_log_change_nothing_else(run):
+    code, messages, _ = run("upgrade_net_proto_text", "--logtostderr=1", "net.prototxt", "-alsologtostderr", "new.prototxt")
+    assert (code, messages[-1]) == (0, "Wrote upgraded NetParameter text proto to new.prototxt")
+    assert run("train", "-solver", "solver.prototxt", "-minloglevel", "1")[1] == []
+    caffe.init_log()
+
+
+@pytest.mark.parametrize("command", [["train", "-solver", "solver.prototxt"], ["time", "-model", "net.prototxt"]])
+@pytest.mark.parametrize(("flag", "found"), [("0", "no CUDA device"), ("all", "no CUDA device")])
+def test_a_gpu_that_is_not_there_is_an_error(run, command, flag, found):
+    import torch
+
+    if torch.cuda.is_available():
+        flag, found = "999", "device 999"
+    code, _, rest = run(*command, "-gpu", flag)
+    assert code == 1
+    assert found in rest
+
+
 def test_train_begins_with_the_weights_of_several_files(run, folder):
     for layer, value in (("conv1", 2.0), ("ip", 3.0)):
         model = caffe_pb2.NetParameter()

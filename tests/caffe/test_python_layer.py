@@ -162,6 +162,23 @@ def test_a_source_in_python_decides_the_batch(write):
         assert net.blobs["ip"].shape == (value, 3)
 
 
+def test_a_source_in_python_goes_on_where_the_run_was_that_is_restored(write, tmp_path):
+    class Records(Countdown):
+        batch_size = 5
+
+        def seek(self, position):
+            self.value = position
+
+    globals()["Records"] = Records
+    write("net.prototxt", python("Records", tops="x", param_str="3") + PRODUCT)
+    text = f'net: "{tmp_path}/net.prototxt" snapshot_prefix: "{tmp_path}/run" lr_policy: "fixed" iter_size: 2'
+    solver = caffe.get_solver(write("solver.prototxt", text))
+    solver.iter = 4
+    solver.snapshot()
+    solver.restore(tmp_path / "run_iter_4.solverstate")
+    assert solver.net.layers[0].value == 4 * 2 * 5
+
+
 def test_a_learned_parameter_is_trained_saved_and_loaded(write, tmp_path):
     text = INPUT + TARGET + python("Gain", "x") + python("SquaredDistance", "y t", "loss", "loss_weight: 1")
     path = write("net.prototxt", text)
