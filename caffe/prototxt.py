@@ -29,7 +29,7 @@ def read_solver(path: str) -> caffe_pb2.SolverParameter:
 
 def read_weights(path: str) -> caffe_pb2.WeightsParameter:
     """The names and blobs of the layers in a .caffemodel of any version, BVLC Caffe's or a fork's."""
-    weights = read_binary(path, caffe_pb2.WeightsParameter())
+    weights = read_binary(path, caffe_pb2.WeightsParameter(), "a .caffemodel")
     if not weights.layer and not weights.layers:
         raise FileError(path, "no layers", "a .caffemodel holds the layers of a net", "check that this is a weights file")
     return weights
@@ -55,15 +55,14 @@ def text_of(message: Message) -> str:
     return _WHOLE.sub(r"\1", text_format.MessageToString(message))
 
 
-def read_binary(path: str, message: Message) -> Message:
-    """Fill `message` from a binary file."""
+def read_binary(path: str, message: Message, what: str | None = None) -> Message:
+    """Fill `message` from a binary file; `what` it is meant to be, for the error."""
     content = _bytes(path)
+    what = what or f"a binary {message.DESCRIPTOR.name}"
     try:
         message.ParseFromString(content)
     except DecodeError as error:
-        raise FileError(
-            path, f"not a binary {message.DESCRIPTOR.name} ({len(content)} bytes)", do="the file is damaged, or of another kind"
-        ) from error
+        raise FileError(path, f"not {what} ({len(content)} bytes)", do="the file is damaged, or of another kind") from error
     return message
 
 

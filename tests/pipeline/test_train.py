@@ -37,7 +37,7 @@ def test_weights_of_another_net_are_refused(small, fails, write):
 
 def test_a_file_that_is_no_weights_is_refused(small, fails):
     (small / "page.caffemodel").write_text("<html>not found</html>")
-    fails(["page.caffemodel", "not a binary NetParameter"], *TRAIN, "--weights", "page.caffemodel", leaves=LOG)
+    fails(["page.caffemodel", "not a .caffemodel"], *TRAIN, "--weights", "page.caffemodel", leaves=LOG)
 
 
 def test_an_unknown_layer_type_ends_training_with_its_line(small, fails):
