@@ -26,6 +26,8 @@ _GROUPS = (
     "resampling",
     "regions",
     "fork_losses",
+    "detection",
+    "multibox",
 )
 
 

@@ -6,80 +6,12 @@ import numpy as np
 import pytest
 
 import caffe
-
-rng = np.random.default_rng(5)
-
-
-def draw(*shape, low=-1.0, high=1.0):
-    return rng.uniform(low, high, shape)
+from tests.caffe.layer_checks import check, draw, made, refused, reseed, rng
 
 
-def made(write, layer, shapes, phase=caffe.TRAIN, tops=1):
-    """A net of Inputs x0, x1, … of these shapes and one layer of tops y0, y1, …; `layer` has its type and parameters."""
-    text = "force_backward: true\n"
-    for index, shape in enumerate(shapes):
-        dims = " ".join(f"dim: {extent}" for extent in shape)
-        text += f'layer {{ name: "x{index}" type: "Input" top: "x{index}" input_param {{ shape {{ {dims} }} }} }}\n'
-    bottoms = " ".join(f'bottom: "x{index}"' for index in range(len(shapes)))
-    text += f'layer {{ name: "layer" {bottoms} ' + " ".join(f'top: "y{index}"' for index in range(tops)) + f" {layer} }}\n"
-    return caffe.Net(write("net.prototxt", text), phase)
-
-
-def differences(function, x, step=1e-6):
-    """The gradient of a scalar function with respect to the array x, from central differences."""
-    gradient = np.zeros_like(x)
-    for index in np.ndindex(x.shape):
-        kept = x[index]
-        x[index] = kept + step
-        above = function()
-        x[index] = kept - step
-        gradient[index] = (above - function()) / (2 * step)
-        x[index] = kept
-    return gradient
-
-
-def check(write, layer, reference, *inputs, params=(), phase=caffe.TRAIN, wrt=(0,), learned=None, rtol=1e-4, atol=1e-5):
-    """The layer's tops, and its gradients for inputs `wrt` and the `learned` parameters (all by default), are the reference's.
-
-    reference(*inputs, *params) gives the first top, or several, in double precision.
-    """
-
-    def tops():
-        result = reference(*inputs, *params)
-        return list(result) if isinstance(result, tuple) else [result]
-
-    # Values as float32 has them, so that both sides compute the same.
-    inputs, params = ([np.array(a, np.float32).astype(float) for a in arrays] for arrays in (inputs, params))
-    wanted = tops()
-    net = made(write, layer, [x.shape for x in inputs], phase, len(wanted))
-    for index, values in enumerate(inputs):
-        net.blobs[f"x{index}"].data[...] = values
-    for blob, values in zip(net.params.get("layer", []), params, strict=True):
-        blob.data[...] = values
-    net.forward()
-    for index, values in enumerate(wanted):
-        assert net.blobs[f"y{index}"].shape == np.shape(values)
-        np.testing.assert_allclose(net.blobs[f"y{index}"].data, values, rtol=rtol, atol=atol)
-    direction = np.ones(()) if net.layers[-1].is_loss else draw(*np.shape(wanted[0]))
-    net.blobs["y0"].diff[...] = direction
-    net.backward()
-
-    def objective():
-        return float((tops()[0] * direction).sum())
-
-    for index in wrt:
-        got = net.blobs[f"x{index}"].diff
-        np.testing.assert_allclose(got, differences(objective, inputs[index]), rtol=1e-3, atol=1e-4, err_msg=f"x{index}")
-    for index in range(len(params)) if learned is None else learned:
-        got = net.params["layer"][index].diff
-        np.testing.assert_allclose(got, differences(objective, params[index]), rtol=1e-3, atol=1e-4, err_msg=f"parameter {index}")
-    return net
-
-
-def refused(write, layer, *shapes, phase=caffe.TRAIN, tops=1):
-    with pytest.raises(caffe.LayerError) as error:
-        made(write, layer, shapes, phase, tops)
-    return error.value
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order(request):
+    reseed(request.node.name)
 
 
 # ---- blocks

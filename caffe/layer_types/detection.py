@@ -1,0 +1,182 @@
+"""SSD's layers around a detector (Liu et al. 2016): PriorBox says where boxes are looked for, DetectionOutput which are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from caffe import boxes
+from caffe.layer import Layer, register
+
+
+@register("PriorBox")
+class PriorBox(Layer):
+    """Boxes around each position of a map: (map (N, C, H, W), image (N, C, H', W')) → (1, 2, H · W · boxes · 4).
+
+    First the boxes, as shares of the image, position by position, for each min_size: a square of that size; a square of
+    √(min_size · max_size); one of the size of the first for each aspect ratio. Then their variances. No gradient.
+    """
+
+    bottoms = (2, 2)
+    differentiable_bottoms = ()
+    extents: tuple[int, ...] | None = None
+    """Those of map and image that `priors` are for."""
+
+    def setup(self, shape, image):
+        p = self.param.prior_box_param
+        if len(shape) != 4 or len(image) != 4:
+            raise self.error(f"bottoms of shapes {shape} and {image}", "both have 4 axes (N, C, H, W)")
+        if not p.min_size or min(p.min_size) < 1:
+            raise self.error("no min_size" if not p.min_size else f"min_size {min(p.min_size):g}", "it is at least 1 pixel")
+        if p.max_size and len(p.max_size) != len(p.min_size):
+            raise self.error(f"{len(p.max_size)} values of max_size", f"there are {len(p.min_size)} of min_size")
+        for low, high in zip(p.min_size, p.max_size, strict=False):
+            if high <= low:
+                raise self.error(f"max_size {high:g} for min_size {low:g}", "it is larger")
+        if len(p.variance) not in (0, 1, 4) or min(p.variance, default=1) <= 0:
+            raise self.error(f"variance {', '.join(f'{value:g}' for value in p.variance)}", "it is one or four numbers above 0")
+        if min(p.aspect_ratio, default=1) <= 0:
+            raise self.error(f"aspect_ratio {min(p.aspect_ratio):g}", "it is larger than 0")
+        self.image = self.pair("img_size", "img_h", "img_w")
+        self.step = self.pair("step", "step_h", "step_w")
+        self.variance = np.resize(np.array(p.variance or [0.1], np.float32), 4)
+        self.sizes = self.boxes()
+
+    def pair(self, both: str, height: str, width: str) -> tuple[float, float] | None:
+        """Two extents, given by one field or by two; None where they are not."""
+        p = self.param.prior_box_param
+        if p.HasField(both) and (p.HasField(height) or p.HasField(width)):
+            raise self.error(f"both {both} and {height} or {width}", "one form or the other is wanted")
+        if not any(p.HasField(name) for name in (both, height, width)):
+            return None
+        pair = (getattr(p, both),) * 2 if p.HasField(both) else (getattr(p, height), getattr(p, width))
+        if min(pair) <= 0:
+            raise self.error(f"{both} {pair}", "both extents are larger than 0")
+        return pair
+
+    def boxes(self) -> np.ndarray:
+        """Width and height of each box at a position, in pixels, (boxes, 2)."""
+        p = self.param.prior_box_param
+        ratios: list[float] = [1.0]
+        for ratio in p.aspect_ratio:
+            if all(abs(ratio - known) >= 1e-6 for known in ratios):
+                ratios += [ratio, 1 / ratio] if p.flip else [ratio]
+        roots = np.sqrt(np.array([ratio for ratio in ratios if abs(ratio - 1) >= 1e-6], np.float32))
+        sizes = []
+        for index, size in enumerate(map(int, p.min_size)):  # SSD takes whole pixels
+            sizes.append((size, size))
+            if p.max_size:
+                sizes.append((np.sqrt(size * int(p.max_size[index])),) * 2)
+            sizes += [(size * root, size / root) for root in roots]
+        return np.array(sizes, np.float32)
+
+    def forward(self, x, image):
+        height, width = x.shape[2:]
+        if x.is_meta:
+            return x.new_empty(1, 2, height * width * len(self.sizes) * 4)
+        if self.extents != (*x.shape[2:], *image.shape[2:]):
+            self.extents = (*x.shape[2:], *image.shape[2:])
+            self.priors = torch.from_numpy(self.place(height, width, self.image or image.shape[2:])).to(x)
+        return self.priors.clone()
+
+    def place(self, height: int, width: int, image: tuple[float, float]) -> np.ndarray:
+        """Boxes and variances of a map of these extents in an image of those."""
+        p = self.param.prior_box_param
+        steps = self.step or (np.float32(image[0]) / np.float32(height), np.float32(image[1]) / np.float32(width))
+        down, across = (
+            (np.arange(extent, dtype=np.float32) + np.float32(p.offset)) * np.float32(step)
+            for extent, step in zip((height, width), steps, strict=True)
+        )
+        centres = np.stack(np.broadcast_arrays(across, down[:, None]), -1)[:, :, None].astype(float)
+        corners = np.concatenate((centres - self.sizes / 2, centres + self.sizes / 2), -1) / np.tile(image[::-1], 2)
+        if p.clip:
+            corners = corners.clip(0, 1)
+        corners = corners.astype(np.float32).reshape(-1, 4)
+        return np.stack((corners, np.broadcast_to(self.variance, corners.shape))).reshape(1, 2, -1)
+
+
+def prior_arrays(layer: Layer, priors: torch.Tensor, code: int) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes (P, 4) and variances (P, 4) of a PriorBox's top; an error where a code needs a size that a box does not have."""
+    corners, variances = priors.detach().float().cpu().numpy().reshape(2, -1, 4)
+    if code != boxes.CODES.CORNER and (corners[:, 2:] <= corners[:, :2]).any():
+        raise layer.error("a prior without width or height", do="check the clip and the steps of the PriorBox layers")
+    return corners, variances
+
+
+def check_counts(layer: Layer, offsets, scores, priors, boxes_each: int, classes: int) -> None:
+    """That predictions of boxes and of classes are of the same images and priors."""
+    if priors.dim() < 3 or priors.shape[:2] != (1, 2) or priors.numel() % 8:
+        raise layer.error(f"priors of shape {tuple(priors.shape)}", "PriorBox gives (1, 2, priors · 4)")
+    count = priors.numel() // 8
+    if offsets.shape[0] != scores.shape[0]:
+        raise layer.error(f"{offsets.shape[0]} images of boxes and {scores.shape[0]} of scores", "they are of the same images")
+    for what, values, each in (("boxes", offsets, 4 * boxes_each), ("scores", scores, classes)):
+        found = values.shape[1:].numel()
+        if found != count * each:
+            raise layer.error(f"{found} values of {what} for each image", f"{count} priors need {count * each}")
+
+
+@register("DetectionOutput")
+class DetectionOutput(Layer):
+    """What is found in the images: (offsets, class probabilities, priors[, image]) → (1, 1, boxes, 7), an image after the other.
+
+    offsets (N, P · 4, or P · classes · 4 where share_location is false), probabilities (N, P · classes), priors (1, 2, P · 4).
+    A row is image, class, score, xmin, ymin, xmax, ymax, the box as shares of the image. For each class, boxes are taken by
+    their score unless they overlap a better one. Where nothing is found, a row for each image that is -1 but for its number.
+    """
+
+    bottoms = (3, 4)
+    differentiable_bottoms = ()
+
+    def setup(self, offsets, scores, priors, image=None):
+        p = self.param.detection_output_param
+        if p.num_classes < 1:
+            raise self.error("num_classes is not given", "it counts the background, too")
+        if p.nms_param.nms_threshold < 0 or not 0 < p.nms_param.eta <= 1:
+            raise self.error(
+                f"nms_threshold {p.nms_param.nms_threshold:g} and eta {p.nms_param.eta:g}",
+                "the threshold is not below 0, and eta above 0 and not above 1",
+            )
+        if p.visualize:
+            raise self.error("visualize: true", "boxes are not drawn here", "draw the rows of the top on the images in Python")
+        self.threshold = p.confidence_threshold if p.HasField("confidence_threshold") else -np.inf
+        self.candidates = p.nms_param.top_k if p.nms_param.HasField("top_k") else -1
+
+    def forward(self, offsets, scores, priors, image=None):
+        p = self.param.detection_output_param
+        check_counts(self, offsets, scores, priors, 1 if p.share_location else p.num_classes, p.num_classes)
+        if scores.is_meta:
+            return scores.new_empty(1, 1, 1, 7)
+        corners, variances = prior_arrays(self, priors, p.code_type)
+        count = scores.shape[0]
+        offsets = offsets.detach().float().cpu().numpy().reshape(count, len(corners), -1, 4).swapaxes(1, 2)
+        found = boxes.decode(
+            offsets, corners, np.ones_like(variances) if p.variance_encoded_in_target else variances, p.code_type
+        )
+        probabilities = scores.detach().float().cpu().numpy().reshape(count, len(corners), p.num_classes).swapaxes(1, 2)
+        rows = [self.of_image(number, found[number], probabilities[number]) for number in range(count)]
+        rows = np.concatenate(rows)
+        if not len(rows):
+            rows = np.full((count, 7), -1, np.float32)
+            rows[:, 0] = np.arange(count)
+        return torch.from_numpy(rows[None, None]).to(scores)
+
+    def of_image(self, number: int, found: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """The rows of one image, class after class: from boxes (1 or classes, P, 4) and scores (classes, P)."""
+        p = self.param.detection_output_param
+        rows = [np.empty((0, 7), np.float32)]
+        for label in range(p.num_classes):
+            if label == p.background_label_id:
+                continue
+            places = np.flatnonzero(scores[label] > np.float32(self.threshold))
+            places = places[np.argsort(-scores[label, places], kind="stable")]
+            places = places[: self.candidates] if self.candidates > -1 else places
+            own = found[0 if p.share_location else label, places]
+            kept = boxes.suppress(own, p.nms_param.nms_threshold, p.nms_param.eta)
+            names = np.tile(np.array([number, label], np.float32), (len(kept), 1))
+            rows.append(np.hstack((names, scores[label, places[kept], None], own[kept])))
+        rows = np.concatenate(rows)
+        if -1 < p.keep_top_k < len(rows):
+            best = np.argsort(-rows[:, 2], kind="stable")[: p.keep_top_k]
+            rows = rows[best[np.argsort(rows[best, 1], kind="stable")]]
+        return rows

@@ -1,0 +1,496 @@
+"""SSD's layers against plain loops over their definitions (Liu et al. 2016), and its loss's gradient against differences."""
+
+import math
+
+import numpy as np
+import pytest
+
+import caffe
+from tests.caffe.layer_checks import check, made, refused, reseed, rng
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order(request):
+    reseed(request.node.name)
+
+
+# ---- PriorBox
+
+PRIORS = 'type: "PriorBox" prior_box_param { %s }'
+
+
+def prior_boxes(height, width, image, low, high=(), ratios=(1,), variance=(0.1,) * 4, clip=False, step=None, offset=0.5):
+    step = step or (image[0] / height, image[1] / width)
+    corners = []
+    for i, j in np.ndindex(height, width):
+        y, x = (i + offset) * step[0], (j + offset) * step[1]
+        for index, size in enumerate(low):
+            sizes = [(size, size)]
+            if high:
+                sizes.append((math.sqrt(size * high[index]),) * 2)
+            sizes += [(size * math.sqrt(ratio), size / math.sqrt(ratio)) for ratio in ratios if ratio != 1]
+            for w, h in sizes:
+                corners += [(x - w / 2) / image[1], (y - h / 2) / image[0], (x + w / 2) / image[1], (y + h / 2) / image[0]]
+    if clip:
+        corners = [min(max(corner, 0), 1) for corner in corners]
+    return np.array([corners, list(variance) * (len(corners) // 4)])[None]
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments"),
+    [
+        ("min_size: 30", {"low": [30]}),
+        ("min_size: 30.9 max_size: 60.5", {"low": [30], "high": [60]}),
+        ("min_size: 30 max_size: 60 aspect_ratio: 2", {"low": [30], "high": [60], "ratios": (2, 0.5)}),
+        (
+            "min_size: 30 aspect_ratio: 1 aspect_ratio: 2 aspect_ratio: 3 aspect_ratio: 2",
+            {"low": [30], "ratios": (2, 0.5, 3, 1 / 3)},
+        ),
+        ("min_size: 20 min_size: 40 aspect_ratio: 2 flip: false", {"low": [20, 40], "ratios": (2,)}),
+        ("min_size: 60 clip: true variance: 0.2", {"low": [60], "clip": True, "variance": (0.2,) * 4}),
+        (
+            "min_size: 9 variance: 0.1 variance: 0.1 variance: 0.2 variance: 0.3 step: 16 offset: 0.25",
+            {"low": [9], "variance": (0.1, 0.1, 0.2, 0.3), "step": (16, 16), "offset": 0.25},
+        ),
+        ("min_size: 9 step_h: 8 step_w: 12 img_h: 200 img_w: 300", {"low": [9], "step": (8, 12), "image": (200, 300)}),
+        ("min_size: 9 img_size: 150", {"low": [9], "image": (150, 150)}),
+    ],
+)
+def test_prior_box(write, settings, arguments):
+    net = made(write, PRIORS % settings, [(2, 5, 3, 4), (2, 3, 90, 100)])
+    wanted = prior_boxes(3, 4, **{"image": (90, 100), **arguments})
+    assert net.blobs["y0"].shape == wanted.shape
+    np.testing.assert_allclose(net.forward()["y0"], wanted, rtol=1e-5, atol=1e-6)
+    net.blobs["x0"].reshape(1, 5, 2, 2)
+    np.testing.assert_allclose(net.forward()["y0"], prior_boxes(2, 2, **{"image": (90, 100), **arguments}), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ("", "no min_size"),
+        ("min_size: 0", "min_size 0"),
+        ("min_size: 30 max_size: 40 max_size: 50", "2 values of max_size"),
+        ("min_size: 30 max_size: 20", "max_size 20 for min_size 30"),
+        ("min_size: 30 variance: 1 variance: 2", "variance 1, 2"),
+        ("min_size: 30 aspect_ratio: 0", "aspect_ratio 0"),
+        ("min_size: 30 img_size: 300 img_w: 300", "both img_size and img_h or img_w"),
+        ("min_size: 30 step_h: 8", "step (8.0, 0.0)"),
+    ],
+)
+def test_prior_box_refuses_what_gives_no_boxes(write, settings, found):
+    assert refused(write, PRIORS % settings, (1, 5, 3, 4), (1, 3, 90, 100)).found == found
+
+
+# ---- boxes, one at a time
+
+
+def overlap(a, b):
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    sizes = [(box[2] - box[0]) * (box[3] - box[1]) if box[2] >= box[0] and box[3] >= box[1] else 0 for box in (a, b)]
+    return width * height / (sum(sizes) - width * height)
+
+
+def decoded(prior, variance, offset, code):
+    offset = [v * o for v, o in zip(variance, offset, strict=True)]
+    width, height = prior[2] - prior[0], prior[3] - prior[1]
+    if code == "CORNER":
+        return [p + o for p, o in zip(prior, offset, strict=True)]
+    if code == "CORNER_SIZE":
+        return [p + o * side for p, o, side in zip(prior, offset, (width, height) * 2, strict=True)]
+    x, y = offset[0] * width + (prior[0] + prior[2]) / 2, offset[1] * height + (prior[1] + prior[3]) / 2
+    w, h = math.exp(offset[2]) * width, math.exp(offset[3]) * height
+    return [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+
+
+def encoded(prior, variance, box, code):
+    width, height = prior[2] - prior[0], prior[3] - prior[1]
+    differences = [b - p for b, p in zip(box, prior, strict=True)]
+    if code == "CORNER_SIZE":
+        differences = [d / side for d, side in zip(differences, (width, height) * 2, strict=True)]
+    if code == "CENTER_SIZE":
+        differences = [
+            ((box[0] + box[2]) - (prior[0] + prior[2])) / 2 / width,
+            ((box[1] + box[3]) - (prior[1] + prior[3])) / 2 / height,
+            math.log((box[2] - box[0]) / width),
+            math.log((box[3] - box[1]) / height),
+        ]
+    return [d / v for d, v in zip(differences, variance, strict=True)]
+
+
+def some_priors(count):
+    centres, sides = rng.uniform(0.1, 0.9, (count, 2)), rng.uniform(0.15, 0.5, (count, 2))
+    corners = np.hstack((centres - sides / 2, centres + sides / 2))
+    return np.stack((corners.reshape(-1), np.tile([0.1, 0.1, 0.2, 0.2], count)))[None].astype(np.float32).astype(float)
+
+
+CODES = ["CORNER", "CENTER_SIZE", "CORNER_SIZE"]
+
+
+# ---- DetectionOutput
+
+
+def detections(
+    offsets,
+    scores,
+    priors,
+    classes,
+    code,
+    shared=True,
+    background=0,
+    threshold=0.45,
+    eta=1.0,
+    top=-1,
+    keep=-1,
+    least=-9e9,
+    plain=False,
+):
+    rows = []
+    corners, variances = priors[0].reshape(2, -1, 4)
+    for image, (own, confidences) in enumerate(zip(offsets, scores, strict=True)):
+        own, confidences = own.reshape(len(corners), -1, 4), confidences.reshape(len(corners), classes)
+        mine = []
+        for label in range(classes):
+            if label == background:
+                continue
+            found = [
+                decoded(corners[k], [1] * 4 if plain else variances[k], own[k, 0 if shared else label], code)
+                for k in range(len(corners))
+            ]
+            order = sorted(
+                (k for k in range(len(corners)) if confidences[k, label] > least), key=lambda k: -confidences[k, label]
+            )
+            kept, limit = [], threshold
+            for k in order[:top] if top > -1 else order:
+                if all(overlap(found[k], found[other]) <= limit for other in kept):
+                    kept.append(k)
+                    if eta < 1 and limit > 0.5:
+                        limit *= eta
+            mine += [[image, label, confidences[k, label], *found[k]] for k in kept]
+        if -1 < keep < len(mine):
+            mine = sorted(sorted(mine, key=lambda row: -row[2])[:keep], key=lambda row: row[1])
+        rows += mine
+    return np.array(rows)[None, None]
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize(
+    ("settings", "arguments"),
+    [
+        ("nms_param { nms_threshold: 0.45 }", {}),
+        ("nms_param { nms_threshold: 0.3 top_k: 5 }", {"threshold": 0.3, "top": 5}),
+        ("nms_param { nms_threshold: 0.9 eta: 0.8 } background_label_id: -1", {"threshold": 0.9, "eta": 0.8, "background": -1}),
+        ("nms_param { nms_threshold: 0.45 } keep_top_k: 6 confidence_threshold: 0.3", {"keep": 6, "least": 0.3}),
+        ("nms_param { nms_threshold: 0.45 } share_location: false background_label_id: 1", {"shared": False, "background": 1}),
+        ("nms_param { nms_threshold: 0.45 } variance_encoded_in_target: true", {"plain": True}),
+    ],
+)
+def test_detection_output(write, code, settings, arguments):
+    count, classes, each = 20, 3, 1 if arguments.get("shared", True) else 3
+    offsets = rng.normal(0, 0.3, (2, count * each * 4)).astype(np.float32).astype(float)
+    scores = rng.uniform(0, 1, (2, count * classes)).astype(np.float32).astype(float)
+    priors = some_priors(count)
+    layer = f'type: "DetectionOutput" detection_output_param {{ num_classes: 3 code_type: {code} {settings} }}'
+    net = made(write, layer, [offsets.shape, scores.shape, priors.shape], caffe.TEST)
+    assert net.blobs["y0"].shape == (1, 1, 1, 7)
+    for index, values in enumerate((offsets, scores, priors)):
+        net.blobs[f"x{index}"].data[...] = values
+    wanted = detections(offsets, scores, priors, classes, code, **arguments)
+    assert 3 < wanted.shape[2] < 2 * count * classes
+    np.testing.assert_allclose(net.forward()["y0"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_where_nothing_is_detected_there_is_a_row_for_each_image(write):
+    layer = 'type: "DetectionOutput" detection_output_param { num_classes: 3 confidence_threshold: 0.5 }'
+    net = made(write, layer, [(2, 8), (2, 6), (1, 2, 8)], caffe.TEST)
+    assert net.forward()["y0"].tolist() == [[[[0, *[-1] * 6], [1, *[-1] * 6]]]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "shapes", "found"),
+    [
+        ("", [(2, 8), (2, 6), (1, 2, 8)], "num_classes is not given"),
+        ("num_classes: 3", [(2, 9), (2, 6), (1, 2, 8)], "9 values of boxes for each image"),
+        ("num_classes: 3", [(2, 8), (2, 4), (1, 2, 8)], "4 values of scores for each image"),
+        ("num_classes: 3", [(2, 8), (1, 6), (1, 2, 8)], "2 images of boxes and 1 of scores"),
+        ("num_classes: 3", [(2, 8), (2, 6), (2, 8)], "priors of shape (2, 8)"),
+        ("num_classes: 3 nms_param { eta: 0 }", [(2, 8), (2, 6), (1, 2, 8)], "nms_threshold 0.3 and eta 0"),
+        ("num_classes: 3 visualize: true", [(2, 8), (2, 6), (1, 2, 8)], "visualize: true"),
+    ],
+)
+def test_detection_output_refuses_what_does_not_belong_together(write, settings, shapes, found):
+    assert refused(write, f'type: "DetectionOutput" detection_output_param {{ {settings} }}', *shapes).found == found
+
+
+def test_a_prior_without_area_is_named(write):
+    layer = 'type: "DetectionOutput" detection_output_param { num_classes: 3 code_type: CENTER_SIZE }'
+    with pytest.raises(caffe.LayerError, match="a prior without width or height"):
+        made(write, layer, [(2, 8), (2, 6), (1, 2, 8)], caffe.TEST).forward()
+
+
+# ---- MultiBoxLoss
+
+
+class Loss:
+    """MultiBoxLoss with one loop for each step of its definition."""
+
+    def __init__(self, classes, code="CENTER_SIZE", **settings):
+        self.classes, self.code = classes, code
+        self.background, self.threshold, self.each = 0, 0.5, True
+        self.mining, self.ratio, self.neg_overlap, self.sample_size, self.nms = "MAX_NEGATIVE", 3, 0.5, 64, None
+        self.shared, self.by_prior, self.inside_only, self.bp_inside = True, True, False, False
+        self.plain_targets, self.logistic, self.square, self.agnostic, self.difficult = False, False, False, False, True
+        self.weight, self.normalization, self.learns = 1.0, "VALID", (True, True)
+        vars(self).update(settings)
+
+    def __call__(self, offsets, scores, priors, truths):
+        corners, variances = priors[0].reshape(2, -1, 4)
+        count = len(corners)
+        box_loss = class_loss = 0.0
+        matches = 0
+        for image in range(len(scores)):
+            own, confidences = offsets[image].reshape(count, -1, 4), scores[image].reshape(count, self.classes)
+            rows = [row for row in truths.reshape(-1, 8) if row[0] == image and (self.difficult or not row[7])]
+            tables = self.match(own, corners, variances, rows) if rows else {}
+            negatives = self.mine(tables, own, confidences, corners, variances, rows) if self.mining != "NONE" and rows else []
+            labels = {}
+            for slot, (table, _) in tables.items():
+                for k, truth in enumerate(table):
+                    if truth >= 0:
+                        matches += 1
+                        labels[k] = self.label(rows[truth])
+                        box_loss += sum(self.of_box(own[k, slot], corners[k], variances[k], rows[truth]))
+            if self.mining == "NONE":
+                otherwise = None if self.logistic else self.background
+                class_loss += sum(self.of_class(confidences[k], labels.get(k, otherwise)) for k in range(count))
+            else:
+                class_loss += sum(self.of_class(confidences[k], label) for k, label in labels.items())
+                class_loss += sum(self.of_class(confidences[k], self.background) for k in negatives)
+        divisor = {"VALID": matches, "FULL": len(scores) * count, "BATCH_SIZE": len(scores), "NONE": 1}[self.normalization]
+        loss = self.weight * box_loss * self.learns[0] + class_loss * self.learns[1]
+        return np.float64(loss / max(1, divisor))
+
+    def label(self, row):
+        return self.background + 1 if self.agnostic else int(row[1])
+
+    def of_class(self, scores, label):
+        if self.logistic:
+            return sum(math.log1p(math.exp(-score if c == label else score)) for c, score in enumerate(scores))
+        return math.log(sum(math.exp(score) for score in scores)) - scores[label]
+
+    def box(self, offset, prior, variance):
+        return decoded(prior, [1] * 4 if self.plain_targets else variance, offset, self.code)
+
+    def of_box(self, offset, prior, variance, row):
+        target = encoded(prior, variance, row[3:7], self.code)
+        ends = prior if self.by_prior else self.box(offset, prior, variance)
+        for k in range(4):
+            if self.bp_inside and not 0 <= ends[k] <= 1:
+                continue
+            d = offset[k] / (variance[k] if self.plain_targets else 1) - target[k]
+            yield d * d / 2 if self.square or abs(d) < 1 else abs(d) - 0.5
+
+    def match(self, own, corners, variances, rows):
+        slots = [0] if self.shared else [c for c in range(self.classes) if c != self.background]
+        if self.by_prior:
+            table, best = self.assign(corners, rows, range(len(rows)))
+            if self.shared:
+                return {0: (table, best)}
+            return {c: ([t if t >= 0 and rows[t][1] == c else -1 for t in table], best) for c in slots}
+        tables = {}
+        for slot in slots:
+            candidates = [self.box(own[k, slot], corners[k], variances[k]) for k in range(len(corners))]
+            mine = [g for g in range(len(rows)) if self.shared or rows[g][1] == slot]
+            tables[slot] = self.assign(candidates, rows, mine)
+        return tables
+
+    def assign(self, candidates, rows, mine):
+        table, best = [-1] * len(candidates), [0.0] * len(candidates)
+        overlaps = {}
+        for k, candidate in enumerate(candidates):
+            if self.inside_only and any(not 0 <= end <= 1 for end in candidate):
+                table[k] = -2
+                continue
+            for g in mine:
+                value = overlap(candidate, rows[g][3:7])
+                if value > 1e-6:
+                    overlaps[k, g] = value
+                    best[k] = max(best[k], value)
+        pool = set(mine)
+        while pool:
+            pairs = [(value, k, g) for (k, g), value in overlaps.items() if table[k] == -1 and g in pool]
+            if not pairs:
+                break
+            value, k, g = max(pairs)
+            table[k], best[k] = g, value
+            pool.remove(g)
+        if self.each:
+            for k in range(len(candidates)):
+                near = [(value, g) for (other, g), value in overlaps.items() if other == k and value >= self.threshold]
+                if table[k] == -1 and near:
+                    table[k] = max(near)[1]
+        return table, best
+
+    def mine(self, tables, own, confidences, corners, variances, rows):
+        table, best = tables[0]
+        hardness = []
+        for k, truth in enumerate(table):
+            value = self.of_class(confidences[k], self.label(rows[truth]) if truth >= 0 else self.background)
+            if self.mining == "HARD_EXAMPLE" and truth >= 0:
+                value += sum(self.of_box(own[k, 0], corners[k], variances[k], rows[truth]))
+            hardness.append(value)
+        if self.mining == "MAX_NEGATIVE":
+            eligible = [k for k, truth in enumerate(table) if truth == -1 and best[k] < self.neg_overlap]
+            wanted = int(sum(truth >= 0 for truth in table) * self.ratio)
+        else:
+            eligible, wanted = list(range(len(table))), self.sample_size
+        order = sorted(eligible, key=lambda k: -hardness[k])
+        if self.nms:
+            limit, top, candidates = *self.nms, [self.box(own[k, 0], corners[k], variances[k]) for k in range(len(table))]
+            kept = []
+            for k in order[:top]:
+                if all(overlap(candidates[k], candidates[other]) <= limit for other in kept):
+                    kept.append(k)
+            order = kept
+        chosen = set(order[:wanted])
+        negatives = [k for k in range(len(table)) if table[k] == -1 and k in chosen]
+        if self.mining == "HARD_EXAMPLE":
+            table[:] = [truth if truth < 0 or k in chosen else -1 for k, truth in enumerate(table)]
+        return negatives
+
+
+TRUTHS = np.array(
+    [
+        [0, 1, 0, 0.1, 0.1, 0.5, 0.45, 0],
+        [0, 3, 0, 0.4, 0.5, 0.9, 0.8, 0],
+        [0, 2, 0, 0.42, 0.3, 0.75, 0.7, 1],
+        [2, 2, 0, 0.2, 0.25, 0.6, 0.9, 0],
+        [-1] * 8,
+        [2, 1, 1, 0.55, 0.1, 0.95, 0.6, 0],
+    ]
+)
+
+CASES = [
+    ("", {}),
+    ("match_type: BIPARTITE", {"each": False}),
+    ("overlap_threshold: 0.3 neg_pos_ratio: 1.5 neg_overlap: 0.3", {"threshold": 0.3, "ratio": 1.5, "neg_overlap": 0.3}),
+    ("mining_type: NONE", {"mining": "NONE"}),
+    ("mining_type: NONE conf_loss_type: LOGISTIC", {"mining": "NONE", "logistic": True}),
+    ("conf_loss_type: LOGISTIC loc_loss_type: L2 loc_weight: 2.5", {"logistic": True, "square": True, "weight": 2.5}),
+    ("mining_type: NONE share_location: false", {"mining": "NONE", "shared": False}),
+    (
+        "mining_type: NONE share_location: false use_prior_for_matching: false",
+        {"mining": "NONE", "shared": False, "by_prior": False},
+    ),
+    ("use_prior_for_matching: false", {"by_prior": False}),
+    ("use_difficult_gt: false", {"difficult": False}),
+    ("encode_variance_in_target: true", {"plain_targets": True}),
+    ("encode_variance_in_target: true use_prior_for_matching: false", {"plain_targets": True, "by_prior": False}),
+    ("ignore_cross_boundary_bbox: true", {"inside_only": True}),
+    ("bp_inside: true", {"bp_inside": True}),
+    ("bp_inside: true use_prior_for_matching: false", {"bp_inside": True, "by_prior": False}),
+    ("mining_type: HARD_EXAMPLE sample_size: 7", {"mining": "HARD_EXAMPLE", "sample_size": 7}),
+    (
+        "mining_type: HARD_EXAMPLE sample_size: 7 nms_param { nms_threshold: 0.2 top_k: 12 }",
+        {"mining": "HARD_EXAMPLE", "sample_size": 7, "nms": (0.2, 12)},
+    ),
+]
+
+
+def inputs(classes=4, slots=1, count=16):
+    return (
+        rng.normal(0, 0.6, (3, count * slots * 4)),
+        rng.normal(0, 1.5, (3, count * classes)),
+        some_priors(count),
+        TRUTHS[None, None],
+    )
+
+
+def loss_layer(settings, code="CENTER_SIZE", classes=4, more=""):
+    return f'type: "MultiBoxLoss" {more} multibox_loss_param {{ num_classes: {classes} code_type: {code} {settings} }}'
+
+
+@pytest.mark.parametrize(("settings", "arguments"), CASES, ids=[case[0] or "defaults" for case in CASES])
+def test_multibox_loss(write, settings, arguments):
+    slots = 1 if arguments.get("shared", True) else 4
+    check(write, loss_layer(settings), Loss(4, **arguments), *inputs(slots=slots), wrt=(0, 1))
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_multibox_loss_knows_every_code(write, code):
+    check(write, loss_layer("", code), Loss(4, code), *inputs(), wrt=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments"),
+    [
+        ("loss_param { normalization: FULL }", {"normalization": "FULL"}),
+        ("loss_param { normalization: BATCH_SIZE }", {"normalization": "BATCH_SIZE"}),
+        ("loss_param { normalize: false }", {"normalization": "BATCH_SIZE"}),
+        ("loss_param { normalization: NONE }", {"normalization": "NONE"}),
+    ],
+)
+def test_multibox_loss_is_divided_as_loss_param_says(write, more, arguments):
+    check(write, loss_layer("", more=more), Loss(4, **arguments), *inputs(), wrt=(0, 1))
+
+
+@pytest.mark.parametrize("learns", [(True, False), (False, True)])
+def test_multibox_loss_leaves_out_what_is_not_propagated_to(write, learns):
+    flags = " ".join(f"propagate_down: {str(flag).lower()}" for flag in (*learns, False, False))
+    values = inputs()
+    net = made(write, loss_layer("", more=flags), [x.shape for x in values])
+    for index, array in enumerate(values):
+        net.blobs[f"x{index}"].data[...] = array
+    assert net.forward()["y0"] == pytest.approx(Loss(4, learns=learns)(*values), rel=1e-4)
+    net.backward()
+    assert [bool(net.blobs[name].diff.any()) for name in ("x0", "x1")] == list(learns)
+
+
+def test_multibox_loss_of_objects_of_any_class(write):
+    check(write, loss_layer("map_object_to_agnostic: true", classes=2), Loss(2, agnostic=True), *inputs(classes=2), wrt=(0, 1))
+
+
+def test_multibox_loss_without_a_true_box_is_0(write):
+    net = made(write, loss_layer(""), [x.shape for x in inputs()])
+    for index, array in enumerate(inputs()[:3]):
+        net.blobs[f"x{index}"].data[...] = array
+    net.blobs["x3"].reshape(1, 1, 1, 8)
+    net.blobs["x3"].data[...] = -1
+    assert net.forward()["y0"] == 0
+    net.backward()
+    assert not net.blobs["x1"].diff.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ("do_neg_mining: false", "do_neg_mining: false and mining_type: MAX_NEGATIVE"),
+        ("share_location: false", "mining with share_location: false"),
+        ("mining_type: HARD_EXAMPLE sample_size: 0", "sample_size 0"),
+        ("background_label_id: 4", "background_label_id 4"),
+        ("map_object_to_agnostic: true", "4 classes with map_object_to_agnostic"),
+    ],
+)
+def test_multibox_loss_refuses_settings_that_contradict(write, settings, found):
+    assert refused(write, loss_layer(settings), (3, 64), (3, 64), (1, 2, 64), (1, 1, 6, 8)).found == found
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ([0, 4, 0, 0.1, 0.1, 0.5, 0.5, 0], "label 4 of a true box"),
+        ([0, 0, 0, 0.1, 0.1, 0.5, 0.5, 0], "label 0 of a true box"),
+        ([0, 1, 0, 0.5, 0.1, 0.5, 0.5, 0], "a true box without width or height"),
+    ],
+)
+def test_multibox_loss_names_a_true_box_that_cannot_be_learned(write, row, found):
+    values = inputs()
+    net = made(write, loss_layer(""), [x.shape for x in values])
+    for index, array in enumerate(values):
+        net.blobs[f"x{index}"].data[...] = array
+    net.blobs["x3"].data[0, 0, 3] = row
+    with pytest.raises(caffe.LayerError) as error:
+        net.forward()
+    assert error.value.found == found
