@@ -144,13 +144,15 @@ class Executor:
         values = {name: self._entering(name, edges) for name in plan.entering}
         for name in plan.changed:
             values[name] = values[name].clone()
+        places = {name: _edge(value) for name, value in values.items()} if edges else {}
         if edges:
             for step in plan.inputs:
-                step.top_edges = [_edge(values[name]) for name in step.tops]
+                step.top_edges = [places[name] for name in step.tops]
         for step, sources in plan.steps:
             bottoms = [values[name] if propagates else values[name].detach() for name, propagates in sources]
             if edges:
-                step.bottom_edges = [_edge(value) for value in bottoms] if step.needs_backward else []
+                passing = step.needs_backward
+                step.bottom_edges = [places[name] if passing and propagates else None for name, propagates in sources]
             try:
                 tops = step.layer.forward(*bottoms)
             except RuntimeError as error:
@@ -165,6 +167,7 @@ class Executor:
                 values[name] = top
             if edges:
                 step.top_edges = [_edge(top) if step.needs_backward else None for top in tops]
+                places.update(zip(step.tops, step.top_edges, strict=True))
         for name in plan.made:
             blobs[name].tensor = values[name]
         return values
