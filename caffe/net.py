@@ -288,7 +288,7 @@ class Net:
                         self.path, f'{values.shape[0]} images for input "{name}"', f"its batch is {self.blobs[name].shape[0]}"
                     )
                 self.blobs[name].data[...] = values
-        self._forward(first, last)
+        self._compute(first, last)
         return {name: self.blobs[name].data for name in names}
 
     def backward(self, diffs=None, start=None, end=None, **kwargs):
@@ -311,8 +311,14 @@ class Net:
         self._backward(last, first)
         return {name: self.blobs[name].diff for name in names}
 
-    def _forward(self, first: int, last: int) -> None:
-        """Compute layers `first` to `last`: at once, or one by one where somebody watches each."""
+    def _forward(self, first: int, last: int) -> float:
+        """Compute layers `first` to `last`, at once, or one by one where somebody watches each; the sum of their losses."""
+        self._compute(first, last)
+        names = dict.fromkeys(name for layer in self._layer_names[first : last + 1] for name in self.top_names[layer])
+        losses = [(self.blobs[name].tensor, self.blob_loss_weights[name]) for name in names if self.blob_loss_weights[name]]
+        return sum(float(value.sum()) * weight for value, weight in losses)
+
+    def _compute(self, first: int, last: int) -> None:
         if not self._watched("forward"):
             self._executor.forward(first, last)
             return
@@ -372,7 +378,7 @@ class Net:
             self._watched("forward") or self._watched("backward") or any(blob.diff_is_watched for blob in self.blobs.values())
         )
         if self._training_shows:
-            self._forward(0, len(self.layers) - 1)
+            self._compute(0, len(self.layers) - 1)
         else:
             self._executor.train_forward()
         total = None

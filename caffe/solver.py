@@ -275,9 +275,15 @@ class Solver:
         """Ask the running loop to "stop" or "snapshot" after its iteration; what signals do."""
         self._request = action
 
-    def add_callback(self, on_start: Callable[[], None], on_gradients: Callable[[], None]) -> None:
-        """Call `on_start` before each iteration and `on_gradients` before each update."""
+    def add_callback(self, on_start, on_gradients: Callable[[], None] | None = None) -> None:
+        """Call `on_start` before each iteration and `on_gradients` before each update; or both of a caffe.NCCL, given alone."""
+        if on_gradients is None:
+            on_start, on_gradients = on_start.on_start, on_start.on_gradients_ready
         self._callbacks.append((on_start, on_gradients))
+
+    def share_weights(self, net: Net) -> None:
+        """Let another net use the memory of the trained net's parameters, by the names of layers."""
+        net.share_with(self.net)
 
     def on_metrics(self, callback: Callable[[dict], None]) -> None:
         """Call `callback(row)` for each iteration that displays or tests.
