@@ -87,9 +87,18 @@ class BatchNorm(Layer):
     bottoms = (1, 1)
     keeps_output = False
 
-    def setup(self, shape):
+    def __new__(cls, param, *_arguments):
+        p = param.batch_norm_param
+        scaled = p.scale_bias or p.HasField("scale_filler") or p.HasField("bias_filler")
+        return super().__new__(_ScaledBatchNorm if scaled else cls)
+
+    def by_averages(self) -> bool:
+        """Whether mean and variance are those that were kept."""
         p = self.param.batch_norm_param
-        self.batch_statistics = not (p.use_global_stats if p.HasField("use_global_stats") else self.phase == caffe_pb2.TEST)
+        return p.use_global_stats if p.HasField("use_global_stats") else self.phase == caffe_pb2.TEST
+
+    def setup(self, shape):
+        self.batch_statistics = not self.by_averages()
         channels = shape[1] if len(shape) > 1 else 1
         for size in (channels, channels, 1):
             self.add_blob((size,), caffe_pb2.FillerParameter())
@@ -115,14 +124,62 @@ class BatchNorm(Layer):
         channels = columns.shape[1]
         count = columns.numel() // max(1, channels)
         mean, variance = columns.new_zeros(channels), columns.new_zeros(channels)
+        if x.is_meta:
+            return torch.empty_like(x)
         # With momentum 1, what PyTorch keeps is the batch's mean and its unbiased variance.
         y = torch.batch_norm(columns, None, None, mean, variance, True, 1.0, p.eps, torch.backends.cudnn.enabled)
-        if not x.is_meta:
-            with torch.no_grad():
-                if count == 1:
-                    variance.zero_()
-                for total, value in zip(sums, (mean, variance, 1.0), strict=True):
-                    total.mul_(p.moving_average_fraction).add_(value)
+        with torch.no_grad():
+            if count == 1:
+                variance = torch.zeros_like(variance)
+            for total, value in zip(sums, (mean, variance, 1.0), strict=True):
+                total.mul_(p.moving_average_fraction).add_(value)
+        return y.view(x.shape)
+
+
+class _ScaledBatchNorm(BatchNorm):
+    """BatchNorm as NVIDIA's fork has it with scale_bias: y = scale · (x - mean) / √(variance + eps) + bias; shape of x.
+
+    Averages of mean and variance + eps are kept, the variance by the number of values; the first two batches replace them.
+    Blobs: average mean (C,), average variance (C,), 1 (1,), scale (C,), bias (C,). The last two are learned, at lr_mult 1.
+    """
+
+    passes = 0
+
+    def setup(self, shape):
+        p = self.param.batch_norm_param
+        self.batch_statistics = not self.by_averages()
+        channels = shape[1] if len(shape) > 1 else 1
+        one = caffe_pb2.FillerParameter(type="constant", value=1)
+        self.eps = max(p.eps, 1e-5)
+        for size, filler in (
+            (channels, caffe_pb2.FillerParameter()),
+            (channels, caffe_pb2.FillerParameter()),
+            (1, one),
+            (channels, p.scale_filler if p.HasField("scale_filler") else one),
+            (channels, p.bias_filler),
+        ):
+            self.add_blob((size,), filler)
+        for index in range(5):
+            spec = self.param.param[index] if index < len(self.param.param) else self.param.param.add()
+            spec.lr_mult = spec.decay_mult = int(index > 2)
+
+    def forward(self, x):
+        columns = x if x.dim() > 1 else x[:, None]
+        scale, bias = self.parameters()[3:]
+        averages = [blob.tensor for blob in self.blobs[:2]]
+        if x.is_meta:
+            return torch.empty_like(x)
+        if not self.batch_statistics:
+            return functional.batch_norm(columns, *averages, scale, bias, eps=self.eps).view(x.shape)
+        count = columns.numel() // max(1, columns.shape[1])
+        mean, variance = (torch.zeros_like(average) for average in averages)
+        y = torch.batch_norm(columns, scale, bias, mean, variance, True, 1.0, self.eps, torch.backends.cudnn.enabled)
+        with torch.no_grad():
+            kept = self.param.batch_norm_param.moving_average_fraction if self.passes > 1 else 0.0
+            variance = (variance * ((count - 1) / max(1, count))).nan_to_num_() + self.eps
+            for average, value in zip(averages, (mean, variance), strict=True):
+                average.mul_(kept).add_(value, alpha=1 - kept)
+        self.passes += 1
         return y.view(x.shape)
 
 

@@ -168,6 +168,57 @@ def test_bn_of_segnet_in_inference_only_scales(write):
     check(write, layer, lambda x, scale, shift: x * scale + shift, draw(3, 2, 2, 3), params=(draw(1, 2, 1, 1), draw(1, 2, 1, 1)))
 
 
+SCALED = 'type: "BatchNorm" batch_norm_param { moving_average_fraction: 0.75 %s }'
+
+
+@pytest.mark.parametrize("settings", ["scale_bias: true", 'bias_filler { type: "constant" value: 0.5 }'])
+def test_nvidias_batch_norm_scales_and_keeps_averages(write, settings):
+    x = draw(3, 2, 2, 3)
+    parameters = [draw(2), draw(2, low=0.5, high=2), np.ones(1), draw(2), draw(2)]
+    layer = SCALED % settings
+    net = check(write, layer, lambda x, *p: standardised(x, p[3], p[4], 1e-5), x, params=parameters, learned=(3, 4))
+    mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3)) + 1e-5
+    assert [blob.lr_mult for blob in net.params["layer"]] == [0, 0, 0, 1, 1]
+    # The first two batches replace the averages.
+    for factor, average in ((2, 2 * mean), (4, 0.75 * 2 * mean + 0.25 * 4 * mean), (0, 0.75 * 2.5 * mean)):
+        net.blobs["x0"].data[...] = factor * x
+        net.forward()
+        np.testing.assert_allclose(net.params["layer"][0].data, average, rtol=1e-4, atol=1e-6)
+    net = made(write, layer, [x.shape])
+    net.blobs["x0"].data[...] = x
+    net.forward()
+    np.testing.assert_allclose(net.params["layer"][1].data, variance, rtol=1e-4)
+    assert net.params["layer"][2].data == 1
+
+
+def test_nvidias_batch_norm_tests_by_its_averages(write):
+    def by_averages(x, mean, variance, one, scale, bias):
+        y = np.zeros_like(x)
+        for c in range(2):
+            y[:, c] = scale[c] * (x[:, c] - mean[c]) / math.sqrt(variance[c] + 1e-5) + bias[c]
+        return y
+
+    parameters = [draw(2), draw(2, low=0.5, high=2), np.ones(1), draw(2), draw(2)]
+    check(write, SCALED % "scale_bias: true", by_averages, draw(3, 2, 2, 3), params=parameters, phase=caffe.TEST, learned=(3, 4))
+
+
+def test_nvidias_weights_tell_what_the_nets_batch_norm_lacks(write, tmp_path):
+    made(write, SCALED % "scale_bias: true", [(1, 2, 2, 3)]).save(tmp_path / "nvidia.caffemodel")
+    with pytest.raises(caffe.WeightsError) as error:
+        made(write, SCALED % "", [(1, 2, 2, 3)]).copy_from(tmp_path / "nvidia.caffemodel")
+    assert "scale_bias: true" in error.value.do
+
+
+@pytest.mark.parametrize("settings", ["", "scale_bias: true"])
+def test_batch_norm_of_one_value_for_each_channel(write, settings):
+    net = made(write, SCALED % settings, [(1, 2, 1, 1)])
+    net.blobs["x0"].data[...] = draw(1, 2, 1, 1)
+    np.testing.assert_allclose(net.forward()["y0"], 0, atol=1e-4)
+    net.blobs["y0"].diff[...] = 1
+    net.backward()
+    np.testing.assert_allclose(net.blobs["x0"].diff, 0, atol=1e-4)
+
+
 # ---- resampling
 
 
