@@ -1,9 +1,16 @@
-"""caffe.io: blobs and datums to arrays and back."""
+"""caffe.io: images into nets and out of them; blobs and datums to arrays and back.
+
+Images are height × width × channels, RGB, float32 from 0 to 1, as scikit-image gives them; what a net takes is said by a
+Transformer.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from caffe.errors import FileError
 from caffe.proto import caffe_pb2
 from caffe.stored import shape_of, values_of
 
@@ -53,3 +60,176 @@ def datum_to_array(datum: caffe_pb2.Datum) -> np.ndarray:
     if len(datum.data):
         return np.frombuffer(datum.data, dtype=np.uint8).reshape(shape)
     return np.array(datum.float_data, dtype=float).reshape(shape)
+
+
+# ---- images
+
+LUMINANCE = np.array([0.2125, 0.7154, 0.0721], np.float32)
+"""What red, green and blue contribute to gray, as scikit-image has it (Rec. 709)."""
+
+
+def load_image(filename, color: bool = True) -> np.ndarray:
+    """An image file: height × width × 3, RGB, or × 1 with `color=False`; float32 from 0 to 1. An alpha channel is dropped."""
+    import cv2
+
+    if not Path(filename).exists():
+        raise FileError(str(filename), "no such image")
+    image = cv2.imread(str(filename), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise FileError(str(filename), "not an image that OpenCV reads")
+    image = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1)
+    if image.ndim == 2:
+        image = image[:, :, None]
+        return np.repeat(image, 3, axis=2) if color else image
+    image = np.ascontiguousarray(image[:, :, 2::-1])
+    return image if color else (image @ LUMINANCE)[:, :, None]
+
+
+def resize_image(im: np.ndarray, new_dims, interp_order: int = 1) -> np.ndarray:
+    """An image in another size: height × width × K to new_dims (height, width) × K, float32.
+
+    interp_order  of the spline: 0 nearest, 1 linear, up to 5. Of 1 or 3 channels, what shrinks is smoothed first, by a Gaussian
+    of standard deviation (factor - 1) / 2, and beyond the edge there is nothing, as scikit-image's resize has it; any other
+    number of channels is zoomed from corner to corner.
+    """
+    from scipy import ndimage
+
+    if im.shape[-1] not in (1, 3):
+        factors = (*(new / old for new, old in zip(new_dims, im.shape[:2], strict=True)), 1)
+        return ndimage.zoom(im, factors, order=interp_order).astype(np.float32)
+    low, high = im.min(), im.max()
+    if low == high:
+        return np.full((*new_dims, im.shape[-1]), low, dtype=np.float32)
+    standard = ((im - low) / (high - low)).astype(np.float32)
+    shrinks = [old / new for old, new in zip(im.shape[:2], new_dims, strict=True)]
+    if max(shrinks) > 1 and interp_order > 0:
+        deviations = (*(max(0.0, (shrink - 1) / 2) for shrink in shrinks), 0)
+        standard = ndimage.gaussian_filter(standard, deviations, mode="constant")
+    factors = (*(1 / shrink for shrink in shrinks), 1)
+    resized = ndimage.zoom(standard, factors, order=interp_order, mode="grid-constant", grid_mode=True)
+    return resized.astype(np.float32) * (high - low) + low
+
+
+def oversample(images, crop_dims) -> np.ndarray:
+    """Ten crops of each image: four corners and the centre, and the mirror image of each.
+
+    images     height × width × K, all of one shape
+    crop_dims  (height, width)
+    Returns 10 N × height × width × K, float32: the five crops of an image, then their mirror images.
+    """
+    shape = np.array(images[0].shape[:2])
+    crop = np.array(crop_dims)
+    rows, columns = ((0, int(extra)) for extra in shape - crop)
+    centre = (shape - crop) / 2
+    corners = [(row, column) for row in rows for column in columns] + [tuple(int(start) for start in centre)]
+    crops = []
+    for image in images:
+        straight = [image[row : row + crop[0], column : column + crop[1]] for row, column in corners]
+        crops += straight + [part[:, ::-1] for part in straight]
+    return np.array(crops, dtype=np.float32)
+
+
+class Transformer:
+    """From images to what a net's inputs hold, and back.
+
+        transformer = caffe.io.Transformer({"data": net.blobs["data"].data.shape})
+        transformer.set_transpose("data", (2, 0, 1))        # channels first
+        transformer.set_channel_swap("data", (2, 1, 0))     # RGB to BGR
+        transformer.set_raw_scale("data", 255)              # from 0–1 to 0–255
+        transformer.set_mean("data", mean)
+        net.blobs["data"].data[...] = transformer.preprocess("data", caffe.io.load_image(path))
+
+    inputs  {input blob: shape (N, C, H, W)}
+    In `preprocess` the steps run in the order: resize, transpose, channel swap, raw scale, mean, input scale.
+    """
+
+    def __init__(self, inputs: dict):
+        self.inputs = inputs
+        self.transpose: dict = {}
+        self.channel_swap: dict = {}
+        self.raw_scale: dict = {}
+        self.mean: dict = {}
+        self.input_scale: dict = {}
+
+    def _check(self, in_: str) -> None:
+        if in_ not in self.inputs:
+            raise Exception(f"{in_} is not one of the net inputs: {self.inputs}")
+
+    def preprocess(self, in_: str, data: np.ndarray) -> np.ndarray:
+        """An image, height × width × channels, as input `in_` takes it, channels × height × width with the usual transpose."""
+        self._check(in_)
+        result = data.astype(np.float32, copy=False)
+        dims = tuple(self.inputs[in_][2:])
+        if result.shape[:2] != dims:
+            result = resize_image(result, dims)
+        if (transpose := self.transpose.get(in_)) is not None:
+            result = result.transpose(transpose)
+        if (swap := self.channel_swap.get(in_)) is not None:
+            result = result[list(swap), :, :]
+        if (raw_scale := self.raw_scale.get(in_)) is not None:
+            result = result * np.float32(raw_scale)
+        if (mean := self.mean.get(in_)) is not None:
+            result = result - mean
+        if (input_scale := self.input_scale.get(in_)) is not None:
+            result = result * np.float32(input_scale)
+        return result
+
+    def deprocess(self, in_: str, data: np.ndarray) -> np.ndarray:
+        """The image that `preprocess` made into `data`, but for its size."""
+        self._check(in_)
+        result = data.copy().squeeze()
+        if (input_scale := self.input_scale.get(in_)) is not None:
+            result /= input_scale
+        if (mean := self.mean.get(in_)) is not None:
+            result += mean
+        if (raw_scale := self.raw_scale.get(in_)) is not None:
+            result /= raw_scale
+        if (swap := self.channel_swap.get(in_)) is not None:
+            result = result[np.argsort(swap), :, :]
+        if (transpose := self.transpose.get(in_)) is not None:
+            result = result.transpose(np.argsort(transpose))
+        return result
+
+    def set_transpose(self, in_: str, order) -> None:
+        """Order of the axes: (2, 0, 1) puts channels first."""
+        self._check(in_)
+        if len(order) != len(self.inputs[in_]) - 1:
+            raise Exception("Transpose order needs to have the same number of dimensions as the input.")
+        self.transpose[in_] = order
+
+    def set_channel_swap(self, in_: str, order) -> None:
+        """Order of the channels: (2, 1, 0) makes BGR of RGB."""
+        self._check(in_)
+        if len(order) != self.inputs[in_][1]:
+            raise Exception("Channel swap needs to have the same number of dimensions as the input channels.")
+        self.channel_swap[in_] = order
+
+    def set_raw_scale(self, in_: str, scale: float) -> None:
+        """Factor before the mean is subtracted: 255 where the mean is of pixels from 0 to 255."""
+        self._check(in_)
+        self.raw_scale[in_] = scale
+
+    def set_mean(self, in_: str, mean: np.ndarray) -> None:
+        """What is subtracted: one value for each channel, or an image of the input's shape."""
+        self._check(in_)
+        if mean.ndim == 1:
+            if mean.shape[0] != self.inputs[in_][1]:
+                raise ValueError("Mean channels incompatible with input.")
+            mean = mean[:, np.newaxis, np.newaxis]
+        else:
+            shape = mean.shape if len(mean.shape) != 2 else (1, *mean.shape)
+            if len(shape) != 3:
+                raise ValueError("Mean shape invalid")
+            if shape != tuple(self.inputs[in_][1:]):
+                low, high = mean.min(), mean.max()
+                if shape[0] != self.inputs[in_][1]:
+                    raise ValueError("Mean channels incompatible with input.")
+                span = (high - low) or 1
+                image = (mean.reshape(shape) - low).transpose(1, 2, 0) / span
+                mean = resize_image(image, tuple(self.inputs[in_][2:])).transpose(2, 0, 1) * span + low
+        self.mean[in_] = mean
+
+    def set_input_scale(self, in_: str, scale: float) -> None:
+        """Factor after the mean is subtracted."""
+        self._check(in_)
+        self.input_scale[in_] = scale

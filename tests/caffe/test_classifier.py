@@ -6,8 +6,6 @@ import pytest
 
 import caffe
 
-pytestmark = pytest.mark.skipif(not hasattr(caffe.io, "Transformer"), reason="caffe.io prepares no images yet")
-
 NET = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 dim: 3 dim: 8 dim: 8 } } }
 layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
