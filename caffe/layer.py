@@ -14,6 +14,8 @@ from caffe.proto import caffe_pb2
 _TYPES: dict[str, type[Layer]] = {}
 _GROUPS = (
     "data",
+    "files",
+    "windows",
     "vision",
     "recurrent",
     "common",

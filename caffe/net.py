@@ -11,7 +11,7 @@ import torch
 from caffe import debug, glog, mode, prototxt, topology, weights
 from caffe import layer as layers
 from caffe.blob import Blob, Parameter
-from caffe.errors import Error, FileError, LayerError
+from caffe.errors import Error, LayerError
 from caffe.executor import Executor, Step
 from caffe.layer_types.data import Input, Source
 from caffe.proto import caffe_pb2
@@ -482,8 +482,13 @@ class Net:
         return weights.copy(self, str(path))
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
-        """Feed a MemoryData layer."""
-        raise FileError(self.path, "no MemoryData layer", "set_input_arrays feeds one", "set net.blobs[name].data instead")
+        """Feed the MemoryData layer that the net begins with; the arrays are kept, not copied.
+
+        data (N, C, H, W) and labels (N,), float32, N a multiple of the layer's batch size
+        """
+        if not hasattr(self.layers[0], "reset"):
+            raise Error(self.path, f"a first layer of type {self.layers[0].type}", "set_input_arrays feeds a MemoryData layer")
+        self.layers[0].reset(data, labels)
 
     @property
     def layer_dict(self) -> OrderedDict[str, layers.Layer]:

@@ -160,7 +160,10 @@ class Data(Prefetching):
         super().__init__(*arguments)
         p = self.param.data_param
         self.database = open_db(p.source, p.backend)
-        glog.info("db_lmdb.cpp:35", f"Opened lmdb {p.source}")
+        if p.backend == caffe_pb2.DataParameter.LMDB:
+            glog.info("db_lmdb.cpp:35", f"Opened lmdb {p.source}")
+        else:
+            glog.info("db_leveldb.cpp:18", f"Opened leveldb {p.source}")
 
     def setup(self, *shapes):
         super().setup()

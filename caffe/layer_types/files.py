@@ -1,0 +1,265 @@
+"""Blobs from files other than databases, and into them: ImageData, HDF5Data, HDF5Output; and from memory: MemoryData."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from caffe import glog
+from caffe.errors import Error, FileError
+from caffe.layer import Layer, register
+from caffe.layer_types.data import Prefetching, Source
+from caffe.transform import Transformer
+
+
+def lines_of(path: str, what: str) -> list[str]:
+    """The lines of a list file that are not empty."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text().splitlines()]
+    except FileNotFoundError:
+        raise FileError(path, f"no such {what}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(path, f"not a {what} ({error})") from None
+    lines = [line for line in lines if line]
+    if not lines:
+        raise FileError(path, f"an empty {what}")
+    return lines
+
+
+def read_image(path: str, color: bool, size: tuple[int, int] | None = None) -> np.ndarray:
+    """An image file, channels × height × width, uint8, BGR; resized to (height, width) where given."""
+    image = cv2.imread(path, cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise FileError(path, "no image that OpenCV reads" if Path(path).exists() else "no such image")
+    if size:
+        image = cv2.resize(image, size[::-1])
+    return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+@register("ImageData")
+class ImageData(Prefetching):
+    """Images and labels from a list of `path label` lines, over and over: → (N, C, H, W), (N,).
+
+    shuffle draws a new order for each epoch; rand_skip leaves out up to so many lines at the start.
+    """
+
+    tops = (2, 2)
+
+    def setup(self, *shapes):
+        super().setup()
+        p = self.param.image_data_param
+        if bool(p.new_height) != bool(p.new_width):
+            raise self.error(f"new_height {p.new_height} and new_width {p.new_width}", "both are given, or neither")
+        glog.info("image_data_layer.cpp:39", f"Opening file {p.source}")
+        self.lines = []
+        for number, line in enumerate(lines_of(p.source, "image list"), 1):
+            path, _, label = line.rpartition(" ")
+            try:
+                self.lines.append((p.root_folder + path, int(label)))
+            except ValueError:
+                raise Error(f"{p.source}:{number}", f'"{line}"', 'a line is "path label", the label a whole number') from None
+        glog.info("image_data_layer.cpp:63", f"A total of {len(self.lines)} images.")
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng)
+        self.seed = int(self.rng.integers(2**63)) if p.shuffle else None
+        if p.shuffle:
+            glog.info("image_data_layer.cpp:52", "Shuffling data")
+        self.skipped = int(self.rng.integers(p.rand_skip)) if p.rand_skip else 0
+        if self.skipped >= len(self.lines):
+            raise self.error(f"rand_skip {p.rand_skip}", f"there are {len(self.lines)} images")
+        self.image = self.pixels(self.lines[0]).shape
+        shape = (p.batch_size, *self.transformer.shape(self.image))
+        glog.info("image_data_layer.cpp:85", "output data size: " + ",".join(map(str, shape)))
+
+    def top_shapes(self):
+        batch = self.param.image_data_param.batch_size
+        return [(batch, *self.transformer.shape(self.image)), (batch,)]
+
+    @property
+    def batch_size(self):
+        return self.param.image_data_param.batch_size
+
+    def pixels(self, line: tuple[str, int]) -> np.ndarray:
+        """The image of a line."""
+        p = self.param.image_data_param
+        return read_image(line[0], p.is_color, (p.new_height, p.new_width) if p.new_height else None)
+
+    def ordered(self, position: int):
+        """Lines from `position`, over and over; each epoch's order follows from the seed and its number."""
+        position += self.skipped
+        epoch, start = divmod(position, len(self.lines))
+        while True:
+            order = range(len(self.lines))
+            if self.seed is not None:
+                order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lines))
+            for index in order[start:]:
+                yield self.lines[index]
+            epoch, start = epoch + 1, 0
+            glog.info("image_data_layer.cpp:160", "Restarting data prefetching from start.")
+
+    def read(self, position):
+        lines = self.ordered(position)
+        with ThreadPoolExecutor(2) as pool:
+            while True:
+                batch = list(islice(lines, self.batch_size))
+                images = list(pool.map(self.pixels, batch))
+                yield self.transformer(images), np.asarray([label for _, label in batch], np.float32)
+
+
+@register("HDF5Data")
+class HDF5Data(Source):
+    """Rows of HDF5 datasets named as the tops, from a list of files, over and over: → (N, …) each.
+
+    shuffle draws the order of the files, and of the rows in each, anew for every epoch.
+    """
+
+    def setup(self, *shapes):
+        p = self.param.hdf5_data_param
+        if self.param.HasField("transform_param"):
+            raise self.error("transform_param", "HDF5 rows are taken as they are", "transform them before they are written")
+        if p.batch_size < 1:
+            raise self.error("batch_size is not given", "it must be at least 1")
+        glog.info("hdf5_data_layer.cpp:80", f"Loading list of HDF5 filenames from: {p.source}")
+        self.files = lines_of(p.source, "list of HDF5 files")
+        glog.info("hdf5_data_layer.cpp:94", f"Number of HDF5 files: {len(self.files)}")
+        self.rng = np.random.default_rng(torch.randint(2**62, ()).item() if p.shuffle else 0)
+        self.rows = self._rows()
+        self.shapes = [array.shape[1:] for array in self._load(self.files[0])]
+
+    @property
+    def batch_size(self):
+        """Rows in a batch."""
+        return self.param.hdf5_data_param.batch_size
+
+    def top_shapes(self):
+        return [(self.batch_size, *shape) for shape in self.shapes]
+
+    def seek(self, position: int) -> None:
+        """Continue at the row `position`, counted over all epochs."""
+        self.rows = self._rows()
+        next(islice(self.rows, position, position), None)
+
+    def _load(self, path: str) -> list[np.ndarray]:
+        import h5py
+
+        if not Path(path).exists():
+            raise FileError(path, "no such file", do=f"correct {self.param.hdf5_data_param.source}")
+        try:
+            with h5py.File(path, "r") as file:
+                missing = [name for name in self.param.top if name not in file]
+                if missing:
+                    raise FileError(
+                        path, f'no dataset "{missing[0]}"', f"it has {', '.join(file)}", "name the tops as the datasets"
+                    )
+                arrays = [np.asarray(file[name], np.float32) for name in self.param.top]
+        except (OSError, ValueError, TypeError) as error:
+            raise FileError(path, f"not an HDF5 file of numbers ({error})") from error
+        if min(array.ndim for array in arrays) < 1 or len({len(array) for array in arrays}) > 1 or not len(arrays[0]):
+            raise FileError(
+                path, f"datasets of shapes {[array.shape for array in arrays]}", "they have as many rows, at least one"
+            )
+        glog.info("hdf5_data_layer.cpp:66", f"Successfully loaded {len(arrays[0])} rows")
+        return arrays
+
+    def _rows(self):
+        shuffle = self.param.hdf5_data_param.shuffle
+        while True:
+            for index in self.rng.permutation(len(self.files)) if shuffle else range(len(self.files)):
+                arrays = self._load(self.files[index])
+                count = len(arrays[0])
+                for row in self.rng.permutation(count) if shuffle else range(count):
+                    yield [array[row] for array in arrays]
+
+    def forward(self):
+        columns = zip(*islice(self.rows, self.batch_size), strict=True)
+        try:
+            return tuple(torch.from_numpy(np.stack(column)).to(self.device) for column in columns)
+        except ValueError as error:
+            raise self.error(f"rows of different shapes in one batch ({error})", "all files hold rows of one shape") from None
+
+
+@register("HDF5Output")
+class HDF5Output(Layer):
+    """Writes its bottoms, as datasets `data` and `label`, to an HDF5 file; batches follow one another along the first axis."""
+
+    bottoms = (2, 2)
+    tops = (0, 0)
+    differentiable_bottoms = ()
+
+    def setup(self, data, label):
+        import h5py
+
+        path = self.param.hdf5_output_param.file_name
+        if not path:
+            raise self.error("no file_name", do="give hdf5_output_param { file_name: … }")
+        if data[0] != label[0]:
+            raise self.error(f"bottoms of shapes {data} and {label}", "they have as many rows")
+        try:
+            self.file = h5py.File(path, "w")
+        except OSError as error:
+            raise FileError(path, f"cannot be written ({error})") from None
+
+    def forward(self, data, label):
+        if data.is_meta:
+            return ()
+        glog.info("hdf5_output_layer.cpp:34", f"Saving HDF5 file {self.param.hdf5_output_param.file_name}")
+        for name, value in (("data", data), ("label", label)):
+            rows = value.detach().cpu().numpy()
+            if name not in self.file:
+                self.file.create_dataset(name, data=rows, maxshape=(None, *rows.shape[1:]))
+                continue
+            dataset = self.file[name]
+            dataset.resize(len(dataset) + len(rows), axis=0)
+            dataset[-len(rows) :] = rows
+        self.file.flush()
+        glog.info("hdf5_output_layer.cpp:40", "Successfully saved")
+        return ()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self.file.close()
+
+
+@register("MemoryData")
+class MemoryData(Source):
+    """Images and labels that `net.set_input_arrays` gives, batch by batch, over and over: → (N, C, H, W), (N,)."""
+
+    tops = (2, 2)
+
+    def setup(self, *shapes):
+        p = self.param.memory_data_param
+        if min(p.batch_size, p.channels, p.height, p.width) < 1:
+            raise self.error(
+                f"batch_size {p.batch_size}, channels {p.channels}, height {p.height}, width {p.width}", "all are at least 1"
+            )
+        self.data: np.ndarray | None = None
+        self.position = 0
+
+    def top_shapes(self):
+        p = self.param.memory_data_param
+        return [(p.batch_size, p.channels, p.height, p.width), (p.batch_size,)]
+
+    def reset(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """Take new arrays: data (N, C, H, W) and labels (N,), float32, N a multiple of the batch size; kept, not copied."""
+        batch, *image = self.top_shapes()[0]
+        for name, array in (("data", data), ("labels", labels)):
+            if array.dtype != np.float32 or not array.flags.c_contiguous:
+                raise self.error(f"{name} of type {array.dtype}", "arrays are float32 and C-contiguous")
+        if data.ndim != 4 or list(data.shape[1:]) != image:
+            raise self.error(f"data of shape {data.shape}", f"the layer takes (N, {', '.join(map(str, image))})")
+        if labels.size != len(labels) or len(labels) != len(data):
+            raise self.error(f"labels of shape {labels.shape} for {len(data)} images", "there is one for each")
+        if not len(data) or len(data) % batch:
+            raise self.error(f"{len(data)} images", f"their number is a multiple of the batch size, {batch}")
+        self.data, self.labels, self.position = data, labels.reshape(-1), 0
+
+    def forward(self):
+        if self.data is None:
+            raise self.error("no data", do="call net.set_input_arrays(data, labels) first")
+        rows = slice(self.position, self.position + self.param.memory_data_param.batch_size)
+        self.position = rows.stop % len(self.data)
+        return torch.tensor(self.data[rows], device=self.device), torch.tensor(self.labels[rows], device=self.device)

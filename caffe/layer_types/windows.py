@@ -1,0 +1,176 @@
+"""Windows of images, for detectors: WindowData."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from caffe import glog
+from caffe.errors import Error
+from caffe.layer import register
+from caffe.layer_types.data import Prefetching
+from caffe.layer_types.files import lines_of, read_image
+from caffe.transform import Transformer
+
+
+@dataclass(frozen=True)
+class Window:
+    """A box in an image, corners included, with its label and its overlap with an object."""
+
+    image: int
+    label: int
+    overlap: float
+    box: tuple[int, int, int, int]
+
+
+@register("WindowData")
+class WindowData(Prefetching):
+    """Windows drawn at random from the images of a window file (Girshick et al. 2014): → (N, C, crop, crop), (N,).
+
+    fg_fraction of a batch overlap an object by fg_threshold or more and have its label; the others overlap by less than
+    bg_threshold and are label 0. A window is warped to the crop, with context_pad pixels of it around; what lies outside the
+    image is 0. crop_mode "square" first widens the window to a square.
+    """
+
+    tops = (2, 2)
+
+    def setup(self, *shapes):
+        super().setup()
+        p = self.param.window_data_param
+        self.crop = self.param.transform_param.crop_size
+        if self.crop < 1 or p.batch_size < 1:
+            raise self.error(f"crop_size {self.crop} and batch_size {p.batch_size}", "both are at least 1")
+        if 2 * p.context_pad >= self.crop:
+            raise self.error(f"context_pad {p.context_pad}", f"twice as much is less than crop_size {self.crop}")
+        if p.crop_mode not in ("warp", "square"):
+            raise self.error(f'crop_mode "{p.crop_mode}"', 'it is "warp" or "square"')
+        glog.info("window_data_layer.cpp:45", "Window data layer:")
+        self.images, self.windows, self.channels = self._parsed(p.source)
+        self.foreground = [window for window in self.windows if window.overlap >= p.fg_threshold]
+        self.background = [window for window in self.windows if window.overlap < min(p.bg_threshold, p.fg_threshold)]
+        self.wanted = int(p.batch_size * p.fg_fraction)
+        for name, windows, count in (
+            ("foreground", self.foreground, self.wanted),
+            ("background", self.background, p.batch_size - self.wanted),
+        ):
+            if count and not windows:
+                raise Error(p.source, f"no {name} windows", f"{count} of them are in every batch", "correct the thresholds")
+        if any(window.label < 1 for window in self.foreground):
+            raise Error(p.source, "a foreground window of label 0", "0 is the background")
+        glog.info("window_data_layer.cpp:152", f"Number of images: {len(self.images)}")
+        # Mirror, scale and mean are applied here; only the mean and its checks are the transformer's.
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng)
+        mean = self.transformer.mean
+        self.offset = 0
+        if mean is not None:
+            if mean.shape[0] != self.channels or mean.shape[1] != mean.shape[2] or mean.shape[1] < self.crop:
+                raise self.error(
+                    f"a mean of shape {mean.shape}", f"it is a square of {self.channels} channels, no smaller than {self.crop}"
+                )
+            self.offset = (mean.shape[1] - self.crop) // 2
+        self.cache: dict[int, np.ndarray] = {}
+        glog.info("window_data_layer.cpp:180", f"output data size: {p.batch_size},{self.channels},{self.crop},{self.crop}")
+
+    def _parsed(self, path: str) -> tuple[list[str], list[Window], int]:
+        """Image paths, windows and the number of channels."""
+        words = iter([(number, line) for number, line in enumerate(lines_of(path, "window file"), 1)])
+        images, windows, channels = [], [], 0
+        number = 0
+        try:
+            for number, line in words:
+                if not line.startswith("#"):
+                    raise ValueError("an image begins with # and its number")
+                number, image = next(words)
+                images.append(self.param.window_data_param.root_folder + image)
+                number, channels = next(words)
+                channels = int(channels)
+                _height, _width = next(words), next(words)
+                number, count = next(words)
+                for _ in range(int(count)):
+                    number, line = next(words)
+                    label, overlap, *box = line.split()
+                    if len(box) != 4:
+                        raise ValueError("a window is label, overlap and four corners")
+                    windows.append(Window(len(images) - 1, int(label), float(overlap), tuple(map(int, box))))
+        except (ValueError, StopIteration) as error:
+            raise Error(f"{path}:{number}", f"not a window file ({error})", do="see the format of the R-CNN example") from None
+        return images, windows, channels
+
+    def top_shapes(self):
+        batch = self.param.window_data_param.batch_size
+        return [(batch, self.channels, self.crop, self.crop), (batch,)]
+
+    @property
+    def batch_size(self):
+        return self.param.window_data_param.batch_size
+
+    def read(self, position):
+        while True:
+            yield self.batch()
+
+    def batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Windows drawn at random, background first, and their labels."""
+        data = np.zeros(self.top_shapes()[0], np.float32)
+        labels = np.zeros(self.batch_size, np.float32)
+        for row in range(self.batch_size):
+            objects = row >= self.batch_size - self.wanted
+            windows = self.foreground if objects else self.background
+            window = windows[int(self.rng.integers(len(windows)))]
+            mirror = self.param.transform_param.mirror and bool(self.rng.integers(2))
+            self.fill(data[row], window, mirror)
+            labels[row] = window.label if objects else 0
+        return data, labels
+
+    def image(self, index: int) -> np.ndarray:
+        """An image as OpenCV has it, height × width × channels; kept in memory with cache_images."""
+        image = self.cache.get(index)
+        if image is None:
+            image = np.ascontiguousarray(read_image(self.images[index], self.channels == 3).transpose(1, 2, 0))
+            if self.param.window_data_param.cache_images:
+                self.cache[index] = image
+        return image
+
+    def fill(self, target: np.ndarray, window: Window, mirror: bool) -> None:
+        """Warp a window into `target`, channels × crop × crop."""
+        image = self.image(window.image)
+        (x1, x2, left, right), (y1, y2, top, bottom) = self._spans(window.box, image.shape[:2])
+        width, height = min(right, self.crop) - left, min(bottom, self.crop) - top
+        part = cv2.resize(image[y1 : y2 + 1, x1 : x2 + 1], (max(1, width), max(1, height)))
+        part = part.reshape(*part.shape[:2], self.channels)
+        if mirror:
+            part = part[:, ::-1]
+            left = self.crop - left - part.shape[1]
+        rows, columns = slice(top, top + part.shape[0]), slice(left, left + part.shape[1])
+        values = part.transpose(2, 0, 1).astype(np.float32)
+        p = self.param.transform_param
+        if self.transformer.mean is not None:
+            shifted = self.transformer.mean[:, self.offset : self.offset + self.crop, self.offset : self.offset + self.crop]
+            values -= shifted[:, rows, columns]
+        elif p.mean_value:
+            values -= np.asarray(p.mean_value, np.float32)[:, None, None]
+        target[:, rows, columns] = values * np.float32(p.scale)
+
+    def _spans(self, box, size):
+        """For x and y: first and last pixel of the image, and where they come to lie in the crop."""
+        p = self.param.window_data_param
+        x1, y1, x2, y2 = box
+        ends = [(x1, x2), (y1, y2)]
+        if p.context_pad or p.crop_mode == "square":
+            scale = self.crop / (self.crop - 2 * p.context_pad)
+            halves = [(last - first + 1) / 2 for first, last in ends]
+            reach = [max(halves)] * 2 if p.crop_mode == "square" else halves
+            ends = [
+                (round(first + half - extent * scale), round(first + half + extent * scale))
+                for (first, _), half, extent in zip(ends, halves, reach, strict=True)
+            ]
+        spans = []
+        for (first, last), extent in zip(ends, size[::-1], strict=True):
+            factor = self.crop / (last - first + 1)
+            inside = max(first, 0), min(last, extent - 1)
+            if inside[1] < inside[0]:
+                raise self.error(f"window {box}", f"it lies in an image of {size[1]}×{size[0]} pixels")
+            start = round((inside[0] - first) * factor)
+            spans.append((*inside, start, start + round((inside[1] - inside[0] + 1) * factor)))
+        return spans

@@ -1,0 +1,220 @@
+"""Layers that read files, databases and memory, against BVLC Caffe's recorded batches and by hand."""
+
+import shutil
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+import caffe
+from caffe.layer_types.windows import WindowData
+from tests.conftest import GOLDEN
+
+DATA = GOLDEN / "data"
+BATCHES = sorted(DATA.glob("batches_*.npz"))
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A copy of the recorded data's folder, entered."""
+    shutil.copytree(DATA, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    monkeypatch.chdir(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.stem)
+def test_batches_are_caffes(path, data, write):
+    recorded = np.load(path)
+    net = caffe.Net(write("net.prototxt", str(recorded["prototxt"])), caffe.TEST)
+    for number in range(4):
+        net.forward()
+        # Decoders differ in the last bit of a pixel, and resizing in another.
+        for top in ("data", "label"):
+            np.testing.assert_allclose(net.blobs[top].data, recorded[f"{top}_{number}"], atol=2.01)
+    net.close()
+
+
+def net_of(write, text):
+    return caffe.Net(write("net.prototxt", text), caffe.TRAIN)
+
+
+LIST = 'layer { name: "d" type: "ImageData" top: "x" top: "y" image_data_param { source: "list.txt" %s } }'
+
+
+def test_every_epoch_of_a_shuffled_list_has_every_image_once_in_another_order(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(6):
+        cv2.imwrite(f"{number}.png", np.full((4, 4, 3), number, np.uint8))
+    write("list.txt", "".join(f"{number}.png {number}\n" for number in range(6)))
+    caffe.set_random_seed(1)
+    net = net_of(write, LIST % "batch_size: 6 shuffle: true")
+    epochs = []
+    for _ in range(3):
+        net.forward()
+        np.testing.assert_array_equal(net.blobs["x"].data[:, 0, 0, 0], net.blobs["y"].data)
+        epochs.append(net.blobs["y"].data.astype(int).tolist())
+    net.close()
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("a.png\n", '"a.png"'), ("", "empty"), ("missing.png 3\n", "no such image")],
+)
+def test_a_list_that_cannot_be_read_is_an_error(text, found, tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("list.txt", text)
+    with pytest.raises(caffe.Error, match=found):
+        net_of(write, LIST % "")
+
+
+HDF5 = 'layer { name: "d" type: "HDF5Data" top: "x" top: "y" hdf5_data_param { source: "files.txt" batch_size: 4 } }'
+
+
+def test_rows_go_on_from_file_to_file(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, rows in enumerate((3, 5)):
+        with h5py.File(f"{number}.h5", "w") as file:
+            file["x"] = np.arange(rows * 2).reshape(rows, 2) + 100 * number
+            file["y"] = np.arange(rows)
+    write("files.txt", "0.h5\n1.h5\n")
+    net = net_of(write, HDF5)
+    rows = []
+    for _ in range(3):
+        net.forward()
+        rows += net.blobs["x"].data[:, 0].astype(int).tolist()
+    assert rows == [0, 2, 4, 100, 102, 104, 106, 108, 0, 2, 4, 100]
+
+
+def test_a_dataset_that_is_not_there_is_an_error(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("0.h5", "w") as file:
+        file["x"] = np.zeros((3, 2))
+    write("files.txt", "0.h5\n")
+    with pytest.raises(caffe.Error, match='no dataset "y"'):
+        net_of(write, HDF5)
+
+
+OUTPUT = """layer { name: "x" type: "Input" top: "x" top: "y" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "o" type: "HDF5Output" bottom: "x" bottom: "y" hdf5_output_param { file_name: "o.h5" } }"""
+
+
+def test_batches_written_to_hdf5_follow_one_another(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = net_of(write, OUTPUT)
+    for number in range(3):
+        net.blobs["x"].data[...] = number
+        net.forward()
+    net.close()
+    with h5py.File("o.h5") as file:
+        assert file["data"][:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+        assert file["label"].shape == (6, 3)
+
+
+MEMORY = """layer { name: "m" type: "MemoryData" top: "x" top: "y"
+  memory_data_param { batch_size: 2 channels: 1 height: 2 width: 2 } }"""
+
+
+def test_arrays_in_memory_go_round(write):
+    net = net_of(write, MEMORY)
+    with pytest.raises(caffe.Error, match="no data"):
+        net.forward()
+    images = np.arange(16, dtype=np.float32).reshape(4, 1, 2, 2)
+    net.set_input_arrays(images, np.arange(4, dtype=np.float32))
+    labels = []
+    for _ in range(3):
+        net.forward()
+        labels += net.blobs["y"].data.tolist()
+    assert labels == [0, 1, 2, 3, 0, 1]
+    np.testing.assert_array_equal(net.blobs["x"].data, images[:2])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "found"),
+    [
+        (np.zeros((3, 1, 2, 2), np.float32), np.zeros(3, np.float32), "3 images"),
+        (np.zeros((4, 1, 2, 2)), np.zeros(4, np.float32), "type float64"),
+        (np.zeros((4, 1, 2, 3), np.float32), np.zeros(4, np.float32), "shape"),
+        (np.zeros((4, 1, 2, 2), np.float32), np.zeros(2, np.float32), "labels of shape"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(images, labels, found, write):
+    with pytest.raises(caffe.Error, match=found):
+        net_of(write, MEMORY).set_input_arrays(images, labels)
+
+
+WINDOWS = """# 0
+{image}
+3
+40
+60
+3
+2 0.9 10 5 29 24
+0 0.1 0 0 9 9
+1 0.6 50 30 69 49
+"""
+WINDOW_NET = """layer {{ name: "w" type: "WindowData" top: "x" top: "y"
+  transform_param {{ crop_size: 20 {transform} }}
+  window_data_param {{ source: "windows.txt" batch_size: 8 fg_fraction: 0.5 {more} }} }}"""
+
+
+@pytest.fixture
+def windows(tmp_path, write, monkeypatch):
+    """windows(transform, more): a WindowData layer's net on one image whose pixels tell their place."""
+    monkeypatch.chdir(tmp_path)
+    rows, columns = np.mgrid[:40, :60]
+    cv2.imwrite("image.png", np.stack([rows, columns, rows + columns], 2).astype(np.uint8))
+    write("windows.txt", WINDOWS.format(image="image.png"))
+    return lambda transform="", more="": net_of(write, WINDOW_NET.format(transform=transform, more=more))
+
+
+def test_a_batch_of_windows_is_background_then_objects(windows):
+    net = windows()
+    net.forward()
+    net.close()
+    labels = net.blobs["y"].data
+    assert not labels[:4].any()
+    assert set(labels[4:]) <= {1, 2}
+    for image, label in zip(net.blobs["x"].data, labels, strict=True):
+        if label == 2:  # as large as the crop: not resampled
+            np.testing.assert_array_equal(image[0], np.mgrid[5:25, 10:30][0])
+            np.testing.assert_array_equal(image[1], np.mgrid[5:25, 10:30][1])
+        if label == 1:  # the right and lower half lies outside the image
+            assert image[:, :10, :10].all()
+            assert not image[:, 10:].any()
+            assert not image[:, :, 10:].any()
+
+
+def test_windows_are_mirrored_and_shifted(windows):
+    net = windows("mirror: true mean_value: 1 mean_value: 2 mean_value: 3 scale: 0.5")
+    seen = set()
+    for _ in range(4):
+        net.forward()
+        for image, label in zip(net.blobs["x"].data, net.blobs["y"].data, strict=True):
+            if label == 2:
+                columns = image[1, 0] * 2 + 2
+                seen.add(tuple(columns.astype(int)))
+    net.close()
+    assert seen == {tuple(range(10, 30)), tuple(range(29, 9, -1))}
+
+
+def test_context_is_added_around_a_window(windows):
+    net = windows(more="context_pad: 5")
+    layer: WindowData = net.layers[0]
+    (x1, x2, left, right), (y1, y2, top, bottom) = layer._spans((10, 5, 29, 24), (40, 60))
+    # 20 pixels become 10, so 10 more on each side come into view; 5 of them above the image.
+    assert (x1, x2, left, right) == (0, 40, 0, 20)
+    assert (y1, top) == (0, 2)
+    assert (y2, bottom) == (35, 20)
+    net.close()
+
+
+def test_a_window_file_that_is_none_is_named_with_its_line(windows, write):
+    write("windows.txt", "# 0\nimage.png\nthree\n")
+    with pytest.raises(caffe.Error) as raised:
+        windows()
+    assert raised.value.where == "windows.txt:3"
