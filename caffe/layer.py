@@ -30,6 +30,7 @@ _GROUPS = (
     "fork_losses",
     "detection",
     "multibox",
+    "annotated",
 )
 
 

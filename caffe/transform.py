@@ -9,6 +9,9 @@ from caffe.errors import Error
 from caffe.proto import caffe_pb2
 from caffe.stored import read_array
 
+FORKS = 20000
+"""Numbers of the schema's fields of forks are above it."""
+
 
 def read_mean(path: str) -> np.ndarray:
     """The mean image of a binaryproto: channels × height × width, float32."""
@@ -48,6 +51,9 @@ class Transformer:
             raise Error(where, "both mean_file and mean_value", "one of them is wanted")
         if param.force_color and param.force_gray:
             raise Error(where, "both force_color and force_gray", "one of them is wanted")
+        for field, _ in param.ListFields():
+            if field.number > FORKS:
+                raise Error(where, f"transform_param has {field.name}", "only AnnotatedData applies it", "leave it out")
         self.param = param
         self.training = phase == caffe_pb2.TRAIN
         self.where = where

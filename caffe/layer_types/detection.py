@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from caffe import boxes
+from caffe.detections import ResultFiles
 from caffe.layer import Layer, register
 
 
@@ -123,6 +124,7 @@ class DetectionOutput(Layer):
     offsets (N, P · 4, or P · classes · 4 where share_location is false), probabilities (N, P · classes), priors (1, 2, P · 4).
     A row is image, class, score, xmin, ymin, xmax, ymax, the box as shares of the image. For each class, boxes are taken by
     their score unless they overlap a better one. Where nothing is found, a row for each image that is -1 but for its number.
+    save_output_param: the boxes also go into files, see `caffe.detections`.
     """
 
     bottoms = (3, 4)
@@ -141,6 +143,11 @@ class DetectionOutput(Layer):
             raise self.error("visualize: true", "boxes are not drawn here", "draw the rows of the top on the images in Python")
         self.threshold = p.confidence_threshold if p.HasField("confidence_threshold") else -np.inf
         self.candidates = p.nms_param.top_k if p.nms_param.HasField("top_k") else -1
+        self.files = None
+        save = p.save_output_param
+        if save.output_directory and save.label_map_file and save.name_size_file:
+            labels = [label for label in range(p.num_classes) if label != p.background_label_id]
+            self.files = ResultFiles(save, labels, self.where)
 
     def forward(self, offsets, scores, priors, image=None):
         p = self.param.detection_output_param
@@ -155,6 +162,9 @@ class DetectionOutput(Layer):
         )
         probabilities = scores.detach().float().cpu().numpy().reshape(count, len(corners), p.num_classes).swapaxes(1, 2)
         rows = [self.of_image(number, found[number], probabilities[number]) for number in range(count)]
+        if self.files:
+            for own in rows:
+                self.files.add(own[:, 1:])
         rows = np.concatenate(rows)
         if not len(rows):
             rows = np.full((count, 7), -1, np.float32)
