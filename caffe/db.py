@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,3 +68,71 @@ def open_db(source: str, backend: int) -> LMDBFile | LevelDB:
     if len(database) == 0:
         raise FileError(source, "the database has no records")
     return database
+
+
+class DatabaseWriter:
+    """A new LMDB or LevelDB, written whole or not at all: it has its name once the `with` block has ended well.
+
+        with DatabaseWriter("train_lmdb", "lmdb") as write:
+            write(key, record)
+
+    Keys in rising order are written fastest. An error where the database exists already.
+    """
+
+    BATCH = 1000
+    """Records put in one transaction."""
+
+    def __init__(self, source: str, backend: str):
+        if backend not in ("lmdb", "leveldb"):
+            raise FileError(source, f'backend "{backend}"', 'it is "lmdb" or "leveldb"')
+        if Path(source).exists():
+            raise FileError(source, "it exists already", do="delete it, or give another name")
+        self.source, self.backend = Path(source), backend
+        self.part = self.source.with_name(f"{self.source.name}.part")
+        self._waiting: list[tuple[bytes, bytes]] = []
+
+    def __enter__(self):
+        self.source.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.part, ignore_errors=True)
+        if self.backend == "lmdb":
+            import lmdb
+
+            self._db = lmdb.open(str(self.part), map_size=1 << 28)
+        else:
+            import plyvel
+
+            self._db = plyvel.DB(str(self.part), create_if_missing=True, error_if_exists=True)
+        return self.write
+
+    def write(self, key: bytes, record: bytes) -> None:
+        """Add one record."""
+        self._waiting.append((key, record))
+        if len(self._waiting) == self.BATCH:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self.backend == "leveldb":
+            with self._db.write_batch() as batch:
+                for key, record in self._waiting:
+                    batch.put(key, record)
+        else:
+            import lmdb
+
+            while True:
+                try:
+                    with self._db.begin(write=True) as transaction:
+                        for key, record in self._waiting:
+                            transaction.put(key, record)
+                    break
+                except lmdb.MapFullError:
+                    self._db.set_mapsize(2 * self._db.info()["map_size"])
+        self._waiting = []
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            self._commit()
+        self._db.close()
+        if kind is None:
+            self.part.rename(self.source)
+        else:
+            shutil.rmtree(self.part, ignore_errors=True)

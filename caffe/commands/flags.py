@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import getpass
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -35,6 +36,21 @@ def add(group, name: str, help: str, default="", **options) -> None:
     if options.get("type") is int and default == "":
         default = None
     group.add_argument(f"-{name}", f"--{name}", dest=name, help=help, default=default, **options)
+
+
+def add_switch(group, name: str, help: str) -> None:
+    """Add one flag that is there or not: -gray, -nogray."""
+    group.add_argument(f"-{name}", f"--{name}", action="store_true", help=help)
+    group.add_argument(f"-no{name}", f"--no{name}", action="store_false", dest=name, help=argparse.SUPPRESS)
+
+
+def plain_switches(argv: list[str]) -> list[str]:
+    """Switches with a truth value, as gflags takes them, in their short form: -gray=true as -gray, -gray=false as -nogray."""
+    result = []
+    for word in argv:
+        match = re.fullmatch(r"--?(\w+)=(true|t|1|yes|y|false|f|0|no|n)", word)
+        result.append((f"-{match[1]}" if match[2] in ("true", "t", "1", "yes", "y") else f"-no{match[1]}") if match else word)
+    return result
 
 
 def add_net_flags(result: argparse.ArgumentParser) -> None:

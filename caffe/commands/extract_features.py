@@ -1,0 +1,80 @@
+"""caffe extract_features: write blobs of a net as databases, one record an image."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+from caffe import glog
+from caffe.commands import devices, flags
+from caffe.errors import Error
+from caffe.proto import caffe_pb2
+
+
+def main(argv: list[str]) -> int:
+    """`caffe extract_features WEIGHTS NET BLOB[,…] DB[,…] BATCHES DB_TYPE [CPU|GPU] [DEVICE_ID=0]`."""
+    parser = flags.parser(
+        "extract_features",
+        "Run a net over its own data in testing, and write blobs as databases of float Datums with keys %010d.",
+    )
+    parser.add_argument("weights", help="a .caffemodel or .caffemodel.h5")
+    parser.add_argument("net", help="a prototxt with a data layer")
+    parser.add_argument("blobs", help="names, separated by commas")
+    parser.add_argument("databases", help="one for each blob, separated by commas")
+    parser.add_argument("batches", type=int, help="number of mini-batches")
+    parser.add_argument("backend", metavar="db_type", choices=("lmdb", "leveldb"))
+    parser.add_argument("device", nargs="*", help="CPU (the default), or GPU and DEVICE_ID=n")
+    arguments = parser.parse_args(argv)
+    blobs, databases = arguments.blobs.split(","), arguments.databases.split(",")
+    if len(blobs) != len(databases):
+        raise Error("caffe extract_features", f"{len(blobs)} blobs and {len(databases)} databases", "there is one for each")
+    if arguments.batches < 1:
+        raise Error("caffe extract_features", f"{arguments.batches} mini-batches", "at least 1 is wanted")
+    with flags.logging(arguments):
+        extract(arguments, blobs, databases, _device(arguments.device))
+    return 0
+
+
+def _device(words: list[str]) -> str:
+    """The -gpu that the last words ask for."""
+    known = [re.fullmatch(r"CPU|GPU|DEVICE_ID=(\d+)", word) for word in words]
+    if not all(known):
+        raise Error("caffe extract_features", " ".join(words), "CPU, or GPU and DEVICE_ID=n")
+    if "GPU" not in words:
+        return ""
+    return next((match[1] for match in known if match[1]), "0")
+
+
+def extract(arguments, blobs: list[str], databases: list[str], gpu: str) -> None:
+    """Write the databases."""
+    from caffe.db import DatabaseWriter
+    from caffe.net import Net
+
+    devices.use_one(gpu, (54, 58, 63))
+    net = Net(arguments.net, arguments.weights, caffe_pb2.TEST)
+    missing = [name for name in blobs if name not in net.blobs]
+    if missing:
+        raise Error(arguments.net, f'no blob "{missing[0]}"', do=f"there are {', '.join(net.blobs)}")
+    glog.info("extract_features.cpp:133", "Extracting Features")
+    count = 0
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(DatabaseWriter(path, arguments.backend)) for path in databases]
+        for _ in range(arguments.batches):
+            net.forward()
+            rows = {len(net.blobs[name].data) for name in blobs}
+            if len(rows) > 1:
+                raise Error(
+                    arguments.net, f"blobs of {' and '.join(map(str, sorted(rows)))} rows", "they have one row an image each"
+                )
+            for name, write in zip(blobs, writers, strict=True):
+                blob = net.blobs[name]
+                datum = caffe_pb2.Datum(channels=blob.channels, height=blob.height, width=blob.width)
+                for number, row in enumerate(blob.data, count):
+                    del datum.float_data[:]
+                    datum.float_data.extend(row.ravel())
+                    write(b"%010d" % number, datum.SerializeToString())
+            count += rows.pop()
+    net.close()
+    for name in blobs:
+        glog.info("extract_features.cpp:175", f"Extracted features of {count} query images for feature blob {name}")
+    glog.info("extract_features.cpp:181", "Successfully extracted the features!")
