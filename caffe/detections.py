@@ -46,6 +46,19 @@ def read_sizes(path: str) -> list[tuple[str, int, int]]:
     return sizes
 
 
+def in_pixels(corners: np.ndarray, height: int, width: int, param) -> np.ndarray:
+    """Corners given as shares of what went into the net, in pixels of the image as it was before `param.resize_param`."""
+    p = param.resize_param
+    size = np.array([width, height] * 2)
+    if param.HasField("resize_param") and p.resize_mode == RESIZE.FIT_LARGE_SIZE_AND_PAD:
+        aspect = width / height
+        share = np.array([min(1, aspect * p.height / p.width), min(1, p.width / aspect / p.height)])
+        corners = (corners - np.tile((1 - share) / 2, 2)) / np.tile(share, 2)
+    elif param.HasField("resize_param") and p.resize_mode == RESIZE.FIT_SMALL_SIZE and p.height_scale and p.width_scale:
+        return (corners * np.tile([p.width_scale, p.height_scale], 2)).clip(0, size)
+    return corners.clip(0, 1) * size
+
+
 class ResultFiles:
     """Detections of the images of a name_size_file, in its order, written when all of them are there; then it starts over.
 
@@ -74,7 +87,7 @@ class ResultFiles:
     def add(self, rows: np.ndarray) -> None:
         """Detections of the next image: label, score, and corners as shares of the image."""
         name, height, width = self.sizes[self.images]
-        corners = self.in_pixels(rows[:, 2:].astype(np.float64), height, width)
+        corners = in_pixels(rows[:, 2:].astype(np.float64), height, width, self.param)
         for (label, score), (xmin, ymin, xmax, ymax) in zip(rows[:, :2], corners, strict=True):
             box = np.round(np.array([xmin, ymin, xmax - xmin, ymax - ymin]) * 100) / 100
             self.found.append((name, int(label), float(f"{score:.6g}"), box))
@@ -82,18 +95,6 @@ class ResultFiles:
         if self.images == len(self.sizes):
             self.write()
             self.found, self.images = [], 0
-
-    def in_pixels(self, corners: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Corners in the image as it was before resize_param."""
-        p = self.param.resize_param
-        size = np.array([width, height] * 2)
-        if self.param.HasField("resize_param") and p.resize_mode == RESIZE.FIT_LARGE_SIZE_AND_PAD:
-            aspect = width / height
-            share = np.array([min(1, aspect * p.height / p.width), min(1, p.width / aspect / p.height)])
-            corners = (corners - np.tile((1 - share) / 2, 2)) / np.tile(share, 2)
-        elif self.param.HasField("resize_param") and p.resize_mode == RESIZE.FIT_SMALL_SIZE and p.height_scale and p.width_scale:
-            return (corners * np.tile([p.width_scale, p.height_scale], 2)).clip(0, size)
-        return corners.clip(0, 1) * size
 
     def write(self) -> None:
         """The files of all images."""

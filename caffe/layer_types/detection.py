@@ -1,4 +1,4 @@
-"""SSD's layers around a detector (Liu et al. 2016): PriorBox says where boxes are looked for, DetectionOutput which are found."""
+"""SSD's layers around a detector (Liu et al. 2016): where boxes are looked for, which are found, and which of them are right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from caffe import boxes
-from caffe.detections import ResultFiles
+from caffe.detections import ResultFiles, in_pixels, read_sizes
 from caffe.layer import Layer, register
 
 
@@ -189,4 +189,74 @@ class DetectionOutput(Layer):
         if -1 < p.keep_top_k < len(rows):
             best = np.argsort(-rows[:, 2], kind="stable")[: p.keep_top_k]
             rows = rows[best[np.argsort(rows[best, 1], kind="stable")]]
+        return rows
+
+
+@register("DetectionEvaluate")
+class DetectionEvaluate(Layer):
+    """Which detections are right: (DetectionOutput's rows, true boxes (1, 1, boxes, 8)) → (1, 1, classes + detections, 5).
+
+    For each class but the background a row -1, class, number of true boxes, -1, -1. Then for each detection image, class, score,
+    1 if it is right, 1 if it is wrong: a true box is found by the best detection whose overlap with it is the greatest and at
+    least overlap_threshold. Without evaluate_difficult_gt, what finds a difficult box is neither. No gradient.
+    """
+
+    bottoms = (2, 2)
+    differentiable_bottoms = ()
+
+    def setup(self, found, truths):
+        p = self.param.detection_evaluate_param
+        if p.num_classes < 1:
+            raise self.error("num_classes is not given", "it counts the background, too")
+        if p.overlap_threshold <= 0:
+            raise self.error(f"overlap_threshold {p.overlap_threshold:g}", "it is larger than 0")
+        self.sizes = read_sizes(p.name_size_file) if p.name_size_file else []
+        self.images = 0
+
+    def forward(self, found, truths):
+        p = self.param.detection_evaluate_param
+        if found.numel() % 7 or truths.numel() % 8:
+            raise self.error(
+                f"bottoms of shapes {tuple(found.shape)} and {tuple(truths.shape)}", "their rows have 7 and 8 values"
+            )
+        classes = [label for label in range(p.num_classes) if label != p.background_label_id]
+        if found.is_meta:
+            return found.new_empty(1, 1, len(classes) + 1, 5)
+        detections = found.detach().float().cpu().numpy().reshape(-1, 7)
+        true_boxes = truths.detach().float().cpu().numpy().reshape(-1, 8)
+        true_boxes = true_boxes[true_boxes[:, 0] != -1]
+        counted = true_boxes if p.evaluate_difficult_gt else true_boxes[true_boxes[:, 7] == 0]
+        rows = [np.array([[-1, label, (counted[:, 1] == label).sum(), -1, -1] for label in classes], np.float32)]
+        detections = detections[detections[:, 1] != -1]
+        for image in np.unique(detections[:, 0]):
+            own, true = detections[detections[:, 0] == image], true_boxes[true_boxes[:, 0] == image]
+            if self.sizes:
+                _, height, width = self.sizes[self.images]
+                self.images = (self.images + 1) % len(self.sizes)
+                own, true = own.copy(), true.copy()
+                for corners in (own[:, 3:], true[:, 3:7]):
+                    corners[:] = in_pixels(corners.astype(np.float64), height, width, p)
+            for label in np.unique(own[:, 1]):
+                of_class = own[own[:, 1] == label]
+                rows.append(self.judged(of_class[np.argsort(-of_class[:, 2], kind="stable")], true[true[:, 1] == label]))
+        return torch.from_numpy(np.concatenate(rows)[None, None]).to(found)
+
+    def judged(self, detections: np.ndarray, truths: np.ndarray) -> np.ndarray:
+        """Rows of detections of one class in one image, best first."""
+        p = self.param.detection_evaluate_param
+        rows = np.hstack((detections[:, [0, 1, 2]], np.tile(np.array([0, 1], np.float32), (len(detections), 1))))
+        if not len(truths):
+            return rows
+        # In pixels, the last one belongs to a box.
+        last = np.array([0, 0, 1, 1], np.float32) if self.sizes else np.float32(0)
+        overlaps = boxes.overlaps(detections[:, 3:] + last, truths[:, 3:7] + last)
+        seen = set()
+        for row, nearest in enumerate(overlaps.argmax(1)):
+            if overlaps[row, nearest] < np.float32(p.overlap_threshold):
+                continue
+            if truths[nearest, 7] and not p.evaluate_difficult_gt:
+                rows[row, 3:] = 0
+            elif nearest not in seen:
+                rows[row, 3:] = 1, 0
+                seen.add(nearest)
         return rows

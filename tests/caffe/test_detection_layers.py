@@ -230,6 +230,68 @@ def test_a_prior_without_area_is_named(write):
         made(write, layer, [(2, 8), (2, 6), (1, 2, 8)], caffe.TEST).forward()
 
 
+# ---- DetectionEvaluate
+
+FOUND = [
+    [0, 1, 0.9, 0.1, 0.1, 0.5, 0.5],
+    [0, 1, 0.95, 0.12, 0.1, 0.5, 0.5],  # the better one of two
+    [0, 1, 0.3, 0.6, 0.6, 0.9, 0.9],  # of nothing
+    [0, 2, 0.8, 0.1, 0.1, 0.5, 0.5],  # of another class
+    [1, 2, 0.7, 0.3, 0.3, 0.8, 0.75],  # of a difficult box
+    [1, 2, 0.6, 0.3, 0.3, 0.8, 0.8],
+    [2, -1, -1, -1, -1, -1, -1],
+]
+TRUE = [
+    [0, 1, 0, 0.1, 0.1, 0.5, 0.5, 0],
+    [0, 1, 1, 0.0, 0.7, 0.2, 0.9, 0],
+    [1, 2, 0, 0.3, 0.3, 0.8, 0.8, 1],
+    [3, 3, 0, 0.1, 0.1, 0.5, 0.5, 0],
+]
+COUNTS = [[-1, 1, 2, -1, -1], [-1, 2, 1, -1, -1], [-1, 3, 1, -1, -1]]
+
+
+def evaluated(write, settings, found, true):
+    layer = f'type: "DetectionEvaluate" detection_evaluate_param {{ num_classes: 4 {settings} }}'
+    net = made(write, layer, [(1, 1, len(found), 7), (1, 1, len(true), 8)], caffe.TEST)
+    net.blobs["x0"].data[0, 0] = found
+    net.blobs["x1"].data[0, 0] = true
+    return net.forward()["y0"][0, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts", "difficult"),
+    [
+        ("", COUNTS, [[1, 0], [0, 1]]),
+        ("evaluate_difficult_gt: false", [COUNTS[0], [-1, 2, 0, -1, -1], COUNTS[2]], [[0, 0], [0, 0]]),
+    ],
+)
+def test_detections_are_right_once_for_each_true_box(write, settings, counts, difficult):
+    rows = [
+        *counts,
+        [0, 1, 0.95, 1, 0],
+        [0, 1, 0.9, 0, 1],
+        [0, 1, 0.3, 0, 1],
+        [0, 2, 0.8, 0, 1],
+        [1, 2, 0.7, *difficult[0]],
+        [1, 2, 0.6, *difficult[1]],
+    ]
+    np.testing.assert_allclose(evaluated(write, settings, FOUND, TRUE), rows, rtol=1e-6)
+
+
+def test_detections_are_compared_in_pixels_that_both_ends_belong_to(write):
+    # Of boxes 2 and 9 wide they share 2 / 9; of pixels 0 to 2 and 0 to 9, 3 / 10.
+    found, true = [[0, 1, 1, 0, 0, 0.1, 0.5]], [[0, 1, 0, 0, 0, 0.45, 0.5, 0]]
+    assert evaluated(write, "overlap_threshold: 0.26", found, true)[3].tolist() == [0, 1, 1, 0, 1]
+    sizes = f'name_size_file: "{write("sizes.txt", "a 20 20")}" overlap_threshold: 0.26'
+    assert evaluated(write, sizes, found, true)[3].tolist() == [0, 1, 1, 1, 0]
+
+
+def test_detection_evaluate_wants_rows(write):
+    assert refused(write, 'type: "DetectionEvaluate"', (1, 1, 1, 7), (1, 1, 1, 8)).found == "num_classes is not given"
+    layer = 'type: "DetectionEvaluate" detection_evaluate_param { num_classes: 4 }'
+    assert refused(write, layer, (1, 1, 1, 6), (1, 1, 1, 8)).expected == "their rows have 7 and 8 values"
+
+
 # ---- MultiBoxLoss
 
 
