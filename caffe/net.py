@@ -261,7 +261,7 @@ class Net:
                     self.blob_needs_backward[bottom] = self.blob_needs_backward[bottom] or step.propagates[slot]
                 step.propagates[slot] = step.propagates[slot] and allowed
             if force and not isinstance(layer, Source):
-                step.needs_backward = reachable is None or bool(reachable)
+                step.needs_backward = reachable is None or bool(reachable) or bool(layer.blobs)
             for blob in layer.blobs:
                 if blob.owner is blob:
                     blob.leaf.requires_grad_(step.needs_backward and (force or blob.lr_mult != 0))
