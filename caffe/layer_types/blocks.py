@@ -61,6 +61,7 @@ class Axpy(Layer):
     """a · x + y with one a for each channel (Hu et al. 2017): (a (N, C) or (N, C, 1, 1), x, y (N, C, H, W)) → shape of x."""
 
     bottoms = (3, 3)
+    keeps_output = False
 
     def setup(self, factor, x, y):
         if x != y:
@@ -126,6 +127,7 @@ class BN(Layer):
 
     bottoms = (1, 1)
     tops = (1, 3)
+    keeps_output = False
 
     def setup(self, shape):
         p = self.param.bn_param

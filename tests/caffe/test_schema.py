@@ -164,3 +164,17 @@ def test_a_field_that_is_nearly_a_forks_is_answered_with_its_name(write):
     with pytest.raises(caffe.ParseError) as error:
         caffe.read_net(write("net.prototxt", 'layer { type: "Permute" permute_params { order: 0 } }'))
     assert '"permute_param"' in error.value.do
+
+
+def test_net_spec_writes_layers_of_forks():
+    n = caffe.NetSpec()
+    n.data = caffe.layers.Input(input_param={"shape": {"dim": [1, 3, 32, 32]}})
+    n.norm = caffe.layers.Normalize(n.data, across_spatial=False, scale_filler={"type": "constant", "value": 20})
+    n.perm = caffe.layers.Permute(n.norm, order=[0, 2, 3, 1])
+    n.prior = caffe.layers.PriorBox(n.norm, n.data, min_size=30.0, aspect_ratio=[2, 3], variance=[0.1, 0.1, 0.2, 0.2])
+    n.up = caffe.layers.Interp(n.norm, zoom_factor=2)
+    net = n.to_proto()
+    assert net.layer[1].norm_param.scale_filler.value == 20
+    assert list(net.layer[2].permute_param.order) == [0, 2, 3, 1]
+    shapes = {name: blob.shape for name, blob in caffe.Net(net, caffe.TEST).blobs.items()}
+    assert (shapes["perm"], shapes["prior"], shapes["up"]) == ((1, 32, 32, 3), (1, 2, 32 * 32 * 5 * 4), (1, 3, 63, 63))
