@@ -100,6 +100,8 @@ class BoxTransformer:
 
     def distorted(self, image: np.ndarray) -> np.ndarray:
         """Brightness, contrast, saturation and hue, each by its probability; contrast comes second or last."""
+        if image.dtype != np.uint8:
+            raise Error(self.where, "distort_param for records of floats", "colours are changed in bytes", "leave it out")
         p = self.param.distort_param
         steps = [self.brightness, self.saturation, self.hue]
         steps.insert(1 if self.rng.random() > 0.5 else 3, self.contrast)
@@ -112,12 +114,12 @@ class BoxTransformer:
     def brightness(self, image, p):
         if self.rng.random() >= p.brightness_prob:
             return image
-        return cv2.LUT(image, _table(1, self.rng.uniform(-p.brightness_delta, p.brightness_delta)))
+        return _table(1, self.rng.uniform(-p.brightness_delta, p.brightness_delta))[image]
 
     def contrast(self, image, p):
         if self.rng.random() >= p.contrast_prob:
             return image
-        return cv2.LUT(image, _table(self.rng.uniform(p.contrast_lower, p.contrast_upper), 0))
+        return _table(self.rng.uniform(p.contrast_lower, p.contrast_upper), 0)[image]
 
     def saturation(self, image, p):
         if self.rng.random() >= p.saturation_prob:
@@ -209,6 +211,8 @@ class BoxTransformer:
 
     def resized(self, image: np.ndarray) -> np.ndarray:
         """The image as resize_param has it."""
+        if image.shape[2] > 4:
+            raise Error(self.where, f"resize_param for images of {image.shape[2]} channels", "up to 4 can be resized")
         p = self.param.resize_param
         modes = list(p.interp_mode) or [RESIZE.LINEAR]
         mode = _INTERPOLATIONS[modes[self.rng.integers(len(modes))]]
@@ -287,5 +291,5 @@ def _in_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     if image.shape[2] != 3:
         return image
     hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2HSV)
-    hsv[:, :, channel] = cv2.LUT(hsv[:, :, channel], table)
+    hsv[:, :, channel] = table[hsv[:, :, channel]]
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)

@@ -60,7 +60,10 @@ class AnnotatedData(Data):
             for each in group.annotation
             for box in [each.bbox]
         ]
-        return image, np.array(rows, np.float32).reshape(-1, 7), datum.datum.label
+        truths = np.array(rows, np.float32).reshape(-1, 7)
+        if not (np.abs(truths) < 1e6).all():
+            raise Error(source, "a box without end", "corners are shares of the image, 0 to 1", "rebuild the database")
+        return image, truths, datum.datum.label
 
     def read(self, position):
         source, size = self.param.data_param.source, self.param.data_param.batch_size

@@ -97,6 +97,8 @@ def test_what_is_not_as_the_first_record_is_an_error(net):
         net([record(ONE, []), record(picture(20, 31, (0, 0, 1, 1))[0], [])]).forward()
     with pytest.raises(caffe.Error, match="no AnnotatedDatum"):
         net([b"\xff\xff"])
+    with pytest.raises(caffe.Error, match="a box without end"):
+        net([record(ONE, [(1, 0, [0, 0, float("inf"), 1], False)])])
 
 
 def test_the_image_is_resized_less_its_mean_and_scaled(net):
@@ -223,6 +225,17 @@ def distorted(seed=0, **settings):
     image = np.arange(4 * 16 * 3, dtype=np.uint8).reshape(4, 16, 3)
     values, _ = BoxTransformer(param, [], caffe.TRAIN, "data", np.random.default_rng(seed))(image, np.empty((0, 7), np.float32))
     return image.astype(int), values.transpose(1, 2, 0)
+
+
+def test_images_that_cannot_be_changed_so_are_named():
+    transformer = BoxTransformer(
+        caffe_pb2.TransformationParameter(distort_param=caffe_pb2.DistortionParameter(), scale=2), [], caffe.TRAIN, "data", None
+    )
+    with pytest.raises(caffe.Error, match="distort_param for records of floats"):
+        transformer(np.zeros((4, 4, 1), np.float32), np.empty((0, 7), np.float32))
+    size = caffe_pb2.TransformationParameter(resize_param=caffe_pb2.ResizeParameter(height=3, width=3))
+    with pytest.raises(caffe.Error, match="resize_param for images of 5 channels"):
+        BoxTransformer(size, [], caffe.TRAIN, "data", None)(np.zeros((4, 4, 5), np.uint8), np.empty((0, 7), np.float32))
 
 
 def test_contrast_multiplies_and_brightness_adds():
