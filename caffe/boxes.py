@@ -11,6 +11,8 @@ from caffe.proto import caffe_pb2
 
 CODES = caffe_pb2.PriorBoxParameter
 UNMATCHED, IGNORED = -1, -2
+# What an untrained net predicts may have no end; such boxes overlap nothing.
+_of_any_size = np.errstate(over="ignore", invalid="ignore")
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
@@ -44,6 +46,7 @@ def encode(boxes: np.ndarray, priors: np.ndarray, variances: np.ndarray, code: i
     return np.concatenate((shift, growth), -1) / variances
 
 
+@_of_any_size
 def decode(offsets: np.ndarray, priors: np.ndarray, variances: np.ndarray, code: int) -> np.ndarray:
     """What `encode` was given: boxes from offsets (…, N, 4) from priors (N, 4)."""
     offsets = variances * offsets
@@ -61,6 +64,7 @@ def _centres(boxes: np.ndarray) -> np.ndarray:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
+@_of_any_size
 def suppress(boxes: np.ndarray, threshold: float, eta: float = 1.0) -> np.ndarray:
     """Positions of the boxes (N, 4), best first, that overlap none of those kept before by more than the threshold.
 
@@ -82,6 +86,7 @@ def suppress(boxes: np.ndarray, threshold: float, eta: float = 1.0) -> np.ndarra
     return np.array(kept, np.int64)
 
 
+@_of_any_size
 def match(
     candidates: np.ndarray, truths: np.ndarray, threshold: float | None, inside: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:

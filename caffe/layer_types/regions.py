@@ -29,6 +29,8 @@ class _OverRegions(Layer):
 
     def images(self, rows: torch.Tensor, count: int) -> torch.Tensor:
         """The regions' image numbers, (R,)."""
+        if not rows.isfinite().all():
+            raise self.error("a region that is not finite", "each has an image number and x1, y1, x2, y2")
         images = rows[:, 0].long()
         if images.numel():
             low, high = (int(end) for end in images.aminmax())

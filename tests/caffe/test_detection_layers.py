@@ -202,6 +202,18 @@ def test_detection_output(write, code, settings, arguments):
     np.testing.assert_allclose(net.forward()["y0"], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e3, -1e3, 1e38, np.nan, np.inf])
+def test_endless_boxes_are_no_crash(write, value):
+    layer = 'type: "DetectionOutput" detection_output_param { num_classes: 3 code_type: CENTER_SIZE }'
+    net = made(write, layer, [(1, 12), (1, 9), (1, 2, 12)], caffe.TEST)
+    net.blobs["x0"].data[...] = [[value] * 4 + [0] * 8]
+    net.blobs["x1"].data[...] = 0.5
+    net.blobs["x2"].data[...] = some_priors(3)
+    rows = net.forward()["y0"][0, 0]
+    assert 0 < len(rows) <= 6
+
+
 def test_where_nothing_is_detected_there_is_a_row_for_each_image(write):
     layer = 'type: "DetectionOutput" detection_output_param { num_classes: 3 confidence_threshold: 0.5 }'
     net = made(write, layer, [(2, 8), (2, 6), (1, 2, 8)], caffe.TEST)

@@ -559,5 +559,8 @@ def test_a_region_in_an_image_that_is_not_there_is_an_error(write, layer):
     with pytest.raises(caffe.LayerError) as error:
         net.forward()
     assert error.value.found == "a region in image 2"
+    net.blobs["x1"].data[2, :, 0, 0] = [0, 1, 1, np.nan, 3]
+    with pytest.raises(caffe.LayerError, match="not finite"):
+        net.forward()
     net.blobs["x1"].reshape(0, 5)
     assert net.forward()["y0"].shape[0] == 0
