@@ -26,12 +26,12 @@ class Side:
 
     def __init__(self, tensor: torch.Tensor | None):
         self._tensor = tensor
-        self._seen = False
+        self.seen = False
         self._host: torch.Tensor | None = None
 
     def put(self, tensor: torch.Tensor | None) -> None:
         """Replace the values; None stands for zeros that nobody has asked for."""
-        if not self._seen:
+        if not self.seen:
             self._tensor = tensor
         elif tensor is None:
             self._tensor.zero_()
@@ -43,7 +43,7 @@ class Side:
 
     def release(self) -> None:
         """Forget values that nobody has looked at."""
-        if not self._seen:
+        if not self.seen:
             self._tensor = None
 
     def fetch(self) -> None:
@@ -61,9 +61,9 @@ class Side:
         """A writable NumPy view, row-major."""
         if self._tensor is None:
             self._tensor = torch.zeros(shape, device=device)
-        if not self._seen:
+        if not self.seen:
             self._tensor = self._tensor.detach().contiguous()
-            self._seen = True
+            self.seen = True
         if self._tensor.is_cuda:
             if self._host is None:
                 self._host = self._tensor.cpu()
@@ -166,9 +166,9 @@ class Blob:
         self._data.release()
 
     @property
-    def diff_is_watched(self) -> bool:
-        """Whether somebody has looked at `diff`, and so may look again."""
-        return self._diff._seen
+    def diff_side(self) -> Side:
+        """What holds the gradient; `seen` tells whether somebody has looked at `diff`, and so may look again."""
+        return self._diff
 
     @property
     def gradient(self) -> torch.Tensor | None:
@@ -241,7 +241,7 @@ class Parameter(Blob):
     @gradient.setter
     def gradient(self, value: torch.Tensor | None) -> None:
         owner = self.owner
-        if owner._diff._seen:
+        if owner._diff.seen:
             owner._diff.put(value)
         else:
             owner.leaf.grad = value
@@ -267,7 +267,7 @@ class Parameter(Blob):
     def show_update(self, update: torch.Tensor) -> None:
         """Let `diff` show what a solver has just subtracted, as Caffe does; copied only if somebody looks."""
         owner = self.owner
-        if owner._diff._seen:
+        if owner._diff.seen:
             owner._diff.put(update)
         else:
             owner.leaf.grad, owner._update = None, update

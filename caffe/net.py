@@ -91,6 +91,7 @@ class Net:
         for name in self.outputs:
             glog.info("net.cpp:244", f"This network produces output {name}")
         self._steps = steps
+        self._diffs = [blob.diff_side for blob in self.blobs.values()]
         self._executor = Executor(self, steps)
         self.debug_info = self.definition.debug_info
         moments = ("before_forward", "after_forward", "before_backward", "after_backward")
@@ -374,9 +375,8 @@ class Net:
 
     def forward_loss(self) -> torch.Tensor:
         """One full forward pass, to be followed by `backward_params`; the weighted sum of all losses, as a scalar tensor."""
-        self._training_shows = (
-            self._watched("forward") or self._watched("backward") or any(blob.diff_is_watched for blob in self.blobs.values())
-        )
+        callbacks = self._callbacks.values()
+        self._training_shows = self.debug_info or any(callbacks) or any(side.seen for side in self._diffs)
         if self._training_shows:
             self._compute(0, len(self.layers) - 1)
         else:
