@@ -182,7 +182,7 @@ def test_a_label_out_of_range_names_the_layer_and_the_range(net):
 
 
 def test_importing_what_needs_no_pytorch_does_not_load_it():
-    code = "import sys, caffe; caffe.NetSpec; caffe.layers; caffe.proto.caffe_pb2; caffe.io; print('torch' in sys.modules)"
+    code = "import sys, caffe; caffe.proto.caffe_pb2; caffe.NetSpec; caffe.layers; caffe.io; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
