@@ -4,7 +4,8 @@
 
 FOLDER holds the nets as prototxt, on DummyData for training and on an input for forward alone: lenet64, cifarquick100,
 caffenet64, googlenet32; caffenet10, googlenet10. Turns alternate between the two sides and, by hand, between PyTorch's two memory
-layouts, of which the faster counts. Prints median milliseconds and the ratio of the medians; below 1, `caffe` is faster.
+layouts, of which the faster counts; the first passes of a turn, which find the other side's memory in the cache, do not count
+where passes are short. Prints median milliseconds and the ratio of the medians; below 1, `caffe` is faster.
 --memory prints the peak memory of training instead, each side in a process of its own.
 """
 
@@ -82,14 +83,14 @@ def measure(folder: Path, name: str, rounds: int) -> None:
         "by hand": hand_written(make(), shape, training, False),
         "by hand, channels-last": hand_written(make(), shape, training, True),
     }
-    turn = 10 if shape[2] < 100 else 2
+    turn, unsettled = (20, 5) if shape[2] < 100 else (2, 0)
     times: dict[str, list[float]] = {which: [] for which in steps}
     for number in range(rounds + 1):
         for which, step in steps.items():
-            for _ in range(turn):
+            for index in range(turn):
                 start = time.perf_counter()
                 step()
-                if number:
+                if number and index >= unsettled:
                     times[which].append(time.perf_counter() - start)
     medians = {which: statistics.median(values) * 1000 for which, values in times.items()}
     ratio = medians["caffe"] / min(medians["by hand"], medians["by hand, channels-last"])

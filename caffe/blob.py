@@ -8,6 +8,7 @@ import math
 import numpy as np
 import torch
 
+from caffe import glog
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
 
@@ -27,12 +28,15 @@ class Side:
     def __init__(self, tensor: torch.Tensor | None):
         self._tensor = tensor
         self.seen = False
+        self.forgotten = False
+        """Whether there were values that nobody had looked at, and that are gone."""
         self._host: torch.Tensor | None = None
 
     def put(self, tensor: torch.Tensor | None) -> None:
         """Replace the values; None stands for zeros that nobody has asked for."""
         if not self.seen:
             self._tensor = tensor
+            self.forgotten = False
         elif tensor is None:
             self._tensor.zero_()
         elif self._tensor.shape == tensor.shape:
@@ -42,9 +46,10 @@ class Side:
         self._host = None
 
     def release(self) -> None:
-        """Forget values that nobody has looked at."""
-        if not self.seen:
+        """Forget values that nobody has looked at, so that their memory serves what comes next."""
+        if not self.seen and self._tensor is not None:
             self._tensor = None
+            self.forgotten = True
 
     def fetch(self) -> None:
         """Take back what has been written into the copy on the host."""
@@ -92,7 +97,14 @@ class Blob:
 
     @property
     def diff(self) -> np.ndarray:
-        """The gradient of the loss with respect to the values."""
+        """The gradient of the loss with respect to the values.
+
+        A diff that nobody has looked at is kept until the next forward pass, and not at all in a solver's steps; from the first
+        look on it is always kept.
+        """
+        if self._diff.forgotten:
+            glog.warning("blob.hpp:168", f"The diff of a blob of shape {self._shape} was not kept; from now on it will be.")
+            self._diff.forgotten = False
         return self._diff.look(self._shape, self.device)
 
     @property
@@ -161,9 +173,10 @@ class Blob:
             self._shape = tuple(value.shape)
         self._data.put(value)
 
-    def release(self) -> None:
-        """Let go of values that nobody has looked at, before new ones are computed."""
-        self._data.release()
+    @property
+    def data_side(self) -> Side:
+        """What holds the values."""
+        return self._data
 
     @property
     def diff_side(self) -> Side:

@@ -7,20 +7,24 @@ the diffs of the blobs at its end, as Caffe goes through layers.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from caffe import machine
 from caffe.errors import Error, LayerError
 from caffe.layer_types.data import DummyData, Input
 
 if TYPE_CHECKING:
     from caffe.net import Net
+
+
+Place = torch.Tensor | GradientEdge
+"""A value in the graph; where it has been overwritten, its edge."""
 
 
 @dataclass
@@ -32,6 +36,8 @@ class Step:
     tops: list[str]
     needs_backward: bool
     propagates: list[bool]
+    producers: list[tuple[Step, int] | None] = field(default_factory=list)
+    """For each bottom, the layer that makes this version of it and the number of the top; None where there is none."""
     consumers: list[int | None] = field(default_factory=list)
     """For each top, the layer that reads this version of it and passes a gradient back; None where there is none."""
     segment: int = -1
@@ -41,8 +47,21 @@ class Step:
         """Whether its tops are the caller's, and stay."""
         self.begins_layout = not self.bottoms or self.layer.type in ("Convolution", "Deconvolution")
         """Whether its tops are put into the net's memory layout; those of the other layers inherit it."""
-        self.top_edges: list[GradientEdge | None] = []
-        self.bottom_edges: list[GradientEdge | None] = []
+        self.overwritten: set[int] = set()
+        """Numbers of the tops that another layer writes into."""
+        self.entries: dict[str, Place] = {}
+        """The blobs that its segment took as they stood."""
+        self.places: Sequence[Place] = ()
+        """The tops."""
+
+    def bottom_place(self, slot: int) -> Place | None:
+        """Where in the graph a bottom is, as it was when the layer read it; None where no gradient reaches it."""
+        place = self.entries.get(self.bottoms[slot])
+        if self.producers[slot] is not None:
+            producer, number = self.producers[slot]
+            if producer.segment == self.segment:
+                place = producer.places[number]
+        return place if _is_in_graph(place) else None
 
 
 class Plan:
@@ -51,10 +70,10 @@ class Plan:
     inputs    the layers whose tops are the caller's
     steps     the layers that compute; for each of them the names of its bottoms and whether a gradient passes back to them
     entering  names of the blobs that are taken as they stand
-    made      names of the blobs that are computed: those that are `fresh`, and those that enter and are `changed` in place
+    made      names of the blobs that are computed: those that are fresh, and those that enter and are `changed` in place
     """
 
-    def __init__(self, steps: list[Step]):
+    def __init__(self, net: Net, steps: list[Step]):
         self.inputs = [step for step in steps if step.is_input]
         computing = [step for step in steps if not step.is_input]
         self.steps = [(step, list(zip(step.bottoms, step.propagates, strict=True))) for step in computing]
@@ -63,8 +82,11 @@ class Plan:
         for step in computing:
             self.entering += [name for name in dict.fromkeys(step.bottoms) if name not in (*self.made, *self.entering)]
             self.made += [name for name in step.tops if name not in self.made]
-        self.fresh = [name for name in self.made if name not in self.entering]
         self.changed = [name for name in self.made if name in self.entering]
+        fresh = [name for name in self.made if name not in self.entering]
+        # The diff of a loss is its weight, where the backward pass begins.
+        self._outdated = [net.blobs[name].diff_side for name in fresh if not net.blob_loss_weights.get(name)]
+        self._outdated += [net.blobs[name].data_side for name in fresh]
         self.roots = [
             (slot, step)
             for step in computing
@@ -72,6 +94,36 @@ class Plan:
             for slot, consumer in enumerate(step.consumers)
             if consumer is None
         ]
+
+    def release(self) -> None:
+        """Let go of what is computed anew and nobody has looked at, gradients first, so that a pass finds the last's memory."""
+        for side in self._outdated:
+            side.release()
+
+
+class BackwardPlan:
+    """What a backward pass over a range of layers of one segment does, worked out once.
+
+    roots    tops where gradients come in: layer, number, name
+    wanted   bottoms whose gradient is wanted: name, layer, number
+    learned  parameters
+    """
+
+    def __init__(self, steps: list[Step], last: int):
+        passing = [step for step in steps if step.needs_backward]
+        self.roots = [
+            (step, slot, name)
+            for step in passing
+            for slot, (name, consumer) in enumerate(zip(step.tops, step.consumers, strict=True))
+            if consumer is None or consumer > last
+        ]
+        wanted = {}
+        for step in reversed(passing):
+            for slot, (name, propagates) in enumerate(zip(step.bottoms, step.propagates, strict=True)):
+                if propagates:
+                    wanted[name] = (name, step, slot)  # the earliest version wins, as in-place layers overwrite their diff
+        self.wanted = list(wanted.values())
+        self.learned = [blob for step in passing for blob in step.layer.blobs]
 
 
 class Executor:
@@ -88,10 +140,17 @@ class Executor:
                 _prepare_convolution(step.layer, net.device)
                 if isinstance(step.layer, DummyData):
                     step.layer.values = [_channels_last(value) if value.dim() == 4 else value for value in step.layer.values]
-        keep_freed_memory()
+        self._mark_producers()
         self._mark_consumers()
         self._mark_overwriting()
-        self._plan = functools.cache(lambda first, last: Plan(self.steps[first : last + 1]))
+        self._plan = functools.cache(lambda first, last: Plan(net, steps[first : last + 1]))
+        self._backward_plan = functools.cache(lambda first, last: BackwardPlan(steps[first : last + 1], last))
+
+    def _mark_producers(self) -> None:
+        writers: dict[str, tuple[Step, int]] = {}
+        for step in self.steps:
+            step.producers = [writers.get(name) for name in step.bottoms]
+            writers.update((name, (step, slot)) for slot, name in enumerate(step.tops))
 
     def _mark_consumers(self) -> None:
         readers: dict[str, int | None] = {}
@@ -105,17 +164,16 @@ class Executor:
 
     def _mark_overwriting(self) -> None:
         """An in-place layer may write into its bottom where the layer before does not need that output again."""
-        writer: dict[str, object] = {}
         for step in self.steps:
-            layer = step.layer
-            if step.tops[:1] == step.bottoms[:1] and step.bottoms:
-                before = writer.get(step.bottoms[0])
-                layer.overwrites = before is not None and not before.keeps_output and not isinstance(before, Input)
-            for name in step.tops:
-                writer[name] = layer
+            if step.bottoms and step.tops[:1] == step.bottoms[:1] and step.producers[0] is not None:
+                before, slot = step.producers[0]
+                step.layer.overwrites = not before.layer.keeps_output and not before.is_input
+                if step.layer.overwrites:
+                    before.overwritten.add(slot)
 
     # ---- forward
 
+    @machine.without_denormals
     def forward(self, first: int, last: int) -> None:
         """Compute the tops of layers `first` to `last` (both included) from the blobs as they stand.
 
@@ -127,8 +185,10 @@ class Executor:
         plan = self._plan(first, last)
         for step in self.steps[first : last + 1]:
             step.segment = self._segments if edges else -1
+            step.places = ()  # which hold the memory of the last pass
         self._run(plan, edges)
 
+    @machine.without_denormals
     def train_forward(self) -> None:
         """Compute the whole net, to be followed by `train_backward`."""
         plan = self._plan(0, len(self.steps) - 1)
@@ -138,21 +198,15 @@ class Executor:
         self._objectives = [(step.tops[slot], values[step.tops[slot]]) for slot, step in plan.roots]
 
     def _run(self, plan: Plan, edges: bool) -> dict[str, torch.Tensor]:
-        blobs = self.net.blobs
-        for name in plan.fresh:
-            blobs[name].release()
-        values = {name: self._entering(name, edges) for name in plan.entering}
+        plan.release()
+        values: dict[str, torch.Tensor] = {name: self._entering(name, edges) for name in plan.entering}
+        entries: dict[str, Place] = dict(values)
         for name in plan.changed:
             values[name] = values[name].clone()
-        places = {name: _edge(value) for name, value in values.items()} if edges else {}
-        if edges:
-            for step in plan.inputs:
-                step.top_edges = [places[name] for name in step.tops]
+        for step in plan.inputs:
+            step.places = [entries[name] for name in step.tops]
         for step, sources in plan.steps:
             bottoms = [values[name] if propagates else values[name].detach() for name, propagates in sources]
-            if edges:
-                passing = step.needs_backward
-                step.bottom_edges = [places[name] if passing and propagates else None for name, propagates in sources]
             try:
                 tops = step.layer.forward(*bottoms)
             except RuntimeError as error:
@@ -165,9 +219,11 @@ class Executor:
                 tops = [_channels_last(top) if top.dim() == 4 else top for top in tops]
             for name, top in zip(step.tops, tops, strict=True):
                 values[name] = top
-            if edges:
-                step.top_edges = [_edge(top) if step.needs_backward else None for top in tops]
-                places.update(zip(step.tops, step.top_edges, strict=True))
+            if edges and step.needs_backward:
+                step.entries, step.places = entries, tops
+                if step.overwritten:
+                    step.places = [get_gradient_edge(top) if slot in step.overwritten else top for slot, top in enumerate(tops)]
+        blobs = self.net.blobs
         for name in plan.made:
             blobs[name].tensor = values[name]
         return values
@@ -185,6 +241,7 @@ class Executor:
 
     # ---- backward
 
+    @machine.without_denormals
     def train_backward(self) -> None:
         """Add the gradients of the whole net to its parameters', and free the graph's memory."""
         roots, seeds = [], []
@@ -197,6 +254,7 @@ class Executor:
         if roots:
             torch.autograd.backward(roots, seeds)
 
+    @machine.without_denormals
     def backward(self, last: int, first: int) -> None:
         """Compute gradients through layers `last` down to `first` (both included), from the diffs of their tops.
 
@@ -205,35 +263,32 @@ class Executor:
         stop = last
         while stop >= first:
             start = stop
-            while start > first and self.steps[start - 1].segment == self.steps[stop].segment:
+            segment = self.steps[stop].segment
+            while start > first and self.steps[start - 1].segment == segment:
                 start -= 1
-            self._backward_segment(stop, start)
+            if segment < 0:
+                raise Error(self.steps[start].layer.where, "backward before forward", do="call net.forward() first")
+            self._backward_segment(self._backward_plan(start, stop))
             stop = start - 1
 
-    def _backward_segment(self, last: int, first: int) -> None:
-        steps = self.steps[first : last + 1]
+    def _backward_segment(self, plan: BackwardPlan) -> None:
         blobs = self.net.blobs
         roots, seeds = [], []
-        for step in steps:
-            if step.segment < 0:
-                raise Error(step.layer.where, "backward before forward", do="call net.forward() first")
-            for name, consumer, edge in zip(step.tops, step.consumers, step.top_edges, strict=True):
-                inside = consumer is not None and consumer <= last and self.steps[consumer].segment == step.segment
-                if edge is not None and not inside:
-                    seed = blobs[name].gradient
-                    if seed is None and step.layer.type == "Python":  # whose backward is called whatever the gradient
-                        seed = torch.zeros_like(blobs[name].tensor)
-                    if seed is not None:
-                        roots.append(edge)
-                        seeds.append(seed.clone(memory_format=torch.contiguous_format))
-        wanted: dict[str, GradientEdge] = {}
-        for step in reversed(steps):
-            for name, edge in zip(step.bottoms, step.bottom_edges, strict=False):
-                if edge is not None:
-                    wanted[name] = edge  # the earliest version wins, as in-place layers overwrite their diff
-        owners = {id(blob.owner): blob.owner for step in steps if step.needs_backward for blob in step.layer.blobs}
+        for step, slot, name in plan.roots:
+            place = step.places[slot]
+            if _is_in_graph(place):
+                seed = blobs[name].gradient
+                if seed is None and step.layer.type == "Python":  # whose backward is called whatever the gradient
+                    seed = torch.zeros_like(blobs[name].tensor)
+                if seed is not None:
+                    roots.append(place)
+                    seeds.append(seed.clone(memory_format=torch.contiguous_format))
+        places = [(blobs[name], step.bottom_place(slot)) for name, step, slot in plan.wanted]
+        wanted = [(blob, place) for blob, place in places if place is not None]
+        owners = {id(blob.owner): blob.owner for blob in plan.learned}
         learned = [owner for owner in owners.values() if owner.leaf.requires_grad]
-        targets = [*(owner.leaf for owner in learned), *wanted.values()]
+        targets = [owner.leaf for owner in learned]
+        targets += [place for _, place in wanted]
         if not roots or not targets:
             return
         gradients = torch.autograd.grad(roots, targets, seeds, retain_graph=True, allow_unused=True)
@@ -244,13 +299,13 @@ class Executor:
                     owner.gradient = laid_out_as(gradient, owner.leaf)
                 else:
                     total.add_(gradient)
-        for name, gradient in zip(wanted, gradients[len(learned) :], strict=True):
+        for (blob, _), gradient in zip(wanted, gradients[len(learned) :], strict=True):
             if gradient is not None:
-                blobs[name].gradient = gradient
+                blob.gradient = gradient
 
 
-def _edge(value: torch.Tensor) -> GradientEdge | None:
-    return get_gradient_edge(value) if value.requires_grad else None
+def _is_in_graph(place: Place | None) -> bool:
+    return place.requires_grad if isinstance(place, torch.Tensor) else place is not None
 
 
 def laid_out_as(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -277,20 +332,3 @@ def _prepare_convolution(layer, device: torch.device) -> None:
 def _channels_last(value: torch.Tensor) -> torch.Tensor:
     """The same values, channels-last; images of one channel, which are that already, keep the strides of NCHW."""
     return value if value.shape[1] == 1 else value.contiguous(memory_format=torch.channels_last)
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Let the C library keep what a pass frees for the next pass, where that can be said (glibc).
-
-    A pass frees its activations all at once; given back to the system, they would come back page by page in the next pass,
-    which made LeNet's training step a third slower.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-        mallopt(mmap_threshold, 32 << 20)
-        mallopt(trim_threshold, 1 << 30)
-        mallopt(top_pad, 64 << 20)

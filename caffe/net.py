@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caffe import debug, glog, mode, prototxt, topology, weights
+from caffe import debug, glog, machine, mode, prototxt, topology, weights
 from caffe import layer as layers
 from caffe.blob import Blob, Parameter
 from caffe.errors import Error, LayerError
@@ -58,6 +58,7 @@ class Net:
     # ---- making
 
     def _init(self, definition: caffe_pb2.NetParameter, lines: list[int]) -> None:
+        machine.prepare()
         self.phase = definition.state.phase
         self.device = mode.device()
         # An Input layer made from `input:` fields stands before the file's own layers.
@@ -92,6 +93,8 @@ class Net:
             glog.info("net.cpp:244", f"This network produces output {name}")
         self._steps = steps
         self._diffs = [blob.diff_side for blob in self.blobs.values()]
+        passing = [name for name, needs in self.blob_needs_backward.items() if needs and not self.blob_loss_weights.get(name)]
+        self._passing = [self.blobs[name].diff_side for name in passing]
         self._executor = Executor(self, steps)
         self.debug_info = self.definition.debug_info
         moments = ("before_forward", "after_forward", "before_backward", "after_backward")
@@ -395,6 +398,8 @@ class Net:
             self._backward(len(self.layers) - 1, 0)
         else:
             self._executor.train_backward()
+            for side in self._passing:
+                side.forgotten = True
 
     def forward_all(self, blobs=None, **kwargs):
         """Forward over more inputs than a batch holds: {name: array} of outputs with one row for each input."""

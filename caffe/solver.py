@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from caffe import diagnosis, glog, mode, prototxt, snapshots
+from caffe import diagnosis, glog, machine, mode, prototxt, snapshots
 from caffe.blob import Parameter
 from caffe.errors import SolverError
 from caffe.executor import laid_out_as
@@ -311,6 +311,7 @@ class Solver:
         """Change the parameters by their gradients; one iteration's update without its forward and backward."""
         self._apply_update(False)
 
+    @machine.without_denormals
     @torch.no_grad()
     def _apply_update(self, display: bool) -> None:
         rate = self.learning_rate()

@@ -279,3 +279,28 @@ def test_diffs_that_somebody_looks_at_follow_training(write, monkeypatch, tmp_pa
     assert not diff.any()
     solver.step(1)
     assert diff.any()
+
+
+def test_a_first_look_at_a_diff_that_is_gone_says_so_and_keeps_later_ones(net, tmp_path):
+    net.forward()
+    net.backward()
+    net.forward()
+    with glog.log_to_file(tmp_path / "log"):
+        diff = net.blobs["ip"].diff
+        assert not diff.any()
+        net.backward()
+        net.forward()
+        assert net.blobs["ip"].diff is not None
+    assert diff.any()
+    log = (tmp_path / "log").read_text()
+    assert log.count("The diff of a blob of shape (2, 5) was not kept") == 1
+
+
+def test_numbers_that_slow_the_processor_down_are_0_within_a_pass_alone(net):
+    data = net.blobs["data"].data
+    data[...] = 1e-39
+    net.params["conv"][0].data[...] = 1
+    net.params["conv"][1].data[...] = 0
+    net.forward()
+    assert not net.blobs["conv"].data.any()
+    assert (data * 1).all()
