@@ -3,9 +3,9 @@
     python benchmarks/train_step.py [lenet] [cifar10_quick] --rounds 40
 
 Each net trains on DummyData: a Gaussian batch drawn anew for every iteration, by both sides. Turns of twenty iterations alternate
-between the two, so that the machine's drift meets both; the first five of a turn, which find the other side's memory in the cache,
-do not count. The learning rate is next to nothing, so that neither side runs into denormal numbers. By hand, the faster of
-PyTorch's two memory layouts counts. Prints median milliseconds and the ratio of the medians; below 1, `caffe` is faster.
+between the two, so that the machine's drift meets both; the first five of a turn, which find the other side's memory in the
+cache, do not count. The learning rate is next to nothing, so that neither side runs into denormal numbers. By hand, the faster
+of PyTorch's two memory layouts counts. Prints median milliseconds and the ratio of the medians; below 1, `caffe` is faster.
 """
 
 from __future__ import annotations

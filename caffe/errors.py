@@ -34,8 +34,8 @@ class Error(Exception):
         return type(self), (self.where, self.found, self.expected, self.do)
 
 
-class FileError(Error):
-    """A file that is missing, cannot be read, or is not what it should be."""
+class FileError(Error, RuntimeError):
+    """A file that is missing, cannot be read, or is not what it should be; a RuntimeError too, as pycaffe has it."""
 
 
 class ParseError(Error):

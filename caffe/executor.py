@@ -210,7 +210,7 @@ class Executor:
             try:
                 tops = step.layer.forward(*bottoms)
             except RuntimeError as error:
-                if hasattr(error, "__notes__"):  # a Python layer's own, which names it
+                if isinstance(error, Error) or hasattr(error, "__notes__"):  # a Python layer's own, which names it
                     raise
                 raise self._failed(step.layer, bottoms, error) from error
             if isinstance(tops, torch.Tensor):

@@ -177,7 +177,7 @@ class Net:
             with torch.no_grad():
                 tops = layer.forward(*(torch.empty(shape, device="meta") for shape in shapes))
         except RuntimeError as error:
-            if hasattr(error, "__notes__"):  # a Python layer's own, which names it
+            if isinstance(error, Error) or hasattr(error, "__notes__"):  # a Python layer's own, which names it
                 raise
             raise layer.error(
                 f"cannot take bottoms of shapes {', '.join(map(str, shapes))}: {str(error).splitlines()[0]}"
@@ -405,7 +405,7 @@ class Net:
         """Forward over more inputs than a batch holds: {name: array} of outputs with one row for each input."""
         results: dict[str, list] = {name: [] for name in {*self.outputs, *(blobs or [])}}
         count = len(next(iter(kwargs.values())))
-        for batch in self._batches(kwargs):
+        for batch in self._batch(kwargs):
             for name, values in self.forward(blobs=blobs, **batch).items():
                 results[name].extend(values.copy())
         return {name: np.asarray(values[:count]) for name, values in results.items()}
@@ -415,8 +415,8 @@ class Net:
         forward_values: dict[str, list] = {name: [] for name in {*self.outputs, *(blobs or [])}}
         backward_values: dict[str, list] = {name: [] for name in {*self.inputs, *(diffs or [])}}
         count = len(next(iter(kwargs.values())))
-        forward_batches = self._batches({name: kwargs[name] for name in self.inputs if name in kwargs})
-        backward_batches = self._batches({name: kwargs[name] for name in self.outputs if name in kwargs})
+        forward_batches = self._batch({name: kwargs[name] for name in self.inputs if name in kwargs})
+        backward_batches = self._batch({name: kwargs[name] for name in self.outputs if name in kwargs})
         for values in forward_batches:
             for name, array in self.forward(blobs=blobs, **values).items():
                 forward_values[name].extend(array.copy())
@@ -425,7 +425,7 @@ class Net:
         cut = {name: np.asarray(values[:count]) for name, values in forward_values.items()}
         return cut, {name: np.asarray(values[:count]) for name, values in backward_values.items()}
 
-    def _batches(self, inputs: dict[str, np.ndarray]):
+    def _batch(self, inputs: dict[str, np.ndarray]):
         """Inputs in pieces of the net's batch size, the last one filled up with zeros."""
         if not inputs:
             return
@@ -494,6 +494,34 @@ class Net:
         if not hasattr(self.layers[0], "reset"):
             raise Error(self.path, f"a first layer of type {self.layers[0].type}", "set_input_arrays feeds a MemoryData layer")
         self.layers[0].reset(data, labels)
+
+    # ---- names of BVLC's binding that scripts use for want of public ones
+
+    @property
+    def _blob_names(self) -> list[str]:
+        return list(self.blobs)
+
+    @property
+    def _blobs(self) -> list[Blob]:
+        return list(self.blobs.values())
+
+    @property
+    def _blob_loss_weights(self) -> list[float]:
+        return [self.blob_loss_weights.get(name, 0.0) for name in self.blobs]
+
+    @property
+    def _inputs(self) -> list[int]:
+        return [self._blob_names.index(name) for name in self.inputs]
+
+    @property
+    def _outputs(self) -> list[int]:
+        return [self._blob_names.index(name) for name in self.outputs]
+
+    def _bottom_ids(self, layer: int) -> list[int]:
+        return [self._blob_names.index(name) for name in self.bottom_names[self._layer_names[layer]]]
+
+    def _top_ids(self, layer: int) -> list[int]:
+        return [self._blob_names.index(name) for name in self.top_names[self._layer_names[layer]]]
 
     @property
     def layer_dict(self) -> OrderedDict[str, layers.Layer]:

@@ -264,3 +264,22 @@ def test_what_cannot_be_cropped_says_why():
     sided = L.Convolution(n.data, num_output=1, kernel_h=3, kernel_w=5)
     with pytest.raises(coord_map.CropError, match="kernel_h, kernel_w"):
         coord_map.conv_params(sided.fn)
+
+
+def test_names_of_the_binding_that_scripts_use(write):
+    text = """
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" loss_weight: 2 inner_product_param { num_output: 4 } }
+"""
+    net = caffe.Net(write("net.prototxt", text), caffe.TEST)
+    assert net._layer_names == ["in", "ip"]
+    assert net._blob_names == ["x", "y"]
+    assert [blob.shape for blob in net._blobs] == [(2, 3), (2, 4)]
+    assert (net._inputs, net._outputs, net._bottom_ids(1), net._top_ids(1)) == ([0], [1], [0], [1])
+    assert net._blob_loss_weights == [0, 2]
+    assert [batch["x"].shape for batch in net._batch({"x": np.ones((3, 3))})] == [(2, 3), (2, 3)]
+
+
+def test_a_missing_file_is_a_runtime_error_as_in_pycaffe(write):
+    with pytest.raises(RuntimeError, match="absent"):
+        caffe.Net("absent.prototxt", caffe.TEST)
