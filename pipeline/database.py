@@ -1,14 +1,15 @@
 """Build an LMDB of Caffe's Datum records from an image list, and a manifest of what is in it.
 
 Records are raw pixels, channels × height × width, uint8, BGR or gray; keys are `%08d_path`, as convert_imageset writes them.
-The manifest (JSON: images, classes, shape, sha256 of all keys and records) is what later steps depend on: Snakemake does not see
-a change inside a database.
+The manifest (JSON: images, classes, shape, and the sha256 of the digests of all keys and records) is what later steps depend on:
+Snakemake does not see a change inside a database.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -25,9 +26,9 @@ from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
-from pipeline.images import read_image
+from pipeline.images import Files, Resized, below
 
-BATCH = 1000
+BATCH = 256
 """Records put in one transaction."""
 MAP_SIZE = 1 << 28
 """Bytes that a database may have at first."""
@@ -75,38 +76,62 @@ def read_labels(path: Path) -> list[str]:
     return names
 
 
-def batches(source: Path, root: Path, options: Options) -> Iterator[list[tuple[bytes, bytes]]]:
-    """Keys and records of a list, in its order, BATCH at a time; all images have the first one's size."""
+def records(source: Path, images: Resized | Files, options: Options) -> Iterator[list[tuple[bytes, bytes, bytes]]]:
+    """Key, record and the digest of both for every line of a list, in its order, BATCH at a time; all of the first one's size."""
     entries, shape = read_image_list(source, options.classes), None
+
+    def one(number: int) -> tuple[bytes, bytes, bytes]:
+        name, label = entries[number]
+        where, image = f"{source}:{number + 1}", images[name]
+        if image is None:
+            raise InputError(where, f"{images.root / name} cannot be read as an image", do="remove the line, or restore the file")
+        if shape and image.shape != shape:
+            found = f"{name} is {'×'.join(map(str, image.shape))}"
+            raise InputError(where, found, f"the first image is {'×'.join(map(str, shape))}", "resize them alike first")
+        key = f"{number:08d}_{name}".encode(errors="surrogateescape")
+        value = record(image, label)
+        return key, value, _digest(key, value)
+
+    shape = images[entries[0][0]].shape if images[entries[0][0]] is not None else None
     with ThreadPoolExecutor(options.threads) as pool:
         for start in range(0, len(entries), BATCH):
-            chunk, batch = entries[start : start + BATCH], []
-            images = pool.map(lambda entry: read_image(root / entry[0], options.color), chunk)
-            for number, ((name, label), image) in enumerate(zip(chunk, images, strict=True), start):
-                where = f"{source}:{number + 1}"
-                if image is None:
-                    raise InputError(
-                        where, f"{root / name} cannot be read as an image", do="remove the line, or restore the file"
-                    )
-                pixels = image.transpose(2, 0, 1) if options.color else image[None]
-                shape = shape or pixels.shape
-                if pixels.shape != shape:
-                    found = f"{name} is {pixels.shape[1]}×{pixels.shape[2]}"
-                    raise InputError(where, found, f"the first image is {shape[1]}×{shape[2]}", "resize them alike first")
-                batch.append((f"{number:08d}_{name}".encode(errors="surrogateescape"), record(pixels, label)))
-            yield batch
+            yield list(pool.map(one, range(start, min(start + BATCH, len(entries)))))
 
 
-def record(pixels: np.ndarray, label: int) -> bytes:
-    """Pixels, channels × height × width, uint8, as a serialised Datum, with the fields that Caffe sets."""
-    datum = caffe_pb2.Datum(
-        channels=pixels.shape[0], height=pixels.shape[1], width=pixels.shape[2], data=pixels.tobytes(), label=label, encoded=False
-    )
-    return datum.SerializeToString()
+def record(image: np.ndarray, label: int) -> bytes:
+    """Pixels, uint8, height × width × 3 (BGR) or height × width, as a serialised Datum, with the fields that Caffe sets.
+
+    The message is put together around the pixels, which it would copy twice: its fields stand in the order of their numbers.
+    """
+    planes = image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
+    channels, height, width = planes.shape
+    pixels = planes.tobytes()
+    before = caffe_pb2.Datum(channels=channels, height=height, width=width)
+    after = caffe_pb2.Datum(label=label, encoded=False)
+    return b"".join((before.SerializeToString(), _DATA, _varint(len(pixels)), pixels, after.SerializeToString()))
 
 
-def build(source: Path, root: Path, database: Path, options: Options) -> dict:
-    """Write the images of the list `source`, found under `root`, to `database`, whole; return the manifest.
+_DATA = bytes([caffe_pb2.Datum.DATA_FIELD_NUMBER << 3 | 2])
+"""What stands before bytes of Datum.data: the field's number, and that a length follows."""
+
+
+def _varint(value: int) -> bytes:
+    """A number as Protocol Buffers write it: seven bits a byte, the lowest first."""
+    digits = bytearray()
+    while value > 127:
+        digits.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*digits, value])
+
+
+def _digest(key: bytes, value: bytes) -> bytes:
+    digest = hashlib.sha256(key)
+    digest.update(value)
+    return digest.digest()
+
+
+def build(source: Path, images: Resized | Files, database: Path, options: Options) -> dict:
+    """Write the images of the list `source` to `database`, whole; return the manifest.
 
     What was written is read back and compared by hash before the database takes its name.
     """
@@ -114,30 +139,36 @@ def build(source: Path, root: Path, database: Path, options: Options) -> dict:
     with written_whole(database) as part:
         with closing(lmdb.open(str(part), map_size=MAP_SIZE, sync=False)) as environment:
             with tqdm(unit=" images", desc=database.name, disable=None) as bar:
-                for batch in batches(source, root, options):
+                for batch in records(source, images, options):
                     _put(environment, batch)
-                    for key, value in batch:
-                        meant.update(key + value)
+                    meant.update(b"".join(digest for _, _, digest in batch))
                     count += len(batch)
                     bar.update(len(batch))
             environment.sync(True)
-            written = hashlib.sha256()
-            with environment.begin() as transaction:
-                for key, value in transaction.cursor():
-                    written.update(key + value)
-            datum = caffe_pb2.Datum.FromString(value)
-        if written.digest() != meant.digest():
+            datum, written = _read_back(environment, options.threads)
+        if written != meant.hexdigest():
             raise InputError(database, "what was read back is not what was written", do="check the disk, then build it again")
         shape = [datum.channels, datum.height, datum.width]
     return {"images": count, "classes": options.classes, "shape": shape, "sha256": meant.hexdigest()}
 
 
-def _put(environment: lmdb.Environment, batch: list[tuple[bytes, bytes]]) -> None:
+def _read_back(environment: lmdb.Environment, threads: int) -> tuple[caffe_pb2.Datum, str]:
+    """The last record, and the hash of the digests of all keys and records."""
+    written = hashlib.sha256()
+    with environment.begin(buffers=True) as transaction, ThreadPoolExecutor(threads) as pool:
+        records = iter(transaction.cursor())
+        while batch := list(itertools.islice(records, BATCH)):
+            written.update(b"".join(pool.map(_digest, *zip(*batch, strict=True))))
+            last = bytes(batch[-1][1])
+    return caffe_pb2.Datum.FromString(last), written.hexdigest()
+
+
+def _put(environment: lmdb.Environment, batch: list[tuple[bytes, bytes, bytes]]) -> None:
     """Put records in one transaction, in a map that is doubled as often as it is full."""
     while True:
         try:
             with environment.begin(write=True) as transaction:
-                for key, value in batch:
+                for key, value, _ in batch:
                     transaction.put(key, value, append=True)
             return
         except lmdb.MapFullError:
@@ -147,7 +178,7 @@ def _put(environment: lmdb.Environment, batch: list[tuple[bytes, bytes]]) -> Non
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("list", type=Path, help="train.txt or val.txt")
-    parser.add_argument("root", type=Path, help="folder that the list's paths begin from")
+    parser.add_argument("root", type=Path, help="folder that the list's paths begin from: what pipeline.resize wrote, or images")
     parser.add_argument("database", type=Path, help="the LMDB; replaced if it exists")
     parser.add_argument("--labels", type=Path, required=True, help="labels.txt")
     parser.add_argument("--manifest", type=Path, required=True)
@@ -156,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.parse_args(argv)
     with written_whole(a.manifest) as part:
         options = Options(len(read_labels(a.labels)), a.color == "color", a.threads)
-        manifest = build(a.list, a.root, a.database, options)
+        manifest = build(a.list, below(a.root, options.color), a.database, options)
         part.write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"{a.database}: {manifest['images']} records of {'×'.join(map(str, manifest['shape']))}, {manifest['classes']} classes")
 

@@ -25,6 +25,7 @@ from pipeline import database, devices
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.images import below
 
 SCHEMA = pa.schema([("path", pa.string()), ("label", pa.int64()), ("features", pa.list_(pa.float32()))])
 
@@ -184,7 +185,8 @@ def main(argv: list[str] | None = None) -> None:
         if a.list:
             records = Path(scratch) / "lmdb"
             classes = 1 + max(label for _, label in database.read_image_list(a.list))
-            database.build(a.list, a.root, records, database.Options(classes, a.color == "color"))
+            options = database.Options(classes, a.color == "color")
+            database.build(a.list, below(a.root, options.color), records, options)
         count = write(Run(a.net, a.weights, a.gpu, records), list(dict.fromkeys(a.blobs)), a.folder)
     print(f"{a.folder}: {', '.join(a.blobs)} of {count} images")
 

@@ -1,21 +1,70 @@
-"""Reading images as every step reads them: with OpenCV, whole or not at all."""
+"""Images as every step reads them: files by OpenCV, whole or not at all, and the pixels that the resize step made of them."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from pipeline.errors import InputError
+
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the steps' tables name what cannot be decoded
 
+PIXELS, TABLE = "pixels.npy", "images.csv"
+_REDUCED = {
+    8: (cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    4: (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+    2: (cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+    1: (cv2.IMREAD_COLOR, cv2.IMREAD_GRAYSCALE),
+}
 
-def decode(content: bytes, color: bool) -> np.ndarray | None:
-    """Pixels, uint8: height × width × 3 (BGR) or height × width (gray). None where `content` is no image, or a cut one."""
+
+class Size(NamedTuple):
+    """Height and width in pixels."""
+
+    height: int
+    width: int
+
+
+def decode(content: bytes, color: bool, least: Size | None = None) -> np.ndarray | None:
+    """Pixels, uint8: height × width × 3 (BGR) or height × width (gray). None where `content` is no image, or a cut one.
+
+    Turned as EXIF says; of 16 bits the upper 8, of an animation the first image, without an alpha channel. With `least`, a JPEG
+    of twice that size or more is decoded at 1/2, 1/4 or 1/8, the smallest not smaller than `least`, which is faster and smoother.
+    """
+    factor = 1
+    size = jpeg_size(content) if least else None
+    if size:
+        room = min(size) // max(least)  # whichever way EXIF turns the image
+        factor = next(factor for factor in _REDUCED if factor <= max(room, 1))
     try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
+        return cv2.imdecode(np.frombuffer(content, np.uint8), _REDUCED[factor][not color])
     except cv2.error:  # an empty file, or more pixels than OpenCV takes
         return None
+
+
+def jpeg_size(content: bytes) -> Size | None:
+    """The size that a JPEG's frame header gives; None where `content` is no JPEG with one (ITU-T T.81, B.1 and B.2)."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    position = 2
+    while position + 9 <= len(content):
+        if content[position] != 0xFF:
+            return None
+        marker = content[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(content[position + at : position + at + 2], "big") for at in (5, 7))
+            return Size(height, width) if height and width else None
+        elif marker == 0xDA:  # the scan: no frame header came before it
+            return None
+        else:
+            position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    return None
 
 
 def read_image(path: Path, color: bool) -> np.ndarray | None:
@@ -31,3 +80,47 @@ def write_png(path: Path, image: np.ndarray) -> None:
     packed, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     assert packed
     path.write_bytes(content)
+
+
+class Resized:
+    """The pixels that the resize step made: `resized["00000/cat.jpg"]` is the image of shard 00000 that came from cat.jpg.
+
+    `root` has a folder for each shard, with the pixels of its images (images × height × width (× 3), uint8) and a table that
+    has a line for each of them: path, reason (why there are no pixels; empty where there are), height and width before.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._shards: dict[str, tuple[dict[str, int], np.ndarray]] = {}
+
+    def shard(self, name: str) -> tuple[dict[str, int], np.ndarray]:
+        """{path: position} of a shard's images, and all pixels, mapped into memory."""
+        if name not in self._shards:
+            folder = self.root / name
+            if not (folder / TABLE).is_file():
+                raise InputError(folder, "no resized images", do="run the resize step first, or correct the path")
+            with (folder / TABLE).open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            positions = {row["path"]: position for position, row in enumerate(rows) if not row["reason"]}
+            self._shards[name] = positions, np.load(folder / PIXELS, mmap_mode="r")
+        return self._shards[name]
+
+    def __getitem__(self, path: str) -> np.ndarray | None:
+        shard, _, name = path.partition("/")
+        positions, pixels = self.shard(shard)
+        return pixels[positions[name]] if name in positions else None
+
+
+class Files:
+    """Image files below `root`, by path, decoded when asked for; None for what is missing or no image."""
+
+    def __init__(self, root: Path, color: bool):
+        self.root, self.color = root, color
+
+    def __getitem__(self, path: str) -> np.ndarray | None:
+        return read_image(self.root / path, self.color)
+
+
+def below(root: Path, color: bool) -> Resized | Files:
+    """The images below `root`: the resize step's, or files."""
+    return Resized(root) if next(root.glob(f"*/{TABLE}"), None) else Files(root, color)

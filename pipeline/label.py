@@ -15,6 +15,7 @@ import pandas as pd
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.images import TABLE, Resized
 
 
 @dataclass(frozen=True)
@@ -29,30 +30,30 @@ class Split:
 
 
 def read_tables(tables: list[Path], images: Path) -> pd.DataFrame:
-    """Path (relative to `images`), label and split of every image that was downloaded and resized.
+    """Path (SHARD/NAME), label and split of every image that was downloaded and resized.
 
     tables  download tables, one a shard, whose names without .csv are the shards' folders in `images`
     """
-    parts = []
+    parts, resized = [], Resized(images)
     for table in tables:
         if not table.exists():
             raise InputError(table, "no such table", do="run the download first")
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)
-        resized = [f"{table.stem}/{Path(path).stem}.png" if path else "" for path in rows.path]
-        rows = rows.assign(path=resized)
         unlabelled = rows.label == ""
         if unlabelled.any():
             raise InputError(table, f"no label for {rows.url[unlabelled].iloc[0]}", do="give every image of the list a label")
-        parts.append(rows[["path", "label", "split"]])
+        there, _ = resized.shard(table.stem)
+        rows = rows.assign(there=[path in there for path in rows.path], path=f"{table.stem}/" + rows.path)
+        parts.append(rows[["path", "label", "split", "there"]])
     listed = pd.concat(parts, ignore_index=True)
-    there = np.array([path != "" and (images / path).exists() for path in listed.path], bool)
+    there = listed.pop("there")
     missing = sorted(set(listed.label) - set(listed.label[there]), key=class_order)
     if missing:
         raise InputError(
             _place(tables),
             f'class "{missing[0]}" has no images',
             "every class of the list needs some",
-            f"the tables there and {images}/*.rejected.csv say what became of them",
+            f"the tables there and {images}/*/{TABLE} say what became of them",
         )
     return listed[there].reset_index(drop=True)
 

@@ -1,30 +1,29 @@
-"""Resize a folder of images to one size, as PNG, setting aside what cannot be read."""
+"""Resize a folder of images to one size, without loss, setting aside what cannot be read.
+
+Written to a folder: pixels.npy (images × height × width × 3, BGR, or without the last axis for gray; uint8), which later steps
+map into memory, and images.csv: path, reason, height and width of the file, for every file in the order of pixels.npy. The reason
+is empty, or says why there are no pixels, which are 0 then: `unreadable` (no image, or a cut one).
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import enum
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
-from pipeline.images import read_image, write_png
-
-
-class Size(NamedTuple):
-    """Height and width in pixels."""
-
-    height: int
-    width: int
+from pipeline.images import PIXELS, TABLE, Resized, Size, decode, jpeg_size, write_png
 
 
 class Mode(enum.StrEnum):
@@ -34,67 +33,115 @@ class Mode(enum.StrEnum):
     """Both sides are scaled, each as it must be."""
     CROP = "crop"
     """The shorter side is scaled to fit, and the middle of the longer one kept."""
+    FIT = "fit"
+    """The longer side is scaled to fit, and the rest is black."""
 
 
-def resize(image: np.ndarray, size: Size, mode: Mode) -> np.ndarray:
-    """One image, height × width (× channels), to `size`, with the bilinear sampling of convert_imageset."""
-    height, width = image.shape[:2]
-    if mode == Mode.CROP:
+INTERPOLATIONS = {
+    "nearest": cv2.INTER_NEAREST,
+    "linear": cv2.INTER_LINEAR,
+    "area": cv2.INTER_AREA,
+    "cubic": cv2.INTER_CUBIC,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The size, how images are fitted to it and sampled (`linear` is convert_imageset's), BGR or gray, images at once."""
+
+    size: Size
+    mode: Mode = Mode.SQUASH
+    interpolation: str = "linear"
+    color: bool = True
+    threads: int = 1
+
+
+def resize(image: np.ndarray, options: Options) -> np.ndarray:
+    """One image, height × width (× channels), uint8, to the size."""
+    (height, width), size = image.shape[:2], options.size
+    interpolation = INTERPOLATIONS[options.interpolation]
+    if options.mode == Mode.FIT:
+        scale = min(size.height / height, size.width / width)
+        inner = Size(max(1, round(height * scale)), max(1, round(width * scale)))
+        top, left = (size.height - inner.height) // 2, (size.width - inner.width) // 2
+        framed = np.zeros((*size, *image.shape[2:]), np.uint8)
+        image = cv2.resize(image, (inner.width, inner.height), interpolation=interpolation)
+        framed[top : top + inner.height, left : left + inner.width] = image
+        return framed
+    if options.mode == Mode.CROP:
         scale = max(size.height / height, size.width / width)
-        kept_height, kept_width = min(height, round(size.height / scale)), min(width, round(size.width / scale))
-        top, left = (height - kept_height) // 2, (width - kept_width) // 2
-        image = image[top : top + kept_height, left : left + kept_width]
-    return cv2.resize(image, (size.width, size.height), interpolation=cv2.INTER_LINEAR)
+        kept = Size(min(height, round(size.height / scale)), min(width, round(size.width / scale)))
+        top, left = (height - kept.height) // 2, (width - kept.width) // 2
+        image = image[top : top + kept.height, left : left + kept.width]
+    return cv2.resize(image, (size.width, size.height), interpolation=interpolation)
 
 
-def resize_folder(source: Path, target: Path, size: Size, mode: Mode, color: bool, threads: int) -> pd.DataFrame:
-    """Write every readable image of `source` to `target` as a PNG of `size`; return one row per rejected file.
-
-    Names keep their stem. `target` is written whole or not at all. Columns of the result: path, reason (`unreadable`: no
-    image, or a cut one).
-    """
+def resize_folder(source: Path, target: Path, options: Options) -> Counter:
+    """Write every readable image of `source` to `target`, whole or not at all; return how many there are for each reason."""
     if not source.is_dir():
         raise InputError(source, "no such folder", "a folder of images is wanted")
-    if min(size) < 1:
-        raise InputError("size", f"{size.height}×{size.width}", "both sides are at least 1 pixel")
+    if min(options.size) < 1:
+        raise InputError("size", f"{options.size.height}×{options.size.width}", "both sides are at least 1 pixel")
     cv2.setNumThreads(1)  # images are worked on side by side
     paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
-    stems = Counter(path.stem for path in paths)
-    if stems and max(stems.values()) > 1:
-        stem = stems.most_common(1)[0][0]
-        raise InputError(source, f"several files called {stem}", "each gives a PNG of its name", "rename all but one")
     with written_whole(target) as part:
         part.mkdir()
+        shape = (len(paths), *options.size, *([3] if options.color else []))
+        pixels = np.lib.format.open_memmap(part / PIXELS, "w+", np.uint8, shape) if paths else np.zeros(shape, np.uint8)
 
-        def one(path: Path) -> str:
-            image = read_image(path, color)
+        def one(position: int) -> tuple[str, int, int]:
+            content = paths[position].read_bytes()
+            image = decode(content, options.color, options.size)
             if image is None:
-                return "unreadable"
-            write_png(part / f"{path.stem}.png", resize(image, size, mode))
-            return ""
+                return "unreadable", 0, 0
+            pixels[position] = resize(image, options)
+            return "", *(jpeg_size(content) or image.shape[:2])
 
-        with ThreadPoolExecutor(threads) as pool:
-            results = tqdm(pool.map(one, paths), total=len(paths), unit=" images", desc=f"resize {source.name}", disable=None)
-            reasons = list(results)
-    rejected = [(path.name, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
-    return pd.DataFrame(rejected, columns=["path", "reason"])
+        with ThreadPoolExecutor(options.threads) as pool:
+            work = pool.map(one, range(len(paths)))
+            rows = list(tqdm(work, total=len(paths), unit=" images", desc=f"resize {source.name}", disable=None))
+        if paths:
+            pixels.flush()
+        else:
+            np.save(part / PIXELS, pixels)
+        with (part / TABLE).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "reason", "height", "width"])
+            writer.writerows((path.name, *row) for path, row in zip(paths, rows, strict=True))
+    return Counter(reason for reason, _, _ in rows)
+
+
+def export(target: Path, folder: Path) -> int:
+    """Write the images of the resized folder `target` to `folder` as PNG files, whole; return how many there are."""
+    positions, pixels = Resized(target.parent).shard(target.name)
+    with written_whole(folder) as part:
+        part.mkdir()
+        for name, position in positions.items():
+            write_png(part / f"{name}.png", pixels[position])
+    return len(positions)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--rejected", type=Path, required=True, help="where the table of rejected files goes (CSV)")
+    parser.add_argument("target", type=Path, help="the folder to write; replaced if it exists")
     parser.add_argument("--height", type=int, default=256)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.SQUASH)
+    parser.add_argument("--interpolation", choices=list(INTERPOLATIONS), default="linear")
     parser.add_argument("--color", choices=["color", "gray"], default="color")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--png", type=Path, metavar="FOLDER", help="also write the resized images there, to be looked at")
     a = parser.parse_args(argv)
-    with written_whole(a.rejected) as part:
-        rejected = resize_folder(a.source, a.target, Size(a.height, a.width), a.mode, a.color == "color", a.threads)
-        rejected.to_csv(part, index=False)
-    print(f"{a.target}: {len(list(a.target.iterdir()))} images, {len(rejected)} rejected")
+    options = Options(Size(a.height, a.width), a.mode, a.interpolation, a.color == "color", a.threads)
+    start = time.monotonic()
+    counts = resize_folder(a.source, a.target, options)
+    rate = counts.total() / (time.monotonic() - start)
+    others = "".join(f", {count} {reason}" for reason, count in counts.items() if reason)
+    print(f"{a.target}: {counts['']} images{others} ({rate:.0f} images/s)")
+    if a.png:
+        export(a.target, a.png)
 
 
 if __name__ == "__main__":

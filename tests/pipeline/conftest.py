@@ -107,6 +107,16 @@ TRAIN = ("pipeline.train", "solver.prototxt", "--output", "out/final.caffemodel"
 TRAIN += ("--log", "out/train.log", "--metrics", "out/metrics.csv")
 
 
+def write_resized(folder: Path, images: dict[str, np.ndarray | None]) -> None:
+    """What the resize step makes of images by name; None for one that cannot be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = next(image.shape for image in images.values() if image is not None)
+    np.save(folder / "pixels.npy", [np.zeros(shape, np.uint8) if image is None else image for image in images.values()])
+    reasons = ["" if image is not None else "unreadable" for image in images.values()]
+    table = pd.DataFrame({"path": list(images), "reason": reasons, "height": 8, "width": 8})
+    table.to_csv(folder / "images.csv", index=False)
+
+
 def _picture(seed: int = 0, height: int = 40, width: int = 60) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3)).astype(np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -116,16 +126,17 @@ def _dataset(folder: Path) -> Path:
     (folder / "list").mkdir()
     (folder / "download").mkdir()
     for shard in range(2):
-        (folder / "resize" / f"{shard:05d}").mkdir(parents=True)
         (folder / "list" / f"{shard:05d}.csv").touch()
     rows = []
     for number in range(9):
         shard, label = f"{number // 5:05d}", ["owl", "cat", "dog"][number % 3]
         name = f"{number % 5:06d}_{label}"
-        cv2.imwrite(str(folder / "resize" / shard / f"{name}.png"), _picture(number, 8, 8))
         row = {"shard": shard, "path": f"{name}.jpg", "url": f"http://x/{name}", "label": label}
         rows.append({**row, "split": "train" if number < 6 else "val", "error": ""})
     for shard, group in pd.DataFrame(rows).groupby("shard"):
+        write_resized(
+            folder / "resize" / str(shard), {f"{row.path}": _picture(int(index), 8, 8) for index, row in group.iterrows()}
+        )
         group.drop(columns="shard").to_csv(folder / "download" / f"{shard}.csv", index=False)
     return folder
 

@@ -1,0 +1,118 @@
+"""Photographs to an LMDB by the steps, as the rules run them, and by one process that does what convert_imageset does.
+
+    python benchmarks/prepare.py FOLDER [--rounds 3]
+
+FOLDER holds photographs (searched for *.jpg), of which 1,000 JPEGs of 500 × 375 and 200 of 3,000 × 2,000 are made. The steps are
+resize, label and LMDB, a process each, after a download (not timed, as convert_imageset has none). Turns alternate; prints median
+seconds and the ratio of the loop's to the steps'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+
+ROOT = Path(__file__).parents[1]
+LOOP = """
+import sys
+import cv2, lmdb
+sys.path.insert(0, sys.argv[3])
+from caffe.proto import caffe_pb2
+environment = lmdb.open(sys.argv[2], map_size=1 << 40)
+transaction = environment.begin(write=True)
+for number, line in enumerate(open(sys.argv[1])):
+    path, label = line.split()
+    image = cv2.resize(cv2.imread(path), (256, 256))
+    datum = caffe_pb2.Datum(channels=3, height=256, width=256, data=image.transpose(2, 0, 1).tobytes(), label=int(label))
+    datum.encoded = False
+    transaction.put(b"%08d_%s" % (number, path.encode()), datum.SerializeToString())
+    if number % 1000 == 999:
+        transaction.commit()
+        transaction = environment.begin(write=True)
+transaction.commit()
+environment.sync()
+"""
+
+
+def photographs(source: Path, folder: Path, count: int, width: int, height: int) -> None:
+    """A downloaded shard of `count` photographs of that size, and a list of the same for the loop."""
+    paths = sorted(source.rglob("*.jpg"))
+    (folder / "download/00000").mkdir(parents=True)
+    (folder / "list").mkdir()
+    (folder / "list/00000.csv").touch()
+    names = []
+    for number in range(count):
+        path = paths[number * 7 % len(paths)]
+        image = cv2.resize(cv2.imread(str(path)), (width, height), interpolation=cv2.INTER_CUBIC)
+        names.append((f"{number:06d}.jpg", path.parent.name))
+        cv2.imwrite(str(folder / "download/00000" / names[-1][0]), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    classes = sorted({name for _, name in names})
+    with (folder / "download/00000.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "url", "label", "split", "status", "error", "bytes", "sha256", "seconds"])
+        writer.writerows([name, f"http://x/{name}", label, "", 200, "", 0, "", 0] for name, label in names)
+    lines = [f"{folder}/download/00000/{name} {classes.index(label)}\n" for name, label in names]
+    (folder / "list.txt").write_text("".join(lines))
+
+
+def steps(folder: Path) -> None:
+    """Resize, label and LMDB of both parts."""
+    threads = ("--threads", str(os.cpu_count()))
+    run(folder, "pipeline.resize", "download/00000", "resize/00000", *threads)
+    run(folder, "pipeline.label", "list", "download", "resize", "--output", "lists", "--val", "0.2")
+    for part in ("train", "val"):
+        files = ("--labels", "lists/labels.txt", "--manifest", f"{part}.json", *threads)
+        run(folder, "pipeline.database", f"lists/{part}.txt", "resize", f"lmdb/{part}", *files)
+
+
+def run(folder: Path, module: str, *arguments: str) -> None:
+    """One step as a command."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=folder, env=environment, check=True, capture_output=True)
+
+
+def loop(folder: Path) -> None:
+    """The peer, in a process of its own."""
+    shutil.rmtree(folder / "peer", ignore_errors=True)
+    subprocess.run([sys.executable, "-c", LOOP, "list.txt", "peer", str(ROOT)], cwd=folder, check=True)
+
+
+def measure(source: Path, count: int, width: int, height: int, rounds: int) -> None:
+    """Print the figures for photographs of one size."""
+    times: dict[str, list[float]] = {"steps": [], "loop": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photographs(source, folder, count, width, height)
+        for _ in range(rounds):
+            for which, work in (("steps", steps), ("loop", loop)):
+                start = time.perf_counter()
+                work(folder)
+                times[which].append(time.perf_counter() - start)
+    ours, peer = (statistics.median(times[which]) for which in ("steps", "loop"))
+    print(
+        f"{count} photographs of {width}×{height}: steps {ours:.2f} s, loop {peer:.2f} s; {peer / ours:.2f} times as fast",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    measure(arguments.folder, 1000, 500, 375, arguments.rounds)
+    measure(arguments.folder, 200, 3000, 2000, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
