@@ -10,6 +10,9 @@ from __future__ import annotations
 import argparse
 import csv
 import enum
+import errno
+import math
+import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -87,24 +90,24 @@ def resize_folder(source: Path, target: Path, options: Options) -> Counter:
     paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
     with written_whole(target) as part:
         part.mkdir()
-        shape = (len(paths), *options.size, *([3] if options.color else []))
-        pixels = np.lib.format.open_memmap(part / PIXELS, "w+", np.uint8, shape) if paths else np.zeros(shape, np.uint8)
+        with (part / PIXELS).open("wb", buffering=0) as pixels, ThreadPoolExecutor(options.threads) as pool:
+            shape = (len(paths), *options.size, *([3] if options.color else []))
+            np.lib.format.write_array_header_1_0(pixels, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            begin, size = pixels.tell(), math.prod(shape[1:])
+            pixels.truncate(begin + size * len(paths))
 
-        def one(position: int) -> tuple[str, int, int]:
-            content = paths[position].read_bytes()
-            image = decode(content, options.color, options.size)
-            if image is None:
-                return "unreadable", 0, 0
-            pixels[position] = resize(image, options)
-            return "", *(jpeg_size(content) or image.shape[:2])
+            def one(position: int) -> tuple[str, int, int]:
+                content = paths[position].read_bytes()
+                image = decode(content, options.color, options.size)
+                if image is None:
+                    return "unreadable", 0, 0
+                written = os.pwrite(pixels.fileno(), resize(image, options).data, begin + position * size)
+                if written < size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+                return "", *(jpeg_size(content) or image.shape[:2])
 
-        with ThreadPoolExecutor(options.threads) as pool:
             work = pool.map(one, range(len(paths)))
             rows = list(tqdm(work, total=len(paths), unit=" images", desc=f"resize {source.name}", disable=None))
-        if paths:
-            pixels.flush()
-        else:
-            np.save(part / PIXELS, pixels)
         with (part / TABLE).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "reason", "height", "width"])
