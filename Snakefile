@@ -12,6 +12,7 @@ container: "docker://python:3.11-slim"
 
 
 include: "rules/common.smk"
+include: "rules/published.smk"
 include: "rules/download.smk"
 include: "rules/resize.smk"
 include: "rules/label.smk"

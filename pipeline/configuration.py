@@ -112,6 +112,8 @@ def _cross_checked(config: dict) -> list[str]:
     datasets, experiments = (_mappings(config.get(kind)) for kind in ("datasets", "experiments"))
     problems = []
     for name, dataset in datasets.items():
+        if isinstance(dataset.get("source"), dict):
+            problems += [f"datasets.{name}.source: {problem}" for problem in _of_source(dataset["source"])]
         split = _mapping(dataset.get("split"))
         if split.get("by") == "column" and "val" in split:
             value = split["val"]
@@ -119,6 +121,15 @@ def _cross_checked(config: dict) -> list[str]:
     for name, experiment in experiments.items():
         problems += [f"experiments.{name}.{problem}" for problem in _of_experiment(experiment, datasets)]
         problems += [f"experiments.{name}.weights.experiment: {problem}" for problem in _origin(name, experiments)]
+    return problems
+
+
+def _of_source(source: dict) -> list[str]:
+    """What is wrong with where a dataset's images come from."""
+    kinds = [kind for kind in ("list", "published") if kind in source]
+    problems = [] if len(kinds) == 1 else [f"{' and '.join(kinds) or 'neither'} given; it has either list or published"]
+    if "copy" in source and "published" not in source:
+        problems.append("copy has no effect without published")
     return problems
 
 

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
             raise InputError(where, found, f"the first image is {'×'.join(map(str, shape))}", "resize them alike first")
         key = f"{number:08d}_{name}".encode(errors="surrogateescape")
         value = record(image, label)
-        return key, value, _digest(key, value)
+        return key, value, digest(key, value)
 
     shape = images[entries[0][0]].shape if images[entries[0][0]] is not None else None
     with ThreadPoolExecutor(options.threads) as pool:
@@ -124,14 +124,20 @@ def _varint(value: int) -> bytes:
     return bytes([*digits, value])
 
 
-def _digest(key: bytes, value: bytes) -> bytes:
-    digest = hashlib.sha256(key)
-    digest.update(value)
-    return digest.digest()
+def digest(key: bytes, value: bytes) -> bytes:
+    """The SHA-256 of a key and its record."""
+    both = hashlib.sha256(key)
+    both.update(value)
+    return both.digest()
 
 
 def build(source: Path, images: Resized | Files, database: Path, options: Options) -> dict:
-    """Write the images of the list `source` to `database`, whole; return the manifest.
+    """Write the images of the list `source` to `database`, whole; return the manifest."""
+    return write(records(source, images, options), database, options)
+
+
+def write(batches: Iterable[list[tuple[bytes, bytes, bytes]]], database: Path, options: Options) -> dict:
+    """Write batches of key, record and digest, in the order of keys, to `database`, whole; return the manifest.
 
     What was written is read back and compared by hash before the database takes its name.
     """
@@ -139,9 +145,9 @@ def build(source: Path, images: Resized | Files, database: Path, options: Option
     with written_whole(database) as part:
         with closing(lmdb.open(str(part), map_size=MAP_SIZE, sync=False)) as environment:
             with tqdm(unit=" images", desc=database.name, disable=None) as bar:
-                for batch in records(source, images, options):
+                for batch in batches:
                     _put(environment, batch)
-                    meant.update(b"".join(digest for _, _, digest in batch))
+                    meant.update(b"".join(one for _, _, one in batch))
                     count += len(batch)
                     bar.update(len(batch))
             environment.sync(True)
@@ -158,7 +164,7 @@ def _read_back(environment: lmdb.Environment, threads: int) -> tuple[caffe_pb2.D
     with environment.begin(buffers=True) as transaction, ThreadPoolExecutor(threads) as pool:
         records = iter(transaction.cursor())
         while batch := list(itertools.islice(records, BATCH)):
-            written.update(b"".join(pool.map(_digest, *zip(*batch, strict=True))))
+            written.update(b"".join(pool.map(digest, *zip(*batch, strict=True))))
             last = bytes(batch[-1][1])
     return caffe_pb2.Datum.FromString(last), written.hexdigest()
 

@@ -119,13 +119,19 @@ def write_lists(tables: list[Path], images: Path, folder: Path, split: Split) ->
     with written_whole(folder) as part:
         part.mkdir()
         for name, rows in lists.items():
-            _write_lines(part / f"{name}.txt", [f"{path} {number}" for path, number in rows.itertuples(index=False)])
-        _write_lines(part / "labels.txt", names)
-        _write_lines(part / "synset_words.txt", [f"n{number:08d} {name}" for number, name in enumerate(names)])
+            write_lines(part / f"{name}.txt", [f"{path} {number}" for path, number in rows.itertuples(index=False)])
+        write_names(part, names)
     return {name: len(rows) for name, rows in lists.items()}
 
 
-def _write_lines(path: Path, lines: list[str]) -> None:
+def write_names(folder: Path, names: list[str]) -> None:
+    """Write labels.txt and synset_words.txt."""
+    write_lines(folder / "labels.txt", names)
+    write_lines(folder / "synset_words.txt", [f"n{number:08d} {name}" for number, name in enumerate(names)])
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """Write a text file of these lines."""
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

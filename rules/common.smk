@@ -1,6 +1,7 @@
 import hashlib
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 import caffe
@@ -18,6 +19,15 @@ except caffe.Error as error:
 
 GPUS = int(config["compute"] == "gpu")
 GPU_FLAG = "--gpu" if GPUS else ""
+
+
+PUBLISHED = (
+    "|".join(
+        [name for name, dataset in config["datasets"].items() if "published" in dataset["source"]]
+    )
+    or "(?!)"
+)
+"""Pattern of the datasets that are published collections; of no name where there are none."""
 
 
 wildcard_constraints:
@@ -70,6 +80,12 @@ def val_flag(wildcards):
 def file_flag(wildcards):
     """Whether the download takes file:// URLs."""
     return "--allow-file" if config["datasets"][wildcards.dataset]["source"]["allow_file"] else ""
+
+
+def copy_flag(wildcards):
+    """Where a published collection's files are taken from, when they are not downloaded."""
+    copy = config["datasets"][wildcards.dataset]["source"].get("copy")
+    return f"--copy {shlex.quote(copy)}" if copy else ""
 
 
 def list_of(wildcards):

@@ -55,6 +55,18 @@ CASES = {
         "my.yaml: datasets.cats.color: 'grey' is not one of color, gray; did you mean \"gray\"?",
     ),
     "a missing key": (lambda c: c["datasets"]["cats"].pop("source"), "my.yaml: datasets.cats: source is missing"),
+    "a source of two kinds": (
+        lambda c: c["datasets"]["cats"]["source"].update(published="mnist"),
+        "my.yaml: datasets.cats.source: list and published given; it has either list or published",
+    ),
+    "a source of no kind": (
+        lambda c: c["datasets"]["cats"]["source"].pop("list"),
+        "my.yaml: datasets.cats.source: neither given; it has either list or published",
+    ),
+    "a copy of what is not published": (
+        lambda c: c["datasets"]["cats"]["source"].update(copy="there"),
+        "my.yaml: datasets.cats.source: copy has no effect without published",
+    ),
     "an unknown dataset": (
         lambda c: c["experiments"]["breeds"].update(dataset="cat"),
         "my.yaml: experiments.breeds.dataset: 'cat' is not one of cats; did you mean \"cats\"?",

@@ -1,0 +1,266 @@
+"""MNIST, CIFAR-10 and CIFAR-100: fetch their files, or take a local copy, and build the databases that Caffe's own tools build.
+
+`fetch` writes the files as published, unpacked, each checked by its SHA-256. `build` writes lmdb/train and lmdb/val with the keys
+and records of convert_mnist_data and convert_cifar_data (CIFAR-100 likewise, by its fine labels), the manifests beside them, and
+lists/ with train.txt and val.txt (`KEY LABEL`), labels.txt and synset_words.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+from tqdm import tqdm
+
+from caffe.proto import caffe_pb2
+from pipeline import database, label
+from pipeline.command import run
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+
+TIMEOUT = httpx.Timeout(30.0)
+"""Seconds to connect, and between two pieces of an answer."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A published set of images.
+
+    addresses  where its archives are, each whole, in the order in which they are tried
+    archives   the archives' names; one file in a .gz, or many in a .tar.gz
+    train, val files by part: {name: SHA-256 of what is in it}
+    read       (files' contents) → images (N, channels × height × width, uint8), labels (N,)
+    shape      channels, height, width
+    key        how the numbers of records are written
+    classes    their names, by number
+    """
+
+    addresses: tuple[str, ...]
+    archives: tuple[str, ...]
+    train: dict[str, str]
+    val: dict[str, str]
+    read: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]
+    shape: tuple[int, int, int]
+    key: str
+    classes: tuple[str, ...]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """All files and the SHA-256 of each."""
+        return {**self.train, **self.val}
+
+
+def _idx(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of two idx files: two zeros, the type, the number of axes, each axis in four bytes, the values."""
+    images, labels = (np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]) for content in contents)
+    return images.reshape(len(labels), -1), labels
+
+
+def _rows(label_bytes: int) -> Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]:
+    """A reader of CIFAR's rows: labels, of which the last counts, and 3 × 32 × 32 bytes."""
+
+    def read(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, label_bytes + 3072)
+        return rows[:, label_bytes:], rows[:, label_bytes - 1]
+
+    return read
+
+
+FINE_LABELS = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
+wolf woman worm
+"""
+"""CIFAR-100's classes, by number."""
+TORONTO = ("https://www.cs.toronto.edu/~kriz/",)
+COLLECTIONS = {
+    "mnist": Collection(
+        ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+        tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
+        {
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        },
+        {
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        },
+        _idx,
+        (1, 28, 28),
+        "{:08d}",
+        tuple("0123456789"),
+    ),
+    "cifar10": Collection(
+        TORONTO,
+        ("cifar-10-binary.tar.gz",),
+        {
+            "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+            "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+            "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+            "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+            "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+        },
+        {"test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"},
+        _rows(1),
+        (3, 32, 32),
+        "{:05d}",
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
+    "cifar100": Collection(
+        TORONTO,
+        ("cifar-100-binary.tar.gz",),
+        {"train.bin": "f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29"},
+        {"test.bin": "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a"},
+        _rows(2),
+        (3, 32, 32),
+        "{:05d}",
+        tuple(FINE_LABELS.split()),
+    ),
+}
+
+
+def fetch(name: str, folder: Path, copy: Path | None = None) -> None:
+    """Write the files of a collection to `folder`, whole: from `copy`, which holds them or their archives, or downloaded."""
+    collection = COLLECTIONS[name]
+    with written_whole(folder) as part:
+        part.mkdir()
+        if copy is not None:
+            _take(collection, copy, part)
+        else:
+            for archive in collection.archives:
+                _unpack(archive, _download(collection, archive), part, collection)
+        missing = [file for file in collection.files if not (part / file).exists()]
+        if missing:
+            found = f"no {missing[0]}" + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
+            what = " and ".join(collection.archives[:2]) + (" …" if len(collection.archives) > 2 else "")
+            raise InputError(copy or name, found, f"the files of {name} are wanted", f"put {what} there, or leave copy out")
+        for file, sha256 in collection.files.items():
+            _check(part / file, sha256, copy)
+
+
+def _take(collection: Collection, copy: Path, part: Path) -> None:
+    if not copy.is_dir():
+        raise InputError(
+            copy, "no such folder", "it holds the published files", "correct source.copy, or leave it out to download"
+        )
+    for path in sorted(copy.rglob("*")):
+        if path.name in collection.archives:
+            _unpack(path.name, path.read_bytes(), part, collection)
+        elif path.name in collection.files:
+            (part / path.name).write_bytes(path.read_bytes())
+
+
+def _unpack(archive: str, content: bytes, part: Path, collection: Collection) -> None:
+    """Write the collection's files that are in an archive, and no others, whatever the names in it say."""
+    try:
+        if not archive.endswith(".tar.gz"):
+            (part / archive.removesuffix(".gz")).write_bytes(gzip.decompress(content))
+            return
+        with tarfile.open(fileobj=io.BytesIO(content)) as files:
+            for member in files:
+                name = Path(member.name).name
+                if name in collection.files and member.isfile():
+                    (part / name).write_bytes(files.extractfile(member).read())
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise InputError(archive, f"not a whole archive ({error})", do="fetch it again") from None
+
+
+def _check(path: Path, sha256: str, copy: Path | None) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise InputError(
+            f"{copy or 'download'}/{path.name}", f"SHA-256 {found}", f"as published it is {sha256}", "fetch it again"
+        )
+
+
+def _download(collection: Collection, archive: str) -> bytes:
+    """An archive from the first address that gives it."""
+    reasons = []
+    for address in collection.addresses:
+        try:
+            with httpx.stream("GET", address + archive, timeout=TIMEOUT, follow_redirects=True) as response:
+                response.raise_for_status()
+                total = int(response.headers.get("content-length", 0)) or None
+                content = bytearray()
+                with tqdm(total=total, unit="B", unit_scale=True, desc=archive, disable=None) as bar:
+                    for piece in response.iter_bytes():
+                        content += piece
+                        bar.update(len(piece))
+                return bytes(content)
+        except httpx.HTTPError as error:
+            reasons.append(
+                f"{address}{archive}: {type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}".rstrip()
+            )
+    raise InputError("; ".join(reasons), "nothing came", do="try again later, or give source.copy a folder with the files")
+
+
+def records(collection: Collection, contents: list[bytes]) -> Iterator[list[tuple[bytes, bytes, bytes]]]:
+    """Key, record and digest of every image, as convert_mnist_data and convert_cifar_data write them, a batch at a time."""
+    images, labels = collection.read(contents)
+    channels, height, width = collection.shape
+    for start in range(0, len(labels), database.BATCH):
+        batch = []
+        for number in range(start, min(start + database.BATCH, len(labels))):
+            key = collection.key.format(number).encode()
+            value = caffe_pb2.Datum(
+                channels=channels, height=height, width=width, data=images[number].tobytes(), label=int(labels[number])
+            ).SerializeToString()
+            batch.append((key, value, database.digest(key, value)))
+        yield batch
+
+
+def build(name: str, folder: Path, target: Path, threads: int) -> dict[str, dict]:
+    """Write databases, manifests and lists of the files in `folder` below `target`, each whole; return the manifests."""
+    collection, manifests = COLLECTIONS[name], {}
+    with written_whole(target / "lists") as lists:
+        lists.mkdir()
+        for part, files in (("train", collection.train), ("val", collection.val)):
+            contents = [(folder / file).read_bytes() for file in files]
+            options = database.Options(len(collection.classes), threads=threads)
+            with written_whole(target / f"lmdb/{part}.manifest.json") as manifest:
+                manifests[part] = database.write(records(collection, contents), target / f"lmdb/{part}", options)
+                manifest.write_text(json.dumps(manifests[part], indent=1) + "\n")
+            _, labels = collection.read(contents)
+            lines = [f"{collection.key.format(number)} {int(one)}" for number, one in enumerate(labels)]
+            label.write_lines(lists / f"{part}.txt", lines)
+        label.write_names(lists, list(collection.classes))
+    return manifests
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    first = commands.add_parser("fetch", help="write the files, unpacked and checked")
+    second = commands.add_parser("build", help="write databases and lists of them")
+    for command in (first, second):
+        command.add_argument("name", choices=list(COLLECTIONS))
+        command.add_argument("folder", type=Path, help="where the files are")
+    first.add_argument(
+        "--copy", type=Path, help="a folder that holds the files or their archives; without it, they are downloaded"
+    )
+    second.add_argument("target", type=Path, help="the folder that gets lmdb/ and lists/")
+    second.add_argument("--threads", type=int, default=1)
+    a = parser.parse_args(argv)
+    if a.command == "fetch":
+        fetch(a.name, a.folder, a.copy)
+        print(f"{a.folder}: {', '.join(COLLECTIONS[a.name].files)}")
+    else:
+        for part, manifest in build(a.name, a.folder, a.target, a.threads).items():
+            print(f"{a.target}/lmdb/{part}: {manifest['images']} records, {manifest['classes']} classes")
+
+
+if __name__ == "__main__":
+    run(main)
