@@ -14,6 +14,9 @@ from pipeline import solver_fields
 from pipeline.errors import InputError
 from pipeline.models import TEMPLATES
 
+SOURCE_FLAGS = ("list", "folder", "root", "val_labels", "sample", "seed")
+"""Keys of a source that the shards step takes as flags."""
+
 
 def checked(config: dict, path: str, schema_file: Path) -> dict:
     """The config with defaults filled in; raises one InputError that lists every problem, a line each.
@@ -126,10 +129,11 @@ def _cross_checked(config: dict) -> list[str]:
 
 def _of_source(source: dict) -> list[str]:
     """What is wrong with where a dataset's images come from."""
-    kinds = [kind for kind in ("list", "published") if kind in source]
-    problems = [] if len(kinds) == 1 else [f"{' and '.join(kinds) or 'neither'} given; it has either list or published"]
-    if "copy" in source and "published" not in source:
-        problems.append("copy has no effect without published")
+    kinds = [kind for kind in ("list", "folder", "published") if kind in source]
+    problems = [] if len(kinds) == 1 else [f"{' and '.join(kinds) or 'none'} given; it has one of list, folder and published"]
+    for key, kind in (("copy", "published"), ("root", "list"), ("val_labels", "folder")):
+        if key in source and kinds and kind not in kinds:
+            problems.append(f"{key} has no effect without {kind}")
     return problems
 
 

@@ -27,7 +27,7 @@ from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import decode
-from pipeline.shards import read_list
+from pipeline.shards import read_shard
 
 SIGNATURES = {
     b"\xff\xd8\xff": ".jpg",
@@ -73,7 +73,7 @@ class Failed(Exception):
 
 def download(source: Path, folder: Path, table: Path, options: Options) -> pd.DataFrame:
     """Download the URLs of the list `source` into `folder` and write `table`; both whole or not at all. Returns the table."""
-    listed = read_list(source)
+    listed = read_shard(source)
     with written_whole(folder) as part, written_whole(table) as part_table:
         part.mkdir()
         rows = asyncio.run(_download_all(listed, part, options))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.command import run
+from pipeline.database import read_labels
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import TABLE, Resized
@@ -68,15 +69,23 @@ def class_order(name: str) -> tuple:
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
 
-def assign(listed: pd.DataFrame, split: Split, where: Path) -> tuple[dict[str, pd.DataFrame], list[str]]:
+def assign(
+    listed: pd.DataFrame, split: Split, where: Path, given: list[str] | None = None
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """{"train": (path, number), "val": (path, number)} in shuffled order, and the class names by number.
 
     where  what errors call the images' tables
+    given  the class names; labels are their numbers then
     """
     if split.val is not None and not 0 < split.val < 1:
         raise InputError("split.val", f"{split.val} is not between 0 and 1")
     names = sorted(listed.label.unique(), key=class_order)
     number = {name: index for index, name in enumerate(names)}
+    if given is not None:
+        wrong = [name for name in names if not (name.isdecimal() and int(name) < len(given))]
+        if wrong:
+            raise InputError(where, f'label "{wrong[0]}"', f"there are {len(given)} names (0–{len(given) - 1})", "correct names")
+        number, names = {name: int(name) for name in names}, given
     listed = listed.assign(number=listed.label.map(number)).sort_values("path", ignore_index=True)
     rng = np.random.default_rng(split.seed)
     if split.val is None:
@@ -98,7 +107,8 @@ def assign(listed: pd.DataFrame, split: Split, where: Path) -> tuple[dict[str, p
     for part in ("train", "val"):
         chosen = listed[listed.split == part]
         lists[part] = chosen.iloc[rng.permutation(len(chosen))][["path", "number"]]
-    without = [name for name in names if number[name] not in set(lists["train"].number)]
+    trained = set(lists["train"].number)
+    without = [name for index, name in enumerate(names) if index not in trained]
     if without:
         raise InputError(
             where, f'class "{without[0]}" has no training images', "every class needs some", "check its split column"
@@ -110,12 +120,12 @@ def assign(listed: pd.DataFrame, split: Split, where: Path) -> tuple[dict[str, p
     return lists, names
 
 
-def write_lists(tables: list[Path], images: Path, folder: Path, split: Split) -> dict[str, int]:
+def write_lists(tables: list[Path], images: Path, folder: Path, split: Split, given: list[str] | None = None) -> dict[str, int]:
     """Write train.txt, val.txt, labels.txt and synset_words.txt to `folder`, whole; return the number of images of each list.
 
     labels.txt has a class name a line, by number; synset_words.txt has `nNUMBER name`, as ImageNet's has.
     """
-    lists, names = assign(read_tables(tables, images), split, _place(tables))
+    lists, names = assign(read_tables(tables, images), split, _place(tables), given)
     with written_whole(folder) as part:
         part.mkdir()
         for name, rows in lists.items():
@@ -142,12 +152,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("images", type=Path, help="folder of the resized images, SHARD/")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists; replaced if it exists")
     parser.add_argument("--val", type=float, help="share of each class for validation; without it, the split column decides")
+    parser.add_argument("--names", type=Path, help="class names, one a line, where the labels are their numbers")
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args(argv)
     tables = [a.tables / shard.name for shard in sorted(a.shards.glob("*.csv"))]
     if not tables:
         raise InputError(a.shards, "no shards", do="run pipeline.shards first")
-    counts = write_lists(tables, a.images, a.output, Split(a.val, a.seed))
+    given = read_labels(a.names) if a.names else None
+    counts = write_lists(tables, a.images, a.output, Split(a.val, a.seed), given)
     print(f"{a.output}: {counts['train']} training and {counts['val']} validation images")
 
 

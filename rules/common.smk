@@ -77,20 +77,40 @@ def val_flag(wildcards):
     return "" if split["by"] == "column" else f"--val {split.get('val', 0.2)}"
 
 
+def source_of(wildcards):
+    """Where a dataset's images come from, as the config says."""
+    return config["datasets"][wildcards.dataset]["source"]
+
+
 def file_flag(wildcards):
-    """Whether the download takes file:// URLs."""
-    return "--allow-file" if config["datasets"][wildcards.dataset]["source"]["allow_file"] else ""
+    """Whether the download takes file:// URLs, which image files on this machine are."""
+    local = source_of(wildcards).keys() & {"folder", "root"}
+    return "--allow-file" if local or source_of(wildcards)["allow_file"] else ""
+
+
+def source_flags(wildcards):
+    """A dataset's source, as the shards step takes it."""
+    named = source_of(wildcards)
+    flags = [f"--{key.replace('_', '-')}={named[key]}" for key in configuration.SOURCE_FLAGS if key in named]
+    flags += [f"--column={key}={name}" for key, name in named["columns"].items()]
+    return shlex.join(flags)
+
+
+def names_flag(wildcards):
+    """The names of the classes, where a file has them."""
+    names = config["datasets"][wildcards.dataset].get("names")
+    return f"--names {shlex.quote(names)}" if names else ""
 
 
 def copy_flag(wildcards):
     """Where a published collection's files are taken from, when they are not downloaded."""
-    copy = config["datasets"][wildcards.dataset]["source"].get("copy")
+    copy = source_of(wildcards).get("copy")
     return f"--copy {shlex.quote(copy)}" if copy else ""
 
 
 def list_of(wildcards):
-    """Input function: a dataset's source list; lists of the embedded example come with their folder."""
-    path = config["datasets"][wildcards.dataset]["source"]["list"]
+    """Input function: a dataset's source list or folder; lists of the embedded example come with their folder."""
+    path = source_of(wildcards).get("list") or source_of(wildcards)["folder"]
     return rules.digits.output.folder if path.startswith("results/example/digits/") else path
 
 

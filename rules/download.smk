@@ -23,11 +23,12 @@ checkpoint shards:
         mem_mb=1000,
         runtime=10,
     params:
-        path=lookup(dpath="datasets/{dataset}/source/list", within=config),
+        source=source_flags,
         size=lookup(dpath="datasets/{dataset}/shard_size", within=config),
         code=source("pipeline.shards"),
+        reader=source("pipeline.sources"),
     shell:
-        "python -m pipeline.shards {params.path} {output.folder} --size {params.size} > {log} 2>&1"
+        "python -m pipeline.shards {output.folder} {params.source} --size {params.size} > {log} 2>&1"
 
 
 rule download:

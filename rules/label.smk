@@ -17,8 +17,9 @@ rule label:
         resized="results/datasets/{dataset}/resize",
         folder="results/datasets/{dataset}/lists",
         val=val_flag,
+        names=names_flag,
         seed=lookup(dpath="datasets/{dataset}/seed", within=config),
         code=source("pipeline.label"),
     shell:
         "python -m pipeline.label {input.shards} {params.tables} {params.resized} --output {params.folder} {params.val}"
-        " --seed {params.seed} > {log} 2>&1"
+        " {params.names} --seed {params.seed} > {log} 2>&1"

@@ -31,6 +31,30 @@ def test_the_example_is_planned_in_any_folder_under_every_profile(elsewhere, pro
         assert f"\n{rule} " in done.stdout + done.stderr
 
 
+NEEDED = {
+    "config": [],
+    "mnist": [],
+    "cifar10": [],
+    "flickr_style": ["flickr_style.csv.gz", "bvlc_reference_caffenet.caffemodel"],
+    "folder": ["photos/cats/1.jpg", "bvlc_reference_caffenet.caffemodel"],
+}
+
+
+def test_every_config_is_one_that_is_planned():
+    assert sorted(NEEDED) == sorted(path.stem for path in (ROOT / "config").glob("*.yaml") if path.stem != "schema")
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_config_is_planned_once_its_files_are_there(tmp_path, name):
+    for needed in NEEDED[name]:
+        (tmp_path / needed).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / needed).touch()
+    done = snakemake("-n", "--configfile", str(ROOT / f"config/{name}.yaml"), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    published = name in ("mnist", "cifar10")
+    assert ("\ndatabases " in done.stdout, "\nshards " in done.stdout) == (published, not published)
+
+
 def test_gpus_are_asked_for_where_the_config_says_gpu(elsewhere):
     config = elsewhere / "config/config.yaml"
     config.write_text(config.read_text().replace("compute: cpu", "compute: gpu"))

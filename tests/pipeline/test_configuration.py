@@ -57,11 +57,15 @@ CASES = {
     "a missing key": (lambda c: c["datasets"]["cats"].pop("source"), "my.yaml: datasets.cats: source is missing"),
     "a source of two kinds": (
         lambda c: c["datasets"]["cats"]["source"].update(published="mnist"),
-        "my.yaml: datasets.cats.source: list and published given; it has either list or published",
+        "my.yaml: datasets.cats.source: list and published given; it has one of list, folder and published",
     ),
     "a source of no kind": (
         lambda c: c["datasets"]["cats"]["source"].pop("list"),
-        "my.yaml: datasets.cats.source: neither given; it has either list or published",
+        "my.yaml: datasets.cats.source: none given; it has one of list, folder and published",
+    ),
+    "a list's key of a folder": (
+        lambda c: c["datasets"]["cats"].update(source={"folder": "cats", "root": "."}),
+        "my.yaml: datasets.cats.source: root has no effect without list",
     ),
     "a copy of what is not published": (
         lambda c: c["datasets"]["cats"]["source"].update(copy="there"),

@@ -113,3 +113,21 @@ def test_tables_that_give_no_lists_are_refused(dataset, columns, found):
 
 def test_a_share_that_is_none_is_refused(fails, dataset):
     fails(["split.val", "1.2 is not between 0 and 1"], *LABEL, "--val", 1.2)
+
+
+def test_names_by_number_keep_the_numbers(command, dataset):
+    edit(dataset, label=lambda label: {"cat": "0", "dog": "2", "owl": "1"}[label])
+    (dataset / "names.txt").write_text("tabby\nowl\nhound\n")
+    done = command(*LABEL, "--names", "names.txt")
+    assert done.returncode == 0, done.stderr
+    assert lines(dataset, "labels.txt") == ["tabby", "owl", "hound"]
+    for line in lines(dataset, "train.txt"):
+        path, label = line.split(" ")
+        assert {"0": "cat", "1": "owl", "2": "dog"}[label] in path
+
+
+@pytest.mark.parametrize(("names", "said"), [("a\nb\n", 'label "2"'), ("a\nb\nc\nd\n", 'class "d" has no training images')])
+def test_names_that_do_not_fit_the_labels_are_refused(fails, dataset, names, said):
+    edit(dataset, label=lambda label: {"cat": "0", "dog": "2", "owl": "1"}[label])
+    (dataset / "names.txt").write_text(names)
+    fails([said], *LABEL, "--names", "names.txt")

@@ -18,7 +18,7 @@ import caffe
 from pipeline import published
 from pipeline.errors import InputError
 from pipeline.published import COLLECTIONS, build, fetch
-from tests.conftest import ROOT, SHARED, needs_shared
+from tests.conftest import SHARED, needs_shared
 
 
 def records(folder):
@@ -175,16 +175,6 @@ def test_mnist_itself_becomes_its_two_databases(command, tmp_path):
     assert done.stdout.splitlines() == [
         f"out/lmdb/{part}: {count} records, 10 classes" for part, count in (("train", 60000), ("val", 10000))
     ]
-
-
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_the_example_is_planned(tmp_path, name):
-    from tests.test_workflow import snakemake
-
-    done = snakemake("-n", "--configfile", str(ROOT / f"config/{name}.yaml"), cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "databases" in done.stdout
-    assert "resize" not in done.stdout
 
 
 def test_names_and_digests_are_complete():

@@ -1,0 +1,211 @@
+"""What people bring, as one table: url, label, split (train, val or unknown) and sha256 of every image, as strings.
+
+A list       CSV, TSV, parquet (or .gz of the first two) with columns of any names, or a text with a URL and a label a line
+A folder     CLASS/image, or train/CLASS/image and val/CLASS/image, as ImageNet lies; val/image goes with a list of labels
+Image files  a list in Caffe's form, `path label` a line, or a list with a column of paths, below a folder
+
+Files are file:// URLs in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import caffe
+from pipeline.errors import InputError
+
+COLUMNS = ("url", "label", "split", "sha256")
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val", "": ""}
+"""What lists call the splits."""
+IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from; one of `list` and `folder` is given.
+
+    root        folder that the paths of a list begin from; without it, a list is one of URLs
+    columns     {"url": name in the list, …} for columns that are called otherwise; `path` is that of files below `root`
+    val_labels  for a folder whose val/ has no classes: `image label` lines, or the class of each file, in sorted order
+    sample      how many images are drawn, 0 for all: the first of a permutation by `seed`, as Caffe's flickr_style example draws
+    """
+
+    list: Path | None = None
+    folder: Path | None = None
+    root: Path | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    val_labels: Path | None = None
+    sample: int = 0
+    seed: int = 1
+
+
+def read(source: Source) -> pd.DataFrame:
+    """The table of a source, in its order."""
+    if source.folder is not None:
+        table = _folder(source.folder, source.val_labels)
+    elif source.list.suffix == ".txt" or not source.list.suffix:
+        table = _text(source.list, source.root)
+    else:
+        table = _table(source.list, source.root, source.columns)
+    if source.sample and source.sample < len(table):
+        table = table.iloc[np.random.RandomState(source.seed).permutation(len(table))[: source.sample]]
+    return table[list(COLUMNS)].reset_index(drop=True)
+
+
+def _rows(rows: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["url", "label", "split"], dtype=object).assign(sha256="")
+
+
+def _files(folder: Path) -> list[Path]:
+    """The image files right in a folder, sorted."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
+
+
+def _folder(folder: Path, val_labels: Path | None) -> pd.DataFrame:
+    if not folder.is_dir():
+        raise InputError(folder, "no such folder", "its folders are the classes", "correct source.folder")
+    parts = {name: folder / name for name in ("train", "val", "test") if (folder / name).is_dir()}
+    if "train" not in parts:
+        rows = _classes(folder, "")
+    else:
+        rows = []
+        for name, part in parts.items():
+            found = _classes(part, SPLITS[name])
+            if not found and name != "train":
+                found = _labelled(part, val_labels)
+            rows += found
+    if not rows:
+        kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGES))
+        raise InputError(folder, "no images", f"each class is a folder with images ({kinds})", "correct source.folder")
+    return _rows(rows)
+
+
+def _classes(folder: Path, split: str) -> list[tuple[str, str, str]]:
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [(path.resolve().as_uri(), one.name, split) for one in classes for path in _files(one)]
+
+
+def _labelled(folder: Path, val_labels: Path | None) -> list[tuple[str, str, str]]:
+    """Validation images without folders for classes, by a list of their labels."""
+    files = _files(folder)
+    if not files:
+        return []
+    if val_labels is None:
+        raise InputError(
+            folder, "images without classes", "each class is a folder", "give source.val_labels, a list of their classes"
+        )
+    lines = _lines(val_labels)
+    if len(lines) != len(files) and not any(" " in line for _, line in lines):
+        raise InputError(val_labels, f"{len(lines)} lines", f"{folder} has {len(files)} images")
+    if not any(" " in line for _, line in lines):
+        return [(path.resolve().as_uri(), label, "val") for path, (_, label) in zip(files, lines, strict=True)]
+    by_name = {path.name: path for path in files}
+    rows = []
+    for number, line in lines:
+        name, _, label = line.rpartition(" ")
+        if Path(name).name not in by_name:
+            raise InputError(f"{val_labels}:{number}", f'"{name}"', f"no such image in {folder}")
+        rows.append((by_name[Path(name).name].resolve().as_uri(), label, "val"))
+    return rows
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Numbers and text of the lines that are not empty."""
+    if not path.is_file():
+        raise InputError(path, "no such file", do="correct its path")
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _text(path: Path, root: Path | None) -> pd.DataFrame:
+    """`path label` or `URL label` a line."""
+    rows = []
+    for number, line in _lines(path):
+        name, label = re.fullmatch(r"(.*\S)\s+(\S+)", line).groups() if re.search(r"\s", line) else (line, "")
+        if root is not None:
+            name = (root / name).resolve().as_uri()
+        elif "://" not in name:
+            raise InputError(
+                f"{path}:{number}", f'"{name}"', "an address is wanted", "give source.root, where the list's paths begin"
+            )
+        rows.append((name, label, ""))
+    if not rows:
+        raise InputError(path, "no images", "there is one line for each image")
+    return _rows(rows)
+
+
+def _table(path: Path, root: Path | None, columns: dict[str, str]) -> pd.DataFrame:
+    table = _read_table(path)
+    place = "path" if root is not None else "url"
+    wanted = {name: columns.get(name, name) for name in (place, "label", "split", "sha256")}
+    for name, column in wanted.items():
+        if column not in table and (name == place or name in columns):
+            found = f"columns {', '.join(map(str, table.columns))}"
+            hint = caffe.nearest(column, map(str, table.columns))
+            raise InputError(
+                f"{path}:1", found, f"one called {column} is wanted", hint or "say what it is called in source.columns"
+            )
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        raise InputError(path, "no images", "there is one line for each image")
+    named = pd.DataFrame(
+        {name: table[column].str.strip() if column in table else "" for name, column in wanted.items()}, table.index
+    )
+    named["split"] = named.split.str.lower().map(SPLITS)
+    for name, bad in ((place, named[place] == ""), ("split", named.split.isna())):
+        if bad.any():
+            line = bad.idxmax()
+            found = f'{wanted[name]} "{table[wanted[name]][line]}"'
+            raise InputError(f"{path}:{line}", found, "it is train or val" if name == "split" else "each image has one")
+    if root is not None:
+        named["url"] = [(root / name).resolve().as_uri() for name in named.path]
+    return named
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """All columns as strings, by the number of the line in the file."""
+    if not path.is_file():
+        raise InputError(path, "no such image list", do="give datasets.NAME.source.list an existing file")
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path).astype(object)
+            table = table.where(table.notna(), "").astype(str)
+            table.index = range(1, len(table) + 1)
+            return table
+        separator = "\t" if ".tsv" in path.suffixes else ","
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # more fields than the header has
+            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(path, f"not a table ({reason})", "a CSV, TSV or parquet file with a header is wanted") from None
+    table.index += 2  # the header is line 1
+    return table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say what a source is."""
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--list", type=Path, help="CSV, TSV or parquet, or a text of `URL label` or `path label` lines")
+    kind.add_argument("--folder", type=Path, help="CLASS/image, or train/CLASS/image and val/…")
+    parser.add_argument("--root", type=Path, help="the list has paths that begin from here")
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="url=NAME", help="what the list calls url, path, label …"
+    )
+    parser.add_argument("--val-labels", type=Path, help="the classes of the images in FOLDER/val")
+    parser.add_argument("--sample", type=int, default=0, help="draw so many images")
+    parser.add_argument("--seed", type=int, default=1)
+
+
+def of_arguments(arguments: argparse.Namespace) -> Source:
+    """The source that the arguments say."""
+    columns = dict(one.split("=", 1) for one in arguments.column)
+    a = arguments
+    return Source(a.list, a.folder, a.root, columns, a.val_labels, a.sample, a.seed)
