@@ -91,7 +91,11 @@ def file_flag(wildcards):
 def source_flags(wildcards):
     """A dataset's source, as the shards step takes it."""
     named = source_of(wildcards)
-    flags = [f"--{key.replace('_', '-')}={named[key]}" for key in configuration.SOURCE_FLAGS if key in named]
+    flags = [
+        f"--{key.replace('_', '-')}={named[key]}"
+        for key in configuration.SOURCE_FLAGS
+        if key in named
+    ]
     flags += [f"--column={key}={name}" for key, name in named["columns"].items()]
     return shlex.join(flags)
 
