@@ -60,7 +60,7 @@ class Step:
         if self.producers[slot] is not None:
             producer, number = self.producers[slot]
             if producer.segment == self.segment:
-                place = producer.places[number]
+                place = producer.places[number] if producer.places else None
         return place if _is_in_graph(place) else None
 
 
@@ -217,6 +217,11 @@ class Executor:
                 tops = (tops,)
             if step.begins_layout and self.channels_last:
                 tops = [_channels_last(top) if top.dim() == 4 else top for top in tops]
+            if edges and not step.bottoms:  # data, whose gradient is wanted under force_backward
+                needs = self.net.blob_needs_backward
+                pairs = zip(step.tops, tops, strict=True)
+                tops = [top if top.requires_grad or not needs[name] else top.detach().requires_grad_() for name, top in pairs]
+                step.places = tops
             for name, top in zip(step.tops, tops, strict=True):
                 values[name] = top
             if edges and step.needs_backward:

@@ -304,3 +304,21 @@ def test_numbers_that_slow_the_processor_down_are_0_within_a_pass_alone(net):
     net.forward()
     assert not net.blobs["conv"].data.any()
     assert (data * 1).all()
+
+
+def test_force_backward_reaches_the_tops_of_data_layers(write):
+    text = """
+force_backward: true
+layer { name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param { shape { dim: 2 dim: 3 } shape { dim: 2 }
+  data_filler { type: "gaussian" } data_filler { type: "constant" } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" param { lr_mult: 0 }
+  inner_product_param { num_output: 4 bias_term: false weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+"""
+    net = caffe.Net(write("net.prototxt", text), caffe.TRAIN)
+    net.forward()
+    net.backward()
+    expected = net.blobs["ip"].diff @ net.params["ip"][0].data
+    assert expected.any()
+    np.testing.assert_allclose(net.blobs["data"].diff, expected, rtol=1e-5, atol=1e-8)
+    assert not net.blobs["label"].diff.any()
