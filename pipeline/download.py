@@ -1,198 +1,190 @@
 """Download the images of one shard, and write a table of what became of every URL.
 
 The table's columns: path (relative to the folder), url, label, split, status (HTTP status, or 200 for a file), error (empty
-for an image that arrived), bytes, sha256, seconds. Errors: not_found, http_STATUS, timeout, connection, bad_url, too_large,
-not_an_image, other_sha256, refused.
+for an image that arrived), bytes, sha256, seconds. Errors: not_found, http_STATUS, timeout, connection, truncated, unknown_host,
+bad_url, too_large, too_many_redirects, not_an_image, too_many_pixels, other_sha256, opted_out, refused.
+
+What has arrived waits beside the folder, in .NAME.resume, until all is there: a run that was killed, or in which too little
+arrived, is taken up by the next one with the same list.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import hashlib
-import random
+import json
+import os
+import shutil
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import httpx
 import pandas as pd
-from tqdm import tqdm
+from PIL import Image
 
+from pipeline import web
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
-from pipeline.images import decode
+from pipeline.images import Size, decode
+from pipeline.progress import progress
 from pipeline.shards import read_shard
+from pipeline.web import Failed
 
-SIGNATURES = {
-    b"\xff\xd8\xff": ".jpg",
-    b"\x89PNG": ".png",
-    b"GIF8": ".gif",
-    b"BM": ".bmp",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
-    b"RIFF": ".webp",
-}
-TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-LONGEST_PAUSE = 60
-"""Seconds; a server that asks for more gets this."""
+Image.MAX_IMAGE_PIXELS = None  # this step has a limit of its own
+EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
+COLUMNS = ["path", "url", "label", "split", "status", "error", "bytes", "sha256", "seconds"]
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to download.
+class Options(web.Options):
+    """How to download: how to fetch, and what is taken of that.
 
-    concurrency  requests under way at once
-    retries      further tries after a transient failure, with a pause that doubles, or as long as the server asks
-    timeout      seconds to connect, and between two pieces of an answer; a whole answer may take ten times as long
-    max_bytes    the largest file taken
-    allow_file   take file:// URLs
-    min_yield    the least share of images that must arrive, else the step fails
+    max_pixels  the largest image, known from its header before it is decoded
+    min_yield   the least share of images that must arrive, else the step fails
     """
 
-    concurrency: int = 32
-    retries: int = 3
-    timeout: float = 20.0
-    max_bytes: int = 64 << 20
-    allow_file: bool = False
+    max_pixels: int = 64_000_000
     min_yield: float = 0.5
-
-
-class Failed(Exception):
-    """A URL that gave no image: an error class and the HTTP status, 0 where there was none."""
-
-    def __init__(self, error: str, status: int = 0, pause: float | None = None):
-        super().__init__(error)
-        self.error, self.status, self.pause = error, status, pause
 
 
 def download(source: Path, folder: Path, table: Path, options: Options) -> pd.DataFrame:
     """Download the URLs of the list `source` into `folder` and write `table`; both whole or not at all. Returns the table."""
     listed = read_shard(source)
+    journal = Journal(folder.with_name(f".{folder.name}.resume"), hashlib.sha256(source.read_bytes()).hexdigest())
+    with journal:
+        asyncio.run(_download_all(listed, journal, options, folder.name))
+    rows = pd.DataFrame([journal.rows[number] for number in range(len(listed))], index=listed.index)
+    result = listed[["url", "label", "split"]].join(rows.drop(columns="number"))[COLUMNS]
+    arrived = int((result.error == "").sum())
+    if arrived < options.min_yield * len(result):
+        journal.forget_failures()
+        reasons = ", ".join(f"{error} {count}" for error, count in Counter(result.error[result.error != ""]).most_common())
+        first = result[result.error != ""].iloc[0]
+        raise InputError(
+            source,
+            f"{arrived} of {len(result)} images arrived ({reasons}; the first: {first.url})",
+            f"at least {options.min_yield:.0%} must",
+            "correct the list, or lower source.min_yield",
+        )
     with written_whole(folder) as part, written_whole(table) as part_table:
-        part.mkdir()
-        rows = asyncio.run(_download_all(listed, part, options))
-        result = listed[["url", "label", "split"]].join(pd.DataFrame(rows, index=listed.index))
-        arrived = int((result.error == "").sum())
-        if arrived < options.min_yield * len(result):
-            reasons = ", ".join(f"{error} {count}" for error, count in Counter(result.error[result.error != ""]).most_common())
-            first = result[result.error != ""].iloc[0]
-            raise InputError(
-                source,
-                f"{arrived} of {len(result)} images arrived ({reasons}; the first: {first.url})",
-                f"at least {options.min_yield:.0%} must",
-                "correct the list, or lower source.min_yield",
-            )
-        result = result[["path", "url", "label", "split", "status", "error", "bytes", "sha256", "seconds"]]
         result.to_csv(part_table, index=False)
+        shutil.copytree(journal.images, part, copy_function=os.link)
+    journal.remove()
     return result
 
 
-async def _download_all(listed: pd.DataFrame, folder: Path, options: Options) -> list[dict]:
-    gate = asyncio.Semaphore(options.concurrency)
-    limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
-    async with httpx.AsyncClient(
-        timeout=options.timeout, limits=limits, follow_redirects=True, max_redirects=5, headers={"User-Agent": "roastery"}
-    ) as client:
-        with tqdm(total=len(listed), unit=" images", desc=f"download {folder.name}", disable=None) as bar:
+class Journal:
+    """What has been done of a list, on disk: images, and a line for each URL that is through."""
 
-            async def one(number: int, url: str, sha256: str) -> dict:
-                async with gate:
-                    row = await _download_one(client, url, sha256, folder, number, options)
-                bar.update()
-                return row
+    def __init__(self, folder: Path, listed: str):
+        """`listed` tells one list from another: what is there of another one is dropped."""
+        self.folder, self.images, self._listed = folder, folder / "images", listed
+        self.rows: dict[int, dict] = {}
 
-            return await asyncio.gather(*(one(n, row.url, row.sha256) for n, row in enumerate(listed.itertuples())))
+    @property
+    def _path(self) -> Path:
+        return self.folder / "journal.jsonl"
+
+    def __enter__(self) -> Journal:
+        try:
+            lines = self._path.read_text(encoding="utf-8").split("\n")
+            if json.loads(lines[0]) != {"list": self._listed}:
+                raise ValueError("another list")
+            rows = [json.loads(line) for line in lines[1:-1]]  # what follows the last end of line was cut by the kill
+        except (OSError, ValueError):
+            self.remove()
+            rows = []
+        self.rows = {row["number"]: row for row in rows if row["error"] or (self.images / row["path"]).is_file()}
+        self.images.mkdir(parents=True, exist_ok=True)
+        self._write()
+        self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, row: dict) -> None:
+        """Note that a URL is through."""
+        self.rows[row["number"]] = row
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def forget_failures(self) -> None:
+        """Let the next run try again what has failed."""
+        self.rows = {number: row for number, row in self.rows.items() if not row["error"]}
+        self._write()
+
+    def _write(self) -> None:
+        with written_whole(self._path) as part:
+            part.write_text("".join(f"{json.dumps(line)}\n" for line in ({"list": self._listed}, *self.rows.values())))
+
+    def remove(self) -> None:
+        """Delete it all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-async def _download_one(client: httpx.AsyncClient, url: str, sha256: str, folder: Path, number: int, options: Options) -> dict:
+async def _download_all(listed: pd.DataFrame, journal: Journal, options: Options, name: str) -> None:
+    waiting = [(number, row.url, row.sha256) for number, row in enumerate(listed.itertuples()) if number not in journal.rows]
+    with (
+        ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as checkers,
+        progress(total=len(waiting), desc=f"download {name}") as bar,
+    ):
+        async with web.Fetcher(options) as fetcher, asyncio.TaskGroup() as tasks:
+            room = asyncio.Semaphore(4 * options.concurrency)
+
+            async def one(number: int, url: str, sha256: str) -> None:
+                try:
+                    journal.add(await _download_one(fetcher, checkers, journal.images, number, url, sha256))
+                    bar.update()
+                finally:
+                    room.release()
+
+            for entry in waiting:
+                await room.acquire()
+                tasks.create_task(one(*entry))
+
+
+async def _download_one(
+    fetcher: web.Fetcher, checkers: ThreadPoolExecutor, images: Path, number: int, url: str, sha256: str
+) -> dict:
     start = time.monotonic()
-    row = {"path": "", "status": 0, "error": "", "bytes": 0, "sha256": ""}
+    row = {"number": number, "path": "", "status": 0, "error": "", "bytes": 0, "sha256": ""}
+    path = images / f".{number}.part"
     try:
-        content, row["status"] = await _fetch(client, url, options)
-        row["bytes"], row["sha256"] = len(content), hashlib.sha256(content).hexdigest()
-        if sha256 and sha256.lower() != row["sha256"]:
-            raise Failed("other_sha256", row["status"])
-        if await asyncio.to_thread(decode, content, color=True) is None:
-            raise Failed("not_an_image", row["status"])
+        fetched = await fetcher.fetch(url, path)
+        row |= dataclasses.asdict(fetched)
+        if sha256 and sha256.lower() != fetched.sha256:
+            raise Failed("other_sha256", fetched.status)
+        loop = asyncio.get_running_loop()
+        extension = await loop.run_in_executor(checkers, checked_image, path, fetcher.options.max_pixels)
         stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(unquote(urlsplit(url).path)).stem)[:60]
-        row["path"] = f"{number:06d}_{stem}{_extension(content)}"
-        (folder / row["path"]).write_bytes(content)
+        row["path"] = f"{number:06d}_{stem}{extension}"
+        path.rename(images / row["path"])
     except Failed as failure:
+        path.unlink(missing_ok=True)
         row["error"], row["status"] = failure.error, failure.status or row["status"]
     row["seconds"] = round(time.monotonic() - start, 3)
     return row
 
 
-async def _fetch(client: httpx.AsyncClient, url: str, options: Options) -> tuple[bytes, int]:
-    scheme = urlsplit(url).scheme
-    if scheme == "file":
-        if not options.allow_file:
-            raise Failed("refused")
-        return await asyncio.to_thread(_read_file, url, options.max_bytes), 200
-    if scheme not in ("http", "https"):
-        raise Failed("refused")
-    for attempt in range(options.retries + 1):
-        try:
-            return await _request(client, url, options)
-        except Failed as failure:
-            if attempt == options.retries or not (failure.status in TRANSIENT or failure.error in ("timeout", "connection")):
-                raise
-            pause = 0.5 * 2**attempt * (0.5 + random.random()) if failure.pause is None else failure.pause
-            await asyncio.sleep(min(pause, LONGEST_PAUSE))
-    raise AssertionError("the last attempt returns or raises")
-
-
-async def _request(client: httpx.AsyncClient, url: str, options: Options) -> tuple[bytes, int]:
+def checked_image(path: Path, max_pixels: int) -> str:
+    """The extension that suits the image in a file. Raises Failed where it is none, or too large to be decoded."""
     try:
-        async with asyncio.timeout(10 * options.timeout), client.stream("GET", url) as response:
-            status = response.status_code
-            if status != 200:
-                error = "not_found" if status in (404, 410) else f"http_{status}"
-                raise Failed(error, status, _pause_asked_for(response.headers.get("retry-after", "")))
-            content = bytearray()
-            async for piece in response.aiter_bytes():
-                content += piece
-                if len(content) > options.max_bytes:
-                    raise Failed("too_large", status)
-            return bytes(content), status
-    except (httpx.TimeoutException, TimeoutError):
-        raise Failed("timeout") from None
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects):
-        raise Failed("bad_url") from None
-    except httpx.HTTPError:
-        raise Failed("connection") from None
-
-
-def _pause_asked_for(retry_after: str) -> float | None:
-    """Seconds that a Retry-After header asks for, as a number or a date; None where it says neither."""
-    if retry_after.isdecimal():
-        return float(retry_after)
-    try:
-        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def _read_file(url: str, max_bytes: int) -> bytes:
-    path = Path(unquote(urlsplit(url).path))
-    try:
-        if not path.is_file():
-            raise Failed("not_found")
-        if path.stat().st_size > max_bytes:
-            raise Failed("too_large")
-        return path.read_bytes()
-    except OSError:
-        raise Failed("not_found") from None
-
-
-def _extension(content: bytes) -> str:
-    return next((extension for start, extension in SIGNATURES.items() if content.startswith(start)), ".img")
+        with Image.open(path) as image:
+            kind, (width, height) = image.format, image.size
+    except Exception:  # Pillow's readers raise errors of many kinds
+        raise Failed("not_an_image") from None
+    if width * height > max_pixels:
+        raise Failed("too_many_pixels")
+    if decode(path.read_bytes(), color=True, least=Size(1, 1)) is None:
+        raise Failed("not_an_image")
+    return EXTENSIONS.get(kind, ".img")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -200,16 +192,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("list", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--table", type=Path, required=True, help="where the table goes")
-    parser.add_argument("--concurrency", type=int, default=Options.concurrency)
-    parser.add_argument("--retries", type=int, default=Options.retries)
-    parser.add_argument("--timeout", type=float, default=Options.timeout, help="seconds")
-    parser.add_argument("--max-bytes", type=int, default=Options.max_bytes)
-    parser.add_argument("--min-yield", type=float, default=Options.min_yield, help="least share of images that must arrive")
-    parser.add_argument("--allow-file", action="store_true", help="take file:// URLs")
+    for field in dataclasses.fields(Options):
+        name = f"--{field.name.replace('_', '-')}"
+        if field.default is False:
+            parser.add_argument(name, action="store_true")
+        else:
+            parser.add_argument(name, type=type(field.default), default=field.default, help="(default: %(default)s)")
     arguments = vars(parser.parse_args(argv))
     source, folder, table = (arguments.pop(name) for name in ("list", "folder", "table"))
     result = download(source, folder, table, Options(**arguments))
-    print(f"{folder}: {(result.error == '').sum()} of {len(result)} images arrived")
+    reasons = "".join(f", {count} {error}" for error, count in Counter(result.error[result.error != ""]).most_common())
+    print(f"{folder}: {(result.error == '').sum()} of {len(result)} images arrived{reasons}")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def fetch(tmp_path, monkeypatch):
 
     def fetch_urls(urls: list[str], sha256: str = "", **options) -> pd.DataFrame:
         pd.DataFrame({"url": urls, "label": "a", "sha256": sha256}).to_csv(tmp_path / "list.csv", index=False)
-        options = Options(**{"retries": 0, "min_yield": 0, "timeout": 5, **options})
+        options = Options(**{"retries": 0, "min_yield": 0, "timeout": 5, "allow_private": True, **options})
         return download(tmp_path / "list.csv", tmp_path / "images", tmp_path / "table.csv", options)
 
     return fetch_urls
@@ -71,7 +71,7 @@ def test_every_url_has_a_row_that_says_what_became_of_it(server, fetch, tmp_path
     paths = ["image.jpg", "missing.jpg", "page.jpg", "cut.jpg", "broken.jpg", "moved.jpg", "dropped.jpg"]
     fetch([f"{server.url}/{path}" for path in paths])
     table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
-    expected = ["", "not_found", "not_an_image", "not_an_image", "http_500", "", "connection"]
+    expected = ["", "not_found", "not_an_image", "not_an_image", "http_500", "", "truncated"]
     assert list(table.error) == expected
     assert list(table.status) == [200, 404, 200, 200, 500, 200, 0]
     assert list(table.path[table.error != ""]) == [""] * 5
@@ -144,12 +144,21 @@ def test_too_few_images_end_the_step_with_the_reasons(server, fetch, tmp_path):
 
 def test_a_list_of_html_pages_ends_the_command_with_one_line(server, fails, write):
     write("list.csv", f"url,label\n{server.url}/page.jpg,a\n")
-    fails(["list.csv", "not_an_image", "/page.jpg"], "pipeline.download", "list.csv", "images", "--table", "table.csv")
+    fails(
+        ["list.csv", "not_an_image", "/page.jpg"],
+        "pipeline.download",
+        "list.csv",
+        "images",
+        "--table",
+        "table.csv",
+        "--allow-private",
+        leaves=("journal.jsonl",),
+    )
 
 
 def test_the_command_downloads_a_list(server, command, write, tmp_path):
     write("list.csv", f"url,label\n{server.url}/image.jpg,a\n")
-    done = command("pipeline.download", "list.csv", "images", "--table", "table.csv", "--concurrency", 2)
+    done = command("pipeline.download", "list.csv", "images", "--table", "table.csv", "--concurrency", 2, "--allow-private")
     assert done.returncode == 0, done.stderr
     assert "1 of 1" in done.stdout
     assert (tmp_path / "images/000000_image.jpg").exists()
