@@ -16,6 +16,11 @@ from pipeline.models import TEMPLATES
 
 SOURCE_FLAGS = ("list", "folder", "root", "val_labels", "sample", "seed")
 """Keys of a source that the shards step takes as flags."""
+DOWNLOAD_FLAGS = (
+    *("allow_file", "allow_private", "ignore_opt_out", "min_yield", "concurrency", "per_host", "timeout", "total_timeout"),
+    *("max_bytes", "max_pixels", "max_redirects", "retries"),
+)
+"""Keys of a source that the download step takes as flags."""
 
 
 def checked(config: dict, path: str, schema_file: Path) -> dict:

@@ -82,10 +82,13 @@ def source_of(wildcards):
     return config["datasets"][wildcards.dataset]["source"]
 
 
-def file_flag(wildcards):
-    """Whether the download takes file:// URLs, which image files on this machine are."""
-    local = source_of(wildcards).keys() & {"folder", "root"}
-    return "--allow-file" if local or source_of(wildcards)["allow_file"] else ""
+def download_flags(wildcards):
+    """How a dataset is downloaded, as the step takes it; image files on this machine are file:// URLs."""
+    named = dict(source_of(wildcards))
+    named["allow_file"] |= bool(named.keys() & {"folder", "root"})
+    given = {key.replace("_", "-"): named[key] for key in configuration.DOWNLOAD_FLAGS}
+    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items()]
+    return shlex.join(flag for flag in flags if not flag.endswith("=False"))
 
 
 def source_flags(wildcards):

@@ -43,13 +43,8 @@ rule download:
         mem_mb=1000,
         runtime=120,
     params:
-        file=file_flag,
-        min_yield=lookup(dpath="datasets/{dataset}/source/min_yield", within=config),
-        concurrency=lookup(dpath="datasets/{dataset}/source/concurrency", within=config),
-        timeout=lookup(dpath="datasets/{dataset}/source/timeout", within=config),
-        retries=lookup(dpath="datasets/{dataset}/source/retries", within=config),
+        options=download_flags,
         code=source("pipeline.download"),
+        fetcher=source("pipeline.web"),
     shell:
-        "python -m pipeline.download {input.list} {output.images} --table {output.table} {params.file}"
-        " --min-yield {params.min_yield} --concurrency {params.concurrency} --timeout {params.timeout}"
-        " --retries {params.retries} > {log} 2>&1"
+        "python -m pipeline.download {input.list} {output.images} --table {output.table} {params.options} > {log} 2>&1"

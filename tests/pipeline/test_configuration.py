@@ -1,11 +1,14 @@
 """What is said of a config: every problem at once, with its key, its value and what is allowed."""
 
 import copy
+import dataclasses
 
 import pytest
 import yaml
 
+from pipeline import configuration
 from pipeline.configuration import checked
+from pipeline.download import Options
 from pipeline.errors import InputError
 from tests.conftest import ROOT
 
@@ -151,3 +154,9 @@ def test_a_circle_of_experiments_is_shown_whole():
 def test_a_config_of_another_shape_is_a_message_too(config):
     with pytest.raises(InputError):
         checked(config, "my.yaml", SCHEMA)
+
+
+def test_what_a_source_says_of_downloading_is_what_the_step_takes_with_its_defaults():
+    source = checked(GOOD, "my.yaml", SCHEMA)["datasets"]["cats"]["source"]
+    taken = {field.name: field.default for field in dataclasses.fields(Options)}
+    assert {name: source[name] for name in configuration.DOWNLOAD_FLAGS} == taken
