@@ -20,13 +20,13 @@ from pathlib import Path
 
 import lmdb
 import numpy as np
-from tqdm import tqdm
 
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import Files, Resized, below
+from pipeline.progress import progress
 
 BATCH = 256
 """Records put in one transaction."""
@@ -144,7 +144,7 @@ def write(batches: Iterable[list[tuple[bytes, bytes, bytes]]], database: Path, o
     meant, count = hashlib.sha256(), 0
     with written_whole(database) as part:
         with closing(lmdb.open(str(part), map_size=MAP_SIZE, sync=False)) as environment:
-            with tqdm(unit=" images", desc=database.name, disable=None) as bar:
+            with progress(desc=database.name) as bar:
                 for batch in batches:
                     _put(environment, batch)
                     meant.update(b"".join(one for _, _, one in batch))

@@ -1,27 +1,43 @@
-"""Compute the mean image of a database, as BVLC Caffe's compute_image_mean does, and the mean of each channel."""
+"""Compute the mean image of a database, as BVLC Caffe's compute_image_mean does, and the mean and deviation of each channel."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import lmdb
 import numpy as np
-from tqdm import tqdm
 
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.progress import progress
 
 
-def mean_image(database: Path) -> tuple[np.ndarray, int]:
-    """The mean of all images, channels × height × width, float32, and their number.
+@dataclass(frozen=True)
+class Statistics:
+    """Of all images of a database.
 
-    Summed in float32 in the database's order, as compute_image_mean does, so that not even the rounding differs.
+    mean    channels × height × width, float32
+    std     standard deviation of each channel's pixels, float64
+    images  how many there are
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    images: int
+
+
+def statistics(database: Path) -> Statistics:
+    """Read a database once, encoded records too.
+
+    The mean is summed in float32 in the database's order, as compute_image_mean does, so that not even the rounding differs.
     """
     if not (database / "data.mdb").exists():
         raise InputError(database, "no such database", do="build it first")
@@ -31,19 +47,32 @@ def mean_image(database: Path) -> tuple[np.ndarray, int]:
         raise InputError(database, f"not an LMDB ({error})", do="build it again") from None
     total, count = None, environment.stat()["entries"]
     with closing(environment), environment.begin() as transaction:
-        for key, value in tqdm(transaction.cursor(), total=count, unit=" images", desc="mean", disable=None):
-            datum = caffe_pb2.Datum.FromString(value)
-            where = f"{database}: {key.decode(errors='replace')}"
-            if datum.encoded:
-                raise InputError(where, "an encoded record", "raw pixels are wanted", "build the database without --encoded")
-            image = caffe.io.datum_to_array(datum)
-            total = np.zeros(image.shape, np.float32) if total is None else total
+        for key, value in progress(transaction.cursor(), total=count, desc="mean"):
+            image = _pixels(value, f"{database}: {key.decode(errors='replace')}")
+            if total is None:
+                total, sums, squares = np.zeros(image.shape, np.float32), np.zeros(len(image)), np.zeros(len(image))
             if image.shape != total.shape:
-                raise InputError(where, f"shape {image.shape}", f"the first image has {total.shape}")
+                found = f"shape {image.shape}"
+                raise InputError(f"{database}: {key.decode(errors='replace')}", found, f"the first image has {total.shape}")
             total += image
+            for channel, plane in enumerate(image):
+                mean, deviation = (float(one[0, 0]) for one in cv2.meanStdDev(plane))
+                sums[channel] += mean
+                squares[channel] += deviation**2 + mean**2
     if total is None:
         raise InputError(database, "the database has no records")
-    return total / np.float32(count), count
+    return Statistics(total / np.float32(count), np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0)), count)
+
+
+def _pixels(record: bytes, where: str) -> np.ndarray:
+    """The image of a record, channels × height × width."""
+    datum = caffe_pb2.Datum.FromString(record)
+    if not datum.encoded:
+        return caffe.io.datum_to_array(datum)
+    image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise InputError(where, "an encoded record that is no image", do="build the database again")
+    return image.transpose(2, 0, 1)[:3] if image.ndim == 3 else image[None]
 
 
 def to_blob(mean: np.ndarray) -> caffe_pb2.BlobProto:
@@ -56,14 +85,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("database", type=Path)
     parser.add_argument("mean", type=Path, help="the .binaryproto to write")
-    parser.add_argument("--values", type=Path, required=True, help="where the channels' means go (JSON, in BGR order)")
+    parser.add_argument("--values", type=Path, required=True, help="the channels' means and deviations (JSON, in BGR order)")
     a = parser.parse_args(argv)
-    mean, count = mean_image(a.database)
+    found = statistics(a.database)
     with written_whole(a.mean) as part, written_whole(a.values) as part_values:
-        part.write_bytes(to_blob(mean).SerializeToString())
-        values = [round(float(value), 4) for value in mean.mean((1, 2), dtype=np.float64)]
-        part_values.write_text(json.dumps({"values": values, "shape": list(mean.shape), "images": count}) + "\n")
-    print(f"{a.mean}: mean of {count} images, by channel {', '.join(f'{value:.2f}' for value in values)}")
+        part.write_bytes(to_blob(found.mean).SerializeToString())
+        values = [round(float(value), 4) for value in found.mean.mean((1, 2), dtype=np.float64)]
+        std = [round(float(value), 4) for value in found.std]
+        written = {"values": values, "std": std, "shape": list(found.mean.shape), "images": found.images}
+        part_values.write_text(json.dumps(written) + "\n")
+    by_channel = ", ".join(f"{value:.2f} ± {deviation:.2f}" for value, deviation in zip(values, std, strict=True))
+    print(f"{a.mean}: mean of {found.images} images, by channel {by_channel}")
 
 
 if __name__ == "__main__":

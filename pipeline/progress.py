@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
 MINUTE = 60.0
 
 
-class _Lines(tqdm):
-    """tqdm's figures, each on a line of its own."""
+class Lines:
+    """tqdm's figures, on a line of their own each time that a minute is over; the part of tqdm's interface that steps use."""
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        self.fp.write(f"{msg or self}\n")
-        self.fp.flush()
+    def __init__(self, iterable: Iterable | None, total: int | None, desc: str, unit: str):
+        self._iterable, self._total, self._desc, self._unit = iterable, total, desc, unit
+        self._done, self._start = 0, time.monotonic()
+        self._next = self._start + MINUTE
+
+    def __iter__(self) -> Iterator:
+        for one in self._iterable:
+            yield one
+            self.update()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """There is nothing to close: the step says itself what it has done."""
+
+    def update(self, count: int = 1) -> None:
+        """Note that so many more are done."""
+        self._done += count
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + MINUTE
+            meter = tqdm.format_meter(self._done, self._total, now - self._start, ncols=0, prefix=self._desc, unit=self._unit)
+            print(meter, file=sys.stderr, flush=True)
 
 
-def progress(iterable=None, *, total: int | None = None, desc: str = "", unit: str = " images"):
-    """A tqdm over `iterable`, or to be told by `update(n)`: done, rate and time left."""
+def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str = "", unit: str = " images"):
+    """What goes over `iterable`, or is told by `update(n)`, and shows how much is done, how fast, and the time left."""
     if sys.stderr.isatty():
         return tqdm(iterable, total=total, desc=desc, unit=unit)
-    return _Lines(iterable, total=total, desc=desc, unit=unit, mininterval=MINUTE, maxinterval=MINUTE, delay=MINUTE, ncols=0)
+    return Lines(iterable, total, desc, unit)

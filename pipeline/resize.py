@@ -21,12 +21,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import PIXELS, TABLE, Resized, Size, decode, jpeg_size, write_png
+from pipeline.progress import progress
 
 
 class Mode(enum.StrEnum):
@@ -107,7 +107,7 @@ def resize_folder(source: Path, target: Path, options: Options) -> Counter:
                 return "", *(jpeg_size(content) or image.shape[:2])
 
             work = pool.map(one, range(len(paths)))
-            rows = list(tqdm(work, total=len(paths), unit=" images", desc=f"resize {source.name}", disable=None))
+            rows = list(progress(work, total=len(paths), desc=f"resize {source.name}"))
         with (part / TABLE).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "reason", "height", "width"])
