@@ -48,7 +48,7 @@ def statistics(database: Path) -> Statistics:
     total, count = None, environment.stat()["entries"]
     with closing(environment), environment.begin() as transaction:
         for key, value in progress(transaction.cursor(), total=count, desc="mean"):
-            image = _pixels(value, f"{database}: {key.decode(errors='replace')}")
+            image = pixels_of(value, f"{database}: {key.decode(errors='replace')}")
             if total is None:
                 total, sums, squares = np.zeros(image.shape, np.float32), np.zeros(len(image)), np.zeros(len(image))
             if image.shape != total.shape:
@@ -64,8 +64,8 @@ def statistics(database: Path) -> Statistics:
     return Statistics(total / np.float32(count), np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0)), count)
 
 
-def _pixels(record: bytes, where: str) -> np.ndarray:
-    """The image of a record, channels × height × width."""
+def pixels_of(record: bytes, where: str) -> np.ndarray:
+    """The image of a record, channels × height × width; `where` is what an error calls it."""
     datum = caffe_pb2.Datum.FromString(record)
     if not datum.encoded:
         return caffe.io.datum_to_array(datum)

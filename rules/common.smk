@@ -155,7 +155,7 @@ def results(wildcards):
     paths = expand(
         "results/datasets/{name}/{file}",
         name=config["datasets"],
-        file=["mean.binaryproto", "lmdb/val.manifest.json"],
+        file=["mean.binaryproto", "lmdb/val.manifest.json", "pictures/overview.png"],
     )
     paths += ["results/report/comparison.csv"] if experiments else []
     for name, experiment in experiments.items():

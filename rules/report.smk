@@ -1,3 +1,41 @@
+rule pictures:
+    input:
+        lists=expand("results/datasets/{{dataset}}/lists/{part}.txt", part=["train", "val"]),
+        labels="results/datasets/{dataset}/lists/labels.txt",
+        database="results/datasets/{dataset}/lmdb/train",
+        manifest="results/datasets/{dataset}/lmdb/train.manifest.json",
+        mean="results/datasets/{dataset}/mean.binaryproto",
+    output:
+        overview=report(
+            "results/datasets/{dataset}/pictures/overview.png",
+            caption="../report/overview.rst",
+            category="{dataset}",
+        ),
+        classes=report(
+            "results/datasets/{dataset}/pictures/classes.png",
+            caption="../report/classes.rst",
+            category="{dataset}",
+        ),
+        vector="results/datasets/{dataset}/pictures/classes.svg",
+        mean=report(
+            "results/datasets/{dataset}/pictures/mean.png",
+            caption="../report/mean.rst",
+            category="{dataset}",
+        ),
+        sheets=directory("results/datasets/{dataset}/pictures/sheets"),
+    log:
+        "logs/datasets/{dataset}/pictures.log",
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        dataset=subpath(input.mean, parent=True),
+        folder=subpath(output.overview, parent=True),
+        code=source("pipeline.pictures"),
+    shell:
+        "python -m pipeline.pictures {params.dataset} {params.folder} > {log} 2>&1"
+
+
 rule plots:
     input:
         metrics="results/experiments/{experiment}/train/metrics.csv",

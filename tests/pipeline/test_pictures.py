@@ -1,0 +1,71 @@
+import cv2
+import lmdb
+import numpy as np
+import pytest
+
+import caffe
+from pipeline.pictures import COLUMNS, ROWS, SIDE, class_sizes, first_of_each, sheet, thumbnail
+
+
+def put(folder, images):
+    """A database of (pixels, label)."""
+    with lmdb.open(str(folder)) as environment, environment.begin(write=True) as transaction:
+        for number, (image, label) in enumerate(images):
+            datum = caffe.io.array_to_datum(image, label)
+            transaction.put(b"%08d" % number, datum.SerializeToString())
+    return folder
+
+
+def test_every_picture_of_a_dataset_is_drawn(command, small, tmp_path):
+    (small / "dataset").mkdir()
+    for name in ("lists", "lmdb", "mean.binaryproto"):
+        (small / name).rename(small / "dataset" / name)
+    done = command("pipeline.pictures", "dataset", "pictures")
+    assert done.returncode == 0, done.stderr
+    names = {path.relative_to(tmp_path / "pictures").as_posix() for path in (tmp_path / "pictures").rglob("*.*")}
+    sheets = {"sheets/0000_cat.png", "sheets/0001_dog.png", "sheets/0002_owl.png"}
+    assert names == {"overview.png", "classes.png", "classes.svg", "mean.png", *sheets}
+    assert cv2.imread(str(tmp_path / "pictures/mean.png")).shape == (8, 8, 3)
+    assert cv2.imread(str(tmp_path / "pictures/overview.png")).std() > 10
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 60), (1, 60, 20), (3, 300, 200)])
+def test_a_thumbnail_keeps_the_proportions_on_white(shape):
+    shown = thumbnail(np.zeros(shape, np.uint8))
+    assert shown.shape == (SIDE, SIDE, 3)
+    dark = (shown == 0).all(2)
+    assert dark.any(1).sum() / dark.any(0).sum() == pytest.approx(shape[1] / shape[2], rel=0.05)
+    assert (shown[~dark] == 255).all()
+
+
+def test_the_first_images_of_each_class_are_taken_and_no_more(tmp_path):
+    images = [(np.full((1, 4, 4), number, np.uint8), number % 2) for number in range(12)]
+    found = first_of_each(put(tmp_path / "db", images), classes=3, count=2)
+    assert [[int(image.min()) for image in one] for one in found] == [[0, 2], [1, 3], []]
+
+
+def test_a_label_of_no_class_is_named(tmp_path):
+    from pipeline.errors import InputError
+
+    with pytest.raises(InputError) as raised:
+        first_of_each(put(tmp_path / "db", [(np.zeros((1, 4, 4), np.uint8), 7)]), classes=3, count=2)
+    assert raised.value.found == "label 7"
+
+
+def test_a_sheet_has_full_rows_and_white_where_images_end():
+    whole = sheet([np.zeros((SIDE, SIDE, 3), np.uint8)] * 10, COLUMNS)
+    assert whole.shape == (2 * SIDE + 4, COLUMNS * (SIDE + 4) - 4, 3)
+    assert (whole[-1, -1] == 255).all()
+    assert ROWS > 1
+
+
+@pytest.mark.parametrize("classes", [3, 200])
+def test_sizes_of_few_and_of_many_classes_are_drawn(classes):
+    from collections import Counter
+
+    figure = class_sizes(
+        {"train": Counter(dict.fromkeys(range(classes), 5)), "val": Counter({0: 1})}, [f"c{n}" for n in range(classes)]
+    )
+    axis = figure.axes[0]
+    assert axis.get_xlabel() == ("images" if classes == 3 else "classes, largest first")
+    assert len(axis.patches or axis.lines) >= 2
