@@ -131,7 +131,7 @@ def write(dataset: Path, folder: Path) -> None:
                 write_png(part / f"sheets/{number:04d}_{stem}.png", sheet(shown, COLUMNS))
         with plt.rc_context(STYLE):
             figure = overview(images, names)
-            figure.savefig(part / "overview.png", dpi=130, metadata={"Software": None})
+            figure.savefig(part / "overview.png", dpi=130, bbox_inches="tight", metadata={"Software": None})
             plt.close(figure)
             counts = {one: Counter(label for _, label in entries) for one, entries in lists.items()}
             save(class_sizes(counts, names), part / "classes")
