@@ -23,11 +23,17 @@ from pipeline.images import TABLE, Resized
 class Split:
     """How images are divided: by their `split` column, or a share of each class, drawn by seed.
 
-    val  share of each class for validation; None takes the column
+    val            share of each class for validation; None takes the column
+    min_per_class  the least training images that a class may have
+    max_per_class  how many training images of a class are taken, drawn by seed; 0 takes all
+    repeat         list the training images of every class as often as the largest class has images, in turn (label shuffling)
     """
 
     val: float | None
     seed: int
+    min_per_class: int = 1
+    max_per_class: int = 0
+    repeat: bool = False
 
 
 def read_tables(tables: list[Path], images: Path) -> pd.DataFrame:
@@ -103,21 +109,31 @@ def assign(
         for _, group in listed.groupby("number"):
             count = min(round(split.val * len(group)), len(group) - 1)
             listed.loc[rng.permutation(group.index)[:count], "split"] = "val"
-    lists = {}
-    for part in ("train", "val"):
-        chosen = listed[listed.split == part]
-        lists[part] = chosen.iloc[rng.permutation(len(chosen))][["path", "number"]]
-    trained = set(lists["train"].number)
-    without = [name for index, name in enumerate(names) if index not in trained]
-    if without:
-        raise InputError(
-            where, f'class "{without[0]}" has no training images', "every class needs some", "check its split column"
-        )
+    lists = {part: _balanced(listed[listed.split == part], split, rng, part == "train") for part in ("train", "val")}
+    trained = listed[listed.split == "train"].number.value_counts()
+    for index, name in enumerate(names):
+        if (count := int(trained.get(index, 0))) < split.min_per_class:
+            found = f'class "{name}" has {count or "no"} training images'
+            wanted = f"every class needs {split.min_per_class if split.min_per_class > 1 else 'some'}"
+            raise InputError(where, found, wanted, "check its split, or lower split.min_per_class")
     if lists["val"].empty:
         raise InputError(
             where, "no validation images", "training is judged by some", "check its split column, or raise split.val"
         )
     return lists, names
+
+
+def _balanced(chosen: pd.DataFrame, split: Split, rng: np.random.Generator, training: bool) -> pd.DataFrame:
+    """(path, number) of one part in shuffled order; of the training part as many of each class as `split` says."""
+    chosen = chosen.iloc[rng.permutation(len(chosen))][["path", "number"]]
+    if training and split.max_per_class:
+        chosen = chosen[chosen.groupby("number").cumcount() < split.max_per_class]
+    if training and split.repeat and len(chosen):
+        most = int(chosen.number.value_counts().max())
+        groups = [group.iloc[np.arange(most) % len(group)] for _, group in chosen.groupby("number")]
+        chosen = pd.concat(groups, ignore_index=True)
+        chosen = chosen.iloc[rng.permutation(len(chosen))]
+    return chosen
 
 
 def write_lists(tables: list[Path], images: Path, folder: Path, split: Split, given: list[str] | None = None) -> dict[str, int]:
@@ -152,6 +168,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("images", type=Path, help="folder of the resized images, SHARD/")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists; replaced if it exists")
     parser.add_argument("--val", type=float, help="share of each class for validation; without it, the split column decides")
+    parser.add_argument("--min-per-class", type=int, default=1, help="least training images of a class")
+    parser.add_argument("--max-per-class", type=int, default=0, help="most training images of a class; 0 takes all")
+    parser.add_argument("--repeat", action="store_true", help="list every class as often as the largest")
     parser.add_argument("--names", type=Path, help="class names, one a line, where the labels are their numbers")
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args(argv)
@@ -159,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     if not tables:
         raise InputError(a.shards, "no shards", do="run pipeline.shards first")
     given = read_labels(a.names) if a.names else None
-    counts = write_lists(tables, a.images, a.output, Split(a.val, a.seed), given)
+    counts = write_lists(tables, a.images, a.output, Split(a.val, a.seed, a.min_per_class, a.max_per_class, a.repeat), given)
     print(f"{a.output}: {counts['train']} training and {counts['val']} validation images")
 
 

@@ -103,6 +103,17 @@ def source_flags(wildcards):
     return shlex.join(flags)
 
 
+def counts_flag(wildcards):
+    """How many training images of each class are listed."""
+    split = config["datasets"][wildcards.dataset]["split"]
+    flags = [
+        f"--{key.replace('_', '-')} {split[key]}"
+        for key in ("min_per_class", "max_per_class")
+        if key in split
+    ]
+    return " ".join([*flags, "--repeat"] if split["balance"] == "repeat" else flags)
+
+
 def names_flag(wildcards):
     """The names of the classes, where a file has them."""
     names = config["datasets"][wildcards.dataset].get("names")

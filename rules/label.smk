@@ -18,8 +18,9 @@ rule label:
         folder="results/datasets/{dataset}/lists",
         val=val_flag,
         names=names_flag,
+        counts=counts_flag,
         seed=lookup(dpath="datasets/{dataset}/seed", within=config),
         code=source("pipeline.label"),
     shell:
         "python -m pipeline.label {input.shards} {params.tables} {params.resized} --output {params.folder} {params.val}"
-        " {params.names} --seed {params.seed} > {log} 2>&1"
+        " {params.counts} {params.names} --seed {params.seed} > {log} 2>&1"

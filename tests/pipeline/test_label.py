@@ -131,3 +131,39 @@ def test_names_that_do_not_fit_the_labels_are_refused(fails, dataset, names, sai
     edit(dataset, label=lambda label: {"cat": "0", "dog": "2", "owl": "1"}[label])
     (dataset / "names.txt").write_text(names)
     fails([said], *LABEL, "--names", "names.txt")
+
+
+def uneven():
+    """Eight training images of class a, two of b, one of each for validation."""
+    labels = ["a"] * 9 + ["b"] * 3
+    split = ["train"] * 8 + ["val"] + ["train"] * 2 + ["val"]
+    return pd.DataFrame({"path": [f"0/{n}.jpg" for n in range(12)], "label": labels, "split": split})
+
+
+def test_a_small_class_is_repeated_to_the_length_of_the_largest():
+    lists, _ = assign(uneven(), Split(None, 1, repeat=True), "table")
+    assert lists["train"].number.value_counts().to_dict() == {0: 8, 1: 8}
+    assert lists["train"].path[lists["train"].number == 1].value_counts().to_dict() == {"0/9.jpg": 4, "0/10.jpg": 4}
+    assert lists["train"].path[lists["train"].number == 0].is_unique
+    assert len(lists["val"]) == 2
+    assert lists["train"].number.diff().ne(0).sum() > 4  # the classes are mixed
+
+
+def test_a_large_class_is_cut_to_as_many_as_are_wanted():
+    lists, _ = assign(uneven(), Split(None, 1, max_per_class=3), "table")
+    assert lists["train"].number.value_counts().to_dict() == {0: 3, 1: 2}
+    others, _ = assign(uneven(), Split(None, 2, max_per_class=3), "table")
+    assert set(others["train"].path) != set(lists["train"].path)
+
+
+def test_a_class_with_too_few_images_is_named():
+    with pytest.raises(InputError) as raised:
+        assign(uneven(), Split(None, 1, min_per_class=3), "table")
+    assert raised.value.found == 'class "b" has 2 training images'
+    assert raised.value.expected == "every class needs 3"
+
+
+def test_the_command_balances(command, dataset):
+    done = command(*LABEL, "--repeat", "--max-per-class", 1)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(dataset, "train.txt")) == 3
