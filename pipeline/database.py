@@ -93,9 +93,12 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
         return key, value, digest(key, value)
 
     shape = images[entries[0][0]].shape if images[entries[0][0]] is not None else None
+    parts = [range(start, min(start + BATCH, len(entries))) for start in range(0, len(entries), BATCH)]
     with ThreadPoolExecutor(options.threads) as pool:
-        for start in range(0, len(entries), BATCH):
-            yield list(pool.map(one, range(start, min(start + BATCH, len(entries)))))
+        following = pool.map(one, parts[0])
+        for part in [*parts[1:], range(0)]:
+            batch, following = following, pool.map(one, part)  # the next one is made while this one is put
+            yield list(batch)
 
 
 def record(image: np.ndarray, label: int) -> bytes:
