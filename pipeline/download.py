@@ -74,7 +74,7 @@ def download(source: Path, folder: Path, table: Path, options: Options) -> pd.Da
         )
     with written_whole(folder) as part, written_whole(table) as part_table:
         result.to_csv(part_table, index=False)
-        shutil.copytree(journal.images, part, copy_function=os.link)
+        journal.images.rename(part)
     journal.remove()
     return result
 
