@@ -6,6 +6,7 @@ Labels count from 0 in the sorted order of the class names (numbers sort as numb
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def _balanced(chosen: pd.DataFrame, split: Split, rng: np.random.Generator, trai
 
 
 def write_lists(tables: list[Path], images: Path, folder: Path, split: Split, given: list[str] | None = None) -> dict[str, int]:
-    """Write train.txt, val.txt, labels.txt and synset_words.txt to `folder`, whole; return the number of images of each list.
+    """Write the lists, labels.txt, synset_words.txt and classes.csv to `folder`, whole; return the number of images of each list.
 
     labels.txt has a class name a line, by number; synset_words.txt has `nNUMBER name`, as ImageNet's has.
     """
@@ -147,6 +148,7 @@ def write_lists(tables: list[Path], images: Path, folder: Path, split: Split, gi
         for name, rows in lists.items():
             write_lines(part / f"{name}.txt", [f"{path} {number}" for path, number in rows.itertuples(index=False)])
         write_names(part, names)
+        write_classes(part, names, {name: rows.number for name, rows in lists.items()})
     return {name: len(rows) for name, rows in lists.items()}
 
 
@@ -154,6 +156,17 @@ def write_names(folder: Path, names: list[str]) -> None:
     """Write labels.txt and synset_words.txt."""
     write_lines(folder / "labels.txt", names)
     write_lines(folder / "synset_words.txt", [f"n{number:08d} {name}" for number, name in enumerate(names)])
+
+
+def write_classes(folder: Path, names: list[str], labels: dict[str, Iterable[int]]) -> None:
+    """Write classes.csv: number, class, lines in train.txt and in val.txt, and the weight that makes classes count alike.
+
+    The weight is the mean number of training images of a class, divided by the class's own.
+    """
+    counts = {part: np.bincount(np.asarray(numbers, int), minlength=len(names)) for part, numbers in labels.items()}
+    weights = counts["train"].mean() / np.maximum(counts["train"], 1)
+    table = pd.DataFrame({"number": range(len(names)), "class": names, **counts, "weight": weights.round(6)})
+    table.to_csv(folder / "classes.csv", index=False)
 
 
 def write_lines(path: Path, lines: list[str]) -> None:

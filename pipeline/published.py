@@ -2,7 +2,7 @@
 
 `fetch` writes the files as published, unpacked, each checked by its SHA-256. `build` writes lmdb/train and lmdb/val with the keys
 and records of convert_mnist_data and convert_cifar_data (CIFAR-100 likewise, by its fine labels), the manifests beside them, and
-lists/ with train.txt and val.txt (`KEY LABEL`), labels.txt and synset_words.txt.
+lists/ with train.txt and val.txt (`KEY LABEL`), labels.txt, synset_words.txt and classes.csv.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def records(collection: Collection, contents: list[bytes]) -> Iterator[list[tupl
 
 def build(name: str, folder: Path, target: Path, threads: int) -> dict[str, dict]:
     """Write databases, manifests and lists of the files in `folder` below `target`, each whole; return the manifests."""
-    collection, manifests = COLLECTIONS[name], {}
+    collection, manifests, numbers = COLLECTIONS[name], {}, {}
     with written_whole(target / "lists") as lists:
         lists.mkdir()
         for part, files in (("train", collection.train), ("val", collection.val)):
@@ -233,10 +233,11 @@ def build(name: str, folder: Path, target: Path, threads: int) -> dict[str, dict
             with written_whole(target / f"lmdb/{part}.manifest.json") as manifest:
                 manifests[part] = database.write(records(collection, contents), target / f"lmdb/{part}", options)
                 manifest.write_text(json.dumps(manifests[part], indent=1) + "\n")
-            _, labels = collection.read(contents)
-            lines = [f"{collection.key.format(number)} {int(one)}" for number, one in enumerate(labels)]
+            _, numbers[part] = collection.read(contents)
+            lines = [f"{collection.key.format(number)} {int(one)}" for number, one in enumerate(numbers[part])]
             label.write_lines(lists / f"{part}.txt", lines)
         label.write_names(lists, list(collection.classes))
+        label.write_classes(lists, list(collection.classes), numbers)
     return manifests
 
 

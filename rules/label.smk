@@ -6,6 +6,7 @@ rule label:
     output:
         lists=expand("results/datasets/{{dataset}}/lists/{part}.txt", part=["train", "val"]),
         labels="results/datasets/{dataset}/lists/labels.txt",
+        classes="results/datasets/{dataset}/lists/classes.csv",
         synsets="results/datasets/{dataset}/lists/synset_words.txt",
     log:
         "logs/datasets/{dataset}/label.log",

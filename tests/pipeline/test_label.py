@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.images import Resized
-from pipeline.label import Split, assign, write_lists
+from pipeline.label import Split, assign, write_classes, write_lists
 
 LABEL = ("pipeline.label", "list", "download", "resize", "--output", "lists")
 
@@ -167,3 +167,16 @@ def test_the_command_balances(command, dataset):
     done = command(*LABEL, "--repeat", "--max-per-class", 1)
     assert done.returncode == 0, done.stderr
     assert len(lines(dataset, "train.txt")) == 3
+
+
+def test_classes_are_counted_and_weighted(tmp_path):
+    write_classes(tmp_path, ["a", "b"], {"train": [0] * 9 + [1] * 3, "val": [1]})
+    table = pd.read_csv(tmp_path / "classes.csv")
+    assert table.to_dict("list") == {
+        "number": [0, 1],
+        "class": ["a", "b"],
+        "train": [9, 3],
+        "val": [0, 1],
+        "weight": [0.666667, 2],
+    }
+    assert (table.train * table.weight).tolist() == pytest.approx([6, 6], rel=1e-5)
