@@ -1,16 +1,33 @@
-"""What transform_param does to images on their way into a net: crop, mirror, mean, scale."""
+"""What transform_param does to images on their way into a net: random changes, crop, mirror, mean, scale."""
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
 import cv2
 import numpy as np
+import torch
 
+from caffe.augmentation import Augmentation, Changes
+from caffe.datum import Record
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
 from caffe.stored import read_array
 
-FORKS = 20000
-"""Numbers of the schema's fields of forks are above it."""
+SSD = range(20001, 21000)
+"""Numbers of the schema's fields of SSD, which AnnotatedData applies."""
+WORKERS = min(8, os.cpu_count() or 1)
+"""Threads that work on the images of one batch."""
+
+
+@functools.cache
+def workers() -> ThreadPoolExecutor:
+    """The threads that all readers of the process share."""
+    return ThreadPoolExecutor(WORKERS, thread_name_prefix="images")
 
 
 def read_mean(path: str) -> np.ndarray:
@@ -19,7 +36,7 @@ def read_mean(path: str) -> np.ndarray:
     return array.reshape(array.shape[-3:])
 
 
-def pixels_of(datum: caffe_pb2.Datum, color: bool | None, where: str) -> np.ndarray:
+def pixels_of(datum: Record | caffe_pb2.Datum, color: bool | None, where: str) -> np.ndarray:
     """A record's image, channels × height × width: uint8 as stored or decoded (BGR), or float32.
 
     color  True or False decodes encoded images to three channels or one; None keeps their own number
@@ -34,32 +51,49 @@ def pixels_of(datum: caffe_pb2.Datum, color: bool | None, where: str) -> np.ndar
             raise Error(where, "an encoded record that does not decode", do="rebuild the database")
         return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
     shape = (datum.channels, datum.height, datum.width)
-    pixels = np.frombuffer(datum.data, np.uint8) if datum.data else np.asarray(datum.float_data, np.float32)
+    pixels = np.frombuffer(datum.data, np.uint8) if len(datum.data) else np.asarray(datum.float_data, np.float32)
     if min(shape) < 1 or pixels.size != shape[0] * shape[1] * shape[2]:
         raise Error(where, f"a record of {pixels.size} values for shape {shape}", do="rebuild the database")
     return pixels.reshape(shape)
 
 
+class Windows(NamedTuple):
+    """Where each image of a batch is cropped, and whether it is mirrored then: arrays of N."""
+
+    tops: np.ndarray
+    lefts: np.ndarray
+    mirrored: np.ndarray
+
+
 class Transformer:
     """Applies a TransformationParameter to images of one batch.
 
-    rng  the generator that training draws crops, and both phases draw mirrors from
+    rng     the generator that training draws crops and changes, and both phases draw mirrors from
+    device  where batches are made; on a GPU, images come as bytes and are changed and made floats there
     """
 
-    def __init__(self, param: caffe_pb2.TransformationParameter, phase: int, where: str, rng: np.random.Generator):
+    def __init__(
+        self,
+        param: caffe_pb2.TransformationParameter,
+        phase: int,
+        where: str,
+        rng: np.random.Generator,
+        device: torch.device = torch.device("cpu"),  # noqa: B008, it does not change
+    ):
         if param.mean_file and param.mean_value:
             raise Error(where, "both mean_file and mean_value", "one of them is wanted")
         if param.force_color and param.force_gray:
             raise Error(where, "both force_color and force_gray", "one of them is wanted")
         for field, _ in param.ListFields():
-            if field.number > FORKS:
+            if field.number in SSD:
                 raise Error(where, f"transform_param has {field.name}", "only AnnotatedData applies it", "leave it out")
-        self.param = param
+        self.param, self.where, self.rng, self.device = param, where, rng, device
         self.training = phase == caffe_pb2.TRAIN
-        self.where = where
-        self.rng = rng
         self.color = True if param.force_color else (False if param.force_gray else None)
         self.mean = read_mean(param.mean_file) if param.mean_file else None
+        self.augmentation = None
+        if param.HasField("augmentation_param") and self.training:
+            self.augmentation = Augmentation(param.augmentation_param, where, rng)
 
     def shape(self, image: tuple[int, int, int]) -> tuple[int, int, int]:
         """Channels, height and width after the transformation of an image of that shape."""
@@ -82,34 +116,108 @@ class Transformer:
             )
         return (image[0], crop, crop) if crop else tuple(image)
 
-    def __call__(self, images: list[np.ndarray]) -> np.ndarray:
-        """float32 batch × channels × height × width: (crop(image) - mean) · scale, mirrored at random where asked for."""
-        channels, height, width = self.shape(images[0].shape)
-        batch = np.empty((len(images), channels, height, width), np.float32)
-        values = np.asarray(self.param.mean_value, np.float32)[:, None, None] if self.param.mean_value else None
-        for image, target in zip(images, batch, strict=True):
-            if image.shape[0] != channels or self.shape(image.shape) != (channels, height, width):
+    def __call__(self, images: list[np.ndarray]) -> torch.Tensor:
+        """float32 batch × channels × height × width: (crop(change(image)) - mean) · scale, mirrored at random where asked for."""
+        windows = self.draw(images)
+        changes = self.augmentation.draw(len(images)) if self.augmentation else None
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.values(self.cut(images, windows, changes), windows))
+        if changes and len({image.shape for image in images}) == 1:
+            whole = torch.from_numpy(np.stack(images)).to(self.device)
+            return self.values_there(self.cut_there(self.augmentation.changed_batch(whole, changes), windows), windows)
+        return self.values_there(torch.from_numpy(self.cut(images, windows, changes)).to(self.device), windows)
+
+    def draw(self, images: list[np.ndarray]) -> Windows:
+        """Crops, at random in training, in the middle in testing; and mirrors."""
+        channels, height, width = shape = self.shape(images[0].shape)
+        for image in images:
+            if image.shape != images[0].shape and (len(image) != channels or self.shape(image.shape) != shape):
                 raise Error(
                     self.where,
                     f"an image of shape {image.shape} in a batch of {images[0].shape}",
                     do="resize them alike, or set crop_size",
                 )
-            top, left = self.corner(image.shape[1] - height, image.shape[2] - width)
-            window = np.s_[:, top : top + height, left : left + width]
-            if self.param.mirror and self.rng.integers(2):
-                target = target[:, :, ::-1]
-            if self.mean is not None:
-                np.subtract(image[window], self.mean[window], out=target)
-            elif values is not None:
-                np.subtract(image[window], values, out=target)
+        room = np.array([image.shape[1:] for image in images]) - (height, width)
+        corners = self.rng.integers(room + 1) if self.training and self.param.crop_size else room // 2
+        mirrored = self.rng.integers(2, size=len(images)) if self.param.mirror else np.zeros(len(images), int)
+        return Windows(corners[:, 0], corners[:, 1], mirrored.astype(bool))
+
+    # ---- on the CPU
+
+    def cut(self, images: list[np.ndarray], windows: Windows, changes: Changes | None = None) -> np.ndarray:
+        """The images, changed, in their windows: batch × channels × height × width, of the images' type."""
+        batch = np.empty((len(images), *self.shape(images[0].shape)), images[0].dtype)
+        height, width = batch.shape[2:]
+
+        def one(index: int) -> None:
+            image, target = images[index], batch[index]
+            if changes:
+                image = self.augmentation.changed(image, changes, index)
+            top, left = windows.tops[index], windows.lefts[index]
+            window = image[:, top : top + height, left : left + width]
+            if windows.mirrored[index] and image.dtype == batch.dtype:
+                for plane, into in zip(window, target, strict=True):
+                    cv2.flip(plane, 1, into)
             else:
-                target[...] = image[window]
-        if self.param.scale != 1:
-            batch *= np.float32(self.param.scale)
+                target[...] = window[:, :, ::-1] if windows.mirrored[index] else window
+
+        self._for_each(one, len(images))
         return batch
 
-    def corner(self, down: int, right: int) -> tuple[int, int]:
-        """Where the crop begins, given how far it can move: at random in training, in the middle in testing."""
-        if self.training and self.param.crop_size:
-            return int(self.rng.integers(down + 1)), int(self.rng.integers(right + 1))
-        return down // 2, right // 2
+    def values(self, pixels: np.ndarray, windows: Windows) -> np.ndarray:
+        """Less the mean, as far as it lies in the window, and scaled; float32."""
+        batch = np.empty(pixels.shape, np.float32)
+        given = self.param.mean_value
+        mean = np.asarray(given, np.float32)[:, None, None] if given else None
+        height, width = pixels.shape[2:]
+
+        def one(index: int) -> None:
+            target, under = batch[index], mean
+            target[...] = pixels[index]
+            if self.mean is not None:
+                top, left = windows.tops[index], windows.lefts[index]
+                under = self.mean[:, top : top + height, left : left + width]
+                under = under[:, :, ::-1] if windows.mirrored[index] else under
+            if under is not None:
+                target -= under
+            if self.param.scale != 1:
+                target *= np.float32(self.param.scale)
+
+        self._for_each(one, len(pixels))
+        return batch
+
+    @staticmethod
+    def _for_each(one: Callable[[int], None], count: int) -> None:
+        """one(0) … one(count - 1), each worker a part of them."""
+
+        def some(worker: int) -> None:
+            for index in range(worker, count, WORKERS):
+                one(index)
+
+        list(workers().map(some, range(WORKERS)))
+
+    # ---- on the device
+
+    def places(self, windows: Windows, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and column of each pixel of the windows, to index with: N × 1 × height × 1 and N × 1 × 1 × width."""
+        rows = windows.tops[:, None] + np.arange(height)
+        columns = np.where(windows.mirrored[:, None], np.arange(width)[::-1], np.arange(width)) + windows.lefts[:, None]
+        rows, columns = (torch.from_numpy(one).to(self.device) for one in (rows, columns))
+        return rows[:, None, :, None], columns[:, None, None, :]
+
+    def cut_there(self, images: torch.Tensor, windows: Windows) -> torch.Tensor:
+        """`cut` of images of one size, batch × channels × height × width, on the device."""
+        rows, columns = self.places(windows, *self.shape(images.shape[1:])[1:])
+        numbers, channels = (torch.arange(extent, device=self.device) for extent in images.shape[:2])
+        return images[numbers[:, None, None, None], channels[:, None, None], rows, columns]
+
+    def values_there(self, pixels: torch.Tensor, windows: Windows) -> torch.Tensor:
+        """`values` on the device."""
+        batch = pixels.float()
+        if self.mean is not None:
+            rows, columns = self.places(windows, *pixels.shape[2:])
+            channels = torch.arange(pixels.shape[1], device=self.device)[:, None, None]
+            batch -= torch.from_numpy(self.mean).to(self.device)[channels, rows, columns]
+        elif self.param.mean_value:
+            batch -= torch.tensor(list(self.param.mean_value), device=self.device)[:, None, None]
+        return batch.mul_(self.param.scale) if self.param.scale != 1 else batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from caffe.augment import BoxTransformer
+from caffe.box_transform import BoxTransformer
 from caffe.detections import read_label_map
 from caffe.errors import Error
 from caffe.layer import register

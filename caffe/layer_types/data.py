@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from caffe import fillers, glog, mode
+from caffe.datum import parse
 from caffe.db import open_db
 from caffe.errors import Error
 from caffe.layer import Layer, register
@@ -149,7 +150,7 @@ class Prefetching(Source):
         if isinstance(batch, Exception):
             self._thread = None
             raise batch
-        return tuple(torch.from_numpy(top).to(self.device) for top in batch[: len(self.param.top)])
+        return tuple(torch.as_tensor(top).to(self.device) for top in batch[: len(self.param.top)])
 
 
 @register("Data")
@@ -171,7 +172,7 @@ class Data(Prefetching):
         if p.batch_size < 1:
             raise self.error("batch_size is not given", "it must be at least 1")
         self.ahead = p.prefetch
-        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng)
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         self.color = True if p.force_encoded_color else self.transformer.color
         self.image = self.pixels(next(self.database.values()))[0].shape
         shape = self.transformer.shape(self.image)
@@ -187,9 +188,8 @@ class Data(Prefetching):
 
     def pixels(self, record) -> tuple[np.ndarray, int]:
         """Image and label of a record."""
-        datum = caffe_pb2.Datum()
         try:
-            datum.ParseFromString(bytes(record))
+            datum = parse(record)
         except Exception as error:
             raise Error(
                 self.param.data_param.source, f"a record that is no Datum ({error})", do="rebuild the database"

@@ -64,7 +64,7 @@ class ImageData(Prefetching):
             except ValueError:
                 raise Error(f"{p.source}:{number}", f'"{line}"', 'a line is "path label", the label a whole number') from None
         glog.info("image_data_layer.cpp:63", f"A total of {len(self.lines)} images.")
-        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng)
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         self.seed = int(self.rng.integers(2**63)) if p.shuffle else None
         if p.shuffle:
             glog.info("image_data_layer.cpp:52", "Shuffling data")

@@ -61,7 +61,7 @@ class WindowData(Prefetching):
             raise Error(p.source, "a foreground window of label 0", "0 is the background")
         glog.info("window_data_layer.cpp:152", f"Number of images: {len(self.images)}")
         # Mirror, scale and mean are applied here; only the mean and its checks are the transformer's.
-        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng)
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         mean = self.transformer.mean
         self.offset = 0
         if mean is not None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import caffe
-from caffe.augment import BoxTransformer, meets
+from caffe.box_transform import BoxTransformer, meets
 from caffe.detections import read_label_map
 from caffe.proto import caffe_pb2
 
@@ -278,6 +278,7 @@ def test_hue_keeps_grey_and_turns_colours():
         ("transform_param { resize_param { height: 3 } }", "resize_param without height and width"),
         ("transform_param { mean_value: 1 mean_value: 2 }", "2 mean values"),
         ("transform_param { noise_param { } }", "noise_param"),
+        ("transform_param { augmentation_param { rotation: 5 } }", "augmentation_param"),
         ("annotated_data_param { batch_sampler { sampler { min_scale: 2 } } }", "scales 2 to 1"),
         ('annotated_data_param { label_map_file: "absent" }', "no such file"),
     ],

@@ -44,6 +44,8 @@ class BoxTransformer:
             raise Error(where, "both crop_size and crop_h or crop_w", "one form or the other is wanted")
         if param.HasField("noise_param"):
             raise Error(where, "noise_param", "of SSD's changes noise is not made here", "leave it out")
+        if param.HasField("augmentation_param"):
+            raise Error(where, "augmentation_param", "boxes do not move with it", "give distort_param, expand_param and samplers")
         if param.HasField("resize_param") and not (param.resize_param.height and param.resize_param.width):
             raise Error(where, "resize_param without height and width", "both are wanted")
         for sampler in (each.sampler for each in samplers):

@@ -1,0 +1,113 @@
+"""How fast the Data layer's reader makes batches: records of 256 × 256 × 3 bytes, random crops of 227 and mirrors, as bytes.
+
+    python benchmarks/data_reader.py [--records 4096] [--batch 256] [--seconds 5]
+
+The database is written to a temporary folder and stays in the page cache. Beside it: the same with the mean's values subtracted
+(float32, what a net takes on a CPU), with random changes on top, and a plain loop (lmdb, Protocol Buffers, NumPy) as the peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+
+import lmdb
+import numpy as np
+
+from caffe.datum import parse
+from caffe.db import open_db
+from caffe.proto import caffe_pb2
+from caffe.transform import Transformer, pixels_of
+
+CHANGES = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "min_area": 0.3, "max_aspect": 1.33, "rotation": 10}
+
+
+def write(path: str, records: int) -> None:
+    """A database of noise."""
+    pixels = np.random.default_rng(0).integers(0, 256, 256 * 256 * 3 + records, dtype=np.uint8)
+    with lmdb.open(path, map_size=1 << 34) as environment, environment.begin(write=True) as transaction:
+        for number in range(records):
+            data = pixels[number : number + 256 * 256 * 3].tobytes()
+            datum = caffe_pb2.Datum(channels=3, height=256, width=256, data=data, label=number % 1000)
+            transaction.put(b"%08d" % number, datum.SerializeToString(), append=True)
+
+
+def batches(path: str, size: int) -> Iterator[list[np.ndarray]]:
+    """Images of the database, over and over, as the Data layer reads them."""
+    database = open_db(path, caffe_pb2.DataParameter.LMDB)
+    images = (pixels_of(parse(record), None, path) for _ in cycle([0]) for record in database.values())
+    while True:
+        yield list(islice(images, size))
+
+
+def reader(path: str, size: int) -> Iterator[np.ndarray]:
+    """Batches of bytes by the transformer."""
+    transformer = Transformer(transformation(), caffe_pb2.TRAIN, "", np.random.default_rng(1))
+    for images in batches(path, size):
+        yield transformer.cut(images, transformer.draw(images))
+
+
+def floats(path: str, size: int, **more) -> Iterator[object]:
+    """Batches as a net takes them on a CPU."""
+    param = transformation(mean_value=[104, 117, 123], **more)
+    transformer = Transformer(param, caffe_pb2.TRAIN, "", np.random.default_rng(1))
+    for images in batches(path, size):
+        yield transformer(images)
+
+
+def loop(path: str, size: int) -> Iterator[np.ndarray]:
+    """The peer: one thread, a record after the other."""
+    rng = np.random.default_rng(1)
+    with lmdb.open(path, readonly=True, lock=False) as environment, environment.begin() as transaction:
+        records = (value for _ in cycle([0]) for _, value in transaction.cursor())
+        while True:
+            batch = np.empty((size, 3, 227, 227), np.uint8)
+            for target, record in zip(batch, islice(records, size), strict=True):
+                datum = caffe_pb2.Datum.FromString(record)
+                image = np.frombuffer(datum.data, np.uint8).reshape(datum.channels, datum.height, datum.width)
+                top, left = rng.integers(30, size=2)
+                window = image[:, top : top + 227, left : left + 227]
+                target[...] = window[:, :, ::-1] if rng.integers(2) else window
+            yield batch
+
+
+def transformation(**more) -> caffe_pb2.TransformationParameter:
+    return caffe_pb2.TransformationParameter(crop_size=227, mirror=True, **more)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each; the median counts")
+    a = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder, a.records)
+        ways: dict[str, Callable[[], Iterator]] = {
+            "to bytes": lambda: reader(folder, a.batch),
+            "to bytes, loop": lambda: loop(folder, a.batch),
+            "to floats less the mean": lambda: floats(folder, a.batch),
+            "changed, to floats": lambda: floats(folder, a.batch, augmentation_param=CHANGES),
+        }
+        running = {name: way() for name, way in ways.items()}
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(a.rounds):
+            for name, made in running.items():
+                next(made)
+                start, count = time.perf_counter(), 0
+                while time.perf_counter() - start < a.seconds / a.rounds:
+                    next(made)
+                    count += a.batch
+                rates[name].append(count / (time.perf_counter() - start))
+        print(f"{os.cpu_count()} cores, {a.records} records, batches of {a.batch}; images/s")
+        for name, found in rates.items():
+            print(f"{name:26}{np.median(found):8.0f}")
+
+
+if __name__ == "__main__":
+    main()
