@@ -53,7 +53,10 @@ _HOME = {
     "get_solver": "solver_types",
 }
 
-_MODULES = ("_caffe", "classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto", "pycaffe")
+_MODULES = (
+    *("_caffe", "classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto", "pycaffe"),
+    *("augmentation", "datum", "db"),
+)
 
 TRAIN = 0
 TEST = 1

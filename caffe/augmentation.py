@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
@@ -101,17 +100,17 @@ class Augmentation:
 
     def changed(self, image: np.ndarray, changes: Changes, index: int) -> np.ndarray:
         """One image, channels × height × width, with the changes of that index; it may be the same array where there are none."""
-        self._check(image.shape[0], image.dtype == np.uint8)
+        self.check(image.shape[0], image.dtype == np.uint8)
         pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
         if changes.factors is not None or changes.shifts is not None:
-            pixels = cv2.transform(pixels, self._colours(np.array(cv2.mean(pixels)[: len(image)]), changes, index))
+            pixels = cv2.transform(pixels, self.colours(np.array(cv2.mean(pixels)[: len(image)]), changes, index))
         if changes.matrices is not None:
             height, width = image.shape[1:]
-            matrix = _in_pixels(changes.matrices[index], height, width)
+            matrix = in_pixels(changes.matrices[index], height, width)
             how = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REFLECT_101}
             pixels = cv2.warpAffine(pixels, matrix, (width, height), **how)
         if changes.blurs is not None and (sigma := changes.blurs[index]) > LEAST_BLUR:
-            side = 2 * _reach(sigma) + 1
+            side = 2 * reach(sigma) + 1
             pixels = cv2.GaussianBlur(pixels, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
         if changes.noises is not None:
             cv2.setRNGSeed(int(changes.seeds[index]))  # OpenCV's generator of this thread
@@ -119,12 +118,13 @@ class Augmentation:
             pixels = cv2.add(pixels, noise.reshape(pixels.shape), dtype=cv2.CV_8U)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
-    def _check(self, channels: int, is_bytes: bool) -> None:
+    def check(self, channels: int, is_bytes: bool) -> None:
+        """An error for images that cannot be changed."""
         if channels not in (1, 3) or not is_bytes:
             found = f"augmentation_param for images of {channels} channels" + ("" if is_bytes else " of floats")
             raise Error(self.where, found, "it changes images of 1 or 3 channels of bytes", "leave it out")
 
-    def _colours(self, mean: np.ndarray, changes: Changes, index: int) -> np.ndarray:
+    def colours(self, mean: np.ndarray, changes: Changes, index: int) -> np.ndarray:
         """Channels × (channels + 1): what colours are multiplied by, and what is added, for an image of that mean colour.
 
         Brightness scales, contrast then goes away from the mean gray, saturation from each pixel's gray; of gray images only the
@@ -141,64 +141,17 @@ class Augmentation:
             term += changes.shifts[index]
         return np.concatenate([matrix, term[:, None]], 1)
 
-    def changed_batch(self, images: torch.Tensor, changes: Changes) -> torch.Tensor:
-        """N × channels × height × width, uint8, on any device, with their changes; noise is another than `changed` makes."""
-        count, channels, height, width = images.shape
-        self._check(channels, images.dtype == torch.uint8)
-
-        def there(array):
-            return torch.as_tensor(np.asarray(array), dtype=torch.float32, device=images.device)
-
-        pixels = images.float()
-        if changes.factors is not None or changes.shifts is not None:
-            means = pixels.mean((2, 3)).cpu().double().numpy()
-            colours = there([self._colours(mean, changes, index) for index, mean in enumerate(means)])
-            pixels = torch.baddbmm(colours[:, :, -1:], colours[:, :, :-1], pixels.flatten(2)).view_as(pixels)
-            pixels = pixels.round_().clamp_(0, 255)
-        if changes.matrices is not None:
-            # grid_sample's coordinates are -1 and 1 at the centres of the outermost pixels.
-            to_pixels = np.stack([_in_pixels(matrix, height, width) for matrix in changes.matrices])
-            to_grid = np.array([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
-            ys, xs = np.mgrid[:height, :width].reshape(2, -1)
-            places = there(np.stack([xs, ys, np.ones_like(xs)], 1))
-            grid = places @ there(to_pixels * to_grid[:, None]).mT - 1
-            grid = grid.view(count, height, width, 2)
-            pixels = torch.nn.functional.grid_sample(pixels, grid, "bilinear", "reflection", align_corners=True).round_()
-        if changes.blurs is not None:
-            pixels = _blurred(pixels, there(changes.blurs)).round_()
-        if changes.noises is not None:
-            generator = torch.Generator(images.device).manual_seed(int(changes.seeds[0]))
-            noise = torch.randn(pixels.shape, device=images.device, generator=generator)
-            pixels = pixels.addcmul_(noise, there(changes.noises)[:, None, None, None]).round_().clamp_(0, 255)
-        return pixels.to(torch.uint8)
-
 
 LEAST_BLUR = 0.2
 """Standard deviation in pixels below which a blur changes nothing that is seen."""
 
 
-def _in_pixels(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
+def in_pixels(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
     """A map from centre to centre, which is moved by shares of the sides, as one between places of pixels."""
     linear, centre = matrix[:, :2], np.array([width - 1, height - 1]) / 2
     return np.concatenate([linear, (matrix[:, 2] * (width, height) + centre - linear @ centre)[:, None]], 1)
 
 
-def _reach(sigma: float) -> int:
+def reach(sigma: float) -> int:
     """Pixels on each side that a Gaussian blur takes in."""
     return max(1, int(np.ceil(3 * sigma)))
-
-
-def _blurred(pixels: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """Each image of a batch blurred by its own Gaussian, along one axis, then the other."""
-    count, channels, height, width = pixels.shape
-    reach = min(_reach(float(sigmas.max())), height - 1, width - 1)
-    places = torch.arange(-reach, reach + 1, device=pixels.device)
-    weights = torch.exp(-0.5 * (places / sigmas.clamp(min=1e-3)[:, None]) ** 2)
-    weights[sigmas <= LEAST_BLUR] = (places == 0).float()
-    weights[places.abs() > (3 * sigmas).ceil().clamp(min=1)[:, None]] = 0
-    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
-    planes = pixels.reshape(1, count * channels, height, width)
-    for kernel, padding in ((weights[:, :, None], (reach, reach, 0, 0)), (weights[:, :, :, None], (0, 0, reach, reach))):
-        padded = torch.nn.functional.pad(planes, padding, "reflect")
-        planes = torch.nn.functional.conv2d(padded, kernel, groups=count * channels)
-    return planes.view_as(pixels)

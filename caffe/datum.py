@@ -1,4 +1,4 @@
-"""Records as they lie in a database: a Datum's fields, its pixels not copied.
+"""Records as they lie in a database: a Datum's fields, its pixels not copied, and its image.
 
 A Datum of 256 × 256 × 3 bytes is copied twice by a parser of Protocol Buffers, which takes longer than cropping it.
 """
@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
+import numpy as np
+
+from caffe.errors import Error
 from caffe.proto import caffe_pb2
 
 _CHANNELS, _HEIGHT, _WIDTH, _LABEL, _ENCODED = (number << 3 for number in (1, 2, 3, 5, 7))
@@ -66,3 +70,24 @@ def _varint(view: memoryview, position: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         shift += 7
     return value, position + 1
+
+
+def pixels_of(datum: Record | caffe_pb2.Datum, color: bool | None, where: str) -> np.ndarray:
+    """A record's image, channels × height × width: uint8 as stored or decoded (BGR), or float32.
+
+    color  True or False decodes encoded images to three channels or one; None keeps their own number
+    """
+    if datum.encoded:
+        flag = cv2.IMREAD_UNCHANGED if color is None else (cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
+        try:
+            image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), flag)
+        except cv2.error:  # nothing at all, or more pixels than OpenCV takes
+            image = None
+        if image is None:
+            raise Error(where, "an encoded record that does not decode", do="rebuild the database")
+        return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+    shape = (datum.channels, datum.height, datum.width)
+    pixels = np.frombuffer(datum.data, np.uint8) if len(datum.data) else np.asarray(datum.float_data, np.float32)
+    if min(shape) < 1 or pixels.size != shape[0] * shape[1] * shape[2]:
+        raise Error(where, f"a record of {pixels.size} values for shape {shape}", do="rebuild the database")
+    return pixels.reshape(shape)

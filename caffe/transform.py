@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from caffe.augmentation import Augmentation, Changes
-from caffe.datum import Record
+from caffe.batch_augmentation import changed_batch
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
 from caffe.stored import read_array
@@ -34,27 +34,6 @@ def read_mean(path: str) -> np.ndarray:
     """The mean image of a binaryproto: channels × height × width, float32."""
     array = read_array(path, "mean file", "compute it with compute_image_mean, or correct transform_param.mean_file")
     return array.reshape(array.shape[-3:])
-
-
-def pixels_of(datum: Record | caffe_pb2.Datum, color: bool | None, where: str) -> np.ndarray:
-    """A record's image, channels × height × width: uint8 as stored or decoded (BGR), or float32.
-
-    color  True or False decodes encoded images to three channels or one; None keeps their own number
-    """
-    if datum.encoded:
-        flag = cv2.IMREAD_UNCHANGED if color is None else (cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
-        try:
-            image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), flag)
-        except cv2.error:  # nothing at all, or more pixels than OpenCV takes
-            image = None
-        if image is None:
-            raise Error(where, "an encoded record that does not decode", do="rebuild the database")
-        return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    shape = (datum.channels, datum.height, datum.width)
-    pixels = np.frombuffer(datum.data, np.uint8) if len(datum.data) else np.asarray(datum.float_data, np.float32)
-    if min(shape) < 1 or pixels.size != shape[0] * shape[1] * shape[2]:
-        raise Error(where, f"a record of {pixels.size} values for shape {shape}", do="rebuild the database")
-    return pixels.reshape(shape)
 
 
 class Windows(NamedTuple):
@@ -124,7 +103,7 @@ class Transformer:
             return torch.from_numpy(self.values(self.cut(images, windows, changes), windows))
         if changes and len({image.shape for image in images}) == 1:
             whole = torch.from_numpy(np.stack(images)).to(self.device)
-            return self.values_there(self.cut_there(self.augmentation.changed_batch(whole, changes), windows), windows)
+            return self.values_there(self.cut_there(changed_batch(self.augmentation, whole, changes), windows), windows)
         return self.values_there(torch.from_numpy(self.cut(images, windows, changes)).to(self.device), windows)
 
     def draw(self, images: list[np.ndarray]) -> Windows:

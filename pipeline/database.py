@@ -1,6 +1,7 @@
 """Build an LMDB of Caffe's Datum records from an image list, and a manifest of what is in it.
 
-Records are raw pixels, channels × height × width, uint8, BGR or gray; keys are `%08d_path`, as convert_imageset writes them.
+Records are raw pixels, channels × height × width, uint8, BGR or gray, or PNG or JPEG files; keys are `%08d_path`. Both are as
+convert_imageset writes them. Changed copies of the images follow them, all of the first, then all of the second: an epoch each.
 The manifest (JSON: images, classes, shape, and the sha256 of the digests of all keys and records) is what later steps depend on:
 Snakemake does not see a change inside a database.
 """
@@ -18,10 +19,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import lmdb
 import numpy as np
 
+from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
+from pipeline.augmentation import changed, parsed
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -36,11 +40,24 @@ MAP_SIZE = 1 << 28
 
 @dataclass(frozen=True)
 class Options:
-    """How to build: the number of classes, BGR or gray, images decoded at once."""
+    """How to build.
+
+    classes       their number; labels are below it
+    color         BGR or gray
+    threads       images worked on at once
+    encode        "raw" pixels, or files: "png", or "jpg" (lossy, of OpenCV's quality, 95)
+    copies        changed copies of each image
+    augmentation  how those are changed
+    seed          what the changes are drawn by
+    """
 
     classes: int
     color: bool = True
     threads: int = 1
+    encode: str = "raw"
+    copies: int = 0
+    augmentation: caffe_pb2.AugmentationParameter | None = None
+    seed: int = 1
 
 
 def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, int]]:
@@ -81,19 +98,23 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
     entries, shape = read_image_list(source, options.classes), None
 
     def one(number: int) -> tuple[bytes, bytes, bytes]:
-        name, label = entries[number]
-        where, image = f"{source}:{number + 1}", images[name]
+        line = number % len(entries)
+        name, label = entries[line]
+        where, image = f"{source}:{line + 1}", images[name]
         if image is None:
             raise InputError(where, f"{images.root / name} cannot be read as an image", do="remove the line, or restore the file")
         if shape and image.shape != shape:
             found = f"{name} is {'×'.join(map(str, image.shape))}"
             raise InputError(where, found, f"the first image is {'×'.join(map(str, shape))}", "resize them alike first")
+        if number >= len(entries):
+            image = changed(image, options.augmentation, (options.seed, number))
         key = f"{number:08d}_{name}".encode(errors="surrogateescape")
-        value = record(image, label)
+        value = record(image, label, options.encode)
         return key, value, digest(key, value)
 
     shape = images[entries[0][0]].shape if images[entries[0][0]] is not None else None
-    parts = [range(start, min(start + BATCH, len(entries))) for start in range(0, len(entries), BATCH)]
+    count = len(entries) * (1 + options.copies)
+    parts = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
     with ThreadPoolExecutor(options.threads) as pool:
         following = pool.map(one, parts[0])
         for part in [*parts[1:], range(0)]:
@@ -101,11 +122,14 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
             yield list(batch)
 
 
-def record(image: np.ndarray, label: int) -> bytes:
+def record(image: np.ndarray, label: int, encode: str = "raw") -> bytes:
     """Pixels, uint8, height × width × 3 (BGR) or height × width, as a serialised Datum, with the fields that Caffe sets.
 
-    The message is put together around the pixels, which it would copy twice: its fields stand in the order of their numbers.
+    A raw message is put together around the pixels, which it would copy twice: its fields stand in the order of their numbers.
     """
+    if encode != "raw":
+        _, content = cv2.imencode(f".{encode}", image)
+        return caffe_pb2.Datum(data=content.tobytes(), label=label, encoded=True).SerializeToString()
     planes = image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
     channels, height, width = planes.shape
     pixels = planes.tobytes()
@@ -154,22 +178,34 @@ def write(batches: Iterable[list[tuple[bytes, bytes, bytes]]], database: Path, o
                     count += len(batch)
                     bar.update(len(batch))
             environment.sync(True)
-            datum, written = _read_back(environment, options.threads)
+            shapes, written = _read_back(environment, database, options)
         if written != meant.hexdigest():
             raise InputError(database, "what was read back is not what was written", do="check the disk, then build it again")
-        shape = [datum.channels, datum.height, datum.width]
+        if len(shapes) > 1:
+            found = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
+            raise InputError(database, f"records of {found}", "all have one shape", "resize the images alike")
+    shape = list(shapes.pop())
     return {"images": count, "classes": options.classes, "shape": shape, "sha256": meant.hexdigest()}
 
 
-def _read_back(environment: lmdb.Environment, threads: int) -> tuple[caffe_pb2.Datum, str]:
-    """The last record, and the hash of the digests of all keys and records."""
-    written = hashlib.sha256()
-    with environment.begin(buffers=True) as transaction, ThreadPoolExecutor(threads) as pool:
+def _read_back(environment: lmdb.Environment, database: Path, options: Options) -> tuple[set[tuple[int, ...]], str]:
+    """The shapes of all records, each of which decodes and has a label in range, and the hash of all digests."""
+    written, shapes = hashlib.sha256(), set()
+
+    def one(key: bytes, value: memoryview) -> tuple[tuple[int, ...], bytes]:
+        where = f"{database}: {bytes(key).decode(errors='replace')}"
+        datum = parse(value)
+        if not 0 <= datum.label < options.classes:
+            raise InputError(where, f"label {datum.label}", f"there are {options.classes} classes (0–{options.classes - 1})")
+        return pixels_of(datum, None, where).shape, digest(key, value)
+
+    with environment.begin(buffers=True) as transaction, ThreadPoolExecutor(options.threads) as pool:
         records = iter(transaction.cursor())
         while batch := list(itertools.islice(records, BATCH)):
-            written.update(b"".join(pool.map(digest, *zip(*batch, strict=True))))
-            last = bytes(batch[-1][1])
-    return caffe_pb2.Datum.FromString(last), written.hexdigest()
+            found, digests = zip(*pool.map(one, *zip(*batch, strict=True)), strict=True)
+            written.update(b"".join(digests))
+            shapes.update(found)
+    return shapes, written.hexdigest()
 
 
 def _put(environment: lmdb.Environment, batch: list[tuple[bytes, bytes, bytes]]) -> None:
@@ -192,10 +228,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, required=True, help="labels.txt")
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--color", choices=["color", "gray"], default="color")
-    parser.add_argument("--threads", type=int, default=1, help="images decoded at once (default: %(default)s)")
+    parser.add_argument("--encode", choices=["raw", "png", "jpg"], default="raw", help="pixels or files (default: %(default)s)")
+    parser.add_argument("--copies", type=int, default=0, help="changed copies of each image")
+    parser.add_argument("--augmentation", type=parsed, help="how copies are changed: AugmentationParameter's fields as JSON")
+    parser.add_argument("--seed", type=int, default=1, help="what the changes are drawn by")
+    parser.add_argument("--threads", type=int, default=1, help="images worked on at once (default: %(default)s)")
     a = parser.parse_args(argv)
+    if a.copies and a.augmentation is None:
+        raise InputError("--copies", str(a.copies), "copies are changed", "say how with --augmentation")
     with written_whole(a.manifest) as part:
-        options = Options(len(read_labels(a.labels)), a.color == "color", a.threads)
+        color = a.color == "color"
+        options = Options(len(read_labels(a.labels)), color, a.threads, a.encode, a.copies, a.augmentation, a.seed)
         manifest = build(a.list, below(a.root, options.color), a.database, options)
         part.write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"{a.database}: {manifest['images']} records of {'×'.join(map(str, manifest['shape']))}, {manifest['classes']} classes")

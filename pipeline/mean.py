@@ -12,7 +12,7 @@ import cv2
 import lmdb
 import numpy as np
 
-import caffe
+from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.errors import InputError
@@ -48,7 +48,7 @@ def statistics(database: Path) -> Statistics:
     total, count = None, environment.stat()["entries"]
     with closing(environment), environment.begin() as transaction:
         for key, value in progress(transaction.cursor(), total=count, desc="mean"):
-            image = pixels_of(value, f"{database}: {key.decode(errors='replace')}")
+            image = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
             if total is None:
                 total, sums, squares = np.zeros(image.shape, np.float32), np.zeros(len(image)), np.zeros(len(image))
             if image.shape != total.shape:
@@ -62,17 +62,6 @@ def statistics(database: Path) -> Statistics:
     if total is None:
         raise InputError(database, "the database has no records")
     return Statistics(total / np.float32(count), np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0)), count)
-
-
-def pixels_of(record: bytes, where: str) -> np.ndarray:
-    """The image of a record, channels × height × width; `where` is what an error calls it."""
-    datum = caffe_pb2.Datum.FromString(record)
-    if not datum.encoded:
-        return caffe.io.datum_to_array(datum)
-    image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise InputError(where, "an encoded record that is no image", do="build the database again")
-    return image.transpose(2, 0, 1)[:3] if image.ndim == 3 else image[None]
 
 
 def to_blob(mean: np.ndarray) -> caffe_pb2.BlobProto:

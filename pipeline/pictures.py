@@ -21,13 +21,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import caffe
+from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.database import read_image_list, read_labels
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import write_png
-from pipeline.mean import pixels_of
 from pipeline.plots import COLOURS, STYLE, save
 
 ROW, COLUMNS, ROWS = 8, 8, 6
@@ -58,12 +58,13 @@ def first_of_each(database: Path, classes: int, count: int) -> list[list[np.ndar
     with closing(lmdb.open(str(database), readonly=True, lock=False)) as environment, environment.begin() as transaction:
         wanted = classes * count
         for key, value in transaction.cursor():
-            label = caffe_pb2.Datum.FromString(value).label
+            datum = parse(value)
+            label = datum.label
             if not 0 <= label < classes:
                 where = f"{database}: {key.decode(errors='replace')}"
                 raise InputError(where, f"label {label}", f"there are {classes} classes", "build the database again")
             if len(found[label]) < count:
-                found[label].append(thumbnail(pixels_of(value, str(database))))
+                found[label].append(thumbnail(pixels_of(datum, None, str(database))))
                 wanted -= 1
             if not wanted:
                 break

@@ -12,6 +12,7 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
 from pipeline import solver_fields
+from pipeline.augmentation import parsed
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -50,7 +51,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained: a template, the classifier's name and learning rate, and fields of the solver that are not the default."""
+    """What is trained: a template, the classifier's name and learning rate, and fields of the solver that are not the default.
+
+    augmentation  how training images are changed on their way into the net
+    """
 
     name: str
     model: str
@@ -59,13 +63,19 @@ class Experiment:
     batch_size: int
     gpu: bool
     solver: dict
+    augmentation: caffe_pb2.AugmentationParameter | None = None
 
 
 def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[str, caffe_pb2.NetParameter]:
     """{"train", "test", "deploy"}: the three nets."""
     last = Last(experiment.last, dataset.classes, experiment.last_lr_mult)
+    train = _data(template, dataset, "TRAIN", experiment.batch_size)
+    if experiment.augmentation is not None:
+        train["transform_param"]["augmentation_param"] = {
+            field.name: value for field, value in experiment.augmentation.ListFields()
+        }
     return {
-        "train": _net(template, last, experiment.model, _data(template, dataset, "TRAIN", experiment.batch_size)),
+        "train": _net(template, last, experiment.model, train),
         "test": _net(template, last, experiment.model, _data(template, dataset, "TEST", test_batch(dataset.val_images))),
         "deploy": _net(template, last, experiment.model, None, dataset),
     }
@@ -188,6 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--last-lr-mult", type=float, default=1.0, help="multiplies the last layer's learning rates")
     parser.add_argument("--batch-size", type=int, default=0, help="images in a training batch; by default the template's")
     parser.add_argument("--solver", type=json.loads, default={}, help="solver fields as JSON")
+    parser.add_argument("--augmentation", type=parsed, help="how training images are changed: AugmentationParameter as JSON")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
     template = TEMPLATES.get(a.model)
@@ -199,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         batch_size=a.batch_size or (template.batch_size if template else 0),
         gpu=a.gpu,
         solver=a.solver,
+        augmentation=a.augmentation,
     )
     write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder)
     print(f"{a.folder}: {a.model} for {experiment.last}")

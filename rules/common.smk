@@ -132,6 +132,28 @@ def list_of(wildcards):
     return rules.digits.output.folder if path.startswith("results/example/digits/") else path
 
 
+def augmentation_of(dataset):
+    """How a dataset's training images are changed, as JSON, and how many changed copies its database has."""
+    changes = dict(config["datasets"][dataset].get("augmentation", {}))
+    copies = changes.pop("copies", 0)
+    return json.dumps(changes, sort_keys=True) if changes else "", copies
+
+
+def copies_flag(wildcards):
+    """The changed copies in a training database."""
+    changes, copies = augmentation_of(wildcards.dataset)
+    if wildcards.part == "val" or not changes or not copies:
+        return ""
+    seed = config["datasets"][wildcards.dataset]["seed"]
+    return f"--copies {copies} --seed {seed} --augmentation {shlex.quote(changes)}"
+
+
+def augmentation_flag(wildcards):
+    """How training images are changed on their way into the net: not where the database has changed copies."""
+    changes, copies = augmentation_of(dataset_of(wildcards))
+    return f"--augmentation {shlex.quote(changes)}" if changes and not copies else ""
+
+
 def model_source(wildcards):
     """Digest of the module of an experiment's template."""
     return source(f"pipeline.models.{config['experiments'][wildcards.experiment]['model']}")
@@ -168,6 +190,11 @@ def results(wildcards):
         name=config["datasets"],
         file=["mean.binaryproto", "lmdb/val.manifest.json", "pictures/overview.png"],
     )
+    paths += [
+        f"results/datasets/{name}/augmented.png"
+        for name in config["datasets"]
+        if augmentation_of(name)[0]
+    ]
     paths += ["results/report/comparison.csv"] if experiments else []
     for name, experiment in experiments.items():
         paths += expand(

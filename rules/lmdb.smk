@@ -15,7 +15,10 @@ rule lmdb:
     params:
         root="results/datasets/{dataset}/resize",
         color=lookup(dpath="datasets/{dataset}/color", within=config),
+        encode=lookup(dpath="datasets/{dataset}/encode", within=config),
+        copies=copies_flag,
         code=source("pipeline.database"),
     shell:
         "python -m pipeline.database {input.list} {params.root} {output.database} --labels {input.labels}"
-        " --manifest {output.manifest} --color {params.color} --threads {threads} > {log} 2>&1"
+        " --manifest {output.manifest} --color {params.color} --encode {params.encode} {params.copies}"
+        " --threads {threads} > {log} 2>&1"

@@ -23,6 +23,7 @@ rule prototxt:
         last_lr_mult=lookup(dpath="experiments/{experiment}/last_lr_mult", within=config),
         batch_size=lookup(dpath="experiments/{experiment}/batch_size", within=config),
         solver=solver_fields,
+        augmentation=augmentation_flag,
         gpu=GPU_FLAG,
         code=source("pipeline.prototxt"),
         model_code=model_source,
@@ -30,4 +31,4 @@ rule prototxt:
         "python -m pipeline.prototxt {params.folder} --name {wildcards.experiment} --model {params.model}"
         " --train {params.train} --val {params.val} --mean {input.mean} --last {params.last}"
         " --last-lr-mult {params.last_lr_mult} --batch-size {params.batch_size} --solver {params.solver:q}"
-        " {params.gpu} > {log} 2>&1"
+        " {params.augmentation} {params.gpu} > {log} 2>&1"

@@ -36,6 +36,30 @@ rule pictures:
         "python -m pipeline.pictures {params.dataset} {params.folder} > {log} 2>&1"
 
 
+rule augmented:
+    input:
+        database="results/datasets/{dataset}/lmdb/train",
+        manifest="results/datasets/{dataset}/lmdb/train.manifest.json",
+    output:
+        report(
+            "results/datasets/{dataset}/augmented.png",
+            caption="../report/augmented.rst",
+            category="{dataset}",
+        ),
+    log:
+        "logs/datasets/{dataset}/augmented.log",
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        changes=lambda wildcards: augmentation_of(wildcards.dataset)[0],
+        seed=lookup(dpath="datasets/{dataset}/seed", within=config),
+        code=source("pipeline.augmented"),
+    shell:
+        "python -m pipeline.augmented {input.database} {output} --augmentation {params.changes:q} --seed {params.seed}"
+        " > {log} 2>&1"
+
+
 rule plots:
     input:
         metrics="results/experiments/{experiment}/train/metrics.csv",

@@ -100,3 +100,18 @@ def test_steps_use_only_public_names_of_the_engine():
 def test_every_public_name_of_the_engine_is_there():
     for name in caffe.__all__:
         assert getattr(caffe, name) is not None
+
+
+@pytest.mark.parametrize(("copies", "in_database", "in_net"), [(0, 0, 1), (3, 1, 0)])
+def test_images_are_changed_in_the_database_or_on_their_way_into_the_net(elsewhere, copies, in_database, in_net):
+    config = elsewhere / "config/config.yaml"
+    changes = f"    augmentation: {{copies: {copies}, brightness: 0.5}}\n    color: gray"
+    config.write_text(config.read_text().replace("    color: gray", changes, 1))
+    done = snakemake(
+        "-n", "--printshellcmds", "results/report/comparison.csv", "results/datasets/digits_base/augmented.png", cwd=elsewhere
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    commands = [line for line in done.stdout.splitlines() if "--augmentation '{\"brightness\": 0.5}'" in line]
+    assert sum("pipeline.database" in line and "--copies 3" in line for line in commands) == in_database
+    assert sum("pipeline.prototxt" in line for line in commands) == in_net
+    assert sum("pipeline.augmented" in line for line in commands) == 1

@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
 
 def mean_of(source: str, backend: str) -> np.ndarray:
     """The mean of all images of a database, channels × height × width, float32; encoded ones are decoded."""
+    from caffe.datum import pixels_of
     from caffe.db import open_db
-    from caffe.transform import pixels_of
 
     names = caffe_pb2.DataParameter
     total, count = None, 0

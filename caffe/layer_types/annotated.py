@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from caffe.box_transform import BoxTransformer
+from caffe.datum import pixels_of
 from caffe.detections import read_label_map
 from caffe.errors import Error
 from caffe.layer import register
 from caffe.layer_types.data import Data, Prefetching
 from caffe.proto import caffe_pb2
-from caffe.transform import pixels_of
 
 
 @register("AnnotatedData")

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from caffe import fillers, glog, mode
-from caffe.datum import parse
+from caffe.datum import parse, pixels_of
 from caffe.db import open_db
 from caffe.errors import Error
 from caffe.layer import Layer, register
 from caffe.proto import caffe_pb2
-from caffe.transform import Transformer, pixels_of
+from caffe.transform import Transformer
 
 
 class Source(Layer):

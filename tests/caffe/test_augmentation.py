@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 import caffe
 from caffe import datum
 from caffe.augmentation import Augmentation
+from caffe.batch_augmentation import changed_batch
 from caffe.proto import caffe_pb2
 from caffe.transform import Transformer
 
@@ -38,7 +39,7 @@ def changed(image, count=8, **fields):
     made = augmentation(**fields)
     changes = made.draw(count)
     whole = torch.from_numpy(np.repeat(image[None], count, 0))
-    return np.stack([made.changed(image, changes, index) for index in range(count)]), made.changed_batch(whole, changes).numpy()
+    return np.stack([made.changed(image, changes, index) for index in range(count)]), changed_batch(made, whole, changes).numpy()
 
 
 @pytest.mark.parametrize("fields", [{name: ALL[name]} for name in ALL] + [ALL], ids=[*ALL, "all"])

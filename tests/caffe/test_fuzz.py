@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import caffe
+from caffe.datum import pixels_of
 from caffe.lmdb_file import LMDBFile
 from caffe.proto import caffe_pb2
-from caffe.transform import pixels_of
 
 INPUTS = int(os.environ.get("ROASTERY_FUZZ", "400"))
 SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}

@@ -170,3 +170,73 @@ def test_an_image_of_another_size_is_refused(fails, listed, picture):
         listed / "resize/00001", {f"00000{n}_{c}.jpg": picture(0, 9, 8) for n, c in enumerate(("dog", "owl", "cat", "dog"))}
     )
     fails(["all.txt:6", "9×8×3", "8×8×3"], *BUILD)
+
+
+CHANGES = '{"brightness": 0.4, "rotation": 10}'
+
+
+def test_changed_copies_follow_the_images_epoch_by_epoch(command, listed):
+    done = command(*BUILD, "--copies", 2, "--augmentation", CHANGES, "--seed", 5)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((listed / "manifest.json").read_text())["images"] == 27
+    written = [(key.decode(), caffe_pb2.Datum.FromString(value)) for key, value in records(listed / "lmdb")]
+    assert [key[:8] for key, _ in written] == [f"{number:08d}" for number in range(27)]
+    images = Resized(listed / "resize")
+    for number, (key, datum) in enumerate(written):
+        assert key[9:] == written[number % 9][0][9:]
+        assert datum.label == written[number % 9][1].label
+        pixels = caffe.io.datum_to_array(datum).transpose(1, 2, 0)
+        assert np.array_equal(pixels, images[key[9:]]) == (number < 9)
+    assert len({datum.data for _, datum in written}) == 27
+
+
+def test_changed_copies_are_the_same_again_and_others_by_another_seed(listed):
+    changes = caffe_pb2.AugmentationParameter(brightness=0.4, noise=4)
+    manifests = [
+        build(listed / "all.txt", Resized(listed / "resize"), listed / "db", Options(3, True, threads, "raw", 1, changes, seed))
+        for threads, seed in ((1, 1), (3, 1), (1, 2))
+    ]
+    assert manifests[0] == manifests[1]
+    assert manifests[0]["sha256"] != manifests[2]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--copies", 2), ["--copies: 2", "say how with --augmentation"]),
+        (("--copies", 2, "--augmentation", '{"brightnes": 1}'), ["augmentation", "brightnes"]),
+        (("--copies", 2, "--augmentation", '{"brightness": 2}'), ["augmentation_param.brightness 2"]),
+    ],
+)
+def test_copies_that_cannot_be_made_are_refused(fails, listed, arguments, said):
+    fails(said, *BUILD, *arguments)
+
+
+@pytest.mark.parametrize("encode", ["png", "jpg"])
+def test_encoded_records_are_files_as_convert_imageset_writes_them(command, listed, encode):
+    done = command(*BUILD, "--encode", encode)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((listed / "manifest.json").read_text())["shape"] == [3, 8, 8]
+    images = Resized(listed / "resize")
+    for key, value in records(listed / "lmdb"):
+        datum = caffe_pb2.Datum.FromString(value)
+        assert (datum.encoded, datum.channels, datum.height, datum.width) == (True, 0, 0, 0)
+        decoded = cv2.imdecode(np.frombuffer(datum.data, np.uint8), cv2.IMREAD_UNCHANGED)
+        difference = np.abs(decoded.astype(int) - images[key.decode()[9:]])
+        assert difference.max() == 0 if encode == "png" else difference.mean() < 40
+
+
+@pytest.mark.parametrize(
+    ("datum", "found"),
+    [
+        (caffe_pb2.Datum(channels=1, height=1, width=2, data=b"ab", label=3), "label 3"),
+        (caffe_pb2.Datum(data=b"no image", encoded=True), "an encoded record that does not decode"),
+        (caffe_pb2.Datum(channels=1, height=1, width=3, data=b"ab"), "2 values for shape"),
+    ],
+)
+def test_a_database_with_a_wrong_record_does_not_get_its_name(tmp_path, datum, found):
+    value = datum.SerializeToString()
+    with pytest.raises(caffe.Error) as error:
+        pipeline.database.write([[(b"k", value, pipeline.database.digest(b"k", value))]], tmp_path / "db", Options(3))
+    assert found in str(error.value)
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import caffe
+from caffe.proto import caffe_pb2
+from pipeline.augmented import examples
 from pipeline.pictures import COLUMNS, ROWS, SIDE, class_sizes, first_of_each, sheet, thumbnail
 
 
@@ -69,3 +71,12 @@ def test_sizes_of_few_and_of_many_classes_are_drawn(classes):
     axis = figure.axes[0]
     assert axis.get_xlabel() == ("images" if classes == 3 else "classes, largest first")
     assert len(axis.patches or axis.lines) >= 2
+
+
+def test_an_augmentation_is_shown_on_training_images(command, small, tmp_path):
+    done = command("pipeline.augmented", "lmdb/train", "augmented.png", "--augmentation", '{"brightness": 1, "rotation": 90}')
+    assert done.returncode == 0, done.stderr
+    assert cv2.imread(str(tmp_path / "augmented.png")).std() > 10
+    shown = examples(tmp_path / "lmdb/train", caffe_pb2.AugmentationParameter(brightness=1), 1)
+    assert len(shown) == 6 * 8
+    assert len({image.tobytes() for image in shown}) == len(shown)

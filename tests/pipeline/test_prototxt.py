@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import caffe
+from caffe.proto import caffe_pb2
 from pipeline.models import TEMPLATES
 from pipeline.prototxt import Dataset, Experiment, nets, solver
 from pipeline.prototxt import test_batch as batch_for
@@ -83,3 +84,10 @@ def test_why_a_value_was_chosen_stands_beside_it(small, command):
     assert command(*PROTOTXT, "--model", "lenet", "--batch-size", "2").returncode == 0
     lines = (small / "nets/solver.prototxt").read_text().splitlines()
     assert lines[lines.index("test_interval: 3") - 1] == "# an epoch: 6 training images in batches of 2"
+
+
+def test_only_training_images_are_changed():
+    changes = caffe_pb2.AugmentationParameter(brightness=0.5, rotation=10)
+    made = nets(TEMPLATES["cifar10_quick"], DATASET, Experiment("e", "cifar10_quick", "ip2", 1, 50, False, {}, changes))
+    assert made["train"].layer[0].transform_param.augmentation_param == changes
+    assert not made["test"].layer[0].transform_param.HasField("augmentation_param")
