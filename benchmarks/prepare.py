@@ -59,8 +59,8 @@ def photographs(source: Path, folder: Path, count: int, width: int, height: int)
     classes = sorted({name for _, name in names})
     with (folder / "download/00000.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "url", "label", "split", "status", "error", "bytes", "sha256", "seconds"])
-        writer.writerows([name, f"http://x/{name}", label, "", 200, "", 0, "", 0] for name, label in names)
+        writer.writerow(["path", "url", "label", "split", "group", "status", "error", "bytes", "sha256", "seconds"])
+        writer.writerows([name, f"http://x/{name}", label, "", "", 200, "", 0, "", 0] for name, label in names)
     lines = [f"{folder}/download/00000/{name} {classes.index(label)}\n" for name, label in names]
     (folder / "list.txt").write_text("".join(lines))
 

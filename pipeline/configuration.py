@@ -16,6 +16,12 @@ from pipeline.models import TEMPLATES
 
 SOURCE_FLAGS = ("list", "folder", "root", "val_labels", "sample", "seed")
 """Keys of a source that the shards step takes as flags."""
+KINDS = ("list", "folder", "published", "database", "dataset")
+"""What images can come from."""
+OF_IMAGES = ("shard_size", "size", "color", "resize_mode", "interpolation")
+"""Keys of a dataset that say how its images are made."""
+OF_LISTS = ("split", "duplicates", "augmentation", "seed")
+"""Keys of a dataset that say how its lists and databases are made of its images."""
 DOWNLOAD_FLAGS = (
     *("allow_file", "allow_private", "ignore_opt_out", "min_yield", "concurrency", "per_host", "timeout", "total_timeout"),
     *("max_bytes", "max_pixels", "max_redirects", "retries"),
@@ -32,10 +38,14 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     schema = yaml.safe_load(schema_file.read_text())
     validator = jsonschema.Draft202012Validator(schema)
     problems = [problem for error in validator.iter_errors(config) for problem in _explained(error)]
+    problems += _without_effect(config)
     config = _with_defaults(config, schema)
     problems += _cross_checked(config)
     if problems:
         raise InputError("", "\n".join(f"{path}: {problem}" for problem in problems))
+    for dataset in config["datasets"].values():
+        if other := dataset["source"].get("dataset"):
+            dataset |= {key: config["datasets"][other][key] for key in OF_IMAGES}
     return config
 
 
@@ -121,25 +131,70 @@ def _cross_checked(config: dict) -> list[str]:
     problems = []
     for name, dataset in datasets.items():
         if isinstance(dataset.get("source"), dict):
-            problems += [f"datasets.{name}.source: {problem}" for problem in _of_source(dataset["source"])]
-        split = _mapping(dataset.get("split"))
-        if split.get("by") == "column" and "val" in split:
-            value = split["val"]
-            problems.append(f"datasets.{name}.split.val: {value} has no effect with by: column; remove it, or use by: fraction")
+            problems += [f"datasets.{name}.source{problem}" for problem in _of_source(name, datasets)]
+        problems += [f"datasets.{name}.split{problem}" for problem in _of_split(_mapping(dataset.get("split")))]
     for name, experiment in experiments.items():
         problems += [f"experiments.{name}.{problem}" for problem in _of_experiment(experiment, datasets)]
         problems += [f"experiments.{name}.weights.experiment: {problem}" for problem in _origin(name, experiments)]
     return problems
 
 
-def _of_source(source: dict) -> list[str]:
-    """What is wrong with where a dataset's images come from."""
-    kinds = [kind for kind in ("list", "folder", "published") if kind in source]
-    problems = [] if len(kinds) == 1 else [f"{' and '.join(kinds) or 'none'} given; it has one of list, folder and published"]
-    for key, kind in (("copy", "published"), ("root", "list"), ("val_labels", "folder")):
-        if key in source and kinds and kind not in kinds:
-            problems.append(f"{key} has no effect without {kind}")
+def kind_of(source: dict) -> str | None:
+    """What a dataset's images come from, the first of KINDS that is given."""
+    return next((kind for kind in KINDS if kind in source), None)
+
+
+def _of_source(name: str, datasets: dict) -> list[str]:
+    """What is wrong with where a dataset's images come from, each with the rest of its key before it."""
+    source = datasets[name]["source"]
+    kinds = [kind for kind in KINDS if kind in source]
+    if len(kinds) != 1:
+        return [f": {' and '.join(kinds) or 'none'} given; it has one of {', '.join(KINDS[:-1])} and {KINDS[-1]}"]
+    other = source.get("dataset")
+    if not isinstance(other, str):
+        return []
+    if other not in datasets:
+        return [f".dataset: {problem}" for problem in _unknown(other, datasets)]
+    if (kind := kind_of(_mapping(datasets[other].get("source")))) not in ("list", "folder", None):
+        return [f".dataset: {other!r} comes from {'another dataset' if kind == 'dataset' else kind}; name one of images"]
+    return []
+
+
+def _without_effect(config: dict) -> list[str]:
+    """Keys that are given where what they say is settled by others; before defaults are filled in."""
+    problems = []
+    for name, dataset in _mappings(config.get("datasets")).items():
+        source, split = _mapping(dataset.get("source")), _mapping(dataset.get("split"))
+        kind = kind_of(source)
+        wanted = {"copy": ("published",), "root": ("list",), "val_labels": ("folder",)}
+        wanted |= dict.fromkeys((*DOWNLOAD_FLAGS, "sample", "seed", "columns"), ("list", "folder"))
+        for key, kinds in wanted.items():
+            if key in source and kind and kind not in kinds:
+                problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")
+        images = {"list": (), "folder": (), "dataset": OF_IMAGES}.get(kind, (*OF_IMAGES, *OF_LISTS))
+        images = (*images, "encode") if kind == "published" else images
+        for key in images:
+            if key in dataset:
+                problems.append(f"datasets.{name}.{key}: no effect, it is the {kind}'s")
+        by = split.get("by", "fraction")
+        for key, ways in (("val", ("fraction",)), ("folds", ("fold",)), ("fold", ("fold",))):
+            if key in split and by not in ways:
+                problems.append(
+                    f"datasets.{name}.split.{key}: {split[key]} has no effect with by: {by}; remove it, or use by: {ways[0]}"
+                )
     return problems
+
+
+def _of_split(split: dict) -> list[str]:
+    """What is wrong with how a dataset is divided, each with the rest of its key before it."""
+    if split.get("by") != "fold":
+        return []
+    missing = [key for key in ("folds", "fold") if key not in split]
+    if missing:
+        return [f": {missing[0]} is missing; by: fold wants folds, how many there are, and fold, the one for validation, from 0"]
+    if isinstance(split["folds"], int) and isinstance(split["fold"], int) and split["fold"] >= split["folds"]:
+        return [f".fold: {split['fold']} is not one of 0 to {split['folds'] - 1}"]
+    return []
 
 
 def _of_experiment(experiment: dict, datasets: dict) -> list[str]:

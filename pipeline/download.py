@@ -1,8 +1,8 @@
 """Download the images of one shard, and write a table of what became of every URL.
 
-The table's columns: path (relative to the folder), url, label, split, status (HTTP status, or 200 for a file), error (empty
-for an image that arrived), bytes, sha256, seconds. Errors: not_found, http_STATUS, timeout, connection, truncated, unknown_host,
-bad_url, too_large, too_many_redirects, not_an_image, too_many_pixels, other_sha256, opted_out, refused.
+The table's columns: path (relative to the folder), url, label, split, group, status (HTTP status, or 200 for a file), error
+(empty for an image that arrived), bytes, sha256, seconds. Errors: not_found, http_STATUS, timeout, connection, truncated,
+unknown_host, bad_url, too_large, too_many_redirects, not_an_image, too_many_pixels, other_sha256, opted_out, refused.
 
 What has arrived waits beside the folder, in .NAME.resume, until all is there: a run that was killed, or in which too little
 arrived, is taken up by the next one with the same list.
@@ -38,7 +38,7 @@ from pipeline.web import Failed
 
 Image.MAX_IMAGE_PIXELS = None  # this step has a limit of its own
 EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
-COLUMNS = ["path", "url", "label", "split", "status", "error", "bytes", "sha256", "seconds"]
+COLUMNS = ["path", "url", "label", "split", "group", "status", "error", "bytes", "sha256", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def download(source: Path, folder: Path, table: Path, options: Options) -> pd.Da
     with journal:
         asyncio.run(_download_all(listed, journal, options, folder.name))
     rows = pd.DataFrame([journal.rows[number] for number in range(len(listed))], index=listed.index)
-    result = listed[["url", "label", "split"]].join(rows.drop(columns="number"))[COLUMNS]
+    result = listed[["url", "label", "split", "group"]].join(rows.drop(columns="number"))[COLUMNS]
     arrived = int((result.error == "").sum())
     if arrived < options.min_yield * len(result):
         journal.forget_failures()

@@ -24,9 +24,11 @@ from pipeline.files import written_whole
 def scores_blob(net_file: Path) -> str:
     """The blob of class scores: what the loss reads first."""
     for layer in caffe.read_net(net_file).layer:
-        if layer.type == "SoftmaxWithLoss":
+        if layer.type in ("SoftmaxWithLoss", "InfogainLoss"):
             return layer.bottom[0]
-    raise InputError(net_file, "no SoftmaxWithLoss layer", "the scores are what it reads", "give the test net of a classifier")
+    raise InputError(
+        net_file, "no SoftmaxWithLoss or InfogainLoss layer", "the scores are what it reads", "give the test net of a classifier"
+    )
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

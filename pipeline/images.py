@@ -46,6 +46,14 @@ def decode(content: bytes, color: bool, least: Size | None = None) -> np.ndarray
         return None
 
 
+def why_unreadable(content: bytes) -> str:
+    """Why `decode` gives nothing: the file is `empty`, it begins as an image but is `damaged`, or it is `not_an_image`."""
+    if not content:
+        return "empty"
+    begins = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+    return "damaged" if content.startswith(begins) else "not_an_image"
+
+
 def jpeg_size(content: bytes) -> Size | None:
     """The size that a JPEG's frame header gives; None where `content` is no JPEG with one (ITU-T T.81, B.1 and B.2)."""
     if content[:2] != b"\xff\xd8":
@@ -86,7 +94,8 @@ class Resized:
     """The pixels that the resize step made: `resized["00000/cat.jpg"]` is the image of shard 00000 that came from cat.jpg.
 
     `root` has a folder for each shard, with the pixels of its images (images × height × width (× 3), uint8) and a table that
-    has a line for each of them: path, reason (why there are no pixels; empty where there are), height and width before.
+    has a line for each of them: path, reason (why there are no pixels; empty where there are), height and width before, and
+    fingerprint (as pipeline.duplicates makes it, in hexadecimal).
     """
 
     def __init__(self, root: Path):
@@ -96,14 +105,17 @@ class Resized:
     def shard(self, name: str) -> tuple[dict[str, int], np.ndarray]:
         """{path: position} of a shard's images, and all pixels, mapped into memory."""
         if name not in self._shards:
-            folder = self.root / name
-            if not (folder / TABLE).is_file():
-                raise InputError(folder, "no resized images", do="run the resize step first, or correct the path")
-            with (folder / TABLE).open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            positions = {row["path"]: position for position, row in enumerate(rows) if not row["reason"]}
-            self._shards[name] = positions, np.load(folder / PIXELS, mmap_mode="r")
+            positions = {row["path"]: position for position, row in enumerate(self.rows(name)) if not row["reason"]}
+            self._shards[name] = positions, np.load(self.root / name / PIXELS, mmap_mode="r")
         return self._shards[name]
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """The table of a shard."""
+        folder = self.root / name
+        if not (folder / TABLE).is_file():
+            raise InputError(folder, "no resized images", do="run the resize step first, or correct the path")
+        with (folder / TABLE).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
 
     def __getitem__(self, path: str) -> np.ndarray | None:
         shard, _, name = path.partition("/")

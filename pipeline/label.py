@@ -1,69 +1,86 @@
 """Make Caffe's image lists: `path label` lines for training and validation, and the names of the labels.
 
-Labels count from 0 in the sorted order of the class names (numbers sort as numbers). Lists are shuffled by seed.
+Labels count from 0 in the sorted order of the class names (numbers sort as numbers). Lists are shuffled by seed. Near-duplicates
+of training images among the validation images are reported, or dropped.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import enum
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
+from caffe.proto import caffe_pb2
+from pipeline import duplicates
 from pipeline.command import run
 from pipeline.database import read_labels
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import TABLE, Resized
+from pipeline.split import Split, balanced, drawn
+
+
+class Duplicates(enum.StrEnum):
+    """What becomes of a validation image that is nearly a training image."""
+
+    REPORT = "report"
+    DROP = "drop"
+    IGNORE = "ignore"
 
 
 @dataclass(frozen=True)
-class Split:
-    """How images are divided: by their `split` column, or a share of each class, drawn by seed.
+class Listed:
+    """Images that were downloaded and resized, one an element of each.
 
-    val            share of each class for validation; None takes the column
-    min_per_class  the least training images that a class may have
-    max_per_class  how many training images of a class are taken, drawn by seed; 0 takes all
-    repeat         list the training images of every class as often as the largest class has images, in turn (label shuffling)
+    paths        SHARD/NAME
+    labels, splits, groups
+    sizes        height and width of the files
+    prints       fingerprints, N × 16 bytes
     """
 
-    val: float | None
-    seed: int
-    min_per_class: int = 1
-    max_per_class: int = 0
-    repeat: bool = False
+    paths: list[str]
+    labels: list[str]
+    splits: list[str]
+    groups: list[str]
+    sizes: list[tuple[int, int]]
+    prints: np.ndarray
 
 
-def read_tables(tables: list[Path], images: Path) -> pd.DataFrame:
-    """Path (SHARD/NAME), label and split of every image that was downloaded and resized.
+def read_tables(tables: list[Path], images: Resized) -> Listed:
+    """Every image that was downloaded and resized, in the order of their paths.
 
-    tables  download tables, one a shard, whose names without .csv are the shards' folders in `images`
+    tables  download tables, one a shard, whose names without .csv are the shards' folders of `images`
     """
-    parts, resized = [], Resized(images)
+    classes, found = set(), []
     for table in tables:
         if not table.exists():
             raise InputError(table, "no such table", do="run the download first")
-        rows = pd.read_csv(table, dtype=str, keep_default_na=False)
-        unlabelled = rows.label == ""
-        if unlabelled.any():
-            raise InputError(table, f"no label for {rows.url[unlabelled].iloc[0]}", do="give every image of the list a label")
-        there, _ = resized.shard(table.stem)
-        rows = rows.assign(there=[path in there for path in rows.path], path=f"{table.stem}/" + rows.path)
-        parts.append(rows[["path", "label", "split", "there"]])
-    listed = pd.concat(parts, ignore_index=True)
-    there = listed.pop("there")
-    missing = sorted(set(listed.label) - set(listed.label[there]), key=class_order)
-    if missing:
+        resized = {row["path"]: row for row in images.rows(table.stem) if not row["reason"]}
+        with table.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if not row["label"]:
+                    raise InputError(table, f"no label for {row['url']}", do="give every image of the list a label")
+                classes.add(row["label"])
+                if image := resized.get(row["path"]):
+                    size = int(image["height"]), int(image["width"])
+                    path = f"{table.stem}/{row['path']}"
+                    found.append((path, row["label"], row["split"], row["group"], size, image["fingerprint"]))
+    missing = sorted(classes - {label for _, label, *_ in found}, key=class_order)
+    if missing or not found:
         raise InputError(
             _place(tables),
-            f'class "{missing[0]}" has no images',
+            f'class "{missing[0]}" has no images' if missing else "no images",
             "every class of the list needs some",
-            f"the tables there and {images}/*/{TABLE} say what became of them",
+            f"the tables there and {images.root}/*/{TABLE} say what became of them",
         )
-    return listed[there].reset_index(drop=True)
+    paths, labels, splits, groups, sizes, prints = map(list, zip(*sorted(found), strict=True))
+    return Listed(paths, labels, splits, groups, sizes, np.frombuffer(bytes.fromhex("".join(prints)), np.uint8).reshape(-1, 16))
 
 
 def _place(tables: list[Path]) -> Path:
@@ -76,80 +93,111 @@ def class_order(name: str) -> tuple:
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
 
-def assign(
-    listed: pd.DataFrame, split: Split, where: Path, given: list[str] | None = None
-) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """{"train": (path, number), "val": (path, number)} in shuffled order, and the class names by number.
+def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Each image's class as a number, whether it is for validation, and the class names by number.
 
     where  what errors call the images' tables
     given  the class names; labels are their numbers then
     """
     if split.val is not None and not 0 < split.val < 1:
         raise InputError("split.val", f"{split.val} is not between 0 and 1")
-    names = sorted(listed.label.unique(), key=class_order)
+    if split.folds and not 0 <= split.fold < split.folds:
+        raise InputError("split.fold", str(split.fold), f"there are {split.folds} folds (0–{split.folds - 1})")
+    names = sorted(set(listed.labels), key=class_order)
     number = {name: index for index, name in enumerate(names)}
     if given is not None:
         wrong = [name for name in names if not (name.isdecimal() and int(name) < len(given))]
         if wrong:
             raise InputError(where, f'label "{wrong[0]}"', f"there are {len(given)} names (0–{len(given) - 1})", "correct names")
         number, names = {name: int(name) for name in names}, given
-    listed = listed.assign(number=listed.label.map(number)).sort_values("path", ignore_index=True)
-    rng = np.random.default_rng(split.seed)
-    if split.val is None:
-        unknown = ~listed.split.isin(["train", "val"])
-        if unknown.any():
-            first = listed[unknown].iloc[0]
-            raise InputError(
-                where,
-                f"no split for {first.path}",
-                "split.by is column",
-                "fill the list's split column with train or val, or use split.by: fraction",
-            )
-    else:
-        listed["split"] = "train"
-        for _, group in listed.groupby("number"):
-            count = min(round(split.val * len(group)), len(group) - 1)
-            listed.loc[rng.permutation(group.index)[:count], "split"] = "val"
-    lists = {part: _balanced(listed[listed.split == part], split, rng, part == "train") for part in ("train", "val")}
-    trained = listed[listed.split == "train"].number.value_counts()
-    for index, name in enumerate(names):
-        if (count := int(trained.get(index, 0))) < split.min_per_class:
+    numbers = np.array([number[label] for label in listed.labels])
+    if split.val is None and not split.folds:
+        for path, part in zip(listed.paths, listed.splits, strict=True):
+            if part not in ("train", "val"):
+                raise InputError(
+                    where,
+                    f"no split for {path}",
+                    "split.by is column",
+                    "fill the list's split column with train or val, or use split.by: fraction",
+                )
+        return numbers, np.array([part == "val" for part in listed.splits]), names
+    # An image without a group is one by itself.
+    groups = {name: index for index, name in enumerate(sorted(set(listed.groups)))}
+    numbered = np.array([groups[group] if group else len(groups) + at for at, group in enumerate(listed.groups)])
+    return numbers, drawn(numbers, numbered, split, np.random.default_rng((split.seed, 0))), names
+
+
+def lists_of(
+    numbers: np.ndarray, held_out: np.ndarray, names: list[str], split: Split, where: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the images of train.txt and of val.txt, in shuffled order."""
+    rng = np.random.default_rng((split.seed, 1))
+    trained = np.flatnonzero(~held_out)
+    counts = np.bincount(numbers[trained], minlength=len(names))
+    for name, count in zip(names, counts, strict=True):
+        if count < split.min_per_class:
             found = f'class "{name}" has {count or "no"} training images'
             wanted = f"every class needs {split.min_per_class if split.min_per_class > 1 else 'some'}"
             raise InputError(where, found, wanted, "check its split, or lower split.min_per_class")
-    if lists["val"].empty:
+    if not held_out.any():
         raise InputError(
             where, "no validation images", "training is judged by some", "check its split column, or raise split.val"
         )
-    return lists, names
+    return trained[balanced(numbers[trained], split, rng)], rng.permutation(np.flatnonzero(held_out))
 
 
-def _balanced(chosen: pd.DataFrame, split: Split, rng: np.random.Generator, training: bool) -> pd.DataFrame:
-    """(path, number) of one part in shuffled order; of the training part as many of each class as `split` says."""
-    chosen = chosen.iloc[rng.permutation(len(chosen))][["path", "number"]]
-    if training and split.max_per_class:
-        chosen = chosen[chosen.groupby("number").cumcount() < split.max_per_class]
-    if training and split.repeat and len(chosen):
-        most = int(chosen.number.value_counts().max())
-        groups = [group.iloc[np.arange(most) % len(group)] for _, group in chosen.groupby("number")]
-        chosen = pd.concat(groups, ignore_index=True)
-        chosen = chosen.iloc[rng.permutation(len(chosen))]
-    return chosen
+def near_duplicates(listed: Listed, held_out: np.ndarray, images: Resized) -> dict[int, tuple[int, int]]:
+    """{validation image: (the training image it nearly is, the bits in which their fingerprints differ)}, by position."""
+    val, train = np.flatnonzero(held_out), np.flatnonzero(~held_out)
+    found = duplicates.nearest(
+        listed.prints[val],
+        listed.prints[train],
+        lambda query, other: (images[listed.paths[val[query]]], images[listed.paths[train[other]]]),
+    )
+    return {int(val[query]): (int(train[other]), bits) for query, (other, bits) in found.items()}
 
 
-def write_lists(tables: list[Path], images: Path, folder: Path, split: Split, given: list[str] | None = None) -> dict[str, int]:
-    """Write the lists, labels.txt, synset_words.txt and classes.csv to `folder`, whole; return the number of images of each list.
+def write_lists(
+    tables: list[Path],
+    images: Path,
+    folder: Path,
+    split: Split,
+    given: list[str] | None = None,
+    policy: Duplicates = Duplicates.REPORT,
+) -> dict[str, int]:
+    """Write the lists and what is said of them to `folder`, whole; return the number of train, val and near-duplicate images.
 
-    labels.txt has a class name a line, by number; synset_words.txt has `nNUMBER name`, as ImageNet's has.
+    train.txt, val.txt                 `path label` a line
+    labels.txt                         a class name a line, by number
+    synset_words.txt                   `nNUMBER name`, as ImageNet's
+    classes.csv, infogain.binaryproto  images and weight of each class
+    duplicates.csv                     validation images that nearly are training images: val, train, bits, val_class, train_class
+    sizes.csv                          sizes of the images' files: height, width, images
     """
-    lists, names = assign(read_tables(tables, images), split, _place(tables), given)
+    resized, where = Resized(images), _place(tables)
+    listed = read_tables(tables, resized)
+    numbers, held_out, names = assign(listed, split, where, given)
+    pairs = {} if policy == Duplicates.IGNORE else near_duplicates(listed, held_out, resized)
+    kept = held_out.copy()
+    if policy == Duplicates.DROP:
+        kept[list(pairs)] = False
+        if held_out.any() and not kept.any():
+            raise InputError(where, "every validation image nearly is a training image", do="use duplicates: report, and look")
+    train, val = lists_of(numbers, held_out, names, split, where)
+    positions = {"train": train, "val": val[kept[val]]}
     with written_whole(folder) as part:
         part.mkdir()
-        for name, rows in lists.items():
-            write_lines(part / f"{name}.txt", [f"{path} {number}" for path, number in rows.itertuples(index=False)])
+        for name, chosen in positions.items():
+            write_lines(part / f"{name}.txt", [f"{listed.paths[at]} {numbers[at]}" for at in chosen])
         write_names(part, names)
-        write_classes(part, names, {name: rows.number for name, rows in lists.items()})
-    return {name: len(rows) for name, rows in lists.items()}
+        write_classes(part, names, {name: numbers[chosen] for name, chosen in positions.items()})
+        write_sizes(part, Counter(listed.sizes))
+        rows = [
+            (listed.paths[at], listed.paths[other], bits, names[numbers[at]], names[numbers[other]])
+            for at, (other, bits) in pairs.items()
+        ]
+        write_duplicates(part, rows)
+    return {**{name: len(chosen) for name, chosen in positions.items()}, "duplicates": len(pairs)}
 
 
 def write_names(folder: Path, names: list[str]) -> None:
@@ -159,14 +207,37 @@ def write_names(folder: Path, names: list[str]) -> None:
 
 
 def write_classes(folder: Path, names: list[str], labels: dict[str, Iterable[int]]) -> None:
-    """Write classes.csv: number, class, lines in train.txt and in val.txt, and the weight that makes classes count alike.
+    """Write classes.csv (number, class, lines in train.txt and in val.txt, weight) and infogain.binaryproto.
 
-    The weight is the mean number of training images of a class, divided by the class's own.
+    A class's weight makes the classes count alike: the mean number of training images of a class, divided by its own. The
+    matrix for InfogainLoss (1 × 1 × classes × classes) has the weights in its diagonal.
     """
     counts = {part: np.bincount(np.asarray(numbers, int), minlength=len(names)) for part, numbers in labels.items()}
-    weights = counts["train"].mean() / np.maximum(counts["train"], 1)
-    table = pd.DataFrame({"number": range(len(names)), "class": names, **counts, "weight": weights.round(6)})
-    table.to_csv(folder / "classes.csv", index=False)
+    weights = (counts["train"].mean() / np.maximum(counts["train"], 1)).round(6)
+    rows = zip(range(len(names)), names, counts["train"], counts["val"], weights, strict=True)
+    write_table(folder / "classes.csv", ("number", "class", "train", "val", "weight"), rows)
+    side = len(names)
+    matrix = caffe_pb2.BlobProto(num=1, channels=1, height=side, width=side, data=np.diag(weights).ravel())
+    (folder / "infogain.binaryproto").write_bytes(matrix.SerializeToString())
+
+
+def write_sizes(folder: Path, counts: dict[tuple[int, int], int]) -> None:
+    """Write sizes.csv: height, width and how many images of that size there are."""
+    rows = [(height, width, count) for (height, width), count in sorted(counts.items())]
+    write_table(folder / "sizes.csv", ("height", "width", "images"), rows)
+
+
+def write_duplicates(folder: Path, rows: Iterable[tuple[str, str, int, str, str]]) -> None:
+    """Write duplicates.csv."""
+    write_table(folder / "duplicates.csv", ("val", "train", "bits", "val_class", "train_class"), rows)
+
+
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable]) -> None:
+    """Write a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def write_lines(path: Path, lines: list[str]) -> None:
@@ -180,19 +251,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("tables", type=Path, help="folder of the download tables, SHARD.csv")
     parser.add_argument("images", type=Path, help="folder of the resized images, SHARD/")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists; replaced if it exists")
-    parser.add_argument("--val", type=float, help="share of each class for validation; without it, the split column decides")
+    parser.add_argument("--val", type=float, help="share of each class for validation; else the split column decides")
+    parser.add_argument("--folds", type=int, default=0, help="divide each class into so many folds")
+    parser.add_argument("--fold", type=int, default=0, help="the fold for validation, from 0")
     parser.add_argument("--min-per-class", type=int, default=1, help="least training images of a class")
     parser.add_argument("--max-per-class", type=int, default=0, help="most training images of a class; 0 takes all")
     parser.add_argument("--repeat", action="store_true", help="list every class as often as the largest")
     parser.add_argument("--names", type=Path, help="class names, one a line, where the labels are their numbers")
+    parser.add_argument("--duplicates", type=Duplicates, choices=list(Duplicates), default=Duplicates.REPORT)
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args(argv)
     tables = [a.tables / shard.name for shard in sorted(a.shards.glob("*.csv"))]
     if not tables:
         raise InputError(a.shards, "no shards", do="run pipeline.shards first")
-    given = read_labels(a.names) if a.names else None
-    counts = write_lists(tables, a.images, a.output, Split(a.val, a.seed, a.min_per_class, a.max_per_class, a.repeat), given)
+    split = Split(a.val, a.seed, a.folds, a.fold, a.min_per_class, a.max_per_class, a.repeat)
+    counts = write_lists(tables, a.images, a.output, split, read_labels(a.names) if a.names else None, a.duplicates)
     print(f"{a.output}: {counts['train']} training and {counts['val']} validation images")
+    if counts["duplicates"]:
+        done = " and were dropped" if a.duplicates == Duplicates.DROP else ""
+        print(f"{counts['duplicates']} validation images nearly are training images{done}: see {a.output}/duplicates.csv")
 
 
 if __name__ == "__main__":

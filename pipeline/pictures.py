@@ -1,7 +1,8 @@
 """Show what a dataset looks like: images of each class, how many there are, and the mean image.
 
 Written to a folder: overview.png (a row of images for each class), classes.png and classes.svg (images of each class by split),
-mean.png, and sheets/NUMBER_CLASS.png, a contact sheet for each class. Images are those of the training database.
+sizes.png and sizes.svg (height and width of the images' files), mean.png, and sheets/NUMBER_CLASS.png, a contact sheet for each
+class. Images are those of the training database.
 """
 
 from __future__ import annotations
@@ -118,6 +119,26 @@ def class_sizes(counts: dict[str, Counter], names: list[str]) -> plt.Figure:
     return figure
 
 
+def file_sizes(sizes: np.ndarray, resized: tuple[int, int]) -> plt.Figure:
+    """Where the images' files lie by width and height.
+
+    sizes    rows of height, width and the number of images
+    resized  height and width that they were resized to
+    """
+    heights, widths, counts = sizes.T
+    figure, axis = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
+    areas = 12 + 300 * counts / counts.max()
+    axis.scatter(widths, heights, areas, color=COLOURS[0], alpha=0.4, linewidths=0, label="images, by number")
+    axis.scatter([resized[1]], [resized[0]], 60, color=COLOURS[1], marker="x", label=f"resized to {resized[1]}×{resized[0]}")
+    for set_scale, values in ((axis.set_xscale, widths), (axis.set_yscale, heights)):
+        if values.max() > 4 * values.min():
+            set_scale("log")
+    axis.set_xlabel("width in pixels")
+    axis.set_ylabel("height in pixels")
+    figure.legend(loc="outside upper right", ncols=2, markerscale=0.6)
+    return figure
+
+
 def write(dataset: Path, folder: Path) -> None:
     """Write all pictures of the dataset in `dataset` to `folder`, whole."""
     names = read_labels(dataset / "lists/labels.txt")
@@ -136,6 +157,8 @@ def write(dataset: Path, folder: Path) -> None:
             plt.close(figure)
             counts = {one: Counter(label for _, label in entries) for one, entries in lists.items()}
             save(class_sizes(counts, names), part / "classes")
+            sizes = np.loadtxt(dataset / "lists/sizes.csv", int, delimiter=",", skiprows=1, ndmin=2)
+            save(file_sizes(sizes, mean.shape[1:]), part / "sizes")
         planes = mean if len(mean) == 3 else mean[:1]
         write_png(part / "mean.png", np.ascontiguousarray(planes.round().astype(np.uint8).transpose(1, 2, 0)))
 

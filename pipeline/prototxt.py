@@ -54,6 +54,7 @@ class Experiment:
     """What is trained: a template, the classifier's name and learning rate, and fields of the solver that are not the default.
 
     augmentation  how training images are changed on their way into the net
+    infogain      the matrix of an InfogainLoss that weighs the classes, in the place of SoftmaxWithLoss
     """
 
     name: str
@@ -64,6 +65,7 @@ class Experiment:
     gpu: bool
     solver: dict
     augmentation: caffe_pb2.AugmentationParameter | None = None
+    infogain: Path | None = None
 
 
 def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[str, caffe_pb2.NetParameter]:
@@ -75,9 +77,9 @@ def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[s
             field.name: value for field, value in experiment.augmentation.ListFields()
         }
     return {
-        "train": _net(template, last, experiment.model, train),
-        "test": _net(template, last, experiment.model, _data(template, dataset, "TEST", test_batch(dataset.val_images))),
-        "deploy": _net(template, last, experiment.model, None, dataset),
+        "train": _net(template, last, experiment, train),
+        "test": _net(template, last, experiment, _data(template, dataset, "TEST", test_batch(dataset.val_images))),
+        "deploy": _net(template, last, experiment, None, dataset),
     }
 
 
@@ -100,7 +102,9 @@ def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> 
     }
 
 
-def _net(template: Template, last: Last, name: str, data: dict | None, dataset: Dataset | None = None) -> caffe_pb2.NetParameter:
+def _net(
+    template: Template, last: Last, experiment: Experiment, data: dict | None, dataset: Dataset | None = None
+) -> caffe_pb2.NetParameter:
     n = caffe.NetSpec()
     if data is None:
         side = template.crop_size
@@ -112,9 +116,12 @@ def _net(template: Template, last: Last, name: str, data: dict | None, dataset: 
         scores = template.body(n, last)
         if data["include"]["phase"] == caffe.TEST:
             n.accuracy = L.Accuracy(scores, n.label)
-        n.loss = L.SoftmaxWithLoss(scores, n.label)
+        if experiment.infogain:
+            n.loss = L.InfogainLoss(scores, n.label, infogain_loss_param={"source": str(experiment.infogain)})
+        else:
+            n.loss = L.SoftmaxWithLoss(scores, n.label)
     net = n.to_proto()
-    net.name = name
+    net.name = experiment.model
     return net
 
 
@@ -199,6 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=0, help="images in a training batch; by default the template's")
     parser.add_argument("--solver", type=json.loads, default={}, help="solver fields as JSON")
     parser.add_argument("--augmentation", type=parsed, help="how training images are changed: AugmentationParameter as JSON")
+    parser.add_argument("--infogain", type=Path, help="matrix of an InfogainLoss, to weigh the classes")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
     template = TEMPLATES.get(a.model)
@@ -211,6 +219,7 @@ def main(argv: list[str] | None = None) -> None:
         gpu=a.gpu,
         solver=a.solver,
         augmentation=a.augmentation,
+        infogain=a.infogain,
     )
     write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder)
     print(f"{a.folder}: {a.model} for {experiment.last}")

@@ -2,7 +2,7 @@
 
 `fetch` writes the files as published, unpacked, each checked by its SHA-256. `build` writes lmdb/train and lmdb/val with the keys
 and records of convert_mnist_data and convert_cifar_data (CIFAR-100 likewise, by its fine labels), the manifests beside them, and
-lists/ with train.txt and val.txt (`KEY LABEL`), labels.txt, synset_words.txt and classes.csv.
+lists/, whose train.txt and val.txt have keys in the place of paths.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import gzip
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from caffe.proto import caffe_pb2
-from pipeline import database, label
+from pipeline import database, ready
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -224,21 +223,11 @@ def records(collection: Collection, contents: list[bytes]) -> Iterator[list[tupl
 
 def build(name: str, folder: Path, target: Path, threads: int) -> dict[str, dict]:
     """Write databases, manifests and lists of the files in `folder` below `target`, each whole; return the manifests."""
-    collection, manifests, numbers = COLLECTIONS[name], {}, {}
-    with written_whole(target / "lists") as lists:
-        lists.mkdir()
-        for part, files in (("train", collection.train), ("val", collection.val)):
-            contents = [(folder / file).read_bytes() for file in files]
-            options = database.Options(len(collection.classes), threads=threads)
-            with written_whole(target / f"lmdb/{part}.manifest.json") as manifest:
-                manifests[part] = database.write(records(collection, contents), target / f"lmdb/{part}", options)
-                manifest.write_text(json.dumps(manifests[part], indent=1) + "\n")
-            _, numbers[part] = collection.read(contents)
-            lines = [f"{collection.key.format(number)} {int(one)}" for number, one in enumerate(numbers[part])]
-            label.write_lines(lists / f"{part}.txt", lines)
-        label.write_names(lists, list(collection.classes))
-        label.write_classes(lists, list(collection.classes), numbers)
-    return manifests
+    collection = COLLECTIONS[name]
+    parts = {}
+    for part, files in (("train", collection.train), ("val", collection.val)):
+        parts[part] = records(collection, [(folder / file).read_bytes() for file in files])
+    return ready.write(parts, list(collection.classes), target, threads)
 
 
 def main(argv: list[str] | None = None) -> None:

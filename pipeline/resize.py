@@ -1,8 +1,8 @@
 """Resize a folder of images to one size, without loss, setting aside what cannot be read.
 
 Written to a folder: pixels.npy (images × height × width × 3, BGR, or without the last axis for gray; uint8), which later steps
-map into memory, and images.csv: path, reason, height and width of the file, for every file in the order of pixels.npy. The reason
-is empty, or says why there are no pixels, which are 0 then: `unreadable` (no image, or a cut one).
+map into memory, and images.csv: path, reason, height and width of the file, and fingerprint, for every file in the order of
+pixels.npy. The reason is empty, or says why there are no pixels, which are 0 then: `empty`, `damaged` or `not_an_image`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import cv2
 import numpy as np
 
 from pipeline.command import run
+from pipeline.duplicates import fingerprint
 from pipeline.errors import InputError
 from pipeline.files import written_whole
-from pipeline.images import PIXELS, TABLE, Resized, Size, decode, jpeg_size, write_png
+from pipeline.images import PIXELS, TABLE, Resized, Size, decode, jpeg_size, why_unreadable, write_png
 from pipeline.progress import progress
 
 
@@ -96,23 +97,24 @@ def resize_folder(source: Path, target: Path, options: Options) -> Counter:
             begin, size = pixels.tell(), math.prod(shape[1:])
             pixels.truncate(begin + size * len(paths))
 
-            def one(position: int) -> tuple[str, int, int]:
+            def one(position: int) -> tuple[str, int, int, str]:
                 content = paths[position].read_bytes()
                 image = decode(content, options.color, options.size)
                 if image is None:
-                    return "unreadable", 0, 0
-                written = os.pwrite(pixels.fileno(), resize(image, options).data, begin + position * size)
+                    return why_unreadable(content), 0, 0, ""
+                resized = resize(image, options)
+                written = os.pwrite(pixels.fileno(), resized.data, begin + position * size)
                 if written < size:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-                return "", *(jpeg_size(content) or image.shape[:2])
+                return "", *(jpeg_size(content) or image.shape[:2]), fingerprint(resized).hex()
 
             work = pool.map(one, range(len(paths)))
             rows = list(progress(work, total=len(paths), desc=f"resize {source.name}"))
         with (part / TABLE).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", "reason", "height", "width"])
+            writer.writerow(["path", "reason", "height", "width", "fingerprint"])
             writer.writerows((path.name, *row) for path, row in zip(paths, rows, strict=True))
-    return Counter(reason for reason, _, _ in rows)
+    return Counter(reason for reason, *_ in rows)
 
 
 def export(target: Path, folder: Path) -> int:

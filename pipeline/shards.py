@@ -1,4 +1,4 @@
-"""Cut a dataset's source into shards, the unit of a job: tables of url, label, split and sha256."""
+"""Cut a dataset's source into shards, the unit of a job: tables of url, label, split, group and sha256."""
 
 from __future__ import annotations
 

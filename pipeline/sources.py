@@ -1,4 +1,4 @@
-"""What people bring, as one table: url, label, split (train, val or unknown) and sha256 of every image, as strings.
+"""What people bring, as one table: url, label, split (train, val or unknown), group and sha256 of every image, as strings.
 
 A list       CSV, TSV, parquet (or .gz of the first two) with columns of any names, or a text with a URL and a label a line
 A folder     CLASS/image, or train/CLASS/image and val/CLASS/image, as ImageNet lies; val/image goes with a list of labels
@@ -22,7 +22,7 @@ import pandas as pd
 import caffe
 from pipeline.errors import InputError
 
-COLUMNS = ("url", "label", "split", "sha256")
+COLUMNS = ("url", "label", "split", "group", "sha256")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val", "": ""}
 """What lists call the splits."""
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -61,7 +61,7 @@ def read(source: Source) -> pd.DataFrame:
 
 
 def _rows(rows: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["url", "label", "split"], dtype=object).assign(sha256="")
+    return pd.DataFrame(rows, columns=["url", "label", "split"], dtype=object).assign(group="", sha256="")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -145,7 +145,7 @@ def _text(path: Path, root: Path | None) -> pd.DataFrame:
 def _table(path: Path, root: Path | None, columns: dict[str, str]) -> pd.DataFrame:
     table = _read_table(path)
     place = "path" if root is not None else "url"
-    wanted = {name: columns.get(name, name) for name in (place, "label", "split", "sha256")}
+    wanted = {name: columns.get(name, name) for name in (place, "label", "split", "group", "sha256")}
     for name, column in wanted.items():
         if column not in table and (name == place or name in columns):
             found = f"columns {', '.join(map(str, table.columns))}"

@@ -21,13 +21,30 @@ GPUS = int(config["compute"] == "gpu")
 GPU_FLAG = "--gpu" if GPUS else ""
 
 
-PUBLISHED = (
-    "|".join(
-        [name for name, dataset in config["datasets"].items() if "published" in dataset["source"]]
-    )
-    or "(?!)"
+READY = "|".join(
+    name
+    for name, dataset in config["datasets"].items()
+    if configuration.kind_of(dataset["source"]) in ("published", "database")
 )
-"""Pattern of the datasets that are published collections; of no name where there are none."""
+"""Pattern of the datasets whose records are there already; of no name where there are none."""
+
+
+DUPLICATES = report(
+    "results/datasets/{dataset}/lists/duplicates.csv",
+    caption="../report/duplicates.rst",
+    category="{dataset}",
+)
+LISTS = [
+    *expand(
+        "results/datasets/{{dataset}}/lists/{file}",
+        file=[
+            *("train.txt", "val.txt", "labels.txt", "synset_words.txt"),
+            *("classes.csv", "infogain.binaryproto", "sizes.csv"),
+        ],
+    ),
+    DUPLICATES,
+]
+"""What says which images a dataset has."""
 
 
 wildcard_constraints:
@@ -54,13 +71,21 @@ def of_dataset(path):
     return lambda wildcards: f"results/datasets/{dataset_of(wildcards)}/{path}"
 
 
+def of_images(path):
+    """Input function: `path` in the folder of the dataset that the images are of: this one, or the one it takes them from."""
+    return (
+        lambda wildcards: f"results/datasets/{source_of(wildcards).get('dataset', wildcards.dataset)}/{path}"
+    )
+
+
 def of_shards(path):
-    """Input function: `path`, with {shard}, for every shard of the dataset, once it is known how many there are."""
+    """Input function: `path`, with {shard}, for every shard of the images, once it is known how many there are."""
 
     def paths(wildcards):
-        folder = Path(checkpoints.shards.get(dataset=wildcards.dataset).output[0])
+        name = source_of(wildcards).get("dataset", wildcards.dataset)
+        folder = Path(checkpoints.shards.get(dataset=name).output[0])
         shards = sorted(file.stem for file in folder.glob("*.csv"))
-        return expand(f"results/datasets/{wildcards.dataset}/{path}", shard=shards)
+        return expand(f"results/datasets/{name}/{path}", shard=shards)
 
     return paths
 
@@ -72,9 +97,11 @@ def list_of_shard(wildcards):
 
 
 def val_flag(wildcards):
-    """How the label step divides images: a share of each class, or by the list's column."""
+    """How the label step divides images: a share of each class, a fold, or by the list's column."""
     split = config["datasets"][wildcards.dataset]["split"]
-    return "" if split["by"] == "column" else f"--val {split.get('val', 0.2)}"
+    flags = {"column": "", "fraction": f"--val {split.get('val', 0.2)}"}
+    flags["fold"] = f"--folds {split.get('folds')} --fold {split.get('fold')}"
+    return flags[split["by"]]
 
 
 def source_of(wildcards):
@@ -126,6 +153,22 @@ def copy_flag(wildcards):
     return f"--copy {shlex.quote(copy)}" if copy else ""
 
 
+def records_of(wildcards):
+    """Input function: where a dataset's records are: a published collection's files, or databases."""
+    databases = source_of(wildcards).get("database")
+    if databases:
+        return [databases["train"], databases["val"]]
+    return [f"results/datasets/{wildcards.dataset}/published"]
+
+
+def ready_command(wildcards, input):
+    """The step that makes a dataset of its records, with its arguments."""
+    target = f"results/datasets/{wildcards.dataset}"
+    if published := source_of(wildcards).get("published"):
+        return f"pipeline.published build {published} {input} {target}"
+    return f"pipeline.reuse {shlex.join(input)} {target} {encode_flag(wildcards)} {names_flag(wildcards)}"
+
+
 def list_of(wildcards):
     """Input function: a dataset's source list or folder; lists of the embedded example come with their folder."""
     path = source_of(wildcards).get("list") or source_of(wildcards)["folder"]
@@ -137,6 +180,19 @@ def augmentation_of(dataset):
     changes = dict(config["datasets"][dataset].get("augmentation", {}))
     copies = changes.pop("copies", 0)
     return json.dumps(changes, sort_keys=True) if changes else "", copies
+
+
+def encode_flag(wildcards):
+    """How records are stored, where the config says it."""
+    encode = config["datasets"][wildcards.dataset].get("encode")
+    return f"--encode {encode}" if encode else ""
+
+
+def infogain_of(wildcards):
+    """Input function: the matrix that weighs an experiment's classes, where its dataset is balanced by weights."""
+    name = dataset_of(wildcards)
+    weighed = config["datasets"][name]["split"]["balance"] == "weights"
+    return f"results/datasets/{name}/lists/infogain.binaryproto" if weighed else []
 
 
 def copies_flag(wildcards):

@@ -1,27 +1,25 @@
 rule label:
     input:
-        shards="results/datasets/{dataset}/list",
+        shards=of_images("list"),
         tables=of_shards("download/{shard}.csv"),
         images=of_shards("resize/{shard}"),
     output:
-        lists=expand("results/datasets/{{dataset}}/lists/{part}.txt", part=["train", "val"]),
-        labels="results/datasets/{dataset}/lists/labels.txt",
-        classes="results/datasets/{dataset}/lists/classes.csv",
-        synsets="results/datasets/{dataset}/lists/synset_words.txt",
+        LISTS,
     log:
         "logs/datasets/{dataset}/label.log",
     resources:
         mem_mb=1000,
         runtime=10,
     params:
-        tables="results/datasets/{dataset}/download",
-        resized="results/datasets/{dataset}/resize",
+        tables=of_images("download"),
+        resized=of_images("resize"),
         folder="results/datasets/{dataset}/lists",
         val=val_flag,
         names=names_flag,
         counts=counts_flag,
         seed=lookup(dpath="datasets/{dataset}/seed", within=config),
-        code=source("pipeline.label"),
+        duplicates=lookup(dpath="datasets/{dataset}/duplicates", within=config),
+        code=[source(f"pipeline.{module}") for module in ("label", "split", "duplicates")],
     shell:
         "python -m pipeline.label {input.shards} {params.tables} {params.resized} --output {params.folder} {params.val}"
-        " {params.counts} {params.names} --seed {params.seed} > {log} 2>&1"
+        " {params.counts} {params.names} --duplicates {params.duplicates} --seed {params.seed} > {log} 2>&1"

@@ -13,12 +13,12 @@ rule lmdb:
         mem_mb=2000,
         runtime=60,
     params:
-        root="results/datasets/{dataset}/resize",
+        root=of_images("resize"),
         color=lookup(dpath="datasets/{dataset}/color", within=config),
-        encode=lookup(dpath="datasets/{dataset}/encode", within=config),
+        encode=encode_flag,
         copies=copies_flag,
         code=source("pipeline.database"),
     shell:
         "python -m pipeline.database {input.list} {params.root} {output.database} --labels {input.labels}"
-        " --manifest {output.manifest} --color {params.color} --encode {params.encode} {params.copies}"
+        " --manifest {output.manifest} --color {params.color} {params.encode} {params.copies}"
         " --threads {threads} > {log} 2>&1"

@@ -3,6 +3,7 @@ rule prototxt:
         train=of_dataset("lmdb/train.manifest.json"),
         val=of_dataset("lmdb/val.manifest.json"),
         mean=of_dataset("mean.binaryproto"),
+        infogain=infogain_of,
     output:
         nets=expand(
             "results/experiments/{{experiment}}/prototxt/{net}.prototxt",
@@ -24,6 +25,7 @@ rule prototxt:
         batch_size=lookup(dpath="experiments/{experiment}/batch_size", within=config),
         solver=solver_fields,
         augmentation=augmentation_flag,
+        infogain=lambda wildcards, input: f"--infogain {input.infogain}" if input.infogain else "",
         gpu=GPU_FLAG,
         code=source("pipeline.prototxt"),
         model_code=model_source,
@@ -31,4 +33,4 @@ rule prototxt:
         "python -m pipeline.prototxt {params.folder} --name {wildcards.experiment} --model {params.model}"
         " --train {params.train} --val {params.val} --mean {input.mean} --last {params.last}"
         " --last-lr-mult {params.last_lr_mult} --batch-size {params.batch_size} --solver {params.solver:q}"
-        " {params.augmentation} {params.gpu} > {log} 2>&1"
+        " {params.augmentation} {params.infogain} {params.gpu} > {log} 2>&1"

@@ -16,7 +16,7 @@ rule fetch:
 
 rule databases:
     input:
-        folder="results/datasets/{dataset}/published",
+        records=records_of,
     output:
         databases=directory(
             expand("results/datasets/{{dataset}}/lmdb/{part}", part=["train", "val"])
@@ -25,24 +25,20 @@ rule databases:
             "results/datasets/{{dataset}}/lmdb/{part}.manifest.json",
             part=["train", "val"],
         ),
-        lists=expand("results/datasets/{{dataset}}/lists/{part}.txt", part=["train", "val"]),
-        labels="results/datasets/{dataset}/lists/labels.txt",
-        classes="results/datasets/{dataset}/lists/classes.csv",
-        synsets="results/datasets/{dataset}/lists/synset_words.txt",
+        lists=LISTS,
     log:
         "logs/datasets/{dataset}/databases.log",
     wildcard_constraints:
-        dataset=PUBLISHED,
+        dataset=READY or "(?!)",
     threads: 8
     resources:
         mem_mb=2000,
-        runtime=30,
+        runtime=60,
     params:
-        name=lookup(dpath="datasets/{dataset}/source/published", within=config),
-        folder=subpath(output.labels, ancestor=2),
-        code=source("pipeline.published"),
+        command=ready_command,
+        code=[source(f"pipeline.{module}") for module in ("published", "reuse", "ready")],
     shell:
-        "python -m pipeline.published build {params.name} {input.folder} {params.folder} --threads {threads} > {log} 2>&1"
+        "python -m {params.command} --threads {threads} > {log} 2>&1"
 
 
 ruleorder: databases > label

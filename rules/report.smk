@@ -2,6 +2,7 @@ rule pictures:
     input:
         lists=expand("results/datasets/{{dataset}}/lists/{part}.txt", part=["train", "val"]),
         labels="results/datasets/{dataset}/lists/labels.txt",
+        sizes="results/datasets/{dataset}/lists/sizes.csv",
         database="results/datasets/{dataset}/lmdb/train",
         manifest="results/datasets/{dataset}/lmdb/train.manifest.json",
         mean="results/datasets/{dataset}/mean.binaryproto",
@@ -16,7 +17,12 @@ rule pictures:
             caption="../report/classes.rst",
             category="{dataset}",
         ),
-        vector="results/datasets/{dataset}/pictures/classes.svg",
+        sizes=report(
+            "results/datasets/{dataset}/pictures/sizes.png",
+            caption="../report/sizes.rst",
+            category="{dataset}",
+        ),
+        vector=expand("results/datasets/{{dataset}}/pictures/{plot}.svg", plot=["classes", "sizes"]),
         mean=report(
             "results/datasets/{dataset}/pictures/mean.png",
             caption="../report/mean.rst",

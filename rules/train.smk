@@ -6,6 +6,7 @@ rule train:
         ),
         weights=weights_of,
         train=of_dataset("lmdb/train"),
+        infogain=infogain_of,
         val=of_dataset("lmdb/val"),
         train_manifest=of_dataset("lmdb/train.manifest.json"),
         val_manifest=of_dataset("lmdb/val.manifest.json"),

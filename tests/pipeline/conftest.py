@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.duplicates import fingerprint
 from tests.conftest import ROOT
 
 
@@ -112,8 +113,9 @@ def write_resized(folder: Path, images: dict[str, np.ndarray | None]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shape = next(image.shape for image in images.values() if image is not None)
     np.save(folder / "pixels.npy", [np.zeros(shape, np.uint8) if image is None else image for image in images.values()])
-    reasons = ["" if image is not None else "unreadable" for image in images.values()]
-    table = pd.DataFrame({"path": list(images), "reason": reasons, "height": 8, "width": 8})
+    reasons = ["" if image is not None else "damaged" for image in images.values()]
+    prints = ["" if image is None else fingerprint(image).hex() for image in images.values()]
+    table = pd.DataFrame({"path": list(images), "reason": reasons, "height": 8, "width": 8, "fingerprint": prints})
     table.to_csv(folder / "images.csv", index=False)
 
 
@@ -132,7 +134,7 @@ def _dataset(folder: Path) -> Path:
         shard, label = f"{number // 5:05d}", ["owl", "cat", "dog"][number % 3]
         name = f"{number % 5:06d}_{label}"
         row = {"shard": shard, "path": f"{name}.jpg", "url": f"http://x/{name}", "label": label}
-        rows.append({**row, "split": "train" if number < 6 else "val", "error": ""})
+        rows.append({**row, "split": "train" if number < 6 else "val", "group": "", "error": ""})
     for shard, group in pd.DataFrame(rows).groupby("shard"):
         write_resized(
             folder / "resize" / str(shard), {f"{row.path}": _picture(int(index), 8, 8) for index, row in group.iterrows()}

@@ -60,19 +60,56 @@ CASES = {
     "a missing key": (lambda c: c["datasets"]["cats"].pop("source"), "my.yaml: datasets.cats: source is missing"),
     "a source of two kinds": (
         lambda c: c["datasets"]["cats"]["source"].update(published="mnist"),
-        "my.yaml: datasets.cats.source: list and published given; it has one of list, folder and published",
+        "my.yaml: datasets.cats.source: list and published given; it has one of list, folder, published, database and dataset",
     ),
     "a source of no kind": (
         lambda c: c["datasets"]["cats"]["source"].pop("list"),
-        "my.yaml: datasets.cats.source: none given; it has one of list, folder and published",
+        "my.yaml: datasets.cats.source: none given; it has one of list, folder, published, database and dataset",
     ),
     "a list's key of a folder": (
         lambda c: c["datasets"]["cats"].update(source={"folder": "cats", "root": "."}),
-        "my.yaml: datasets.cats.source: root has no effect without list",
+        "my.yaml: datasets.cats.source.root: no effect without list",
     ),
     "a copy of what is not published": (
         lambda c: c["datasets"]["cats"]["source"].update(copy="there"),
-        "my.yaml: datasets.cats.source: copy has no effect without published",
+        "my.yaml: datasets.cats.source.copy: no effect without published",
+    ),
+    "a size of records that are there": (
+        lambda c: c["datasets"]["cats"].update(source={"database": {"train": "a", "val": "b"}}, size={"height": 9}),
+        "my.yaml: datasets.cats.size: no effect, it is the database's",
+    ),
+    "a database without validation": (
+        lambda c: c["datasets"]["cats"].update(source={"database": {"train": "a"}}),
+        "my.yaml: datasets.cats.source.database: val is missing",
+    ),
+    "images of an unknown dataset": (
+        lambda c: c["datasets"].update(kittens={"source": {"dataset": "cat"}}),
+        "my.yaml: datasets.kittens.source.dataset: 'cat' is not one of cats, kittens; did you mean \"cats\"?",
+    ),
+    "images of a dataset that has none": (
+        lambda c: c["datasets"].update(digits={"source": {"published": "mnist"}}, more={"source": {"dataset": "digits"}}),
+        "my.yaml: datasets.more.source.dataset: 'digits' comes from published; name one of images",
+    ),
+    "images of itself": (
+        lambda c: c["datasets"].update(cats={"source": {"dataset": "cats"}}),
+        "my.yaml: datasets.cats.source.dataset: 'cats' comes from another dataset; name one of images",
+    ),
+    "folds without a fold": (
+        lambda c: c["datasets"]["cats"].update(split={"by": "fold", "folds": 5}),
+        "my.yaml: datasets.cats.split: fold is missing; by: fold wants folds, how many there are, and fold, the one for"
+        " validation, from 0",
+    ),
+    "a fold that there is not": (
+        lambda c: c["datasets"]["cats"].update(split={"by": "fold", "folds": 5, "fold": 5}),
+        "my.yaml: datasets.cats.split.fold: 5 is not one of 0 to 4",
+    ),
+    "a fold of a split by share": (
+        lambda c: c["datasets"]["cats"].update(split={"fold": 1}),
+        "my.yaml: datasets.cats.split.fold: 1 has no effect with by: fraction; remove it, or use by: fold",
+    ),
+    "an augmentation beyond its range": (
+        lambda c: c["datasets"]["cats"].update(augmentation={"brightness": 3}),
+        "my.yaml: datasets.cats.augmentation.brightness: 3 is not between 0 and 1",
     ),
     "an unknown dataset": (
         lambda c: c["experiments"]["breeds"].update(dataset="cat"),

@@ -1,11 +1,19 @@
 from collections import Counter
+from itertools import pairwise
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
+import caffe
+from caffe.proto import caffe_pb2
+from pipeline.duplicates import fingerprint
 from pipeline.errors import InputError
 from pipeline.images import Resized
-from pipeline.label import Split, assign, write_classes, write_lists
+from pipeline.label import Duplicates, Listed, assign, lists_of, write_classes, write_lists
+from pipeline.split import Split
+from tests.pipeline.conftest import write_resized
 
 LABEL = ("pipeline.label", "list", "download", "resize", "--output", "lists")
 
@@ -29,7 +37,7 @@ def reject(dataset, name):
     """Let the resize step have set aside the images whose names hold `name`."""
     for path in (dataset / "resize").rglob("images.csv"):
         table = pd.read_csv(path, keep_default_na=False)
-        table.loc[table.path.str.contains(name), "reason"] = "unreadable"
+        table.loc[table.path.str.contains(name), "reason"] = "damaged"
         table.to_csv(path, index=False)
 
 
@@ -47,9 +55,7 @@ def test_lists_are_in_caffes_form_with_labels_in_sorted_order(command, dataset):
 
 
 def test_numbers_sort_as_numbers():
-    listed = pd.DataFrame({"path": list("abc"), "label": ["10", "9", "010"], "split": ["train"] * 3})
-    listed = pd.concat([listed, listed.assign(split="val")], ignore_index=True)
-    assert assign(listed, Split(None, 1), "table")[1] == ["9", "010", "10"]
+    assert assign(listed(["10", "9", "010"]), Split(None, 1), "table")[2] == ["9", "010", "10"]
 
 
 def test_a_fraction_is_taken_of_every_class(dataset):
@@ -133,32 +139,72 @@ def test_names_that_do_not_fit_the_labels_are_refused(fails, dataset, names, sai
     fails([said], *LABEL, "--names", "names.txt")
 
 
+def listed(labels, splits=None, groups=None):
+    """Images of these classes, called by their numbers."""
+    count = len(labels)
+    paths = [f"0/{number:03d}.jpg" for number in range(count)]
+    prints = np.random.default_rng(0).integers(0, 256, (count, 16), dtype=np.uint8)
+    return Listed(paths, labels, splits or ["train"] * count, groups or [""] * count, [(8, 8)] * count, prints)
+
+
+def lists(images, split):
+    """(class, position) of the lines of train.txt and val.txt."""
+    numbers, held_out, names = assign(images, split, "table")
+    return [[(int(numbers[at]), int(at)) for at in chosen] for chosen in lists_of(numbers, held_out, names, split, "table")]
+
+
 def uneven():
     """Eight training images of class a, two of b, one of each for validation."""
-    labels = ["a"] * 9 + ["b"] * 3
-    split = ["train"] * 8 + ["val"] + ["train"] * 2 + ["val"]
-    return pd.DataFrame({"path": [f"0/{n}.jpg" for n in range(12)], "label": labels, "split": split})
+    return listed(["a"] * 9 + ["b"] * 3, ["train"] * 8 + ["val"] + ["train"] * 2 + ["val"])
 
 
 def test_a_small_class_is_repeated_to_the_length_of_the_largest():
-    lists, _ = assign(uneven(), Split(None, 1, repeat=True), "table")
-    assert lists["train"].number.value_counts().to_dict() == {0: 8, 1: 8}
-    assert lists["train"].path[lists["train"].number == 1].value_counts().to_dict() == {"0/9.jpg": 4, "0/10.jpg": 4}
-    assert lists["train"].path[lists["train"].number == 0].is_unique
-    assert len(lists["val"]) == 2
-    assert lists["train"].number.diff().ne(0).sum() > 4  # the classes are mixed
+    train, val = lists(uneven(), Split(None, 1, repeat=True))
+    assert Counter(number for number, _ in train) == {0: 8, 1: 8}
+    assert Counter(at for number, at in train if number == 1) == {9: 4, 10: 4}
+    assert max(Counter(at for number, at in train if number == 0).values()) == 1
+    assert len(val) == 2
+    classes = [number for number, _ in train]
+    assert sum(one != other for one, other in pairwise(classes)) > 4  # the classes are mixed
 
 
 def test_a_large_class_is_cut_to_as_many_as_are_wanted():
-    lists, _ = assign(uneven(), Split(None, 1, max_per_class=3), "table")
-    assert lists["train"].number.value_counts().to_dict() == {0: 3, 1: 2}
-    others, _ = assign(uneven(), Split(None, 2, max_per_class=3), "table")
-    assert set(others["train"].path) != set(lists["train"].path)
+    train, _ = lists(uneven(), Split(None, 1, max_per_class=3))
+    assert Counter(number for number, _ in train) == {0: 3, 1: 2}
+    others, _ = lists(uneven(), Split(None, 2, max_per_class=3))
+    assert set(others) != set(train)
+
+
+def test_a_group_is_never_divided():
+    labels = [str(number % 3) for number in range(90)]
+    groups = [f"g{number // 6}" for number in range(90)]
+    groups[:6] = [""] * 6
+    for split in (Split(0.3, 1), Split(None, 1, folds=4, fold=2)):
+        numbers, held_out, _ = assign(listed(labels, groups=groups), split, "table")
+        for group in set(groups) - {""}:
+            assert len({bool(held_out[at]) for at in range(90) if groups[at] == group}) == 1
+        assert 0.15 <= held_out.mean() <= 0.35
+        assert set(numbers[~held_out]) == {0, 1, 2}
+
+
+def test_folds_take_every_image_once_and_every_class_evenly():
+    labels = ["a"] * 23 + ["b"] * 10 + ["c"] * 3
+    images = listed(labels)
+    found = np.stack([assign(images, Split(None, 7, folds=5, fold=fold), "table")[1] for fold in range(5)])
+    assert (found.sum(0) == 1).all()
+    for name in "abc":
+        sizes = found[:, np.array(labels) == name].sum(1)
+        assert sizes.max() - sizes.min() <= 1
+    assert found.sum(1).max() - found.sum(1).min() <= 1
+
+
+def test_a_fold_that_is_none_is_refused(fails, dataset):
+    fails(["split.fold: 3", "there are 3 folds (0–2)"], *LABEL, "--folds", 3, "--fold", 3)
 
 
 def test_a_class_with_too_few_images_is_named():
     with pytest.raises(InputError) as raised:
-        assign(uneven(), Split(None, 1, min_per_class=3), "table")
+        lists(uneven(), Split(None, 1, min_per_class=3))
     assert raised.value.found == 'class "b" has 2 training images'
     assert raised.value.expected == "every class needs 3"
 
@@ -180,3 +226,50 @@ def test_classes_are_counted_and_weighted(tmp_path):
         "weight": [0.666667, 2],
     }
     assert (table.train * table.weight).tolist() == pytest.approx([6, 6], rel=1e-5)
+    matrix = caffe.io.blobproto_to_array(caffe_pb2.BlobProto.FromString((tmp_path / "infogain.binaryproto").read_bytes()))
+    np.testing.assert_allclose(matrix[0, 0], [[0.666667, 0], [0, 2]])
+
+
+@pytest.fixture
+def copied(dataset, picture):
+    """The dataset, in which one validation image is a training image, brighter, and another has only its fingerprint."""
+    for shard in ("00000", "00001"):
+        names = list(Resized(dataset / "resize").shard(shard)[0])
+        images = {name: picture(int(shard) * 10 + at, 64, 64) for at, name in enumerate(names)}
+        if shard == "00000":
+            first = images[names[0]]
+        else:
+            images[names[-1]] = cv2.convertScaleAbs(first, beta=6)
+        write_resized(dataset / "resize" / shard, images)
+    table = pd.read_csv(dataset / "resize/00001/images.csv")
+    table.loc[len(table) - 2, "fingerprint"] = fingerprint(first).hex()
+    table.to_csv(dataset / "resize/00001/images.csv", index=False)
+    return dataset
+
+
+@pytest.mark.parametrize(("policy", "found", "left"), [("report", 1, 3), ("drop", 1, 2), ("ignore", 0, 3)])
+def test_validation_images_that_nearly_are_training_images_are_found(command, copied, policy, found, left):
+    done = command(*LABEL, "--duplicates", policy)
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(copied / "lists/duplicates.csv")
+    assert len(rows) == found
+    assert len(lines(copied, "val.txt")) == left
+    assert ("nearly are training images" in done.stdout) == bool(found)
+    if found:
+        assert rows.train[0] == "00000/000000_owl.jpg"
+        assert rows.val[0] == "00001/000003_dog.jpg"
+        assert (rows.val[0] in "".join(lines(copied, "val.txt"))) == (policy == "report")
+
+
+def test_a_validation_set_of_nothing_but_duplicates_is_refused(dataset):
+    for path in (dataset / "resize").rglob("pixels.npy"):
+        np.save(path, np.load(path) * 0)
+        table = pd.read_csv(path.with_name("images.csv"))
+        table.assign(fingerprint="0" * 32).to_csv(path.with_name("images.csv"), index=False)
+    with pytest.raises(InputError, match="every validation image nearly is a training image"):
+        write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(None, 1), policy=Duplicates.DROP)
+
+
+def test_the_sizes_of_the_files_are_counted(command, dataset):
+    assert command(*LABEL).returncode == 0
+    assert lines(dataset, "sizes.csv") == ["height,width,images", "8,8,9"]

@@ -64,9 +64,10 @@ def test_what_cannot_be_read_is_set_aside_with_its_reason(command, folder, tmp_p
     (folder / "cut.jpg").write_bytes((folder / "wide.jpg").read_bytes()[:600])
     done = command("pipeline.resize", "in", "out", "--height", 16, "--width", 16)
     assert done.returncode == 0, done.stderr
-    assert "out: 3 images, 3 unreadable" in done.stdout
+    assert "out: 3 images, 1 damaged, 1 empty, 1 not_an_image" in done.stdout
     table = pd.read_csv(tmp_path / "out/images.csv", keep_default_na=False)
-    assert list(table.path[table.reason == "unreadable"]) == ["cut.jpg", "empty.png", "page.jpg"]
+    reasons = {"cut.jpg": "damaged", "empty.png": "empty", "page.jpg": "not_an_image"}
+    assert {name: reason for name, reason in zip(table.path, table.reason, strict=True) if reason} == reasons
     assert Resized(tmp_path)["out/cut.jpg"] is None
     assert len(Resized(tmp_path).shard("out")[0]) == 3
 

@@ -12,7 +12,7 @@ def test_a_list_is_cut_into_shards_in_its_order(command, write, tmp_path):
     assert done.stdout == "list: 7 images of 2 classes in 3 shards\n"
     shards = [pd.read_csv(path) for path in sorted((tmp_path / "list").iterdir())]
     assert [len(shard) for shard in shards] == [3, 3, 1]
-    assert list(shards[0].columns) == ["url", "label", "split", "sha256"]
+    assert list(shards[0].columns) == ["url", "label", "split", "group", "sha256"]
     assert list(pd.concat(shards).url) == [f"http://x/{n}.jpg" for n in range(7)]
 
 
@@ -23,7 +23,9 @@ def test_a_shorter_list_leaves_no_shard_of_the_longer_one(tmp_path):
 
 
 def test_a_shard_is_read_as_it_was_written(tmp_path):
-    table = pd.DataFrame({"url": ["http://x/a,b.jpg"], "label": ["007"], "split": ["val"], "sha256": [""]}, dtype=object)
+    table = pd.DataFrame(
+        {"url": ["http://x/a,b.jpg"], "label": ["007"], "split": ["val"], "group": ["g"], "sha256": [""]}, dtype=object
+    )
     write_shards(table, tmp_path / "list", 1)
     assert read_shard(tmp_path / "list/00000.csv").to_numpy().tolist() == table.to_numpy().tolist()
 

@@ -1,0 +1,86 @@
+"""Find near-duplicates: images that were cut, recompressed or resized from one another.
+
+A fingerprint says in 128 bits whether the gray of an image falls or rises between neighbours in a grid of 9 × 9, along rows and
+along columns. Where two differ in few bits, their pixels are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+
+MOST_BITS = 6
+"""Bits in which fingerprints of near-duplicates differ at most. A change of up to 7 leaves one of their 8 bands as it was."""
+MOST_LEVELS = 8
+"""Mean difference of gray, 0 to 255, of near-duplicates, each of 32 × 32 and less its mean."""
+LARGEST_BAND = 1000
+"""Images that share a band's value; a value that more share (of flat images, black borders) tells nothing."""
+TRIES = 8
+"""Nearest images by fingerprint whose pixels are compared."""
+
+
+def fingerprint(image: np.ndarray) -> bytes:
+    """128 bits of an image, uint8, height × width × 3 (BGR) or height × width."""
+    small = cv2.resize(image, (9, 9), interpolation=cv2.INTER_AREA)
+    if small.ndim == 3:
+        small = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+    bits = np.concatenate([(small[:8, 1:] > small[:8, :8]).ravel(), (small[1:, :8] > small[:8, :8]).ravel()])
+    return np.packbits(bits).tobytes()
+
+
+def alike(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two images have nearly the same pixels, whatever their size and brightness."""
+    difference = _gray(first) - _gray(second)
+    return float(np.abs(difference).mean()) <= MOST_LEVELS
+
+
+def _gray(image: np.ndarray) -> np.ndarray:
+    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
+    small = (cv2.cvtColor(small, cv2.COLOR_BGR2GRAY) if small.ndim == 3 else small).astype(np.float32)
+    return small - small.mean()
+
+
+def nearest(
+    queries: np.ndarray, others: np.ndarray, images: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+) -> dict[int, tuple[int, int]]:
+    """{query: (its nearest near-duplicate among the others, the bits in which they differ)}.
+
+    queries, others  fingerprints, N × 16 bytes
+    images           (query, other) → their pixels
+    """
+    found: dict[int, list[tuple[int, int]]] = {}
+    for query, other, bits in _candidates(queries, others):
+        found.setdefault(query, []).append((bits, other))
+    result = {}
+    for query, near in sorted(found.items()):
+        for bits, other in sorted(near)[:TRIES]:
+            if alike(*images(query, other)):
+                result[query] = (other, bits)
+                break
+    return result
+
+
+def _candidates(queries: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Pairs (query, other) whose fingerprints differ in few bits, and in how many; each pair once."""
+    if not len(queries) or not len(others):
+        return
+    many, few = (np.ascontiguousarray(side).view(np.uint16).reshape(-1, 8) for side in (others, queries))
+    seen: set[tuple[int, int]] = set()
+    for band in range(8):
+        order = np.argsort(many[:, band], kind="stable")
+        values = many[order, band]
+        begins, ends = (np.searchsorted(values, few[:, band], side) for side in ("left", "right"))
+        sizes = np.where(ends - begins > LARGEST_BAND, 0, ends - begins)
+        for start in range(0, len(few), 1000):
+            chunk = np.arange(start, min(start + 1000, len(few)))
+            query = np.repeat(chunk, sizes[chunk])
+            within = np.arange(len(query)) - np.repeat(np.cumsum(sizes[chunk]) - sizes[chunk], sizes[chunk])
+            other = order[np.repeat(begins[chunk], sizes[chunk]) + within]
+            bits = np.bitwise_count(few[query] ^ many[other]).sum(1)
+            for pair in np.flatnonzero(bits <= MOST_BITS):
+                key = int(query[pair]), int(other[pair])
+                if key not in seen:
+                    seen.add(key)
+                    yield *key, int(bits[pair])
