@@ -36,6 +36,7 @@ NEEDED = {
     "mnist": [],
     "cifar10": [],
     "flickr_style": ["flickr_style.csv.gz", "bvlc_reference_caffenet.caffemodel"],
+    "database": ["ilsvrc12_train_lmdb/data.mdb", "ilsvrc12_val_lmdb/data.mdb", "imagenet_names.txt"],
     "folder": ["photos/cats/1.jpg", "bvlc_reference_caffenet.caffemodel"],
 }
 
@@ -51,8 +52,8 @@ def test_a_config_is_planned_once_its_files_are_there(tmp_path, name):
         (tmp_path / needed).touch()
     done = snakemake("-n", "--configfile", str(ROOT / f"config/{name}.yaml"), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    published = name in ("mnist", "cifar10")
-    assert ("\ndatabases " in done.stdout, "\nshards " in done.stdout) == (published, not published)
+    ready = name in ("mnist", "cifar10", "database")
+    assert ("\ndatabases " in done.stdout, "\nshards " in done.stdout) == (ready, not ready)
 
 
 def test_gpus_are_asked_for_where_the_config_says_gpu(elsewhere):
