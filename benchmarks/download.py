@@ -4,10 +4,10 @@
     python benchmarks/download.py FOLDER --img2dataset peer/bin/img2dataset [--count 2000] [--rounds 3]
 
 FOLDER holds photographs (searched for *.jpg), which a server on this machine, a process of its own, gives under COUNT names. The
-steps: a download of each 1,000 URLs, as many at once as there are processors, then a resize of each with as many threads. The peer:
-as many processes, 32 threads each, shards of 1,000, else as by default (JPEG files of quality 95, a JSON beside each). It has no
-mode that squashes: both scale the shorter side to 256 (`area`) and keep the middle of the longer, its `center_crop`, our `crop`.
-Turns alternate; prints median images/s and the ratio of the steps' to the peer's.
+steps: a download of each 1,000 URLs, as many at once as there are processors, then a resize of each, with as many threads.
+The peer: as many processes, 32 threads each, shards of 1,000, else as by default (JPEG files of quality 95, a JSON beside each).
+It has no mode that squashes: both scale the shorter side to 256 (`area`) and keep the middle of the longer (`center_crop`,
+our `crop`). Turns alternate; prints median images/s and the ratio of the steps' to the peer's.
 """
 
 from __future__ import annotations

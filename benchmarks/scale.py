@@ -1,0 +1,119 @@
+"""Seconds and peak memory of the steps, as the rules run them, for lists of 1,000, 10,000 and 100,000 images.
+
+    python benchmarks/scale.py [--lengths 1000 10000 100000]
+
+The images are 1,000 JPEGs of 40 × 40 under as many names (file:// URLs) as the list is long, in 10 classes; shards have 1,000,
+resized to 32 × 32. As many downloads at once as there are processors; resize and database with as many threads. The memory is
+the most that one process of the step held: its own, and, after the slash, with the pages of files in it, which the system takes
+back at need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+THREADS = os.cpu_count() or 1
+IMAGES = 1000
+CLASSES = 10
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def photographs(folder: Path) -> None:
+    """The images, smooth noise of a colour for each class."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(IMAGES):
+        coarse = rng.integers(number % CLASSES * 16, 100 + number % CLASSES * 16, (6, 6, 3)).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{number:03d}.jpg"), cv2.resize(coarse, (40, 40), interpolation=cv2.INTER_CUBIC))
+
+
+def write_list(images: Path, folder: Path, length: int) -> None:
+    """A list of so many names, hard links of the images."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number in range(length):
+        path = folder / f"images/{number:06d}.jpg"
+        path.hardlink_to(images / f"{number % IMAGES:03d}.jpg")
+        rows.append(f"{path.as_uri()},class {number % CLASSES}\n")
+    (folder / "list.csv").write_text("url,label\n" + "".join(rows))
+
+
+def steps(folder: Path) -> Iterator[tuple[str, list[tuple]]]:
+    """The name of each step, and its commands, module first; the downloads may run side by side."""
+    yield "shards", [("shards", "list", "--list", "list.csv")]
+    shards = sorted(path.stem for path in (folder / "list").iterdir())
+    places = [(f"list/{shard}.csv", f"download/{shard}", "--table", f"download/{shard}.csv") for shard in shards]
+    yield "download", [("download", *place, "--allow-file") for place in places]
+    size = ("--height", "32", "--width", "32", "--threads", str(THREADS))
+    yield "resize", [("resize", f"download/{shard}", f"resize/{shard}", *size) for shard in shards]
+    yield "label", [("label", "list", "download", "resize", "--output", "lists", "--val", "0.2")]
+    files = ("--labels", "lists/labels.txt", "--manifest", "train.json", "--threads", str(THREADS))
+    yield "database", [("database", "lists/train.txt", "resize", "lmdb", *files)]
+    yield "mean", [("mean", "lmdb", "mean.binaryproto", "--values", "mean.json")]
+
+
+def run(folder: Path, module: str, *arguments: str) -> tuple[int, int]:
+    """Run one command, which must end well; the most bytes that it held, its own and all."""
+    words = [sys.executable, "-m", f"pipeline.{module}", *arguments]
+    process = subprocess.Popen(words, cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    own = [0]
+    watch = threading.Thread(target=_watch, args=(process.pid, own))
+    watch.start()
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    watch.join()
+    if process.returncode:
+        sys.exit(f"{' '.join(words)}: {said}")
+    return own[0], usage.ru_maxrss << 10
+
+
+def _watch(pid: int, own: list[int]) -> None:
+    """Note the most memory of its own that a process holds, until it ends."""
+    with suppress(OSError, IndexError):
+        while lines := Path(f"/proc/{pid}/status").read_text().partition("RssAnon:")[2]:
+            own[0] = max(own[0], int(lines.split()[0]) << 10)
+            time.sleep(0.02)
+
+
+def measure(images: Path, folder: Path, length: int) -> dict[str, str]:
+    """Seconds and MB of each step."""
+    write_list(images, folder, length)
+    figures = {}
+    for name, commands in steps(folder):
+        start = time.perf_counter()
+        with ThreadPoolExecutor(THREADS if name == "download" else 1) as pool:
+            held = list(pool.map(lambda words: run(folder, *words), commands))
+        own, whole = (max(column) >> 20 for column in zip(*held, strict=True))
+        figures[name] = f"{time.perf_counter() - start:.1f} s, {own}/{whole} MB"
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    lengths = parser.parse_args().lengths
+    with tempfile.TemporaryDirectory() as name:
+        photographs(Path(name) / "images")
+        columns = {length: measure(Path(name) / "images", Path(name) / str(length), length) for length in lengths}
+    print("".join(f"{head:>22}" for head in ("step", *(f"{length:,} images" for length in lengths))))
+    for step in columns[lengths[0]]:
+        print("".join(f"{cell:>22}" for cell in (step, *(figures[step] for figures in columns.values()))))
+
+
+if __name__ == "__main__":
+    main()
