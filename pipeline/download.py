@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -39,6 +40,9 @@ from pipeline.web import Failed
 Image.MAX_IMAGE_PIXELS = None  # this step has a limit of its own
 EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
 COLUMNS = ["path", "url", "label", "split", "group", "status", "error", "bytes", "sha256", "seconds"]
+
+SMALL = 1 << 16
+"""Bytes of a file that is checked sooner than it is handed to a thread."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,11 @@ async def _download_one(
         row |= dataclasses.asdict(fetched)
         if sha256 and sha256.lower() != fetched.sha256:
             raise Failed("other_sha256", fetched.status)
-        loop = asyncio.get_running_loop()
-        extension = await loop.run_in_executor(checkers, checked_image, path, fetcher.options.max_pixels)
+        if fetched.bytes <= SMALL:
+            extension = checked_image(path, fetcher.options.max_pixels)
+        else:
+            loop = asyncio.get_running_loop()
+            extension = await loop.run_in_executor(checkers, checked_image, path, fetcher.options.max_pixels)
         stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(unquote(urlsplit(url).path)).stem)[:60]
         row["path"] = f"{number:06d}_{stem}{extension}"
         path.rename(images / row["path"])
@@ -175,14 +182,15 @@ async def _download_one(
 
 def checked_image(path: Path, max_pixels: int) -> str:
     """The extension that suits the image in a file. Raises Failed where it is none, or too large to be decoded."""
+    content = path.read_bytes()
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             kind, (width, height) = image.format, image.size
     except Exception:  # Pillow's readers raise errors of many kinds
         raise Failed("not_an_image") from None
     if width * height > max_pixels:
         raise Failed("too_many_pixels")
-    if decode(path.read_bytes(), color=True, least=Size(1, 1)) is None:
+    if decode(content, color=True, least=Size(1, 1)) is None:
         raise Failed("not_an_image")
     return EXTENSIONS.get(kind, ".img")
 

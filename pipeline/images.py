@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,14 +102,7 @@ class Resized:
 
     def __init__(self, root: Path):
         self.root = root
-        self._shards: dict[str, tuple[dict[str, int], np.ndarray]] = {}
-
-    def shard(self, name: str) -> tuple[dict[str, int], np.ndarray]:
-        """{path: position} of a shard's images, and all pixels, mapped into memory."""
-        if name not in self._shards:
-            positions = {row["path"]: position for position, row in enumerate(self.rows(name)) if not row["reason"]}
-            self._shards[name] = positions, np.load(self.root / name / PIXELS, mmap_mode="r")
-        return self._shards[name]
+        self._shards: dict[str, tuple[dict[str, int], tuple[int, ...], int]] = {}
 
     def rows(self, name: str) -> list[dict[str, str]]:
         """The table of a shard."""
@@ -117,10 +112,28 @@ class Resized:
         with (folder / TABLE).open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
+    def shard(self, name: str) -> tuple[dict[str, int], np.ndarray]:
+        """{path: position} of a shard's images, and all pixels, mapped into memory."""
+        return self._shard(name)[0], np.load(self.root / name / PIXELS, mmap_mode="r")
+
+    def _shard(self, name: str) -> tuple[dict[str, int], tuple[int, ...], int]:
+        """{path: position} of a shard's images, the shape of one, and where the first begins in the file of pixels."""
+        if name not in self._shards:
+            positions = {row["path"]: position for position, row in enumerate(self.rows(name)) if not row["reason"]}
+            with (self.root / name / PIXELS).open("rb") as file:
+                np.lib.format.read_magic(file)
+                shape, _, _ = np.lib.format.read_array_header_1_0(file)
+                self._shards[name] = positions, shape[1:], file.tell()
+        return self._shards[name]
+
     def __getitem__(self, path: str) -> np.ndarray | None:
         shard, _, name = path.partition("/")
-        positions, pixels = self.shard(shard)
-        return pixels[positions[name]] if name in positions else None
+        positions, shape, begin = self._shard(shard)
+        if name not in positions:
+            return None
+        size = math.prod(shape)  # read, not mapped: files that are mapped stay open, and there may be thousands of shards
+        with (self.root / shard / PIXELS).open("rb", buffering=0) as file:
+            return np.frombuffer(os.pread(file.fileno(), size, begin + size * positions[name]), np.uint8).reshape(shape)
 
 
 class Files:

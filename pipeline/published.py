@@ -8,6 +8,7 @@ lists/, whose train.txt and val.txt have keys in the place of paths.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gzip
 import hashlib
 import io
@@ -16,18 +17,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import numpy as np
-from tqdm import tqdm
 
 from caffe.proto import caffe_pb2
-from pipeline import database, ready
+from pipeline import database, ready, web
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.progress import progress
 
-TIMEOUT = httpx.Timeout(30.0)
-"""Seconds to connect, and between two pieces of an answer."""
+OPTIONS = web.Options(timeout=30, total_timeout=7200, max_bytes=1 << 30, retries=1, allow_private=True, ignore_opt_out=True)
+"""How the files are fetched: large, and from addresses that stand here."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def fetch(name: str, folder: Path, copy: Path | None = None) -> None:
             _take(collection, copy, part)
         else:
             for archive in collection.archives:
-                _unpack(archive, _download(collection, archive), part, collection)
+                _unpack(archive, _download(collection, archive, part), part, collection)
         missing = [file for file in collection.files if not (part / file).exists()]
         if missing:
             found = f"no {missing[0]}" + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
@@ -185,25 +185,24 @@ def _check(path: Path, sha256: str, copy: Path | None) -> None:
         )
 
 
-def _download(collection: Collection, archive: str) -> bytes:
-    """An archive from the first address that gives it."""
+def _download(collection: Collection, archive: str, folder: Path) -> bytes:
+    """An archive from the first address that gives it; `folder` takes it meanwhile."""
     reasons = []
     for address in collection.addresses:
         try:
-            with httpx.stream("GET", address + archive, timeout=TIMEOUT, follow_redirects=True) as response:
-                response.raise_for_status()
-                total = int(response.headers.get("content-length", 0)) or None
-                content = bytearray()
-                with tqdm(total=total, unit="B", unit_scale=True, desc=archive, disable=None) as bar:
-                    for piece in response.iter_bytes():
-                        content += piece
-                        bar.update(len(piece))
-                return bytes(content)
-        except httpx.HTTPError as error:
-            reasons.append(
-                f"{address}{archive}: {type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}".rstrip()
-            )
+            asyncio.run(_fetch(address + archive, folder / archive))
+            return (folder / archive).read_bytes()
+        except web.Failed as failure:
+            reasons.append(f"{address}{archive}: {failure.error}")
+        finally:
+            (folder / archive).unlink(missing_ok=True)
     raise InputError("; ".join(reasons), "nothing came", do="try again later, or give source.copy a folder with the files")
+
+
+async def _fetch(url: str, path: Path) -> None:
+    with progress(desc=path.name, unit=" bytes") as bar:
+        async with web.Fetcher(OPTIONS) as fetcher:
+            await fetcher.fetch(url, path, bar.update)
 
 
 def records(collection: Collection, contents: list[bytes]) -> Iterator[list[tuple[bytes, bytes, bytes]]]:

@@ -9,14 +9,17 @@ import random
 import shutil
 import socket
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from urllib.parse import unquote, urljoin, urlsplit
+from typing import BinaryIO
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
-import httpx
+import pycurl
+
+from pipeline.transfers import Transfers
 
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 """HTTP statuses that may be others soon."""
@@ -24,7 +27,21 @@ OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
 """What an X-Robots-Tag says of images that are not to be collected."""
 LONGEST_PAUSE = 60
 """Seconds; a server that asks for more gets this."""
-PIECE = 1 << 16
+PIECE = 1 << 18
+"""Bytes that are taken of an answer at once, at most."""
+REDIRECTS = {301, 302, 303, 307, 308}
+LONGEST_REFUSAL = 1 << 16
+"""Bytes of an answer other than 200 that are read, so that the connection can be kept."""
+SAFE = "%:/?@!$&'()*+,;=~[]|"
+"""Characters of a path or query that are sent as they stand, besides letters, digits and -._"""
+ERRORS = {
+    pycurl.E_COULDNT_RESOLVE_HOST: "unknown_host",
+    pycurl.E_OPERATION_TIMEDOUT: "timeout",
+    pycurl.E_PARTIAL_FILE: "truncated",
+    pycurl.E_UNSUPPORTED_PROTOCOL: "bad_url",
+    pycurl.E_URL_MALFORMAT: "bad_url",
+}
+"""What libcurl's errors are called here; the others are `connection`."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +99,20 @@ class Fetcher:
         self.options = options
         self._gate = asyncio.Semaphore(options.concurrency)
         self._hosts: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(options.per_host))
-        self._public: dict[str, bool] = {}
-        limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
-        headers = {"User-Agent": "roastery", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
-        self._client = httpx.AsyncClient(timeout=options.timeout, limits=limits, headers=headers, http2=True)
 
     async def __aenter__(self) -> Fetcher:
-        await self._client.__aenter__()
+        self._transfers = Transfers(self.options.concurrency)
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._client.__aexit__(*error)
+        self._transfers.close()
 
-    async def fetch(self, url: str, path: Path) -> Fetched:
-        """Write what `url` gives to `path`. Raises Failed, and leaves no file, after as many tries as there may be."""
-        scheme = urlsplit(url).scheme
-        if scheme == "file":
+    async def fetch(self, url: str, path: Path, arrived: Callable[[int], object] = lambda _: None) -> Fetched:
+        """Write what `url` gives to `path`. Raises Failed, and leaves no file, after as many tries as there may be.
+
+        arrived  is told of every piece of a body how many bytes it has
+        """
+        if url.startswith("file:"):
             if not self.options.allow_file:
                 raise Failed("refused")
             async with self._gate:
@@ -105,7 +120,7 @@ class Fetcher:
         for attempt in range(self.options.retries + 1):
             try:
                 async with self._gate:
-                    return await self._follow(url, path)
+                    return await self._follow(url, path, arrived)
             except Failed as failure:
                 path.unlink(missing_ok=True)
                 if attempt == self.options.retries or not failure.transient:
@@ -114,89 +129,139 @@ class Fetcher:
                 await asyncio.sleep(min(pause, LONGEST_PAUSE))
         raise AssertionError("the last attempt returns or raises")
 
-    async def _follow(self, url: str, path: Path) -> Fetched:
+    async def _follow(self, url: str, path: Path, arrived: Callable[[int], object]) -> Fetched:
         """One try, along its redirects."""
         for _ in range(self.options.max_redirects + 1):
-            host = await self._checked_host(url)
+            host, address = _taken_apart(url)
             async with self._hosts[host]:
-                answer = await self._request(url, path)
+                answer = await self._request(url, address, path, arrived)
             if isinstance(answer, Fetched):
                 return answer
             url = answer
         raise Failed("too_many_redirects")
 
-    async def _checked_host(self, url: str) -> str:
+    async def _request(self, url: str, address: str, path: Path, arrived: Callable[[int], object]) -> Fetched | str:
+        """What came, or the address that the answer points to."""
+        options, loop = self.options, asyncio.get_running_loop()
+        curl = self._transfers.handle()
         try:
-            parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port
-        except ValueError:
-            raise Failed("bad_url") from None
+            async with asyncio.timeout(options.total_timeout), asyncio.timeout(2 * options.timeout) as pause:
+
+                def alive(size: int) -> None:
+                    if not pause.expired():
+                        pause.reschedule(loop.time() + options.timeout)
+                    arrived(size)
+
+                with path.open("wb") as file:
+                    answer = Answer(options, file, alive)
+                    curl.setopt(pycurl.URL, address)
+                    curl.setopt(pycurl.HTTPHEADER, HEADERS)
+                    curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(1000 * options.timeout)))
+                    curl.setopt(pycurl.BUFFERSIZE, PIECE)
+                    curl.setopt(pycurl.HEADERFUNCTION, answer.header)
+                    curl.setopt(pycurl.WRITEFUNCTION, answer.write)
+                    if not options.allow_private:
+                        curl.setopt(pycurl.OPENSOCKETFUNCTION, answer.connect)
+                    code, _ = await self._transfers.perform(curl)
+        except TimeoutError:
+            raise Failed("timeout") from None
+        if answer.failure:
+            raise answer.failure
+        if code and not answer.enough:
+            raise Failed(ERRORS.get(code, "connection"))
+        if answer.status in REDIRECTS and "location" in answer.headers:
+            return urljoin(url, answer.headers["location"][-1])
+        answer.judge()
+        return Fetched(answer.status, answer.size, answer.digest.hexdigest())
+
+
+HEADERS = ["User-Agent: roastery", "Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"]
+
+
+class Answer:
+    """What a server answers, judged while it comes. libcurl calls the methods.
+
+    file     takes the body of a 200
+    alive    is told how many bytes have come
+    failure  what ended the transfer
+    enough   whether the transfer was ended because the rest of the body does not matter
+    """
+
+    def __init__(self, options: Options, file: BinaryIO, alive: Callable[[int], None]):
+        self.options, self._file, self._alive = options, file, alive
+        self.status, self.size, self.digest = 0, 0, hashlib.sha256()
+        self.headers: dict[str, list[str]] = {}
+        self.failure: Failed | OSError | None = None
+        self.enough = False
+
+    def connect(self, _: int, address: tuple) -> socket.socket | int:
+        """A socket for an address, (family, kind, protocol, (host, …)), but for one of a private network."""
+        family, kind, protocol, (host, *_) = address
+        host = host.decode() if isinstance(host, bytes) else host
+        if not ipaddress.ip_address(host.partition("%")[0]).is_global:
+            self.failure = Failed("refused")
+            return pycurl.SOCKET_BAD
+        return socket.socket(family, kind, protocol)
+
+    def header(self, line: bytes) -> None:
+        """Take a header, or the line before them, which begins an answer anew."""
+        text = line.decode("latin-1").strip()
+        if text.startswith("HTTP/"):
+            self._alive(0)
+            self.status, self.headers = int(text.split()[1]), {}
+        elif ":" in text:
+            name, value = text.split(":", 1)
+            self.headers.setdefault(name.strip().lower(), []).append(value.strip())
+
+    def write(self, piece: bytes) -> int | None:
+        """Take a piece of the body; -1 where no more is wanted."""
+        self._alive(len(piece))
+        try:
+            if self.status != 200:
+                self.size += len(piece)
+                self.enough = self.size > LONGEST_REFUSAL
+                return -1 if self.enough else None
+            if not self.size:
+                self.judge()
+            self.size += len(piece)
+            if self.size > self.options.max_bytes:
+                raise Failed("too_large", self.status)
+            self.digest.update(piece)
+            self._file.write(piece)
+        except Failed as failure:
+            self.failure = failure
+        except OSError as error:  # a full disk
+            self.failure = error
+        return -1 if self.failure else None
+
+    def judge(self) -> None:
+        """Raise Failed where the status and the headers say that there is no image to be had."""
+        if self.status != 200:
+            error = "not_found" if self.status in (404, 410) else f"http_{self.status}"
+            raise Failed(error, self.status, _pause_asked_for(self.headers.get("retry-after", [""])[-1]))
+        announced = self.headers.get("content-length", [""])[-1]
+        if announced.isdecimal() and int(announced) > self.options.max_bytes:
+            raise Failed("too_large", self.status)
+        if not self.options.ignore_opt_out and _opts_out(self.headers.get("x-robots-tag", [])):
+            raise Failed("opted_out", self.status)
+
+
+def _taken_apart(url: str) -> tuple[str, str]:
+    """The host of a URL, and the URL as it is sent: as it stands, for it may be signed, but for what cannot be sent."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
         if parts.scheme not in ("http", "https"):
             raise Failed("refused")
-        if not host:
-            raise Failed("bad_url")
-        if not self.options.allow_private:
-            if host not in self._public:
-                self._public[host] = await _is_public(host, port)
-            if not self._public[host]:
-                raise Failed("refused")
-        return host
-
-    async def _request(self, url: str, path: Path) -> Fetched | str:
-        """What came, or the address that the answer points to."""
-        try:
-            async with asyncio.timeout(self.options.total_timeout), self._client.stream("GET", url) as response:
-                self._check_peer(response)
-                status = response.status_code
-                if response.has_redirect_location:
-                    return urljoin(url, response.headers["location"])
-                if status != 200:
-                    error = "not_found" if status in (404, 410) else f"http_{status}"
-                    raise Failed(error, status, _pause_asked_for(response.headers.get("retry-after", "")))
-                if not self.options.ignore_opt_out and _opts_out(response.headers.get_list("x-robots-tag")):
-                    raise Failed("opted_out", status)
-                return await self._write(response, path)
-        except (httpx.TimeoutException, TimeoutError):
-            raise Failed("timeout") from None
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeError):
-            raise Failed("bad_url") from None
-        except httpx.RemoteProtocolError as error:
-            cut = "incomplete" in str(error) or "without sending complete" in str(error)
-            raise Failed("truncated" if cut else "connection") from None
-        except httpx.HTTPError:
-            raise Failed("connection") from None
-
-    def _check_peer(self, response: httpx.Response) -> None:
-        """Refuse an answer from a private address: a name may have got another one since it was looked up."""
-        stream = response.extensions.get("network_stream")
-        peer = stream.get_extra_info("server_addr") if stream else None
-        if peer and not self.options.allow_private and not ipaddress.ip_address(peer[0].partition("%")[0]).is_global:
-            raise Failed("refused", response.status_code)
-
-    async def _write(self, response: httpx.Response, path: Path) -> Fetched:
-        limit, digest, size = self.options.max_bytes, hashlib.sha256(), 0
-        announced = response.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > limit:
-            raise Failed("too_large", response.status_code)
-        with path.open("wb") as file:
-            async for piece in response.aiter_bytes(PIECE):
-                size += len(piece)
-                if size > limit:
-                    raise Failed("too_large", response.status_code)
-                digest.update(piece)
-                file.write(piece)
-        return Fetched(response.status_code, size, digest.hexdigest())
-
-
-async def _is_public(host: str, port: int | None) -> bool:
-    """Whether every address of a host is one of the internet's."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_global
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port or 80, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise Failed("unknown_host") from None
-    return all(ipaddress.ip_address(address[0].partition("%")[0]).is_global for *_, address in found)
+        name = host if host.isascii() else host.encode("idna").decode()
+    except ValueError:
+        raise Failed("bad_url") from None
+    if not host:
+        raise Failed("bad_url")
+    place = (f"[{name}]" if ":" in name else name) + (f":{port}" if port else "")
+    user = parts.netloc.rpartition("@")[0]
+    path, query = (quote(part, safe=SAFE) for part in (parts.path or "/", parts.query))
+    return host, parts._replace(netloc=f"{user}@{place}" if user else place, path=path, query=query, fragment="").geturl()
 
 
 def _opts_out(tags: list[str]) -> bool:

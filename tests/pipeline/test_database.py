@@ -1,4 +1,5 @@
 import json
+import resource
 from pathlib import Path
 
 import cv2
@@ -240,3 +241,15 @@ def test_a_database_with_a_wrong_record_does_not_get_its_name(tmp_path, datum, f
         pipeline.database.write([[(b"k", value, pipeline.database.digest(b"k", value))]], tmp_path / "db", Options(3))
     assert found in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_there_may_be_more_shards_than_files_that_may_be_open(tmp_path):
+    count, images = 60, Resized(tmp_path)
+    for number in range(count):
+        write_resized(tmp_path / f"{number:05d}", {"a.jpg": np.full((2, 2, 3), number, np.uint8)})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + count // 2, before[1]))
+    try:
+        assert [int(images[f"{number:05d}/a.jpg"][0, 0, 0]) for number in range(count)] == list(range(count))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -5,6 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
 import pandas as pd
+import pycurl
 import pytest
 
 from pipeline.download import Options, download
@@ -129,8 +130,23 @@ def test_a_file_url_is_taken_only_where_allowed(fetch, tmp_path, picture):
 
 
 def test_an_address_that_is_none_has_its_own_error(fetch):
-    table = fetch(["ftp://x/1.jpg", "1.jpg", "http://", "http://127.0.0.1:1/1.jpg"])
-    assert list(table.error) == ["refused", "refused", "bad_url", "connection"]
+    table = fetch(["ftp://x/1.jpg", "1.jpg", "http://", "http://[", "http://127.0.0.1:1/1.jpg"])
+    assert list(table.error) == ["refused", "refused", "bad_url", "bad_url", "connection"]
+
+
+def test_a_name_of_a_private_address_is_not_connected_to(server, fetch):
+    address = server.url.replace("127.0.0.1", "localhost")
+    assert list(fetch([f"{address}/image.jpg"], allow_private=False).error) == ["refused"]
+    assert not server.asked
+
+
+def test_an_address_is_sent_as_it_stands(server, fetch):
+    fetch([f"{server.url}/%7Ea%2Fb.jpg?sign=%41+|a%20b", f"{server.url}/ä b.jpg#c"])
+    assert set(server.asked) == {"/%7Ea%2Fb.jpg?sign=%41+|a%20b", "/%C3%A4%20b.jpg"}
+
+
+def test_the_client_speaks_http_2():
+    assert "HTTP2" in pycurl.version or "nghttp2" in pycurl.version
 
 
 def test_too_few_images_end_the_step_with_the_reasons(server, fetch, tmp_path):

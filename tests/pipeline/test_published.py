@@ -124,8 +124,8 @@ def test_no_address_that_answers_is_one_message_with_every_reason(tmp_path, monk
     monkeypatch.setitem(COLLECTIONS, "cifar10", gone)
     with pytest.raises(InputError) as raised:
         fetch("cifar10", tmp_path / "files")
-    assert "/a/cifar-10-binary.tar.gz: ConnectError" in raised.value.where
-    assert "/b/cifar-10-binary.tar.gz: ConnectError" in raised.value.where
+    assert "/a/cifar-10-binary.tar.gz: connection" in raised.value.where
+    assert "/b/cifar-10-binary.tar.gz: connection" in raised.value.where
     assert "source.copy" in raised.value.do
     assert not (tmp_path / "files").exists()
 
