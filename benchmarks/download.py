@@ -96,8 +96,8 @@ def write_lists(folder: Path, port: int, count: int) -> None:
     (folder / "urls.txt").write_text("".join(f"{url}\n" for url in urls))
     (folder / "list").mkdir()
     for start in range(0, count, SHARD):
-        rows = "".join(f"{url},a,,\n" for url in urls[start : start + SHARD])
-        (folder / f"list/{start // SHARD:05d}.csv").write_text(f"url,label,split,sha256\n{rows}")
+        rows = "".join(f"{url},a,,,\n" for url in urls[start : start + SHARD])
+        (folder / f"list/{start // SHARD:05d}.csv").write_text(f"url,label,split,group,sha256\n{rows}")
 
 
 def made(folder: Path) -> dict[str, int]:

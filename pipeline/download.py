@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import csv
 import dataclasses
 import hashlib
 import io
@@ -25,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import pandas as pd
 from PIL import Image
 
 from pipeline import web
@@ -34,11 +34,12 @@ from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import Size, decode
 from pipeline.progress import progress
-from pipeline.shards import read_shard
 from pipeline.web import Failed
 
 Image.MAX_IMAGE_PIXELS = None  # this step has a limit of its own
 EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
+LISTED = ("url", "label", "split", "group", "sha256")
+"""Columns of a shard; all but the first may be missing."""
 COLUMNS = ["path", "url", "label", "split", "group", "status", "error", "bytes", "sha256", "seconds"]
 
 SMALL = 1 << 16
@@ -57,27 +58,41 @@ class Options(web.Options):
     min_yield: float = 0.5
 
 
-def download(source: Path, folder: Path, table: Path, options: Options) -> pd.DataFrame:
-    """Download the URLs of the list `source` into `folder` and write `table`; both whole or not at all. Returns the table."""
+def read_shard(path: Path) -> list[dict[str, str]]:
+    """The rows of a shard, as pipeline.shards writes them."""
+    if not path.is_file():
+        raise InputError(path, "no such shard", do="run pipeline.shards first")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if "url" not in (reader.fieldnames or []):
+            found = f"columns {', '.join(reader.fieldnames or ['none'])}"
+            raise InputError(f"{path}:1", found, "one called url is wanted", "make shards with pipeline.shards")
+        return [{name: row.get(name) or "" for name in LISTED} for row in reader]
+
+
+def download(source: Path, folder: Path, table: Path, options: Options) -> list[dict]:
+    """Download the URLs of the list `source` into `folder` and write `table`; both whole or not at all. Returns its rows."""
     listed = read_shard(source)
     journal = Journal(folder.with_name(f".{folder.name}.resume"), hashlib.sha256(source.read_bytes()).hexdigest())
     with journal:
         asyncio.run(_download_all(listed, journal, options, folder.name))
-    rows = pd.DataFrame([journal.rows[number] for number in range(len(listed))], index=listed.index)
-    result = listed[["url", "label", "split", "group"]].join(rows.drop(columns="number"))[COLUMNS]
-    arrived = int((result.error == "").sum())
+    result = [one | journal.rows[number] for number, one in enumerate(listed)]
+    failed = [row for row in result if row["error"]]
+    arrived = len(result) - len(failed)
     if arrived < options.min_yield * len(result):
         journal.forget_failures()
-        reasons = ", ".join(f"{error} {count}" for error, count in Counter(result.error[result.error != ""]).most_common())
-        first = result[result.error != ""].iloc[0]
+        reasons = ", ".join(f"{error} {count}" for error, count in Counter(row["error"] for row in failed).most_common())
         raise InputError(
             source,
-            f"{arrived} of {len(result)} images arrived ({reasons}; the first: {first.url})",
+            f"{arrived} of {len(result)} images arrived ({reasons}; the first: {failed[0]['url']})",
             f"at least {options.min_yield:.0%} must",
             "correct the list, or lower source.min_yield",
         )
     with written_whole(folder) as part, written_whole(table) as part_table:
-        result.to_csv(part_table, index=False)
+        with part_table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(result)
         journal.images.rename(part)
     journal.remove()
     return result
@@ -133,8 +148,8 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-async def _download_all(listed: pd.DataFrame, journal: Journal, options: Options, name: str) -> None:
-    waiting = [(number, row.url, row.sha256) for number, row in enumerate(listed.itertuples()) if number not in journal.rows]
+async def _download_all(listed: list[dict[str, str]], journal: Journal, options: Options, name: str) -> None:
+    waiting = [(number, row["url"], row["sha256"]) for number, row in enumerate(listed) if number not in journal.rows]
     with (
         ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as checkers,
         progress(total=len(waiting), desc=f"download {name}") as bar,
@@ -209,8 +224,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = vars(parser.parse_args(argv))
     source, folder, table = (arguments.pop(name) for name in ("list", "folder", "table"))
     result = download(source, folder, table, Options(**arguments))
-    reasons = "".join(f", {count} {error}" for error, count in Counter(result.error[result.error != ""]).most_common())
-    print(f"{folder}: {(result.error == '').sum()} of {len(result)} images arrived{reasons}")
+    counts = Counter(row["error"] for row in result)
+    arrived = counts.pop("", 0)
+    reasons = "".join(f", {count} {error}" for error, count in counts.most_common())
+    print(f"{folder}: {arrived} of {len(result)} images arrived{reasons}")
 
 
 if __name__ == "__main__":

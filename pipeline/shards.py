@@ -13,13 +13,6 @@ from pipeline.errors import InputError
 from pipeline.files import written_whole
 
 
-def read_shard(path: Path) -> pd.DataFrame:
-    """A shard's table, as strings."""
-    if not path.is_file():
-        raise InputError(path, "no such shard", do="run pipeline.shards first")
-    return sources.read(sources.Source(list=path))
-
-
 def write_shards(table: pd.DataFrame, folder: Path, size: int) -> int:
     """Write `folder`/00000.csv and so on, of `size` images each, whole; return how many there are."""
     if size < 1:

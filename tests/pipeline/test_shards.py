@@ -1,8 +1,9 @@
 import pandas as pd
 import pytest
 
+from pipeline.download import read_shard
 from pipeline.errors import InputError
-from pipeline.shards import read_shard, write_shards
+from pipeline.shards import write_shards
 
 
 def test_a_list_is_cut_into_shards_in_its_order(command, write, tmp_path):
@@ -27,7 +28,7 @@ def test_a_shard_is_read_as_it_was_written(tmp_path):
         {"url": ["http://x/a,b.jpg"], "label": ["007"], "split": ["val"], "group": ["g"], "sha256": [""]}, dtype=object
     )
     write_shards(table, tmp_path / "list", 1)
-    assert read_shard(tmp_path / "list/00000.csv").to_numpy().tolist() == table.to_numpy().tolist()
+    assert read_shard(tmp_path / "list/00000.csv") == table.to_dict("records")
 
 
 def test_a_shard_of_no_image_is_refused(tmp_path):
