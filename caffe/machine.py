@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import sys
 from collections.abc import Callable
 
 import torch
+
+from caffe.allocator import keep_freed_memory
 
 _SMALLEST = sys.float_info.min
 
@@ -15,7 +16,7 @@ _SMALLEST = sys.float_info.min
 @functools.cache
 def prepare() -> None:
     """Set up the process, once, before the first net runs."""
-    _keep_freed_memory()
+    keep_freed_memory()
     _start_threads()
 
 
@@ -42,19 +43,3 @@ def without_denormals(function: Callable) -> Callable:
 def _start_threads() -> None:
     """Let PyTorch start its threads now: they take over for good what the thread that starts them does with denormals."""
     torch.zeros(1 << 20).add_(1)
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep what a pass frees for the next pass, where that can be said (glibc).
-
-    A pass frees its activations all at once; given back to the system, they would come back page by page in the next pass,
-    which made LeNet's training step a third slower.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-        mallopt(mmap_threshold, 32 << 20)
-        mallopt(trim_threshold, 1 << 30)
-        mallopt(top_pad, 64 << 20)

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable
 
 import caffe
+from caffe.allocator import keep_freed_memory
 
 
 def run(main: Callable[[], None]) -> None:
     """Call a step's `main`; an Error becomes its one line, without a traceback, and exit code 1."""
+    keep_freed_memory()
     try:
         main()
     except caffe.Error as error:

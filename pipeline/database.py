@@ -9,6 +9,7 @@ Snakemake does not see a change inside a database.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
@@ -93,8 +94,11 @@ def read_labels(path: Path) -> list[str]:
     return names
 
 
-def records(source: Path, images: Resized | Files, options: Options) -> Iterator[list[tuple[bytes, bytes, bytes]]]:
-    """Key, record and the digest of both for every line of a list, in its order, BATCH at a time; all of the first one's size."""
+def records(source: Path, images: Resized | Files, options: Options) -> Iterator[list[tuple[bytes, bytes | memoryview, bytes]]]:
+    """Key, record and the digest of both for every line of a list, in its order, BATCH at a time; all of the first one's size.
+
+    Records are good until the next but one batch is asked for.
+    """
     entries, shape = read_image_list(source, options.classes), None
 
     def one(number: int) -> tuple[bytes, bytes, bytes]:
@@ -109,10 +113,13 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
         if number >= len(entries):
             image = changed(image, options.augmentation, (options.seed, number))
         key = f"{number:08d}_{name}".encode(errors="surrogateescape")
-        value = record(image, label, options.encode)
+        value = record(image, label, options.encode, room[number // BATCH % 2, number % BATCH])
         return key, value, digest(key, value)
 
-    shape = images[entries[0][0]].shape if images[entries[0][0]] is not None else None
+    first = images[entries[0][0]]
+    shape = None if first is None else first.shape
+    # Two batches at once: the one that is put and the one that is made.
+    room = np.empty((2, BATCH, 64 + first.size if first is not None and options.encode == "raw" else 0), np.uint8)
     count = len(entries) * (1 + options.copies)
     parts = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
     with ThreadPoolExecutor(options.threads) as pool:
@@ -122,33 +129,52 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
             yield list(batch)
 
 
-def record(image: np.ndarray, label: int, encode: str = "raw") -> bytes:
+def record(image: np.ndarray, label: int, encode: str = "raw", room: np.ndarray | None = None) -> bytes | memoryview:
     """Pixels, uint8, height × width × 3 (BGR) or height × width, as a serialised Datum, with the fields that Caffe sets.
+
+    room  bytes that a raw record may be put into; without them, or where they are too few, it gets its own
 
     A raw message is put together around the pixels, which it would copy twice: its fields stand in the order of their numbers.
     """
     if encode != "raw":
         _, content = cv2.imencode(f".{encode}", image)
         return caffe_pb2.Datum(data=content.tobytes(), label=label, encoded=True).SerializeToString()
-    planes = image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
-    channels, height, width = planes.shape
-    pixels = planes.tobytes()
-    before = caffe_pb2.Datum(channels=channels, height=height, width=width)
-    after = caffe_pb2.Datum(label=label, encoded=False)
-    return b"".join((before.SerializeToString(), _DATA, _varint(len(pixels)), pixels, after.SerializeToString()))
+    shape = (1 if image.ndim == 2 else image.shape[2], *image.shape[:2])
+    before, after = _before(*shape), _after(label)
+    end = len(before) + image.size
+    size = end + len(after)
+    if room is None or room.size < size:
+        room = np.empty(size, np.uint8)
+    room[: len(before)], room[end:size] = before, after
+    planes = room[len(before) : end].reshape(shape)
+    if image.ndim == 3:
+        cv2.split(image, list(planes))
+    else:
+        planes[0] = image
+    return room[:size].data
 
 
-_DATA = bytes([caffe_pb2.Datum.DATA_FIELD_NUMBER << 3 | 2])
-"""What stands before bytes of Datum.data: the field's number, and that a length follows."""
+@functools.cache
+def _before(channels: int, height: int, width: int) -> np.ndarray:
+    """What stands before the pixels: the shape, the field's number, and that a length follows."""
+    shape = caffe_pb2.Datum(channels=channels, height=height, width=width).SerializeToString()
+    field = caffe_pb2.Datum.DATA_FIELD_NUMBER << 3 | 2
+    return np.frombuffer(bytes([*shape, field, *_varint(channels * height * width)]), np.uint8)
 
 
-def _varint(value: int) -> bytes:
+@functools.cache
+def _after(label: int) -> np.ndarray:
+    """What stands behind the pixels."""
+    return np.frombuffer(caffe_pb2.Datum(label=label, encoded=False).SerializeToString(), np.uint8)
+
+
+def _varint(value: int) -> list[int]:
     """A number as Protocol Buffers write it: seven bits a byte, the lowest first."""
-    digits = bytearray()
+    digits = []
     while value > 127:
         digits.append(value & 127 | 128)
         value >>= 7
-    return bytes([*digits, value])
+    return [*digits, value]
 
 
 def digest(key: bytes, value: bytes) -> bytes:

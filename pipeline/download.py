@@ -32,7 +32,7 @@ from pipeline import web
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
-from pipeline.images import Size, decode
+from pipeline.images import Size, content_of, decode
 from pipeline.progress import progress
 from pipeline.web import Failed
 
@@ -197,7 +197,7 @@ async def _download_one(
 
 def checked_image(path: Path, max_pixels: int) -> str:
     """The extension that suits the image in a file. Raises Failed where it is none, or too large to be decoded."""
-    content = path.read_bytes()
+    content = content_of(path)
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind, (width, height) = image.format, image.size

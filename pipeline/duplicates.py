@@ -23,9 +23,9 @@ TRIES = 8
 
 def fingerprint(image: np.ndarray) -> bytes:
     """128 bits of an image, uint8, height × width × 3 (BGR) or height × width."""
-    small = cv2.resize(image, (9, 9), interpolation=cv2.INTER_AREA)
-    if small.ndim == 3:
-        small = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)  # in two steps: whole factors are far faster
+    small = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY) if small.ndim == 3 else small
+    small = cv2.resize(small, (9, 9), interpolation=cv2.INTER_AREA)
     bits = np.concatenate([(small[:8, 1:] > small[:8, :8]).ravel(), (small[1:, :8] > small[:8, :8]).ravel()])
     return np.packbits(bits).tobytes()
 

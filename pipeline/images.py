@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import math
+import functools
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from pipeline.errors import InputError
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the steps' tables name what cannot be decoded
 
 PIXELS, TABLE = "pixels.npy", "images.csv"
+MAPPED = 256
+"""Shards whose pixels are mapped into memory at once; each is an open file, of which most systems allow 1024."""
 _REDUCED = {
     8: (cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
     4: (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
@@ -77,10 +79,23 @@ def jpeg_size(content: bytes) -> Size | None:
     return None
 
 
+def content_of(path: str | os.PathLike) -> bytes:
+    """What a file holds, by as few calls of the system as can be."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(number).st_size
+        content = os.read(number, size + 1)
+        while len(content) < size and (more := os.read(number, size - len(content))):
+            content += more
+        return content
+    finally:
+        os.close(number)
+
+
 def read_image(path: Path, color: bool) -> np.ndarray | None:
     """`decode` of a file; None where the file is missing, too."""
     try:
-        return decode(path.read_bytes(), color)
+        return decode(content_of(path), color)
     except OSError:
         return None
 
@@ -102,7 +117,8 @@ class Resized:
 
     def __init__(self, root: Path):
         self.root = root
-        self._shards: dict[str, tuple[dict[str, int], tuple[int, ...], int]] = {}
+        self._positions: dict[str, dict[str, int]] = {}
+        self._pixels = functools.lru_cache(MAPPED)(lambda name: np.load(root / name / PIXELS, mmap_mode="r"))
 
     def rows(self, name: str) -> list[dict[str, str]]:
         """The table of a shard."""
@@ -114,26 +130,15 @@ class Resized:
 
     def shard(self, name: str) -> tuple[dict[str, int], np.ndarray]:
         """{path: position} of a shard's images, and all pixels, mapped into memory."""
-        return self._shard(name)[0], np.load(self.root / name / PIXELS, mmap_mode="r")
-
-    def _shard(self, name: str) -> tuple[dict[str, int], tuple[int, ...], int]:
-        """{path: position} of a shard's images, the shape of one, and where the first begins in the file of pixels."""
-        if name not in self._shards:
+        if name not in self._positions:
             positions = {row["path"]: position for position, row in enumerate(self.rows(name)) if not row["reason"]}
-            with (self.root / name / PIXELS).open("rb") as file:
-                np.lib.format.read_magic(file)
-                shape, _, _ = np.lib.format.read_array_header_1_0(file)
-                self._shards[name] = positions, shape[1:], file.tell()
-        return self._shards[name]
+            self._positions[name] = positions
+        return self._positions[name], self._pixels(name)
 
     def __getitem__(self, path: str) -> np.ndarray | None:
         shard, _, name = path.partition("/")
-        positions, shape, begin = self._shard(shard)
-        if name not in positions:
-            return None
-        size = math.prod(shape)  # read, not mapped: files that are mapped stay open, and there may be thousands of shards
-        with (self.root / shard / PIXELS).open("rb", buffering=0) as file:
-            return np.frombuffer(os.pread(file.fileno(), size, begin + size * positions[name]), np.uint8).reshape(shape)
+        positions, pixels = self.shard(shard)
+        return pixels[positions[name]] if name in positions else None
 
 
 class Files:

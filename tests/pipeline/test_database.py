@@ -243,7 +243,8 @@ def test_a_database_with_a_wrong_record_does_not_get_its_name(tmp_path, datum, f
     assert list(tmp_path.iterdir()) == []
 
 
-def test_there_may_be_more_shards_than_files_that_may_be_open(tmp_path):
+def test_there_may_be_more_shards_than_files_that_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.images.MAPPED", 16)
     count, images = 60, Resized(tmp_path)
     for number in range(count):
         write_resized(tmp_path / f"{number:05d}", {"a.jpg": np.full((2, 2, 3), number, np.uint8)})
