@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import functools
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from pipeline.errors import InputError
 
@@ -44,6 +46,11 @@ def decode(content: bytes, color: bool, least: Size | None = None) -> np.ndarray
     if size:
         room = min(size) // max(least)  # whichever way EXIF turns the image
         factor = next(factor for factor in _REDUCED if factor <= max(room, 1))
+    if factor == 1 and content.startswith(b"\xff\xd8\xff") and b"Exif\0\0" not in content[:65536]:
+        # The same library as OpenCV's, called directly, gives the same pixels in two thirds of the time.
+        with suppress(ValueError):  # CMYK, cut or damaged: OpenCV knows what becomes of it
+            pixels = simplejpeg.decode_jpeg(content, "BGR" if color else "GRAY")
+            return pixels if color else pixels[:, :, 0]
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), _REDUCED[factor][not color])
     except cv2.error:  # an empty file, or more pixels than OpenCV takes

@@ -6,8 +6,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from tqdm import tqdm
-
 MINUTE = 60.0
 
 
@@ -36,6 +34,8 @@ class Lines:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + MINUTE
+            from tqdm import tqdm  # loaded where it is needed: most steps end before
+
             meter = tqdm.format_meter(self._done, self._total, now - self._start, ncols=0, prefix=self._desc, unit=self._unit)
             print(meter, file=sys.stderr, flush=True)
 
@@ -43,5 +43,7 @@ class Lines:
 def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str = "", unit: str = " images"):
     """What goes over `iterable`, or is told by `update(n)`, and shows how much is done, how fast, and the time left."""
     if sys.stderr.isatty():
+        from tqdm import tqdm
+
         return tqdm(iterable, total=total, desc=desc, unit=unit)
     return Lines(iterable, total, desc, unit)

@@ -1,7 +1,10 @@
+import io
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from pipeline.images import Resized, Size, decode, jpeg_size
 from pipeline.resize import Mode, Options, resize, resize_folder
@@ -101,6 +104,40 @@ def test_a_jpeg_much_larger_than_the_target_is_decoded_at_reduced_scale(picture,
     assert jpeg_size(content) == shape
     assert decode(content, color, Size(80, 64)).shape[:2] == reduced
     assert decode(content, color).shape[:2] == shape
+
+
+SAMPLING = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (33, 47), (1, 1), (300, 200)])
+@pytest.mark.parametrize("quality", [30, 95])
+@pytest.mark.parametrize("progressive", [0, 1])
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_a_jpeg_has_opencvs_pixels(picture, shape, quality, progressive, sampling):
+    noise = np.random.default_rng(0).integers(-20, 20, (*shape, 3))
+    image = (picture(0, *shape) + noise).clip(0, 255).astype(np.uint8)
+    how = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_PROGRESSIVE,
+        progressive,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        sampling,
+    ]
+    for one in (image, image[:, :, 0]):
+        content = cv2.imencode(".jpg", one, how)[1]
+        np.testing.assert_array_equal(decode(content.tobytes(), True), cv2.imdecode(content, cv2.IMREAD_COLOR))
+        np.testing.assert_array_equal(decode(content.tobytes(), False), cv2.imdecode(content, cv2.IMREAD_GRAYSCALE))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGB"])
+def test_a_cmyk_jpeg_and_one_that_exif_turns_have_opencvs_pixels(picture, mode):
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[274] = 6  # turn by 90°
+    Image.fromarray(picture()).convert(mode).save(file, "JPEG", **({"exif": exif} if mode == "RGB" else {}))
+    found = decode(file.getvalue(), True)
+    np.testing.assert_array_equal(found, cv2.imdecode(np.frombuffer(file.getvalue(), np.uint8), cv2.IMREAD_COLOR))
+    assert found.shape == ((60, 40, 3) if mode == "RGB" else (40, 60, 3))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"\xff\xd8\xff\xda\0\2", b"\xff\xd8\xff\xe0\xff\xff", b"\x89PNG\r\n"])
