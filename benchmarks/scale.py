@@ -2,10 +2,9 @@
 
     python benchmarks/scale.py [--lengths 1000 10000 100000]
 
-The images are 1,000 JPEGs of 40 × 40 under as many names (file:// URLs) as the list is long, in 10 classes; shards have 1,000,
-resized to 32 × 32. As many downloads at once as there are processors; resize and database with as many threads. The memory is
-the most that one process of the step held: its own, and, after the slash, with the pages of files in it, which the system takes
-back at need.
+The images are JPEGs of 40 × 40, each another (file:// URLs), in 10 classes; shards have 1,000, resized to 32 × 32. As many
+downloads at once as there are processors; resize and database with as many threads. The memory is the most that one process of
+the step held: its own, and, after the slash, with the pages of files in it, which the system takes back at need.
 """
 
 from __future__ import annotations
@@ -27,28 +26,20 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 THREADS = os.cpu_count() or 1
-IMAGES = 1000
 CLASSES = 10
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def photographs(folder: Path) -> None:
-    """The images, smooth noise of a colour for each class."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(IMAGES):
-        coarse = rng.integers(number % CLASSES * 16, 100 + number % CLASSES * 16, (6, 6, 3)).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{number:03d}.jpg"), cv2.resize(coarse, (40, 40), interpolation=cv2.INTER_CUBIC))
-
-
-def write_list(images: Path, folder: Path, length: int) -> None:
-    """A list of so many names, hard links of the images."""
+def write_list(folder: Path, length: int) -> None:
+    """A list of so many images, smooth noise of a colour for each class."""
     (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
     rows = []
     for number in range(length):
-        path = folder / f"images/{number:06d}.jpg"
-        path.hardlink_to(images / f"{number % IMAGES:03d}.jpg")
-        rows.append(f"{path.as_uri()},class {number % CLASSES}\n")
+        path, kind = folder / f"images/{number:06d}.jpg", number % CLASSES
+        coarse = rng.integers(kind * 16, 100 + kind * 16, (6, 6, 3)).astype(np.uint8)
+        cv2.imwrite(str(path), cv2.resize(coarse, (40, 40), interpolation=cv2.INTER_CUBIC))
+        rows.append(f"{path.as_uri()},class {kind}\n")
     (folder / "list.csv").write_text("url,label\n" + "".join(rows))
 
 
@@ -90,9 +81,9 @@ def _watch(pid: int, own: list[int]) -> None:
             time.sleep(0.02)
 
 
-def measure(images: Path, folder: Path, length: int) -> dict[str, str]:
+def measure(folder: Path, length: int) -> dict[str, str]:
     """Seconds and MB of each step."""
-    write_list(images, folder, length)
+    write_list(folder, length)
     figures = {}
     for name, commands in steps(folder):
         start = time.perf_counter()
@@ -108,8 +99,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 10_000, 100_000])
     lengths = parser.parse_args().lengths
     with tempfile.TemporaryDirectory() as name:
-        photographs(Path(name) / "images")
-        columns = {length: measure(Path(name) / "images", Path(name) / str(length), length) for length in lengths}
+        columns = {length: measure(Path(name) / str(length), length) for length in lengths}
     print("".join(f"{head:>22}" for head in ("step", *(f"{length:,} images" for length in lengths))))
     for step in columns[lengths[0]]:
         print("".join(f"{cell:>22}" for cell in (step, *(figures[step] for figures in columns.values()))))

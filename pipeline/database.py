@@ -9,6 +9,7 @@ Snakemake does not see a change inside a database.
 from __future__ import annotations
 
 import argparse
+import collections
 import functools
 import hashlib
 import itertools
@@ -63,11 +64,15 @@ class Options:
 
 def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, int]]:
     """(path, label) of every line of a list in Caffe's form; labels are checked against the number of classes."""
+    return list(entries_of(path, classes))
+
+
+def entries_of(path: Path, classes: int | None = None) -> Iterator[tuple[str, int]]:
+    """`read_image_list`, a line after the other."""
     if not path.is_file():
         raise InputError(path, "no such image list", do="build it first, or correct its path")
-    entries = []
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
+    number = 0
+    for number, line in enumerate(_lines(path), 1):
         name, _, label = line.rstrip().rpartition(" ")
         if not name or not re.fullmatch("-?[0-9]+", label):
             raise InputError(f"{path}:{number}", f'"{line}"', "a path, a space and a label are wanted")
@@ -78,10 +83,14 @@ def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, i
                 f"there are {classes} classes (0–{classes - 1})",
                 "Caffe's labels start from 0",
             )
-        entries.append((name, int(label)))
-    if not entries:
+        yield name, int(label)
+    if not number:
         raise InputError(path, "the list is empty")
-    return entries
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        yield from file
 
 
 def read_labels(path: Path) -> list[str]:
@@ -99,34 +108,37 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
 
     Records are good until the next but one batch is asked for.
     """
-    entries, shape = read_image_list(source, options.classes), None
+    first, _ = next(entries_of(source, options.classes))
+    collections.deque(entries_of(source, options.classes), 0)  # a line that is wrong is named before hours of work
+    first = images[first]
+    shape = None if first is None else first.shape
+    # Two batches at once: the one that is put and the one that is made.
+    room = np.empty((2, BATCH, 64 + first.size if first is not None and options.encode == "raw" else 0), np.uint8)
 
-    def one(number: int) -> tuple[bytes, bytes, bytes]:
-        line = number % len(entries)
-        name, label = entries[line]
-        where, image = f"{source}:{line + 1}", images[name]
+    def one(entry: tuple[int, tuple[int, int, str, int]]) -> tuple[bytes, bytes | memoryview, bytes]:
+        number, (copy, line, name, label) = entry
+        where, image = f"{source}:{line}", images[name]
         if image is None:
             raise InputError(where, f"{images.root / name} cannot be read as an image", do="remove the line, or restore the file")
         if shape and image.shape != shape:
             found = f"{name} is {'×'.join(map(str, image.shape))}"
             raise InputError(where, found, f"the first image is {'×'.join(map(str, shape))}", "resize them alike first")
-        if number >= len(entries):
+        if copy:
             image = changed(image, options.augmentation, (options.seed, number))
         key = f"{number:08d}_{name}".encode(errors="surrogateescape")
         value = record(image, label, options.encode, room[number // BATCH % 2, number % BATCH])
         return key, value, digest(key, value)
 
-    first = images[entries[0][0]]
-    shape = None if first is None else first.shape
-    # Two batches at once: the one that is put and the one that is made.
-    room = np.empty((2, BATCH, 64 + first.size if first is not None and options.encode == "raw" else 0), np.uint8)
-    count = len(entries) * (1 + options.copies)
-    parts = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    entries = enumerate(
+        (copy, line, *entry)
+        for copy in range(1 + options.copies)
+        for line, entry in enumerate(entries_of(source, options.classes), 1)
+    )
     with ThreadPoolExecutor(options.threads) as pool:
-        following = pool.map(one, parts[0])
-        for part in [*parts[1:], range(0)]:
-            batch, following = following, pool.map(one, part)  # the next one is made while this one is put
-            yield list(batch)
+        following = pool.map(one, list(itertools.islice(entries, BATCH)))
+        while batch := list(following):
+            following = pool.map(one, list(itertools.islice(entries, BATCH)))  # made while this one is put
+            yield batch
 
 
 def record(image: np.ndarray, label: int, encode: str = "raw", room: np.ndarray | None = None) -> bytes | memoryview:

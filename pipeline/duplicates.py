@@ -7,6 +7,7 @@ along columns. Where two differ in few bits, their pixels are compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ LARGEST_BAND = 1000
 """Images that share a band's value; a value that more share (of flat images, black borders) tells nothing."""
 TRIES = 8
 """Nearest images by fingerprint whose pixels are compared."""
+AT_ONCE = 250
+"""Images that are looked up together, so that memory does not grow with their number."""
 
 
 def fingerprint(image: np.ndarray) -> bytes:
@@ -50,37 +53,36 @@ def nearest(
     queries, others  fingerprints, N × 16 bytes
     images           (query, other) → their pixels
     """
-    found: dict[int, list[tuple[int, int]]] = {}
-    for query, other, bits in _candidates(queries, others):
-        found.setdefault(query, []).append((bits, other))
     result = {}
-    for query, near in sorted(found.items()):
-        for bits, other in sorted(near)[:TRIES]:
+    for query, near in _candidates(queries, others):
+        for other, bits in near:
             if alike(*images(query, other)):
                 result[query] = (other, bits)
                 break
     return result
 
 
-def _candidates(queries: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Pairs (query, other) whose fingerprints differ in few bits, and in how many; each pair once."""
+def _candidates(queries: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Each query that has any, and the TRIES others that differ from it in fewest bits: (other, bits), nearest first."""
     if not len(queries) or not len(others):
         return
     many, few = (np.ascontiguousarray(side).view(np.uint16).reshape(-1, 8) for side in (others, queries))
-    seen: set[tuple[int, int]] = set()
-    for band in range(8):
-        order = np.argsort(many[:, band], kind="stable")
-        values = many[order, band]
-        begins, ends = (np.searchsorted(values, few[:, band], side) for side in ("left", "right"))
-        sizes = np.where(ends - begins > LARGEST_BAND, 0, ends - begins)
-        for start in range(0, len(few), 1000):
-            chunk = np.arange(start, min(start + 1000, len(few)))
-            query = np.repeat(chunk, sizes[chunk])
-            within = np.arange(len(query)) - np.repeat(np.cumsum(sizes[chunk]) - sizes[chunk], sizes[chunk])
-            other = order[np.repeat(begins[chunk], sizes[chunk]) + within]
-            bits = np.bitwise_count(few[query] ^ many[other]).sum(1)
-            for pair in np.flatnonzero(bits <= MOST_BITS):
-                key = int(query[pair]), int(other[pair])
-                if key not in seen:
-                    seen.add(key)
-                    yield *key, int(bits[pair])
+    orders = [np.argsort(many[:, band], kind="stable") for band in range(8)]
+    for start in range(0, len(few), AT_ONCE):
+        part = few[start : start + AT_ONCE]
+        found = []
+        for band, order in enumerate(orders):
+            values = many[order, band]
+            begins, ends = (np.searchsorted(values, part[:, band], side) for side in ("left", "right"))
+            sizes = np.where(ends - begins > LARGEST_BAND, 0, ends - begins)
+            query = np.repeat(np.arange(len(part)), sizes)
+            within = np.arange(len(query)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            found.append(np.stack([query, order[np.repeat(begins, sizes) + within]]))
+        query, other = np.concatenate(found, axis=1)
+        bits = np.bitwise_count(part[query] ^ many[other]).sum(1)
+        near = bits <= MOST_BITS
+        rows = np.unique(np.stack([query[near], bits[near].astype(int), other[near]]), axis=1)  # in that order
+        firsts = np.flatnonzero(np.diff(rows[0], prepend=-1))
+        for first, last in pairwise([*firsts, rows.shape[1]]):
+            chosen = rows[:, first : min(last, first + TRIES)]
+            yield start + int(rows[0, first]), list(zip(chosen[2].tolist(), chosen[1].tolist(), strict=True))

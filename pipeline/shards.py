@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -13,16 +14,24 @@ from pipeline.errors import InputError
 from pipeline.files import written_whole
 
 
-def write_shards(table: pd.DataFrame, folder: Path, size: int) -> int:
-    """Write `folder`/00000.csv and so on, of `size` images each, whole; return how many there are."""
+def write_shards(tables: Iterable[pd.DataFrame], folder: Path, size: int) -> tuple[int, int, int]:
+    """Write `folder`/00000.csv and so on, of `size` images each, whole; return how many images, classes and shards there are.
+
+    tables  the rows, some at a time
+    """
     if size < 1:
         raise InputError("shard_size", str(size), "a shard has at least 1 image")
+    images, classes = 0, set()
     with written_whole(folder) as part:
         part.mkdir()
-        starts = range(0, len(table), size)
-        for number, start in enumerate(starts):
-            table[start : start + size].to_csv(part / f"{number:05d}.csv", index=False)
-    return len(starts)
+        for table in tables:
+            classes.update(table.label)
+            while len(table):
+                number, begun = divmod(images, size)
+                rows = table[: size - begun]
+                rows.to_csv(part / f"{number:05d}.csv", mode="a", header=not begun, index=False)
+                images, table = images + len(rows), table[len(rows) :]
+    return images, len(classes), -(-images // size)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,9 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     sources.add_arguments(parser)
     parser.add_argument("--size", type=int, default=1000, help="images in a shard (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    table = sources.read(sources.of_arguments(arguments))
-    count = write_shards(table, arguments.target, arguments.size)
-    print(f"{arguments.target}: {len(table)} images of {table.label.nunique()} classes in {count} shards")
+    images, classes, shards = write_shards(sources.chunks(sources.of_arguments(arguments)), arguments.target, arguments.size)
+    print(f"{arguments.target}: {images} images of {classes} classes in {shards} shards")
 
 
 if __name__ == "__main__":

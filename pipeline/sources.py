@@ -10,19 +10,23 @@ Files are file:// URLs in the table.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 
 import caffe
 from pipeline.errors import InputError
 
 COLUMNS = ("url", "label", "split", "group", "sha256")
+CHUNK = 10_000
+"""Rows of a list that are held at once."""
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val", "": ""}
 """What lists call the splits."""
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -49,19 +53,45 @@ class Source:
 
 def read(source: Source) -> pd.DataFrame:
     """The table of a source, in its order."""
+    return pd.concat(chunks(source), ignore_index=True)
+
+
+def chunks(source: Source) -> Iterator[pd.DataFrame]:
+    """The table of a source, CHUNK rows at a time, so that its length does not matter; only a sample is held as a whole."""
+    if source.sample:
+        count = sum(len(chunk) for chunk in _chunks(source))
+        if source.sample < count:
+            yield _sampled(source, np.random.RandomState(source.seed).permutation(count)[: source.sample])
+            return
+    yield from _chunks(source)
+
+
+def _sampled(source: Source, wanted: np.ndarray) -> pd.DataFrame:
+    """The rows of these positions, in their order."""
+    parts, start = [], 0
+    for chunk in _chunks(source):
+        here = wanted[(wanted >= start) & (wanted < start + len(chunk))]
+        parts.append(chunk.iloc[here - start].set_axis(here))
+        start += len(chunk)
+    return pd.concat(parts).loc[wanted].reset_index(drop=True)
+
+
+def _chunks(source: Source) -> Iterator[pd.DataFrame]:
     if source.folder is not None:
-        table = _folder(source.folder, source.val_labels)
+        tables = _rows(_folder(source.folder, source.val_labels))
     elif source.list.suffix == ".txt" or not source.list.suffix:
-        table = _text(source.list, source.root)
+        tables = _rows(_text(source.list, source.root))
     else:
-        table = _table(source.list, source.root, source.columns)
-    if source.sample and source.sample < len(table):
-        table = table.iloc[np.random.RandomState(source.seed).permutation(len(table))[: source.sample]]
-    return table[list(COLUMNS)].reset_index(drop=True)
+        tables = _tables(source.list, source.root, source.columns)
+    for table in tables:
+        yield table[list(COLUMNS)].reset_index(drop=True)
 
 
-def _rows(rows: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["url", "label", "split"], dtype=object).assign(group="", sha256="")
+def _rows(rows: Iterable[tuple[str, str, str]]) -> Iterator[pd.DataFrame]:
+    """Tables of url, label and split."""
+    rows = iter(rows)
+    while some := list(itertools.islice(rows, CHUNK)):
+        yield pd.DataFrame(some, columns=["url", "label", "split"], dtype=object).assign(group="", sha256="")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -69,28 +99,30 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
 
 
-def _folder(folder: Path, val_labels: Path | None) -> pd.DataFrame:
+def _folder(folder: Path, val_labels: Path | None) -> Iterator[tuple[str, str, str]]:
     if not folder.is_dir():
         raise InputError(folder, "no such folder", "its folders are the classes", "correct source.folder")
     parts = {name: folder / name for name in ("train", "val", "test") if (folder / name).is_dir()}
-    if "train" not in parts:
-        rows = _classes(folder, "")
-    else:
-        rows = []
-        for name, part in parts.items():
-            found = _classes(part, SPLITS[name])
-            if not found and name != "train":
-                found = _labelled(part, val_labels)
-            rows += found
-    if not rows:
+    parts = parts if "train" in parts else {"": folder}
+    any_at_all = False
+    for name, part in parts.items():
+        found = False
+        for row in _classes(part, SPLITS[name]):
+            found = any_at_all = True
+            yield row
+        if not found and name in ("val", "test"):
+            rows = _labelled(part, val_labels)
+            any_at_all |= bool(rows)
+            yield from rows
+    if not any_at_all:
         kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGES))
         raise InputError(folder, "no images", f"each class is a folder with images ({kinds})", "correct source.folder")
-    return _rows(rows)
 
 
-def _classes(folder: Path, split: str) -> list[tuple[str, str, str]]:
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [(path.resolve().as_uri(), one.name, split) for one in classes for path in _files(one)]
+def _classes(folder: Path, split: str) -> Iterator[tuple[str, str, str]]:
+    for one in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        for path in _files(one):
+            yield path.resolve().as_uri(), one.name, split
 
 
 def _labelled(folder: Path, val_labels: Path | None) -> list[tuple[str, str, str]]:
@@ -102,7 +134,7 @@ def _labelled(folder: Path, val_labels: Path | None) -> list[tuple[str, str, str
         raise InputError(
             folder, "images without classes", "each class is a folder", "give source.val_labels, a list of their classes"
         )
-    lines = _lines(val_labels)
+    lines = list(_lines(val_labels))
     if len(lines) != len(files) and not any(" " in line for _, line in lines):
         raise InputError(val_labels, f"{len(lines)} lines", f"{folder} has {len(files)} images")
     if not any(" " in line for _, line in lines):
@@ -117,17 +149,19 @@ def _labelled(folder: Path, val_labels: Path | None) -> list[tuple[str, str, str
     return rows
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbers and text of the lines that are not empty."""
     if not path.is_file():
         raise InputError(path, "no such file", do="correct its path")
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.strip()
 
 
-def _text(path: Path, root: Path | None) -> pd.DataFrame:
+def _text(path: Path, root: Path | None) -> Iterator[tuple[str, str, str]]:
     """`path label` or `URL label` a line."""
-    rows = []
+    name = None
     for number, line in _lines(path):
         name, label = re.fullmatch(r"(.*\S)\s+(\S+)", line).groups() if re.search(r"\s", line) else (line, "")
         if root is not None:
@@ -136,58 +170,65 @@ def _text(path: Path, root: Path | None) -> pd.DataFrame:
             raise InputError(
                 f"{path}:{number}", f'"{name}"', "an address is wanted", "give source.root, where the list's paths begin"
             )
-        rows.append((name, label, ""))
-    if not rows:
+        yield name, label, ""
+    if name is None:
         raise InputError(path, "no images", "there is one line for each image")
-    return _rows(rows)
 
 
-def _table(path: Path, root: Path | None, columns: dict[str, str]) -> pd.DataFrame:
-    table = _read_table(path)
+def _tables(path: Path, root: Path | None, columns: dict[str, str]) -> Iterator[pd.DataFrame]:
+    """The rows of a CSV, TSV or parquet file, under our names for its columns."""
     place = "path" if root is not None else "url"
     wanted = {name: columns.get(name, name) for name in (place, "label", "split", "group", "sha256")}
-    for name, column in wanted.items():
-        if column not in table and (name == place or name in columns):
-            found = f"columns {', '.join(map(str, table.columns))}"
-            hint = caffe.nearest(column, map(str, table.columns))
-            raise InputError(
-                f"{path}:1", found, f"one called {column} is wanted", hint or "say what it is called in source.columns"
-            )
-    table = table[(table != "").any(axis=1)]
-    if table.empty:
+    any_at_all = False
+    for table in _read_tables(path):
+        for name, column in wanted.items():
+            if column not in table and (name == place or name in columns):
+                found = f"columns {', '.join(map(str, table.columns))}"
+                hint = caffe.nearest(column, map(str, table.columns))
+                raise InputError(
+                    f"{path}:1", found, f"one called {column} is wanted", hint or "say what it is called in source.columns"
+                )
+        table = table[(table != "").any(axis=1)]
+        named = pd.DataFrame(
+            {name: table[column].str.strip() if column in table else "" for name, column in wanted.items()}, table.index
+        )
+        named["split"] = named.split.str.lower().map(SPLITS)
+        for name, bad in ((place, named[place] == ""), ("split", named.split.isna())):
+            if bad.any():
+                line = bad.idxmax()
+                found = f'{wanted[name]} "{table[wanted[name]][line]}"'
+                raise InputError(f"{path}:{line}", found, "it is train or val" if name == "split" else "each image has one")
+        if root is not None:
+            named["url"] = [(root / name).resolve().as_uri() for name in named.path]
+        any_at_all |= not named.empty
+        yield named
+    if not any_at_all:
         raise InputError(path, "no images", "there is one line for each image")
-    named = pd.DataFrame(
-        {name: table[column].str.strip() if column in table else "" for name, column in wanted.items()}, table.index
-    )
-    named["split"] = named.split.str.lower().map(SPLITS)
-    for name, bad in ((place, named[place] == ""), ("split", named.split.isna())):
-        if bad.any():
-            line = bad.idxmax()
-            found = f'{wanted[name]} "{table[wanted[name]][line]}"'
-            raise InputError(f"{path}:{line}", found, "it is train or val" if name == "split" else "each image has one")
-    if root is not None:
-        named["url"] = [(root / name).resolve().as_uri() for name in named.path]
-    return named
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _read_tables(path: Path) -> Iterator[pd.DataFrame]:
     """All columns as strings, by the number of the line in the file."""
     if not path.is_file():
         raise InputError(path, "no such image list", do="give datasets.NAME.source.list an existing file")
     try:
         if path.suffix == ".parquet":
-            table = pd.read_parquet(path).astype(object)
-            table = table.where(table.notna(), "").astype(str)
-            table.index = range(1, len(table) + 1)
-            return table
-        separator = "\t" if ".tsv" in path.suffixes else ","
+            start = 1
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(CHUNK):
+                table = batch.to_pandas().astype(object)
+                table = table.where(table.notna(), "").astype(str)
+                table.index = range(start, start + len(table))
+                start += len(table)
+                yield table
+            return
+        how = {"sep": "\t" if ".tsv" in path.suffixes else ",", "dtype": str, "keep_default_na": False, "index_col": False}
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # more fields than the header has
-            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
+            tables = pd.read_csv(path, skip_blank_lines=False, chunksize=CHUNK, **how)
+            for table in tables:
+                table.index += 2  # the header is line 1
+                yield table
     except (ValueError, OSError, pd.errors.ParserWarning) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(path, f"not a table ({reason})", "a CSV, TSV or parquet file with a header is wanted") from None
-    table.index += 2  # the header is line 1
-    return table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,9 @@
+import io
+
 import pandas as pd
 import pytest
 
+from pipeline import sources
 from pipeline.download import read_shard
 from pipeline.errors import InputError
 from pipeline.shards import write_shards
@@ -19,7 +22,7 @@ def test_a_list_is_cut_into_shards_in_its_order(command, write, tmp_path):
 
 def test_a_shorter_list_leaves_no_shard_of_the_longer_one(tmp_path):
     for count in (5, 1):
-        write_shards(pd.DataFrame({"url": ["http://x/a.jpg"] * count}), tmp_path / "list", 2)
+        write_shards([pd.DataFrame({"url": ["http://x/a.jpg"] * count, "label": "a"})], tmp_path / "list", 2)
     assert [path.name for path in (tmp_path / "list").iterdir()] == ["00000.csv"]
 
 
@@ -27,7 +30,7 @@ def test_a_shard_is_read_as_it_was_written(tmp_path):
     table = pd.DataFrame(
         {"url": ["http://x/a,b.jpg"], "label": ["007"], "split": ["val"], "group": ["g"], "sha256": [""]}, dtype=object
     )
-    write_shards(table, tmp_path / "list", 1)
+    write_shards([table], tmp_path / "list", 1)
     assert read_shard(tmp_path / "list/00000.csv") == table.to_dict("records")
 
 
@@ -47,3 +50,23 @@ def test_columns_of_other_names_are_given_one_by_one(command, write, tmp_path):
     done = command("pipeline.shards", "list", "--list", "all.csv", "--column", "url=address", "--column", "label=kind")
     assert done.returncode == 0, done.stderr
     assert list(pd.read_csv(tmp_path / "list/00000.csv").label) == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "txt"])
+@pytest.mark.parametrize("sample", [0, 9])
+def test_a_list_that_is_read_in_parts_gives_the_same_shards(tmp_path, monkeypatch, kind, sample):
+    table = pd.DataFrame({"url": [f"http://x/{n}.jpg" for n in range(23)], "label": [f"c{n % 3}" for n in range(23)]})
+    path = tmp_path / f"all.{kind}"
+    if kind == "parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, index=False, header=kind != "txt", sep={"csv": ",", "tsv": "\t", "txt": " "}[kind])
+    written = []
+    for size in (10_000, 4):
+        monkeypatch.setattr("pipeline.sources.CHUNK", size)
+        counts = write_shards(sources.chunks(sources.Source(list=path, sample=sample)), tmp_path / "list", 5)
+        assert counts == ((9, 3, 2) if sample else (23, 3, 5))
+        written.append([shard.read_text() for shard in sorted((tmp_path / "list").iterdir())])
+    assert written[0] == written[1]
+    if not sample:
+        assert pd.concat([pd.read_csv(io.StringIO(text)) for text in written[0]]).url.tolist() == table.url.tolist()
