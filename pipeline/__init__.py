@@ -1,1 +1,7 @@
 """The steps from images to a fine-tuned net, its features and a report; each a function and a command."""
+
+import os
+
+# NumPy's and OpenCV's OpenBLAS start a thread for each processor, which spin for a tenth of a second each time a step starts and
+# have nothing to do: PyTorch, which computes, has threads of its own.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

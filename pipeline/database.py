@@ -34,7 +34,7 @@ from pipeline.files import written_whole
 from pipeline.images import Files, Resized, below
 from pipeline.progress import progress
 
-BATCH = 256
+BATCH = 32
 """Records put in one transaction."""
 MAP_SIZE = 1 << 28
 """Bytes that a database may have at first."""
