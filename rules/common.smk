@@ -8,6 +8,7 @@ import caffe
 from snakemake.exceptions import WorkflowError
 
 from pipeline import configuration
+from pipeline.models import TEMPLATES
 
 try:
     schema = Path(workflow.basedir) / "config" / "schema.yaml"
@@ -212,7 +213,7 @@ def augmentation_flag(wildcards):
 
 def model_source(wildcards):
     """Digest of the module of an experiment's template."""
-    return source(f"pipeline.models.{config['experiments'][wildcards.experiment]['model']}")
+    return source(TEMPLATES[config["experiments"][wildcards.experiment]["model"]].body.__module__)
 
 
 def weights_flag(wildcards, input):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import caffe
-from pipeline.models import caffenet, cifar10_quick, lenet
+from pipeline.models import alexnet, caffenet, cifar10_full, cifar10_quick, lenet, mobilenet, resnet, squeezenet, vgg
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,17 @@ class Template:
         return list(dict.fromkeys(top for layer in n.to_proto().layer for top in layer.top))
 
 
+_IMAGENET = {"crop_size": 224, "mirror": True}
+
 TEMPLATES = {
     "lenet": Template(lenet.body, lenet.LAST, scale=1 / 256, mean=False, batch_size=64),
     "cifar10_quick": Template(cifar10_quick.body, cifar10_quick.LAST, batch_size=100),
+    "cifar10_full": Template(cifar10_full.body, cifar10_full.LAST, batch_size=100),
+    "alexnet": Template(alexnet.body, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),
     "caffenet": Template(caffenet.body, caffenet.LAST, crop_size=227, mirror=True, batch_size=256),
+    **{f"vgg{layers}": Template(vgg.body(layers), vgg.LAST, **_IMAGENET, batch_size=32) for layers in vgg.CONVOLUTIONS},
+    **{f"resnet{layers}": Template(resnet.body(layers), resnet.LAST, **_IMAGENET, batch_size=32) for layers in resnet.BLOCKS},
+    "squeezenet": Template(squeezenet.body, squeezenet.LAST, crop_size=227, mirror=True, batch_size=32),
+    "mobilenet": Template(mobilenet.v1, mobilenet.LAST, **_IMAGENET, scale=0.017, batch_size=64),
+    "mobilenet_v2": Template(mobilenet.v2, mobilenet.LAST, **_IMAGENET, scale=0.017, batch_size=64),
 }

@@ -10,6 +10,7 @@ from pipeline import configuration
 from pipeline.configuration import checked
 from pipeline.download import Options
 from pipeline.errors import InputError
+from pipeline.models import TEMPLATES
 from tests.conftest import ROOT
 
 SCHEMA = ROOT / "config/schema.yaml"
@@ -116,8 +117,8 @@ CASES = {
         "my.yaml: experiments.breeds.dataset: 'cat' is not one of cats; did you mean \"cats\"?",
     ),
     "an unknown model": (
-        lambda c: c["experiments"]["breeds"].update(model="lenett"),
-        "my.yaml: experiments.breeds.model: 'lenett' is not one of lenet, cifar10_quick, caffenet; did you mean \"lenet\"?",
+        lambda c: c["experiments"]["breeds"].update(model="cafenet"),
+        f"my.yaml: experiments.breeds.model: 'cafenet' is not one of {', '.join(TEMPLATES)}; did you mean \"caffenet\"?",
     ),
     "an experiment that starts from itself": (
         lambda c: c["experiments"]["breeds"].update(weights={"experiment": "breeds"}),
