@@ -117,8 +117,8 @@ CASES = {
         "my.yaml: experiments.breeds.dataset: 'cat' is not one of cats; did you mean \"cats\"?",
     ),
     "an unknown model": (
-        lambda c: c["experiments"]["breeds"].update(model="cafenet"),
-        f"my.yaml: experiments.breeds.model: 'cafenet' is not one of {', '.join(TEMPLATES)}; did you mean \"caffenet\"?",
+        lambda c: c["experiments"]["breeds"].update(model="squeezenett"),
+        f"my.yaml: experiments.breeds.model: 'squeezenett' is not one of {', '.join(TEMPLATES)}; did you mean \"squeezenet\"?",
     ),
     "an experiment that starts from itself": (
         lambda c: c["experiments"]["breeds"].update(weights={"experiment": "breeds"}),
