@@ -10,9 +10,8 @@ import jsonschema
 import yaml
 
 import caffe
-from pipeline import solver_fields
+from pipeline import models, solver_fields
 from pipeline.errors import InputError
-from pipeline.models import TEMPLATES
 
 SOURCE_FLAGS = ("list", "folder", "root", "val_labels", "sample", "seed")
 """Keys of a source that the shards step takes as flags."""
@@ -118,7 +117,7 @@ def _fill(value: dict, schema: dict, root: dict) -> None:
 
 def last_layer(experiment: dict) -> str:
     """The name of an experiment's classifier: its template's, or with the dataset's name behind it where it is renamed."""
-    last = TEMPLATES[experiment["model"]].last
+    last = models.template(experiment["model"]).last
     return f"{last}_{experiment['dataset']}" if experiment["rename_last"] else last
 
 
@@ -203,13 +202,23 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     problems = [f"solver.{problem}" for problem in solver_fields.problems(_mapping(experiment.get("solver")))]
     if isinstance(dataset, str):
         problems += [f"dataset: {problem}" for problem in _unknown(dataset, datasets)]
-    if isinstance(model, str):
-        problems += [f"model: {problem}" for problem in _unknown(model, TEMPLATES)]
-    if isinstance(dataset, str) and isinstance(model, str) and model in TEMPLATES and isinstance(experiment["features"], list):
-        blobs = TEMPLATES[model].blobs(last_layer(experiment))
+    template, found = _template(model) if isinstance(model, str) else (None, [])
+    problems += [f"model: {problem}" for problem in found]
+    if isinstance(dataset, str) and template and isinstance(experiment["features"], list):
+        blobs = template.blobs(last_layer(experiment))
         wanted = [blob for blob in experiment["features"] if isinstance(blob, str)]
         problems += [f"features: {problem}" for blob in wanted for problem in _unknown(blob, blobs)]
     return problems
+
+
+def _template(model: str) -> tuple[models.Template | None, list[str]]:
+    """The template of a model, or what is wrong with it."""
+    if not models.is_file(model):
+        return models.TEMPLATES.get(model), _unknown(model, models.TEMPLATES)
+    try:
+        return models.template(model), []
+    except caffe.Error as error:
+        return None, [str(error)]
 
 
 def _origin(name: str, experiments: dict) -> list[str]:

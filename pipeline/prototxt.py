@@ -11,7 +11,7 @@ import caffe
 from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
-from pipeline import solver_fields
+from pipeline import models, solver_fields
 from pipeline.augmentation import parsed
 from pipeline.command import run
 from pipeline.errors import InputError
@@ -92,7 +92,9 @@ def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> 
         transform["crop_size"] = template.crop_size
     if template.mirror and phase == "TRAIN":
         transform["mirror"] = True
-    if template.mean:
+    if template.mean_values:
+        transform["mean_value"] = list(template.mean_values)
+    elif template.mean:
         transform["mean_file"] = str(dataset.mean)
     source = dataset.train if phase == "TRAIN" else dataset.val
     return {
@@ -105,24 +107,38 @@ def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> 
 def _net(
     template: Template, last: Last, experiment: Experiment, data: dict | None, dataset: Dataset | None = None
 ) -> caffe_pb2.NetParameter:
+    built = template.built(last, deploy=data is None)
     n = caffe.NetSpec()
     if data is None:
         side = template.crop_size
         channels, height, width = dataset.shape
         n.data = L.Input(shape={"dim": [1, channels, side or height, side or width]})
-        n.prob = L.Softmax(template.body(n, last))
+        after = [_layer("Softmax", "prob", built.heads[-1][0])]
     else:
         n.data, n.label = L.Data(ntop=2, **data)
-        scores = template.body(n, last)
-        if data["include"]["phase"] == caffe.TEST:
-            n.accuracy = L.Accuracy(scores, n.label)
-        if experiment.infogain:
-            n.loss = L.InfogainLoss(scores, n.label, infogain_loss_param={"source": str(experiment.infogain)})
-        else:
-            n.loss = L.SoftmaxWithLoss(scores, n.label)
+        scores = built.heads[-1][0]
+        after = [_layer("Accuracy", "accuracy", scores, "label")] if data["include"]["phase"] == caffe.TEST else []
+        after += [_loss(experiment, number, head) for number, head in enumerate(reversed(built.heads))]
     net = n.to_proto()
+    net.layer.extend([*built.layers, *after])
     net.name = experiment.model
     return net
+
+
+def _layer(kind: str, name: str, *bottoms: str) -> caffe_pb2.LayerParameter:
+    return caffe_pb2.LayerParameter(name=name, type=kind, bottom=bottoms, top=[name])
+
+
+def _loss(experiment: Experiment, number: int, head: tuple[str, float]) -> caffe_pb2.LayerParameter:
+    """The loss of a head, the first of which counts and is called `loss`."""
+    scores, weight = head
+    kind = "InfogainLoss" if experiment.infogain else "SoftmaxWithLoss"
+    layer = _layer(kind, f"loss{number or ''}", scores, "label")
+    if weight != 1:
+        layer.loss_weight.append(weight)
+    if experiment.infogain:
+        layer.infogain_loss_param.source = str(experiment.infogain)
+    return layer
 
 
 def test_batch(images: int) -> int:
@@ -166,12 +182,7 @@ def solver(dataset: Dataset, experiment: Experiment, folder: Path) -> tuple[caff
 
 def write(dataset: Dataset, experiment: Experiment, folder: Path) -> None:
     """Write the four files to `folder`, whole."""
-    if experiment.model not in TEMPLATES:
-        hint = caffe.nearest(experiment.model, TEMPLATES)
-        raise InputError(
-            f"experiments.{experiment.name}.model", f'"{experiment.model}"', f"there are {', '.join(TEMPLATES)}", hint
-        )
-    template = TEMPLATES[experiment.model]
+    template = models.template(experiment.model)
     if template.crop_size > min(dataset.shape[1:]):
         raise InputError(
             f"experiments.{experiment.name}",
@@ -197,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the four files go; replaced if it exists")
     parser.add_argument("--name", required=True, help="the experiment")
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(TEMPLATES)}")
+    parser.add_argument("--model", required=True, help=f"one of {', '.join(TEMPLATES)}, or a prototxt's path")
     parser.add_argument("--train", type=Path, required=True, help="training LMDB")
     parser.add_argument("--val", type=Path, required=True, help="validation LMDB")
     parser.add_argument("--mean", type=Path, required=True, help="mean.binaryproto")
@@ -209,13 +220,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--infogain", type=Path, help="matrix of an InfogainLoss, to weigh the classes")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
-    template = TEMPLATES.get(a.model)
+    if not models.is_file(a.model) and a.model not in TEMPLATES:
+        hint = caffe.nearest(a.model, TEMPLATES)
+        raise InputError(f"experiments.{a.name}.model", f'"{a.model}"', f"there are {', '.join(TEMPLATES)}", hint)
+    template = models.template(a.model)
     experiment = Experiment(
         name=a.name,
         model=a.model,
-        last=a.last or (template.last if template else ""),
+        last=a.last or template.last,
         last_lr_mult=a.last_lr_mult,
-        batch_size=a.batch_size or (template.batch_size if template else 0),
+        batch_size=a.batch_size or template.batch_size,
         gpu=a.gpu,
         solver=a.solver,
         augmentation=a.augmentation,

@@ -7,8 +7,7 @@ from pathlib import Path
 import caffe
 from snakemake.exceptions import WorkflowError
 
-from pipeline import configuration
-from pipeline.models import TEMPLATES
+from pipeline import configuration, models
 
 try:
     schema = Path(workflow.basedir) / "config" / "schema.yaml"
@@ -213,7 +212,16 @@ def augmentation_flag(wildcards):
 
 def model_source(wildcards):
     """Digest of the module of an experiment's template."""
-    return source(TEMPLATES[config["experiments"][wildcards.experiment]["model"]].body.__module__)
+    model = config["experiments"][wildcards.experiment]["model"]
+    if models.is_file(model):
+        return source("pipeline.models.adapted")
+    return source(models.TEMPLATES[model].body.__module__)
+
+
+def net_of(wildcards):
+    """Input function: the prototxt of an experiment whose net is the user's own."""
+    model = config["experiments"][wildcards.experiment]["model"]
+    return model if models.is_file(model) else []
 
 
 def weights_flag(wildcards, input):

@@ -4,6 +4,7 @@ rule prototxt:
         val=of_dataset("lmdb/val.manifest.json"),
         mean=of_dataset("mean.binaryproto"),
         infogain=infogain_of,
+        net=net_of,
     output:
         nets=expand(
             "results/experiments/{{experiment}}/prototxt/{net}.prototxt",
@@ -30,7 +31,7 @@ rule prototxt:
         code=source("pipeline.prototxt"),
         model_code=model_source,
     shell:
-        "python -m pipeline.prototxt {params.folder} --name {wildcards.experiment} --model {params.model}"
+        "python -m pipeline.prototxt {params.folder} --name {wildcards.experiment} --model {params.model:q}"
         " --train {params.train} --val {params.val} --mean {input.mean} --last {params.last}"
         " --last-lr-mult {params.last_lr_mult} --batch-size {params.batch_size} --solver {params.solver:q}"
         " {params.augmentation} {params.infogain} {params.gpu} > {log} 2>&1"

@@ -1,57 +1,25 @@
-"""Network templates, one module a family, written with caffe.NetSpec; TEMPLATES finds them by name."""
+"""Network templates, one module a family, written with caffe.NetSpec: TEMPLATES, by name; `template` also takes a user's net."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
-import caffe
-from pipeline.models import alexnet, caffenet, cifar10_full, cifar10_quick, lenet, mobilenet, resnet, squeezenet, vgg
+from pipeline.models import (
+    adapted,
+    alexnet,
+    caffenet,
+    cifar10_full,
+    cifar10_quick,
+    lenet,
+    mobilenet,
+    resnet,
+    squeezenet,
+    vgg,
+)
+from pipeline.models.adapted import Adapted
+from pipeline.models.base import Built, Last, Template
 
-
-@dataclass(frozen=True)
-class Last:
-    """The classifier at the end of a net.
-
-    name     its layer and blob; a name that pretrained weights do not have is learned from scratch
-    outputs  number of classes
-    lr_mult  multiplies the learning rates that the template gives it
-    """
-
-    name: str
-    outputs: int
-    lr_mult: float = 1.0
-
-
-@dataclass(frozen=True)
-class Template:
-    """A published net.
-
-    body        body(n, last) adds the layers from `n.data` to the classifier's scores, which it returns
-    last        the classifier's name in the published net
-    color       what it is made for; channels follow the dataset all the same
-    crop_size   side of the square that training crops; 0 for the whole image
-    mirror      whether training mirrors at random
-    scale       what pixel values are multiplied by
-    mean        whether the mean image is subtracted
-    batch_size  images in a training batch
-    """
-
-    body: Callable[[caffe.NetSpec, Last], object]
-    last: str
-    crop_size: int = 0
-    mirror: bool = False
-    scale: float = 1.0
-    mean: bool = True
-    batch_size: int = 64
-
-    def blobs(self, last: str) -> list[str]:
-        """The blobs of which each image has its own values, with the classifier called `last`."""
-        n = caffe.NetSpec()
-        n.data = caffe.layers.Input()
-        self.body(n, Last(last, 1))
-        return list(dict.fromkeys(top for layer in n.to_proto().layer for top in layer.top))
-
+__all__ = ["TEMPLATES", "Built", "Last", "Template", "is_file", "template"]
 
 _IMAGENET = {"crop_size": 224, "mirror": True}
 
@@ -67,3 +35,13 @@ TEMPLATES = {
     "mobilenet": Template(mobilenet.v1, mobilenet.LAST, **_IMAGENET, scale=0.017, batch_size=64),
     "mobilenet_v2": Template(mobilenet.v2, mobilenet.LAST, **_IMAGENET, scale=0.017, batch_size=64),
 }
+
+
+def is_file(model: str) -> bool:
+    """Whether a model is a prototxt's path, not a template's name."""
+    return "/" in model or model.endswith((".prototxt", ".pbtxt", ".txt"))
+
+
+def template(model: str) -> Template | Adapted:
+    """The template of that name, or a user's net. Raises an error where the prototxt cannot be adapted."""
+    return adapted.read(Path(model)) if is_file(model) else TEMPLATES[model]

@@ -120,6 +120,10 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(model="squeezenett"),
         f"my.yaml: experiments.breeds.model: 'squeezenett' is not one of {', '.join(TEMPLATES)}; did you mean \"squeezenet\"?",
     ),
+    "a net that is not there": (
+        lambda c: c["experiments"]["breeds"].update(model="nets/absent.prototxt"),
+        "my.yaml: experiments.breeds.model: nets/absent.prototxt: no such file",
+    ),
     "an experiment that starts from itself": (
         lambda c: c["experiments"]["breeds"].update(weights={"experiment": "breeds"}),
         "my.yaml: experiments.breeds.weights.experiment: breeds → breeds goes in a circle",

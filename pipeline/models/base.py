@@ -1,0 +1,68 @@
+"""What a template is, and what is asked of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import caffe
+from caffe.proto import caffe_pb2
+
+
+@dataclass(frozen=True)
+class Built:
+    """Layers from `data` to the scores of one or more heads: (blob, weight of its loss), of which the last counts."""
+
+    layers: list[caffe_pb2.LayerParameter]
+    heads: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Last:
+    """The classifier at the end of a net.
+
+    name     its layer and blob; a name that pretrained weights do not have is learned from scratch
+    outputs  number of classes
+    lr_mult  multiplies the learning rates that the template gives it
+    """
+
+    name: str
+    outputs: int
+    lr_mult: float = 1.0
+
+
+@dataclass(frozen=True)
+class Template:
+    """A published net.
+
+    body        body(n, last) adds the layers from `n.data` to the classifier's scores, which it returns
+    last        the classifier's name in the published net
+    color       what it is made for; channels follow the dataset all the same
+    crop_size   side of the square that training crops; 0 for the whole image
+    mirror      whether training mirrors at random
+    scale       what pixel values are multiplied by
+    mean        whether the mean image is subtracted
+    batch_size  images in a training batch
+    """
+
+    body: Callable[[caffe.NetSpec, Last], object]
+    last: str
+    crop_size: int = 0
+    mirror: bool = False
+    scale: float = 1.0
+    mean: bool = True
+    batch_size: int = 64
+
+    mean_values = ()
+
+    def built(self, last: Last, deploy: bool = False) -> Built:
+        """The layers with `last` as the classifier."""
+        n = caffe.NetSpec()
+        n.data = caffe.layers.Input()
+        self.body(n, last)
+        layers = list(n.to_proto().layer)[1:]
+        return Built(layers, [(layers[-1].top[0], 1.0)])
+
+    def blobs(self, last: str) -> list[str]:
+        """The blobs of which each image has its own values, with the classifier called `last`."""
+        return list(dict.fromkeys(["data", *(top for layer in self.built(Last(last, 1)).layers for top in layer.top)]))
