@@ -83,6 +83,10 @@ layer { name: "conv" type: "Convolution" bottom: "pixels" top: "conv" convolutio
 layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
 layer { name: "scores" type: "InnerProduct" bottom: "conv" top: "out" inner_product_param { num_output: 10 } }
 """
+NO_LAST = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 } } }
+layer { name: "r" type: "ReLU" bottom: "data" top: "r" }
+"""
 PROB = 'layer { name: "prob" type: "Softmax" bottom: "out" top: "prob" }'
 
 
@@ -112,10 +116,7 @@ def test_a_name_of_its_own_is_kept_where_it_is_not_renamed(write):
         ("", "no layers"),
         ('layer { name: "a" type: "ReLU" bottom: "a" top: "a" }', "no data layer and no input"),
         (DEPLOY + 'layer { name: "l" type: "EuclideanLoss" bottom: "out" bottom: "label" }', 'layer "l": a EuclideanLoss'),
-        (
-            'input: "data" input_dim: 1 layer { name: "r" type: "ReLU" bottom: "data" top: "r" }',
-            'no last layer for the scores "r"',
-        ),
+        (NO_LAST, 'no last layer for the scores "r"'),
         ("layer { nme: 3 }", "nme"),
     ],
 )
