@@ -158,13 +158,14 @@ def _with_data(layer: caffe_pb2.LayerParameter, images: str) -> caffe_pb2.LayerP
 
 def _classifier(path: Path, body: list[caffe_pb2.LayerParameter], blob: str) -> str:
     """The last layer with weights that a blob of scores is made by."""
+    made = blob
     for layer in reversed(body):
-        if blob in layer.top:
+        if made in layer.top:
             if layer.type in LEARNED:
                 return layer.name
             if len(layer.bottom) != 1:
                 break
-            blob = layer.bottom[0]
+            made = layer.bottom[0]
     raise InputError(path, f'no last layer for the scores "{blob}"', f"they are made by a layer of type {' or '.join(LEARNED)}")
 
 
