@@ -89,6 +89,7 @@ def entries_of(path: Path, classes: int | None = None) -> Iterator[tuple[str, in
 
 
 def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text, ends of line and all; names that are not UTF-8 are kept."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         yield from file
 
@@ -106,7 +107,7 @@ def read_labels(path: Path) -> list[str]:
 def records(source: Path, images: Resized | Files, options: Options) -> Iterator[list[tuple[bytes, bytes | memoryview, bytes]]]:
     """Key, record and the digest of both for every line of a list, in its order, BATCH at a time; all of the first one's size.
 
-    Records are good until the next but one batch is asked for.
+    Records are good until the next batch is asked for.
     """
     first, _ = next(entries_of(source, options.classes))
     collections.deque(entries_of(source, options.classes), 0)  # a line that is wrong is named before hours of work

@@ -95,9 +95,7 @@ def resize_folder(source: Path, target: Path, options: Options) -> Counter:
             shape = (len(paths), *options.size, *([3] if options.color else []))
             np.lib.format.write_array_header_1_0(pixels, {"descr": "|u1", "fortran_order": False, "shape": shape})
             begin, size = pixels.tell(), math.prod(shape[1:])
-            os.posix_fallocate(
-                pixels.fileno(), 0, begin + size * len(paths)
-            )  # a full disk is seen at once, and writing is faster
+            _reserve(pixels.fileno(), begin + size * len(paths))
 
             def one(position: int) -> tuple[str, int, int, str]:
                 content = content_of(paths[position])
@@ -117,6 +115,14 @@ def resize_folder(source: Path, target: Path, options: Options) -> Counter:
             writer.writerow(["path", "reason", "height", "width", "fingerprint"])
             writer.writerows((path.name, *row) for path, row in zip(paths, rows, strict=True))
     return Counter(reason for reason, *_ in rows)
+
+
+def _reserve(number: int, size: int) -> None:
+    """Make a file that long; on disk, where the system can: a full one is seen at once, and writing is faster."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(number, 0, size)
+    else:
+        os.ftruncate(number, size)
 
 
 def export(target: Path, folder: Path) -> int:
