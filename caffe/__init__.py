@@ -55,7 +55,7 @@ _HOME = {
 
 _MODULES = (
     *("_caffe", "classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto", "pycaffe"),
-    *("allocator", "augmentation", "datum", "db"),
+    *("allocator", "augmentation", "datum", "db", "transform"),
 )
 
 TRAIN = 0

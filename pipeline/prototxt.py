@@ -1,4 +1,4 @@
-"""Write an experiment's train, test, deploy and solver prototxt from a template and a dataset."""
+"""Write an experiment's train, test, deploy and solver prototxt from a template and a dataset, and how images become inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from pipeline.augmentation import parsed
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.images import Size
 from pipeline.models import TEMPLATES, Last, Template
+from pipeline.preprocessing import Preprocessing
+from pipeline.resize import INTERPOLATIONS, Mode, Options
 
 TEST_BATCH = 256
 """Most images in a test batch; the batch is the largest divisor of the validation set's size up to this."""
@@ -180,8 +183,11 @@ def solver(dataset: Dataset, experiment: Experiment, folder: Path) -> tuple[caff
     return param, {field: reason for field, reason in reasons.items() if field not in experiment.solver}
 
 
-def write(dataset: Dataset, experiment: Experiment, folder: Path) -> None:
-    """Write the four files to `folder`, whole."""
+def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, interpolation: str) -> None:
+    """Write the four prototxt files and preprocessing.json to `folder`, whole.
+
+    mode, interpolation  how the dataset's images were resized
+    """
     template = models.template(experiment.model)
     if template.crop_size > min(dataset.shape[1:]):
         raise InputError(
@@ -193,8 +199,12 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path) -> None:
     param, reasons = solver(dataset, experiment, folder)
     with written_whole(folder) as part:
         part.mkdir()
-        for name, net in nets(template, dataset, experiment).items():
+        made = nets(template, dataset, experiment)
+        for name, net in made.items():
             caffe.write_prototxt(part / f"{name}.prototxt", net)
+        channels, *size = dataset.shape
+        resized = Options(Size(*size), mode, interpolation, channels == 3)
+        Preprocessing(resized, made["test"].layer[0].transform_param).write(part / "preprocessing.json")
         path = part / "solver.prototxt"
         caffe.write_prototxt(path, param)
         lines = []
@@ -206,7 +216,7 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the four files go; replaced if it exists")
+    parser.add_argument("folder", type=Path, help="where the files go; replaced if it exists")
     parser.add_argument("--name", required=True, help="the experiment")
     parser.add_argument("--model", required=True, help=f"one of {', '.join(TEMPLATES)}, or a prototxt's path")
     parser.add_argument("--train", type=Path, required=True, help="training LMDB")
@@ -218,6 +228,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--solver", type=json.loads, default={}, help="solver fields as JSON")
     parser.add_argument("--augmentation", type=parsed, help="how training images are changed: AugmentationParameter as JSON")
     parser.add_argument("--infogain", type=Path, help="matrix of an InfogainLoss, to weigh the classes")
+    parser.add_argument("--resize-mode", type=Mode, choices=list(Mode), default=Mode.SQUASH, help="how images were resized")
+    parser.add_argument("--interpolation", choices=list(INTERPOLATIONS), default="linear", help="how they were sampled")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
     if not models.is_file(a.model) and a.model not in TEMPLATES:
@@ -235,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
         augmentation=a.augmentation,
         infogain=a.infogain,
     )
-    write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder)
+    write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder, a.resize_mode, a.interpolation)
     print(f"{a.folder}: {a.model} for {experiment.last}")
 
 

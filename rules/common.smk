@@ -210,6 +210,12 @@ def augmentation_flag(wildcards):
     return f"--augmentation {shlex.quote(changes)}" if changes and not copies else ""
 
 
+def resized_flags(wildcards):
+    """How the images of an experiment's dataset were resized."""
+    dataset = config["datasets"][dataset_of(wildcards)]
+    return f"--resize-mode {dataset['resize_mode']} --interpolation {dataset['interpolation']}"
+
+
 def model_source(wildcards):
     """Digest of the module of an experiment's template."""
     model = config["experiments"][wildcards.experiment]["model"]
@@ -269,4 +275,6 @@ def results(wildcards):
             kind=["png", "svg"],
         )
         paths += [f"results/experiments/{name}/features"] if experiment["features"] else []
+        if "classify" in experiment:
+            paths.append(f"results/experiments/{name}/classify.csv")
     return paths

@@ -57,3 +57,37 @@ rule evaluate:
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.evaluate {input.net} {input.weights} {params.folder}"
         " --list {input.list} --labels {input.labels} {params.gpu} > {log} 2>&1"
+
+
+rule classify:
+    input:
+        net="results/experiments/{experiment}/prototxt/deploy.prototxt",
+        preprocessing="results/experiments/{experiment}/prototxt/preprocessing.json",
+        weights="results/experiments/{experiment}/train/final.caffemodel",
+        labels=of_dataset("lists/labels.txt"),
+        mean=of_dataset("mean.binaryproto"),
+        images=lookup(dpath="experiments/{experiment}/classify/images", within=config),
+    output:
+        report(
+            "results/experiments/{experiment}/classify.csv",
+            caption="../report/classify.rst",
+            category="{experiment}",
+        ),
+    log:
+        "logs/experiments/{experiment}/classify.log",
+    threads: 8
+    resources:
+        mem_mb=4000,
+        runtime=120,
+        gpu=GPUS,
+    params:
+        crops=lambda wildcards: (
+            "--oversample"
+            if config["experiments"][wildcards.experiment]["classify"]["oversample"]
+            else ""
+        ),
+        gpu=GPU_FLAG,
+        code=[source(f"pipeline.{module}") for module in ("classify", "preprocessing")],
+    shell:
+        "OMP_NUM_THREADS={threads} python -m pipeline.classify {input.net} {input.weights} {input.images:q}"
+        " --labels {input.labels} --csv {output} {params.crops} {params.gpu} > {log} 2>&1"

@@ -11,6 +11,7 @@ rule prototxt:
             net=["train", "test", "deploy"],
         ),
         solver="results/experiments/{experiment}/prototxt/solver.prototxt",
+        preprocessing="results/experiments/{experiment}/prototxt/preprocessing.json",
     log:
         "logs/experiments/{experiment}/prototxt.log",
     resources:
@@ -26,6 +27,7 @@ rule prototxt:
         batch_size=lookup(dpath="experiments/{experiment}/batch_size", within=config),
         solver=solver_fields,
         augmentation=augmentation_flag,
+        resized=resized_flags,
         infogain=lambda wildcards, input: f"--infogain {input.infogain}" if input.infogain else "",
         gpu=GPU_FLAG,
         code=source("pipeline.prototxt"),
@@ -34,4 +36,4 @@ rule prototxt:
         "python -m pipeline.prototxt {params.folder} --name {wildcards.experiment} --model {params.model:q}"
         " --train {params.train} --val {params.val} --mean {input.mean} --last {params.last}"
         " --last-lr-mult {params.last_lr_mult} --batch-size {params.batch_size} --solver {params.solver:q}"
-        " {params.augmentation} {params.infogain} {params.gpu} > {log} 2>&1"
+        " {params.augmentation} {params.infogain} {params.resized} {params.gpu} > {log} 2>&1"

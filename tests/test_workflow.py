@@ -117,3 +117,14 @@ def test_images_are_changed_in_the_database_or_on_their_way_into_the_net(elsewhe
     assert sum("pipeline.database" in line and "--copies 3" in line for line in commands) == in_database
     assert sum("pipeline.prototxt" in line for line in commands) == in_net
     assert sum("pipeline.augmented" in line for line in commands) == 1
+
+
+def test_images_to_classify_are_classified_by_the_trained_net(elsewhere):
+    config = elsewhere / "config/config.yaml"
+    (elsewhere / "look").mkdir()
+    config.write_text(config.read_text().replace("    features: [ip1]", "    classify: {images: look, oversample: true}"))
+    done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (command,) = (line for line in done.stdout.splitlines() if "pipeline.classify" in line)
+    assert "experiments/finetuned/train/final.caffemodel look" in command
+    assert "--oversample" in command

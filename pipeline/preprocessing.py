@@ -1,0 +1,85 @@
+"""How an image becomes what a net takes: written beside the nets, and read by whatever gives them images that are no records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import json_format
+
+import caffe
+from caffe.proto import caffe_pb2
+from caffe.transform import Transformer
+from pipeline.errors import InputError
+from pipeline.images import Size, decode
+from pipeline.resize import Mode, Options, resize
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the dataset's images went through, and what the Data layer does to them in testing.
+
+    resize     size, mode, interpolation, BGR or gray
+    transform  crop, mean and scale
+    """
+
+    resize: Options
+    transform: caffe_pb2.TransformationParameter
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        made = {
+            "resize": {
+                "height": self.resize.size.height,
+                "width": self.resize.size.width,
+                "mode": str(self.resize.mode),
+                "interpolation": self.resize.interpolation,
+                "color": "BGR" if self.resize.color else "gray",
+            },
+            "transform_param": json_format.MessageToDict(self.transform, preserving_proto_field_name=True),
+        }
+        path.write_text(json.dumps(made, indent=1) + "\n")
+
+    def pixels(self, content: bytes) -> np.ndarray | None:
+        """An image file's pixels as the dataset's records have them, channels × height × width; None where it is none."""
+        image = decode(content, self.resize.color, self.resize.size)
+        if image is None:
+            return None
+        image = resize(image, self.resize)
+        return image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
+
+    def inputs(self, pixels: np.ndarray, oversample: bool = False) -> np.ndarray:
+        """What a net takes of an image, crops × channels × height × width, float32: the middle, as in testing.
+
+        oversample  the four corners too, and all of them mirrored: ten
+        """
+        param, crop = caffe_pb2.TransformationParameter(), self.transform.crop_size
+        param.CopyFrom(self.transform)
+        if not oversample:
+            return Transformer(param, caffe.TEST, "preprocessing", np.random.default_rng(0))([pixels]).numpy()
+        param.ClearField("crop_size")
+        (whole,) = Transformer(param, caffe.TEST, "preprocessing", np.random.default_rng(0))([pixels]).numpy()
+        height, width = (crop or extent for extent in whole.shape[1:])
+        down, right = whole.shape[1] - height, whole.shape[2] - width
+        corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+        crops = np.stack([whole[:, top : top + height, left : left + width] for top, left in corners])
+        return np.concatenate([crops, crops[..., ::-1]])
+
+
+def read(path: Path) -> Preprocessing:
+    """What was written."""
+    if not path.is_file():
+        raise InputError(
+            path, "no such file", "the prototxt step writes it beside the nets", "run that first, or correct the path"
+        )
+    try:
+        found = json.loads(path.read_text())
+        how = found["resize"]
+        size, color = Size(how["height"], how["width"]), {"BGR": True, "gray": False}[how["color"]]
+        options = Options(size, Mode(how["mode"]), how["interpolation"], color)
+        transform = json_format.ParseDict(found["transform_param"], caffe_pb2.TransformationParameter())
+    except (KeyError, TypeError, ValueError, json_format.ParseError) as error:
+        raise InputError(path, f"not a preprocessing.json ({error})", do="write it again with the prototxt step") from None
+    return Preprocessing(options, transform)
