@@ -10,7 +10,7 @@ import jsonschema
 import yaml
 
 import caffe
-from pipeline import models, solver_fields
+from pipeline import models, solver_fields, strategies
 from pipeline.errors import InputError
 
 SOURCE_FLAGS = ("list", "folder", "root", "val_labels", "sample", "seed")
@@ -202,13 +202,33 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     problems = [f"solver.{problem}" for problem in solver_fields.problems(_mapping(experiment.get("solver")))]
     if isinstance(dataset, str):
         problems += [f"dataset: {problem}" for problem in _unknown(dataset, datasets)]
+    problems += _of_strategy(experiment)
     template, found = _template(model) if isinstance(model, str) else (None, [])
     problems += [f"model: {problem}" for problem in found]
+    freeze_to = experiment.get("freeze_to")
+    if isinstance(dataset, str) and template and isinstance(freeze_to, str):
+        built = template.built(models.Last(last_layer(experiment), 1))
+        try:
+            strategies.frozen(built.layers, "full", freeze_to, built.classifiers)
+        except caffe.Error as error:
+            problems.append(str(error))
     if isinstance(dataset, str) and template and isinstance(experiment["features"], list):
         blobs = template.blobs(last_layer(experiment))
         wanted = [blob for blob in experiment["features"] if isinstance(blob, str)]
         problems += [f"features: {problem}" for blob in wanted for problem in _unknown(blob, blobs)]
     return problems
+
+
+def _of_strategy(experiment: dict) -> list[str]:
+    """What is wrong with what is to be learned, by itself."""
+    strategy, weights = experiment.get("strategy"), _mapping(experiment.get("weights"))
+    if strategy == "scratch" and weights:
+        return ["strategy: scratch takes no weights; remove weights, or choose another strategy"]
+    if strategy in ("last_layer", "half") and not weights:
+        return [f"strategy: {strategy} keeps layers as they are, but there are no weights; give weights, or use scratch"]
+    if "freeze_to" in experiment and strategy != "full":
+        return [f"freeze_to: no effect with strategy: {strategy}; remove one of them"]
+    return []
 
 
 def _template(model: str) -> tuple[models.Template | None, list[str]]:

@@ -20,6 +20,7 @@ from pipeline.images import Size
 from pipeline.models import TEMPLATES, Last, Template
 from pipeline.preprocessing import Preprocessing
 from pipeline.resize import INTERPOLATIONS, Mode, Options
+from pipeline.strategies import STRATEGIES, freeze, frozen
 
 TEST_BATCH = 256
 """Most images in a test batch; the batch is the largest divisor of the validation set's size up to this."""
@@ -58,6 +59,8 @@ class Experiment:
 
     augmentation  how training images are changed on their way into the net
     infogain      the matrix of an InfogainLoss that weighs the classes, in the place of SoftmaxWithLoss
+    strategy      what is learned, one of STRATEGIES
+    freeze_to     the last layer that is not learned; empty leaves it to the strategy
     """
 
     name: str
@@ -69,6 +72,8 @@ class Experiment:
     solver: dict
     augmentation: caffe_pb2.AugmentationParameter | None = None
     infogain: Path | None = None
+    strategy: str = "full"
+    freeze_to: str = ""
 
 
 def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[str, caffe_pb2.NetParameter]:
@@ -111,6 +116,8 @@ def _net(
     template: Template, last: Last, experiment: Experiment, data: dict | None, dataset: Dataset | None = None
 ) -> caffe_pb2.NetParameter:
     built = template.built(last, deploy=data is None)
+    if data is not None and data["include"]["phase"] == caffe.TRAIN:
+        freeze(built.layers, frozen(built.layers, experiment.strategy, experiment.freeze_to, built.classifiers))
     n = caffe.NetSpec()
     if data is None:
         side = template.crop_size
@@ -230,6 +237,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--infogain", type=Path, help="matrix of an InfogainLoss, to weigh the classes")
     parser.add_argument("--resize-mode", type=Mode, choices=list(Mode), default=Mode.SQUASH, help="how images were resized")
     parser.add_argument("--interpolation", choices=list(INTERPOLATIONS), default="linear", help="how they were sampled")
+    parser.add_argument("--strategy", choices=STRATEGIES, default="full", help="what is learned")
+    parser.add_argument("--freeze-to", default="", metavar="LAYER", help="the last layer that is not learned")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
     if not models.is_file(a.model) and a.model not in TEMPLATES:
@@ -246,6 +255,8 @@ def main(argv: list[str] | None = None) -> None:
         solver=a.solver,
         augmentation=a.augmentation,
         infogain=a.infogain,
+        strategy=a.strategy,
+        freeze_to=a.freeze_to,
     )
     write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder, a.resize_mode, a.interpolation)
     print(f"{a.folder}: {a.model} for {experiment.last}")

@@ -210,6 +210,15 @@ def augmentation_flag(wildcards):
     return f"--augmentation {shlex.quote(changes)}" if changes and not copies else ""
 
 
+def strategy_flags(wildcards):
+    """What of an experiment's net is learned."""
+    experiment = config["experiments"][wildcards.experiment]
+    freeze_to = experiment.get("freeze_to")
+    return f"--strategy {experiment['strategy']}" + (
+        f" --freeze-to {shlex.quote(freeze_to)}" if freeze_to else ""
+    )
+
+
 def resized_flags(wildcards):
     """How the images of an experiment's dataset were resized."""
     dataset = config["datasets"][dataset_of(wildcards)]

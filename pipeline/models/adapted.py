@@ -83,7 +83,7 @@ class Adapted:
             if number in kept:
                 layers.append(copy)
         heads = [(renamed.get(head.scores, head.scores), head.weight) for head in self.heads]
-        return Built(layers, heads[-1:] if deploy else heads)
+        return Built(layers, heads[-1:] if deploy else heads, set(names.values()))
 
     def _leading_to(self, blob: str) -> set[int]:
         """Numbers of the layers that a blob is made of."""

@@ -11,10 +11,15 @@ from caffe.proto import caffe_pb2
 
 @dataclass(frozen=True)
 class Built:
-    """Layers from `data` to the scores of one or more heads: (blob, weight of its loss), of which the last counts."""
+    """A net's layers from `data` to scores.
+
+    heads        (blob of scores, weight of its loss), of which the last counts
+    classifiers  the names of the last layers
+    """
 
     layers: list[caffe_pb2.LayerParameter]
     heads: list[tuple[str, float]]
+    classifiers: set[str]
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Template:
         n.data = caffe.layers.Input()
         self.body(n, last)
         layers = list(n.to_proto().layer)[1:]
-        return Built(layers, [(layers[-1].top[0], 1.0)])
+        return Built(layers, [(layers[-1].top[0], 1.0)], {last.name})
 
     def blobs(self, last: str) -> list[str]:
         """The blobs of which each image has its own values, with the classifier called `last`."""

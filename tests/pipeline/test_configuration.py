@@ -124,6 +124,24 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(model="nets/absent.prototxt"),
         "my.yaml: experiments.breeds.model: nets/absent.prototxt: no such file",
     ),
+    "a layer to freeze to that the net does not have": (
+        lambda c: c["experiments"]["breeds"].update(freeze_to="conv3"),
+        'my.yaml: experiments.breeds.freeze_to: "conv3", but the layers with weights are conv1, conv2, ip1, ip2; did you mean'
+        ' "conv2" or "conv1"?',
+    ),
+    "weights for training from scratch": (
+        lambda c: c["experiments"]["breeds"].update(strategy="scratch", weights={"file": "x.caffemodel"}),
+        "my.yaml: experiments.breeds.strategy: scratch takes no weights; remove weights, or choose another strategy",
+    ),
+    "frozen layers without weights": (
+        lambda c: c["experiments"]["breeds"].update(strategy="half"),
+        "my.yaml: experiments.breeds.strategy: half keeps layers as they are, but there are no weights; give weights, or use"
+        " scratch",
+    ),
+    "two ways to freeze": (
+        lambda c: c["experiments"]["breeds"].update(strategy="scratch", freeze_to="conv1"),
+        "my.yaml: experiments.breeds.freeze_to: no effect with strategy: scratch; remove one of them",
+    ),
     "an experiment that starts from itself": (
         lambda c: c["experiments"]["breeds"].update(weights={"experiment": "breeds"}),
         "my.yaml: experiments.breeds.weights.experiment: breeds → breeds goes in a circle",
