@@ -14,6 +14,11 @@ rule train:
         weights="results/experiments/{experiment}/train/final.caffemodel",
         metrics="results/experiments/{experiment}/train/metrics.csv",
         log="results/experiments/{experiment}/train/train.log",
+        layers=report(
+            "results/experiments/{experiment}/train/layers.csv",
+            caption="../report/layers.rst",
+            category="{experiment}",
+        ),
     log:
         "logs/experiments/{experiment}/train.log",
     threads: 8
@@ -26,4 +31,4 @@ rule train:
         code=source("pipeline.train"),
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver} {params.weights} --output {output.weights}"
-        " --log {output.log} --metrics {output.metrics} > {log} 2>&1"
+        " --log {output.log} --metrics {output.metrics} --layers {output.layers} > {log} 2>&1"

@@ -105,7 +105,7 @@ train_net: "train.prototxt" test_net: "test.prototxt" test_iter: 1 test_interval
 lr_policy: "fixed" display: 5 max_iter: 20 snapshot_prefix: "snap/s" random_seed: 1 solver_mode: CPU
 """
 TRAIN = ("pipeline.train", "solver.prototxt", "--output", "out/final.caffemodel")
-TRAIN += ("--log", "out/train.log", "--metrics", "out/metrics.csv")
+TRAIN += ("--log", "out/train.log", "--metrics", "out/metrics.csv", "--layers", "out/layers.csv")
 
 
 def write_resized(folder: Path, images: dict[str, np.ndarray | None]) -> None:

@@ -19,6 +19,24 @@ def test_training_writes_weights_log_and_metrics(trained):
     assert (trained / "out/final.caffemodel").read_bytes() == (trained / "snap/s_iter_20.caffemodel").read_bytes()
 
 
+def test_the_layers_are_told_by_where_they_start_and_whether_they_are_learned(trained, command):
+    rows = pd.read_csv(trained / "out/layers.csv")
+    assert rows.to_numpy().tolist() == [["hidden", "6×192 6", "filled", True], ["scores", "3×6 3", "filled", True]]
+    text = (trained / "train.prototxt").read_text().replace('"scores"', '"others"')
+    text = text.replace('top: "hidden" inner', 'top: "hidden" param { lr_mult: 0 } param { lr_mult: 0 } inner')
+    (trained / "train.prototxt").write_text(text)
+    (trained / "test.prototxt").write_text((trained / "test.prototxt").read_text().replace('"scores"', '"others"'))
+    (trained / "out/final.caffemodel").rename(trained / "start.caffemodel")
+    done = command(*TRAIN, "--weights", "start.caffemodel")
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(trained / "out/layers.csv", keep_default_na=False)
+    assert rows.to_numpy().tolist() == [
+        ["hidden", "6×192 6", "copied", False],
+        ["others", "3×6 3", "filled", True],
+        ["scores", "", "left out", False],
+    ]
+
+
 def test_training_twice_gives_the_same_weights(trained, command):
     first = (trained / "out/final.caffemodel").read_bytes()
     (trained / "out/final.caffemodel").unlink()
