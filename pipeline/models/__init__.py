@@ -7,7 +7,6 @@ from pathlib import Path
 from pipeline.models import (
     adapted,
     alexnet,
-    caffenet,
     cifar10_full,
     cifar10_quick,
     lenet,
@@ -27,8 +26,8 @@ TEMPLATES = {
     "lenet": Template(lenet.body, lenet.LAST, scale=1 / 256, mean=False, batch_size=64),
     "cifar10_quick": Template(cifar10_quick.body, cifar10_quick.LAST, batch_size=100),
     "cifar10_full": Template(cifar10_full.body, cifar10_full.LAST, batch_size=100),
-    "alexnet": Template(alexnet.body, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),
-    "caffenet": Template(caffenet.body, caffenet.LAST, crop_size=227, mirror=True, batch_size=256),
+    "alexnet": Template(alexnet.alexnet, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),
+    "caffenet": Template(alexnet.caffenet, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),
     **{f"vgg{layers}": Template(vgg.body(layers), vgg.LAST, **_IMAGENET, batch_size=32) for layers in vgg.CONVOLUTIONS},
     **{f"resnet{layers}": Template(resnet.body(layers), resnet.LAST, **_IMAGENET, batch_size=32) for layers in resnet.BLOCKS},
     "squeezenet": Template(squeezenet.body, squeezenet.LAST, crop_size=227, mirror=True, batch_size=32),
