@@ -38,6 +38,9 @@ NAMED_CLASSES = 40
 def read_metrics(path: Path) -> pd.DataFrame:
     """A metrics table of the train step."""
     table = pd.read_csv(path)
+    missing = [name for name in ("iteration", "loss", "test_loss", "test_accuracy") if name not in table]
+    if missing:
+        raise InputError(path, f"no column {missing[0]}", "it is metrics.csv of the train step", "correct the path")
     if table.empty:
         raise InputError(path, "no metrics", do="set display and test_interval in the solver")
     return table

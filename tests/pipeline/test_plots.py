@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from pipeline.plots import comparison_table, confusion_matrix, save
-from tests.pipeline.conftest import TRAIN
 
 METRICS = pd.DataFrame(
     {
@@ -50,11 +49,18 @@ def test_the_same_numbers_give_the_same_files(trained, command):
     (trained / "confusion.csv").write_text("class,a,b\na,3,1\nb,0,2\n")
     made = []
     for folder in ("first", "second"):
-        done = command("pipeline.plots", "experiment", folder, "--metrics", TRAIN[-1], "--confusion", "confusion.csv")
+        done = command("pipeline.plots", "experiment", folder, "--metrics", "out/metrics.csv", "--confusion", "confusion.csv")
         assert done.returncode == 0, done.stderr
         made.append({path.name: path.read_bytes() for path in (trained / folder).iterdir()})
     assert set(made[0]) == {"curves.png", "curves.svg", "confusion.png", "confusion.svg"}
     assert made[0] == made[1]
+
+
+def test_another_table_than_metrics_is_refused(fails, write):
+    write("layers.csv", "layer,shapes,start,learned\nhidden,6,filled,True\n")
+    write("confusion.csv", "class,a\na,1\n")
+    said = ["layers.csv: no column iteration", "metrics.csv of the train step"]
+    fails(said, "pipeline.plots", "experiment", "out", "--metrics", "layers.csv", "--confusion", "confusion.csv")
 
 
 def test_metrics_without_a_row_are_refused(fails, write):
