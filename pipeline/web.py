@@ -170,7 +170,10 @@ class Fetcher:
         if code and not answer.enough:
             raise Failed(ERRORS.get(code, "connection"))
         if answer.status in REDIRECTS and "location" in answer.headers:
-            return urljoin(url, answer.headers["location"][-1])
+            try:
+                return urljoin(url, answer.headers["location"][-1])
+            except ValueError:
+                raise Failed("bad_url", answer.status) from None
         answer.judge()
         return Fetched(answer.status, answer.size, answer.digest.hexdigest())
 
@@ -281,13 +284,15 @@ def _pause_asked_for(retry_after: str) -> float | None:
 
 
 def _copy(url: str, path: Path, max_bytes: int) -> Fetched:
-    source = Path(unquote(urlsplit(url).path))
     try:
+        source = Path(unquote(urlsplit(url).path))
         if not source.is_file():
             raise Failed("not_found")
         if source.stat().st_size > max_bytes:
             raise Failed("too_large")
         shutil.copyfile(source, path)
+    except ValueError:
+        raise Failed("bad_url") from None
     except OSError:
         path.unlink(missing_ok=True)
         raise Failed("not_found") from None

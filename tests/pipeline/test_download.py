@@ -34,6 +34,8 @@ def server(picture):
                 status, body = 500, b""
             elif self.path.startswith("/moved"):
                 status, body, headers = 302, b"", {"Location": "/image.jpg"}
+            elif self.path.startswith("/astray"):
+                status, body, headers = 302, b"", {"Location": "http://["}
             elif self.path.startswith("/dropped"):
                 headers = {"Content-Length": str(len(jpeg) + 100)}
             self.send_response(status)
@@ -132,6 +134,11 @@ def test_a_file_url_is_taken_only_where_allowed(fetch, tmp_path, picture):
 def test_an_address_that_is_none_has_its_own_error(fetch):
     table = fetch(["ftp://x/1.jpg", "1.jpg", "http://", "http://[", "http://127.0.0.1:1/1.jpg"])
     assert list(table.error) == ["refused", "refused", "bad_url", "bad_url", "connection"]
+
+
+def test_addresses_that_cannot_be_taken_apart_are_one_urls_error(server, fetch):
+    table = fetch([f"{server.url}/astray.jpg", "file://[", f"{server.url}/image.jpg"], allow_file=True)
+    assert list(table.error) == ["bad_url", "bad_url", ""]
 
 
 def test_a_name_of_a_private_address_is_not_connected_to(server, fetch):
