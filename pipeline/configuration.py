@@ -212,7 +212,7 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
             strategies.frozen(built.layers, "full", freeze_to, built.classifiers)
         except caffe.Error as error:
             problems.append(str(error))
-    if isinstance(dataset, str) and template and isinstance(experiment["features"], list):
+    if isinstance(dataset, str) and template and experiment["features"] and isinstance(experiment["features"], list):
         blobs = template.blobs(last_layer(experiment))
         wanted = [blob for blob in experiment["features"] if isinstance(blob, str)]
         problems += [f"features: {problem}" for blob in wanted for problem in _unknown(blob, blobs)]

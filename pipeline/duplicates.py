@@ -26,23 +26,23 @@ AT_ONCE = 250
 
 def fingerprint(image: np.ndarray) -> bytes:
     """128 bits of an image, uint8, height × width × 3 (BGR) or height × width."""
-    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)  # in two steps: whole factors are far faster
-    small = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY) if small.ndim == 3 else small
-    small = cv2.resize(small, (9, 9), interpolation=cv2.INTER_AREA)
+    # In two steps: whole factors are far faster.
+    small = cv2.resize(_small_gray(image), (9, 9), interpolation=cv2.INTER_AREA)
     bits = np.concatenate([(small[:8, 1:] > small[:8, :8]).ravel(), (small[1:, :8] > small[:8, :8]).ravel()])
     return np.packbits(bits).tobytes()
 
 
 def alike(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two images have nearly the same pixels, whatever their size and brightness."""
-    difference = _gray(first) - _gray(second)
+    grays = [_small_gray(image).astype(np.float32) for image in (first, second)]
+    difference = np.subtract(*(gray - gray.mean() for gray in grays))
     return float(np.abs(difference).mean()) <= MOST_LEVELS
 
 
-def _gray(image: np.ndarray) -> np.ndarray:
+def _small_gray(image: np.ndarray) -> np.ndarray:
+    """32 × 32, gray."""
     small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
-    small = (cv2.cvtColor(small, cv2.COLOR_BGR2GRAY) if small.ndim == 3 else small).astype(np.float32)
-    return small - small.mean()
+    return cv2.cvtColor(small, cv2.COLOR_BGR2GRAY) if small.ndim == 3 else small
 
 
 def nearest(
@@ -68,11 +68,11 @@ def _candidates(queries: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, 
         return
     many, few = (np.ascontiguousarray(side).view(np.uint16).reshape(-1, 8) for side in (others, queries))
     orders = [np.argsort(many[:, band], kind="stable") for band in range(8)]
+    sorted_bands = [many[order, band] for band, order in enumerate(orders)]
     for start in range(0, len(few), AT_ONCE):
         part = few[start : start + AT_ONCE]
         found = []
-        for band, order in enumerate(orders):
-            values = many[order, band]
+        for band, (order, values) in enumerate(zip(orders, sorted_bands, strict=True)):
             begins, ends = (np.searchsorted(values, part[:, band], side) for side in ("left", "right"))
             sizes = np.where(ends - begins > LARGEST_BAND, 0, ends - begins)
             query = np.repeat(np.arange(len(part)), sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +56,28 @@ class Preprocessing:
 
         oversample  the four corners too, and all of them mirrored: ten
         """
-        param, crop = caffe_pb2.TransformationParameter(), self.transform.crop_size
-        param.CopyFrom(self.transform)
         if not oversample:
-            return Transformer(param, caffe.TEST, "preprocessing", np.random.default_rng(0))([pixels]).numpy()
-        param.ClearField("crop_size")
-        (whole,) = Transformer(param, caffe.TEST, "preprocessing", np.random.default_rng(0))([pixels]).numpy()
+            return self._middle([pixels]).numpy()
+        (whole,) = self._whole([pixels]).numpy()
+        crop = self.transform.crop_size
         height, width = (crop or extent for extent in whole.shape[1:])
         down, right = whole.shape[1] - height, whole.shape[2] - width
         corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
         crops = np.stack([whole[:, top : top + height, left : left + width] for top, left in corners])
         return np.concatenate([crops, crops[..., ::-1]])
+
+    # Made once, for they read the mean.
+
+    @cached_property
+    def _middle(self) -> Transformer:
+        return Transformer(self.transform, caffe.TEST, "preprocessing", np.random.default_rng(0))
+
+    @cached_property
+    def _whole(self) -> Transformer:
+        param = caffe_pb2.TransformationParameter()
+        param.CopyFrom(self.transform)
+        param.ClearField("crop_size")
+        return Transformer(param, caffe.TEST, "preprocessing", np.random.default_rng(0))
 
 
 def read(path: Path) -> Preprocessing:
