@@ -7,7 +7,6 @@ probability; an image that cannot be read has a row of rank 0, and why not in th
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,8 @@ from pipeline import devices, preprocessing
 from pipeline.command import run
 from pipeline.database import read_labels
 from pipeline.errors import InputError
-from pipeline.files import written_whole
+from pipeline.files import write_table, written_whole
 from pipeline.images import content_of, why_unreadable
-from pipeline.label import write_table
 from pipeline.preprocessing import Preprocessing
 from pipeline.progress import progress
 from pipeline.sources import IMAGES
@@ -101,10 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.parse_args(argv)
     how = preprocessing.read(a.preprocessing or a.net.with_name("preprocessing.json"))
     names, paths = read_labels(a.labels), image_files(a.images)
-    with contextlib.ExitStack() as stack:
-        if a.gpu:
-            caffe.set_device(stack.enter_context(devices.gpu()))
-            caffe.set_mode_gpu()
+    with devices.on_gpu(a.gpu):
         net = caffe.Net(str(a.net), str(a.weights), caffe.TEST)
         work = classify(net, paths, names, how, a.oversample, a.top)
         guesses = list(progress(work, total=len(paths), desc="classify"))

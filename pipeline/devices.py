@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import caffe
 from pipeline.errors import InputError
 
 
@@ -27,6 +28,18 @@ def gpu() -> Iterator[int]:
     names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
     with first_free(names, Path(tempfile.gettempdir()) / f"roastery-{os.getuid()}") as number:
         yield number
+
+
+@contextlib.contextmanager
+def on_gpu(wanted: bool) -> Iterator[None]:
+    """Compute on a GPU that no other job of this user holds while the block runs; or, where none is wanted, on the CPU."""
+    if not wanted:
+        yield
+        return
+    with gpu() as number:
+        caffe.set_device(number)
+        caffe.set_mode_gpu()
+        yield
 
 
 @contextlib.contextmanager

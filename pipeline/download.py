@@ -31,7 +31,7 @@ from PIL import Image
 from pipeline import web
 from pipeline.command import run
 from pipeline.errors import InputError
-from pipeline.files import written_whole
+from pipeline.files import write_table, written_whole
 from pipeline.images import Size, content_of, decode
 from pipeline.progress import progress
 from pipeline.web import Failed
@@ -89,10 +89,7 @@ def download(source: Path, folder: Path, table: Path, options: Options) -> list[
             "correct the list, or lower source.min_yield",
         )
     with written_whole(folder) as part, written_whole(table) as part_table:
-        with part_table.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(result)
+        write_table(part_table, COLUMNS, ([row[name] for name in COLUMNS] for row in result))
         journal.images.rename(part)
     journal.remove()
     return result

@@ -68,9 +68,7 @@ def read_records(source: Path) -> list[tuple[str, int]]:
 def batches(job: Run, blobs: list[str], images: int) -> Iterator[dict[str, np.ndarray]]:
     """{blob: images of one batch × values, float32}, batch after batch, until the first `images` records are through."""
     with contextlib.ExitStack() as stack:
-        if job.gpu:
-            caffe.set_device(stack.enter_context(devices.gpu()))
-            caffe.set_mode_gpu()
+        stack.enter_context(devices.on_gpu(job.gpu))
         net = _loaded(job, stack)
         _check(job.net, net, blobs)
         done = 0

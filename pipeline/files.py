@@ -1,11 +1,12 @@
-"""Files and folders written whole or not at all."""
+"""Files and folders written whole or not at all, and tables."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -28,6 +29,14 @@ def written_whole(target: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         _remove(part)
         raise
+
+
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable]) -> None:
+    """Write a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def _remove(path: Path) -> None:

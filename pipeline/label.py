@@ -21,7 +21,7 @@ from pipeline import duplicates
 from pipeline.command import run
 from pipeline.database import read_labels
 from pipeline.errors import InputError
-from pipeline.files import written_whole
+from pipeline.files import write_table, written_whole
 from pipeline.images import TABLE, Resized
 from pipeline.split import Split, balanced, drawn
 
@@ -230,14 +230,6 @@ def write_sizes(folder: Path, counts: dict[tuple[int, int], int]) -> None:
 def write_duplicates(folder: Path, rows: Iterable[tuple[str, str, int, str, str]]) -> None:
     """Write duplicates.csv."""
     write_table(folder / "duplicates.csv", ("val", "train", "bits", "val_class", "train_class"), rows)
-
-
-def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable]) -> None:
-    """Write a CSV file."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
 
 
 def write_lines(path: Path, lines: list[str]) -> None:

@@ -32,9 +32,7 @@ def train(solver_file: Path, weights: Path | None, output: Path, log: Path, laye
     rows: list[dict] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(caffe.log_to_file(log, stderr=False))
-        if wants_gpu:
-            caffe.set_device(stack.enter_context(devices.gpu()))
-            caffe.set_mode_gpu()
+        stack.enter_context(devices.on_gpu(wants_gpu))
         solver = caffe.get_solver(str(solver_file))
         report = None
         if weights is not None:

@@ -71,18 +71,21 @@ def of_dataset(path):
     return lambda wildcards: f"results/datasets/{dataset_of(wildcards)}/{path}"
 
 
+def images_of(wildcards):
+    """The name of the dataset that the images are of: this one, or the one it takes them from."""
+    return source_of(wildcards).get("dataset", wildcards.dataset)
+
+
 def of_images(path):
-    """Input function: `path` in the folder of the dataset that the images are of: this one, or the one it takes them from."""
-    return (
-        lambda wildcards: f"results/datasets/{source_of(wildcards).get('dataset', wildcards.dataset)}/{path}"
-    )
+    """Input function: `path` in the folder of the dataset that the images are of."""
+    return lambda wildcards: f"results/datasets/{images_of(wildcards)}/{path}"
 
 
 def of_shards(path):
     """Input function: `path`, with {shard}, for every shard of the images, once it is known how many there are."""
 
     def paths(wildcards):
-        name = source_of(wildcards).get("dataset", wildcards.dataset)
+        name = images_of(wildcards)
         folder = Path(checkpoints.shards.get(dataset=name).output[0])
         shards = sorted(file.stem for file in folder.glob("*.csv"))
         return expand(f"results/datasets/{name}/{path}", shard=shards)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from pipeline.models import (
@@ -41,6 +42,7 @@ def is_file(model: str) -> bool:
     return "/" in model or model.endswith((".prototxt", ".pbtxt", ".txt"))
 
 
+@functools.cache
 def template(model: str) -> Template | Adapted:
     """The template of that name, or a user's net. Raises an error where the prototxt cannot be adapted."""
     return adapted.read(Path(model)) if is_file(model) else TEMPLATES[model]

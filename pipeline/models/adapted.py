@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import caffe
@@ -59,10 +58,6 @@ class Adapted:
         """The name of the classifier that counts."""
         return self.heads[-1].layer
 
-    @cached_property
-    def _classifiers(self) -> set[str]:
-        return {head.layer for head in self.heads}
-
     def built(self, last: Last, deploy: bool = False) -> Built:
         """The layers with `last` as the classifier; the names of the other heads' change as its own does."""
         suffix = last.name.removeprefix(self.last) if last.name.startswith(self.last) else f"_{last.name}"
@@ -73,7 +68,7 @@ class Adapted:
             copy = caffe_pb2.LayerParameter()
             copy.CopyFrom(layer)
             copy.bottom[:] = [renamed.get(blob, blob) for blob in copy.bottom]
-            if layer.name in self._classifiers:
+            if layer.name in names:
                 _make_last(copy, names[layer.name], last)
                 renamed |= dict(zip(layer.top, copy.top, strict=True))
             else:

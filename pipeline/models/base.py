@@ -42,7 +42,6 @@ class Template:
 
     body        body(n, last) adds the layers from `n.data` to the classifier's scores, which it returns
     last        the classifier's name in the published net
-    color       what it is made for; channels follow the dataset all the same
     crop_size   side of the square that training crops; 0 for the whole image
     mirror      whether training mirrors at random
     scale       what pixel values are multiplied by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from caffe import layers as L
 from caffe import params as P
+from pipeline.models.blocks import normalised
 
 LAST = "fc7"
 SEPARABLE = [
@@ -18,7 +19,6 @@ INVERTED = [
     *[("5_3", 160, 2), ("6_1", 160, 1), ("6_2", 160, 1), ("6_3", 320, 1)],
 ]
 """Name, outputs and stride of the second net's blocks."""
-STATISTICS = [{"lr_mult": 0, "decay_mult": 0}] * 3
 
 
 def v1(n, last):
@@ -61,15 +61,12 @@ def _convolved(
     group: int = 1,
     in_place: bool = True,
 ):
-    """A convolution, the normalisation of its batch, a scale and a shift for each channel, and a ReLU where it has a name."""
-    shape = {"kernel_size": kernel, "pad": pad, "stride": stride, "group": group, "bias_term": False}
-    learned = {"param": [{"lr_mult": 1, "decay_mult": 1}], "weight_filler": {"type": "msra"}}
-    n[name] = L.Convolution(bottom, num_output=outputs, **shape, **learned)
-    n[f"{name}/bn"] = L.BatchNorm(n[name], in_place=in_place, param=STATISTICS)
-    n[f"{name}/scale"] = L.Scale(n[f"{name}/bn"], in_place=True, bias_term=True, param=[{"lr_mult": 1, "decay_mult": 0}] * 2)
+    """A convolution, normalised, and a ReLU where it has a name."""
+    shape = {"num_output": outputs, "kernel_size": kernel, "pad": pad, "stride": stride, "group": group}
+    top = normalised(n, bottom, (name, f"{name}/bn", f"{name}/scale"), in_place, **shape)
     if relu is None:
-        return n[f"{name}/scale"]
-    n[relu] = L.ReLU(n[f"{name}/scale"], in_place=True)
+        return top
+    n[relu] = L.ReLU(top, in_place=True)
     return n[relu]
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 from caffe import layers as L
 from caffe import params as P
+from pipeline.models.blocks import normalised
 
 LAST = "fc1000"
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Blocks of each stage, by the number of layers with weights."""
-STATISTICS = [{"lr_mult": 0, "decay_mult": 0}] * 3
-"""Mean, variance and their weight are not learned by gradient."""
 
 
 def body(layers: int) -> Callable:
@@ -69,11 +68,7 @@ def _block(n, bottom, name: str, inputs: int, outputs: int, stride: int, wide: b
 
 
 def _normalised(n, bottom, name: str, suffix: str, outputs: int, kernel: int, pad: int, stride: int, bias: bool = False):
-    """A convolution, the normalisation of its batch, and a scale and a shift for each channel."""
-    learned = {"param": [{"lr_mult": 1, "decay_mult": 1}], "weight_filler": {"type": "msra"}, "bias_term": False}
-    if bias:
-        learned |= {"param": [{"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 0}], "bias_term": True}
-    n[name] = L.Convolution(bottom, num_output=outputs, kernel_size=kernel, pad=pad, stride=stride, **learned)
-    n[f"bn{suffix}"] = L.BatchNorm(n[name], in_place=True, param=STATISTICS)
-    n[f"scale{suffix}"] = L.Scale(n[f"bn{suffix}"], in_place=True, bias_term=True, param=[{"decay_mult": 0}] * 2)
-    return n[f"scale{suffix}"]
+    """A convolution, normalised; the first of ResNet-50 learns a bias, too."""
+    learned = {"param": [{"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 0}], "bias_term": True} if bias else {}
+    shape = {"num_output": outputs, "kernel_size": kernel, "pad": pad, "stride": stride}
+    return normalised(n, bottom, (name, f"bn{suffix}", f"scale{suffix}"), **shape, **learned)
