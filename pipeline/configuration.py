@@ -45,6 +45,8 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     for dataset in config["datasets"].values():
         if other := dataset["source"].get("dataset"):
             dataset |= {key: config["datasets"][other][key] for key in OF_IMAGES}
+    for experiment in config["experiments"].values():
+        experiment.setdefault("last_lr_mult", 10 if experiment["rename_last"] and experiment["weights"] else 1)
     return config
 
 
@@ -212,6 +214,8 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
             strategies.frozen(built.layers, "full", freeze_to, built.classifiers)
         except caffe.Error as error:
             problems.append(str(error))
+    if experiment.get("batch_norm") == "freeze":
+        problems += _of_batch_norm(experiment, template)
     if isinstance(dataset, str) and template and experiment["features"] and isinstance(experiment["features"], list):
         blobs = template.blobs(last_layer(experiment))
         wanted = [blob for blob in experiment["features"] if isinstance(blob, str)]
@@ -228,6 +232,15 @@ def _of_strategy(experiment: dict) -> list[str]:
         return [f"strategy: {strategy} keeps layers as they are, but there are no weights; give weights, or use scratch"]
     if "freeze_to" in experiment and strategy != "full":
         return [f"freeze_to: no effect with strategy: {strategy}; remove one of them"]
+    return []
+
+
+def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[str]:
+    """What is wrong with keeping BatchNorm's statistics as they are."""
+    if not _mapping(experiment.get("weights")):
+        return ["batch_norm: freeze keeps the statistics of the weights, but there are no weights; give weights, or use learn"]
+    if template and all(layer.type != "BatchNorm" for layer in template.built(models.Last(template.last, 1)).layers):
+        return [f"batch_norm: no effect, {experiment['model']} has no BatchNorm; remove it"]
     return []
 
 

@@ -61,6 +61,8 @@ class Experiment:
     infogain      the matrix of an InfogainLoss that weighs the classes, in the place of SoftmaxWithLoss
     strategy      what is learned, one of STRATEGIES
     freeze_to     the last layer that is not learned; empty leaves it to the strategy
+    batch_norm    "learn": BatchNorm normalises a training batch by its own statistics, and learns those of the whole set, which
+                  testing takes; "freeze": training and testing take those of the weights
     """
 
     name: str
@@ -74,6 +76,7 @@ class Experiment:
     infogain: Path | None = None
     strategy: str = "full"
     freeze_to: str = ""
+    batch_norm: str = "learn"
 
 
 def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[str, caffe_pb2.NetParameter]:
@@ -85,8 +88,8 @@ def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[s
             field.name: value for field, value in experiment.augmentation.ListFields()
         }
     return {
-        "train": _net(template, last, experiment, train),
-        "test": _net(template, last, experiment, _data(template, dataset, "TEST", test_batch(dataset.val_images))),
+        "train": _net(template, last, experiment, train, dataset),
+        "test": _net(template, last, experiment, _data(template, dataset, "TEST", test_batch(dataset.val_images)), dataset),
         "deploy": _net(template, last, experiment, None, dataset),
     }
 
@@ -112,11 +115,13 @@ def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> 
     }
 
 
-def _net(
-    template: Template, last: Last, experiment: Experiment, data: dict | None, dataset: Dataset | None = None
-) -> caffe_pb2.NetParameter:
+def _net(template: Template, last: Last, experiment: Experiment, data: dict | None, dataset: Dataset) -> caffe_pb2.NetParameter:
     built = template.built(last, deploy=data is None)
-    if data is not None and data["include"]["phase"] == caffe.TRAIN:
+    training = data is not None and data["include"]["phase"] == caffe.TRAIN
+    for layer in built.layers:
+        if layer.type == "BatchNorm":
+            layer.batch_norm_param.use_global_stats = not training or experiment.batch_norm == "freeze"
+    if training:
         freeze(built.layers, frozen(built.layers, experiment.strategy, experiment.freeze_to, built.classifiers))
     n = caffe.NetSpec()
     if data is None:
@@ -126,8 +131,7 @@ def _net(
         after = [_layer("Softmax", "prob", built.heads[-1][0])]
     else:
         n.data, n.label = L.Data(ntop=2, **data)
-        scores = built.heads[-1][0]
-        after = [_layer("Accuracy", "accuracy", scores, "label")] if data["include"]["phase"] == caffe.TEST else []
+        after = [] if training else _accuracies(built.heads[-1][0], dataset.classes)
         after += [_loss(experiment, number, head) for number, head in enumerate(reversed(built.heads))]
     net = n.to_proto()
     net.layer.extend([*built.layers, *after])
@@ -137,6 +141,15 @@ def _net(
 
 def _layer(kind: str, name: str, *bottoms: str) -> caffe_pb2.LayerParameter:
     return caffe_pb2.LayerParameter(name=name, type=kind, bottom=bottoms, top=[name])
+
+
+def _accuracies(scores: str, classes: int) -> list[caffe_pb2.LayerParameter]:
+    """How often the label has the highest score, and where there are more than five classes how often one of the five highest."""
+    layers = [_layer("Accuracy", "accuracy", scores, "label")]
+    if classes > 5:
+        layers.append(_layer("Accuracy", "accuracy_top5", scores, "label"))
+        layers[-1].accuracy_param.top_k = 5
+    return layers
 
 
 def _loss(experiment: Experiment, number: int, head: tuple[str, float]) -> caffe_pb2.LayerParameter:
@@ -158,8 +171,13 @@ def test_batch(images: int) -> int:
 
 def solver(dataset: Dataset, experiment: Experiment, folder: Path) -> tuple[caffe_pb2.SolverParameter, dict[str, str]]:
     """The solver, and {field: why it has this value} for what was worked out from the dataset."""
+    given = dict(experiment.solver)
+    if problems := solver_fields.problems(given):
+        raise InputError("", "\n".join(f"experiments.{experiment.name}.solver.{problem}" for problem in problems))
     batch = test_batch(dataset.val_images)
-    epoch = max(1, dataset.train_images // experiment.batch_size)
+    batches = f"batches of {experiment.batch_size}" + (f" × {given['iter_size']}" if given.get("iter_size", 1) > 1 else "")
+    epoch = max(1, round(dataset.train_images / (experiment.batch_size * given.get("iter_size", 1))))
+    epochs, steps = given.pop("epochs", 20), given.pop("step_epochs", None)
     values = {
         "train_net": str(folder / "train.prototxt"),
         "test_net": [str(folder / "test.prototxt")],
@@ -170,24 +188,34 @@ def solver(dataset: Dataset, experiment: Experiment, folder: Path) -> tuple[caff
         "momentum": 0.9,
         "weight_decay": 0.0005,
         "display": max(1, epoch // 4),
-        "max_iter": 20 * epoch,
+        "max_iter": max(1, round(epochs * epoch)),
         "snapshot_prefix": str(folder.parent / "train" / "snapshots" / experiment.name),
         "random_seed": 1,
         "solver_mode": "GPU" if experiment.gpu else "CPU",
     }
     reasons = {
         "test_iter": f"{dataset.val_images} validation images in batches of {batch}, each image once",
-        "test_interval": f"an epoch: {dataset.train_images} training images in batches of {experiment.batch_size}",
+        "test_interval": f"an epoch: {dataset.train_images} training images in {batches}",
         "display": "four times an epoch",
-        "max_iter": "20 epochs",
+        "max_iter": f"{epochs:g} epochs of {epoch} iterations",
     }
-    values.update(experiment.solver)
+    if steps is not None:
+        values |= _steps(steps, epoch)
+        places = ", ".join(f"{step:g}" for step in steps) if isinstance(steps, list) else f"every {steps:g}"
+        reasons |= dict.fromkeys(("stepsize", "stepvalue"), f"{places} epochs of {epoch} iterations")
+        reasons |= {"lr_policy": "the rate falls at these steps", "gamma": "to a tenth at each step"}
+    values |= given
     param = caffe_pb2.SolverParameter()
-    if problems := solver_fields.problems(experiment.solver):
-        raise InputError("", "\n".join(f"experiments.{experiment.name}.solver.{problem}" for problem in problems))
     for field, value in values.items():
         solver_fields.assign(param, field, value)
-    return param, {field: reason for field, reason in reasons.items() if field not in experiment.solver}
+    return param, {field: reason for field, reason in reasons.items() if field not in given}
+
+
+def _steps(steps: float | list[float], epoch: int) -> dict:
+    """The solver's fields that lower the rate after so many epochs, again and again, or after each of several."""
+    if isinstance(steps, list):
+        return {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [max(1, round(step * epoch)) for step in steps]}
+    return {"lr_policy": "step", "gamma": 0.1, "stepsize": max(1, round(steps * epoch))}
 
 
 def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, interpolation: str) -> None:
@@ -196,6 +224,13 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
     mode, interpolation  how the dataset's images were resized
     """
     template = models.template(experiment.model)
+    if len(template.mean_values) not in (0, 1, dataset.shape[0]):
+        raise InputError(
+            f"experiments.{experiment.name}",
+            f"{experiment.model} subtracts a value from each of {len(template.mean_values)} channels",
+            f"the images have {dataset.shape[0]}",
+            "choose another model, or images of that many",
+        )
     if template.crop_size > min(dataset.shape[1:]):
         raise InputError(
             f"experiments.{experiment.name}",
@@ -216,7 +251,7 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         caffe.write_prototxt(path, param)
         lines = []
         for line in path.read_text().splitlines():
-            reason = reasons.get(line.split(":")[0])
+            reason = reasons.pop(line.split(":")[0], None)  # of a repeated field, beside the first
             lines += [f"# {reason}", line] if reason else [line]
         path.write_text("\n".join(lines) + "\n")
 
@@ -232,13 +267,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--last", default="", help="name of the last layer; by default the template's")
     parser.add_argument("--last-lr-mult", type=float, default=1.0, help="multiplies the last layer's learning rates")
     parser.add_argument("--batch-size", type=int, default=0, help="images in a training batch; by default the template's")
-    parser.add_argument("--solver", type=json.loads, default={}, help="solver fields as JSON")
+    parser.add_argument("--solver", type=json.loads, default={}, help="solver fields, epochs and step_epochs as JSON")
     parser.add_argument("--augmentation", type=parsed, help="how training images are changed: AugmentationParameter as JSON")
     parser.add_argument("--infogain", type=Path, help="matrix of an InfogainLoss, to weigh the classes")
     parser.add_argument("--resize-mode", type=Mode, choices=list(Mode), default=Mode.SQUASH, help="how images were resized")
     parser.add_argument("--interpolation", choices=list(INTERPOLATIONS), default="linear", help="how they were sampled")
     parser.add_argument("--strategy", choices=STRATEGIES, default="full", help="what is learned")
     parser.add_argument("--freeze-to", default="", metavar="LAYER", help="the last layer that is not learned")
+    parser.add_argument("--batch-norm", choices=["learn", "freeze"], default="learn", help="whose statistics training takes")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
     if not models.is_file(a.model) and a.model not in TEMPLATES:
@@ -257,6 +293,7 @@ def main(argv: list[str] | None = None) -> None:
         infogain=a.infogain,
         strategy=a.strategy,
         freeze_to=a.freeze_to,
+        batch_norm=a.batch_norm,
     )
     write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder, a.resize_mode, a.interpolation)
     print(f"{a.folder}: {a.model} for {experiment.last}")

@@ -10,6 +10,7 @@ from pipeline.models import (
     alexnet,
     cifar10_full,
     cifar10_quick,
+    googlenet,
     lenet,
     mobilenet,
     resnet,
@@ -29,6 +30,9 @@ TEMPLATES = {
     "cifar10_full": Template(cifar10_full.body, cifar10_full.LAST, batch_size=100),
     "alexnet": Template(alexnet.alexnet, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),
     "caffenet": Template(alexnet.caffenet, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),
+    "googlenet": Template(
+        googlenet.body, googlenet.LAST, googlenet.HELPERS, **_IMAGENET, mean_values=(104, 117, 123), batch_size=32
+    ),
     **{f"vgg{layers}": Template(vgg.body(layers), vgg.LAST, **_IMAGENET, batch_size=32) for layers in vgg.CONVOLUTIONS},
     **{f"resnet{layers}": Template(resnet.body(layers), resnet.LAST, **_IMAGENET, batch_size=32) for layers in resnet.BLOCKS},
     "squeezenet": Template(squeezenet.body, squeezenet.LAST, crop_size=227, mirror=True, batch_size=32),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -36,36 +36,57 @@ class Last:
     lr_mult: float = 1.0
 
 
+def head_name(head: str, published: str, last: str) -> str:
+    """What another head's last layer is called where the classifier, `published` in the published net, is called `last`."""
+    return head + (last.removeprefix(published) if last.startswith(published) else f"_{last}")
+
+
+def leading_to(layers: Iterable[caffe_pb2.LayerParameter], blob: str) -> list[caffe_pb2.LayerParameter]:
+    """The layers that a blob is made by, in their order."""
+    wanted, kept = {blob}, []
+    for layer in reversed(list(layers)):
+        if wanted & set(layer.top):
+            kept.append(layer)
+            wanted |= set(layer.bottom)
+    return kept[::-1]
+
+
 @dataclass(frozen=True)
 class Template:
     """A published net.
 
-    body        body(n, last) adds the layers from `n.data` to the classifier's scores, which it returns
-    last        the classifier's name in the published net
-    crop_size   side of the square that training crops; 0 for the whole image
-    mirror      whether training mirrors at random
-    scale       what pixel values are multiplied by
-    mean        whether the mean image is subtracted
-    batch_size  images in a training batch
+    body         body(n, last) adds the layers from `n.data` to the classifier's scores, which it returns
+    last         the classifier's name in the published net
+    helpers      other heads, which only help training: {the published name of the last layer and its blob: weight of its loss}
+    crop_size    side of the square that training crops; 0 for the whole image
+    mirror       whether training mirrors at random
+    scale        what pixel values are multiplied by
+    mean         whether the mean image is subtracted
+    mean_values  values of the channels to subtract in its place
+    batch_size   images in a training batch
     """
 
     body: Callable[[caffe.NetSpec, Last], object]
     last: str
+    helpers: dict[str, float] = field(default_factory=dict)
     crop_size: int = 0
     mirror: bool = False
     scale: float = 1.0
     mean: bool = True
+    mean_values: tuple[float, ...] = ()
     batch_size: int = 64
 
-    mean_values = ()
-
     def built(self, last: Last, deploy: bool = False) -> Built:
-        """The layers with `last` as the classifier."""
+        """The layers with `last` as the classifier; the names of the other heads' change as its own does."""
         n = caffe.NetSpec()
         n.data = caffe.layers.Input()
         self.body(n, last)
         layers = list(n.to_proto().layer)[1:]
-        return Built(layers, [(layers[-1].top[0], 1.0)], {last.name})
+        scores = layers[-1].top[0]
+        if deploy:
+            return Built(leading_to(layers, scores), [(scores, 1.0)], {last.name})
+        helpers = {head_name(head, self.last, last.name): weight for head, weight in self.helpers.items()}
+        return Built(layers, [*helpers.items(), (scores, 1.0)], {*helpers, last.name})
 
     def blobs(self, last: str) -> list[str]:
         """The blobs of which each image has its own values, with the classifier called `last`."""

@@ -12,6 +12,7 @@ TRAINED = {
     "cifar10_full": ("bvlc/examples/cifar10/cifar10_full_train_test.prototxt", 10),
     "alexnet": ("bvlc/models/bvlc_alexnet/train_val.prototxt", 1000),
     "caffenet": ("bvlc/models/bvlc_reference_caffenet/train_val.prototxt", 1000),
+    "googlenet": ("bvlc/models/bvlc_googlenet/train_val.prototxt", 1000),
     "squeezenet": ("squeezenet_v1.1/train_val.prototxt", 1000),
 }
 """Nets that were published as they are trained, with fillers and learning rates."""
@@ -119,6 +120,20 @@ def test_a_template_has_as_many_parameters_as_the_literature_counts(name, write)
 
 def test_every_template_is_compared_with_something():
     assert {*TRAINED, *DEPLOYED, *PARAMETERS} == set(TEMPLATES)
+
+
+def test_googlenets_other_heads_are_renamed_with_it_and_only_help_training():
+    template, last = TEMPLATES["googlenet"], Last("loss3/classifier_cats", 7, 10)
+    built = template.built(last)
+    assert built.heads == [("loss1/classifier_cats", 0.3), ("loss2/classifier_cats", 0.3), ("loss3/classifier_cats", 1.0)]
+    assert built.classifiers == {blob for blob, _ in built.heads}
+    heads = {layer.name: layer for layer in built.layers if layer.name in built.classifiers}
+    for layer in heads.values():
+        assert (layer.inner_product_param.num_output, [spec.lr_mult for spec in layer.param]) == (7, [10, 20])
+    deployed = template.built(last, deploy=True)
+    assert (deployed.heads, deployed.classifiers) == ([(last.name, 1.0)], {last.name})
+    assert not any(layer.name.startswith(("loss1", "loss2")) for layer in deployed.layers)
+    assert len(deployed.layers) == len(built.layers) - 2 * 7
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -1,6 +1,10 @@
 """What is written for an experiment: nets of one shape, a solver that fits the dataset."""
 
+import dataclasses
+import json
+
 import cv2
+import lmdb
 import numpy as np
 import pytest
 
@@ -84,6 +88,78 @@ def test_why_a_value_was_chosen_stands_beside_it(small, command):
     assert command(*PROTOTXT, "--model", "lenet", "--batch-size", "2").returncode == 0
     lines = (small / "nets/solver.prototxt").read_text().splitlines()
     assert lines[lines.index("test_interval: 3") - 1] == "# an epoch: 6 training images in batches of 2"
+
+
+def test_iterations_are_worked_out_from_epochs_and_said(tmp_path):
+    experiment = Experiment("e", "lenet", "ip2", 1, 50, False, {"epochs": 30, "step_epochs": [10, 20.5]})
+    param, reasons = solver(DATASET, experiment, tmp_path)
+    assert (param.max_iter, param.lr_policy, list(param.stepvalue)) == (300, "multistep", [100, 205])
+    assert param.gamma == pytest.approx(0.1)
+    assert reasons["max_iter"] == "30 epochs of 10 iterations"
+    assert reasons["stepvalue"] == "10, 20.5 epochs of 10 iterations"
+    given = {"epochs": 1.5, "step_epochs": 0.5, "gamma": 0.5, "iter_size": 2}
+    param, reasons = solver(DATASET, Experiment("e", "lenet", "ip2", 1, 50, False, given), tmp_path)
+    assert (param.max_iter, param.test_interval, param.lr_policy, param.stepsize, param.gamma) == (8, 5, "step", 2, 0.5)
+    assert reasons["test_interval"] == "an epoch: 500 training images in batches of 50 × 2"
+    assert "gamma" not in reasons
+
+
+def test_a_reason_stands_once_beside_a_field_of_several_values(small, command):
+    steps = '{"epochs": 3, "step_epochs": [1, 2]}'
+    assert command(*PROTOTXT, "--model", "lenet", "--batch-size", "2", "--solver", steps).returncode == 0
+    lines = (small / "nets/solver.prototxt").read_text().splitlines()
+    assert lines.count("# 1, 2 epochs of 3 iterations") == 1
+    assert lines[lines.index("# 1, 2 epochs of 3 iterations") + 1 :][:2] == ["stepvalue: 3", "stepvalue: 6"]
+
+
+@pytest.mark.parametrize(("batch_norm", "in_training"), [("learn", False), ("freeze", True)])
+def test_batch_norm_takes_statistics_by_phase(batch_norm, in_training):
+    experiment = Experiment("e", "resnet18", "fc1000", 1, 8, False, {}, batch_norm=batch_norm)
+    for part, net in nets(TEMPLATES["resnet18"], DATASET, experiment).items():
+        taken = {layer.batch_norm_param.use_global_stats for layer in net.layer if layer.type == "BatchNorm"}
+        assert taken == {in_training if part == "train" else True}
+
+
+@pytest.mark.parametrize(("classes", "measured"), [(5, ["accuracy"]), (6, ["accuracy", "accuracy_top5"])])
+def test_top_5_is_measured_where_there_are_more_classes(classes, measured):
+    dataset = dataclasses.replace(DATASET, classes=classes)
+    made = nets(TEMPLATES["cifar10_quick"], dataset, Experiment("e", "cifar10_quick", "ip2", 1, 50, False, {}))
+    layers = [layer for layer in made["test"].layer if layer.type == "Accuracy"]
+    assert [layer.name for layer in layers] == measured
+    assert [layer.accuracy_param.top_k for layer in layers] == [1, 5][: len(measured)]
+    assert not any(layer.type == "Accuracy" for layer in made["train"].layer)
+
+
+def test_of_two_accuracies_the_metrics_have_the_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        (tmp_path / f"lmdb/{part}").mkdir(parents=True)
+        with lmdb.open(f"lmdb/{part}", map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+            for number in range(8):
+                pixels = rng.integers(0, 256, 28 * 28, np.uint8).tobytes()
+                datum = caffe_pb2.Datum(channels=1, height=28, width=28, data=pixels, label=number)
+                transaction.put(b"%08d" % number, datum.SerializeToString())
+    dataset = Dataset("lmdb/train", "lmdb/val", "mean.binaryproto", (1, 28, 28), 8, 8, 8)
+    experiment = Experiment("e", "lenet", "ip2", 1, 8, False, {})
+    for name, net in nets(TEMPLATES["lenet"], dataset, experiment).items():
+        caffe.write_prototxt(f"{name}.prototxt", net)
+    param, _ = solver(dataset, experiment, tmp_path)
+    caffe.write_prototxt("solver.prototxt", param)
+    made, rows = caffe.get_solver("solver.prototxt"), []
+    made.on_metrics(rows.append)
+    made.step(1)
+    top1, top5 = (float(made.test_nets[0].blobs[name].data) for name in ("accuracy", "accuracy_top5"))
+    made.close()
+    assert rows[0]["test_accuracy"] == pytest.approx(top1)
+    assert top1 < top5
+
+
+def test_mean_values_of_other_channels_are_named(small, fails):
+    for part in ("train", "val"):
+        manifest = small / f"lmdb/{part}.manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"shape": [1, 256, 256]}))
+    fails(["googlenet subtracts a value from each of 3 channels", "the images have 1"], *PROTOTXT, "--model", "googlenet")
 
 
 def test_only_training_images_are_changed():
