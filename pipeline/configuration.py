@@ -214,6 +214,8 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
             strategies.frozen(built.layers, "full", freeze_to, built.classifiers)
         except caffe.Error as error:
             problems.append(str(error))
+    if template and template.pairs and "classify" in experiment:
+        problems.append(f"classify: {model} gives values to compare, no classes; remove it")
     if experiment.get("batch_norm") == "freeze":
         problems += _of_batch_norm(experiment, template)
     if isinstance(dataset, str) and template and experiment["features"] and isinstance(experiment["features"], list):
@@ -237,7 +239,7 @@ def _of_strategy(experiment: dict) -> list[str]:
 
 def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[str]:
     """What is wrong with keeping BatchNorm's statistics as they are."""
-    if not _mapping(experiment.get("weights")):
+    if not experiment.get("weights"):
         return ["batch_norm: freeze keeps the statistics of the weights, but there are no weights; give weights, or use learn"]
     if template and all(layer.type != "BatchNorm" for layer in template.built(models.Last(template.last, 1)).layers):
         return [f"batch_norm: no effect, {experiment['model']} has no BatchNorm; remove it"]

@@ -11,19 +11,16 @@ import caffe
 from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
-from pipeline import models, solver_fields
+from pipeline import models, solver
 from pipeline.augmentation import parsed
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import Size
-from pipeline.models import TEMPLATES, Last, Template
+from pipeline.models import TEMPLATES, Last, Template, siamese
 from pipeline.preprocessing import Preprocessing
 from pipeline.resize import INTERPOLATIONS, Mode, Options
 from pipeline.strategies import STRATEGIES, freeze, frozen
-
-TEST_BATCH = 256
-"""Most images in a test batch; the batch is the largest divisor of the validation set's size up to this."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,9 @@ def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[s
         }
     return {
         "train": _net(template, last, experiment, train, dataset),
-        "test": _net(template, last, experiment, _data(template, dataset, "TEST", test_batch(dataset.val_images)), dataset),
+        "test": _net(
+            template, last, experiment, _data(template, dataset, "TEST", solver.test_batch(dataset.val_images)), dataset
+        ),
         "deploy": _net(template, last, experiment, None, dataset),
     }
 
@@ -123,18 +122,21 @@ def _net(template: Template, last: Last, experiment: Experiment, data: dict | No
             layer.batch_norm_param.use_global_stats = not training or experiment.batch_norm == "freeze"
     if training:
         freeze(built.layers, frozen(built.layers, experiment.strategy, experiment.freeze_to, built.classifiers))
-    n = caffe.NetSpec()
+    n, layers, scores = caffe.NetSpec(), built.layers, built.heads[-1][0]
     if data is None:
         side = template.crop_size
         channels, height, width = dataset.shape
-        n.data = L.Input(shape={"dim": [1, channels, side or height, side or width]})
-        after = [_layer("Softmax", "prob", built.heads[-1][0])]
+        n.data = L.Input(shape={"dim": [1, channels // (2 if template.pairs else 1), side or height, side or width]})
+        after = [] if template.pairs else [_layer("Softmax", "prob", scores)]
+    elif template.pairs:
+        n[siamese.PAIR], n[siamese.SAME] = L.Data(ntop=2, **data)
+        layers, after = siamese.paired(layers, dataset.shape[0] // 2), siamese.compared(scores, training)
     else:
         n.data, n.label = L.Data(ntop=2, **data)
-        after = [] if training else _accuracies(built.heads[-1][0], dataset.classes)
+        after = [] if training else _accuracies(scores, dataset.classes)
         after += [_loss(experiment, number, head) for number, head in enumerate(reversed(built.heads))]
     net = n.to_proto()
-    net.layer.extend([*built.layers, *after])
+    net.layer.extend([*layers, *after])
     net.name = experiment.model
     return net
 
@@ -164,66 +166,19 @@ def _loss(experiment: Experiment, number: int, head: tuple[str, float]) -> caffe
     return layer
 
 
-def test_batch(images: int) -> int:
-    """Images in a test batch, so that test_iter whole batches are the validation set, each image once."""
-    return max(size for size in range(1, min(images, TEST_BATCH) + 1) if images % size == 0)
-
-
-def solver(dataset: Dataset, experiment: Experiment, folder: Path) -> tuple[caffe_pb2.SolverParameter, dict[str, str]]:
-    """The solver, and {field: why it has this value} for what was worked out from the dataset."""
-    given = dict(experiment.solver)
-    if problems := solver_fields.problems(given):
-        raise InputError("", "\n".join(f"experiments.{experiment.name}.solver.{problem}" for problem in problems))
-    batch = test_batch(dataset.val_images)
-    batches = f"batches of {experiment.batch_size}" + (f" × {given['iter_size']}" if given.get("iter_size", 1) > 1 else "")
-    epoch = max(1, round(dataset.train_images / (experiment.batch_size * given.get("iter_size", 1))))
-    epochs, steps = given.pop("epochs", 20), given.pop("step_epochs", None)
-    values = {
-        "train_net": str(folder / "train.prototxt"),
-        "test_net": [str(folder / "test.prototxt")],
-        "test_iter": [dataset.val_images // batch],
-        "test_interval": epoch,
-        "base_lr": 0.01,
-        "lr_policy": "fixed",
-        "momentum": 0.9,
-        "weight_decay": 0.0005,
-        "display": max(1, epoch // 4),
-        "max_iter": max(1, round(epochs * epoch)),
-        "snapshot_prefix": str(folder.parent / "train" / "snapshots" / experiment.name),
-        "random_seed": 1,
-        "solver_mode": "GPU" if experiment.gpu else "CPU",
-    }
-    reasons = {
-        "test_iter": f"{dataset.val_images} validation images in batches of {batch}, each image once",
-        "test_interval": f"an epoch: {dataset.train_images} training images in {batches}",
-        "display": "four times an epoch",
-        "max_iter": f"{epochs:g} epochs of {epoch} iterations",
-    }
-    if steps is not None:
-        values |= _steps(steps, epoch)
-        places = ", ".join(f"{step:g}" for step in steps) if isinstance(steps, list) else f"every {steps:g}"
-        reasons |= dict.fromkeys(("stepsize", "stepvalue"), f"{places} epochs of {epoch} iterations")
-        reasons |= {"lr_policy": "the rate falls at these steps", "gamma": "to a tenth at each step"}
-    values |= given
-    param = caffe_pb2.SolverParameter()
-    for field, value in values.items():
-        solver_fields.assign(param, field, value)
-    return param, {field: reason for field, reason in reasons.items() if field not in given}
-
-
-def _steps(steps: float | list[float], epoch: int) -> dict:
-    """The solver's fields that lower the rate after so many epochs, again and again, or after each of several."""
-    if isinstance(steps, list):
-        return {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [max(1, round(step * epoch)) for step in steps]}
-    return {"lr_policy": "step", "gamma": 0.1, "stepsize": max(1, round(steps * epoch))}
-
-
 def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, interpolation: str) -> None:
     """Write the four prototxt files and preprocessing.json to `folder`, whole.
 
     mode, interpolation  how the dataset's images were resized
     """
     template = models.template(experiment.model)
+    if template.pairs and (dataset.shape[0] % 2 or dataset.classes != 2):
+        raise InputError(
+            f"experiments.{experiment.name}",
+            f"images of {dataset.shape[0]} channels and {dataset.classes} classes",
+            f"{experiment.model} takes pairs: two images' channels, and the classes different and same",
+            "give a dataset such as published: mnist_pairs",
+        )
     if len(template.mean_values) not in (0, 1, dataset.shape[0]):
         raise InputError(
             f"experiments.{experiment.name}",
@@ -238,7 +193,13 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
             f"the images are {dataset.shape[1]}×{dataset.shape[2]}",
             "give the dataset a larger size",
         )
-    param, reasons = solver(dataset, experiment, folder)
+    batches = (experiment.batch_size, solver.test_batch(dataset.val_images))
+    snapshots = folder.parent / "train" / "snapshots" / experiment.name
+    param, reasons = solver.solver(
+        solver.Sizes(dataset.train_images, dataset.val_images, *batches),
+        solver.Run(folder, snapshots, experiment.gpu, experiment.solver),
+        f"experiments.{experiment.name}.solver",
+    )
     with written_whole(folder) as part:
         part.mkdir()
         made = nets(template, dataset, experiment)
@@ -247,13 +208,7 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         channels, *size = dataset.shape
         resized = Options(Size(*size), mode, interpolation, channels == 3)
         Preprocessing(resized, made["test"].layer[0].transform_param).write(part / "preprocessing.json")
-        path = part / "solver.prototxt"
-        caffe.write_prototxt(path, param)
-        lines = []
-        for line in path.read_text().splitlines():
-            reason = reasons.pop(line.split(":")[0], None)  # of a repeated field, beside the first
-            lines += [f"# {reason}", line] if reason else [line]
-        path.write_text("\n".join(lines) + "\n")
+        solver.write(part / "solver.prototxt", param, reasons)
 
 
 def main(argv: list[str] | None = None) -> None:

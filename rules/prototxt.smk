@@ -34,7 +34,7 @@ rule prototxt:
         gpu=GPU_FLAG,
         code=[
             source(f"pipeline.{module}")
-            for module in ("prototxt", "solver_fields", "strategies", "preprocessing")
+            for module in ("prototxt", "solver", "strategies", "preprocessing")
         ],
         model_code=model_source,
     shell:

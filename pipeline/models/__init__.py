@@ -14,6 +14,7 @@ from pipeline.models import (
     lenet,
     mobilenet,
     resnet,
+    siamese,
     squeezenet,
     vgg,
 )
@@ -26,6 +27,7 @@ _IMAGENET = {"crop_size": 224, "mirror": True}
 
 TEMPLATES = {
     "lenet": Template(lenet.body, lenet.LAST, scale=1 / 256, mean=False, batch_size=64),
+    "mnist_siamese": Template(siamese.body, siamese.LAST, pairs=True, scale=1 / 256, mean=False, batch_size=64),
     "cifar10_quick": Template(cifar10_quick.body, cifar10_quick.LAST, batch_size=100),
     "cifar10_full": Template(cifar10_full.body, cifar10_full.LAST, batch_size=100),
     "alexnet": Template(alexnet.alexnet, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),

@@ -53,6 +53,8 @@ class Adapted:
     mean_values: tuple[float, ...] = ()
     batch_size: int = BATCH_SIZE
 
+    pairs = False
+
     @property
     def last(self) -> str:
         """The name of the classifier that counts."""

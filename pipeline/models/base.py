@@ -58,6 +58,7 @@ class Template:
     body         body(n, last) adds the layers from `n.data` to the classifier's scores, which it returns
     last         the classifier's name in the published net
     helpers      other heads, which only help training: {the published name of the last layer and its blob: weight of its loss}
+    pairs        whether it is trained on pairs of images, and gives values to compare in the place of scores
     crop_size    side of the square that training crops; 0 for the whole image
     mirror       whether training mirrors at random
     scale        what pixel values are multiplied by
@@ -69,6 +70,7 @@ class Template:
     body: Callable[[caffe.NetSpec, Last], object]
     last: str
     helpers: dict[str, float] = field(default_factory=dict)
+    pairs: bool = False
     crop_size: int = 0
     mirror: bool = False
     scale: float = 1.0
@@ -90,4 +92,5 @@ class Template:
 
     def blobs(self, last: str) -> list[str]:
         """The blobs of which each image has its own values, with the classifier called `last`."""
-        return list(dict.fromkeys(["data", *(top for layer in self.built(Last(last, 1)).layers for top in layer.top)]))
+        blobs = dict.fromkeys(["data", *(top for layer in self.built(Last(last, 1)).layers for top in layer.top)])
+        return [*blobs, *(f"{blob}_p" for blob in blobs if self.pairs)]

@@ -187,6 +187,10 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 3, "lr_policy": "inv"}),
         "my.yaml: experiments.breeds.solver.step_epochs: no effect with lr_policy: inv; remove one, or use lr_policy: step",
     ),
+    "classes of a net that gives none": (
+        lambda c: c["experiments"]["breeds"].update(model="mnist_siamese", classify={"images": "x.jpg"}),
+        "my.yaml: experiments.breeds.classify: mnist_siamese gives values to compare, no classes; remove it",
+    ),
     "two ways to freeze": (
         lambda c: c["experiments"]["breeds"].update(strategy="scratch", freeze_to="conv1"),
         "my.yaml: experiments.breeds.freeze_to: no effect with strategy: scratch; remove one of them",

@@ -3,7 +3,8 @@
 import pytest
 
 import caffe
-from pipeline.models import TEMPLATES, Last
+from caffe.proto import caffe_pb2
+from pipeline.models import TEMPLATES, Last, siamese
 from tests.conftest import SHARED, needs_shared
 
 TRAINED = {
@@ -17,6 +18,7 @@ TRAINED = {
 }
 """Nets that were published as they are trained, with fillers and learning rates."""
 DEPLOYED = {
+    "mnist_siamese": "bvlc/examples/siamese/mnist_siamese.prototxt",
     "vgg16": "vgg16/deploy.prototxt",
     "resnet50": "resnet50/deploy.prototxt",
     "resnet152": "resnet152/deploy.prototxt",
@@ -97,10 +99,27 @@ def test_a_template_is_the_published_net_but_for_how_it_learns(name):
             layer.name = NAMES.get(layer.name, layer.name)
             for blobs in (layer.bottom, layer.top):
                 blobs[:] = [NAMES.get(blob, blob) for blob in blobs]
-    ours, theirs = body(net_of(name, 1000, 1, 3, 224, 224), True), body(net, True)
+    ours, theirs = body(net_of(name, 2 if name == "mnist_siamese" else 1000, 1, 3, 224, 224), True), body(net, True)
     assert [layer.name for layer in ours] == [layer.name for layer in theirs]
     for mine, published in zip(ours, theirs, strict=True):
         assert mine == published
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "path", ["bvlc/examples/siamese/mnist_siamese_train_test.prototxt", "v1_format/siamese__mnist_siamese_train_test.prototxt"]
+)
+def test_pairs_go_through_the_published_siamese_net(path):
+    template = TEMPLATES["mnist_siamese"]
+    built = template.built(Last(template.last, 2))
+    layers = [*siamese.paired(built.layers, 1), *siamese.compared(template.last, training=True)]
+    net = caffe.read_net(SHARED / "zoo" / path)
+    ours, theirs = body(caffe_pb2.NetParameter(layer=layers)), body(net)
+    assert [layer.name for layer in ours] == [layer.name for layer in theirs]
+    for mine, published in zip(ours, theirs, strict=True):
+        assert mine == published
+    blobs = {blob for layer in net.layer for blob in layer.top} - {"pair_data", "sim", "loss"}
+    assert set(template.blobs(template.last)) == blobs
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

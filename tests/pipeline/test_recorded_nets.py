@@ -11,6 +11,7 @@ from tests.conftest import SHARED, needs_shared
 
 RECORDED = {
     "lenet": "mnist__lenet",
+    "mnist_siamese": "siamese__mnist_siamese",
     "cifar10_quick": "cifar10__cifar10_quick",
     "cifar10_full": "cifar10__cifar10_full",
     "alexnet": "bvlc_alexnet__deploy",
@@ -54,12 +55,14 @@ def deployed(name, recorded, write):
     n.data = caffe.layers.Input(shape={"dim": shape})
     net_param = n.to_proto()
     template = TEMPLATES[name]
-    built = template.built(Last(NAMES.get(name, template.last), int(recorded["blob/prob"][0]) // shape[0]), deploy=True)
+    (output,) = recorded["outputs"]
+    built = template.built(Last(NAMES.get(name, template.last), int(recorded[f"blob/{output}"][0]) // shape[0]), deploy=True)
     for layer in built.layers:  # filling them takes longer than all the rest
         layer.convolution_param.ClearField("weight_filler")
         layer.inner_product_param.ClearField("weight_filler")
     net_param.layer.extend(built.layers)
-    net_param.layer.add(name="prob", type="Softmax", bottom=[built.heads[-1][0]], top=["prob"])
+    if output == "prob":
+        net_param.layer.add(name="prob", type="Softmax", bottom=[built.heads[-1][0]], top=["prob"])
     path = write("net.prototxt", "")
     caffe.write_prototxt(path, net_param)
     net = caffe.Net(path, caffe.TEST)
@@ -78,7 +81,8 @@ def test_a_template_gives_what_the_published_net_gave(name, write):
     recorded = np.load(SHARED / f"golden/nets/{RECORDED[name]}.npz")
     net = deployed(name, recorded, write)
     net.forward()
-    net.blobs["prob"].diff[...] = drawn("diff/prob", net.blobs["prob"].data.shape, "bias")
+    (output,) = recorded["outputs"]
+    net.blobs[output].diff[...] = drawn(f"diff/{output}", net.blobs[output].data.shape, "bias")
     net.clear_param_diffs()
     net.backward()
     assert list(net.blobs) == list(recorded["blob_names"])
