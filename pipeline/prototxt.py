@@ -20,7 +20,7 @@ from pipeline.images import Size
 from pipeline.models import TEMPLATES, Last, Template
 from pipeline.preprocessing import Preprocessing
 from pipeline.resize import INTERPOLATIONS, Mode, Options
-from pipeline.strategies import STRATEGIES, freeze, frozen
+from pipeline.strategies import STRATEGIES, chosen, features, freeze, frozen, linear
 
 TEST_BATCH = 256
 """Most images in a test batch; the batch is the largest divisor of the validation set's size up to this."""
@@ -60,6 +60,7 @@ class Experiment:
     augmentation  how training images are changed on their way into the net
     infogain      the matrix of an InfogainLoss that weighs the classes, in the place of SoftmaxWithLoss
     strategy      what is learned, one of STRATEGIES
+    features_from  for the strategy `features`: top, middle, or a blob's name
     freeze_to     the last layer that is not learned; empty leaves it to the strategy
     """
 
@@ -73,6 +74,7 @@ class Experiment:
     augmentation: caffe_pb2.AugmentationParameter | None = None
     infogain: Path | None = None
     strategy: str = "full"
+    features_from: str = "top"
     freeze_to: str = ""
 
 
@@ -112,10 +114,21 @@ def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> 
     }
 
 
+def data_layer(template: Template, dataset: Dataset, batch_size: int, source: Path) -> caffe_pb2.LayerParameter:
+    """The layer that reads a database of the dataset as testing does."""
+    fields = _data(template, dataset, "TEST", batch_size)
+    fields["data_param"]["source"] = str(source)
+    n = caffe.NetSpec()
+    n.data, n.label = L.Data(ntop=2, **fields)
+    return n.to_proto().layer[0]
+
+
 def _net(
     template: Template, last: Last, experiment: Experiment, data: dict | None, dataset: Dataset | None = None
 ) -> caffe_pb2.NetParameter:
-    built = template.built(last, deploy=data is None)
+    built = template.built(last, deploy=data is None or experiment.strategy == "features")
+    if experiment.strategy == "features":
+        built = linear(built, features(built, experiment.features_from), last.outputs)
     if data is not None and data["include"]["phase"] == caffe.TRAIN:
         freeze(built.layers, frozen(built.layers, experiment.strategy, experiment.freeze_to, built.classifiers))
     n = caffe.NetSpec()
@@ -182,12 +195,16 @@ def solver(dataset: Dataset, experiment: Experiment, folder: Path) -> tuple[caff
         "max_iter": "20 epochs",
     }
     values.update(experiment.solver)
+    if experiment.strategy == "features":
+        values["max_iter"] = 0
+        reasons["max_iter"] = "nothing: the classifier is fitted by logistic regression"
     param = caffe_pb2.SolverParameter()
     if problems := solver_fields.problems(experiment.solver):
         raise InputError("", "\n".join(f"experiments.{experiment.name}.solver.{problem}" for problem in problems))
     for field, value in values.items():
         solver_fields.assign(param, field, value)
-    return param, {field: reason for field, reason in reasons.items() if field not in experiment.solver}
+    ours = {field for field in reasons if values[field] != experiment.solver.get(field)}
+    return param, {field: reason for field, reason in reasons.items() if field in ours}
 
 
 def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, interpolation: str) -> None:
@@ -238,6 +255,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--resize-mode", type=Mode, choices=list(Mode), default=Mode.SQUASH, help="how images were resized")
     parser.add_argument("--interpolation", choices=list(INTERPOLATIONS), default="linear", help="how they were sampled")
     parser.add_argument("--strategy", choices=STRATEGIES, default="full", help="what is learned")
+    parser.add_argument("--features-from", default="top", metavar="BLOB", help="for features: top, middle, or a blob's name")
+    parser.add_argument("--chosen", type=Path, help="strategy.json of pipeline.linear, in the place of these two")
     parser.add_argument("--freeze-to", default="", metavar="LAYER", help="the last layer that is not learned")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
@@ -245,6 +264,7 @@ def main(argv: list[str] | None = None) -> None:
         hint = caffe.nearest(a.model, TEMPLATES)
         raise InputError(f"experiments.{a.name}.model", f'"{a.model}"', f"there are {', '.join(TEMPLATES)}", hint)
     template = models.template(a.model)
+    strategy, features_from = chosen(a.chosen) if a.chosen else (a.strategy, a.features_from)
     experiment = Experiment(
         name=a.name,
         model=a.model,
@@ -255,7 +275,8 @@ def main(argv: list[str] | None = None) -> None:
         solver=a.solver,
         augmentation=a.augmentation,
         infogain=a.infogain,
-        strategy=a.strategy,
+        strategy=strategy,
+        features_from=features_from,
         freeze_to=a.freeze_to,
     )
     write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder, a.resize_mode, a.interpolation)

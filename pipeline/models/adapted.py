@@ -13,7 +13,7 @@ from pathlib import Path
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
-from pipeline.models.base import Built, Last
+from pipeline.models.base import Built, Last, leading_to
 
 LEARNED = ("InnerProduct", "Convolution")
 """Types of a last layer."""
@@ -62,9 +62,8 @@ class Adapted:
         """The layers with `last` as the classifier; the names of the other heads' change as its own does."""
         suffix = last.name.removeprefix(self.last) if last.name.startswith(self.last) else f"_{last.name}"
         names = {head.layer: last.name if head.layer == self.last else head.layer + suffix for head in self.heads}
-        kept = self._leading_to(self.heads[-1].scores) if deploy else set(range(len(self.layers)))
         layers, renamed = [], {}
-        for number, layer in enumerate(self.layers):
+        for layer in self.layers:
             copy = caffe_pb2.LayerParameter()
             copy.CopyFrom(layer)
             copy.bottom[:] = [renamed.get(blob, blob) for blob in copy.bottom]
@@ -75,23 +74,11 @@ class Adapted:
                 copy.top[:] = [renamed.get(blob, blob) if blob in layer.bottom else blob for blob in copy.top]
             if copy.type == "BatchNorm":
                 copy.batch_norm_param.ClearField("use_global_stats")  # the phase decides
-            if number in kept:
-                layers.append(copy)
+            layers.append(copy)
         heads = [(renamed.get(head.scores, head.scores), head.weight) for head in self.heads]
-        return Built(layers, heads[-1:] if deploy else heads, set(names.values()))
-
-    def _leading_to(self, blob: str) -> set[int]:
-        """Numbers of the layers that a blob is made of."""
-        wanted, kept = {blob}, set()
-        for number in reversed(range(len(self.layers))):
-            if wanted & set(self.layers[number].top):
-                kept.add(number)
-                wanted |= set(self.layers[number].bottom)
-        return kept
-
-    def blobs(self, last: str) -> list[str]:
-        """The blobs of which each image has its own values, with the classifier called `last`."""
-        return list(dict.fromkeys(["data", *(top for layer in self.built(Last(last, 1)).layers for top in layer.top)]))
+        if deploy:
+            return Built(leading_to(layers, heads[-1][0]), heads[-1:], {names[self.last]})
+        return Built(layers, heads, set(names.values()))
 
 
 def read(path: Path) -> Adapted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import caffe
@@ -67,6 +67,12 @@ class Template:
         layers = list(n.to_proto().layer)[1:]
         return Built(layers, [(layers[-1].top[0], 1.0)], {last.name})
 
-    def blobs(self, last: str) -> list[str]:
-        """The blobs of which each image has its own values, with the classifier called `last`."""
-        return list(dict.fromkeys(["data", *(top for layer in self.built(Last(last, 1)).layers for top in layer.top)]))
+
+def leading_to(layers: Iterable[caffe_pb2.LayerParameter], blob: str) -> list[caffe_pb2.LayerParameter]:
+    """The layers that a blob is made by, in their order."""
+    wanted, kept = {blob}, []
+    for layer in reversed(list(layers)):
+        if wanted & set(layer.top):
+            kept.append(layer)
+            wanted |= set(layer.bottom)
+    return kept[::-1]

@@ -135,8 +135,21 @@ CASES = {
     ),
     "frozen layers without weights": (
         lambda c: c["experiments"]["breeds"].update(strategy="half"),
-        "my.yaml: experiments.breeds.strategy: half keeps layers as they are, but there are no weights; give weights, or use"
-        " scratch",
+        "my.yaml: experiments.breeds.strategy: half builds on weights, but there are none; give weights, or use scratch",
+    ),
+    "features of a strategy without": (
+        lambda c: c["experiments"]["breeds"].update(features_from="pool2"),
+        "my.yaml: experiments.breeds.features_from: no effect with strategy: full; use strategy: features",
+    ),
+    "features of a blob that is not there": (
+        lambda c: c["experiments"]["breeds"].update(strategy="features", weights={"file": "w"}, features_from="pool9"),
+        'my.yaml: experiments.breeds.features_from: "pool9", but it is top, middle, or a blob below the classifier: conv1, pool1,'
+        ' conv2, pool2, ip1; did you mean "pool2" or "pool1"?',
+    ),
+    "a blob that the chosen net may lack": (
+        lambda c: c["experiments"]["breeds"].update(strategy="auto", weights={"file": "w"}, features=["ip1"]),
+        "my.yaml: experiments.breeds.features: 'ip1' is not one of data, conv1, pool1, conv2, pool2, linear (auto may choose the"
+        " features of the middle)",
     ),
     "two ways to freeze": (
         lambda c: c["experiments"]["breeds"].update(strategy="scratch", freeze_to="conv1"),
