@@ -78,7 +78,7 @@ def swept_table(table: pd.DataFrame, keys: list[str], members: dict[str, list]) 
 def swept(table: pd.DataFrame, keys: list[str]) -> plt.Figure:
     """A row for each combination of choices: a point for each repetition, and their mean."""
     choices = [key for key in keys if key not in REPEATED]
-    names = table[choices].astype(str).agg(", ".join, axis=1) if choices else pd.Series("all", index=table.index)
+    names = table[choices].apply(_row, axis=1) if choices else pd.Series("all", index=table.index)
     rows = list(dict.fromkeys(names))
     figure, axis = plt.subplots(figsize=(6.4, 1.4 + 0.42 * len(rows)), layout="constrained")
     for number, row in enumerate(rows):
@@ -96,6 +96,11 @@ def swept(table: pd.DataFrame, keys: list[str]) -> plt.Figure:
     if choices:
         axis.set_title(", ".join(choices), loc="left", fontsize=11)
     return figure
+
+
+def _row(values: pd.Series) -> str:
+    """What a row of choices is called."""
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.dropna())
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -99,9 +99,8 @@ def features(built: Built, wanted: str) -> str:
     blobs = list(dict.fromkeys(top for layer in built.layers if layer is not last for top in layer.top))
     if wanted not in blobs:
         hint = caffe.nearest(wanted, blobs)
-        raise InputError(
-            "features_from", f'"{wanted}"', f"it is top, middle, or a blob below the classifier: {', '.join(blobs)}", hint
-        )
+        known = f"it is top, middle, or a blob below the classifier: {', '.join(blobs)}"
+        raise InputError("features_from", f'"{wanted}"', known, hint)
     return wanted
 
 

@@ -25,10 +25,10 @@ WITHOUT_EFFECT = {
 
 
 def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
-    """The experiments with one in the place of each combination, and {sweep: {"keys": …, "members": …}}.
+    """The experiments, with one for each combination that differs from the others; and {sweep: {"keys": …, "members": …}}.
 
     keys     what has several values, in the config's order; the solver's fields by their names alone
-    members  {experiment: its values of these keys}
+    members  {experiment: its values of these keys; None where a key has no effect with its strategy}
 
     Raises InputError where two combinations would have one name, or an experiment of that name is there.
     """
@@ -46,12 +46,15 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
             if ("", "strategy") in lists:
                 for key in WITHOUT_EFFECT.get(one["strategy"], ("features_from", "freeze_to")):
                     one.pop(key, None)
-            member = "-".join([name, *(_word(value) for value in values)])
+            kept = [(one[part] if part else one).get(key) for part, key in lists]
+            if kept in members.values():
+                continue
+            member = "-".join([name, *(_word(value) for value in kept if value is not None)])
             if member in members or member in experiments:
                 raise InputError(
                     f"experiments.{name}", f'two experiments "{member}"', "each combination has a name of its own", "rename one"
                 )
-            members[member] = list(values)
+            members[member] = kept
             made[member] = one
         sweeps[name] = {"keys": [key for _, key in lists], "members": members}
     return made, sweeps

@@ -39,7 +39,16 @@ def test_a_prototxt_gives_an_experiment_its_files_name():
     assert list(made) == ["a-lenet", "a-my_net"]
 
 
-@pytest.mark.parametrize("experiments", [{"a": {**ONE, "batch_size": [8, 8]}}, {"a": {**ONE, "batch_size": [8, 9]}, "a-9": ONE}])
+def test_combinations_that_differ_in_nothing_are_one():
+    swept = {"strategy": ["full", "features"], "features_from": ["top", "middle"]}
+    made, sweeps = expanded({"a": {**ONE, **swept, "batch_size": [8, 8]}})
+    assert list(made) == ["a-full-8", "a-features-top-8", "a-features-middle-8"]
+    assert sweeps["a"]["members"]["a-full-8"] == ["full", None, 8]
+
+
+@pytest.mark.parametrize(
+    "experiments", [{"a": {**ONE, "model": ["x/b", "y/b"]}}, {"a": {**ONE, "model": ["a", "b"]}, "a-b": ONE}]
+)
 def test_two_experiments_of_one_name_are_refused(experiments):
-    with pytest.raises(InputError, match=r'experiments.a: two experiments "a-[89]"'):
+    with pytest.raises(InputError, match=r'experiments.a: two experiments "a-b"'):
         expanded(experiments)
