@@ -10,7 +10,7 @@ import jsonschema
 import yaml
 
 import caffe
-from pipeline import models, solver_fields, strategies
+from pipeline import models, solver_fields, strategies, sweeps
 from pipeline.errors import InputError
 
 SOURCE_FLAGS = ("list", "folder", "root", "val_labels", "sample", "seed")
@@ -29,12 +29,18 @@ DOWNLOAD_FLAGS = (
 
 
 def checked(config: dict, path: str, schema_file: Path) -> dict:
-    """The config with defaults filled in; raises one InputError that lists every problem, a line each.
+    """The config with defaults filled in, and one experiment for each combination of a sweep; those are in `sweeps`.
+
+    Raises one InputError that lists every problem, a line each.
 
     path         the config file, as the errors name it
     schema_file  a JSON schema, as YAML
     """
     schema = yaml.safe_load(schema_file.read_text())
+    found: dict[str, dict] = {}
+    if isinstance(config.get("experiments"), dict):
+        experiments, found = sweeps.expanded(config["experiments"])
+        config = {**config, "experiments": experiments}
     validator = jsonschema.Draft202012Validator(schema)
     problems = [problem for error in validator.iter_errors(config) for problem in _explained(error)]
     problems += _without_effect(config)
@@ -47,6 +53,7 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
             dataset |= {key: config["datasets"][other][key] for key in OF_IMAGES}
     for experiment in config["experiments"].values():
         experiment.setdefault("last_lr_mult", 10 if experiment["rename_last"] and experiment["weights"] else 1)
+    config["sweeps"] = found
     return config
 
 
@@ -207,22 +214,34 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     problems += _of_strategy(experiment)
     template, found = _template(model) if isinstance(model, str) else (None, [])
     problems += [f"model: {problem}" for problem in found]
-    freeze_to = experiment.get("freeze_to")
-    if isinstance(dataset, str) and template and isinstance(freeze_to, str):
-        built = template.built(models.Last(last_layer(experiment), 1))
-        try:
-            strategies.frozen(built.layers, "full", freeze_to, built.classifiers)
-        except caffe.Error as error:
-            problems.append(str(error))
-    if template and template.pairs and "classify" in experiment:
-        problems.append(f"classify: {model} gives values to compare, no classes; remove it")
+    if isinstance(dataset, str) and template:
+        problems += _of_layers(experiment, template)
+    if template and template.pairs:
+        problems += _of_pairs(experiment)
     if experiment.get("batch_norm") == "freeze":
         problems += _of_batch_norm(experiment, template)
-    if isinstance(dataset, str) and template and experiment["features"] and isinstance(experiment["features"], list):
-        blobs = template.blobs(last_layer(experiment))
-        wanted = [blob for blob in experiment["features"] if isinstance(blob, str)]
-        problems += [f"features: {problem}" for blob in wanted for problem in _unknown(blob, blobs)]
     return problems
+
+
+def _of_layers(experiment: dict, template: models.Template) -> list[str]:
+    """What is wrong with the layers and blobs that an experiment names."""
+    strategy, freeze_to, wanted = (experiment.get(key) for key in ("strategy", "freeze_to", "features"))
+    last = models.Last(last_layer(experiment), 1)
+    built = template.built(last, deploy=strategy in strategies.FITTED)
+    try:
+        if isinstance(freeze_to, str):
+            strategies.frozen(built.layers, "full", freeze_to, built.classifiers)
+        if strategy in strategies.FITTED:
+            # What `auto` may choose has at least the layers up to the middle.
+            blob = strategies.features(built, experiment["features_from"] if strategy == "features" else "middle")
+            built = strategies.linear(built, blob, 1)
+    except caffe.Error as error:
+        return [str(error)]
+    blobs = ["data", *dict.fromkeys(top for layer in built.layers for top in layer.top)]
+    blobs += [f"{blob}{models.SECOND}" for blob in blobs if template.pairs]
+    names = [blob for blob in wanted if isinstance(blob, str)] if isinstance(wanted, list) else []
+    why = " (auto may choose the features of the middle)" if strategy == strategies.AUTO else ""
+    return [f"features: {problem}{why}" for blob in names for problem in _unknown(blob, blobs)]
 
 
 def _of_strategy(experiment: dict) -> list[str]:
@@ -230,11 +249,22 @@ def _of_strategy(experiment: dict) -> list[str]:
     strategy, weights = experiment.get("strategy"), _mapping(experiment.get("weights"))
     if strategy == "scratch" and weights:
         return ["strategy: scratch takes no weights; remove weights, or choose another strategy"]
-    if strategy in ("last_layer", "half") and not weights:
-        return [f"strategy: {strategy} keeps layers as they are, but there are no weights; give weights, or use scratch"]
+    if strategy in ("last_layer", "half", "features", strategies.AUTO) and not weights:
+        return [f"strategy: {strategy} builds on weights, but there are none; give weights, or use scratch"]
+    if experiment.get("features_from", "top") != "top" and strategy != "features":
+        return [f"features_from: no effect with strategy: {strategy}; use strategy: features"]
     if "freeze_to" in experiment and strategy != "full":
         return [f"freeze_to: no effect with strategy: {strategy}; remove one of them"]
     return []
+
+
+def _of_pairs(experiment: dict) -> list[str]:
+    """What is wrong with an experiment whose net tells pairs apart."""
+    said = f"{experiment['model']} gives values to compare, no classes"
+    problems = [f"classify: {said}; remove it"] if "classify" in experiment else []
+    if experiment.get("strategy") in strategies.FITTED:
+        problems.append(f"strategy: {experiment['strategy']} fits a classifier, but {said}; choose another strategy")
+    return problems
 
 
 def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[str]:

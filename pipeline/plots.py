@@ -1,9 +1,8 @@
-"""Draw what training and evaluation gave, as PNG and SVG, and the table that compares experiments."""
+"""Draw what an experiment's training and evaluation gave, as PNG and SVG."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib
@@ -93,44 +92,6 @@ def confusion_matrix(confusion: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-def comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> plt.Figure:
-    """Validation accuracy over iterations, a panel for each dataset and a line for each experiment on it."""
-    datasets = list(dict.fromkeys(table.dataset))
-    figure, panels = plt.subplots(1, len(datasets), figsize=(5.2 * len(datasets), 4.2), squeeze=False, layout="constrained")
-    for dataset, axes in zip(datasets, panels[0], strict=True):
-        for _, row in table[table.dataset == dataset].iterrows():
-            tests = metrics[row.experiment].dropna(subset="test_accuracy")
-            label = f"{row.experiment}: {100 * row.accuracy:.1f} %"
-            axes.plot(tests.iteration, 100 * tests.test_accuracy, marker="o", markersize=3, label=label)
-        axes.set_title(dataset)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("validation accuracy, %")
-        axes.set_ylim(0, 102)
-        axes.legend(loc="lower right")
-    return figure
-
-
-def comparison_table(
-    names: list[str], datasets: list[str], summaries: list[Path], metrics: dict[str, pd.DataFrame]
-) -> pd.DataFrame:
-    """One row an experiment: experiment, dataset, images (validation), accuracy, best_accuracy, iterations, seconds."""
-    rows = []
-    for name, dataset, path in zip(names, datasets, summaries, strict=True):
-        summary, measured = json.loads(path.read_text()), metrics[name]
-        rows.append(
-            {
-                "experiment": name,
-                "dataset": dataset,
-                "images": summary["images"],
-                "accuracy": round(summary["accuracy"], 4),
-                "best_accuracy": round(float(measured.test_accuracy.max()), 4),
-                "iterations": int(measured.iteration.max()),
-                "seconds": round(float(measured.seconds.max()), 1),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
 def save(figure: plt.Figure, stem: Path) -> None:
     """Write a figure as STEM.png and STEM.svg, whole, without dates."""
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
@@ -141,28 +102,13 @@ def save(figure: plt.Figure, stem: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="what", required=True)
-    one = commands.add_parser("experiment", help="curves and confusion matrix of one experiment")
-    one.add_argument("folder", type=Path)
-    one.add_argument("--metrics", type=Path, required=True)
-    one.add_argument("--confusion", type=Path, required=True)
-    several = commands.add_parser("comparison", help="table and plot of several experiments")
-    several.add_argument("folder", type=Path)
-    several.add_argument("--names", nargs="+", required=True)
-    several.add_argument("--datasets", nargs="+", required=True, help="each experiment's dataset")
-    several.add_argument("--metrics", nargs="+", type=Path, required=True)
-    several.add_argument("--summaries", nargs="+", type=Path, required=True)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv of the train step")
+    parser.add_argument("--confusion", type=Path, required=True, help="confusion.csv of the evaluate step")
     a = parser.parse_args(argv)
     plt.rcParams.update(STYLE)
-    if a.what == "experiment":
-        save(curves(read_metrics(a.metrics)), a.folder / "curves")
-        save(confusion_matrix(pd.read_csv(a.confusion, index_col=0)), a.folder / "confusion")
-        return
-    metrics = {name: read_metrics(path) for name, path in zip(a.names, a.metrics, strict=True)}
-    table = comparison_table(a.names, a.datasets, a.summaries, metrics)
-    save(comparison(metrics, table), a.folder / "comparison")
-    with written_whole(a.folder / "comparison.csv") as part:
-        table.to_csv(part, index=False)
+    save(curves(read_metrics(a.metrics)), a.folder / "curves")
+    save(confusion_matrix(pd.read_csv(a.confusion, index_col=0)), a.folder / "confusion")
 
 
 if __name__ == "__main__":

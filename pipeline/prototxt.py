@@ -20,7 +20,7 @@ from pipeline.images import Size
 from pipeline.models import TEMPLATES, Last, Template, siamese
 from pipeline.preprocessing import Preprocessing
 from pipeline.resize import INTERPOLATIONS, Mode, Options
-from pipeline.strategies import STRATEGIES, freeze, frozen
+from pipeline.strategies import STRATEGIES, chosen, features, freeze, frozen, linear
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Experiment:
     augmentation  how training images are changed on their way into the net
     infogain      the matrix of an InfogainLoss that weighs the classes, in the place of SoftmaxWithLoss
     strategy      what is learned, one of STRATEGIES
+    features_from  for the strategy `features`: top, middle, or a blob's name
     freeze_to     the last layer that is not learned; empty leaves it to the strategy
     batch_norm    "learn": BatchNorm normalises a training batch by its own statistics, and learns those of the whole set, which
                   testing takes; "freeze": training and testing take those of the weights
@@ -72,6 +73,7 @@ class Experiment:
     augmentation: caffe_pb2.AugmentationParameter | None = None
     infogain: Path | None = None
     strategy: str = "full"
+    features_from: str = "top"
     freeze_to: str = ""
     batch_norm: str = "learn"
 
@@ -114,8 +116,19 @@ def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> 
     }
 
 
+def data_layer(template: Template, dataset: Dataset, batch_size: int, source: Path) -> caffe_pb2.LayerParameter:
+    """The layer that reads a database of the dataset as testing does."""
+    fields = _data(template, dataset, "TEST", batch_size)
+    fields["data_param"]["source"] = str(source)
+    n = caffe.NetSpec()
+    n.data, n.label = L.Data(ntop=2, **fields)
+    return n.to_proto().layer[0]
+
+
 def _net(template: Template, last: Last, experiment: Experiment, data: dict | None, dataset: Dataset) -> caffe_pb2.NetParameter:
-    built = template.built(last, deploy=data is None)
+    built = template.built(last, deploy=data is None or experiment.strategy == "features")
+    if experiment.strategy == "features":
+        built = linear(built, features(built, experiment.features_from), last.outputs)
     training = data is not None and data["include"]["phase"] == caffe.TRAIN
     for layer in built.layers:
         if layer.type == "BatchNorm":
@@ -200,6 +213,8 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         solver.Run(folder, snapshots, experiment.gpu, experiment.solver),
         f"experiments.{experiment.name}.solver",
     )
+    if experiment.strategy == "features":
+        param.max_iter, reasons["max_iter"] = 0, "nothing: the classifier is fitted by logistic regression"
     with written_whole(folder) as part:
         part.mkdir()
         made = nets(template, dataset, experiment)
@@ -228,6 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--resize-mode", type=Mode, choices=list(Mode), default=Mode.SQUASH, help="how images were resized")
     parser.add_argument("--interpolation", choices=list(INTERPOLATIONS), default="linear", help="how they were sampled")
     parser.add_argument("--strategy", choices=STRATEGIES, default="full", help="what is learned")
+    parser.add_argument("--features-from", default="top", metavar="BLOB", help="for features: top, middle, or a blob's name")
+    parser.add_argument("--chosen", type=Path, help="strategy.json of pipeline.linear, in the place of these two")
     parser.add_argument("--freeze-to", default="", metavar="LAYER", help="the last layer that is not learned")
     parser.add_argument("--batch-norm", choices=["learn", "freeze"], default="learn", help="whose statistics training takes")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
@@ -236,6 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         hint = caffe.nearest(a.model, TEMPLATES)
         raise InputError(f"experiments.{a.name}.model", f'"{a.model}"', f"there are {', '.join(TEMPLATES)}", hint)
     template = models.template(a.model)
+    strategy, features_from = chosen(a.chosen) if a.chosen else (a.strategy, a.features_from)
     experiment = Experiment(
         name=a.name,
         model=a.model,
@@ -246,7 +264,8 @@ def main(argv: list[str] | None = None) -> None:
         solver=a.solver,
         augmentation=a.augmentation,
         infogain=a.infogain,
-        strategy=a.strategy,
+        strategy=strategy,
+        features_from=features_from,
         freeze_to=a.freeze_to,
         batch_norm=a.batch_norm,
     )

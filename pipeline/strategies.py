@@ -1,4 +1,4 @@
-"""What of a net is learned: all of it, its last layers, or what comes behind a layer.
+"""What of a net is learned: all of it, its last layers, what comes behind a layer, or a linear classifier of its features.
 
 A layer that is not learned gets learning rates of 0. Where all that lies below a layer is frozen, Caffe stops the gradient there:
 the train log says of each layer whether it needs backward computation.
@@ -6,14 +6,35 @@ the train log says of each layer whether it needs backward computation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
+from pipeline.models.base import Built, leading_to
 
-STRATEGIES = ("full", "last_layer", "half", "scratch")
-"""All is learned, from given weights; the classifiers alone; the second half of the layers with weights; all, from nothing."""
+STRATEGIES = ("full", "last_layer", "half", "features", "scratch")
+"""All is learned, from given weights; the classifiers alone; the second half of the layers with weights; a linear classifier of a
+blob's values, by logistic regression; all, from nothing."""
+AUTO = "auto"
+"""One of the strategies, chosen by what pipeline.linear measures."""
+FITTED = ("features", AUTO)
+"""Those for which a linear classifier is fitted before the nets are written."""
+LINEAR = "linear"
+"""The linear classifier's layer and blob."""
+LEARNED = ("Convolution", "Deconvolution", "InnerProduct")
+"""Types of the layers that a net's depth is counted in."""
+
+
+def chosen(path: Path) -> tuple[str, str]:
+    """(strategy, what its features are of) as pipeline.linear wrote it."""
+    try:
+        made = json.loads(path.read_text())
+        return made["strategy"], made["features_from"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(path, f"no strategy ({error})", "it is strategy.json of pipeline.linear", "correct the path") from None
 
 
 def _blobs(layer: caffe_pb2.LayerParameter) -> int:
@@ -42,10 +63,10 @@ def frozen(layers: Iterable[caffe_pb2.LayerParameter], strategy: str, freeze_to:
             hint = caffe.nearest(freeze_to, names)
             raise InputError("freeze_to", f'"{freeze_to}"', f"the layers with weights are {', '.join(names)}", hint)
         return names[: names.index(freeze_to) + 1]
-    if strategy == "last_layer":
+    if strategy in ("last_layer", "features"):
         return [name for name in names if name not in classifiers]
     if strategy == "half":
-        learned = [layer.name for layer in layers if layer.type in ("Convolution", "Deconvolution", "InnerProduct")]
+        learned = [layer.name for layer in layers if layer.type in LEARNED]
         return names[: names.index(learned[len(learned) // 2])] if learned else []
     return []
 
@@ -62,3 +83,63 @@ def freeze(layers: Iterable[caffe_pb2.LayerParameter], names: Iterable[str]) -> 
             spec.lr_mult = spec.decay_mult = 0
         if layer.type == "BatchNorm":
             layer.batch_norm_param.use_global_stats = True
+
+
+def features(built: Built, wanted: str) -> str:
+    """The blob that a linear classifier reads.
+
+    wanted  `top`, what the classifier reads; `middle`, the last blob in the first half of the layers that all that comes later is
+            made of, so not inside of a block with several ways; or a blob's name
+    """
+    (last,) = (layer for layer in built.layers if layer.name in built.classifiers)
+    if wanted == "top":
+        return last.bottom[0]
+    if wanted == "middle":
+        return _middle(built.layers)
+    blobs = list(dict.fromkeys(top for layer in built.layers if layer is not last for top in layer.top))
+    if wanted not in blobs:
+        hint = caffe.nearest(wanted, blobs)
+        known = f"it is top, middle, or a blob below the classifier: {', '.join(blobs)}"
+        raise InputError("features_from", f'"{wanted}"', known, hint)
+    return wanted
+
+
+def _middle(layers: list[caffe_pb2.LayerParameter]) -> str:
+    half = sum(layer.type in LEARNED for layer in layers) // 2
+    read_last = {blob: number for number, layer in enumerate(layers) for blob in layer.bottom}
+    found, depth, made = "", 0, set()
+    for number, layer in enumerate(layers):
+        depth += layer.type in LEARNED
+        made |= set(layer.top)
+        needed = {blob for blob in made if read_last.get(blob, -1) > number}
+        if depth and len(needed) == 1 and (depth <= half or not found):
+            (found,) = needed
+    return found
+
+
+def linear(built: Built, blob: str, outputs: int) -> Built:
+    """A linear classifier of the values of a blob, on the layers that lead to it.
+
+    Of maps it reads the mean of each, unless a fully connected layer of the net reads all of their values.
+    """
+    layers = leading_to(built.layers, blob)
+    bottom = blob
+    if _has_maps(layers, blob) and not any(layer.type == "InnerProduct" and blob in layer.bottom for layer in built.layers):
+        pool = caffe_pb2.LayerParameter(name=f"{LINEAR}_pool", type="Pooling", bottom=[blob], top=[f"{LINEAR}_pool"])
+        pool.pooling_param.pool = caffe.params.Pooling.AVE
+        pool.pooling_param.global_pooling = True
+        layers.append(pool)
+        bottom = pool.name
+    classifier = caffe_pb2.LayerParameter(name=LINEAR, type="InnerProduct", bottom=[bottom], top=[LINEAR])
+    classifier.inner_product_param.num_output = outputs
+    return Built([*layers, classifier], [(LINEAR, 1.0)], {LINEAR})
+
+
+def _has_maps(layers: list[caffe_pb2.LayerParameter], blob: str) -> bool:
+    """Whether a blob has height and width, by the layer that gave it its shape."""
+    for layer in reversed(layers):
+        if blob in layer.top and layer.type in (*LEARNED, "Flatten", "Pooling"):
+            return layer.type not in ("InnerProduct", "Flatten")
+        if blob in layer.top and blob not in layer.bottom:
+            blob = layer.bottom[0]
+    return True

@@ -7,7 +7,7 @@ from pathlib import Path
 import caffe
 from snakemake.exceptions import WorkflowError
 
-from pipeline import configuration, models
+from pipeline import configuration, models, strategies
 
 try:
     schema = Path(workflow.basedir) / "config" / "schema.yaml"
@@ -49,7 +49,8 @@ LISTS = [
 
 wildcard_constraints:
     dataset="[A-Za-z0-9_-]+",
-    experiment="[A-Za-z0-9_-]+",
+    experiment="[A-Za-z0-9_-][A-Za-z0-9_.-]*",
+    sweep="[A-Za-z0-9_-]+",
     shard=r"\d+",
     part="train|val",
 
@@ -213,8 +214,31 @@ def augmentation_flag(wildcards):
     return f"--augmentation {shlex.quote(changes)}" if changes and not copies else ""
 
 
-def strategy_flags(wildcards):
+def fitted(file):
+    """Input function: `file` of the fitted linear classifier, where an experiment's strategy has one or is chosen by it."""
+
+    def path(wildcards):
+        strategy = config["experiments"][wildcards.experiment]["strategy"]
+        return (
+            f"results/experiments/{wildcards.experiment}/linear/{file}"
+            if strategy in strategies.FITTED
+            else []
+        )
+
+    return path
+
+
+def features_flags(wildcards):
+    """How a linear classifier is fitted to an experiment's features."""
+    experiment = config["experiments"][wildcards.experiment]
+    balanced = "--balanced" if infogain_of(wildcards) else ""
+    return f"--strategy {experiment['strategy']} --features-from {shlex.quote(experiment['features_from'])} {balanced}"
+
+
+def strategy_flags(wildcards, input):
     """What of an experiment's net is learned."""
+    if input.strategy:
+        return f"--chosen {input.strategy}"
     experiment = config["experiments"][wildcards.experiment]
     freeze_to = experiment.get("freeze_to")
     return f"--strategy {experiment['strategy']}" + (

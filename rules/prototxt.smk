@@ -5,6 +5,7 @@ rule prototxt:
         mean=of_dataset("mean.binaryproto"),
         infogain=infogain_of,
         net=net_of,
+        strategy=fitted("strategy.json"),
     output:
         nets=expand(
             "results/experiments/{{experiment}}/prototxt/{net}.prototxt",

@@ -93,7 +93,7 @@ rule plots:
         folder=subpath(output.curves, parent=True),
         code=source("pipeline.plots"),
     shell:
-        "python -m pipeline.plots experiment {params.folder} --metrics {input.metrics} --confusion {input.confusion}"
+        "python -m pipeline.plots {params.folder} --metrics {input.metrics} --confusion {input.confusion}"
         " > {log} 2>&1"
 
 
@@ -115,6 +115,12 @@ rule comparison:
             category="Comparison",
         ),
         vector="results/report/comparison.svg",
+        sweeps=report(
+            expand("results/report/{sweep}.{kind}", sweep=config["sweeps"], kind=["png", "csv"]),
+            caption="../report/sweep.rst",
+            category="Comparison",
+        ),
+        sweep_vectors=expand("results/report/{sweep}.svg", sweep=config["sweeps"]),
     log:
         "logs/report/comparison.log",
     resources:
@@ -124,7 +130,9 @@ rule comparison:
         folder=subpath(output.table, parent=True),
         names=list(config["experiments"]),
         datasets=[experiment["dataset"] for experiment in config["experiments"].values()],
-        code=source("pipeline.plots"),
+        sweeps=json.dumps(config["sweeps"]),
+        code=source("pipeline.comparison"),
     shell:
-        "python -m pipeline.plots comparison {params.folder} --names {params.names} --datasets {params.datasets}"
-        " --metrics {input.metrics} --summaries {input.summaries} > {log} 2>&1"
+        "python -m pipeline.comparison {params.folder} --names {params.names} --datasets {params.datasets}"
+        " --metrics {input.metrics} --summaries {input.summaries}"
+        " --sweeps {params.sweeps:q} > {log} 2>&1"

@@ -73,15 +73,13 @@ class Adapted:
                 renamed |= dict(zip(layer.top, copy.top, strict=True))
             else:
                 copy.top[:] = [renamed.get(blob, blob) if blob in layer.bottom else blob for blob in copy.top]
+            if copy.type == "BatchNorm":
+                copy.batch_norm_param.ClearField("use_global_stats")  # the phase decides
             layers.append(copy)
         heads = [(renamed.get(head.scores, head.scores), head.weight) for head in self.heads]
         if deploy:
             return Built(leading_to(layers, heads[-1][0]), heads[-1:], {last.name})
         return Built(layers, heads, set(names.values()))
-
-    def blobs(self, last: str) -> list[str]:
-        """The blobs of which each image has its own values, with the classifier called `last`."""
-        return list(dict.fromkeys(["data", *(top for layer in self.built(Last(last, 1)).layers for top in layer.top)]))
 
 
 def read(path: Path) -> Adapted:

@@ -89,8 +89,3 @@ class Template:
             return Built(leading_to(layers, scores), [(scores, 1.0)], {last.name})
         helpers = {head_name(head, self.last, last.name): weight for head, weight in self.helpers.items()}
         return Built(layers, [*helpers.items(), (scores, 1.0)], {*helpers, last.name})
-
-    def blobs(self, last: str) -> list[str]:
-        """The blobs of which each image has its own values, with the classifier called `last`."""
-        blobs = dict.fromkeys(["data", *(top for layer in self.built(Last(last, 1)).layers for top in layer.top)])
-        return [*blobs, *(f"{blob}_p" for blob in blobs if self.pairs)]

@@ -103,7 +103,6 @@ def test_a_net_for_use_gets_images_labels_and_fillers(write, tmp_path, end):
     assert (list(layers["scores_dogs"].top), list(layers["loss"].bottom)) == (["out_dogs"], ["out_dogs", "label"])
     assert layers["scores_dogs"].inner_product_param.weight_filler.type == "gaussian"
     assert deploy.blobs["prob"].data.shape == (1, 7)
-    assert net.blobs("scores_dogs") == ["data", "conv", "out_dogs"]
 
 
 def test_a_name_of_its_own_is_kept_where_it_is_not_renamed(write):

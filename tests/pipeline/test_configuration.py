@@ -53,6 +53,12 @@ def test_a_renamed_last_layer_learns_ten_times_as_fast_as_the_weights_that_are_g
     assert checked(config, "my.yaml", SCHEMA)["experiments"]["breeds"]["last_lr_mult"] == rate
 
 
+def test_features_of_both_images_of_a_pair_may_be_wanted():
+    config = copy.deepcopy(GOOD)
+    config["experiments"]["breeds"] |= {"model": "mnist_siamese", "features": ["data", "ip1_p", "feat", "feat_p"]}
+    checked(config, "my.yaml", SCHEMA)
+
+
 def test_the_embedded_example_is_good():
     checked(yaml.safe_load((ROOT / "config/config.yaml").read_text()), "config/config.yaml", SCHEMA)
 
@@ -151,8 +157,21 @@ CASES = {
     ),
     "frozen layers without weights": (
         lambda c: c["experiments"]["breeds"].update(strategy="half"),
-        "my.yaml: experiments.breeds.strategy: half keeps layers as they are, but there are no weights; give weights, or use"
-        " scratch",
+        "my.yaml: experiments.breeds.strategy: half builds on weights, but there are none; give weights, or use scratch",
+    ),
+    "features of a strategy without": (
+        lambda c: c["experiments"]["breeds"].update(features_from="pool2"),
+        "my.yaml: experiments.breeds.features_from: no effect with strategy: full; use strategy: features",
+    ),
+    "features of a blob that is not there": (
+        lambda c: c["experiments"]["breeds"].update(strategy="features", weights={"file": "w"}, features_from="pool9"),
+        'my.yaml: experiments.breeds.features_from: "pool9", but it is top, middle, or a blob below the classifier: conv1, pool1,'
+        ' conv2, pool2, ip1; did you mean "pool2" or "pool1"?',
+    ),
+    "a blob that the chosen net may lack": (
+        lambda c: c["experiments"]["breeds"].update(strategy="auto", weights={"file": "w"}, features=["ip1"]),
+        "my.yaml: experiments.breeds.features: 'ip1' is not one of data, conv1, pool1, conv2, pool2, linear (auto may choose the"
+        " features of the middle)",
     ),
     "statistics of no weights": (
         lambda c: c["experiments"]["breeds"].update(model="resnet18", batch_norm="freeze"),
@@ -190,6 +209,11 @@ CASES = {
     "classes of a net that gives none": (
         lambda c: c["experiments"]["breeds"].update(model="mnist_siamese", classify={"images": "x.jpg"}),
         "my.yaml: experiments.breeds.classify: mnist_siamese gives values to compare, no classes; remove it",
+    ),
+    "a classifier of values to compare": (
+        lambda c: c["experiments"]["breeds"].update(model="mnist_siamese", strategy="features", weights={"file": "w"}),
+        "my.yaml: experiments.breeds.strategy: features fits a classifier, but mnist_siamese gives values to compare, no classes;"
+        " choose another strategy",
     ),
     "two ways to freeze": (
         lambda c: c["experiments"]["breeds"].update(strategy="scratch", freeze_to="conv1"),

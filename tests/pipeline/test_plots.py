@@ -1,13 +1,11 @@
-"""Plots and the table of comparison: there for every dataset, from two classes to thousands."""
-
-import json
+"""Plots of an experiment: there for every dataset, from two classes to thousands."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.plots import comparison_table, confusion_matrix, save
+from pipeline.plots import confusion_matrix, save
 
 METRICS = pd.DataFrame(
     {
@@ -31,25 +29,11 @@ def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(tmp_path, classes
     assert (tmp_path / "confusion.svg").read_text().lstrip().startswith("<?xml")
 
 
-def test_the_table_has_the_last_accuracy_and_the_best(tmp_path):
-    (tmp_path / "summary.json").write_text(json.dumps({"accuracy": 0.8, "images": 30}))
-    table = comparison_table(["e"], ["cats"], [tmp_path / "summary.json"], {"e": METRICS})
-    assert table.iloc[0].to_dict() == {
-        "experiment": "e",
-        "dataset": "cats",
-        "images": 30,
-        "accuracy": 0.8,
-        "best_accuracy": 0.9,
-        "iterations": 10,
-        "seconds": 0.3,
-    }
-
-
 def test_the_same_numbers_give_the_same_files(trained, command):
     (trained / "confusion.csv").write_text("class,a,b\na,3,1\nb,0,2\n")
     made = []
     for folder in ("first", "second"):
-        done = command("pipeline.plots", "experiment", folder, "--metrics", "out/metrics.csv", "--confusion", "confusion.csv")
+        done = command("pipeline.plots", folder, "--metrics", "out/metrics.csv", "--confusion", "confusion.csv")
         assert done.returncode == 0, done.stderr
         made.append({path.name: path.read_bytes() for path in (trained / folder).iterdir()})
     assert set(made[0]) == {"curves.png", "curves.svg", "confusion.png", "confusion.svg"}
@@ -60,23 +44,11 @@ def test_another_table_than_metrics_is_refused(fails, write):
     write("layers.csv", "layer,shapes,start,learned\nhidden,6,filled,True\n")
     write("confusion.csv", "class,a\na,1\n")
     said = ["layers.csv: no column iteration", "metrics.csv of the train step"]
-    fails(said, "pipeline.plots", "experiment", "out", "--metrics", "layers.csv", "--confusion", "confusion.csv")
+    fails(said, "pipeline.plots", "out", "--metrics", "layers.csv", "--confusion", "confusion.csv")
 
 
 def test_metrics_without_a_row_are_refused(fails, write):
     write("metrics.csv", ",".join(METRICS.columns) + "\n")
     write("confusion.csv", "class,a\na,1\n")
     arguments = ("--metrics", "metrics.csv", "--confusion", "confusion.csv")
-    fails(["metrics.csv", "no metrics"], "pipeline.plots", "experiment", "out", *arguments)
-
-
-def test_the_summary_has_a_line_for_each_experiment(tmp_path, command):
-    (tmp_path / "results/report").mkdir(parents=True)
-    row = {"experiment": "e", "dataset": "cats", "images": 30, "accuracy": 0.8}
-    pd.DataFrame([row]).to_csv(tmp_path / "results/report/comparison.csv", index=False)
-    done = command("pipeline.summary", "results")
-    assert done.stdout.splitlines()[1].split() == ["e", "cats", "30", "80.0%"]
-
-
-def test_a_summary_before_any_run_says_what_to_do(fails):
-    fails(["comparison.csv", "run snakemake first"], "pipeline.summary", "results")
+    fails(["metrics.csv", "no metrics"], "pipeline.plots", "out", *arguments)

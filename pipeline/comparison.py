@@ -1,0 +1,129 @@
+"""Compare experiments: a table and a plot of all of them, and of each sweep.
+
+Written to a folder: comparison.csv, comparison.png and .svg; and for each sweep SWEEP.csv, its experiments with the values that
+were swept, SWEEP.png and .svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from pipeline.command import run
+from pipeline.files import written_whole
+from pipeline.plots import COLOURS, STYLE, read_metrics, save
+
+REPEATED = ("dataset", "random_seed")
+"""Swept keys that repeat an experiment, as other seeds do, and are no choice."""
+LINES = 12
+"""Most experiments of a dataset whose curves are told apart; with more, the best are drawn."""
+
+
+def comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> plt.Figure:
+    """Validation accuracy over iterations, a panel for each dataset and a line for each of its LINES best."""
+    datasets = list(dict.fromkeys(table.dataset))
+    figure, panels = plt.subplots(1, len(datasets), figsize=(5.2 * len(datasets), 4.2), squeeze=False, layout="constrained")
+    for dataset, axes in zip(datasets, panels[0], strict=True):
+        shown = table[table.dataset == dataset].nlargest(LINES, "accuracy").sort_index()
+        for _, row in shown.iterrows():
+            tests = metrics[row.experiment].dropna(subset="test_accuracy")
+            label = f"{row.experiment}: {100 * row.accuracy:.1f} %"
+            axes.plot(tests.iteration, 100 * tests.test_accuracy, marker="o", markersize=3, label=label)
+        axes.set_title(dataset)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("validation accuracy, %")
+        axes.set_ylim(0, 102)
+        axes.legend(loc="lower right", fontsize=12 if len(shown) < 6 else 8)
+    return figure
+
+
+def comparison_table(
+    names: list[str], datasets: list[str], summaries: list[Path], metrics: dict[str, pd.DataFrame]
+) -> pd.DataFrame:
+    """One row an experiment: experiment, dataset, images (validation), accuracy, best_accuracy, iterations, seconds."""
+    rows = []
+    for name, dataset, path in zip(names, datasets, summaries, strict=True):
+        summary, measured = json.loads(path.read_text()), metrics[name]
+        rows.append(
+            {
+                "experiment": name,
+                "dataset": dataset,
+                "images": summary["images"],
+                "accuracy": round(summary["accuracy"], 4),
+                "best_accuracy": round(float(measured.test_accuracy.max()), 4),
+                "iterations": int(measured.iteration.max()),
+                "seconds": round(float(measured.seconds.max()), 1),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def swept_table(table: pd.DataFrame, keys: list[str], members: dict[str, list]) -> pd.DataFrame:
+    """The rows of a sweep's experiments, with a column for each swept key behind the name."""
+    values = pd.DataFrame(list(members.values()), columns=keys)
+    values.insert(0, "experiment", list(members))
+    columns = [name for name in table if name not in keys]
+    return values.merge(table[columns], on="experiment")
+
+
+def swept(table: pd.DataFrame, keys: list[str]) -> plt.Figure:
+    """A row for each combination of choices: a point for each repetition, and their mean."""
+    choices = [key for key in keys if key not in REPEATED]
+    names = table[choices].apply(_row, axis=1) if choices else pd.Series("all", index=table.index)
+    rows = list(dict.fromkeys(names))
+    figure, axis = plt.subplots(figsize=(6.4, 1.4 + 0.42 * len(rows)), layout="constrained")
+    for number, row in enumerate(rows):
+        accuracies = 100 * table.accuracy[names == row].to_numpy()
+        axis.scatter(accuracies, np.full(len(accuracies), number), color=COLOURS[0], alpha=0.6, zorder=3)
+        mean = accuracies.mean()
+        axis.plot([mean, mean], [number - 0.3, number + 0.3], color=COLOURS[1], linewidth=2.5, zorder=4)
+        axis.annotate(f"{mean:.1f}", (1.01, number), xycoords=("axes fraction", "data"), va="center", color=COLOURS[1])
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    repeated = [key for key in keys if key in REPEATED]
+    each = f"; a point for each {' and '.join(key.replace('_', ' ') for key in repeated)}, the mean as a bar" if repeated else ""
+    axis.set_xlabel(f"validation accuracy, %{each}", fontsize=11)
+    if choices:
+        axis.set_title(", ".join(choices), loc="left", fontsize=11)
+    return figure
+
+
+def _row(values: pd.Series) -> str:
+    """What a row of choices is called."""
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.dropna())
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--names", nargs="+", required=True)
+    parser.add_argument("--datasets", nargs="+", required=True, help="each experiment's dataset")
+    parser.add_argument("--metrics", nargs="+", type=Path, required=True)
+    parser.add_argument("--summaries", nargs="+", type=Path, required=True)
+    parser.add_argument("--sweeps", type=json.loads, default={}, help="the config's sweeps, as JSON")
+    a = parser.parse_args(argv)
+    plt.rcParams.update(STYLE)
+    metrics = {name: read_metrics(path) for name, path in zip(a.names, a.metrics, strict=True)}
+    table = comparison_table(a.names, a.datasets, a.summaries, metrics)
+    save(comparison(metrics, table), a.folder / "comparison")
+    for name, sweep in a.sweeps.items():
+        rows = swept_table(table, **sweep)
+        save(swept(rows, sweep["keys"]), a.folder / name)
+        with written_whole(a.folder / f"{name}.csv") as part:
+            rows.to_csv(part, index=False)
+    with written_whole(a.folder / "comparison.csv") as part:
+        table.to_csv(part, index=False)
+
+
+if __name__ == "__main__":
+    run(main)

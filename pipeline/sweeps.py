@@ -1,0 +1,82 @@
+"""Experiments whose config has lists in the place of values: one for each combination.
+
+    tuned: {dataset: dogs, model: resnet50, strategy: [full, half], solver: {base_lr: [0.01, 0.001]}}
+
+is the four experiments tuned-full-0.01, tuned-full-0.001, tuned-half-0.01 and tuned-half-0.001.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping
+
+from pipeline import solver_fields
+from pipeline.errors import InputError
+
+KEYS = (
+    *("dataset", "model", "strategy", "features_from", "freeze_to", "batch_norm"),
+    *("rename_last", "last_lr_mult", "batch_size"),
+)
+"""Keys of an experiment that may have a list; besides, the solver's fields that have one value, and epochs."""
+WITHOUT_EFFECT = {
+    "full": ("features_from",),
+    "features": ("freeze_to", "batch_norm"),
+    "scratch": ("weights", "features_from", "freeze_to", "batch_norm"),
+}
+"""Keys that have none with a strategy, left out where another of the sweep wants them; with other strategies, FROZEN."""
+FROZEN = ("features_from", "freeze_to")
+
+
+def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
+    """The experiments, with one for each combination that differs from the others; and {sweep: {"keys": …, "members": …}}.
+
+    keys     what has several values, in the config's order; the solver's fields by their names alone
+    members  {experiment: its values of these keys; None where a key has no effect with its strategy}
+
+    Raises InputError where two combinations would have one name, or an experiment of that name is there.
+    """
+    made, sweeps = {}, {}
+    for name, experiment in experiments.items():
+        lists = _lists(experiment)
+        if not lists:
+            made[name] = experiment
+            continue
+        members = {}
+        for values in itertools.product(*lists.values()):
+            one = copy.deepcopy(experiment)
+            for (part, key), value in zip(lists, values, strict=True):
+                (one[part] if part else one)[key] = value
+            if ("", "strategy") in lists:
+                for key in WITHOUT_EFFECT.get(one["strategy"], FROZEN):
+                    one.pop(key, None)
+            kept = [(one[part] if part else one).get(key) for part, key in lists]
+            if kept in members.values():
+                continue
+            member = "-".join([name, *(_word(value) for value in kept if value is not None)])
+            if member in members or member in experiments:
+                raise InputError(
+                    f"experiments.{name}", f'two experiments "{member}"', "each combination has a name of its own", "rename one"
+                )
+            members[member] = kept
+            made[member] = one
+        sweeps[name] = {"keys": [key for _, key in lists], "members": members}
+    return made, sweeps
+
+
+def _lists(experiment: object) -> dict[tuple[str, str], list]:
+    """{("" or "solver", key): its values} of the keys that have a list of one value or more."""
+    if not isinstance(experiment, dict):
+        return {}
+    solver = experiment.get("solver") if isinstance(experiment.get("solver"), dict) else {}
+    single = {"epochs", *(key for key, field in solver_fields.FIELDS.items() if not field.is_repeated)}
+    fields = [("solver", key) for key in solver if key in single]
+    both = [*(("", key) for key in experiment if key in KEYS), *fields]
+    values = {(part, key): (solver if part else experiment)[key] for part, key in both}
+    return {key: value for key, value in values.items() if isinstance(value, list) and value}
+
+
+def _word(value: object) -> str:
+    """A value as a part of a name: a path's stem, and no characters but letters, digits, `_`, `.` and `-`."""
+    word = str(value).rsplit("/", 1)[-1].removesuffix(".prototxt")
+    return "".join(letter if letter.isalnum() or letter in "_.-" else "_" for letter in word)

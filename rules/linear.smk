@@ -1,0 +1,41 @@
+rule linear:
+    input:
+        train=of_dataset("lmdb/train"),
+        train_manifest=of_dataset("lmdb/train.manifest.json"),
+        val_manifest=of_dataset("lmdb/val.manifest.json"),
+        mean=of_dataset("mean.binaryproto"),
+        weights=weights_of,
+        net=net_of,
+    output:
+        strategy="results/experiments/{experiment}/linear/strategy.json",
+        classifier="results/experiments/{experiment}/linear/classifier.caffemodel",
+        measured=report(
+            "results/experiments/{experiment}/linear/measured.csv",
+            caption="../report/measured.rst",
+            category="{experiment}",
+        ),
+        plot=report(
+            "results/experiments/{experiment}/linear/measured.png",
+            caption="../report/strategy.rst",
+            category="{experiment}",
+        ),
+        vector="results/experiments/{experiment}/linear/measured.svg",
+    log:
+        "logs/experiments/{experiment}/linear.log",
+    threads: 8
+    resources:
+        mem_mb=4000,
+        runtime=120,
+        gpu=GPUS,
+    params:
+        folder=subpath(output.strategy, parent=True),
+        val=of_dataset("lmdb/val"),
+        model=lookup(dpath="experiments/{experiment}/model", within=config),
+        strategy=features_flags,
+        gpu=GPU_FLAG,
+        code=[source(f"pipeline.{module}") for module in ("linear", "strategies")],
+        model_code=model_source,
+    shell:
+        "OMP_NUM_THREADS={threads} python -m pipeline.linear {params.folder} --model {params.model:q}"
+        " --weights {input.weights} --train {input.train} --val {params.val} --mean {input.mean}"
+        " {params.strategy} {params.gpu} > {log} 2>&1"

@@ -1,0 +1,68 @@
+"""How experiments are compared: the table, each sweep's table and picture, and the summary on the terminal."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from pipeline.comparison import comparison_table, swept, swept_table
+from tests.pipeline.test_plots import METRICS
+
+TABLE = pd.DataFrame(
+    {
+        "experiment": ["tuned-full-a", "tuned-full-b", "tuned-half-a", "tuned-half-b", "other"],
+        "dataset": ["a", "b", "a", "b", "a"],
+        "accuracy": [0.5, 0.7, 0.9, 0.7, 0.1],
+    }
+)
+MEMBERS = {name: name.split("-")[1:] for name in TABLE.experiment[:4]}
+
+
+def test_the_table_has_the_last_accuracy_and_the_best(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps({"accuracy": 0.8, "images": 30}))
+    table = comparison_table(["e"], ["cats"], [tmp_path / "summary.json"], {"e": METRICS})
+    assert table.iloc[0].to_dict() == {
+        "experiment": "e",
+        "dataset": "cats",
+        "images": 30,
+        "accuracy": 0.8,
+        "best_accuracy": 0.9,
+        "iterations": 10,
+        "seconds": 0.3,
+    }
+
+
+def test_a_sweeps_table_has_its_experiments_and_their_values():
+    table = swept_table(TABLE, ["strategy", "dataset"], MEMBERS)
+    assert list(table.columns) == ["experiment", "strategy", "dataset", "accuracy"]
+    assert list(table.strategy) == ["full", "full", "half", "half"]
+    assert list(table.accuracy) == [0.5, 0.7, 0.9, 0.7]
+
+
+def test_a_sweep_is_drawn_with_a_row_for_each_choice_and_the_mean_of_its_repetitions():
+    figure = swept(swept_table(TABLE, ["strategy", "dataset"], MEMBERS), ["strategy", "dataset"])
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["full", "half"]
+    assert [text.get_text() for text in axis.texts] == ["60.0", "80.0"]
+    assert sorted(x for points in axis.collections for x in points.get_offsets()[:, 0]) == pytest.approx([50, 70, 70, 90])
+    plt.close(figure)
+
+
+def test_a_sweep_of_nothing_but_repetitions_has_one_row():
+    table = swept_table(TABLE, ["dataset"], {"tuned-full-a": ["a"], "tuned-full-b": ["b"]})
+    figure = swept(table, ["dataset"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["60.0"]
+    plt.close(figure)
+
+
+def test_the_summary_has_a_line_for_each_experiment(tmp_path, command):
+    (tmp_path / "results/report").mkdir(parents=True)
+    row = {"experiment": "e", "dataset": "cats", "images": 30, "accuracy": 0.8}
+    pd.DataFrame([row]).to_csv(tmp_path / "results/report/comparison.csv", index=False)
+    done = command("pipeline.summary", "results")
+    assert done.stdout.splitlines()[1].split() == ["e", "cats", "30", "80.0%"]
+
+
+def test_a_summary_before_any_run_says_what_to_do(fails):
+    fails(["comparison.csv", "run snakemake first"], "pipeline.summary", "results")
