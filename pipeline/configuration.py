@@ -52,6 +52,8 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
         if other := dataset["source"].get("dataset"):
             dataset |= {key: config["datasets"][other][key] for key in OF_IMAGES}
     config["sweeps"] = found
+    for experiment in config["experiments"].values():
+        experiment.setdefault("last_lr_mult", 10 if experiment["rename_last"] and experiment["weights"] else 1)
     return config
 
 
@@ -214,6 +216,12 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     problems += [f"model: {problem}" for problem in found]
     if isinstance(dataset, str) and template:
         problems += _of_layers(experiment, template)
+    if template and template.pairs and experiment.get("strategy") in strategies.FITTED:
+        problems.append(f"strategy: {model} compares pairs, and a linear classifier tells classes; choose another")
+    if template and template.pairs and "classify" in experiment:
+        problems.append(f"classify: {model} gives values to compare, no classes; remove it")
+    if experiment.get("batch_norm") == "freeze":
+        problems += _of_batch_norm(experiment, template)
     return problems
 
 
@@ -232,6 +240,7 @@ def _of_layers(experiment: dict, template: models.Template) -> list[str]:
     except caffe.Error as error:
         return [str(error)]
     blobs = ["data", *dict.fromkeys(top for layer in built.layers for top in layer.top)]
+    blobs += [f"{blob}_p" for blob in blobs if template.pairs]
     names = [blob for blob in wanted if isinstance(blob, str)] if isinstance(wanted, list) else []
     why = " (auto may choose the features of the middle)" if strategy == strategies.AUTO else ""
     return [f"features: {problem}{why}" for blob in names for problem in _unknown(blob, blobs)]
@@ -248,6 +257,15 @@ def _of_strategy(experiment: dict) -> list[str]:
         return [f"features_from: no effect with strategy: {strategy}; use strategy: features"]
     if "freeze_to" in experiment and strategy != "full":
         return [f"freeze_to: no effect with strategy: {strategy}; remove one of them"]
+    return []
+
+
+def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[str]:
+    """What is wrong with keeping BatchNorm's statistics as they are."""
+    if not experiment.get("weights"):
+        return ["batch_norm: freeze keeps the statistics of the weights, but there are no weights; give weights, or use learn"]
+    if template and all(layer.type != "BatchNorm" for layer in template.built(models.Last(template.last, 1)).layers):
+        return [f"batch_norm: no effect, {experiment['model']} has no BatchNorm; remove it"]
     return []
 
 

@@ -22,10 +22,12 @@ from pipeline.files import written_whole
 
 
 def scores_blob(net_file: Path) -> str:
-    """The blob of class scores: what the loss reads first."""
-    for layer in caffe.read_net(net_file).layer:
-        if layer.type in ("SoftmaxWithLoss", "InfogainLoss"):
-            return layer.bottom[0]
+    """The blob of class scores: what the loss reads first; for a loss of another kind, what the accuracy does."""
+    layers = caffe.read_net(net_file).layer
+    for kinds in (("SoftmaxWithLoss", "InfogainLoss"), ("Accuracy",)):
+        for layer in layers:
+            if layer.type in kinds:
+                return layer.bottom[0]
     raise InputError(
         net_file, "no SoftmaxWithLoss or InfogainLoss layer", "the scores are what it reads", "give the test net of a classifier"
     )

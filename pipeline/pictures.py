@@ -40,8 +40,9 @@ SHOWN = 40
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """An image, channels × height × width, as height × width × 3 (BGR) in a square of SIDE, on white."""
-    planes = image if len(image) == 3 else np.repeat(image[:1], 3, 0)
+    """An image, channels × height × width, as height × width × 3 (BGR) in a square of SIDE, on white; a pair side by side."""
+    gray = np.hstack(image)[None] if len(image) == 2 else image[:1]
+    planes = image if len(image) == 3 else np.repeat(gray, 3, 0)
     height, width = planes.shape[1:]
     scale = SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -11,19 +11,16 @@ import caffe
 from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
-from pipeline import models, solver_fields
+from pipeline import models, solver
 from pipeline.augmentation import parsed
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import Size
-from pipeline.models import TEMPLATES, Last, Template
+from pipeline.models import TEMPLATES, Last, Template, siamese
 from pipeline.preprocessing import Preprocessing
 from pipeline.resize import INTERPOLATIONS, Mode, Options
 from pipeline.strategies import STRATEGIES, chosen, features, freeze, frozen, linear
-
-TEST_BATCH = 256
-"""Most images in a test batch; the batch is the largest divisor of the validation set's size up to this."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,8 @@ class Experiment:
     strategy      what is learned, one of STRATEGIES
     features_from  for the strategy `features`: top, middle, or a blob's name
     freeze_to     the last layer that is not learned; empty leaves it to the strategy
+    batch_norm    "learn": BatchNorm normalises a training batch by its own statistics, and learns those of the whole set, which
+                  testing takes; "freeze": training and testing take those of the weights
     """
 
     name: str
@@ -76,6 +75,7 @@ class Experiment:
     strategy: str = "full"
     features_from: str = "top"
     freeze_to: str = ""
+    batch_norm: str = "learn"
 
 
 def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[str, caffe_pb2.NetParameter]:
@@ -87,8 +87,10 @@ def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[s
             field.name: value for field, value in experiment.augmentation.ListFields()
         }
     return {
-        "train": _net(template, last, experiment, train),
-        "test": _net(template, last, experiment, _data(template, dataset, "TEST", test_batch(dataset.val_images))),
+        "train": _net(template, last, experiment, train, dataset),
+        "test": _net(
+            template, last, experiment, _data(template, dataset, "TEST", solver.test_batch(dataset.val_images)), dataset
+        ),
         "deploy": _net(template, last, experiment, None, dataset),
     }
 
@@ -123,33 +125,46 @@ def data_layer(template: Template, dataset: Dataset, batch_size: int, source: Pa
     return n.to_proto().layer[0]
 
 
-def _net(
-    template: Template, last: Last, experiment: Experiment, data: dict | None, dataset: Dataset | None = None
-) -> caffe_pb2.NetParameter:
+def _net(template: Template, last: Last, experiment: Experiment, data: dict | None, dataset: Dataset) -> caffe_pb2.NetParameter:
     built = template.built(last, deploy=data is None or experiment.strategy == "features")
     if experiment.strategy == "features":
         built = linear(built, features(built, experiment.features_from), last.outputs)
-    if data is not None and data["include"]["phase"] == caffe.TRAIN:
+    training = data is not None and data["include"]["phase"] == caffe.TRAIN
+    for layer in built.layers:
+        if layer.type == "BatchNorm":
+            layer.batch_norm_param.use_global_stats = not training or experiment.batch_norm == "freeze"
+    if training:
         freeze(built.layers, frozen(built.layers, experiment.strategy, experiment.freeze_to, built.classifiers))
-    n = caffe.NetSpec()
+    n, layers, scores = caffe.NetSpec(), built.layers, built.heads[-1][0]
     if data is None:
         side = template.crop_size
         channels, height, width = dataset.shape
-        n.data = L.Input(shape={"dim": [1, channels, side or height, side or width]})
-        after = [_layer("Softmax", "prob", built.heads[-1][0])]
+        n.data = L.Input(shape={"dim": [1, channels // (2 if template.pairs else 1), side or height, side or width]})
+        after = [] if template.pairs else [_layer("Softmax", "prob", scores)]
+    elif template.pairs:
+        n[siamese.PAIR], n[siamese.SAME] = L.Data(ntop=2, **data)
+        layers, after = siamese.paired(layers, dataset.shape[0] // 2), siamese.compared(scores, training)
     else:
         n.data, n.label = L.Data(ntop=2, **data)
-        scores = built.heads[-1][0]
-        after = [_layer("Accuracy", "accuracy", scores, "label")] if data["include"]["phase"] == caffe.TEST else []
+        after = [] if training else _accuracies(scores, dataset.classes)
         after += [_loss(experiment, number, head) for number, head in enumerate(reversed(built.heads))]
     net = n.to_proto()
-    net.layer.extend([*built.layers, *after])
+    net.layer.extend([*layers, *after])
     net.name = experiment.model
     return net
 
 
 def _layer(kind: str, name: str, *bottoms: str) -> caffe_pb2.LayerParameter:
     return caffe_pb2.LayerParameter(name=name, type=kind, bottom=bottoms, top=[name])
+
+
+def _accuracies(scores: str, classes: int) -> list[caffe_pb2.LayerParameter]:
+    """How often the label has the highest score, and where there are more than five classes how often one of the five highest."""
+    layers = [_layer("Accuracy", "accuracy", scores, "label")]
+    if classes > 5:
+        layers.append(_layer("Accuracy", "accuracy_top5", scores, "label"))
+        layers[-1].accuracy_param.top_k = 5
+    return layers
 
 
 def _loss(experiment: Experiment, number: int, head: tuple[str, float]) -> caffe_pb2.LayerParameter:
@@ -164,55 +179,26 @@ def _loss(experiment: Experiment, number: int, head: tuple[str, float]) -> caffe
     return layer
 
 
-def test_batch(images: int) -> int:
-    """Images in a test batch, so that test_iter whole batches are the validation set, each image once."""
-    return max(size for size in range(1, min(images, TEST_BATCH) + 1) if images % size == 0)
-
-
-def solver(dataset: Dataset, experiment: Experiment, folder: Path) -> tuple[caffe_pb2.SolverParameter, dict[str, str]]:
-    """The solver, and {field: why it has this value} for what was worked out from the dataset."""
-    batch = test_batch(dataset.val_images)
-    epoch = max(1, dataset.train_images // experiment.batch_size)
-    values = {
-        "train_net": str(folder / "train.prototxt"),
-        "test_net": [str(folder / "test.prototxt")],
-        "test_iter": [dataset.val_images // batch],
-        "test_interval": epoch,
-        "base_lr": 0.01,
-        "lr_policy": "fixed",
-        "momentum": 0.9,
-        "weight_decay": 0.0005,
-        "display": max(1, epoch // 4),
-        "max_iter": 20 * epoch,
-        "snapshot_prefix": str(folder.parent / "train" / "snapshots" / experiment.name),
-        "random_seed": 1,
-        "solver_mode": "GPU" if experiment.gpu else "CPU",
-    }
-    reasons = {
-        "test_iter": f"{dataset.val_images} validation images in batches of {batch}, each image once",
-        "test_interval": f"an epoch: {dataset.train_images} training images in batches of {experiment.batch_size}",
-        "display": "four times an epoch",
-        "max_iter": "20 epochs",
-    }
-    values.update(experiment.solver)
-    if experiment.strategy == "features":
-        values["max_iter"] = 0
-        reasons["max_iter"] = "nothing: the classifier is fitted by logistic regression"
-    param = caffe_pb2.SolverParameter()
-    if problems := solver_fields.problems(experiment.solver):
-        raise InputError("", "\n".join(f"experiments.{experiment.name}.solver.{problem}" for problem in problems))
-    for field, value in values.items():
-        solver_fields.assign(param, field, value)
-    ours = {field for field in reasons if values[field] != experiment.solver.get(field)}
-    return param, {field: reason for field, reason in reasons.items() if field in ours}
-
-
 def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, interpolation: str) -> None:
     """Write the four prototxt files and preprocessing.json to `folder`, whole.
 
     mode, interpolation  how the dataset's images were resized
     """
     template = models.template(experiment.model)
+    if template.pairs and (dataset.shape[0] % 2 or dataset.classes != 2):
+        raise InputError(
+            f"experiments.{experiment.name}",
+            f"images of {dataset.shape[0]} channels and {dataset.classes} classes",
+            f"{experiment.model} takes pairs: two images' channels, and the classes different and same",
+            "give a dataset such as published: mnist_pairs",
+        )
+    if len(template.mean_values) not in (0, 1, dataset.shape[0]):
+        raise InputError(
+            f"experiments.{experiment.name}",
+            f"{experiment.model} subtracts a value from each of {len(template.mean_values)} channels",
+            f"the images have {dataset.shape[0]}",
+            "choose another model, or images of that many",
+        )
     if template.crop_size > min(dataset.shape[1:]):
         raise InputError(
             f"experiments.{experiment.name}",
@@ -220,7 +206,13 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
             f"the images are {dataset.shape[1]}×{dataset.shape[2]}",
             "give the dataset a larger size",
         )
-    param, reasons = solver(dataset, experiment, folder)
+    batches = (experiment.batch_size, solver.test_batch(dataset.val_images))
+    snapshots = folder.parent / "train" / "snapshots" / experiment.name
+    param, reasons = solver.solver(
+        solver.Sizes(dataset.train_images, dataset.val_images, *batches),
+        solver.Run(folder, snapshots, experiment.gpu, experiment.solver, experiment.strategy == "features"),
+        f"experiments.{experiment.name}.solver",
+    )
     with written_whole(folder) as part:
         part.mkdir()
         made = nets(template, dataset, experiment)
@@ -229,13 +221,7 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         channels, *size = dataset.shape
         resized = Options(Size(*size), mode, interpolation, channels == 3)
         Preprocessing(resized, made["test"].layer[0].transform_param).write(part / "preprocessing.json")
-        path = part / "solver.prototxt"
-        caffe.write_prototxt(path, param)
-        lines = []
-        for line in path.read_text().splitlines():
-            reason = reasons.get(line.split(":")[0])
-            lines += [f"# {reason}", line] if reason else [line]
-        path.write_text("\n".join(lines) + "\n")
+        solver.write(part / "solver.prototxt", param, reasons)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -249,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--last", default="", help="name of the last layer; by default the template's")
     parser.add_argument("--last-lr-mult", type=float, default=1.0, help="multiplies the last layer's learning rates")
     parser.add_argument("--batch-size", type=int, default=0, help="images in a training batch; by default the template's")
-    parser.add_argument("--solver", type=json.loads, default={}, help="solver fields as JSON")
+    parser.add_argument("--solver", type=json.loads, default={}, help="solver fields, epochs and step_epochs as JSON")
     parser.add_argument("--augmentation", type=parsed, help="how training images are changed: AugmentationParameter as JSON")
     parser.add_argument("--infogain", type=Path, help="matrix of an InfogainLoss, to weigh the classes")
     parser.add_argument("--resize-mode", type=Mode, choices=list(Mode), default=Mode.SQUASH, help="how images were resized")
@@ -258,6 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--features-from", default="top", metavar="BLOB", help="for features: top, middle, or a blob's name")
     parser.add_argument("--chosen", type=Path, help="strategy.json of pipeline.linear, in the place of these two")
     parser.add_argument("--freeze-to", default="", metavar="LAYER", help="the last layer that is not learned")
+    parser.add_argument("--batch-norm", choices=["learn", "freeze"], default="learn", help="whose statistics training takes")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
     if not models.is_file(a.model) and a.model not in TEMPLATES:
@@ -278,6 +265,7 @@ def main(argv: list[str] | None = None) -> None:
         strategy=strategy,
         features_from=features_from,
         freeze_to=a.freeze_to,
+        batch_norm=a.batch_norm,
     )
     write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder, a.resize_mode, a.interpolation)
     print(f"{a.folder}: {a.model} for {experiment.last}")

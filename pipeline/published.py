@@ -1,8 +1,9 @@
-"""MNIST, CIFAR-10 and CIFAR-100: fetch their files, or take a local copy, and build the databases that Caffe's own tools build.
+"""MNIST, pairs of it, CIFAR-10 and CIFAR-100: fetch the files, or take a local copy, and build databases as Caffe's own tools do.
 
 `fetch` writes the files as published, unpacked, each checked by its SHA-256. `build` writes lmdb/train and lmdb/val with the keys
 and records of convert_mnist_data and convert_cifar_data (CIFAR-100 likewise, by its fine labels), the manifests beside them, and
-lists/, whose train.txt and val.txt have keys in the place of paths.
+lists/, whose train.txt and val.txt have keys in the place of paths. Pairs are as convert_mnist_siamese_data makes them, of images
+drawn by a seed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,13 @@ def _idx(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(len(labels), -1), labels
 
 
+def _pairs(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """As many pairs as there are images, each of two drawn at random; labels: 1 for two of one class, else 0."""
+    images, labels = _idx(contents)
+    first, second = np.random.default_rng(1).integers(len(labels), size=(2, len(labels)))
+    return np.hstack([images[first], images[second]]), (labels[first] == labels[second]).astype(np.uint8)
+
+
 def _rows(label_bytes: int) -> Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]:
     """A reader of CIFAR's rows: labels, of which the last counts, and 3 × 32 × 32 bytes."""
 
@@ -84,24 +92,26 @@ sunflower sweet_pepper table tank telephone television tiger tractor train trout
 wolf woman worm
 """
 """CIFAR-100's classes, by number."""
+MNIST = Collection(
+    ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+    tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
+    {
+        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    },
+    {
+        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    _idx,
+    (1, 28, 28),
+    "{:08d}",
+    tuple("0123456789"),
+)
 TORONTO = ("https://www.cs.toronto.edu/~kriz/",)
 COLLECTIONS = {
-    "mnist": Collection(
-        ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
-        tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
-        {
-            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        },
-        {
-            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        },
-        _idx,
-        (1, 28, 28),
-        "{:08d}",
-        tuple("0123456789"),
-    ),
+    "mnist": MNIST,
+    "mnist_pairs": replace(MNIST, read=_pairs, shape=(2, 28, 28), classes=("different", "same")),
     "cifar10": Collection(
         TORONTO,
         ("cifar-10-binary.tar.gz",),

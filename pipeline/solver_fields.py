@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
@@ -21,6 +23,9 @@ OURS = {
     "weights": "use the experiment's weights",
 }
 """Fields that the workflow sets itself, and why a config may not."""
+
+EPOCHS = {"epochs": ("max_iter",), "step_epochs": ("stepsize", "stepvalue")}
+"""What a config may say in epochs, in the place of Caffe's fields, which the prototxt step works out."""
 
 
 def assign(param: caffe_pb2.SolverParameter, name: str, value) -> None:
@@ -42,8 +47,10 @@ def assign(param: caffe_pb2.SolverParameter, name: str, value) -> None:
 
 def problems(values: dict) -> list[str]:
     """What is wrong with the fields that a config gives, a line each, such as `base_lr: 'fast' is not a number`."""
-    found = []
+    found = _of_epochs(values)
     for name, value in values.items():
+        if name in EPOCHS:
+            continue
         if name in OURS:
             found.append(f"{name}: set by the workflow; {OURS[name]}")
             continue
@@ -51,6 +58,28 @@ def problems(values: dict) -> list[str]:
             assign(caffe_pb2.SolverParameter(), name, value)
         except InputError as error:
             found.append(str(error))
+    return found
+
+
+def _of_epochs(values: dict) -> list[str]:
+    """What is wrong with the fields that are given in epochs."""
+    found = []
+    for name, fields in EPOCHS.items():
+        if name not in values:
+            continue
+        steps = values[name] if name == "step_epochs" and isinstance(values[name], list) else [values[name]]
+        if not steps or not all(isinstance(step, int | float) and not isinstance(step, bool) and step > 0 for step in steps):
+            wanted = "a number above 0" + (" or a list of such" if name == "step_epochs" else "")
+            found.append(f"{name}: {values[name]!r} is not {wanted}")
+        elif any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            found.append(f"{name}: {values[name]!r} does not rise")
+        elif isinstance(epochs := values.get("epochs"), int | float) and name == "step_epochs" and steps[-1] >= epochs:
+            found.append(f"{name}: {steps[-1]} has no effect, for training ends after {epochs} epochs")
+        found += [f"{name}: {field} says it too; remove one of them" for field in fields if field in values]
+    if "step_epochs" in values:
+        wanted = "multistep" if isinstance(values["step_epochs"], list) else "step"
+        if values.get("lr_policy", wanted) != wanted:
+            found.append(f"step_epochs: no effect with lr_policy: {values['lr_policy']}; remove one, or use lr_policy: {wanted}")
     return found
 
 

@@ -65,7 +65,8 @@ def _lists(experiment: object) -> dict[tuple[str, str], list]:
     if not isinstance(experiment, dict):
         return {}
     solver = experiment.get("solver") if isinstance(experiment.get("solver"), dict) else {}
-    fields = [("solver", key) for key in solver if key in solver_fields.FIELDS and not solver_fields.FIELDS[key].is_repeated]
+    single = {"epochs", *(name for name, field in solver_fields.FIELDS.items() if not field.is_repeated)}
+    fields = [("solver", key) for key in solver if key in single]
     both = [*(("", key) for key in experiment if key in KEYS), *fields]
     values = {(part, key): (solver if part else experiment)[key] for part, key in both}
     return {key: value for key, value in values.items() if isinstance(value, list) and value}

@@ -30,14 +30,17 @@ rule prototxt:
         augmentation=augmentation_flag,
         resized=resized_flags,
         strategy=strategy_flags,
+        batch_norm=lookup(dpath="experiments/{experiment}/batch_norm", within=config),
         infogain=lambda wildcards, input: f"--infogain {input.infogain}" if input.infogain else "",
         gpu=GPU_FLAG,
         code=[
-            source(f"pipeline.{module}") for module in ("prototxt", "strategies", "preprocessing")
+            source(f"pipeline.{module}")
+            for module in ("prototxt", "solver", "strategies", "preprocessing")
         ],
         model_code=model_source,
     shell:
         "python -m pipeline.prototxt {params.folder} --name {wildcards.experiment} --model {params.model:q}"
         " --train {params.train} --val {params.val} --mean {input.mean} --last {params.last}"
         " --last-lr-mult {params.last_lr_mult} --batch-size {params.batch_size} --solver {params.solver:q}"
-        " {params.augmentation} {params.infogain} {params.strategy} {params.resized} {params.gpu} > {log} 2>&1"
+        " {params.augmentation} {params.infogain} {params.strategy} --batch-norm {params.batch_norm}"
+        " {params.resized} {params.gpu} > {log} 2>&1"

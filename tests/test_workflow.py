@@ -34,6 +34,7 @@ def test_the_example_is_planned_in_any_folder_under_every_profile(elsewhere, pro
 NEEDED = {
     "config": [],
     "mnist": [],
+    "mnist_siamese": [],
     "cifar10": [],
     "flickr_style": ["flickr_style.csv.gz", "bvlc_reference_caffenet.caffemodel"],
     "database": ["ilsvrc12_train_lmdb/data.mdb", "ilsvrc12_val_lmdb/data.mdb", "imagenet_names.txt"],
@@ -53,7 +54,7 @@ def test_a_config_is_planned_once_its_files_are_there(tmp_path, name):
         (tmp_path / needed).touch()
     done = snakemake("-n", "--configfile", str(ROOT / f"config/{name}.yaml"), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    ready = name in ("mnist", "cifar10", "database")
+    ready = name in ("mnist", "mnist_siamese", "cifar10", "database")
     assert ("\ndatabases " in done.stdout, "\nshards " in done.stdout) == (ready, not ready)
 
 

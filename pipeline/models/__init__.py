@@ -10,9 +10,11 @@ from pipeline.models import (
     alexnet,
     cifar10_full,
     cifar10_quick,
+    googlenet,
     lenet,
     mobilenet,
     resnet,
+    siamese,
     squeezenet,
     vgg,
 )
@@ -25,10 +27,14 @@ _IMAGENET = {"crop_size": 224, "mirror": True}
 
 TEMPLATES = {
     "lenet": Template(lenet.body, lenet.LAST, scale=1 / 256, mean=False, batch_size=64),
+    "mnist_siamese": Template(siamese.body, siamese.LAST, pairs=True, scale=1 / 256, mean=False, batch_size=64),
     "cifar10_quick": Template(cifar10_quick.body, cifar10_quick.LAST, batch_size=100),
     "cifar10_full": Template(cifar10_full.body, cifar10_full.LAST, batch_size=100),
     "alexnet": Template(alexnet.alexnet, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),
     "caffenet": Template(alexnet.caffenet, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),
+    "googlenet": Template(
+        googlenet.body, googlenet.LAST, googlenet.HELPERS, **_IMAGENET, mean_values=(104, 117, 123), batch_size=32
+    ),
     **{f"vgg{layers}": Template(vgg.body(layers), vgg.LAST, **_IMAGENET, batch_size=32) for layers in vgg.CONVOLUTIONS},
     **{f"resnet{layers}": Template(resnet.body(layers), resnet.LAST, **_IMAGENET, batch_size=32) for layers in resnet.BLOCKS},
     "squeezenet": Template(squeezenet.body, squeezenet.LAST, crop_size=227, mirror=True, batch_size=32),

@@ -13,7 +13,7 @@ from pathlib import Path
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
-from pipeline.models.base import Built, Last, leading_to
+from pipeline.models.base import Built, Last, head_name, leading_to
 
 LEARNED = ("InnerProduct", "Convolution")
 """Types of a last layer."""
@@ -53,6 +53,8 @@ class Adapted:
     mean_values: tuple[float, ...] = ()
     batch_size: int = BATCH_SIZE
 
+    pairs = False
+
     @property
     def last(self) -> str:
         """The name of the classifier that counts."""
@@ -60,8 +62,7 @@ class Adapted:
 
     def built(self, last: Last, deploy: bool = False) -> Built:
         """The layers with `last` as the classifier; the names of the other heads' change as its own does."""
-        suffix = last.name.removeprefix(self.last) if last.name.startswith(self.last) else f"_{last.name}"
-        names = {head.layer: last.name if head.layer == self.last else head.layer + suffix for head in self.heads}
+        names = {head.layer: head_name(head.layer, self.last, last.name) for head in self.heads} | {self.last: last.name}
         layers, renamed = [], {}
         for layer in self.layers:
             copy = caffe_pb2.LayerParameter()
@@ -72,12 +73,10 @@ class Adapted:
                 renamed |= dict(zip(layer.top, copy.top, strict=True))
             else:
                 copy.top[:] = [renamed.get(blob, blob) if blob in layer.bottom else blob for blob in copy.top]
-            if copy.type == "BatchNorm":
-                copy.batch_norm_param.ClearField("use_global_stats")  # the phase decides
             layers.append(copy)
         heads = [(renamed.get(head.scores, head.scores), head.weight) for head in self.heads]
         if deploy:
-            return Built(leading_to(layers, heads[-1][0]), heads[-1:], {names[self.last]})
+            return Built(leading_to(layers, heads[-1][0]), heads[-1:], {last.name})
         return Built(layers, heads, set(names.values()))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -36,36 +36,9 @@ class Last:
     lr_mult: float = 1.0
 
 
-@dataclass(frozen=True)
-class Template:
-    """A published net.
-
-    body        body(n, last) adds the layers from `n.data` to the classifier's scores, which it returns
-    last        the classifier's name in the published net
-    crop_size   side of the square that training crops; 0 for the whole image
-    mirror      whether training mirrors at random
-    scale       what pixel values are multiplied by
-    mean        whether the mean image is subtracted
-    batch_size  images in a training batch
-    """
-
-    body: Callable[[caffe.NetSpec, Last], object]
-    last: str
-    crop_size: int = 0
-    mirror: bool = False
-    scale: float = 1.0
-    mean: bool = True
-    batch_size: int = 64
-
-    mean_values = ()
-
-    def built(self, last: Last, deploy: bool = False) -> Built:
-        """The layers with `last` as the classifier."""
-        n = caffe.NetSpec()
-        n.data = caffe.layers.Input()
-        self.body(n, last)
-        layers = list(n.to_proto().layer)[1:]
-        return Built(layers, [(layers[-1].top[0], 1.0)], {last.name})
+def head_name(head: str, published: str, last: str) -> str:
+    """What another head's last layer is called where the classifier, `published` in the published net, is called `last`."""
+    return head + (last.removeprefix(published) if last.startswith(published) else f"_{last}")
 
 
 def leading_to(layers: Iterable[caffe_pb2.LayerParameter], blob: str) -> list[caffe_pb2.LayerParameter]:
@@ -76,3 +49,43 @@ def leading_to(layers: Iterable[caffe_pb2.LayerParameter], blob: str) -> list[ca
             kept.append(layer)
             wanted |= set(layer.bottom)
     return kept[::-1]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A published net.
+
+    body         body(n, last) adds the layers from `n.data` to the classifier's scores, which it returns
+    last         the classifier's name in the published net
+    helpers      other heads, which only help training: {the published name of the last layer and its blob: weight of its loss}
+    pairs        whether it is trained on pairs of images, and gives values to compare in the place of scores
+    crop_size    side of the square that training crops; 0 for the whole image
+    mirror       whether training mirrors at random
+    scale        what pixel values are multiplied by
+    mean         whether the mean image is subtracted
+    mean_values  values of the channels to subtract in its place
+    batch_size   images in a training batch
+    """
+
+    body: Callable[[caffe.NetSpec, Last], object]
+    last: str
+    helpers: dict[str, float] = field(default_factory=dict)
+    pairs: bool = False
+    crop_size: int = 0
+    mirror: bool = False
+    scale: float = 1.0
+    mean: bool = True
+    mean_values: tuple[float, ...] = ()
+    batch_size: int = 64
+
+    def built(self, last: Last, deploy: bool = False) -> Built:
+        """The layers with `last` as the classifier; the names of the other heads' change as its own does."""
+        n = caffe.NetSpec()
+        n.data = caffe.layers.Input()
+        self.body(n, last)
+        layers = list(n.to_proto().layer)[1:]
+        scores = layers[-1].top[0]
+        if deploy:
+            return Built(leading_to(layers, scores), [(scores, 1.0)], {last.name})
+        helpers = {head_name(head, self.last, last.name): weight for head, weight in self.helpers.items()}
+        return Built(layers, [*helpers.items(), (scores, 1.0)], {*helpers, last.name})

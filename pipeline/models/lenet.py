@@ -8,7 +8,8 @@ from caffe import params as P
 LAST = "ip2"
 
 
-def _learned(lr_mult: float = 1.0) -> dict:
+def learned(lr_mult: float = 1.0) -> dict:
+    """Learning rates and fillers of a layer's weights and biases."""
     return {
         "param": [{"lr_mult": lr_mult}, {"lr_mult": 2 * lr_mult}],
         "weight_filler": {"type": "xavier"},
@@ -18,11 +19,11 @@ def _learned(lr_mult: float = 1.0) -> dict:
 
 def body(n, last):
     """Two convolutions with pooling, a hidden layer of 500, the classifier."""
-    n.conv1 = L.Convolution(n.data, num_output=20, kernel_size=5, stride=1, **_learned())
+    n.conv1 = L.Convolution(n.data, num_output=20, kernel_size=5, stride=1, **learned())
     n.pool1 = L.Pooling(n.conv1, pool=P.Pooling.MAX, kernel_size=2, stride=2)
-    n.conv2 = L.Convolution(n.pool1, num_output=50, kernel_size=5, stride=1, **_learned())
+    n.conv2 = L.Convolution(n.pool1, num_output=50, kernel_size=5, stride=1, **learned())
     n.pool2 = L.Pooling(n.conv2, pool=P.Pooling.MAX, kernel_size=2, stride=2)
-    n.ip1 = L.InnerProduct(n.pool2, num_output=500, **_learned())
+    n.ip1 = L.InnerProduct(n.pool2, num_output=500, **learned())
     n.relu1 = L.ReLU(n.ip1, in_place=True)
-    n[last.name] = L.InnerProduct(n.relu1, num_output=last.outputs, **_learned(last.lr_mult))
+    n[last.name] = L.InnerProduct(n.relu1, num_output=last.outputs, **learned(last.lr_mult))
     return n[last.name]

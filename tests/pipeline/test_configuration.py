@@ -37,6 +37,22 @@ def test_defaults_are_filled_in_at_every_depth():
     assert "compute" not in GOOD
 
 
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({}, 1),
+        ({"weights": {"file": "x.caffemodel"}}, 1),
+        ({"weights": {"file": "x.caffemodel"}, "rename_last": True}, 10),
+        ({"weights": {"file": "x.caffemodel"}, "rename_last": True, "last_lr_mult": 3}, 3),
+        ({"rename_last": True}, 1),
+    ],
+)
+def test_a_renamed_last_layer_learns_ten_times_as_fast_as_the_weights_that_are_given(given, rate):
+    config = copy.deepcopy(GOOD)
+    config["experiments"]["breeds"] |= given
+    assert checked(config, "my.yaml", SCHEMA)["experiments"]["breeds"]["last_lr_mult"] == rate
+
+
 def test_the_embedded_example_is_good():
     checked(yaml.safe_load((ROOT / "config/config.yaml").read_text()), "config/config.yaml", SCHEMA)
 
@@ -150,6 +166,43 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(strategy="auto", weights={"file": "w"}, features=["ip1"]),
         "my.yaml: experiments.breeds.features: 'ip1' is not one of data, conv1, pool1, conv2, pool2, linear (auto may choose the"
         " features of the middle)",
+    ),
+    "statistics of no weights": (
+        lambda c: c["experiments"]["breeds"].update(model="resnet18", batch_norm="freeze"),
+        "my.yaml: experiments.breeds.batch_norm: freeze keeps the statistics of the weights, but there are no weights; give"
+        " weights, or use learn",
+    ),
+    "statistics of a net that has none": (
+        lambda c: c["experiments"]["breeds"].update(batch_norm="freeze", weights={"file": "x.caffemodel"}),
+        "my.yaml: experiments.breeds.batch_norm: no effect, lenet has no BatchNorm; remove it",
+    ),
+    "an end given twice": (
+        lambda c: c["experiments"]["breeds"].update(solver={"epochs": 3, "max_iter": 100}),
+        "my.yaml: experiments.breeds.solver.epochs: max_iter says it too; remove one of them",
+    ),
+    "steps given twice": (
+        lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 3, "stepsize": 100}),
+        "my.yaml: experiments.breeds.solver.step_epochs: stepsize says it too; remove one of them",
+    ),
+    "epochs that are no number": (
+        lambda c: c["experiments"]["breeds"].update(solver={"epochs": "many"}),
+        "my.yaml: experiments.breeds.solver.epochs: 'many' is not a number above 0",
+    ),
+    "steps that do not rise": (
+        lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": [3, 3]}),
+        "my.yaml: experiments.breeds.solver.step_epochs: [3, 3] does not rise",
+    ),
+    "a step behind the end": (
+        lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 3, "epochs": 2}),
+        "my.yaml: experiments.breeds.solver.step_epochs: 3 has no effect, for training ends after 2 epochs",
+    ),
+    "steps of another policy": (
+        lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 3, "lr_policy": "inv"}),
+        "my.yaml: experiments.breeds.solver.step_epochs: no effect with lr_policy: inv; remove one, or use lr_policy: step",
+    ),
+    "classes of a net that gives none": (
+        lambda c: c["experiments"]["breeds"].update(model="mnist_siamese", classify={"images": "x.jpg"}),
+        "my.yaml: experiments.breeds.classify: mnist_siamese gives values to compare, no classes; remove it",
     ),
     "two ways to freeze": (
         lambda c: c["experiments"]["breeds"].update(strategy="scratch", freeze_to="conv1"),

@@ -3,7 +3,8 @@
 import pytest
 
 import caffe
-from pipeline.models import TEMPLATES, Last
+from caffe.proto import caffe_pb2
+from pipeline.models import TEMPLATES, Last, siamese
 from tests.conftest import SHARED, needs_shared
 
 TRAINED = {
@@ -12,10 +13,12 @@ TRAINED = {
     "cifar10_full": ("bvlc/examples/cifar10/cifar10_full_train_test.prototxt", 10),
     "alexnet": ("bvlc/models/bvlc_alexnet/train_val.prototxt", 1000),
     "caffenet": ("bvlc/models/bvlc_reference_caffenet/train_val.prototxt", 1000),
+    "googlenet": ("bvlc/models/bvlc_googlenet/train_val.prototxt", 1000),
     "squeezenet": ("squeezenet_v1.1/train_val.prototxt", 1000),
 }
 """Nets that were published as they are trained, with fillers and learning rates."""
 DEPLOYED = {
+    "mnist_siamese": "bvlc/examples/siamese/mnist_siamese.prototxt",
     "vgg16": "vgg16/deploy.prototxt",
     "resnet50": "resnet50/deploy.prototxt",
     "resnet152": "resnet152/deploy.prototxt",
@@ -96,10 +99,27 @@ def test_a_template_is_the_published_net_but_for_how_it_learns(name):
             layer.name = NAMES.get(layer.name, layer.name)
             for blobs in (layer.bottom, layer.top):
                 blobs[:] = [NAMES.get(blob, blob) for blob in blobs]
-    ours, theirs = body(net_of(name, 1000, 1, 3, 224, 224), True), body(net, True)
+    ours, theirs = body(net_of(name, 2 if name == "mnist_siamese" else 1000, 1, 3, 224, 224), True), body(net, True)
     assert [layer.name for layer in ours] == [layer.name for layer in theirs]
     for mine, published in zip(ours, theirs, strict=True):
         assert mine == published
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "path", ["bvlc/examples/siamese/mnist_siamese_train_test.prototxt", "v1_format/siamese__mnist_siamese_train_test.prototxt"]
+)
+def test_pairs_go_through_the_published_siamese_net(path):
+    template = TEMPLATES["mnist_siamese"]
+    built = template.built(Last(template.last, 2))
+    layers = [*siamese.paired(built.layers, 1), *siamese.compared(template.last, training=True)]
+    net = caffe.read_net(SHARED / "zoo" / path)
+    ours, theirs = body(caffe_pb2.NetParameter(layer=layers)), body(net)
+    assert [layer.name for layer in ours] == [layer.name for layer in theirs]
+    for mine, published in zip(ours, theirs, strict=True):
+        assert mine == published
+    blobs = {blob for layer in net.layer for blob in layer.top} - {"pair_data", "sim", "loss"}
+    assert set(template.blobs(template.last)) == blobs
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -119,6 +139,20 @@ def test_a_template_has_as_many_parameters_as_the_literature_counts(name, write)
 
 def test_every_template_is_compared_with_something():
     assert {*TRAINED, *DEPLOYED, *PARAMETERS} == set(TEMPLATES)
+
+
+def test_googlenets_other_heads_are_renamed_with_it_and_only_help_training():
+    template, last = TEMPLATES["googlenet"], Last("loss3/classifier_cats", 7, 10)
+    built = template.built(last)
+    assert built.heads == [("loss1/classifier_cats", 0.3), ("loss2/classifier_cats", 0.3), ("loss3/classifier_cats", 1.0)]
+    assert built.classifiers == {blob for blob, _ in built.heads}
+    heads = {layer.name: layer for layer in built.layers if layer.name in built.classifiers}
+    for layer in heads.values():
+        assert (layer.inner_product_param.num_output, [spec.lr_mult for spec in layer.param]) == (7, [10, 20])
+    deployed = template.built(last, deploy=True)
+    assert (deployed.heads, deployed.classifiers) == ([(last.name, 1.0)], {last.name})
+    assert not any(layer.name.startswith(("loss1", "loss2")) for layer in deployed.layers)
+    assert len(deployed.layers) == len(built.layers) - 2 * 7
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

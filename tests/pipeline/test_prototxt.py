@@ -1,14 +1,22 @@
 """What is written for an experiment: nets of one shape, a solver that fits the dataset."""
 
+import dataclasses
+import json
+from pathlib import Path
+
 import cv2
+import lmdb
 import numpy as np
 import pytest
 
 import caffe
 from caffe.proto import caffe_pb2
+from pipeline.evaluate import scores_blob
 from pipeline.models import TEMPLATES
-from pipeline.prototxt import Dataset, Experiment, nets, solver
-from pipeline.prototxt import test_batch as batch_for
+from pipeline.prototxt import Dataset, Experiment, nets, write
+from pipeline.resize import Mode
+from pipeline.solver import Run, Sizes, solver
+from pipeline.solver import test_batch as batch_for
 
 PROTOTXT = (
     "pipeline.prototxt",
@@ -47,9 +55,13 @@ def test_the_written_nets_are_of_one_shape(tmp_path):
     assert made["test"].layer[0].transform_param.mean_file == "mean.binaryproto"
 
 
-def test_testing_covers_the_validation_set_exactly(tmp_path):
-    experiment = Experiment("e", "lenet", "ip2", 1, 50, False, {"max_iter": 7})
-    param, reasons = solver(DATASET, experiment, tmp_path)
+def solved(given):
+    """The solver for 500 and 90 images in batches of 50 and 45, and its reasons."""
+    return solver(Sizes(500, 90, 50, batch_for(90)), Run(Path("nets"), Path("snapshots/e"), False, given), "solver")
+
+
+def test_testing_covers_the_validation_set_exactly():
+    param, reasons = solved({"max_iter": 7})
     assert param.test_iter[0] * batch_for(90) == 90
     assert (param.test_interval, param.max_iter) == (10, 7)
     assert "test_interval" in reasons
@@ -84,6 +96,104 @@ def test_why_a_value_was_chosen_stands_beside_it(small, command):
     assert command(*PROTOTXT, "--model", "lenet", "--batch-size", "2").returncode == 0
     lines = (small / "nets/solver.prototxt").read_text().splitlines()
     assert lines[lines.index("test_interval: 3") - 1] == "# an epoch: 6 training images in batches of 2"
+
+
+def test_iterations_are_worked_out_from_epochs_and_said():
+    param, reasons = solved({"epochs": 30, "step_epochs": [10, 20.5]})
+    assert (param.max_iter, param.lr_policy, list(param.stepvalue)) == (300, "multistep", [100, 205])
+    assert param.gamma == pytest.approx(0.1)
+    assert reasons["max_iter"] == "30 epochs of 10 iterations"
+    assert reasons["stepvalue"] == "10, 20.5 epochs of 10 iterations"
+    param, reasons = solved({"epochs": 1.5, "step_epochs": 0.5, "gamma": 0.5, "iter_size": 2})
+    assert (param.max_iter, param.test_interval, param.lr_policy, param.stepsize, param.gamma) == (8, 5, "step", 2, 0.5)
+    assert reasons["test_interval"] == "an epoch: 500 training images in batches of 50 × 2"
+    assert "gamma" not in reasons
+
+
+def test_a_reason_stands_once_beside_a_field_of_several_values(small, command):
+    steps = '{"epochs": 3, "step_epochs": [1, 2]}'
+    assert command(*PROTOTXT, "--model", "lenet", "--batch-size", "2", "--solver", steps).returncode == 0
+    lines = (small / "nets/solver.prototxt").read_text().splitlines()
+    assert lines.count("# 1, 2 epochs of 3 iterations") == 1
+    assert lines[lines.index("# 1, 2 epochs of 3 iterations") + 1 :][:2] == ["stepvalue: 3", "stepvalue: 6"]
+
+
+@pytest.mark.parametrize(("batch_norm", "in_training"), [("learn", False), ("freeze", True)])
+def test_batch_norm_takes_statistics_by_phase(batch_norm, in_training):
+    experiment = Experiment("e", "resnet18", "fc1000", 1, 8, False, {}, batch_norm=batch_norm)
+    for part, net in nets(TEMPLATES["resnet18"], DATASET, experiment).items():
+        taken = {layer.batch_norm_param.use_global_stats for layer in net.layer if layer.type == "BatchNorm"}
+        assert taken == {in_training if part == "train" else True}
+
+
+@pytest.mark.parametrize(("classes", "measured"), [(5, ["accuracy"]), (6, ["accuracy", "accuracy_top5"])])
+def test_top_5_is_measured_where_there_are_more_classes(classes, measured):
+    dataset = dataclasses.replace(DATASET, classes=classes)
+    made = nets(TEMPLATES["cifar10_quick"], dataset, Experiment("e", "cifar10_quick", "ip2", 1, 50, False, {}))
+    layers = [layer for layer in made["test"].layer if layer.type == "Accuracy"]
+    assert [layer.name for layer in layers] == measured
+    assert [layer.accuracy_param.top_k for layer in layers] == [1, 5][: len(measured)]
+    assert not any(layer.type == "Accuracy" for layer in made["train"].layer)
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch):
+    """records(channels, classes) gives a dataset of 8 noise images in each part, relative to the test's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def made(channels: int, classes: int) -> Dataset:
+        rng = np.random.default_rng(0)
+        for part in ("train", "val"):
+            Path(f"lmdb/{part}").mkdir(parents=True)
+            with lmdb.open(f"lmdb/{part}", map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+                for number in range(8):
+                    pixels = rng.integers(0, 256, channels * 28 * 28, np.uint8).tobytes()
+                    datum = caffe_pb2.Datum(channels=channels, height=28, width=28, data=pixels, label=number % classes)
+                    transaction.put(b"%08d" % number, datum.SerializeToString())
+        return Dataset(Path("lmdb/train"), Path("lmdb/val"), Path("mean.binaryproto"), (channels, 28, 28), classes, 8, 8)
+
+    return made
+
+
+def test_of_two_accuracies_the_metrics_have_the_first(records):
+    experiment = Experiment("e", "lenet", "ip2", 1, 8, False, {"max_iter": 1})
+    write(records(1, 8), experiment, Path("nets"), Mode.SQUASH, "linear")
+    made, rows = caffe.get_solver("nets/solver.prototxt"), []
+    made.on_metrics(rows.append)
+    made.step(1)
+    top1, top5 = (float(made.test_nets[0].blobs[name].data) for name in ("accuracy", "accuracy_top5"))
+    made.close()
+    assert rows[0]["test_accuracy"] == pytest.approx(top1)
+    assert top1 < top5
+
+
+def test_pairs_are_told_apart_by_their_distance(records):
+    experiment = Experiment("e", "mnist_siamese", "feat", 1, 8, False, {"max_iter": 1, "base_lr": 0.001})
+    write(records(2, 2), experiment, Path("nets"), Mode.SQUASH, "linear")
+    assert scores_blob(Path("nets/test.prototxt")) == "scores"
+    assert caffe.Net("nets/deploy.prototxt", caffe.TEST).blobs["feat"].data.shape == (1, 2)
+    made = caffe.get_solver("nets/solver.prototxt")
+    made.step(1)
+    np.testing.assert_array_equal(made.net.params["conv1"][0].data, made.net.params["conv1_p"][0].data)
+    (net,) = made.test_nets
+    net.forward()
+    values = {name: net.blobs[name].data.copy() for name in ("feat", "feat_p", "scores", "sim", "accuracy")}
+    made.close()
+    distance = np.sqrt(((values["feat"] - values["feat_p"]) ** 2).sum(1))
+    same = distance < 0.5
+    np.testing.assert_array_equal(values["scores"].argmax(1), same)
+    assert values["accuracy"] == pytest.approx((same == values["sim"]).mean())
+
+
+def test_a_dataset_of_no_pairs_is_named(small, fails):
+    fails(["images of 3 channels and 3 classes", "mnist_siamese takes pairs"], *PROTOTXT, "--model", "mnist_siamese")
+
+
+def test_mean_values_of_other_channels_are_named(small, fails):
+    for part in ("train", "val"):
+        manifest = small / f"lmdb/{part}.manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"shape": [1, 256, 256]}))
+    fails(["googlenet subtracts a value from each of 3 channels", "the images have 1"], *PROTOTXT, "--model", "googlenet")
 
 
 def test_only_training_images_are_changed():

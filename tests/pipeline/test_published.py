@@ -39,7 +39,7 @@ def content_of(name: str, file: str) -> bytes:
     return rows.tobytes()
 
 
-@pytest.fixture(params=list(COLLECTIONS))
+@pytest.fixture(params=["mnist", "cifar10", "cifar100"])
 def small(request, tmp_path, monkeypatch):
     """(name, contents by file, folder of archives) of a small collection in the place of the published one."""
     name = request.param
@@ -95,6 +95,22 @@ def test_records_are_those_of_caffes_converters(small, tmp_path):
             collection.shape,
         )
     assert (tmp_path / "out/lists/labels.txt").read_text().splitlines() == list(collection.classes)
+
+
+def test_a_pair_is_two_images_and_whether_they_are_of_one_class(tmp_path):
+    files = {file: content_of("mnist", file) for file in COLLECTIONS["mnist_pairs"].files}
+    for file, content in files.items():
+        (tmp_path / file).write_bytes(content)
+    manifests = build("mnist_pairs", tmp_path, tmp_path / "out", threads=1)
+    images, labels = (np.frombuffer(content, np.uint8)[8:] for content in list(files.values())[:2])
+    kinds = {image.tobytes(): label for image, label in zip(images[8:].reshape(7, 784), labels, strict=True)}
+    pairs = [caffe.proto.caffe_pb2.Datum.FromString(value) for _, value in records(tmp_path / "out/lmdb/train")]
+    assert [(pair.channels, pair.height, pair.width) for pair in pairs] == 7 * [(2, 28, 28)]
+    assert [pair.label for pair in pairs] == [kinds[pair.data[:784]] == kinds[pair.data[784:]] for pair in pairs]
+    assert {pair.label for pair in pairs} == {0, 1}
+    assert (manifests["train"]["classes"], manifests["train"]["shape"]) == (2, [2, 28, 28])
+    assert (tmp_path / "out/lists/labels.txt").read_text().splitlines() == ["different", "same"]
+    assert build("mnist_pairs", tmp_path, tmp_path / "again", threads=2) == manifests
 
 
 def test_files_that_are_unpacked_already_are_taken_too(small, tmp_path):
@@ -179,7 +195,7 @@ def test_mnist_itself_becomes_its_two_databases(command, tmp_path):
 
 def test_names_and_digests_are_complete():
     for collection in COLLECTIONS.values():
-        assert len(set(collection.classes)) == len(collection.classes) in (10, 100)
+        assert len(set(collection.classes)) == len(collection.classes) in (2, 10, 100)
         assert all(len(digest) == 64 for digest in collection.files.values())
         assert all(address.endswith("/") for address in collection.addresses)
     assert published.COLLECTIONS["cifar100"].classes[0] == "apple"
