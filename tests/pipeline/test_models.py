@@ -118,8 +118,6 @@ def test_pairs_go_through_the_published_siamese_net(path):
     assert [layer.name for layer in ours] == [layer.name for layer in theirs]
     for mine, published in zip(ours, theirs, strict=True):
         assert mine == published
-    blobs = {blob for layer in net.layer for blob in layer.top} - {"pair_data", "sim", "loss"}
-    assert set(template.blobs(template.last)) == blobs
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
