@@ -19,7 +19,7 @@ KEYS = ("dataset", "model", "strategy", "features_from", "freeze_to", "rename_la
 WITHOUT_EFFECT = {
     "full": ("features_from",),
     "features": ("freeze_to",),
-    "scratch": ("weights", "features_from", "freeze_to"),
+    "scratch": ("weights", "skip_layers", "features_from", "freeze_to"),
 }
 """Keys that have none with a strategy, left out where another of the sweep wants them; with other strategies, the last two."""
 
