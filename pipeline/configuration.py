@@ -54,9 +54,9 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     for dataset in config["datasets"].values():
         if other := dataset["source"].get("dataset"):
             dataset |= {key: config["datasets"][other][key] for key in OF_IMAGES}
-    config["sweeps"] = found
     for experiment in config["experiments"].values():
         experiment.setdefault("last_lr_mult", 10 if experiment["rename_last"] and experiment["weights"] else 1)
+    config["sweeps"] = found
     return config
 
 
@@ -220,10 +220,8 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     if isinstance(dataset, str) and template:
         problems += _of_layers(experiment, template)
         problems += _of_skipped(experiment, template)
-    if template and template.pairs and experiment.get("strategy") in strategies.FITTED:
-        problems.append(f"strategy: {model} compares pairs, and a linear classifier tells classes; choose another")
-    if template and template.pairs and "classify" in experiment:
-        problems.append(f"classify: {model} gives values to compare, no classes; remove it")
+    if template and template.pairs:
+        problems += _of_pairs(experiment)
     if experiment.get("batch_norm") == "freeze":
         problems += _of_batch_norm(experiment, template)
     return problems
@@ -244,7 +242,7 @@ def _of_layers(experiment: dict, template: models.Template) -> list[str]:
     except caffe.Error as error:
         return [str(error)]
     blobs = ["data", *dict.fromkeys(top for layer in built.layers for top in layer.top)]
-    blobs += [f"{blob}_p" for blob in blobs if template.pairs]
+    blobs += [f"{blob}{models.SECOND}" for blob in blobs if template.pairs]
     names = [blob for blob in wanted if isinstance(blob, str)] if isinstance(wanted, list) else []
     why = " (auto may choose the features of the middle)" if strategy == strategies.AUTO else ""
     return [f"features: {problem}{why}" for blob in names for problem in _unknown(blob, blobs)]
@@ -277,6 +275,15 @@ def _of_strategy(experiment: dict) -> list[str]:
     if "freeze_to" in experiment and strategy != "full":
         return [f"freeze_to: no effect with strategy: {strategy}; remove one of them"]
     return []
+
+
+def _of_pairs(experiment: dict) -> list[str]:
+    """What is wrong with an experiment whose net tells pairs apart."""
+    said = f"{experiment['model']} gives values to compare, no classes"
+    problems = [f"classify: {said}; remove it"] if "classify" in experiment else []
+    if experiment.get("strategy") in strategies.FITTED:
+        problems.append(f"strategy: {experiment['strategy']} fits a classifier, but {said}; choose another strategy")
+    return problems
 
 
 def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[str]:

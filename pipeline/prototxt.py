@@ -213,6 +213,8 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         solver.Run(folder, snapshots, experiment.gpu, experiment.solver, experiment.strategy == "features"),
         f"experiments.{experiment.name}.solver",
     )
+    if experiment.strategy == "features":
+        param.max_iter, reasons["max_iter"] = 0, "nothing: the classifier is fitted by logistic regression"
     with written_whole(folder) as part:
         part.mkdir()
         made = nets(template, dataset, experiment)

@@ -14,14 +14,18 @@ from collections.abc import Mapping
 from pipeline import solver_fields
 from pipeline.errors import InputError
 
-KEYS = ("dataset", "model", "strategy", "features_from", "freeze_to", "rename_last", "last_lr_mult", "batch_size")
-"""Keys of an experiment that may have a list; besides, the solver's fields that have one value."""
+KEYS = (
+    *("dataset", "model", "strategy", "features_from", "freeze_to", "batch_norm"),
+    *("rename_last", "last_lr_mult", "batch_size"),
+)
+"""Keys of an experiment that may have a list; besides, the solver's fields that have one value, and epochs."""
 WITHOUT_EFFECT = {
     "full": ("features_from",),
-    "features": ("freeze_to",),
-    "scratch": ("weights", "skip_layers", "features_from", "freeze_to"),
+    "features": ("freeze_to", "batch_norm"),
+    "scratch": ("weights", "skip_layers", "features_from", "freeze_to", "batch_norm"),
 }
-"""Keys that have none with a strategy, left out where another of the sweep wants them; with other strategies, the last two."""
+"""Keys that have none with a strategy, left out where another of the sweep wants them; with other strategies, FROZEN."""
+FROZEN = ("features_from", "freeze_to")
 
 
 def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
@@ -44,7 +48,7 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
             for (part, key), value in zip(lists, values, strict=True):
                 (one[part] if part else one)[key] = value
             if ("", "strategy") in lists:
-                for key in WITHOUT_EFFECT.get(one["strategy"], ("features_from", "freeze_to")):
+                for key in WITHOUT_EFFECT.get(one["strategy"], FROZEN):
                     one.pop(key, None)
             kept = [(one[part] if part else one).get(key) for part, key in lists]
             if kept in members.values():
@@ -65,7 +69,7 @@ def _lists(experiment: object) -> dict[tuple[str, str], list]:
     if not isinstance(experiment, dict):
         return {}
     solver = experiment.get("solver") if isinstance(experiment.get("solver"), dict) else {}
-    single = {"epochs", *(name for name, field in solver_fields.FIELDS.items() if not field.is_repeated)}
+    single = {"epochs", *(key for key, field in solver_fields.FIELDS.items() if not field.is_repeated)}
     fields = [("solver", key) for key in solver if key in single]
     both = [*(("", key) for key in experiment if key in KEYS), *fields]
     values = {(part, key): (solver if part else experiment)[key] for part, key in both}

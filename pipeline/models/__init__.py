@@ -20,8 +20,9 @@ from pipeline.models import (
 )
 from pipeline.models.adapted import Adapted
 from pipeline.models.base import Built, Last, Template
+from pipeline.models.siamese import SECOND
 
-__all__ = ["TEMPLATES", "Built", "Last", "Template", "is_file", "template"]
+__all__ = ["SECOND", "TEMPLATES", "Built", "Last", "Template", "is_file", "template"]
 
 _IMAGENET = {"crop_size": 224, "mirror": True}
 

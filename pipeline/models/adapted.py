@@ -73,6 +73,8 @@ class Adapted:
                 renamed |= dict(zip(layer.top, copy.top, strict=True))
             else:
                 copy.top[:] = [renamed.get(blob, blob) if blob in layer.bottom else blob for blob in copy.top]
+            if copy.type == "BatchNorm":
+                copy.batch_norm_param.ClearField("use_global_stats")  # the phase decides
             layers.append(copy)
         heads = [(renamed.get(head.scores, head.scores), head.weight) for head in self.heads]
         if deploy:

@@ -53,6 +53,12 @@ def test_a_renamed_last_layer_learns_ten_times_as_fast_as_the_weights_that_are_g
     assert checked(config, "my.yaml", SCHEMA)["experiments"]["breeds"]["last_lr_mult"] == rate
 
 
+def test_features_of_both_images_of_a_pair_may_be_wanted():
+    config = copy.deepcopy(GOOD)
+    config["experiments"]["breeds"] |= {"model": "mnist_siamese", "features": ["data", "ip1_p", "feat", "feat_p"]}
+    checked(config, "my.yaml", SCHEMA)
+
+
 def test_the_embedded_example_is_good():
     checked(yaml.safe_load((ROOT / "config/config.yaml").read_text()), "config/config.yaml", SCHEMA)
 
@@ -203,6 +209,11 @@ CASES = {
     "classes of a net that gives none": (
         lambda c: c["experiments"]["breeds"].update(model="mnist_siamese", classify={"images": "x.jpg"}),
         "my.yaml: experiments.breeds.classify: mnist_siamese gives values to compare, no classes; remove it",
+    ),
+    "a classifier of values to compare": (
+        lambda c: c["experiments"]["breeds"].update(model="mnist_siamese", strategy="features", weights={"file": "w"}),
+        "my.yaml: experiments.breeds.strategy: features fits a classifier, but mnist_siamese gives values to compare, no classes;"
+        " choose another strategy",
     ),
     "two ways to freeze": (
         lambda c: c["experiments"]["breeds"].update(strategy="scratch", freeze_to="conv1"),

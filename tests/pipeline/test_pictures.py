@@ -40,6 +40,12 @@ def test_a_thumbnail_keeps_the_proportions_on_white(shape):
     assert (shown[~dark] == 255).all()
 
 
+def test_a_pair_is_shown_side_by_side():
+    shown = thumbnail(np.stack([np.zeros((8, 8), np.uint8), np.full((8, 8), 200, np.uint8)]))
+    assert (shown[SIDE // 2, : SIDE // 2] == 0).all()
+    assert (shown[SIDE // 2, SIDE // 2 :] == 200).all()
+
+
 def test_the_first_images_of_each_class_are_taken_and_no_more(tmp_path):
     images = [(np.full((1, 4, 4), number, np.uint8), number % 2) for number in range(12)]
     found = first_of_each(put(tmp_path / "db", images), classes=3, count=2)

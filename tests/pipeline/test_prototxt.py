@@ -185,6 +185,16 @@ def test_pairs_are_told_apart_by_their_distance(records):
     assert values["accuracy"] == pytest.approx((same == values["sim"]).mean())
 
 
+def test_a_layer_that_is_frozen_is_frozen_for_both_images():
+    dataset = dataclasses.replace(DATASET, shape=(2, 28, 28), classes=2)
+    experiment = Experiment("e", "mnist_siamese", "feat", 10, 8, False, {}, freeze_to="conv1")
+    layers = {layer.name: layer for layer in nets(TEMPLATES["mnist_siamese"], dataset, experiment)["train"].layer}
+    for suffix in ("", "_p"):
+        assert [spec.lr_mult for spec in layers[f"conv1{suffix}"].param] == [0, 0]
+        assert [spec.lr_mult for spec in layers[f"conv2{suffix}"].param] == [1, 2]
+        assert [(spec.name, spec.lr_mult) for spec in layers[f"feat{suffix}"].param] == [("feat_w", 10), ("feat_b", 20)]
+
+
 def test_a_dataset_of_no_pairs_is_named(small, fails):
     fails(["images of 3 channels and 3 classes", "mnist_siamese takes pairs"], *PROTOTXT, "--model", "mnist_siamese")
 

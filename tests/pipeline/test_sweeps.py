@@ -24,6 +24,12 @@ def test_each_combination_of_the_lists_is_an_experiment():
     }
 
 
+def test_epochs_have_combinations_and_steps_stay_a_list():
+    made, _ = expanded({"a": {**ONE, "batch_norm": ["learn", "freeze"], "solver": {"epochs": [10, 20], "step_epochs": [4, 8]}}})
+    assert list(made) == ["a-learn-10", "a-learn-20", "a-freeze-10", "a-freeze-20"]
+    assert made["a-freeze-10"]["solver"] == {"epochs": 10, "step_epochs": [4, 8]}
+
+
 def test_what_has_no_effect_with_one_strategy_of_several_is_left_out_there():
     made, _ = expanded({"a": {**ONE, "strategy": ["full", "features", "scratch"], "features_from": "ip1", "freeze_to": "conv1"}})
     optional = ("weights", "features_from", "freeze_to")
