@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 
 _HOME = {
+    "DivergenceError": "diagnosis",
     "Error": "errors",
     "FileError": "errors",
     "LayerError": "errors",

@@ -47,7 +47,17 @@ class LayerError(Error):
 
 
 class WeightsError(Error):
-    """Weights that do not fit the net."""
+    """Weights that do not fit the net.
+
+    layers  {name: (found, expected, do)} of each layer that does not fit
+    """
+
+    def __init__(self, where: str, found: str, expected: str = "", do: str = "", layers: dict | None = None):
+        super().__init__(where, found, expected, do)
+        self.layers: dict[str, tuple[str, str, str]] = layers or {}
+
+    def __reduce__(self):
+        return type(self), (self.where, self.found, self.expected, self.do, self.layers)
 
 
 class SolverError(Error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -462,9 +463,9 @@ class Net:
         """Every parameter once, in the order of the layers; shared ones at their owner."""
         return [blob for blobs in self.params.values() for blob in blobs if blob.owner is blob]
 
-    def copy_from(self, path) -> weights.Copied:
-        """Copy parameters by layer name from a .caffemodel or .caffemodel.h5; see `caffe.weights.copy`."""
-        return weights.copy(self, str(path))
+    def copy_from(self, path, skip: Collection[str] = ()) -> weights.Copied:
+        """Copy parameters by layer name from a .caffemodel or .caffemodel.h5, all but those of `skip`; see `weights.copy`."""
+        return weights.copy(self, str(path), skip)
 
     def share_with(self, other: Net) -> None:
         """Use the memory of another net's parameters in the layers of the same names."""

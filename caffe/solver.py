@@ -73,6 +73,7 @@ class Solver:
     net        the net in training; test_nets, those that test it, with its parameters
     iter       iterations done
     param      the SolverParameter
+    metrics    what a row of metrics holds, by name; see `on_metrics`
     """
 
     type = ""
@@ -89,13 +90,16 @@ class Solver:
         self.iter = 0
         self.current_step = 0
         self._callbacks: list[tuple[Callable, Callable]] = []
-        self._metrics: list[Callable[[dict], None]] = []
+        self._on_metrics: list[Callable[[dict], None]] = []
+        self._on_test: list[Callable[[dict], None]] = []
         self._row: dict = {}
         self._request: str | None = None
         self._last_loss: float | None = None
         self._started = time.monotonic()
         self.net = self._train_net()
         self.test_nets = self._test_nets()
+        self._outputs = _measured_outputs(self.test_nets[0]) if self.test_nets else {}
+        self.metrics = list(dict.fromkeys([*METRICS, *self._outputs.values()]))
         for net in (self.net, *self.test_nets):
             net.debug_info = net.debug_info or self.param.debug_info
         self._parameters = self.net.learnable_params()
@@ -200,6 +204,7 @@ class Solver:
         if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot):
             self.snapshot()
         if self._request == "stop":
+            self._emit()
             glog.info("solver.cpp:314", "Optimization stopped early.")
             return
         if p.display and self.iter % p.display == 0:
@@ -288,17 +293,27 @@ class Solver:
     def on_metrics(self, callback: Callable[[dict], None]) -> None:
         """Call `callback(row)` for each iteration that displays or tests.
 
-        row: iteration, seconds (since the solver was made), loss, learning_rate, test_loss, test_accuracy; what was not measured
-        in that iteration is None. Test figures are those of the first test net.
+        row: iteration, seconds (since the solver was made), loss, learning_rate, test_loss, test_accuracy, and `test_NAME` for
+        each further output of one value; what was not measured in that iteration is None. Test figures are those of the first
+        test net; its loss and its accuracy are the outputs called `loss` and `accuracy`, or else the first loss and the first of
+        an Accuracy.
         """
-        self._metrics.append(callback)
+        self._on_metrics.append(callback)
+
+    def on_test(self, callback: Callable[[dict], None]) -> None:
+        """Call `callback(row)`, with the row so far, after each test, while the net still has the weights that were tested."""
+        self._on_test.append(callback)
+
+    def _measured(self) -> dict:
+        """What this iteration has measured so far."""
+        measured = {"iteration": self.iter, "seconds": round(time.monotonic() - self._started, 3)}
+        return dict.fromkeys(self.metrics) | self._row | measured
 
     def _emit(self) -> None:
         if self._row:
-            row = dict.fromkeys(("iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy"))
-            row.update(self._row, iteration=self.iter, seconds=round(time.monotonic() - self._started, 3))
+            row = self._measured()
             self._row = {}
-            for callback in self._metrics:
+            for callback in self._on_metrics:
                 callback(row)
 
     # ---- the update
@@ -364,6 +379,8 @@ class Solver:
         """Run every test net over its test_iter batches and log the mean of each output."""
         for index in range(len(self.test_nets)):
             self._test(index)
+        for callback in self._on_test:
+            callback(self._measured())
 
     @torch.no_grad()
     def _test(self, index: int) -> None:
@@ -382,12 +399,8 @@ class Solver:
             glog.info("solver.cpp:400", f"Test loss: {loss / batches:g}")
         self._log_outputs(net, "solver.cpp:414", "Test", means)
         if index == 0:
-            types = {top: layer.type for layer in net.layers for top in layer.param.top}
-            for name, mean in means.items():
-                if net.blob_loss_weights[name]:
-                    self._row.setdefault("test_loss", float(mean.sum()) * net.blob_loss_weights[name])
-                elif types[name] == "Accuracy":
-                    self._row.setdefault("test_accuracy", float(mean.flatten()[0]))
+            for name, metric in self._outputs.items():
+                self._row[metric] = float(means[name].sum()) * (net.blob_loss_weights[name] or 1)
 
     @staticmethod
     def _log_outputs(net: Net, place: str, phase: str, values: dict[str, torch.Tensor]) -> None:
@@ -413,6 +426,24 @@ class Solver:
     def restore(self, path: str) -> None:
         """Take up training where a .solverstate or .solverstate.h5 left it, data included."""
         snapshots.restore(self, str(path))
+
+
+METRICS = ("iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy")
+"""What each row of metrics holds, whatever the test net gives."""
+
+
+def _measured_outputs(net: Net) -> dict[str, str]:
+    """{output of a test net: what a row of metrics calls it}, the loss and the accuracy first."""
+    types = {top: layer.type for layer in net.layers for top in layer.param.top}
+    single = [name for name in net.outputs if net.blobs[name].count == 1]
+    losses = [name for name in net.outputs if net.blob_loss_weights[name]]
+    accuracies = [name for name in single if types[name] == "Accuracy" and name not in losses]
+    chosen = {}
+    for names, usual in ((losses, "loss"), (accuracies, "accuracy")):
+        if names:
+            chosen[usual if usual in names else names[0]] = f"test_{usual}"
+    others = {name: f"test_{name}" for name in single if name not in chosen and f"test_{name}" not in chosen.values()}
+    return chosen | others
 
 
 def _step(solver: Solver) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,19 +49,22 @@ class Copied:
     """Layers whose parameters the net took."""
     ignored: list[str] = field(default_factory=list)
     """Layers with parameters that the net does not have."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Layers that were to be left as they are, and why they could not have been copied; empty where they could."""
     untouched: list[str] = field(default_factory=list)
     """Layers with parameters of the net that the file does not have; they keep their values."""
 
 
-def copy(net: Net, path: str) -> Copied:
-    """Copy parameters into `net` from the layers of the same names.
+def copy(net: Net, path: str, skip: Collection[str] = ()) -> Copied:
+    """Copy parameters into `net` from the layers of the same names, but for those of `skip`.
 
-    Layers that only one side has are left alone and logged. A layer of the same name with other shapes is a WeightsError that
-    says what to do, and leaves the net as it was.
+    Layers that only one side has are left alone and logged. Layers of the same name with other shapes are a WeightsError that
+    names all of them and says what to do, and leaves the net as it was.
     """
     stored = _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
     result = Copied()
     arrays: list[tuple[Parameter, np.ndarray]] = []
+    wrong: dict[str, tuple[str, str, str]] = {}
     known = set(net._layer_names)
     for name, blobs in stored.items():
         if name not in known:
@@ -71,31 +75,50 @@ def copy(net: Net, path: str) -> Copied:
         targets = net.params.get(name, [])
         if not targets and not blobs:
             continue
-        if len(targets) != len(blobs):
-            nvidias = len(blobs) == 5 and net.layer_dict[name].type == "BatchNorm"
-            raise WeightsError(
-                f'{path}: layer "{name}"',
-                f"{len(blobs)} parameters",
-                f"the net has {len(targets)}",
-                "give the net's layer batch_norm_param { scale_bias: true }"
-                if nvidias
-                else "rename the layer to train it from scratch",
-            )
-        for index, (target, blob) in enumerate(zip(targets, blobs, strict=True)):
-            if not blob.fits(target.shape) or blob.values.size != target.count:
-                raise WeightsError(
-                    f'{path}: layer "{name}"',
-                    f"parameter {index} has shape {blob.shape}",
-                    f"the net's has {target.shape}",
-                    "give the layer a new name in the net, so that its parameters are learned from scratch and not copied",
-                )
-            arrays.append((target, blob.values))
-        result.copied.append(name)
+        unfit = _unfit(net, name, targets, blobs)
+        if name in skip:
+            result.skipped[name] = f"{unfit[0]}, but {unfit[1]}" if unfit else ""
+        elif unfit:
+            wrong[name] = unfit
+        else:
+            arrays += [(target, blob.values) for target, blob in zip(targets, blobs, strict=True)]
+            result.copied.append(name)
+    if wrong:
+        raise _refusal(path, wrong)
     with torch.no_grad():
         for target, values in arrays:
             target.tensor.copy_(torch.from_numpy(values.reshape(target.shape)))
-    result.untouched = [name for name in net.params if name not in stored]
+    result.untouched = [name for name in net.params if name not in stored or name in skip]
     return result
+
+
+def _unfit(net: Net, name: str, targets: list[Parameter], blobs: list[Stored]) -> tuple[str, str, str] | None:
+    """Why a layer's parameters cannot be copied: what was found, what was expected, what to do; None where they can."""
+    if len(targets) != len(blobs):
+        nvidias = len(blobs) == 5 and net.layer_dict[name].type == "BatchNorm"
+        do = (
+            "give the net's layer batch_norm_param { scale_bias: true }"
+            if nvidias
+            else "rename the layer to train it from scratch"
+        )
+        return f"{len(blobs)} parameters", f"the net has {len(targets)}", do
+    for index, (target, blob) in enumerate(zip(targets, blobs, strict=True)):
+        if not blob.fits(target.shape) or blob.values.size != target.count:
+            return (
+                f"parameter {index} has shape {blob.shape}",
+                f"the net's has {target.shape}",
+                "give the layer a new name in the net, so that its parameters are learned from scratch and not copied",
+            )
+    return None
+
+
+def _refusal(path: str, wrong: dict[str, tuple[str, str, str]]) -> WeightsError:
+    """The error for layers that do not fit."""
+    (name, (found, expected, do)), *others = wrong.items()
+    if not others:
+        return WeightsError(f'{path}: layer "{name}"', found, expected, do, wrong)
+    each = "; ".join(f'layer "{name}": {found}, but {expected}' for name, (found, expected, _) in wrong.items())
+    return WeightsError(path, f"{len(wrong)} layers do not fit: {each}", do=do, layers=wrong)
 
 
 def save(net: Net, path: str, diff: bool = False) -> None:

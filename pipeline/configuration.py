@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ SOURCE_FLAGS = ("list", "folder", "root", "val_labels", "sample", "seed")
 """Keys of a source that the shards step takes as flags."""
 KINDS = ("list", "folder", "published", "database", "dataset")
 """What images can come from."""
+ORIGINS = ("experiment", "file", "url")
+"""What weights can come from."""
 OF_IMAGES = ("shard_size", "size", "color", "resize_mode", "interpolation")
 """Keys of a dataset that say how its images are made."""
 OF_LISTS = ("split", "duplicates", "augmentation", "seed")
@@ -143,7 +146,7 @@ def _cross_checked(config: dict) -> list[str]:
         problems += [f"datasets.{name}.split{problem}" for problem in _of_split(_mapping(dataset.get("split")))]
     for name, experiment in experiments.items():
         problems += [f"experiments.{name}.{problem}" for problem in _of_experiment(experiment, datasets)]
-        problems += [f"experiments.{name}.weights.experiment: {problem}" for problem in _origin(name, experiments)]
+        problems += [f"experiments.{name}.weights{problem}" for problem in _of_weights(name, experiments)]
     return problems
 
 
@@ -216,6 +219,7 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     problems += [f"model: {problem}" for problem in found]
     if isinstance(dataset, str) and template:
         problems += _of_layers(experiment, template)
+        problems += _of_skipped(experiment, template)
     if template and template.pairs:
         problems += _of_pairs(experiment)
     if experiment.get("batch_norm") == "freeze":
@@ -244,13 +248,28 @@ def _of_layers(experiment: dict, template: models.Template) -> list[str]:
     return [f"features: {problem}{why}" for blob in names for problem in _unknown(blob, blobs)]
 
 
+def _of_skipped(experiment: dict, template: models.Template) -> list[str]:
+    """What is wrong with the layers that are not copied from the weights."""
+    skipped, strategy = experiment.get("skip_layers"), experiment.get("strategy")
+    if not skipped or not isinstance(skipped, list):
+        return []
+    if not origins(experiment):
+        return ["skip_layers: no effect without weights"]
+    if strategy in strategies.FITTED:
+        return [f"skip_layers: strategy: {strategy} reads all layers of the weights; choose another strategy"]
+    layers = [layer.name for layer in template.built(models.Last(last_layer(experiment), 1)).layers]
+    return [f"skip_layers: {problem}" for name in skipped if isinstance(name, str) for problem in _unknown(name, layers)]
+
+
 def _of_strategy(experiment: dict) -> list[str]:
     """What is wrong with what is to be learned, by itself."""
-    strategy, weights = experiment.get("strategy"), _mapping(experiment.get("weights"))
+    strategy, weights = experiment.get("strategy"), origins(experiment)
     if strategy == "scratch" and weights:
         return ["strategy: scratch takes no weights; remove weights, or choose another strategy"]
     if strategy in ("last_layer", "half", "features", strategies.AUTO) and not weights:
         return [f"strategy: {strategy} builds on weights, but there are none; give weights, or use scratch"]
+    if strategy in strategies.FITTED and len(weights) > 1:
+        return [f"weights: strategy: {strategy} takes those of one file, and there are {len(weights)}; give one"]
     if experiment.get("features_from", "top") != "top" and strategy != "features":
         return [f"features_from: no effect with strategy: {strategy}; use strategy: features"]
     if "freeze_to" in experiment and strategy != "full":
@@ -286,22 +305,49 @@ def _template(model: str) -> tuple[models.Template | None, list[str]]:
         return None, [str(error)]
 
 
-def _origin(name: str, experiments: dict) -> list[str]:
-    """What is wrong with the experiment that another takes its weights from."""
-    chain, source = [name], _source(experiments[name])
-    if source is None:
-        return []
-    if source not in experiments:
-        return _unknown(source, experiments)
-    while source in experiments and source not in chain:
-        chain.append(source)
-        source = _source(experiments[source])
-    return [f"{' → '.join([*chain, source])} goes in a circle"] if source == name else []
+def origins(experiment: dict) -> list[dict]:
+    """The weights that an experiment starts from, in the order in which they are copied; none where it starts from scratch."""
+    given = experiment.get("weights")
+    return [_mapping(one) for one in given] if isinstance(given, list) else [given] if given and isinstance(given, dict) else []
 
 
-def _source(experiment: dict) -> str | None:
-    source = _mapping(experiment.get("weights")).get("experiment")
-    return source if isinstance(source, str) else None
+def _of_weights(name: str, experiments: dict) -> list[str]:
+    """What is wrong with the weights that an experiment starts from, each with the rest of its key before it."""
+    several = isinstance(experiments[name].get("weights"), list)
+    problems = []
+    for number, origin in enumerate(origins(experiments[name])):
+        key = f".{number}" if several else ""
+        kinds = [kind for kind in ORIGINS if kind in origin]
+        if len(kinds) != 1:
+            problems.append(
+                f"{key}: {' and '.join(kinds) or 'none'} given; it is one of {', '.join(ORIGINS[:-1])} and {ORIGINS[-1]}"
+            )
+            continue
+        for part, kind in (("best", "experiment"), ("sha256", "url")):
+            if part in origin and kind not in origin:
+                problems.append(f"{key}.{part}: no effect without {kind}")
+        if "url" in origin and "sha256" not in origin:
+            problems.append(f"{key}: sha256 is missing; it says which file the url gives")
+        if isinstance(origin.get("sha256"), str) and not re.fullmatch("[0-9a-f]{64}", origin["sha256"]):
+            problems.append(f"{key}.sha256: {origin['sha256']!r} is not 64 digits of 0 to 9 and a to f")
+        if isinstance(source := origin.get("experiment"), str):
+            found = _unknown(source, experiments) or _circle(name, source, experiments)
+            problems += [f"{key}.experiment: {problem}" for problem in found]
+    return problems
+
+
+def _circle(name: str, source: str, experiments: dict) -> list[str]:
+    """What is wrong where an experiment takes weights from one that, in the end, takes its own from it."""
+    waiting, seen = [[name, source]], set()
+    while waiting:
+        chain = waiting.pop()
+        if chain[-1] == name:
+            return [f"{' → '.join(chain)} goes in a circle"]
+        if chain[-1] in experiments and chain[-1] not in seen:
+            seen.add(chain[-1])
+            further = [one.get("experiment") for one in origins(experiments[chain[-1]])]
+            waiting += [[*chain, one] for one in further if isinstance(one, str)]
+    return []
 
 
 def _mapping(value: object) -> dict:

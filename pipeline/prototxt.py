@@ -210,7 +210,7 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
     snapshots = folder.parent / "train" / "snapshots" / experiment.name
     param, reasons = solver.solver(
         solver.Sizes(dataset.train_images, dataset.val_images, *batches),
-        solver.Run(folder, snapshots, experiment.gpu, experiment.solver),
+        solver.Run(folder, snapshots, experiment.gpu, experiment.solver, experiment.strategy == "features"),
         f"experiments.{experiment.name}.solver",
     )
     if experiment.strategy == "features":

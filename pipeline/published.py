@@ -200,7 +200,7 @@ def _download(collection: Collection, archive: str, folder: Path) -> bytes:
     reasons = []
     for address in collection.addresses:
         try:
-            asyncio.run(_fetch(address + archive, folder / archive))
+            fetch_url(address + archive, folder / archive)
             return (folder / archive).read_bytes()
         except web.Failed as failure:
             reasons.append(f"{address}{archive}: {failure.error}")
@@ -209,10 +209,15 @@ def _download(collection: Collection, archive: str, folder: Path) -> bytes:
     raise InputError("; ".join(reasons), "nothing came", do="try again later, or give source.copy a folder with the files")
 
 
-async def _fetch(url: str, path: Path) -> None:
-    with progress(desc=path.name, unit=" bytes") as bar:
-        async with web.Fetcher(OPTIONS) as fetcher:
-            await fetcher.fetch(url, path, bar.update)
+def fetch_url(url: str, path: Path) -> web.Fetched:
+    """Write what a published file's URL gives to `path`. Raises web.Failed, and leaves no file."""
+
+    async def fetched() -> web.Fetched:
+        with progress(desc=path.name, unit=" bytes") as bar:
+            async with web.Fetcher(OPTIONS) as fetcher:
+                return await fetcher.fetch(url, path, bar.update)
+
+    return asyncio.run(fetched())
 
 
 def records(collection: Collection, contents: list[bytes]) -> Iterator[list[tuple[bytes, bytes, bytes]]]:

@@ -33,12 +33,14 @@ class Run:
     nets       the folder of train.prototxt and test.prototxt
     snapshots  what their paths begin with
     given      fields of SolverParameter by name, and epochs and step_epochs
+    fitted     whether all weights are there already, so that the net is only tested
     """
 
     nets: Path
     snapshots: Path
     gpu: bool
     given: dict
+    fitted: bool = False
 
 
 def test_batch(images: int) -> int:
@@ -84,6 +86,9 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
         places = ", ".join(f"{step:g}" for step in steps) if isinstance(steps, list) else f"every {steps:g}"
         reasons |= dict.fromkeys(("stepsize", "stepvalue"), f"{places} epochs of {epoch} iterations")
         reasons |= {"lr_policy": "the rate falls at these steps", "gamma": "to a tenth at each step"}
+    if run.fitted:
+        given.pop("max_iter", None)
+        values["max_iter"], reasons["max_iter"] = 0, "the classifier is fitted to the features before: nothing is left to learn"
     values |= given
     param = caffe_pb2.SolverParameter()
     for field, value in values.items():

@@ -22,7 +22,7 @@ KEYS = (
 WITHOUT_EFFECT = {
     "full": ("features_from",),
     "features": ("freeze_to", "batch_norm"),
-    "scratch": ("weights", "features_from", "freeze_to", "batch_norm"),
+    "scratch": ("weights", "skip_layers", "features_from", "freeze_to", "batch_norm"),
 }
 """Keys that have none with a strategy, left out where another of the sweep wants them; with other strategies, FROZEN."""
 FROZEN = ("features_from", "freeze_to")

@@ -1,9 +1,21 @@
-"""Train a net as its solver says, from scratch or from weights; write log, tables of metrics and of layers, and final weights."""
+"""Train a net as its solver says, from scratch or from weights, and write to a folder what came of it.
+
+final.caffemodel     the weights at the end
+best.caffemodel      those of the best test; best.json says which that was
+metrics.csv          a row for each display and test; until the end it is .metrics.csv.part
+tensorboard/         the same as TensorBoard's event files, while it trains
+layers.csv           what each layer started from, and whether it is learned
+preflight.csv        what may be wrong with nets, weights and databases; an error ends the step before it trains
+train.log            the log in glog's form
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -11,96 +23,94 @@ from tqdm import tqdm
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline import devices
+from pipeline import devices, preflight, weights
 from pipeline.command import run
-from pipeline.errors import InputError
+from pipeline.diagnosis import diagnosed
 from pipeline.files import written_whole
+from pipeline.monitor import Monitor
 
-COLUMNS = ["iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy"]
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from, and how long it goes on.
+
+    weights         .caffemodels whose layers of the same names are copied first; of one name, the last file's
+    skip            layers that are not copied
+    same_classes    the weights are of the same classes as the databases
+    early_stopping  how many tests without a better one end the training; 0: max_iter does
+    """
+
+    weights: Sequence[Path] = ()
+    skip: Sequence[str] = ()
+    same_classes: bool = False
+    early_stopping: int = 0
 
 
-def train(solver_file: Path, weights: Path | None, output: Path, log: Path, layers: Path) -> pd.DataFrame:
-    """Train, write the final weights to `output` (.caffemodel) and a table of the layers to `layers`, and return the metrics.
+def train(solver_file: Path, folder: Path, start: Start) -> tuple[pd.DataFrame, dict]:
+    """Train, and write the files to `folder`; return the metrics, and what is said of the best test.
 
-    weights  a .caffemodel whose layers of the same names are copied first; those of another net are an error
-    log      where the log goes, in glog's form; replaced
-    Columns of the result: iteration, seconds, loss, learning_rate, test_loss, test_accuracy; empty where not measured.
+    Columns of the metrics: those of the solver's `on_metrics`, empty where not measured, and since_best.
     """
     wants_gpu = caffe.read_solver(solver_file).solver_mode == caffe_pb2.SolverParameter.GPU
+    log = folder / "train.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    rows: list[dict] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(caffe.log_to_file(log, stderr=False))
         stack.enter_context(devices.on_gpu(wants_gpu))
         solver = caffe.get_solver(str(solver_file))
-        report = None
-        if weights is not None:
-            report = solver.net.copy_from(weights)
-            if not report.copied:
-                raise InputError(
-                    weights,
-                    f"weights of layers {', '.join(report.ignored[:5])}",
-                    f"the net has none of them: its layers are {', '.join(list(solver.net.params)[:5])}",
-                    "give the weights of a net that shares layer names with this one",
-                )
-        part_layers = stack.enter_context(written_whole(layers))
-        layers_of(solver.net, report).to_csv(part_layers, index=False)
-        bar = stack.enter_context(
-            tqdm(total=solver.param.max_iter, unit=" iterations", desc=f"train {output.parent.parent.name}", disable=None)
+        stack.callback(solver.close)
+        taken = weights.copied(solver.net, start.weights, start.skip)
+        found = preflight.findings(solver, taken, start.same_classes)
+        preflight.refuse(found)
+        preflight.tell(found)
+        final, best, metrics, summary, layers, warnings = (
+            stack.enter_context(written_whole(folder / name))
+            for name in ("final.caffemodel", "best.caffemodel", "metrics.csv", "best.json", "layers.csv", "preflight.csv")
         )
-
-        def show(row: dict) -> None:
-            rows.append(row)
-            measured = {name: row[name] for name in ("loss", "test_accuracy") if row[name] is not None}
-            bar.set_postfix({name: f"{value:.4g}" for name, value in measured.items()}, refresh=False)
-
-        solver.on_metrics(show)
-        solver.add_callback(lambda: None, bar.update)
-        with written_whole(output) as part:
+        preflight.write(found, warnings)
+        weights.layers_of(solver.net, taken).to_csv(layers, index=False)
+        Path(solver.param.snapshot_prefix).parent.mkdir(parents=True, exist_ok=True)
+        table = stack.enter_context(metrics.open("w", newline=""))
+        monitor = Monitor(solver, table, folder / "tensorboard", best, start.early_stopping)
+        stack.callback(monitor.close)
+        _show(stack, solver, folder.parent.name)
+        try:
             solver.solve()
-            solver.net.save(part)
-        solver.close()
-    return pd.DataFrame(rows, columns=COLUMNS)
+        except caffe.DivergenceError as error:
+            raise diagnosed(error, solver, monitor.rows) from None
+        solver.net.save(final)
+        if monitor.best is None:
+            shutil.copyfile(final, best)
+        monitor.write_summary(summary)
+    return pd.DataFrame(monitor.rows), monitor.summary()
 
 
-def layers_of(net: caffe.Net, report) -> pd.DataFrame:
-    """A row for each layer with weights, of the net or of the file that it starts from: layer, shapes, start, learned.
+def _show(stack: contextlib.ExitStack, solver: caffe.Solver, name: str) -> None:
+    """A bar on a terminal, with the last loss and accuracy."""
+    bar = stack.enter_context(tqdm(total=solver.param.max_iter, unit=" iterations", desc=f"train {name}", disable=None))
 
-    start    copied; filled, as its prototxt says; or left out, as the net has no layer of this name
-    learned  whether it has a learning rate
-    report   what was copied; None for a start from nothing
-    """
-    copied, ignored = (report.copied, report.ignored) if report else ([], [])
-    rows = [
-        {
-            "layer": name,
-            "shapes": " ".join("×".join(map(str, blob.shape)) for blob in blobs),
-            "start": "copied" if name in copied else "filled",
-            "learned": any(spec.lr_mult for spec in net.layer_dict[name].param.param) or not net.layer_dict[name].param.param,
-        }
-        for name, blobs in net.params.items()
-    ]
-    rows += [{"layer": name, "shapes": "", "start": "left out", "learned": False} for name in ignored]
-    return pd.DataFrame(rows, columns=["layer", "shapes", "start", "learned"])
+    def show(row: dict) -> None:
+        measured = {name: row[name] for name in ("loss", "test_accuracy") if row[name] is not None}
+        bar.set_postfix({name: f"{value:.4g}" for name, value in measured.items()}, refresh=False)
+
+    solver.on_metrics(show)
+    solver.add_callback(lambda: None, bar.update)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("solver", type=Path)
-    parser.add_argument("--weights", type=Path, help="a .caffemodel to start from")
-    parser.add_argument("--output", type=Path, required=True, help="the .caffemodel to write")
-    parser.add_argument("--log", type=Path, required=True, help="the training log, in glog's form")
-    parser.add_argument("--metrics", type=Path, required=True, help="the table of metrics (CSV)")
-    parser.add_argument(
-        "--layers", type=Path, required=True, help="the table of layers: what each starts from, what is learned (CSV)"
-    )
+    parser.add_argument("folder", type=Path, help="where the files go; those of an earlier training are replaced")
+    weights.add_flags(parser)
+    parser.add_argument("--early-stopping", type=int, default=0, metavar="N", help="stop after N tests without a better one")
     a = parser.parse_args(argv)
-    with written_whole(a.metrics) as part:
-        metrics = train(a.solver, a.weights, a.output, a.log, a.layers)
-        metrics.to_csv(part, index=False)
-    accuracy = metrics.test_accuracy.dropna()
-    print(f"{a.output}: test accuracy {accuracy.iloc[-1]:.4f}" if len(accuracy) else a.output)
+    _, best = train(a.solver, a.folder, Start(a.weights, a.skip, a.same_classes, a.early_stopping))
+    final = a.folder / "final.caffemodel"
+    if best["test_accuracy"] is None:
+        print(final)
+    else:
+        print(f"{final}: best test accuracy {best['test_accuracy']:.4f}, at iteration {best['iteration']}")
 
 
 if __name__ == "__main__":

@@ -266,17 +266,43 @@ def net_of(wildcards):
     return model if models.is_file(model) else []
 
 
-def weights_flag(wildcards, input):
-    """The weights to start from, as the train step takes them."""
-    return f"--weights {input.weights}" if input.weights else ""
-
-
 def weights_of(wildcards):
     """Input function: the weights that an experiment starts from; none when it starts from scratch."""
-    weights = config["experiments"][wildcards.experiment]["weights"]
-    if "experiment" in weights:
-        return f"results/experiments/{weights['experiment']}/train/final.caffemodel"
-    return weights.get("file", [])
+    paths = []
+    for origin in configuration.origins(config["experiments"][wildcards.experiment]):
+        if "experiment" in origin:
+            which = "best" if origin.get("best") else "final"
+            paths.append(f"results/experiments/{origin['experiment']}/train/{which}.caffemodel")
+        elif "url" in origin:
+            kind = "caffemodel.h5" if origin["url"].endswith(".h5") else "caffemodel"
+            paths.append(f"results/weights/{origin['sha256']}.{kind}")
+        else:
+            paths.append(origin["file"])
+    return paths
+
+
+def url_of(wildcards):
+    """Where the weights with a SHA-256 are."""
+    given = [
+        origin
+        for experiment in config["experiments"].values()
+        for origin in configuration.origins(experiment)
+    ]
+    return next(origin["url"] for origin in given if origin.get("sha256") == wildcards.sha256)
+
+
+def start_flags(wildcards, input):
+    """What a training starts from and when it ends, as the train step takes them."""
+    experiment = config["experiments"][wildcards.experiment]
+    flags = []
+    if input.weights:
+        flags += ["--weights", *input.weights]
+        named = [origin.get("experiment") for origin in configuration.origins(experiment)]
+        others = [config["experiments"].get(name, {}).get("dataset") for name in named]
+        flags += ["--same-classes"] if set(others) == {experiment["dataset"]} else []
+    flags += ["--skip", *experiment["skip_layers"]] if experiment["skip_layers"] else []
+    patience = experiment["early_stopping"]
+    return shlex.join([*flags, "--early-stopping", str(patience)] if patience else flags)
 
 
 def last_name(wildcards):

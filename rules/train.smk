@@ -1,3 +1,22 @@
+rule weights:
+    output:
+        "results/weights/{sha256}.{kind}",
+    log:
+        "logs/weights/{sha256}.{kind}.log",
+    wildcard_constraints:
+        sha256="[0-9a-f]{64}",
+        kind=r"caffemodel(\.h5)?",
+    resources:
+        mem_mb=500,
+        runtime=120,
+    params:
+        url=url_of,
+        code=source("pipeline.weights"),
+    shell:
+        "python -m pipeline.weights {params.url:q} {output} --sha256 {wildcards.sha256} > {log} 2>&1"
+
+
+# What the step says is shown, too: what may be wrong is best known before hours of work.
 rule train:
     input:
         solver="results/experiments/{experiment}/prototxt/solver.prototxt",
@@ -12,12 +31,26 @@ rule train:
         val_manifest=of_dataset("lmdb/val.manifest.json"),
     output:
         weights="results/experiments/{experiment}/train/final.caffemodel",
+        best=expand(
+            "results/experiments/{{experiment}}/train/best.{kind}", kind=["caffemodel", "json"]
+        ),
         metrics="results/experiments/{experiment}/train/metrics.csv",
         log="results/experiments/{experiment}/train/train.log",
         layers=report(
             "results/experiments/{experiment}/train/layers.csv",
             caption="../report/layers.rst",
             category="{experiment}",
+        ),
+        preflight=report(
+            "results/experiments/{experiment}/train/preflight.csv",
+            caption="../report/preflight.rst",
+            category="{experiment}",
+        ),
+        folders=directory(
+            expand(
+                "results/experiments/{{experiment}}/train/{folder}",
+                folder=["snapshots", "tensorboard"],
+            )
         ),
     log:
         "logs/experiments/{experiment}/train.log",
@@ -27,8 +60,11 @@ rule train:
         runtime=1440,
         gpu=GPUS,
     params:
-        weights=weights_flag,
-        code=source("pipeline.train"),
+        folder=subpath(output.weights, parent=True),
+        start=start_flags,
+        code=[
+            source(f"pipeline.{module}")
+            for module in ("train", "weights", "preflight", "monitor", "diagnosis")
+        ],
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver} {params.weights} --output {output.weights}"
-        " --log {output.log} --metrics {output.metrics} --layers {output.layers} > {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver} {params.folder} {params.start} 2>&1 | tee {log}"

@@ -1,5 +1,6 @@
 """Nets as pycaffe shows them: NumPy views, partial passes, weights by name, and what is said of a net that cannot work."""
 
+import pickle
 import subprocess
 import sys
 
@@ -135,6 +136,24 @@ def test_a_layer_of_another_shape_says_to_rename_it_and_changes_nothing(net, tmp
     np.testing.assert_array_equal(other.params["conv"][0].data, before)
 
 
+def test_layers_of_other_shapes_are_named_together_and_may_be_skipped(net, tmp_path, write):
+    net.save(tmp_path / "a.caffemodel")
+    text = NET.replace("num_output: 5", "num_output: 7").replace("num_output: 4", "num_output: 6")
+    other = caffe.Net(write("other.prototxt", text), caffe.TRAIN)
+    before = {name: [blob.data.copy() for blob in blobs] for name, blobs in other.params.items()}
+    with pytest.raises(caffe.WeightsError) as error:
+        other.copy_from(tmp_path / "a.caffemodel")
+    assert list(error.value.layers) == ["conv", "ip"]
+    assert 'layer "conv": parameter 0' in error.value.found
+    assert pickle.loads(pickle.dumps(error.value)).layers == error.value.layers
+    report = other.copy_from(tmp_path / "a.caffemodel", skip=["conv", "ip"])
+    assert (report.copied, report.untouched) == ([], ["conv", "ip"])
+    assert report.skipped["ip"].startswith("parameter 0 has shape (5, ")
+    for name, blobs in other.params.items():
+        for blob, values in zip(blobs, before[name], strict=True):
+            np.testing.assert_array_equal(blob.data, values)
+
+
 BROKEN = [
     (
         "an unknown type",
@@ -268,6 +287,69 @@ def test_a_loss_as_large_as_it_can_be_is_explained(write, monkeypatch, tmp_path)
     with glog.log_to_file(tmp_path / "log"):
         solver.step(2)
     assert (tmp_path / "log").read_text().count("87.3365 is -log(FLT_MIN)") == 1
+
+
+TESTED = """net: "net.prototxt" base_lr: 0.5 lr_policy: "fixed" max_iter: 6 test_iter: 2 test_interval: 2 display: 3
+random_seed: 1 snapshot_prefix: "x" snapshot_after_train: false
+"""
+MEASURES = """
+layer { name: "top2" type: "Accuracy" bottom: "ip" bottom: "label" top: "top2" accuracy_param { top_k: 2 }
+  include { phase: TEST } }
+layer { name: "accuracy" type: "Accuracy" bottom: "ip" bottom: "label" top: "accuracy" top: "each" include { phase: TEST } }
+layer { name: "extra" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "extra" loss_weight: 0.25
+  include { phase: TEST } }
+"""
+MEASURED = ["iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy", "test_extra", "test_top2"]
+
+
+@pytest.fixture
+def solver(write, monkeypatch, tmp_path):
+    """A solver whose test net has two accuracies, one of them by class, too, and two losses."""
+    monkeypatch.chdir(tmp_path)
+    write("net.prototxt", NET + MEASURES)
+    solver = caffe.get_solver(write("solver.prototxt", TESTED))
+    for net in (solver.net, *solver.test_nets):
+        net.blobs["data"].data[...] = np.random.default_rng(0).normal(size=(2, 3, 8, 8))
+        net.blobs["label"].data[...] = [1, 4]
+    return solver
+
+
+def test_every_output_of_the_test_net_is_in_the_rows_of_metrics(solver):
+    rows = []
+    solver.on_metrics(rows.append)
+    solver.solve()
+    assert solver.metrics == MEASURED
+    assert all(list(row) == MEASURED for row in rows)
+    assert [(row["iteration"], row["loss"] is None, row["test_loss"] is None) for row in rows] == [
+        *[(0, False, False), (2, True, False), (3, False, True), (4, True, False), (6, False, False)]
+    ]
+    for row in rows:
+        if row["test_loss"] is not None:
+            assert row["test_extra"] == pytest.approx(0.25 * row["test_loss"])
+            assert row["test_top2"] >= row["test_accuracy"]
+
+
+def test_what_waits_for_a_test_sees_the_weights_that_were_tested_and_may_stop_training(solver, tmp_path):
+    seen, rows = [], []
+
+    def tested(row):
+        net = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST)
+        for name, blobs in solver.net.params.items():
+            for mine, blob in zip(net.params[name], blobs, strict=True):
+                mine.data[...] = blob.data
+        net.blobs["data"].data[...] = solver.net.blobs["data"].data
+        net.blobs["label"].data[...] = [1, 4]
+        assert float(net.forward()["loss"]) == pytest.approx(row["test_loss"], rel=1e-5)
+        seen.append(row["iteration"])
+        if row["iteration"] == 4:
+            solver.request("stop")
+
+    solver.on_test(tested)
+    solver.on_metrics(rows.append)
+    solver.solve()
+    assert (seen, solver.iter) == ([0, 2, 4], 4)
+    assert rows[-1]["iteration"] == 4
+    assert rows[-1]["test_loss"] is not None
 
 
 def test_diffs_that_somebody_looks_at_follow_training(write, monkeypatch, tmp_path):

@@ -104,8 +104,7 @@ SOLVER = """
 train_net: "train.prototxt" test_net: "test.prototxt" test_iter: 1 test_interval: 5 base_lr: 0.05 momentum: 0.9
 lr_policy: "fixed" display: 5 max_iter: 20 snapshot_prefix: "snap/s" random_seed: 1 solver_mode: CPU
 """
-TRAIN = ("pipeline.train", "solver.prototxt", "--output", "out/final.caffemodel")
-TRAIN += ("--log", "out/train.log", "--metrics", "out/metrics.csv", "--layers", "out/layers.csv")
+TRAIN = ("pipeline.train", "solver.prototxt", "out")
 
 
 def write_resized(folder: Path, images: dict[str, np.ndarray | None]) -> None:

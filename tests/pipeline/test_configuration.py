@@ -227,6 +227,47 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(weights={"experiment": "breds"}),
         "my.yaml: experiments.breeds.weights.experiment: 'breds' is not one of breeds; did you mean \"breeds\"?",
     ),
+    "weights of two kinds": (
+        lambda c: c["experiments"]["breeds"].update(weights={"file": "a.caffemodel", "experiment": "breeds"}),
+        "my.yaml: experiments.breeds.weights: experiment and file given; it is one of experiment, file and url",
+    ),
+    "one of several weights of no kind": (
+        lambda c: c["experiments"]["breeds"].update(weights=[{"file": "a.caffemodel"}, {}]),
+        "my.yaml: experiments.breeds.weights.1: none given; it is one of experiment, file and url",
+    ),
+    "a typo in one of several weights": (
+        lambda c: c["experiments"]["breeds"].update(weights=[{"file": "a.caffemodel", "bset": True}]),
+        'my.yaml: experiments.breeds.weights.0.bset: unknown key; did you mean "best"?',
+    ),
+    "weights of another shape": (
+        lambda c: c["experiments"]["breeds"].update(weights="a.caffemodel"),
+        "my.yaml: experiments.breeds.weights: 'a.caffemodel' is not a mapping",
+    ),
+    "a URL without its hash": (
+        lambda c: c["experiments"]["breeds"].update(weights={"url": "http://x/a.caffemodel"}),
+        "my.yaml: experiments.breeds.weights: sha256 is missing; it says which file the url gives",
+    ),
+    "a hash that is none": (
+        lambda c: c["experiments"]["breeds"].update(weights={"url": "http://x/a.caffemodel", "sha256": "abc"}),
+        "my.yaml: experiments.breeds.weights.sha256: 'abc' is not 64 digits of 0 to 9 and a to f",
+    ),
+    "the best of a file": (
+        lambda c: c["experiments"]["breeds"].update(weights={"file": "a.caffemodel", "best": True}),
+        "my.yaml: experiments.breeds.weights.best: no effect without experiment",
+    ),
+    "a layer to skip that the net does not have": (
+        lambda c: c["experiments"]["breeds"].update(weights={"file": "a.caffemodel"}, skip_layers=["conv_1"]),
+        "my.yaml: experiments.breeds.skip_layers: 'conv_1' is not one of conv1, pool1, conv2, pool2, ip1, relu1, ip2;"
+        ' did you mean "conv1" or "conv2"?',
+    ),
+    "a layer to skip without weights": (
+        lambda c: c["experiments"]["breeds"].update(skip_layers=["conv1"]),
+        "my.yaml: experiments.breeds.skip_layers: no effect without weights",
+    ),
+    "an early stop that is no number of tests": (
+        lambda c: c["experiments"]["breeds"].update(early_stopping=-1),
+        "my.yaml: experiments.breeds.early_stopping: -1 is less than 0",
+    ),
     "a name that is a number": (
         lambda c: c["datasets"].update({2024: c["datasets"]["cats"]}),
         "my.yaml: datasets: 2024 is not a text",
@@ -285,6 +326,28 @@ def test_a_circle_of_experiments_is_shown_whole():
         "my.yaml: experiments.b.weights.experiment: b → c → b goes in a circle",
         "my.yaml: experiments.c.weights.experiment: c → b → c goes in a circle",
     ]
+
+
+def test_a_circle_by_way_of_one_of_several_weights_is_found():
+    def change(config):
+        breeds = config["experiments"]["breeds"]
+        config["experiments"] = {
+            "a": {**breeds, "weights": [{"file": "x.caffemodel"}, {"experiment": "b"}]},
+            "b": {**breeds, "weights": [{"experiment": "c"}, {"experiment": "a"}]},
+            "c": breeds,
+        }
+
+    assert problems(change) == [
+        "my.yaml: experiments.a.weights.1.experiment: a → b → a goes in a circle",
+        "my.yaml: experiments.b.weights.1.experiment: b → a → b goes in a circle",
+    ]
+
+
+def test_several_weights_are_good():
+    config = copy.deepcopy(GOOD)
+    sources = [{"file": "x.caffemodel"}, {"experiment": "breeds", "best": True}, {"url": "http://x/y", "sha256": "0" * 64}]
+    config["experiments"]["more"] = {**GOOD["experiments"]["breeds"], "weights": sources}
+    assert configuration.origins(checked(config, "my.yaml", SCHEMA)["experiments"]["more"]) == sources
 
 
 @pytest.mark.parametrize("config", [{}, {"datasets": 3}, {"datasets": {"cats": None}, "experiments": {"breeds": ["lenet"]}}])

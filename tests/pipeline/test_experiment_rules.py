@@ -23,7 +23,7 @@ experiments:
     dataset: few
     model: lenet
     batch_size: 2
-    weights: {experiment: base}
+    weights: [{experiment: base, best: true}]
     rename_last: true
     solver: {max_iter: 2}
     features: [ip1]
@@ -60,6 +60,9 @@ def test_two_experiments_from_images_to_report(snakemake, tmp_path):
     assert sorted(path.name for path in (tuned / "features").glob("ip1*")) == ["ip1.lmdb", "ip1.npy", "ip1.parquet"]
     assert "Copying source layer" not in (tuned / "train/train.log").read_text()
     assert "Ignoring source layer ip2" in (tuned / "train/train.log").read_text()
+    assert "results/experiments/base/train/best.caffemodel" in (tuned / "train/layers.csv").read_text()
+    assert list((tuned / "train/tensorboard").iterdir())
+    assert (tuned / "train/snapshots").is_dir()
     assert "Nothing to be done" in snakemake()[1]
 
     code, output = snakemake("--report", "report.html")
@@ -78,13 +81,30 @@ def test_two_experiments_from_images_to_report(snakemake, tmp_path):
 
 def test_an_experiment_that_fails_says_why_and_leaves_nothing_half_written(snakemake, tmp_path):
     (tmp_path / "other.caffemodel").write_text("<html>not found</html>")
-    (tmp_path / "config.yaml").write_text(CONFIG.replace("{experiment: base}", "{file: other.caffemodel}"))
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("[{experiment: base, best: true}]", "{file: other.caffemodel}"))
     code, output = snakemake("results/experiments/tuned/train/final.caffemodel")
     assert code == 1
     assert "error: other.caffemodel" in output
     assert "Traceback" not in output
     assert not (tmp_path / "results/experiments/tuned/train/final.caffemodel").exists()
     assert not (tmp_path / "results/experiments/tuned/train/metrics.csv").exists()
+
+
+def test_weights_from_a_url_and_an_early_stop_are_what_the_train_step_is_told(snakemake, tmp_path):
+    url, sha256 = "http://127.0.0.1:9/a.caffemodel.h5", "0" * 63 + "a"
+    config = CONFIG.replace("[{experiment: base, best: true}]", f"[{{experiment: base}}, {{url: '{url}', sha256: {sha256}}}]")
+    (tmp_path / "config.yaml").write_text(
+        config.replace("    rename_last: true", "    early_stopping: 3\n    skip_layers: [ip2]")
+    )
+    target = "results/experiments/tuned/train/final.caffemodel"
+    code, output = snakemake("-n", "--printshellcmds", target)
+    assert code == 0, output
+    path = f"results/weights/{sha256}.caffemodel.h5"
+    assert f"python -m pipeline.weights {url} {path} --sha256 {sha256}" in output
+    start = f"--weights results/experiments/base/train/final.caffemodel {path} --skip ip2 --early-stopping 3 2>&1"
+    assert start in output
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("    rename_last: true\n", ""))
+    assert "best.caffemodel --same-classes 2>&1" in snakemake("-n", "--printshellcmds", target)[1]
 
 
 def test_datasets_without_experiments_are_built(snakemake, tmp_path):

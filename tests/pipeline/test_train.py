@@ -1,17 +1,39 @@
 """Training: what is written, what is repeatable, and how what cannot work ends."""
 
+import json
+from pathlib import Path
+
 import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import caffe
+from pipeline.train import Start, train
 from tests.pipeline.conftest import TRAIN
 
 LOG = ("train.log",)
 WEIGHTS = ("start.caffemodel", "out/final.caffemodel")
 
 
+def change(folder: Path, old: str, new: str, *names: str) -> None:
+    """Replace a text in files."""
+    for name in names:
+        text = (folder / name).read_text()
+        assert old in text, name
+        (folder / name).write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def here(small, monkeypatch):
+    """The small dataset's folder, as the current one."""
+    monkeypatch.chdir(small)
+    return small
+
+
 def test_training_writes_weights_log_and_metrics(trained):
     metrics = pd.read_csv(trained / "out/metrics.csv")
-    assert list(metrics.columns) == ["iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy"]
+    columns = ["iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy", "since_best"]
+    assert list(metrics.columns) == columns
     assert list(metrics.iteration) == [0, 5, 10, 15, 20]
     assert metrics.loss.iloc[-1] < metrics.loss.iloc[0]
     assert metrics.test_accuracy.notna().all()
@@ -21,7 +43,7 @@ def test_training_writes_weights_log_and_metrics(trained):
 
 def test_the_layers_are_told_by_where_they_start_and_whether_they_are_learned(trained, command):
     rows = pd.read_csv(trained / "out/layers.csv")
-    assert rows.to_numpy().tolist() == [["hidden", "6×192 6", "filled", True], ["scores", "3×6 3", "filled", True]]
+    assert rows.to_numpy()[:, :4].tolist() == [["hidden", "6×192 6", "filled", True], ["scores", "3×6 3", "filled", True]]
     text = (trained / "train.prototxt").read_text().replace('"scores"', '"others"')
     text = text.replace('top: "hidden" inner', 'top: "hidden" param { lr_mult: 0 } param { lr_mult: 0 } inner')
     (trained / "train.prototxt").write_text(text)
@@ -31,9 +53,9 @@ def test_the_layers_are_told_by_where_they_start_and_whether_they_are_learned(tr
     assert done.returncode == 0, done.stderr
     rows = pd.read_csv(trained / "out/layers.csv", keep_default_na=False)
     assert rows.to_numpy().tolist() == [
-        ["hidden", "6×192 6", "copied", False],
-        ["others", "3×6 3", "filled", True],
-        ["scores", "", "left out", False],
+        ["hidden", "6×192 6", "copied", False, "start.caffemodel", ""],
+        ["others", "3×6 3", "filled", True, "", "the weights have no layer of this name"],
+        ["scores", "", "left out", False, "start.caffemodel", "the net has no layer of this name"],
     ]
 
 
@@ -70,11 +92,13 @@ def test_a_bottom_that_no_layer_produces_ends_training_with_its_line(small, fail
     fails(['train.prototxt:6: layer "scores"', '"hiden"', '"hidden"'], *TRAIN, leaves=LOG)
 
 
-def test_more_classes_than_outputs_ends_training_with_the_label(small, fails):
-    text = (small / "train.prototxt").read_text().replace("num_output: 3", "num_output: 2")
-    (small / "train.prototxt").write_text(text)
-    (small / "test.prototxt").write_text(text)
-    fails(['layer "loss"', "label 2", "2 classes (0 to 1)"], *TRAIN, leaves=LOG)
+def test_more_classes_than_outputs_ends_before_training(small, fails):
+    change(small, "num_output: 3", "num_output: 2", "train.prototxt", "test.prototxt")
+    solver = (small / "solver.prototxt").read_text().replace('test_net: "test.prototxt" test_iter: 1', "")
+    (small / "solver.prototxt").write_text(solver)
+    said = ['lmdb/train: labels 0 to 2, but layer "scores" has 2 outputs, for labels 0 to 1; set num_output: 3']
+    fails(said, *TRAIN, leaves=LOG)
+    assert "Solving" not in (small / "out/train.log").read_text()
 
 
 def test_weights_of_the_same_layers_are_where_training_starts(trained, command):
@@ -85,3 +109,129 @@ def test_weights_of_the_same_layers_are_where_training_starts(trained, command):
     assert done.returncode == 0, done.stderr
     stored = [caffe.proto.caffe_pb2.NetParameter.FromString((trained / path).read_bytes()) for path in WEIGHTS]
     assert [layer.blobs for layer in stored[0].layer] == [layer.blobs for layer in stored[1].layer]
+
+
+def values(path: Path) -> dict[str, list[list[float]]]:
+    """{layer: its parameters} of a .caffemodel."""
+    net = caffe.proto.caffe_pb2.NetParameter.FromString(path.read_bytes())
+    return {layer.name: [list(blob.data) for blob in layer.blobs] for layer in net.layer if layer.blobs}
+
+
+def test_the_best_weights_are_those_that_the_best_test_had(here):
+    metrics, best = train(Path("solver.prototxt"), Path("out"), Start())
+    assert best == json.loads((here / "out/best.json").read_text())
+    assert best["by"] == "test_accuracy"
+    assert best["test_accuracy"] == metrics.test_accuracy.max()
+    assert best["iteration"] == metrics.iteration[metrics.test_accuracy.idxmax()]
+    assert (best["tests"], best["stopped_early"]) == (5, False)
+    assert list(metrics.since_best[metrics.iteration >= best["iteration"]]) == [0, 1, 2, 3]
+    change(here, "max_iter: 20", f"max_iter: {best['iteration']}", "solver.prototxt")
+    train(Path("solver.prototxt"), Path("shorter"), Start())
+    assert values(here / "out/best.caffemodel") == values(here / "shorter/final.caffemodel")
+    assert values(here / "out/best.caffemodel") != values(here / "out/final.caffemodel")
+
+
+def test_without_accuracy_the_lowest_loss_is_the_best(here):
+    text = (here / "test.prototxt").read_text()
+    (here / "test.prototxt").write_text("\n".join(line for line in text.splitlines() if "Accuracy" not in line))
+    metrics, best = train(Path("solver.prototxt"), Path("out"), Start())
+    assert (best["by"], best["test_loss"]) == ("test_loss", metrics.test_loss.min())
+    assert metrics.test_loss.min() < metrics.test_loss.iloc[-1]
+
+
+def test_without_tests_the_last_weights_are_the_best(here):
+    change(here, 'test_net: "test.prototxt" test_iter: 1 test_interval: 5', "", "solver.prototxt")
+    _, best = train(Path("solver.prototxt"), Path("out"), Start())
+    assert (best["by"], best["iteration"], best["tests"]) == ("last", 20, 0)
+    assert (here / "out/best.caffemodel").read_bytes() == (here / "out/final.caffemodel").read_bytes()
+
+
+def test_training_stops_early_after_so_many_tests_without_a_better_one(here):
+    metrics, best = train(Path("solver.prototxt"), Path("out"), Start(early_stopping=2))
+    assert best["stopped_early"]
+    assert metrics.iteration.iloc[-1] == best["iteration"] + 10
+    assert metrics.since_best.iloc[-1] == 2
+    log = (here / "out/train.log").read_text()
+    assert f"Early stopping: 2 tests without a better test_accuracy than {best['test_accuracy']:g}" in log
+    assert (here / "out/final.caffemodel").exists()
+
+
+def test_every_output_of_the_test_net_is_a_metric(here):
+    top = (
+        'accuracy_param { top_k: 2 } name: "accuracy_top2" type: "Accuracy" bottom: "scores" bottom: "label" top: "accuracy_top2"'
+    )
+    with (here / "test.prototxt").open("a") as file:
+        file.write(f"layer {{ {top} }}\n")
+    train(Path("solver.prototxt"), Path("out"), Start())
+    metrics = pd.read_csv(here / "out/metrics.csv")
+    assert (metrics.test_accuracy_top2 >= metrics.test_accuracy).all()
+    (events,) = (here / "out/tensorboard").iterdir()
+    shown = EventAccumulator(str(events)).Reload()
+    tags = {"loss/train": "loss", "loss/validation": "test_loss", "accuracy": "test_accuracy"}
+    tags |= {"accuracy_top2": "test_accuracy_top2", "learning_rate": "learning_rate"}
+    assert set(shown.Tags()["scalars"]) == set(tags)
+    for tag, column in tags.items():
+        measured = metrics.dropna(subset=column)
+        assert [scalar.step for scalar in shown.Scalars(tag)] == list(measured.iteration)
+        assert [scalar.value for scalar in shown.Scalars(tag)] == pytest.approx(list(measured[column]))
+
+
+def test_metrics_are_there_while_training_goes_on(here, monkeypatch):
+    seen = []
+    measured = caffe.SGDSolver.test_all
+
+    def look(solver):
+        part = here / "out/.metrics.csv.part"
+        seen.append([line.split(",")[0] for line in part.read_text().splitlines()])
+        measured(solver)
+
+    monkeypatch.setattr(caffe.SGDSolver, "test_all", look)
+    train(Path("solver.prototxt"), Path("out"), Start())
+    assert seen[0] == ["iteration"]
+    assert seen[-1] == ["iteration", "0", "5", "10", "15"]
+    assert not (here / "out/.metrics.csv.part").exists()
+
+
+def test_a_loss_that_is_no_number_is_explained_by_what_was_looked_at(here):
+    change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
+    change(here, "display: 5", "display: 1", "solver.prototxt")
+    with pytest.raises(caffe.DivergenceError) as raised:
+        train(Path("solver.prototxt"), Path("out"), Start())
+    assert "the loss is nan" in raised.value.found
+    said = raised.value.do.split("; ")
+    assert said[0].startswith("inputs reach 1.0")
+    assert said[0].endswith("(no mean is subtracted, scale 0.004)")
+    assert said[1] == "labels are within range"
+    assert said[2].startswith("the loss rose from 1.5")
+    assert said[2].endswith("try base_lr: 100000, a tenth of 1e+06, or clip_gradients")
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["tensorboard", "train.log"]
+
+
+def test_values_that_are_no_numbers_are_not_blamed_on_the_learning_rate(here):
+    change(here, "scale: 0.004", "scale: 0.004 mean_value: nan", "train.prototxt")
+    with pytest.raises(caffe.DivergenceError) as raised:
+        train(Path("solver.prototxt"), Path("out"), Start())
+    assert raised.value.do == 'layer "data" gives values that are no numbers: look at the mean and at the database'
+
+
+def test_several_weights_are_copied_one_over_the_other(here):
+    train(Path("solver.prototxt"), Path("first"), Start())
+    change(here, "random_seed: 1", "random_seed: 2", "solver.prototxt")
+    train(Path("solver.prototxt"), Path("second"), Start())
+    change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
+    first, second = Path("first/final.caffemodel"), Path("second/final.caffemodel")
+    other = caffe.Net("test.prototxt", caffe.TEST)
+    other.copy_from(second, skip=["scores"])
+    text = (here / "test.prototxt").read_text().replace('name: "scores"', 'name: "else"')
+    (here / "else.prototxt").write_text(text)
+    caffe.Net("else.prototxt", str(second), caffe.TEST).save("else.caffemodel")
+    train(Path("solver.prototxt"), Path("out"), Start(weights=[first, Path("else.caffemodel")]))
+    got = values(here / "out/final.caffemodel")
+    assert got["hidden"] == values(second)["hidden"]
+    assert got["scores"] == values(first)["scores"]
+    rows = pd.read_csv(here / "out/layers.csv", keep_default_na=False).to_numpy().tolist()
+    assert rows == [
+        ["hidden", "6×192 6", "copied", True, "else.caffemodel", ""],
+        ["scores", "3×6 3", "copied", True, "first/final.caffemodel", ""],
+        ["else", "", "left out", False, "else.caffemodel", "the net has no layer of this name"],
+    ]

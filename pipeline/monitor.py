@@ -1,0 +1,89 @@
+"""What a training shows and keeps while it runs: the table of metrics, TensorBoard's event files, and the best weights so far."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import TextIO
+
+import caffe
+
+TAGS = {"loss": "loss/train", "test_loss": "loss/validation", "learning_rate": "learning_rate"}
+"""What TensorBoard calls the metrics; further ones, accuracies first of all, are called as the test net's outputs."""
+
+
+class Monitor:
+    """Follows a solver from its making to the end of training, which it does not change, but for stopping it early.
+
+    solver    is not training yet
+    table     takes the metrics, a CSV row as soon as it is measured: those of the solver, and since_best, how many tests it is
+              since the best one
+    board     a folder for TensorBoard's event files; those that are there are removed
+    best      the file that gets the weights of the best test
+    patience  after so many tests without a better one, training is asked to stop; 0: never
+
+    The best test is the one with the highest accuracy, or where there is no accuracy, the lowest loss; of equals, the first.
+    Its weights are written at once, and not copied in memory: an array that has been looked at keeps its order in memory from
+    then on, and training would be slower and end on other last digits.
+    """
+
+    def __init__(self, solver: caffe.Solver, table: TextIO, board: Path, best: Path, patience: int):
+        from torch.utils.tensorboard import SummaryWriter  # loaded where it is needed: the preflight has none
+
+        shutil.rmtree(board, ignore_errors=True)
+        self._solver, self._best_file, self._patience = solver, best, patience
+        self.rows: list[dict] = []
+        self.best: dict | None = None
+        self.tests = 0
+        self.stopped = False
+        self._since: int | None = None
+        self._file = table
+        self._table = csv.DictWriter(table, [*solver.metrics, "since_best"], lineterminator="\n")
+        self._table.writeheader()
+        table.flush()
+        self._board = SummaryWriter(str(board), flush_secs=10)
+        solver.on_test(self._tested)
+        solver.on_metrics(self._measured)
+
+    def close(self) -> None:
+        """End the event files."""
+        self._board.close()
+
+    def summary(self) -> dict:
+        """Of the best test: iteration, by, test_accuracy, test_loss; and tests, how many there were, and stopped_early."""
+        best = self.best or {"iteration": self._solver.iter, "by": "last"}
+        rest = {"tests": self.tests, "stopped_early": self.stopped}
+        return {key: best.get(key) for key in ("iteration", "by", "test_accuracy", "test_loss")} | rest
+
+    def write_summary(self, path: Path) -> None:
+        """Write the summary as JSON."""
+        path.write_text(json.dumps(self.summary(), indent=1) + "\n")
+
+    def _tested(self, row: dict) -> None:
+        self.tests += 1
+        by, sign = ("test_loss", -1) if row["test_accuracy"] is None else ("test_accuracy", 1)
+        value = row[by]
+        better = value is not None and not math.isnan(value)
+        better = better and (self.best is None or sign * value > sign * self.best[by])
+        self._since = 0 if better else None if self._since is None else self._since + 1
+        if better:
+            self.best = {**row, "by": by}
+            self._solver.net.save(self._best_file)
+        elif self._patience and self._since is not None and self._since >= self._patience:
+            best = f"{self.best[by]:g} of iteration {self.best['iteration']}"
+            caffe.log(f"Early stopping: {self._since} tests without a better {by} than {best}")
+            self.stopped = True
+            self._solver.request("stop")
+
+    def _measured(self, row: dict) -> None:
+        tested = row["test_loss"] is not None or row["test_accuracy"] is not None
+        row = {**row, "since_best": self._since if tested else None}
+        self.rows.append(row)
+        self._table.writerow(row)
+        self._file.flush()
+        for name, value in row.items():
+            if value is not None and name not in ("iteration", "seconds", "since_best"):
+                self._board.add_scalar(TAGS.get(name, name.removeprefix("test_")), value, row["iteration"])

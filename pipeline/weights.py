@@ -1,0 +1,113 @@
+"""Weights that a training starts from: download published ones, copy them into a net, and tell what became of each layer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+import caffe
+from pipeline import published, web
+from pipeline.command import run
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+
+COLUMNS = ["layer", "shapes", "start", "learned", "weights", "why"]
+
+
+def fetch(url: str, sha256: str, path: Path) -> None:
+    """Write the weights at `url` to `path`, whole, once their SHA-256 is the expected one."""
+    with written_whole(path) as part:
+        try:
+            found = published.fetch_url(url, part).sha256
+        except web.Failed as failure:
+            raise InputError(url, failure.error, do="correct the URL, or try again later") from None
+        if found != sha256.lower():
+            raise InputError(
+                url, f"SHA-256 {found}", f"sha256 is {sha256}", "correct sha256 if this is the file that you mean, else the URL"
+            )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of one file of weights: layers copied, and ignored as the net has none of the name.
+
+    skipped  {layer: why it could not have been copied, if so} of those that were not to be copied
+    unfit    {layer: (what the file has, what the net has, what to do)} where the shapes differ; then nothing was copied
+    """
+
+    path: Path
+    copied: Sequence[str] = ()
+    ignored: Sequence[str] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
+    unfit: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+
+
+def copied(net: caffe.Net, files: Sequence[Path], skip: Sequence[str] = ()) -> list[Taken]:
+    """Copy files of weights into a net, one after the other, so that of layers with the same name the last file's counts.
+
+    skip  layers that are not copied
+    """
+    taken = []
+    for path in files:
+        try:
+            report = net.copy_from(path, skip)
+        except caffe.WeightsError as error:
+            taken.append(Taken(path, unfit=error.layers))
+        else:
+            taken.append(Taken(path, report.copied, report.ignored, report.skipped))
+    return taken
+
+
+def layers_of(net: caffe.Net, taken: Sequence[Taken]) -> pd.DataFrame:
+    """A row for each layer with weights: of the net, then of the files where the net has none of the name.
+
+    shapes   of its parameters
+    start    copied; filled, as its prototxt says; or left out
+    learned  whether it has a learning rate
+    weights  the file that has the layer
+    why      why it was not copied
+    """
+    rows = []
+    for name, blobs in net.params.items():
+        having = [one for one in taken if name in one.copied]
+        skipping = [one for one in taken if name in one.skipped]
+        start, path, why = "filled", "", "the weights have no layer of this name" if taken else "no weights"
+        if having:
+            start, path, why = "copied", having[-1].path, ""
+        elif skipping:
+            path, why = skipping[-1].path, skipping[-1].skipped[name] or "it was to be skipped"
+        specs = net.layer_dict[name].param.param
+        learned = any(spec.lr_mult for spec in specs) or not specs
+        rows.append([name, " ".join("×".join(map(str, blob.shape)) for blob in blobs), start, learned, path, why])
+    for one in taken:
+        rows += [[name, "", "left out", False, one.path, "the net has no layer of this name"] for name in one.ignored]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of steps that start from weights: `--weights`, `--skip` and `--same-classes`."""
+    parser.add_argument(
+        "--weights", nargs="+", type=Path, default=[], help=".caffemodels to start from; of layers of one name, the last one's"
+    )
+    parser.add_argument("--skip", nargs="+", default=[], metavar="LAYER", help="layers that are not copied from them")
+    parser.add_argument(
+        "--same-classes", action="store_true", help="they are of the same classes: that the last layer is copied is meant"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Download weights, checked by their SHA-256.")
+    parser.add_argument("url")
+    parser.add_argument("file", type=Path, help="the file to write")
+    parser.add_argument("--sha256", required=True)
+    a = parser.parse_args(argv)
+    fetch(a.url, a.sha256, a.file)
+    print(f"{a.file}: {a.file.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    run(main)
