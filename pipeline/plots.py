@@ -1,4 +1,4 @@
-"""Draw what training and evaluation gave, as PNG and SVG, and the table that compares experiments."""
+"""Draw what training gave, as PNG and SVG, and the table that compares experiments."""
 
 from __future__ import annotations
 
@@ -142,10 +142,9 @@ def save(figure: plt.Figure, stem: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
-    one = commands.add_parser("experiment", help="curves and confusion matrix of one experiment")
+    one = commands.add_parser("experiment", help="curves of one experiment's training")
     one.add_argument("folder", type=Path)
     one.add_argument("--metrics", type=Path, required=True)
-    one.add_argument("--confusion", type=Path, required=True)
     several = commands.add_parser("comparison", help="table and plot of several experiments")
     several.add_argument("folder", type=Path)
     several.add_argument("--names", nargs="+", required=True)
@@ -156,7 +155,6 @@ def main(argv: list[str] | None = None) -> None:
     plt.rcParams.update(STYLE)
     if a.what == "experiment":
         save(curves(read_metrics(a.metrics)), a.folder / "curves")
-        save(confusion_matrix(pd.read_csv(a.confusion, index_col=0)), a.folder / "confusion")
         return
     metrics = {name: read_metrics(path) for name, path in zip(a.names, a.metrics, strict=True)}
     table = comparison_table(a.names, a.datasets, a.summaries, metrics)
