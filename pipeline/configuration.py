@@ -193,6 +193,9 @@ def _without_effect(config: dict) -> list[str]:
                 problems.append(
                     f"datasets.{name}.split.{key}: {split[key]} has no effect with by: {by}; remove it, or use by: {ways[0]}"
                 )
+    for name, experiment in _mappings(config.get("experiments")).items():
+        if "feature_formats" in experiment and not experiment.get("features"):
+            problems.append(f"experiments.{name}.feature_formats: no effect without features")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Draw what an experiment's training and evaluation gave, as PNG and SVG."""
+"""Draw what an experiment's training gave, as PNG and SVG, and how a confusion matrix looks."""
 
 from __future__ import annotations
 
@@ -104,11 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv of the train step")
-    parser.add_argument("--confusion", type=Path, required=True, help="confusion.csv of the evaluate step")
     a = parser.parse_args(argv)
     plt.rcParams.update(STYLE)
     save(curves(read_metrics(a.metrics)), a.folder / "curves")
-    save(confusion_matrix(pd.read_csv(a.confusion, index_col=0)), a.folder / "confusion")
 
 
 if __name__ == "__main__":

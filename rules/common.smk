@@ -8,6 +8,7 @@ import caffe
 from snakemake.exceptions import WorkflowError
 
 from pipeline import configuration, models, strategies
+from pipeline.files import stem_of
 
 try:
     schema = Path(workflow.basedir) / "config" / "schema.yaml"
@@ -53,6 +54,8 @@ wildcard_constraints:
     sweep="[A-Za-z0-9_-]+",
     shard=r"\d+",
     part="train|val",
+    of="|_train",
+    blob="[^/]+",
 
 
 def source(module):
@@ -70,6 +73,14 @@ def dataset_of(wildcards):
 def of_dataset(path):
     """Input function: `path` in the folder of the experiment's dataset."""
     return lambda wildcards: f"results/datasets/{dataset_of(wildcards)}/{path}"
+
+
+def of_evaluated(path):
+    """Input function: `path`, with {part}, in the folder of the experiment's dataset, for the part that is evaluated."""
+    return lambda wildcards: (
+        f"results/datasets/{dataset_of(wildcards)}/"
+        + path.format(part=wildcards.of.removeprefix("_") or "val")
+    )
 
 
 def images_of(wildcards):
@@ -294,7 +305,7 @@ def url_of(wildcards):
 def start_flags(wildcards, input):
     """What a training starts from and when it ends, as the train step takes them."""
     experiment = config["experiments"][wildcards.experiment]
-    flags = []
+    flags = ["--chosen", input.strategy] if input.strategy else []
     if input.weights:
         flags += ["--weights", *input.weights]
         named = [origin.get("experiment") for origin in configuration.origins(experiment)]
@@ -308,6 +319,12 @@ def start_flags(wildcards, input):
 def last_name(wildcards):
     """The name of the experiment's last layer."""
     return configuration.last_layer(config["experiments"][wildcards.experiment])
+
+
+def blob_of(wildcards):
+    """The blob of an experiment's features that files are named after."""
+    blobs = config["experiments"][wildcards.experiment]["features"]
+    return next(blob for blob in blobs if stem_of(blob) == wildcards.blob)
 
 
 def solver_fields(wildcards):
@@ -331,12 +348,21 @@ def results(wildcards):
     paths += ["results/report/comparison.csv"] if experiments else []
     for name, experiment in experiments.items():
         paths += expand(
-            "results/experiments/{name}/report/{plot}.{kind}",
+            "results/experiments/{name}/report/{plot}",
             name=name,
-            plot=["curves", "confusion"],
-            kind=["png", "svg"],
+            plot=["curves.png", "mistakes.png"],
         )
+        paths += [
+            f"results/experiments/{name}/report/mistakes_{part}.png"
+            for part in experiment["evaluate"]
+            if part != "val"
+        ]
         paths += [f"results/experiments/{name}/features"] if experiment["features"] else []
+        paths += expand(
+            "results/experiments/{name}/report/map_{blob}.png",
+            name=name,
+            blob=[stem_of(blob) for blob in experiment["features"]],
+        )
         if "classify" in experiment:
             paths.append(f"results/experiments/{name}/classify.csv")
     return paths

@@ -69,21 +69,13 @@ rule augmented:
 rule plots:
     input:
         metrics="results/experiments/{experiment}/train/metrics.csv",
-        confusion="results/experiments/{experiment}/evaluate/confusion.csv",
     output:
         curves=report(
             "results/experiments/{experiment}/report/curves.png",
             caption="../report/curves.rst",
             category="{experiment}",
         ),
-        confusion=report(
-            "results/experiments/{experiment}/report/confusion.png",
-            caption="../report/confusion.rst",
-            category="{experiment}",
-        ),
-        vector=expand(
-            "results/experiments/{{experiment}}/report/{plot}.svg", plot=["curves", "confusion"]
-        ),
+        vector="results/experiments/{experiment}/report/curves.svg",
     log:
         "logs/experiments/{experiment}/plots.log",
     resources:
@@ -93,8 +85,83 @@ rule plots:
         folder=subpath(output.curves, parent=True),
         code=source("pipeline.plots"),
     shell:
-        "python -m pipeline.plots {params.folder} --metrics {input.metrics} --confusion {input.confusion}"
-        " > {log} 2>&1"
+        "python -m pipeline.plots {params.folder} --metrics {input.metrics} > {log} 2>&1"
+
+
+rule evaluated:
+    input:
+        summary="results/experiments/{experiment}/evaluate{of}/summary.json",
+        confusion="results/experiments/{experiment}/evaluate{of}/confusion.csv",
+        calibration="results/experiments/{experiment}/evaluate{of}/calibration.csv",
+        predictions="results/experiments/{experiment}/evaluate{of}/predictions.csv",
+        database=of_evaluated("lmdb/{part}"),
+        manifest=of_evaluated("lmdb/{part}.manifest.json"),
+    output:
+        confusion=report(
+            "results/experiments/{experiment}/report/confusion{of}.png",
+            caption="../report/confusion.rst",
+            category="{experiment}",
+        ),
+        calibration=report(
+            "results/experiments/{experiment}/report/calibration{of}.png",
+            caption="../report/calibration.rst",
+            category="{experiment}",
+        ),
+        mistakes=report(
+            "results/experiments/{experiment}/report/mistakes{of}.png",
+            caption="../report/mistakes.rst",
+            category="{experiment}",
+        ),
+        vector=expand(
+            "results/experiments/{{experiment}}/report/{plot}{{of}}.svg",
+            plot=["confusion", "calibration"],
+        ),
+    log:
+        "logs/experiments/{experiment}/evaluated{of}.log",
+    resources:
+        mem_mb=1000,
+        runtime=15,
+    params:
+        evaluation=subpath(input.summary, parent=True),
+        folder=subpath(output.mistakes, parent=True),
+        suffix=lambda wildcards: f"--suffix={wildcards.of}" if wildcards.of else "",
+        code=[source(f"pipeline.{module}") for module in ("evaluated", "plots", "shown")],
+    shell:
+        "python -m pipeline.evaluated {params.evaluation} {input.database} {params.folder} {params.suffix} > {log} 2>&1"
+
+
+rule neighbours:
+    input:
+        features="results/experiments/{experiment}/features",
+        database=of_dataset("lmdb/val"),
+        manifest=of_dataset("lmdb/val.manifest.json"),
+        labels=of_dataset("lists/labels.txt"),
+    output:
+        map=report(
+            "results/experiments/{experiment}/report/map_{blob}.png",
+            caption="../report/map.rst",
+            category="{experiment}",
+        ),
+        vector="results/experiments/{experiment}/report/map_{blob}.svg",
+        neighbours=report(
+            "results/experiments/{experiment}/report/neighbours_{blob}.png",
+            caption="../report/neighbours.rst",
+            category="{experiment}",
+        ),
+        table="results/experiments/{experiment}/report/neighbours_{blob}.csv",
+        figures="results/experiments/{experiment}/report/neighbours_{blob}.json",
+    log:
+        "logs/experiments/{experiment}/neighbours_{blob}.log",
+    resources:
+        mem_mb=3000,
+        runtime=30,
+    params:
+        folder=subpath(output.map, parent=True),
+        blob=blob_of,
+        code=[source(f"pipeline.{module}") for module in ("neighbours", "feature_files", "shown")],
+    shell:
+        "OMP_NUM_THREADS=1 python -m pipeline.neighbours {input.features} {input.database} {params.folder}"
+        " --blob {params.blob} --labels {input.labels} > {log} 2>&1"
 
 
 rule comparison:

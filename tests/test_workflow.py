@@ -27,7 +27,8 @@ def elsewhere(tmp_path):
 def test_the_example_is_planned_in_any_folder_under_every_profile(elsewhere, profile):
     done = snakemake("-n", "--workflow-profile", str(ROOT / "profiles" / profile), cwd=elsewhere)
     assert done.returncode == 0, done.stderr
-    for rule in ("shards", "label", "lmdb", "mean", "prototxt", "train", "features", "evaluate", "plots", "comparison"):
+    rules = ("shards", "label", "lmdb", "mean", "prototxt", "train", "features", "evaluate")
+    for rule in (*rules, "plots", "evaluated", "neighbours", "comparison"):
         assert f"\n{rule} " in done.stdout + done.stderr
 
 

@@ -293,6 +293,18 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(solver={"solver_mode": "GPU"}),
         "my.yaml: experiments.breeds.solver.solver_mode: set by the workflow; say compute: cpu or compute: gpu",
     ),
+    "a part that is none to evaluate on": (
+        lambda c: c["experiments"]["breeds"].update(evaluate=["val", "tran"]),
+        "my.yaml: experiments.breeds.evaluate.1: 'tran' is not one of val, train; did you mean \"train\"?",
+    ),
+    "a format of features that there is not": (
+        lambda c: c["experiments"]["breeds"].update(features=["ip1"], feature_formats=["csv"]),
+        "my.yaml: experiments.breeds.feature_formats.0: 'csv' is not one of hdf5, leveldb, lmdb, npy, parquet",
+    ),
+    "formats of no features": (
+        lambda c: c["experiments"]["breeds"].update(feature_formats=["npy"]),
+        "my.yaml: experiments.breeds.feature_formats: no effect without features",
+    ),
     "features of a blob that the model does not have": (
         lambda c: c["experiments"]["breeds"].update(features=["ip1", "ip2"], rename_last=True),
         "my.yaml: experiments.breeds.features: 'ip2' is not one of data, conv1, pool1, conv2, pool2, ip1, ip2_cats",

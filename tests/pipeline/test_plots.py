@@ -30,25 +30,21 @@ def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(tmp_path, classes
 
 
 def test_the_same_numbers_give_the_same_files(trained, command):
-    (trained / "confusion.csv").write_text("class,a,b\na,3,1\nb,0,2\n")
     made = []
     for folder in ("first", "second"):
-        done = command("pipeline.plots", folder, "--metrics", "out/metrics.csv", "--confusion", "confusion.csv")
+        done = command("pipeline.plots", folder, "--metrics", "out/metrics.csv")
         assert done.returncode == 0, done.stderr
         made.append({path.name: path.read_bytes() for path in (trained / folder).iterdir()})
-    assert set(made[0]) == {"curves.png", "curves.svg", "confusion.png", "confusion.svg"}
+    assert set(made[0]) == {"curves.png", "curves.svg"}
     assert made[0] == made[1]
 
 
 def test_another_table_than_metrics_is_refused(fails, write):
     write("layers.csv", "layer,shapes,start,learned\nhidden,6,filled,True\n")
-    write("confusion.csv", "class,a\na,1\n")
     said = ["layers.csv: no column iteration", "metrics.csv of the train step"]
-    fails(said, "pipeline.plots", "out", "--metrics", "layers.csv", "--confusion", "confusion.csv")
+    fails(said, "pipeline.plots", "out", "--metrics", "layers.csv")
 
 
 def test_metrics_without_a_row_are_refused(fails, write):
     write("metrics.csv", ",".join(METRICS.columns) + "\n")
-    write("confusion.csv", "class,a\na,1\n")
-    arguments = ("--metrics", "metrics.csv", "--confusion", "confusion.csv")
-    fails(["metrics.csv", "no metrics"], "pipeline.plots", "out", *arguments)
+    fails(["metrics.csv", "no metrics"], "pipeline.plots", "out", "--metrics", "metrics.csv")
