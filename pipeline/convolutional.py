@@ -26,10 +26,10 @@ Map = tuple[int, int, int]
 def convolutional(net: caffe.Net, height: int, width: int) -> caffe.Net:
     """The net with its fully connected layers as convolutions, for images of `height` × `width`.
 
-    The first one that sees a map gets a kernel of the map's size, those that see a vector 1 × 1; each is called NAME-conv. A layer
-    that only flattens is left out, and global pooling goes over windows of the size that it had. So, for an image of the net's own
-    size the outputs are the net's, and for a larger one they are maps. Padding inside the net sees the image's border there and not
-    each window's, so a map is the net slid over the image only as far as the layers before do not pad.
+    The first one that sees a map gets a kernel of the map's size, those that see a vector 1 × 1; each is called NAME-conv. A
+    layer that only flattens is left out, and global pooling goes over windows of the size that it had. For an image of the net's
+    own size the outputs are the net's, for a larger one they are maps. Where layers pad, they pad the image and not each window:
+    such a map is the classifier slid over the last map of the larger image, but not exactly the net slid over the image.
     """
     return _Surgery(net, height, width).made()
 
@@ -106,7 +106,9 @@ class _Surgery:
         weight, *bias = self.blobs.pop(layer.name)
         weight = weight.T if p.transpose else weight
         param = layer.convolution_param
-        param.num_output, param.bias_term = p.num_output, p.bias_term
+        param.num_output = p.num_output
+        if not p.bias_term:
+            param.bias_term = False
         if height == width:
             param.kernel_size.append(height)
         else:

@@ -24,7 +24,7 @@ class Node:
 
 
 def definition_of(net: caffe.Net) -> caffe_pb2.NetParameter:
-    """The layers of a net in its phase, without the Split layers that were inserted, and without fillers: for use, not training."""
+    """The layers of a net in its phase, as a deploy prototxt has them: without the inserted Split layers, and without fillers."""
     definition = caffe_pb2.NetParameter()
     definition.CopyFrom(net.definition)
     definition.ClearField("state")

@@ -1,7 +1,7 @@
 """Change trained nets: crop them, make them convolutional, merge their normalisation, average snapshots.
 
-Each command reads a deploy prototxt and weights, and writes OUTPUT.prototxt and OUTPUT.caffemodel. What changes how a net computes
-and not what is first checked: the new net's output for random images is the old one's within 1e-4 of its largest value.
+Each command reads a deploy prototxt and weights, and writes OUTPUT.prototxt and OUTPUT.caffemodel. A net that is to compute the
+same in another way is checked first: its output for random images is the old one's within 1e-4 of the largest value.
 """
 
 from __future__ import annotations
@@ -38,17 +38,13 @@ def _copy(net: caffe.Net, weights: Path) -> list[str]:
             weights,
             f"no weights of {_named(copied.untouched)}",
             f"{net.path} has {'them' if len(copied.untouched) > 1 else 'it'}",
-            _near(copied.untouched[0], [*copied.copied, *copied.ignored]) or "give the weights of this net",
+            caffe.nearest(copied.untouched[0], [*copied.copied, *copied.ignored]) or "give the weights of this net",
         )
     return copied.ignored
 
 
 def _named(layers: list[str]) -> str:
     return f"layer{'s' * (len(layers) > 1)} {', '.join(layers[:5])}" + (" …" if len(layers) > 5 else "")
-
-
-def _near(name: str, known: list[str]) -> str:
-    return caffe.nearest(name, known)
 
 
 def cropped(weights: Path, smaller: Path) -> caffe.Net:
