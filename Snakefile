@@ -21,6 +21,7 @@ include: "rules/mean.smk"
 include: "rules/prototxt.smk"
 include: "rules/train.smk"
 include: "rules/features.smk"
+include: "rules/export.smk"
 include: "rules/report.smk"
 
 

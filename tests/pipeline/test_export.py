@@ -27,6 +27,7 @@ def test_every_template_is_exported(tmp_path, name):
     for one in definition.layer:
         if name.startswith("resnet") and one.name == "pool5":  # 7 × 7 of 224 × 224; here there is one place
             one.pooling_param.kernel_size = 1
+        thin(one)
     trained = filled(caffe.Net(definition, caffe.TEST))
     assert export.write_onnx(trained, tmp_path / "model.onnx", {}) < 1e-5
     model = onnx.load(tmp_path / "model.onnx")
@@ -35,6 +36,16 @@ def test_every_template_is_exported(tmp_path, name):
     assert shape(model.graph.output[0])[:2] == ["N", 5]
     assert f"{TEMPLATES[name].last}.weight" in {one.name for one in model.graph.initializer}
     assert model.opset_import[0].version == onnx_graph.OPSET
+
+
+def thin(one) -> None:
+    """A quarter of a layer's outputs, where they can be divided: as many kinds of layers, in less time."""
+    for field in ("convolution_param", "inner_product_param"):
+        p = getattr(one, field)
+        if one.HasField(field) and p.num_output % 4 == 0:
+            p.num_output //= 4
+    if one.convolution_param.group > 2:
+        one.convolution_param.group //= 4
 
 
 @needs_shared
