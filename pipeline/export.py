@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 import caffe
 from caffe.transform import read_mean
@@ -56,7 +56,8 @@ def checked(file: Path, net: caffe.Net, where: str, scale: float = 1.0) -> float
     outputs = [output.name for output in model.graph.output]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in blobs if name not in outputs)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    options.intra_op_num_threads = int(threads) if threads.isdigit() else 0
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     inputs = agreement.random_inputs(net, (2 if batch[0] == 1 else 1) if free else None, scale)
@@ -68,7 +69,7 @@ def write_safetensors(net: caffe.Net, output: Path, metadata: Mapping[str, str])
     tensors = {name: np.ascontiguousarray(values) for name, values in named_tensors(net).items()}
     types = {name: net.layer_dict[name].type for name in net.params}
     with written_whole(output) as part:
-        save_file(tensors, part, {"net": net.name, "layer_types": json.dumps(types), **metadata})
+        part.write_bytes(save(tensors, {"net": net.name, "layer_types": json.dumps(types), **metadata}))
     return len(tensors)
 
 

@@ -114,7 +114,7 @@ def checked(net: caffe.Net, changed: caffe.Net, where: str) -> float:
 
 def _crop(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     net = cropped(a.weights, a.net)
-    return net, f"{len(net.params)} layers with weights"
+    return net, _named(list(net.params))
 
 
 def _convolutional(a: argparse.Namespace) -> tuple[caffe.Net, str]:
@@ -130,7 +130,7 @@ def _merge(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     changed, gone, left = merged(net)
     difference = checked(net, changed, str(a.output))
     stay = f", {_named(left)} {'stay' if len(left) > 1 else 'stays'}: no convolution alone before" if left else ""
-    return changed, f"{len(gone)} layers merged{stay}; largest difference {difference:.1e}"
+    return changed, f"{len(gone)} layer{'s' * (len(gone) != 1)} merged{stay}; largest difference {difference:.1e}"
 
 
 def _average(a: argparse.Namespace) -> tuple[caffe.Net, str]:

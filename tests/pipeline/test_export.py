@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.mean import to_blob
 from pipeline.models import TEMPLATES
 from tests.conftest import SHARED, needs_shared
-from tests.pipeline.trained_nets import filled, image, layer, net, of_template
+from tests.pipeline.trained_nets import digits, filled, image, layer, net, of_template, unfilled
 
 SIDES = {"lenet": 28, "cifar10_quick": 32, "cifar10_full": 32, "alexnet": 67, "caffenet": 67, "squeezenet": 67}
 """Sides of images for which nets have few values; of the others 32."""
@@ -41,22 +41,30 @@ def test_every_template_is_exported(tmp_path, name):
 def thin(one) -> None:
     """A quarter of a layer's outputs, where they can be divided: as many kinds of layers, in less time."""
     for field in ("convolution_param", "inner_product_param"):
-        p = getattr(one, field)
-        if one.HasField(field) and p.num_output % 4 == 0:
-            p.num_output //= 4
-    if one.convolution_param.group > 2:
+        if one.HasField(field) and getattr(one, field).num_output % 4 == 0:
+            getattr(one, field).num_output //= 4
+    if one.HasField("convolution_param") and one.convolution_param.group > 2:
         one.convolution_param.group //= 4
 
 
 @needs_shared
 @pytest.mark.parametrize("path", ["resnet50", "bvlc/models/bvlc_googlenet", "inception_v3", "densenet121"])
 def test_published_nets_are_exported(tmp_path, path):
-    definition = caffe.read_net(SHARED / "zoo" / path / "deploy.prototxt")
-    for one in definition.layer:
-        one.convolution_param.ClearField("weight_filler")
-        if one.type == "Input":
-            one.input_param.shape[0].dim[0] = 1
+    definition = unfilled(caffe.read_net(SHARED / "zoo" / path / "deploy.prototxt"))
+    definition.layer[0].input_param.shape[0].dim[0] = 1
     assert export.write_onnx(filled(caffe.Net(definition, caffe.TEST)), tmp_path / "model.onnx", {}) < 1e-5
+
+
+@needs_shared
+def test_a_lenet_of_2014_reads_digits_in_onnxruntime_as_it_does_in_caffe(tmp_path):
+    files = [SHARED / "zoo/v1_format/mnist__lenet.prototxt", SHARED / "weights/lenet_iter_10000.caffemodel"]
+    export.main(["onnx", *map(str, files), str(tmp_path / "lenet.onnx")])
+    images, labels = digits(500)
+    session = onnxruntime.InferenceSession(tmp_path / "lenet.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["prob"], {"data": images})
+    (expected,) = agreement.computed(caffe.Net(*map(str, files), caffe.TEST), {"data": images}, ["prob"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert (found.argmax(1) == labels).mean() > 0.98
 
 
 def shape(value: onnx.ValueInfoProto) -> list:
@@ -231,6 +239,13 @@ def test_a_model_that_computes_something_else_is_not_written(write, tmp_path, mo
     with pytest.raises(InputError, match=r"model.onnx: its output differs from the net's own"):
         export.write_onnx(made, tmp_path / "model.onnx", {})
     assert not list(tmp_path.glob("*model*"))
+
+
+def test_a_net_whose_output_is_no_number_is_not_exported(write, tmp_path):
+    made = net(write, image(*IMAGE) + layer("InnerProduct", "fc", "data", more="inner_product_param { num_output: 2 }"))
+    made.params["fc"][1].data[...] = np.nan
+    with pytest.raises(InputError, match=r"model.onnx: the net's output for random images is not finite; check the weights"):
+        export.write_onnx(made, tmp_path / "model.onnx", {})
 
 
 def test_a_batch_that_the_net_fixes_is_fixed_in_the_model(write, tmp_path):

@@ -1,11 +1,13 @@
 """Nets with weights as trained ones have them: of a size that keeps values in range, and statistics that are not 0 and 1."""
 
+import gzip
 import math
 
 import numpy as np
 
 import caffe
 from pipeline.models import TEMPLATES, Last
+from tests.conftest import SHARED
 
 
 def of_template(name: str, classes: int, *shape: int):
@@ -18,9 +20,15 @@ def of_template(name: str, classes: int, *shape: int):
     net.name = name
     net.layer.extend(built.layers)
     net.layer.add(name="prob", type="Softmax", bottom=[built.heads[-1][0]], top=["prob"])
-    for layer in net.layer:  # filling takes longer than all the rest
-        layer.convolution_param.ClearField("weight_filler")
-        layer.inner_product_param.ClearField("weight_filler")
+    return unfilled(net)
+
+
+def unfilled(net):
+    """A net's message without the fillers of its weights: filling takes longer than all the rest."""
+    for layer in net.layer:
+        for field in ("convolution_param", "inner_product_param"):
+            if layer.HasField(field):
+                getattr(layer, field).ClearField("weight_filler")
     return net
 
 
@@ -57,3 +65,12 @@ def layer(kind: str, name: str, *bottoms: str, top: str = "", more: str = "") ->
 def image(*dims: int, name: str = "data") -> str:
     """An Input layer as text."""
     return layer("Input", name, more="input_param { shape { " + " ".join(f"dim: {dim}" for dim in dims) + " } }")
+
+
+def digits(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first digits of MNIST's test set as LeNet takes them, N × 1 × 28 × 28 of 0 to 1, and what they are."""
+    images, labels = (
+        gzip.decompress((SHARED / f"data/mnist/t10k-{name}-ubyte.gz").read_bytes()) for name in ("images-idx3", "labels-idx1")
+    )
+    pixels = np.frombuffer(images, np.uint8, count * 784, 16).reshape(count, 1, 28, 28)
+    return pixels.astype(np.float32) / 256, np.frombuffer(labels, np.uint8, count, 8)
