@@ -38,8 +38,7 @@ def write_onnx(net: caffe.Net, output: Path, metadata: Mapping[str, str], scale:
     scale     what images are multiplied by before they go into the net
     """
     with written_whole(output) as part:
-        model = onnx_graph.model(net, metadata)
-        onnx.save(model, part)
+        onnx.save(onnx_graph.model(net, metadata), part)
         return checked(part, net, str(output), scale)
 
 

@@ -36,7 +36,7 @@ rule merge:
         "logs/experiments/{experiment}/merge.log",
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=8000,
         runtime=30,
     params:
         stem=without_suffix,
@@ -57,7 +57,7 @@ rule convolutional:
         "logs/experiments/{experiment}/convolutional.log",
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=8000,
         runtime=30,
     params:
         stem=without_suffix,
@@ -99,7 +99,7 @@ rule average:
     log:
         "logs/experiments/{experiment}/average.log",
     resources:
-        mem_mb=4000,
+        mem_mb=8000,
         runtime=30,
     params:
         stem=without_suffix,
