@@ -22,6 +22,7 @@ include: "rules/linear.smk"
 include: "rules/prototxt.smk"
 include: "rules/train.smk"
 include: "rules/features.smk"
+include: "rules/export.smk"
 include: "rules/report.smk"
 
 

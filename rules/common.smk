@@ -332,6 +332,22 @@ def solver_fields(wildcards):
     return json.dumps(config["experiments"][wildcards.experiment]["solver"], sort_keys=True)
 
 
+def without_suffix(wildcards, output):
+    """The path of a net's two files without .prototxt and .caffemodel, as the surgery step takes it."""
+    return str(Path(output.net).with_suffix(""))
+
+
+EXPORTS = {
+    "onnx": "model.onnx",
+    "safetensors": "model.safetensors",
+    "merged": "merged.caffemodel",
+    "convolutional": "convolutional.caffemodel",
+    "crop": "cropped.caffemodel",
+    "average": "averaged.caffemodel",
+}
+"""The file that each key of an experiment's `export` asks for."""
+
+
 def results(wildcards):
     """Everything that `snakemake` makes when it is not told what."""
     experiments = config["experiments"]
@@ -365,4 +381,6 @@ def results(wildcards):
         )
         if "classify" in experiment:
             paths.append(f"results/experiments/{name}/classify.csv")
+        asked = [file for key, file in EXPORTS.items() if experiment["export"].get(key)]
+        paths += [f"results/experiments/{name}/export/{file}" for file in asked]
     return paths

@@ -309,6 +309,19 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(features=["ip1", "ip2"], rename_last=True),
         "my.yaml: experiments.breeds.features: 'ip2' is not one of data, conv1, pool1, conv2, pool2, ip1, ip2_cats",
     ),
+    "an average without snapshots": (
+        lambda c: c["experiments"]["breeds"].update(export={"average": 3}),
+        "my.yaml: experiments.breeds.export.average: no snapshots to average; set solver.snapshot, so many iterations from one"
+        " to the next",
+    ),
+    "an average of more snapshots than there are": (
+        lambda c: c["experiments"]["breeds"].update(export={"average": 3}, solver={"snapshot": 5, "max_iter": 10}),
+        "my.yaml: experiments.breeds.export.average: 3, but 10 iterations with solver.snapshot: 5 leave 2; set it lower",
+    ),
+    "a map without a width": (
+        lambda c: c["experiments"]["breeds"].update(export={"convolutional": {"height": 454}}),
+        "my.yaml: experiments.breeds.export.convolutional: width is missing",
+    ),
 }
 
 
