@@ -33,6 +33,7 @@ DUPLICATES = report(
     "results/datasets/{dataset}/lists/duplicates.csv",
     caption="../report/duplicates.rst",
     category="{dataset}",
+    labels={"result": "near-duplicates (CSV)"},
 )
 LISTS = [
     *expand(
@@ -255,6 +256,19 @@ def weights_of(wildcards):
     return weights.get("file", [])
 
 
+def shown_images(wildcards):
+    """Input function: what the pictures of a trained net show: images of the user's, or the validation records."""
+    images = config["experiments"][wildcards.experiment]["pictures"].get("images")
+    return images or f"results/datasets/{dataset_of(wildcards)}/lmdb/val"
+
+
+def images_flag(wildcards, input):
+    """Which images the pictures of a trained net show, and how many."""
+    pictures = config["experiments"][wildcards.experiment]["pictures"]
+    kind = "images" if "images" in pictures else "database"
+    return f"--{kind} {shlex.quote(input.images)} --count {pictures['count']}"
+
+
 def last_name(wildcards):
     """The name of the experiment's last layer."""
     return configuration.last_layer(config["experiments"][wildcards.experiment])
@@ -287,6 +301,8 @@ def results(wildcards):
             kind=["png", "svg"],
         )
         paths += [f"results/experiments/{name}/features"] if experiment["features"] else []
+        if experiment["pictures"]["count"]:
+            paths.append(f"results/experiments/{name}/pictures/filters.png")
         if "classify" in experiment:
             paths.append(f"results/experiments/{name}/classify.csv")
     return paths

@@ -36,12 +36,14 @@ rule evaluate:
             "results/experiments/{experiment}/evaluate/per_class.csv",
             caption="../report/per_class.rst",
             category="{experiment}",
+            labels={"result": "accuracy by class (CSV)"},
         ),
         confusion="results/experiments/{experiment}/evaluate/confusion.csv",
         predictions=report(
             "results/experiments/{experiment}/evaluate/predictions.csv",
             caption="../report/predictions.rst",
             category="{experiment}",
+            labels={"result": "predictions (CSV)"},
         ),
     log:
         "logs/experiments/{experiment}/evaluate.log",
@@ -72,6 +74,7 @@ rule classify:
             "results/experiments/{experiment}/classify.csv",
             caption="../report/classify.rst",
             category="{experiment}",
+            labels={"result": "classified images (CSV)"},
         ),
     log:
         "logs/experiments/{experiment}/classify.log",

@@ -11,22 +11,26 @@ rule pictures:
             "results/datasets/{dataset}/pictures/overview.png",
             caption="../report/overview.rst",
             category="{dataset}",
+            labels={"result": "images of each class"},
         ),
         classes=report(
             "results/datasets/{dataset}/pictures/classes.png",
             caption="../report/classes.rst",
             category="{dataset}",
+            labels={"result": "how many of each class"},
         ),
         sizes=report(
             "results/datasets/{dataset}/pictures/sizes.png",
             caption="../report/sizes.rst",
             category="{dataset}",
+            labels={"result": "sizes of the files"},
         ),
         vector=expand("results/datasets/{{dataset}}/pictures/{plot}.svg", plot=["classes", "sizes"]),
         mean=report(
             "results/datasets/{dataset}/pictures/mean.png",
             caption="../report/mean.rst",
             category="{dataset}",
+            labels={"result": "mean image"},
         ),
         sheets=directory("results/datasets/{dataset}/pictures/sheets"),
     log:
@@ -51,6 +55,7 @@ rule augmented:
             "results/datasets/{dataset}/augmented.png",
             caption="../report/augmented.rst",
             category="{dataset}",
+            labels={"result": "augmented images"},
         ),
     log:
         "logs/datasets/{dataset}/augmented.log",
@@ -75,11 +80,13 @@ rule plots:
             "results/experiments/{experiment}/report/curves.png",
             caption="../report/curves.rst",
             category="{experiment}",
+            labels={"result": "curves"},
         ),
         confusion=report(
             "results/experiments/{experiment}/report/confusion.png",
             caption="../report/confusion.rst",
             category="{experiment}",
+            labels={"result": "confusion matrix"},
         ),
         vector=expand(
             "results/experiments/{{experiment}}/report/{plot}.svg", plot=["curves", "confusion"]
@@ -97,6 +104,69 @@ rule plots:
         " > {log} 2>&1"
 
 
+rule visualize:
+    input:
+        net="results/experiments/{experiment}/prototxt/deploy.prototxt",
+        train="results/experiments/{experiment}/prototxt/train.prototxt",
+        preprocessing="results/experiments/{experiment}/prototxt/preprocessing.json",
+        weights="results/experiments/{experiment}/train/final.caffemodel",
+        labels=of_dataset("lists/labels.txt"),
+        mean=of_dataset("mean.binaryproto"),
+        infogain=infogain_of,
+        images=shown_images,
+        manifest=of_dataset("lmdb/val.manifest.json"),
+    output:
+        filters=report(
+            "results/experiments/{experiment}/pictures/filters.png",
+            caption="../report/filters.rst",
+            category="{experiment}",
+            labels={"result": "filters"},
+        ),
+        probabilities=report(
+            "results/experiments/{experiment}/pictures/probabilities.png",
+            caption="../report/probabilities.rst",
+            category="{experiment}",
+            labels={"result": "probabilities"},
+        ),
+        activations=report(
+            "results/experiments/{experiment}/pictures/activations.png",
+            caption="../report/activations.rst",
+            category="{experiment}",
+            labels={"result": "activations"},
+        ),
+        maps=report(
+            directory("results/experiments/{experiment}/pictures/feature_maps"),
+            patterns=["{number,\d+}_{image}.png"],
+            caption="../report/feature_maps.rst",
+            category="{experiment}",
+            labels={"result": "feature maps {number}: {image}"},
+        ),
+        graph=report(
+            "results/experiments/{experiment}/pictures/net.svg",
+            caption="../report/net.rst",
+            category="{experiment}",
+            labels={"result": "net"},
+        ),
+    log:
+        "logs/experiments/{experiment}/visualize.log",
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=30,
+        gpu=GPUS,
+    params:
+        folder=subpath(output.filters, parent=True),
+        images=images_flag,
+        gpu=GPU_FLAG,
+        code=[
+            source(f"pipeline.{module}")
+            for module in ("visualize", "tiles", "graph", "layout", "preprocessing")
+        ],
+    shell:
+        "OMP_NUM_THREADS={threads} python -m pipeline.visualize {input.net} {input.weights} {params.folder}"
+        " --labels {input.labels} {params.images} {params.gpu} > {log} 2>&1"
+
+
 rule comparison:
     input:
         metrics=expand("results/experiments/{name}/train/metrics.csv", name=config["experiments"]),
@@ -108,11 +178,13 @@ rule comparison:
             "results/report/comparison.csv",
             caption="../report/comparison.rst",
             category="Comparison",
+            labels={"result": "table (CSV)"},
         ),
         plot=report(
             "results/report/comparison.png",
             caption="../report/comparison_plot.rst",
             category="Comparison",
+            labels={"result": "curves"},
         ),
         vector="results/report/comparison.svg",
     log:

@@ -18,6 +18,7 @@ rule train:
             "results/experiments/{experiment}/train/layers.csv",
             caption="../report/layers.rst",
             category="{experiment}",
+            labels={"result": "layers (CSV)"},
         ),
     log:
         "logs/experiments/{experiment}/train.log",
