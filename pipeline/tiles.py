@@ -17,8 +17,8 @@ GAP = 2
 """White pixels between tiles."""
 LEVELS = 32
 """Grays of a page: the eye sees no more in so small tiles, and the file is a third smaller."""
-TITLE = 22
-"""Size of a title's letters in pixels."""
+TITLE, LINE = 22, 28
+"""Size of a title's letters, and from one of its lines to the next, in pixels."""
 
 
 def normalised(values: np.ndarray) -> np.ndarray:
@@ -48,24 +48,35 @@ def tiled(images: np.ndarray, columns: int, width: int = WIDTH) -> np.ndarray:
 
 
 def save_page(path: Path, sections: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write sections, each a title and tiles (gray or RGB), below one another as a PNG."""
-    sections = list(sections)
-    color = any(tiles.ndim == 3 for _, tiles in sections)
-    titles = [_lines(title) for title, _ in sections]
-    room = [len(lines) * (TITLE + 6) + 8 for lines in titles]
-    height = sum(above + len(tiles) + 18 for above, (_, tiles) in zip(room, sections, strict=True))
-    page = Image.new("RGB" if color else "L", (WIDTH, height), "white")
+    """Write sections, each a title and tiles (gray or RGB), below one another as a PNG: of 256 colours, LEVELS of them gray."""
+    sections = [(_lines(title), tiles) for title, tiles in sections]
+    height = sum(_room(lines) + len(tiles) + 18 for lines, tiles in sections)
+    page = Image.new("L", (WIDTH, height), "white")
     pen = ImageDraw.Draw(page)
-    y = 0
-    for lines, above, (_, tiles) in zip(titles, room, sections, strict=True):
+    tops, y = [], 0
+    for lines, tiles in sections:
         for number, line in enumerate(lines):
-            pen.text((0, y + number * (TITLE + 6)), line, font=_font(), fill="black")
-        page.paste(Image.fromarray(tiles), (0, y + above))
-        y += above + len(tiles) + 18
-    if not color:
-        step = 255 / (LEVELS - 1)
-        page = page.point([round(round(value / step) * step) for value in range(256)])
-    page.save(path, format="png", optimize=True)
+            pen.text((0, y + number * LINE), line, font=_font(), fill="black")
+        tops.append(y + _room(lines))
+        y = tops[-1] + len(tiles) + 18
+    numbers = (np.asarray(page) * ((LEVELS - 1) / 255)).round().astype(np.uint8)
+    palette = [round(level * 255 / (LEVELS - 1)) for level in range(LEVELS) for _ in "RGB"]
+    colored = sum(tiles.ndim == 3 for _, tiles in sections)
+    for top, (_, tiles) in zip(tops, sections, strict=True):
+        if tiles.ndim == 3:
+            few = Image.fromarray(tiles).quantize((256 - LEVELS) // colored, dither=Image.Dither.NONE)
+            shown = np.asarray(few) + len(palette) // 3
+            palette += few.getpalette()
+        else:
+            shown = (tiles * ((LEVELS - 1) / 255)).round().astype(np.uint8)
+        numbers[top : top + len(tiles), : tiles.shape[1]] = shown
+    image = Image.fromarray(numbers, "P")
+    image.putpalette(palette)
+    image.save(path, format="png", optimize=True)
+
+
+def _room(lines: list[str]) -> int:
+    return len(lines) * LINE + 8
 
 
 def _lines(title: str) -> list[str]:

@@ -37,7 +37,9 @@ from pipeline.tiles import normalised, save_page, tiled
 
 CHANNELS = 24
 """Filters, and input channels of each, that are shown of a layer with many; more are too small on a phone."""
-MAPS, LARGE_MAPS, LARGE = 64, 32, 20
+COLUMNS = 11
+"""Feature maps in a row: each has room for 56 pixels."""
+MAPS, LARGE_MAPS, LARGE = 64, 33, 20
 """Feature maps shown of a layer, and of one whose maps are larger than so many pixels."""
 LAYERS = 12
 """Most layers whose maps are shown: of a deeper net, the first and last of each resolution."""
@@ -155,7 +157,7 @@ def feature_maps(names: list[str], blobs: dict[str, np.ndarray], number: int) ->
         channels, high, wide = maps.shape
         shown = maps[: MAPS if max(high, wide) <= LARGE else LARGE_MAPS]
         said = f"{name}: {channels} maps of {high}×{wide}" + (f", the first {len(shown)}" if len(shown) < channels else "")
-        yield said, tiled(normalised(shown), 8)
+        yield said, tiled(normalised(shown), COLUMNS)
 
 
 def vectors(net: caffe_pb2.NetParameter, blobs: dict[str, np.ndarray], outputs: list[str]) -> list[str]:
@@ -266,6 +268,10 @@ def write(trained: Trained, images: list[Shown], folder: Path) -> None:
         found, expected = f"{made.shape[1]} outputs", f"there are {len(trained.names)} class names"
         raise InputError(trained.deploy, found, expected, "give the labels of this net")
     blobs = {name: net.blobs[name].data for name in _tops(definition)}
+    for name, values in blobs.items():
+        if not np.isfinite(values).all():
+            found, do = f'blob "{name}" has values that are no numbers', "train with a smaller base_lr, or give other weights"
+            raise InputError(trained.weights, found, do=do)
     params = {name: blobs[0].data for name, blobs in net.params.items()}
     crop = trained.how.transform.crop_size
     with written_whole(folder) as part, plt.rc_context(STYLE):
