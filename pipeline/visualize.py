@@ -65,7 +65,11 @@ class Shown:
 def first_of_classes(database: Path, names: list[str], count: int) -> list[Shown]:
     """The first image of each of the first `count` classes that a database has."""
     found: dict[int, Shown] = {}
-    with closing(lmdb.open(str(database), readonly=True, lock=False)) as environment, environment.begin() as transaction:
+    try:
+        opened = lmdb.open(str(database), readonly=True, lock=False)
+    except lmdb.Error as error:
+        raise InputError(database, f"not an LMDB ({error})", do="build the database first") from None
+    with closing(opened) as environment, environment.begin() as transaction:
         for key, value in transaction.cursor():
             datum = parse(value)
             where = f"{database}: {key.decode(errors='replace')}"
@@ -257,7 +261,7 @@ class Trained:
 
 def write(trained: Trained, images: list[Shown], folder: Path) -> None:
     """Write all pictures to `folder`, whole."""
-    definition = caffe.read_net(trained.deploy)
+    definition = graph.of_phase(caffe.read_net(trained.deploy), caffe.TEST)
     inputs = np.concatenate([trained.how.inputs(image.pixels) for image in images])
     drawn = graph.drawn(trained.train, inputs.shape[1:])
     net = caffe.Net(str(trained.deploy), str(trained.weights), caffe.TEST)
@@ -303,6 +307,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=2, help="how many images (default: %(default)s)")
     parser.add_argument("--gpu", action="store_true")
     a = parser.parse_args(argv)
+    if a.count < 1:
+        raise InputError("--count", str(a.count), "one image or more", "give a number, or leave it out")
     how = preprocessing.read(a.preprocessing or a.net.with_name("preprocessing.json"))
     names = read_labels(a.labels)
     trained = Trained(a.net, a.weights, a.train or a.net.with_name("train.prototxt"), how, names)

@@ -149,7 +149,7 @@ rule visualize:
         ),
     log:
         "logs/experiments/{experiment}/visualize.log",
-    threads: 2
+    threads: 1
     resources:
         mem_mb=4000,
         runtime=30,
