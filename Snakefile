@@ -11,6 +11,9 @@ resource_scopes:
 container: "docker://python:3.11-slim"
 
 
+report: "report/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/published.smk"
 include: "rules/download.smk"

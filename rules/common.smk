@@ -34,6 +34,7 @@ DUPLICATES = report(
     "results/datasets/{dataset}/lists/duplicates.csv",
     caption="../report/duplicates.rst",
     category="{dataset}",
+    labels={"result": "near-duplicates (CSV)"},
 )
 LISTS = [
     *expand(
@@ -46,6 +47,17 @@ LISTS = [
     DUPLICATES,
 ]
 """What says which images a dataset has."""
+SWEPT = [
+    report(
+        f"results/report/{sweep}.{kind}",
+        caption="../report/sweep.rst",
+        category="Comparison",
+        labels={"result": f"{sweep}{what}"},
+    )
+    for sweep in config["sweeps"]
+    for kind, what in (("png", ""), ("csv", " (CSV)"))
+]
+"""The pictures and tables of sweeps."""
 
 
 wildcard_constraints:
@@ -117,6 +129,13 @@ def val_flag(wildcards):
     flags = {"column": "", "fraction": f"--val {split.get('val', 0.2)}"}
     flags["fold"] = f"--folds {split.get('folds')} --fold {split.get('fold')}"
     return flags[split["by"]]
+
+
+def of_part(result):
+    """Labels of a result in the report, with the part that was evaluated where it is not the validation set."""
+    return lambda wildcards: {
+        "result": f"{result}, training images" if wildcards.of else result
+    }
 
 
 def source_of(wildcards):
@@ -316,6 +335,19 @@ def start_flags(wildcards, input):
     return shlex.join([*flags, "--early-stopping", str(patience)] if patience else flags)
 
 
+def shown_images(wildcards):
+    """Input function: what the pictures of a trained net show: images of the user's, or the validation records."""
+    images = config["experiments"][wildcards.experiment]["pictures"].get("images")
+    return images or f"results/datasets/{dataset_of(wildcards)}/lmdb/val"
+
+
+def images_flag(wildcards, input):
+    """Which images the pictures of a trained net show, and how many."""
+    pictures = config["experiments"][wildcards.experiment]["pictures"]
+    kind = "images" if "images" in pictures else "database"
+    return f"--{kind} {shlex.quote(input.images)} --count {pictures['count']}"
+
+
 def last_name(wildcards):
     """The name of the experiment's last layer."""
     return configuration.last_layer(config["experiments"][wildcards.experiment])
@@ -379,6 +411,8 @@ def results(wildcards):
             name=name,
             blob=[stem_of(blob) for blob in experiment["features"]],
         )
+        if experiment["pictures"]["count"]:
+            paths.append(f"results/experiments/{name}/pictures/filters.png")
         if "classify" in experiment:
             paths.append(f"results/experiments/{name}/classify.csv")
         asked = [file for key, file in EXPORTS.items() if experiment["export"].get(key)]

@@ -39,6 +39,7 @@ rule evaluate:
             "results/experiments/{experiment}/evaluate{of}/per_class.csv",
             caption="../report/per_class.rst",
             category="{experiment}",
+            labels=of_part("accuracy by class (CSV)"),
         ),
         confusion="results/experiments/{experiment}/evaluate{of}/confusion.csv",
         calibration="results/experiments/{experiment}/evaluate{of}/calibration.csv",
@@ -46,6 +47,7 @@ rule evaluate:
             "results/experiments/{experiment}/evaluate{of}/predictions.csv",
             caption="../report/predictions.rst",
             category="{experiment}",
+            labels=of_part("predictions (CSV)"),
         ),
     log:
         "logs/experiments/{experiment}/evaluate{of}.log",
@@ -76,6 +78,7 @@ rule classify:
             "results/experiments/{experiment}/classify.csv",
             caption="../report/classify.rst",
             category="{experiment}",
+            labels={"result": "classified images (CSV)"},
         ),
     log:
         "logs/experiments/{experiment}/classify.log",

@@ -41,11 +41,13 @@ rule train:
             "results/experiments/{experiment}/train/layers.csv",
             caption="../report/layers.rst",
             category="{experiment}",
+            labels={"result": "layers (CSV)"},
         ),
         preflight=report(
             "results/experiments/{experiment}/train/preflight.csv",
             caption="../report/preflight.rst",
             category="{experiment}",
+            labels={"result": "preflight (CSV)"},
         ),
         folders=directory(
             expand(

@@ -34,6 +34,7 @@ def test_defaults_are_filled_in_at_every_depth():
     assert config["datasets"]["cats"]["size"] == {"height": 256, "width": 256}
     assert config["datasets"]["cats"]["split"] == {"by": "fraction", "balance": "none"}
     assert config["experiments"]["breeds"]["weights"] == {}
+    assert config["experiments"]["breeds"]["pictures"] == {"count": 2}
     assert "compute" not in GOOD
 
 
@@ -304,6 +305,10 @@ CASES = {
     "formats of no features": (
         lambda c: c["experiments"]["breeds"].update(feature_formats=["npy"]),
         "my.yaml: experiments.breeds.feature_formats: no effect without features",
+    ),
+    "more pictures of a net than anyone looks at": (
+        lambda c: c["experiments"]["breeds"].update(pictures={"count": 100}),
+        "my.yaml: experiments.breeds.pictures.count: 100 is not between 0 and 20",
     ),
     "features of a blob that the model does not have": (
         lambda c: c["experiments"]["breeds"].update(features=["ip1", "ip2"], rename_last=True),

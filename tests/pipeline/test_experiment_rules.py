@@ -18,13 +18,14 @@ datasets:
     size: {height: 28, width: 28}
     split: {by: fraction, val: 0.34}
 experiments:
-  base: {dataset: few, model: lenet, batch_size: 2, solver: {max_iter: 2}}
+  base: {dataset: few, model: lenet, batch_size: 2, solver: {max_iter: 2}, pictures: {count: 0}}
   tuned:
     dataset: few
     model: lenet
     batch_size: 2
     weights: [{experiment: base, best: true}]
     rename_last: true
+    pictures: {count: 0}
     solver: {max_iter: 2}
     features: [ip1]
     feature_formats: [parquet, hdf5]

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.plots import confusion_matrix, save
+from pipeline.plots import confusion_matrix, curves, save
 
 METRICS = pd.DataFrame(
     {
@@ -27,6 +27,35 @@ def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(tmp_path, classes
     assert 500 < height < 3000
     assert 500 < width < 3000
     assert (tmp_path / "confusion.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_curves_show_loss_accuracy_with_its_best_and_the_learning_rate():
+    losses, accuracies, rates = curves(METRICS).axes
+    assert [len(line.get_xdata()) for line in losses.lines] == [3, 2]
+    (line,) = accuracies.lines
+    assert line.get_ydata().tolist() == [30, 90]
+    assert [text.get_text() for text in accuracies.texts] == ["best 90.0 % at 10"]
+    assert rates.lines[0].get_ydata().tolist() == [0.1, 0.1]
+    plt.close("all")
+
+
+def test_every_accuracy_that_was_measured_is_drawn():
+    more = METRICS.assign(accuracy=[0.4, 0.6, 0.95], test_accuracy_top5=[0.5, None, 1.0], test_accuracy_side=[None] * 3)
+    _, accuracies, _ = curves(more).axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in accuracies.lines}
+    assert drawn == {"training": [40, 60, 95], "validation": [30, 90], "validation, top5": [50, 100]}
+    assert [text.get_text() for text in accuracies.texts] == ["best 90.0 % at 10"]
+    plt.close("all")
+
+
+def test_a_plot_keeps_white_and_its_colours_in_few(tmp_path):
+    figure = curves(METRICS)
+    save(figure, tmp_path / "curves")
+    image = (plt.imread(tmp_path / "curves.png")[..., :3] * 255).round().astype(int)
+    assert (image[0, 0] == 255).all()
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) <= 256
+    assert (np.abs(image - (0xD5, 0x5E, 0x00)).max(2) < 12).sum() > 200
+    assert (tmp_path / "curves.png").stat().st_size < 60_000
 
 
 def test_the_same_numbers_give_the_same_files(trained, command):
