@@ -20,10 +20,10 @@ demo: env  ## build the example: data, two nets, features, evaluation and report
 	snakemake --cores all --quiet rules host
 	@$(MAKE) --no-print-directory report.html
 	@$(BIN)/python -m pipeline.summary results
-	@echo "report.html has the curves, the confusion matrices and every prediction"
+	@echo "report.html has the curves, the confusion matrices, pictures of the nets and every prediction"
 
 # All that the report shows: it is written again when one of them is newer.
-report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/evaluate/* report/*)
+report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/pictures/* results/experiments/*/evaluate/* report/*)
 	snakemake --report $@ --quiet all
 
 test: env  ## run the tests

@@ -11,6 +11,9 @@ resource_scopes:
 container: "docker://python:3.11-slim"
 
 
+report: "report/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/published.smk"
 include: "rules/download.smk"
@@ -22,6 +25,7 @@ include: "rules/linear.smk"
 include: "rules/prototxt.smk"
 include: "rules/train.smk"
 include: "rules/features.smk"
+include: "rules/export.smk"
 include: "rules/report.smk"
 
 

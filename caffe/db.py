@@ -80,7 +80,9 @@ class DatabaseWriter:
     """
 
     BATCH = 1000
-    """Records put in one transaction."""
+    """Records put in one transaction, at most."""
+    BYTES = 1 << 26
+    """The size of the records that wait for it, from which they wait no longer."""
 
     def __init__(self, source: str, backend: str):
         if backend not in ("lmdb", "leveldb"):
@@ -90,6 +92,7 @@ class DatabaseWriter:
         self.source, self.backend = Path(source), backend
         self.part = self.source.with_name(f"{self.source.name}.part")
         self._waiting: list[tuple[bytes, bytes]] = []
+        self._size = 0
 
     def __enter__(self):
         self.source.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,8 @@ class DatabaseWriter:
     def write(self, key: bytes, record: bytes) -> None:
         """Add one record."""
         self._waiting.append((key, record))
-        if len(self._waiting) == self.BATCH:
+        self._size += len(record)
+        if len(self._waiting) == self.BATCH or self._size >= self.BYTES:
             self._commit()
 
     def _commit(self) -> None:
@@ -126,7 +130,7 @@ class DatabaseWriter:
                     break
                 except lmdb.MapFullError:
                     self._db.set_mapsize(2 * self._db.info()["map_size"])
-        self._waiting = []
+        self._waiting, self._size = [], 0
 
     def __exit__(self, kind, error, trace):
         if kind is None:

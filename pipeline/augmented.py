@@ -23,7 +23,7 @@ from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.pictures import sheet, thumbnail
-from pipeline.plots import STYLE
+from pipeline.plots import STYLE, save_png
 
 ROWS, COLUMNS = 6, 8
 """Images shown, and how often each."""
@@ -60,8 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         step = image.shape[1] / COLUMNS
         axis.text(step / 2, -8, "as it is", ha="center")
         axis.text(image.shape[1] / 2 + step / 2, -8, "as the net may see it", ha="center")
-        figure.savefig(part, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
-        plt.close(figure)
+        save_png(figure, part, tight=True)
     print(f"{a.picture}: {len(shown) // COLUMNS} images, each changed {COLUMNS - 1} times")
 
 

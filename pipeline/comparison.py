@@ -31,8 +31,8 @@ LINES = 12
 def comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> plt.Figure:
     """Validation accuracy over iterations, a panel for each dataset and a line for each of its LINES best."""
     datasets = list(dict.fromkeys(table.dataset))
-    figure, panels = plt.subplots(1, len(datasets), figsize=(5.2 * len(datasets), 4.2), squeeze=False, layout="constrained")
-    for dataset, axes in zip(datasets, panels[0], strict=True):
+    figure, panels = plt.subplots(len(datasets), 1, figsize=(5.6, 3.8 * len(datasets)), squeeze=False, layout="constrained")
+    for dataset, axes in zip(datasets, panels[:, 0], strict=True):
         shown = table[table.dataset == dataset].nlargest(LINES, "accuracy").sort_index()
         for _, row in shown.iterrows():
             tests = metrics[row.experiment].dropna(subset="test_accuracy")

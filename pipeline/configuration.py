@@ -193,6 +193,9 @@ def _without_effect(config: dict) -> list[str]:
                 problems.append(
                     f"datasets.{name}.split.{key}: {split[key]} has no effect with by: {by}; remove it, or use by: {ways[0]}"
                 )
+    for name, experiment in _mappings(config.get("experiments")).items():
+        if "feature_formats" in experiment and not experiment.get("features"):
+            problems.append(f"experiments.{name}.feature_formats: no effect without features")
     return problems
 
 
@@ -215,6 +218,7 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     if isinstance(dataset, str):
         problems += [f"dataset: {problem}" for problem in _unknown(dataset, datasets)]
     problems += _of_strategy(experiment)
+    problems += _of_average(experiment)
     template, found = _template(model) if isinstance(model, str) else (None, [])
     problems += [f"model: {problem}" for problem in found]
     if isinstance(dataset, str) and template:
@@ -292,6 +296,20 @@ def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[s
         return ["batch_norm: freeze keeps the statistics of the weights, but there are no weights; give weights, or use learn"]
     if template and all(layer.type != "BatchNorm" for layer in template.built(models.Last(template.last, 1)).layers):
         return [f"batch_norm: no effect, {experiment['model']} has no BatchNorm; remove it"]
+    return []
+
+
+def _of_average(experiment: dict) -> list[str]:
+    """What is wrong with the snapshots that are to be averaged."""
+    wanted, solver = _mapping(experiment.get("export")).get("average"), _mapping(experiment.get("solver"))
+    every, last = solver.get("snapshot", 0), solver.get("max_iter")
+    if not isinstance(wanted, int) or not isinstance(every, int):
+        return []
+    if every < 1:
+        return ["export.average: no snapshots to average; set solver.snapshot, so many iterations from one to the next"]
+    written = -(-last // every) if isinstance(last, int) else wanted
+    if written < wanted:
+        return [f"export.average: {wanted}, but {last} iterations with solver.snapshot: {every} leave {written}; set it lower"]
     return []
 
 

@@ -31,6 +31,11 @@ def written_whole(target: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def stem_of(blob: str) -> str:
+    """What a blob is called in the names of files: GoogLeNet's have a `/`."""
+    return blob.replace("/", "_")
+
+
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable]) -> None:
     """Write a CSV file."""
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -36,7 +36,7 @@ from caffe.proto import caffe_pb2
 from pipeline import models, prototxt, strategies
 from pipeline.command import run
 from pipeline.errors import InputError
-from pipeline.features import Run, extract, read_records
+from pipeline.extraction import Run, entries, extract
 from pipeline.files import written_whole
 from pipeline.plots import COLOURS, STYLE, save
 from pipeline.prototxt import Dataset
@@ -158,7 +158,7 @@ class Job:
     """What is fitted to what.
 
     model      a template's name or a prototxt's path
-    weights    what the net was pretrained to
+    weights    what the net was pretrained to; of layers of one name, the last file's
     dataset    its training database, and its mean
     strategy   `features`, or `auto`
     features   for `features`: top, middle, or a blob's name
@@ -166,7 +166,7 @@ class Job:
     """
 
     model: str
-    weights: Path
+    weights: tuple[Path, ...]
     dataset: Dataset
     strategy: str
     features: str = "top"
@@ -174,8 +174,8 @@ class Job:
     gpu: bool = False
 
 
-def inputs_of_linear(job: Job) -> dict[str, tuple[str, np.ndarray]]:
-    """{features: (blob, images × values)} of the training images, as the strategy needs them, from one pass of the net."""
+def inputs_of_linear(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[str, np.ndarray]]]:
+    """(path, label) of the training images, and {features: (blob, images × values)} as the strategy needs them."""
     template = models.template(job.model)
     built = template.built(models.Last(template.last, job.dataset.classes), deploy=True)
     wanted = ("top", "middle") if job.strategy == strategies.AUTO else (job.features,)
@@ -194,8 +194,15 @@ def inputs_of_linear(job: Job) -> dict[str, tuple[str, np.ndarray]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.prototxt"
         caffe.write_prototxt(path, net)
-        values = extract(Run(path, job.weights, job.gpu), list(dict.fromkeys(read.values())), job.dataset.train_images)
-    return {name: (blobs.get(name, "data"), values[blob]) for name, blob in read.items()}
+        first, *later = job.weights
+        run = Run(path, first, job.gpu, later=tuple(later))
+        images = list(entries(run))
+        different = len({path for path, _ in images})
+        if different < 2 * job.dataset.classes:
+            found = f"{different} training images of {job.dataset.classes} classes"
+            raise InputError(job.dataset.train, found, "two of each are needed", "give more, or another strategy")
+        values = extract(run, list(dict.fromkeys(read.values())), len(images))
+    return images, {name: (blobs.get(name, "data"), values[blob]) for name, blob in read.items()}
 
 
 def _means_of_pixels(side: int) -> caffe_pb2.LayerParameter:
@@ -208,13 +215,9 @@ def _means_of_pixels(side: int) -> caffe_pb2.LayerParameter:
 
 def write(job: Job, folder: Path) -> Choice:
     """Write the files to `folder`, whole; return what is to be learned."""
-    entries = read_records(job.dataset.train)
-    paths, labels = (np.array(column) for column in zip(*entries, strict=True))
-    if len(set(paths)) < 2 * job.dataset.classes:
-        found = f"{len(set(paths))} training images of {job.dataset.classes} classes"
-        raise InputError(job.dataset.train, found, "two of each are needed", "give more, or another strategy")
+    images, found = inputs_of_linear(job)
+    paths, labels = (np.array(column) for column in zip(*images, strict=True))
     groups = np.unique(paths, return_inverse=True)[1]  # an image's copies are no proof that others are told right
-    found = inputs_of_linear(job)
     some = slice(MEASURED)
     measured = {
         name: Measured(name, blob, values.shape[1], *measure(values[some], labels[some], groups[some], job.balanced))
@@ -270,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the results go; replaced if it exists")
     parser.add_argument("--model", required=True, help=f"one of {', '.join(models.TEMPLATES)}, or a prototxt's path")
-    parser.add_argument("--weights", type=Path, required=True, help="what the net was pretrained to")
+    parser.add_argument("--weights", nargs="+", type=Path, required=True, help="what the net was pretrained to")
     parser.add_argument("--train", type=Path, required=True, help="training LMDB")
     parser.add_argument("--val", type=Path, required=True, help="validation LMDB, of which nothing but its shape is read")
     parser.add_argument("--mean", type=Path, required=True, help="mean.binaryproto")
@@ -280,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpu", action="store_true")
     a = parser.parse_args(argv)
     dataset = Dataset.read(a.train, a.val, a.mean)
-    job = Job(a.model, a.weights, dataset, a.strategy, a.features_from, a.balanced, a.gpu)
+    job = Job(a.model, tuple(a.weights), dataset, a.strategy, a.features_from, a.balanced, a.gpu)
     choice = write(job, a.folder)
     print(f"{a.folder}: {choice.strategy} {choice.features_from}".rstrip())
     for reason in choice.reasons:

@@ -29,7 +29,7 @@ from pipeline.database import read_image_list, read_labels
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import write_png
-from pipeline.plots import COLOURS, STYLE, save
+from pipeline.plots import COLOURS, STYLE, save, save_png
 
 ROW, COLUMNS, ROWS = 8, 8, 6
 """Images of a class in the overview, and in a row and a column of its sheet."""
@@ -153,9 +153,7 @@ def write(dataset: Path, folder: Path) -> None:
                 stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60]
                 write_png(part / f"sheets/{number:04d}_{stem}.png", sheet(shown, COLUMNS))
         with plt.rc_context(STYLE):
-            figure = overview(images, names)
-            figure.savefig(part / "overview.png", dpi=130, bbox_inches="tight", metadata={"Software": None})
-            plt.close(figure)
+            save_png(overview(images, names), part / "overview.png", tight=True)
             counts = {one: Counter(label for _, label in entries) for one, entries in lists.items()}
             save(class_sizes(counts, names), part / "classes")
             sizes = np.loadtxt(dataset / "lists/sizes.csv", int, delimiter=",", skiprows=1, ndmin=2)

@@ -1,8 +1,9 @@
-"""Draw what an experiment's training and evaluation gave, as PNG and SVG."""
+"""Draw what an experiment's training gave, as PNG and SVG, and how a confusion matrix looks."""
 
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator
+from PIL import Image
 
 from pipeline.command import run
 from pipeline.errors import InputError
@@ -37,7 +40,7 @@ NAMED_CLASSES = 40
 def read_metrics(path: Path) -> pd.DataFrame:
     """A metrics table of the train step."""
     table = pd.read_csv(path)
-    missing = [name for name in ("iteration", "loss", "test_loss", "test_accuracy") if name not in table]
+    missing = [name for name in ("iteration", "loss", "learning_rate", "test_loss", "test_accuracy") if name not in table]
     if missing:
         raise InputError(path, f"no column {missing[0]}", "it is metrics.csv of the train step", "correct the path")
     if table.empty:
@@ -46,30 +49,70 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def curves(metrics: pd.DataFrame) -> plt.Figure:
-    """Loss in training and testing, and test accuracy with its best marked, over iterations."""
-    figure, (losses, accuracies) = plt.subplots(2, 1, figsize=(6.4, 6.4), sharex=True, layout="constrained")
+    """Loss and accuracy in training and testing, the best of the test accuracy marked, and the learning rate, over iterations.
+
+    Accuracy in training is drawn where there is a column `accuracy`; so is every column whose name begins with test_accuracy.
+    """
+    figure, (losses, accuracies, rates) = plt.subplots(
+        3, 1, figsize=(5.6, 7.6), sharex=True, height_ratios=[3, 3, 1.4], layout="constrained"
+    )
     for column, label, marker in (("loss", "training", ""), ("test_loss", "validation", "o")):
         values = metrics.dropna(subset=column)
         losses.plot(values.iteration, values[column], marker=marker, markersize=4, label=label)
     losses.set_ylabel("loss")
     if (metrics[["loss", "test_loss"]].max() > 0).any():
         losses.set_yscale("log")
+        _plain(losses)
     losses.legend()
+    _accuracies(accuracies, metrics)
+    rate = metrics.dropna(subset="learning_rate")
+    rates.plot(rate.iteration, rate.learning_rate, color="#555555", drawstyle="steps-post")
+    if rate.learning_rate.min() > 0 and rate.learning_rate.max() > 9 * rate.learning_rate.min():
+        rates.set_yscale("log")
+        _plain(rates)
+    else:
+        rates.set_ylim(0)
+        rates.yaxis.get_major_locator().set_params(nbins=3)
+        rates.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("iteration")
+    return figure
+
+
+def _accuracies(axes: plt.Axes, metrics: pd.DataFrame) -> None:
+    more = [name for name in metrics if name.startswith("test_accuracy") and name != "test_accuracy"]
+    labels = {"accuracy": "training", "test_accuracy": "validation"}
+    labels |= {name: f"validation, {name.removeprefix('test_accuracy').strip('_') or name}" for name in more}
+    for colour, (column, label) in zip(COLOURS, labels.items(), strict=False):
+        if column in metrics and metrics[column].notna().any():
+            values = metrics.dropna(subset=column)
+            marker = "" if column == "accuracy" else "o"
+            axes.plot(values.iteration, 100 * values[column], marker=marker, markersize=4, color=colour, label=label)
     tests = metrics.dropna(subset="test_accuracy")
     if len(tests):
-        accuracies.plot(tests.iteration, 100 * tests.test_accuracy, marker="o", markersize=4, color=COLOURS[1])
         best = tests.loc[tests.test_accuracy.idxmax()]
-        accuracies.annotate(
+        axes.annotate(
             f"best {100 * best.test_accuracy:.1f} % at {best.iteration:.0f}",
             (best.iteration, 100 * best.test_accuracy),
-            xytext=(0, -24),
+            xytext=(0, -28),
             textcoords="offset points",
             ha="right" if best.iteration > metrics.iteration.max() / 2 else "left",
             arrowprops={"arrowstyle": "-", "alpha": 0.5},
         )
-    accuracies.set_ylabel("validation accuracy, %")
-    accuracies.set_xlabel("iteration")
-    return figure
+    if len(axes.lines) > 1:
+        axes.set_ylabel("accuracy, %")
+        axes.legend(loc="lower right")
+    else:
+        axes.set_ylabel("validation accuracy, %")
+
+
+def _plain(axes: plt.Axes) -> None:
+    """Numbers at a logarithmic axis as people write them; between the powers of ten only where there are few of those."""
+    low, high = axes.get_ylim()
+    few = np.log10(high / low) < 2.5
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if few else ()))
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
 
 
 def confusion_matrix(confusion: pd.DataFrame) -> plt.Figure:
@@ -94,21 +137,31 @@ def confusion_matrix(confusion: pd.DataFrame) -> plt.Figure:
 
 def save(figure: plt.Figure, stem: Path) -> None:
     """Write a figure as STEM.png and STEM.svg, whole, without dates."""
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        with written_whole(stem.with_suffix(f".{kind}")) as part:
-            figure.savefig(part, format=kind, dpi=130, metadata=metadata)
+    with written_whole(stem.with_suffix(".svg")) as part:
+        figure.savefig(part, format="svg", metadata={"Date": None})
+    with written_whole(stem.with_suffix(".png")) as part:
+        save_png(figure, part)
+
+
+def save_png(figure: plt.Figure, path: Path, tight: bool = False) -> None:
+    """Write a figure as a PNG of 256 colours, which is a third of the size of one with all, and close it.
+
+    tight  cut off white margins
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=130, bbox_inches="tight" if tight else None, pil_kwargs={"compress_level": 1})
     plt.close(figure)
+    image = Image.open(drawn).convert("RGB")
+    image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, format="png", optimize=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv of the train step")
-    parser.add_argument("--confusion", type=Path, required=True, help="confusion.csv of the evaluate step")
     a = parser.parse_args(argv)
     plt.rcParams.update(STYLE)
     save(curves(read_metrics(a.metrics)), a.folder / "curves")
-    save(confusion_matrix(pd.read_csv(a.confusion, index_col=0)), a.folder / "confusion")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import caffe
 from caffe.proto import caffe_pb2
 from caffe.transform import Transformer
 from pipeline.errors import InputError
-from pipeline.images import Size, decode
+from pipeline.images import Size, content_of, decode
 from pipeline.resize import Mode, Options, resize
 
 
@@ -43,12 +43,16 @@ class Preprocessing:
         }
         path.write_text(json.dumps(made, indent=1) + "\n")
 
+    def image(self, content: bytes) -> np.ndarray | None:
+        """An image file as the resize step makes it, height × width (× 3, BGR), uint8; None where it is none."""
+        image = decode(content, self.resize.color, self.resize.size)
+        return None if image is None else resize(image, self.resize)
+
     def pixels(self, content: bytes) -> np.ndarray | None:
         """An image file's pixels as the dataset's records have them, channels × height × width; None where it is none."""
-        image = decode(content, self.resize.color, self.resize.size)
+        image = self.image(content)
         if image is None:
             return None
-        image = resize(image, self.resize)
         return image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
 
     def inputs(self, pixels: np.ndarray, oversample: bool = False) -> np.ndarray:
@@ -78,6 +82,19 @@ class Preprocessing:
         param.CopyFrom(self.transform)
         param.ClearField("crop_size")
         return Transformer(param, caffe.TEST, "preprocessing", np.random.default_rng(0))
+
+
+class Fitted:
+    """Image files below `root`, by path, resized as the dataset's were when asked for; None for what is missing or no image."""
+
+    def __init__(self, root: Path, how: Preprocessing):
+        self.root, self.how = root, how
+
+    def __getitem__(self, path: str) -> np.ndarray | None:
+        try:
+            return self.how.image(content_of(self.root / path))
+        except OSError:
+            return None
 
 
 def read(path: Path) -> Preprocessing:

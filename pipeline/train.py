@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline import devices, preflight, weights
+from pipeline import devices, preflight, strategies, weights
 from pipeline.command import run
 from pipeline.diagnosis import diagnosed
 from pipeline.files import written_whole
@@ -103,9 +103,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("solver", type=Path)
     parser.add_argument("folder", type=Path, help="where the files go; those of an earlier training are replaced")
     weights.add_flags(parser)
+    parser.add_argument("--chosen", type=Path, help="strategy.json of pipeline.linear; with scratch, the weights are not taken")
     parser.add_argument("--early-stopping", type=int, default=0, metavar="N", help="stop after N tests without a better one")
     a = parser.parse_args(argv)
-    _, best = train(a.solver, a.folder, Start(a.weights, a.skip, a.same_classes, a.early_stopping))
+    scratch = a.chosen and strategies.chosen(a.chosen)[0] == "scratch"
+    _, best = train(a.solver, a.folder, Start([] if scratch else a.weights, a.skip, a.same_classes, a.early_stopping))
     final = a.folder / "final.caffemodel"
     if best["test_accuracy"] is None:
         print(final)

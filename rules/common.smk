@@ -8,6 +8,7 @@ import caffe
 from snakemake.exceptions import WorkflowError
 
 from pipeline import configuration, models, strategies
+from pipeline.files import stem_of
 
 try:
     schema = Path(workflow.basedir) / "config" / "schema.yaml"
@@ -33,6 +34,7 @@ DUPLICATES = report(
     "results/datasets/{dataset}/lists/duplicates.csv",
     caption="../report/duplicates.rst",
     category="{dataset}",
+    labels={"result": "near-duplicates (CSV)"},
 )
 LISTS = [
     *expand(
@@ -45,6 +47,17 @@ LISTS = [
     DUPLICATES,
 ]
 """What says which images a dataset has."""
+SWEPT = [
+    report(
+        f"results/report/{sweep}.{kind}",
+        caption="../report/sweep.rst",
+        category="Comparison",
+        labels={"result": f"{sweep}{what}"},
+    )
+    for sweep in config["sweeps"]
+    for kind, what in (("png", ""), ("csv", " (CSV)"))
+]
+"""The pictures and tables of sweeps."""
 
 
 wildcard_constraints:
@@ -53,6 +66,8 @@ wildcard_constraints:
     sweep="[A-Za-z0-9_-]+",
     shard=r"\d+",
     part="train|val",
+    of="|_train",
+    blob="[^/]+",
 
 
 def source(module):
@@ -70,6 +85,14 @@ def dataset_of(wildcards):
 def of_dataset(path):
     """Input function: `path` in the folder of the experiment's dataset."""
     return lambda wildcards: f"results/datasets/{dataset_of(wildcards)}/{path}"
+
+
+def of_evaluated(path):
+    """Input function: `path`, with {part}, in the folder of the experiment's dataset, for the part that is evaluated."""
+    return lambda wildcards: (
+        f"results/datasets/{dataset_of(wildcards)}/"
+        + path.format(part=wildcards.of.removeprefix("_") or "val")
+    )
 
 
 def images_of(wildcards):
@@ -106,6 +129,13 @@ def val_flag(wildcards):
     flags = {"column": "", "fraction": f"--val {split.get('val', 0.2)}"}
     flags["fold"] = f"--folds {split.get('folds')} --fold {split.get('fold')}"
     return flags[split["by"]]
+
+
+def of_part(result):
+    """Labels of a result in the report, with the part that was evaluated where it is not the validation set."""
+    return lambda wildcards: {
+        "result": f"{result}, training images" if wildcards.of else result
+    }
 
 
 def source_of(wildcards):
@@ -294,7 +324,7 @@ def url_of(wildcards):
 def start_flags(wildcards, input):
     """What a training starts from and when it ends, as the train step takes them."""
     experiment = config["experiments"][wildcards.experiment]
-    flags = []
+    flags = ["--chosen", input.strategy] if input.strategy else []
     if input.weights:
         flags += ["--weights", *input.weights]
         named = [origin.get("experiment") for origin in configuration.origins(experiment)]
@@ -305,14 +335,49 @@ def start_flags(wildcards, input):
     return shlex.join([*flags, "--early-stopping", str(patience)] if patience else flags)
 
 
+def shown_images(wildcards):
+    """Input function: what the pictures of a trained net show: images of the user's, or the validation records."""
+    images = config["experiments"][wildcards.experiment]["pictures"].get("images")
+    return images or f"results/datasets/{dataset_of(wildcards)}/lmdb/val"
+
+
+def images_flag(wildcards, input):
+    """Which images the pictures of a trained net show, and how many."""
+    pictures = config["experiments"][wildcards.experiment]["pictures"]
+    kind = "images" if "images" in pictures else "database"
+    return f"--{kind} {shlex.quote(input.images)} --count {pictures['count']}"
+
+
 def last_name(wildcards):
     """The name of the experiment's last layer."""
     return configuration.last_layer(config["experiments"][wildcards.experiment])
 
 
+def blob_of(wildcards):
+    """The blob of an experiment's features that files are named after."""
+    blobs = config["experiments"][wildcards.experiment]["features"]
+    return next(blob for blob in blobs if stem_of(blob) == wildcards.blob)
+
+
 def solver_fields(wildcards):
     """The solver fields that the config gives, as JSON."""
     return json.dumps(config["experiments"][wildcards.experiment]["solver"], sort_keys=True)
+
+
+def without_suffix(wildcards, output):
+    """The path of a net's two files without .prototxt and .caffemodel, as the surgery step takes it."""
+    return str(Path(output.net).with_suffix(""))
+
+
+EXPORTS = {
+    "onnx": "model.onnx",
+    "safetensors": "model.safetensors",
+    "merged": "merged.caffemodel",
+    "convolutional": "convolutional.caffemodel",
+    "crop": "cropped.caffemodel",
+    "average": "averaged.caffemodel",
+}
+"""The file that each key of an experiment's `export` asks for."""
 
 
 def results(wildcards):
@@ -331,12 +396,25 @@ def results(wildcards):
     paths += ["results/report/comparison.csv"] if experiments else []
     for name, experiment in experiments.items():
         paths += expand(
-            "results/experiments/{name}/report/{plot}.{kind}",
+            "results/experiments/{name}/report/{plot}",
             name=name,
-            plot=["curves", "confusion"],
-            kind=["png", "svg"],
+            plot=["curves.png", "mistakes.png"],
         )
+        paths += [
+            f"results/experiments/{name}/report/mistakes_{part}.png"
+            for part in experiment["evaluate"]
+            if part != "val"
+        ]
         paths += [f"results/experiments/{name}/features"] if experiment["features"] else []
+        paths += expand(
+            "results/experiments/{name}/report/map_{blob}.png",
+            name=name,
+            blob=[stem_of(blob) for blob in experiment["features"]],
+        )
+        if experiment["pictures"]["count"]:
+            paths.append(f"results/experiments/{name}/pictures/filters.png")
         if "classify" in experiment:
             paths.append(f"results/experiments/{name}/classify.csv")
+        asked = [file for key, file in EXPORTS.items() if experiment["export"].get(key)]
+        paths += [f"results/experiments/{name}/export/{file}" for file in asked]
     return paths

@@ -15,36 +15,42 @@ rule features:
         gpu=GPUS,
     params:
         blobs=lookup(dpath="experiments/{experiment}/features", within=config),
+        formats=lookup(dpath="experiments/{experiment}/feature_formats", within=config),
         gpu=GPU_FLAG,
-        code=source("pipeline.features"),
+        code=[
+            source(f"pipeline.{module}") for module in ("features", "feature_files", "extraction")
+        ],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.features {input.net} {input.weights} {output.folder}"
-        " --blobs {params.blobs} {params.gpu} > {log} 2>&1"
+        " --blobs {params.blobs} --formats {params.formats} {params.gpu} > {log} 2>&1"
 
 
 rule evaluate:
     input:
         net="results/experiments/{experiment}/prototxt/test.prototxt",
         weights="results/experiments/{experiment}/train/final.caffemodel",
-        list=of_dataset("lists/val.txt"),
+        list=of_evaluated("lists/{part}.txt"),
         labels=of_dataset("lists/labels.txt"),
-        database=of_dataset("lmdb/val"),
-        manifest=of_dataset("lmdb/val.manifest.json"),
+        database=of_evaluated("lmdb/{part}"),
+        manifest=of_evaluated("lmdb/{part}.manifest.json"),
     output:
-        summary="results/experiments/{experiment}/evaluate/summary.json",
+        summary="results/experiments/{experiment}/evaluate{of}/summary.json",
         per_class=report(
-            "results/experiments/{experiment}/evaluate/per_class.csv",
+            "results/experiments/{experiment}/evaluate{of}/per_class.csv",
             caption="../report/per_class.rst",
             category="{experiment}",
+            labels=of_part("accuracy by class (CSV)"),
         ),
-        confusion="results/experiments/{experiment}/evaluate/confusion.csv",
+        confusion="results/experiments/{experiment}/evaluate{of}/confusion.csv",
+        calibration="results/experiments/{experiment}/evaluate{of}/calibration.csv",
         predictions=report(
-            "results/experiments/{experiment}/evaluate/predictions.csv",
+            "results/experiments/{experiment}/evaluate{of}/predictions.csv",
             caption="../report/predictions.rst",
             category="{experiment}",
+            labels=of_part("predictions (CSV)"),
         ),
     log:
-        "logs/experiments/{experiment}/evaluate.log",
+        "logs/experiments/{experiment}/evaluate{of}.log",
     threads: 8
     resources:
         mem_mb=4000,
@@ -53,10 +59,10 @@ rule evaluate:
     params:
         folder=subpath(output.summary, parent=True),
         gpu=GPU_FLAG,
-        code=source("pipeline.evaluate"),
+        code=[source(f"pipeline.{module}") for module in ("evaluate", "extraction")],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.evaluate {input.net} {input.weights} {params.folder}"
-        " --list {input.list} --labels {input.labels} {params.gpu} > {log} 2>&1"
+        " --list {input.list} --labels {input.labels} --database {input.database} {params.gpu} > {log} 2>&1"
 
 
 rule classify:
@@ -72,6 +78,7 @@ rule classify:
             "results/experiments/{experiment}/classify.csv",
             caption="../report/classify.rst",
             category="{experiment}",
+            labels={"result": "classified images (CSV)"},
         ),
     log:
         "logs/experiments/{experiment}/classify.log",

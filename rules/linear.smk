@@ -13,11 +13,13 @@ rule linear:
             "results/experiments/{experiment}/linear/measured.csv",
             caption="../report/measured.rst",
             category="{experiment}",
+            labels={"result": "features measured (CSV)"},
         ),
         plot=report(
             "results/experiments/{experiment}/linear/measured.png",
             caption="../report/strategy.rst",
             category="{experiment}",
+            labels={"result": "strategy, and why"},
         ),
         vector="results/experiments/{experiment}/linear/measured.svg",
     log:

@@ -11,22 +11,26 @@ rule pictures:
             "results/datasets/{dataset}/pictures/overview.png",
             caption="../report/overview.rst",
             category="{dataset}",
+            labels={"result": "images of each class"},
         ),
         classes=report(
             "results/datasets/{dataset}/pictures/classes.png",
             caption="../report/classes.rst",
             category="{dataset}",
+            labels={"result": "how many of each class"},
         ),
         sizes=report(
             "results/datasets/{dataset}/pictures/sizes.png",
             caption="../report/sizes.rst",
             category="{dataset}",
+            labels={"result": "sizes of the files"},
         ),
         vector=expand("results/datasets/{{dataset}}/pictures/{plot}.svg", plot=["classes", "sizes"]),
         mean=report(
             "results/datasets/{dataset}/pictures/mean.png",
             caption="../report/mean.rst",
             category="{dataset}",
+            labels={"result": "mean image"},
         ),
         sheets=directory("results/datasets/{dataset}/pictures/sheets"),
     log:
@@ -51,6 +55,7 @@ rule augmented:
             "results/datasets/{dataset}/augmented.png",
             caption="../report/augmented.rst",
             category="{dataset}",
+            labels={"result": "augmented images"},
         ),
     log:
         "logs/datasets/{dataset}/augmented.log",
@@ -69,21 +74,14 @@ rule augmented:
 rule plots:
     input:
         metrics="results/experiments/{experiment}/train/metrics.csv",
-        confusion="results/experiments/{experiment}/evaluate/confusion.csv",
     output:
         curves=report(
             "results/experiments/{experiment}/report/curves.png",
             caption="../report/curves.rst",
             category="{experiment}",
+            labels={"result": "curves"},
         ),
-        confusion=report(
-            "results/experiments/{experiment}/report/confusion.png",
-            caption="../report/confusion.rst",
-            category="{experiment}",
-        ),
-        vector=expand(
-            "results/experiments/{{experiment}}/report/{plot}.svg", plot=["curves", "confusion"]
-        ),
+        vector="results/experiments/{experiment}/report/curves.svg",
     log:
         "logs/experiments/{experiment}/plots.log",
     resources:
@@ -93,8 +91,151 @@ rule plots:
         folder=subpath(output.curves, parent=True),
         code=source("pipeline.plots"),
     shell:
-        "python -m pipeline.plots {params.folder} --metrics {input.metrics} --confusion {input.confusion}"
-        " > {log} 2>&1"
+        "python -m pipeline.plots {params.folder} --metrics {input.metrics} > {log} 2>&1"
+
+
+rule evaluated:
+    input:
+        summary="results/experiments/{experiment}/evaluate{of}/summary.json",
+        confusion="results/experiments/{experiment}/evaluate{of}/confusion.csv",
+        calibration="results/experiments/{experiment}/evaluate{of}/calibration.csv",
+        predictions="results/experiments/{experiment}/evaluate{of}/predictions.csv",
+        database=of_evaluated("lmdb/{part}"),
+        manifest=of_evaluated("lmdb/{part}.manifest.json"),
+    output:
+        confusion=report(
+            "results/experiments/{experiment}/report/confusion{of}.png",
+            caption="../report/confusion.rst",
+            category="{experiment}",
+            labels=of_part("confusion matrix"),
+        ),
+        calibration=report(
+            "results/experiments/{experiment}/report/calibration{of}.png",
+            caption="../report/calibration.rst",
+            category="{experiment}",
+            labels=of_part("calibration"),
+        ),
+        mistakes=report(
+            "results/experiments/{experiment}/report/mistakes{of}.png",
+            caption="../report/mistakes.rst",
+            category="{experiment}",
+            labels=of_part("surest mistakes"),
+        ),
+        vector=expand(
+            "results/experiments/{{experiment}}/report/{plot}{{of}}.svg",
+            plot=["confusion", "calibration"],
+        ),
+    log:
+        "logs/experiments/{experiment}/evaluated{of}.log",
+    resources:
+        mem_mb=1000,
+        runtime=15,
+    params:
+        evaluation=subpath(input.summary, parent=True),
+        folder=subpath(output.mistakes, parent=True),
+        suffix=lambda wildcards: f"--suffix={wildcards.of}" if wildcards.of else "",
+        code=[source(f"pipeline.{module}") for module in ("evaluated", "plots", "shown")],
+    shell:
+        "python -m pipeline.evaluated {params.evaluation} {input.database} {params.folder} {params.suffix} > {log} 2>&1"
+
+
+rule neighbours:
+    input:
+        features="results/experiments/{experiment}/features",
+        database=of_dataset("lmdb/val"),
+        manifest=of_dataset("lmdb/val.manifest.json"),
+        labels=of_dataset("lists/labels.txt"),
+    output:
+        map=report(
+            "results/experiments/{experiment}/report/map_{blob}.png",
+            caption="../report/map.rst",
+            category="{experiment}",
+            labels={"result": "map of {blob}"},
+        ),
+        vector="results/experiments/{experiment}/report/map_{blob}.svg",
+        neighbours=report(
+            "results/experiments/{experiment}/report/neighbours_{blob}.png",
+            caption="../report/neighbours.rst",
+            category="{experiment}",
+            labels={"result": "neighbours by {blob}"},
+        ),
+        table="results/experiments/{experiment}/report/neighbours_{blob}.csv",
+        figures="results/experiments/{experiment}/report/neighbours_{blob}.json",
+    log:
+        "logs/experiments/{experiment}/neighbours_{blob}.log",
+    resources:
+        mem_mb=3000,
+        runtime=30,
+    params:
+        folder=subpath(output.map, parent=True),
+        blob=blob_of,
+        code=[source(f"pipeline.{module}") for module in ("neighbours", "feature_files", "shown")],
+    shell:
+        "OMP_NUM_THREADS=1 python -m pipeline.neighbours {input.features} {input.database} {params.folder}"
+        " --blob {params.blob} --labels {input.labels} > {log} 2>&1"
+
+
+rule visualize:
+    input:
+        net="results/experiments/{experiment}/prototxt/deploy.prototxt",
+        train="results/experiments/{experiment}/prototxt/train.prototxt",
+        preprocessing="results/experiments/{experiment}/prototxt/preprocessing.json",
+        weights="results/experiments/{experiment}/train/final.caffemodel",
+        labels=of_dataset("lists/labels.txt"),
+        mean=of_dataset("mean.binaryproto"),
+        infogain=infogain_of,
+        images=shown_images,
+        manifest=of_dataset("lmdb/val.manifest.json"),
+    output:
+        filters=report(
+            "results/experiments/{experiment}/pictures/filters.png",
+            caption="../report/filters.rst",
+            category="{experiment}",
+            labels={"result": "filters"},
+        ),
+        probabilities=report(
+            "results/experiments/{experiment}/pictures/probabilities.png",
+            caption="../report/probabilities.rst",
+            category="{experiment}",
+            labels={"result": "probabilities"},
+        ),
+        activations=report(
+            "results/experiments/{experiment}/pictures/activations.png",
+            caption="../report/activations.rst",
+            category="{experiment}",
+            labels={"result": "activations"},
+        ),
+        maps=report(
+            directory("results/experiments/{experiment}/pictures/feature_maps"),
+            patterns=["{number,\d+}_{image}.png"],
+            caption="../report/feature_maps.rst",
+            category="{experiment}",
+            labels={"result": "feature maps {number}: {image}"},
+        ),
+        graph=report(
+            "results/experiments/{experiment}/pictures/net.svg",
+            caption="../report/net.rst",
+            category="{experiment}",
+            labels={"result": "net"},
+        ),
+    log:
+        "logs/experiments/{experiment}/visualize.log",
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+        gpu=GPUS,
+    params:
+        folder=subpath(output.filters, parent=True),
+        images=images_flag,
+        gpu=GPU_FLAG,
+        code=[
+            source(f"pipeline.{module}")
+            for module in ("visualize", "tiles", "diagram", "layout", "preprocessing")
+        ],
+    shell:
+        "OMP_NUM_THREADS={threads} python -m pipeline.visualize {input.net} {input.weights} {params.folder}"
+        " --labels {input.labels} {params.images} {params.gpu} > {log} 2>&1"
 
 
 rule comparison:
@@ -108,18 +249,16 @@ rule comparison:
             "results/report/comparison.csv",
             caption="../report/comparison.rst",
             category="Comparison",
+            labels={"result": "table (CSV)"},
         ),
         plot=report(
             "results/report/comparison.png",
             caption="../report/comparison_plot.rst",
             category="Comparison",
+            labels={"result": "curves"},
         ),
         vector="results/report/comparison.svg",
-        sweeps=report(
-            expand("results/report/{sweep}.{kind}", sweep=config["sweeps"], kind=["png", "csv"]),
-            caption="../report/sweep.rst",
-            category="Comparison",
-        ),
+        sweeps=SWEPT,
         sweep_vectors=expand("results/report/{sweep}.svg", sweep=config["sweeps"]),
     log:
         "logs/report/comparison.log",

@@ -23,7 +23,8 @@ rule train:
         nets=expand(
             "results/experiments/{{experiment}}/prototxt/{net}.prototxt", net=["train", "test"]
         ),
-        weights=weights_of,
+        weights=[weights_of, fitted("classifier.caffemodel")],
+        strategy=fitted("strategy.json"),
         train=of_dataset("lmdb/train"),
         infogain=infogain_of,
         val=of_dataset("lmdb/val"),
@@ -40,11 +41,13 @@ rule train:
             "results/experiments/{experiment}/train/layers.csv",
             caption="../report/layers.rst",
             category="{experiment}",
+            labels={"result": "layers (CSV)"},
         ),
         preflight=report(
             "results/experiments/{experiment}/train/preflight.csv",
             caption="../report/preflight.rst",
             category="{experiment}",
+            labels={"result": "preflight (CSV)"},
         ),
         folders=directory(
             expand(

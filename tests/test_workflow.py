@@ -27,7 +27,8 @@ def elsewhere(tmp_path):
 def test_the_example_is_planned_in_any_folder_under_every_profile(elsewhere, profile):
     done = snakemake("-n", "--workflow-profile", str(ROOT / "profiles" / profile), cwd=elsewhere)
     assert done.returncode == 0, done.stderr
-    for rule in ("shards", "label", "lmdb", "mean", "prototxt", "train", "features", "evaluate", "plots", "comparison"):
+    rules = ("shards", "label", "lmdb", "mean", "prototxt", "train", "features", "evaluate")
+    for rule in (*rules, "plots", "evaluated", "neighbours", "comparison"):
         assert f"\n{rule} " in done.stdout + done.stderr
 
 
@@ -118,6 +119,21 @@ def test_images_are_changed_in_the_database_or_on_their_way_into_the_net(elsewhe
     assert sum("pipeline.database" in line and "--copies 3" in line for line in commands) == in_database
     assert sum("pipeline.prototxt" in line for line in commands) == in_net
     assert sum("pipeline.augmented" in line for line in commands) == 1
+
+
+def test_pictures_of_a_net_are_of_the_images_and_as_many_as_the_config_says(elsewhere):
+    config = elsewhere / "config/config.yaml"
+    (elsewhere / "look").mkdir()
+    text = config.read_text().replace("    features: [ip1]", "    pictures: {images: look, count: 5}")
+    config.write_text(text.replace("    batch_size: 20", "    batch_size: 20\n    pictures: {count: 0}", 1))
+    done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    commands = [line for line in done.stdout.splitlines() if "pipeline.visualize" in line]
+    assert len(commands) == 2
+    (base,) = (line for line in commands if "experiments/base" in line)
+    assert "--database results/datasets/digits_base/lmdb/val --count 2" in base
+    (finetuned,) = (line for line in commands if "experiments/finetuned" in line)
+    assert "--images look --count 5" in finetuned
 
 
 def test_images_to_classify_are_classified_by_the_trained_net(elsewhere):

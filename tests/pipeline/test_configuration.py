@@ -34,6 +34,7 @@ def test_defaults_are_filled_in_at_every_depth():
     assert config["datasets"]["cats"]["size"] == {"height": 256, "width": 256}
     assert config["datasets"]["cats"]["split"] == {"by": "fraction", "balance": "none"}
     assert config["experiments"]["breeds"]["weights"] == {}
+    assert config["experiments"]["breeds"]["pictures"] == {"count": 2}
     assert "compute" not in GOOD
 
 
@@ -293,9 +294,38 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(solver={"solver_mode": "GPU"}),
         "my.yaml: experiments.breeds.solver.solver_mode: set by the workflow; say compute: cpu or compute: gpu",
     ),
+    "a part that is none to evaluate on": (
+        lambda c: c["experiments"]["breeds"].update(evaluate=["val", "tran"]),
+        "my.yaml: experiments.breeds.evaluate.1: 'tran' is not one of val, train; did you mean \"train\"?",
+    ),
+    "a format of features that there is not": (
+        lambda c: c["experiments"]["breeds"].update(features=["ip1"], feature_formats=["csv"]),
+        "my.yaml: experiments.breeds.feature_formats.0: 'csv' is not one of hdf5, leveldb, lmdb, npy, parquet",
+    ),
+    "formats of no features": (
+        lambda c: c["experiments"]["breeds"].update(feature_formats=["npy"]),
+        "my.yaml: experiments.breeds.feature_formats: no effect without features",
+    ),
+    "more pictures of a net than anyone looks at": (
+        lambda c: c["experiments"]["breeds"].update(pictures={"count": 100}),
+        "my.yaml: experiments.breeds.pictures.count: 100 is not between 0 and 20",
+    ),
     "features of a blob that the model does not have": (
         lambda c: c["experiments"]["breeds"].update(features=["ip1", "ip2"], rename_last=True),
         "my.yaml: experiments.breeds.features: 'ip2' is not one of data, conv1, pool1, conv2, pool2, ip1, ip2_cats",
+    ),
+    "an average without snapshots": (
+        lambda c: c["experiments"]["breeds"].update(export={"average": 3}),
+        "my.yaml: experiments.breeds.export.average: no snapshots to average; set solver.snapshot, so many iterations from one"
+        " to the next",
+    ),
+    "an average of more snapshots than there are": (
+        lambda c: c["experiments"]["breeds"].update(export={"average": 3}, solver={"snapshot": 5, "max_iter": 10}),
+        "my.yaml: experiments.breeds.export.average: 3, but 10 iterations with solver.snapshot: 5 leave 2; set it lower",
+    ),
+    "a map without a width": (
+        lambda c: c["experiments"]["breeds"].update(export={"convolutional": {"height": 454}}),
+        "my.yaml: experiments.breeds.export.convolutional: width is missing",
     ),
 }
 

@@ -18,15 +18,18 @@ datasets:
     size: {height: 28, width: 28}
     split: {by: fraction, val: 0.34}
 experiments:
-  base: {dataset: few, model: lenet, batch_size: 2, solver: {max_iter: 2}}
+  base: {dataset: few, model: lenet, batch_size: 2, solver: {max_iter: 2}, pictures: {count: 0}}
   tuned:
     dataset: few
     model: lenet
     batch_size: 2
     weights: [{experiment: base, best: true}]
     rename_last: true
+    pictures: {count: 0}
     solver: {max_iter: 2}
     features: [ip1]
+    feature_formats: [parquet, hdf5]
+    evaluate: [val, train]
 """
 
 
@@ -57,7 +60,10 @@ def test_two_experiments_from_images_to_report(snakemake, tmp_path):
     tuned = tmp_path / "results/experiments/tuned"
     assert "ip2_few" in (tuned / "prototxt/train.prototxt").read_text()
     assert json.loads((tuned / "evaluate/summary.json").read_text())["images"] == 2
-    assert sorted(path.name for path in (tuned / "features").glob("ip1*")) == ["ip1.lmdb", "ip1.npy", "ip1.parquet"]
+    assert json.loads((tuned / "evaluate_train/summary.json").read_text())["images"] == 4
+    assert not (tmp_path / "results/experiments/base/evaluate_train").exists()
+    assert sorted(path.name for path in (tuned / "features").iterdir()) == ["features.h5", "images.txt", "ip1.parquet"]
+    assert {"map_ip1.png", "neighbours_ip1.csv"} < {path.name for path in (tuned / "report").iterdir()}
     assert "Copying source layer" not in (tuned / "train/train.log").read_text()
     assert "Ignoring source layer ip2" in (tuned / "train/train.log").read_text()
     assert "results/experiments/base/train/best.caffemodel" in (tuned / "train/layers.csv").read_text()
@@ -68,7 +74,8 @@ def test_two_experiments_from_images_to_report(snakemake, tmp_path):
     code, output = snakemake("--report", "report.html")
     assert code == 0, output
     report = (tmp_path / "report.html").read_text()
-    for name in ("comparison.csv", "comparison.png", "curves.png", "confusion.png", "predictions.csv"):
+    pictures = ("comparison", "curves", "confusion", "calibration", "mistakes_train", "neighbours_ip1", "map_ip1")
+    for name in ("comparison.csv", "predictions.csv", *(f"{picture}.png" for picture in pictures)):
         assert name in report
 
     before = (tmp_path / "results/experiments/base/train/final.caffemodel").stat().st_mtime_ns

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.plots import confusion_matrix, save
+from pipeline.plots import confusion_matrix, curves, save
 
 METRICS = pd.DataFrame(
     {
@@ -29,26 +29,51 @@ def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(tmp_path, classes
     assert (tmp_path / "confusion.svg").read_text().lstrip().startswith("<?xml")
 
 
+def test_curves_show_loss_accuracy_with_its_best_and_the_learning_rate():
+    losses, accuracies, rates = curves(METRICS).axes
+    assert [len(line.get_xdata()) for line in losses.lines] == [3, 2]
+    (line,) = accuracies.lines
+    assert line.get_ydata().tolist() == [30, 90]
+    assert [text.get_text() for text in accuracies.texts] == ["best 90.0 % at 10"]
+    assert rates.lines[0].get_ydata().tolist() == [0.1, 0.1]
+    plt.close("all")
+
+
+def test_every_accuracy_that_was_measured_is_drawn():
+    more = METRICS.assign(accuracy=[0.4, 0.6, 0.95], test_accuracy_top5=[0.5, None, 1.0], test_accuracy_side=[None] * 3)
+    _, accuracies, _ = curves(more).axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in accuracies.lines}
+    assert drawn == {"training": [40, 60, 95], "validation": [30, 90], "validation, top5": [50, 100]}
+    assert [text.get_text() for text in accuracies.texts] == ["best 90.0 % at 10"]
+    plt.close("all")
+
+
+def test_a_plot_keeps_white_and_its_colours_in_few(tmp_path):
+    figure = curves(METRICS)
+    save(figure, tmp_path / "curves")
+    image = (plt.imread(tmp_path / "curves.png")[..., :3] * 255).round().astype(int)
+    assert (image[0, 0] == 255).all()
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) <= 256
+    assert (np.abs(image - (0xD5, 0x5E, 0x00)).max(2) < 12).sum() > 200
+    assert (tmp_path / "curves.png").stat().st_size < 60_000
+
+
 def test_the_same_numbers_give_the_same_files(trained, command):
-    (trained / "confusion.csv").write_text("class,a,b\na,3,1\nb,0,2\n")
     made = []
     for folder in ("first", "second"):
-        done = command("pipeline.plots", folder, "--metrics", "out/metrics.csv", "--confusion", "confusion.csv")
+        done = command("pipeline.plots", folder, "--metrics", "out/metrics.csv")
         assert done.returncode == 0, done.stderr
         made.append({path.name: path.read_bytes() for path in (trained / folder).iterdir()})
-    assert set(made[0]) == {"curves.png", "curves.svg", "confusion.png", "confusion.svg"}
+    assert set(made[0]) == {"curves.png", "curves.svg"}
     assert made[0] == made[1]
 
 
 def test_another_table_than_metrics_is_refused(fails, write):
     write("layers.csv", "layer,shapes,start,learned\nhidden,6,filled,True\n")
-    write("confusion.csv", "class,a\na,1\n")
     said = ["layers.csv: no column iteration", "metrics.csv of the train step"]
-    fails(said, "pipeline.plots", "out", "--metrics", "layers.csv", "--confusion", "confusion.csv")
+    fails(said, "pipeline.plots", "out", "--metrics", "layers.csv")
 
 
 def test_metrics_without_a_row_are_refused(fails, write):
     write("metrics.csv", ",".join(METRICS.columns) + "\n")
-    write("confusion.csv", "class,a\na,1\n")
-    arguments = ("--metrics", "metrics.csv", "--confusion", "confusion.csv")
-    fails(["metrics.csv", "no metrics"], "pipeline.plots", "out", *arguments)
+    fails(["metrics.csv", "no metrics"], "pipeline.plots", "out", "--metrics", "metrics.csv")

@@ -1,0 +1,208 @@
+"""Run a trained net over images and give the values of its blobs, batch by batch: over a database's records or a list's files."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import caffe
+from caffe.datum import parse
+from caffe.db import LevelDB, LMDBFile, open_db
+from caffe.proto import caffe_pb2
+from caffe.transform import Transformer, workers
+from pipeline import devices, preprocessing
+from pipeline.database import entries_of
+from pipeline.errors import InputError
+from pipeline.images import Files, Resized, below
+from pipeline.preprocessing import Fitted
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Images of a list, `path label` a line, in the place of records; `images` gives the pixels of a path."""
+
+    list: Path
+    images: Resized | Files | Fitted
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is run: a net with a Data layer, read in the TEST phase, its weights, and whether on a GPU.
+
+    records  a database, LMDB or LevelDB, in the place of the one that the Data layer names
+    listed   images of a list in its place
+    later    weights that are copied over the first
+    """
+
+    net: Path
+    weights: Path
+    gpu: bool = False
+    records: Path | None = None
+    listed: Listed | None = None
+    later: tuple[Path, ...] = ()
+
+
+def listed(source: Path, root: Path, how: Path, color: bool | None = None) -> Listed:
+    """The images of a list below `root`: the resize step's, or files, which become as large as the dataset's images.
+
+    how    preprocessing.json
+    color  how files, of the net's size, are read where that is not there: BGR or gray; None wants it there
+    """
+    images = below(root, bool(color))
+    fitted = isinstance(images, Files) and (color is None or how.exists())
+    return Listed(source, Fitted(root, preprocessing.read(how)) if fitted else images)
+
+
+def data_layer(path: Path, net: caffe_pb2.NetParameter) -> caffe_pb2.LayerParameter:
+    """The Data layer that the TEST phase reads."""
+    for layer in net.layer:
+        if layer.type == "Data" and all(rule.phase == caffe.TEST for rule in layer.include if rule.HasField("phase")):
+            return layer
+    raise InputError(path, "no Data layer for the TEST phase", "the images come from one", "give the test prototxt")
+
+
+def entries(job: Run) -> Iterator[tuple[str, int]]:
+    """(path, label) of every image; a record's path is what convert_imageset puts behind the number in a key."""
+    if job.listed:
+        for path, label in entries_of(job.listed.list):
+            yield path.encode(errors="surrogateescape").decode(errors="backslashreplace"), label
+    else:
+        for key, value in _database(job).items():
+            yield re.sub(rb"^\d{8}_", b"", bytes(key)).decode(errors="backslashreplace"), parse(value).label
+
+
+def count(job: Run) -> int:
+    """How many images there are; every line of a list is looked at."""
+    return sum(1 for _ in entries_of(job.listed.list)) if job.listed else len(_database(job))
+
+
+def _database(job: Run) -> LMDBFile | LevelDB:
+    param = data_layer(job.net, _definition(job)).data_param
+    return open_db(param.source, param.backend)
+
+
+def _definition(job: Run) -> caffe_pb2.NetParameter:
+    """The net, with the database that is asked for in the place of its own."""
+    net = caffe.read_net(job.net)
+    param = data_layer(job.net, net).data_param
+    if job.records is not None:
+        param.source = str(job.records)
+        param.backend = param.LEVELDB if (job.records / "CURRENT").exists() else param.LMDB
+    return net
+
+
+def batches(job: Run, blobs: list[str], images: int) -> Iterator[dict[str, np.ndarray]]:
+    """{blob: images of one batch × the blob's shape, float32}, batch after batch, until the first `images` are through."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(devices.on_gpu(job.gpu))
+        net = _loaded(job, stack)
+        _check(job.net, net, blobs)
+        fed = _fed(job, net) if job.listed else itertools.repeat(None)
+        done = 0
+        while done < images:
+            next(fed)
+            net.forward()
+            size = min(len(net.blobs[blobs[0]].data), images - done)
+            yield {blob: net.blobs[blob].data[:size].copy() for blob in blobs}
+            done += size
+
+
+def _loaded(job: Run, stack: contextlib.ExitStack) -> caffe.Net:
+    """The net with its weights; every layer that has parameters must find its own."""
+    path = job.net
+    if job.records is not None or job.listed is not None:
+        definition = _definition(job)
+        if job.listed:
+            _take_files(data_layer(path, definition), next(_pixels(job.listed, 1))[0][0].shape)
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
+        caffe.write_prototxt(path, definition)
+    net = caffe.Net(str(path), caffe.TEST)
+    stack.callback(net.close)
+    missing = net.copy_from(job.weights).untouched
+    for path in job.later:
+        missing = [name for name in net.copy_from(path).untouched if name in missing]
+    if missing:
+        raise InputError(
+            job.weights,
+            f"no weights for {', '.join(missing[:5])}",
+            f"layers of {job.net} want them",
+            "give the weights that this net was trained to",
+        )
+    return net
+
+
+def _transformer(layer: caffe_pb2.LayerParameter) -> Transformer:
+    """What the Data layer does to images in testing."""
+    return Transformer(layer.transform_param, caffe.TEST, f'layer "{layer.name}"', np.random.default_rng(0))
+
+
+def _take_files(layer: caffe_pb2.LayerParameter, image: tuple[int, int, int]) -> None:
+    """Make a Data layer an Input layer of the same tops, for images of that shape."""
+    batch, shape = layer.data_param.batch_size, _transformer(layer).shape(image)
+    layer.type = "Input"
+    for field in ("data_param", "transform_param"):
+        layer.ClearField(field)
+    for dims in ((batch, *shape), (batch,))[: len(layer.top)]:
+        layer.input_param.shape.add(dim=dims)
+
+
+def _fed(job: Run, net: caffe.Net) -> Iterator[None]:
+    """Put the list's images into the net, a batch each time."""
+    layer = data_layer(job.net, caffe.read_net(job.net))
+    transformer = _transformer(layer)
+    for batch in _pixels(job.listed, layer.data_param.batch_size):
+        pixels, labels = zip(*batch, strict=True)
+        for top, values in zip(layer.top, (transformer(list(pixels)).numpy(), labels), strict=False):
+            net.blobs[top].data[: len(batch)] = values
+        yield
+
+
+def _pixels(listed: Listed, size: int) -> Iterator[list[tuple[np.ndarray, int]]]:
+    """Pixels, uint8, channels × height × width, and labels, `size` images at a time; the next ones are read meanwhile."""
+    shape = None
+
+    def one(entry: tuple[int, tuple[str, int]]) -> tuple[np.ndarray, int]:
+        line, (path, label) = entry
+        where, image = f"{listed.list}:{line}", listed.images[path]
+        if image is None:
+            found = f"{listed.images.root / path} cannot be read as an image"
+            raise InputError(where, found, do="remove the line, or restore the file")
+        if shape and image.shape != shape:
+            found, wanted = ("×".join(map(str, one)) for one in (image.shape, shape))
+            raise InputError(
+                where, f"{path} is {found}", f"the first image is {wanted}", "resize them alike, or give preprocessing.json"
+            )
+        return image, label
+
+    lines = enumerate(entries_of(listed.list), 1)
+    shape = one((1, next(entries_of(listed.list))))[0].shape
+    following = workers().map(one, list(itertools.islice(lines, size)))
+    while batch := list(following):
+        following = workers().map(one, list(itertools.islice(lines, size)))
+        yield [(image.transpose(2, 0, 1) if image.ndim == 3 else image[None], label) for image, label in batch]
+
+
+def _check(path: Path, net: caffe.Net, blobs: list[str]) -> None:
+    images = next(iter(net.blobs.values())).shape[0]
+    for blob in blobs:
+        if blob not in net.blobs:
+            known = ", ".join(net.blobs)
+            raise InputError(path, f'no blob "{blob}"', f"there are {known}", caffe.nearest(blob, net.blobs))
+        shape = tuple(net.blobs[blob].shape)
+        if shape[:1] != (images,):
+            raise InputError(
+                path, f'blob "{blob}" of shape {shape}', f"features have a row for each of the batch's {images} images"
+            )
+
+
+def extract(job: Run, blobs: list[str], images: int) -> dict[str, np.ndarray]:
+    """{blob: images × values, float32} for the first `images`, in their order; all in memory."""
+    parts = list(batches(job, blobs, images))
+    return {blob: np.concatenate([part[blob].reshape(len(part[blob]), -1) for part in parts]) for blob in blobs}

@@ -1,0 +1,168 @@
+"""Change trained nets: crop them, make them convolutional, merge their normalisation, average snapshots.
+
+Each command reads a deploy prototxt and weights, and writes OUTPUT.prototxt and OUTPUT.caffemodel. A net that is to compute the
+same in another way is checked first: its output for random images is the old one's within 1e-4 of the largest value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+
+import caffe
+from pipeline import agreement, graph
+from pipeline.command import run
+from pipeline.convolutional import convolutional
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+from pipeline.merging import merged
+
+SNAPSHOT = re.compile(r"_iter_(\d+)\.caffemodel(\.h5)?$")
+
+
+def loaded(net_file: Path, weights: Path) -> caffe.Net:
+    """A net for testing with all of its parameters from a .caffemodel or .caffemodel.h5; what lacks there is an error."""
+    net = caffe.Net(str(net_file), caffe.TEST)
+    _copy(net, weights)
+    return net
+
+
+def _copy(net: caffe.Net, weights: Path) -> list[str]:
+    """Copy all parameters of the net; the file's layers that the net does not have."""
+    copied = net.copy_from(weights)
+    if copied.untouched:
+        raise InputError(
+            weights,
+            f"no weights of {_named(copied.untouched)}",
+            f"{net.path} has {'them' if len(copied.untouched) > 1 else 'it'}",
+            caffe.nearest(copied.untouched[0], [*copied.copied, *copied.ignored]) or "give the weights of this net",
+        )
+    return copied.ignored
+
+
+def _named(layers: list[str]) -> str:
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(layers[:5])}" + (" …" if len(layers) > 5 else "")
+
+
+def cropped(weights: Path, smaller: Path) -> caffe.Net:
+    """The net of `smaller` with its layers' parameters of `weights`, the file of a net that has them and more.
+
+    A layer that the weights lack, or have in another shape, is an error.
+    """
+    return loaded(smaller, weights)
+
+
+def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
+    """The net whose parameters are the means of those of the snapshots, which are all of one net.
+
+    BatchNorm's sums are divided by their weight first, so that the means of means and variances are taken, with weight 1.
+    """
+    net = caffe.Net(str(net_file), caffe.TEST)
+    layers: list[str] = []
+    sums: dict[str, list[np.ndarray]] = {}
+    for number, snapshot in enumerate(snapshots):
+        rest = sorted(_copy(net, snapshot))
+        if number and rest != layers:
+            odd = sorted({*rest} ^ {*layers})
+            raise InputError(snapshot, f"weights of another net than {snapshots[0]}", f"{_named(odd)} is in one of them only")
+        layers = rest
+        for name, blobs in net.params.items():
+            values = [blob.data.astype(np.float64) for blob in blobs]
+            if net.layer_dict[name].type == "BatchNorm" and len(values) == 3:
+                weight = values[2][0] or 1.0
+                values = [values[0] / weight, values[1] / weight, np.ones(1)]
+            before = sums.get(name, [0.0] * len(values))
+            sums[name] = [total + value for total, value in zip(before, values, strict=True)]
+    for name, totals in sums.items():
+        for blob, total in zip(net.params[name], totals, strict=True):
+            blob.data[...] = total / len(snapshots)
+    return net
+
+
+def snapshots_in(folder: Path, last: int) -> list[Path]:
+    """The `last` latest snapshots of a training, by iteration."""
+    found = [(int(match[1]), path) for path in sorted(folder.glob("*")) if (match := SNAPSHOT.search(path.name))]
+    if len(found) < last:
+        raise InputError(
+            folder,
+            f"{len(found)} snapshot{'s' * (len(found) != 1)}",
+            f"{last} are to be averaged",
+            "set solver.snapshot to so many iterations that the training writes enough, or average fewer",
+        )
+    return [path for _, path in sorted(found)[-last:]]
+
+
+def write(net: caffe.Net, output: Path) -> None:
+    """Write OUTPUT.prototxt and OUTPUT.caffemodel, whole."""
+    with (
+        written_whole(output.with_name(f"{output.name}.prototxt")) as prototxt,
+        written_whole(output.with_name(f"{output.name}.caffemodel")) as weights,
+    ):
+        caffe.write_prototxt(prototxt, graph.definition_of(net))
+        net.save(weights)
+
+
+def checked(net: caffe.Net, changed: caffe.Net, where: str) -> float:
+    """The largest relative difference of their outputs; raises an error where it is more than rounding."""
+    inputs = agreement.random_inputs(net)
+    pairs = [agreement.computed(one, inputs, agreement.telling(one)) for one in (net, changed)]
+    return agreement.agreed(where, *pairs)
+
+
+def _crop(a: argparse.Namespace) -> tuple[caffe.Net, str]:
+    net = cropped(a.weights, a.net)
+    return net, _named(list(net.params))
+
+
+def _convolutional(a: argparse.Namespace) -> tuple[caffe.Net, str]:
+    net = loaded(a.net, a.weights)
+    changed = convolutional(net, a.height, a.width)
+    difference = checked(net, changed, str(a.output))
+    shapes = ", ".join(f"{name} {'×'.join(map(str, changed.blobs[name].shape))}" for name in changed.outputs)
+    return changed, f"{shapes}; for the net's own size the largest difference is {difference:.1e}"
+
+
+def _merge(a: argparse.Namespace) -> tuple[caffe.Net, str]:
+    net = loaded(a.net, a.weights)
+    changed, gone, left = merged(net)
+    difference = checked(net, changed, str(a.output))
+    stay = f", {_named(left)} {'stay' if len(left) > 1 else 'stays'}: no convolution alone before" if left else ""
+    return changed, f"{len(gone)} layer{'s' * (len(gone) != 1)} merged{stay}; largest difference {difference:.1e}"
+
+
+def _average(a: argparse.Namespace) -> tuple[caffe.Net, str]:
+    (first, *others) = a.snapshots
+    files = snapshots_in(first, a.last) if first.is_dir() and not others else a.snapshots
+    return averaged(a.net, files), f"the mean of {', '.join(path.name for path in files)}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    crop = commands.add_parser("crop", help="keep the layers of a smaller prototxt", description=cropped.__doc__)
+    crop.add_argument("net", type=Path, help="the smaller prototxt")
+    convolve = commands.add_parser("convolutional", help="fully connected layers become convolutions")
+    merge = commands.add_parser("merge", help="BatchNorm, Scale and Bias become part of the convolutions before them")
+    average = commands.add_parser("average", help="the mean of snapshots' weights")
+    for command in (convolve, merge, average):
+        command.add_argument("net", type=Path, help="deploy.prototxt")
+    for command in (crop, convolve, merge):
+        command.add_argument("weights", type=Path, help="the .caffemodel")
+    average.add_argument("snapshots", type=Path, nargs="+", help="weights of one net, or the folder of a training's snapshots")
+    average.add_argument("--last", type=int, default=5, help="how many of a folder's snapshots (default: %(default)s)")
+    convolve.add_argument("--height", type=int, required=True, help="of the images")
+    convolve.add_argument("--width", type=int, required=True)
+    for command, function in ((crop, _crop), (convolve, _convolutional), (merge, _merge), (average, _average)):
+        command.add_argument("--output", type=Path, required=True, help="the new files, without .prototxt and .caffemodel")
+        command.set_defaults(function=function)
+    a = parser.parse_args(argv)
+    net, said = a.function(a)
+    write(net, a.output)
+    print(f"{a.output}: {said}")
+
+
+if __name__ == "__main__":
+    run(main)

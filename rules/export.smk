@@ -1,0 +1,110 @@
+rule export:
+    input:
+        net="results/experiments/{experiment}/prototxt/deploy.prototxt",
+        preprocessing="results/experiments/{experiment}/prototxt/preprocessing.json",
+        weights="results/experiments/{experiment}/train/final.caffemodel",
+        labels=of_dataset("lists/labels.txt"),
+        mean=of_dataset("mean.binaryproto"),
+    output:
+        "results/experiments/{experiment}/export/model.{format}",
+    log:
+        "logs/experiments/{experiment}/export.{format}.log",
+    wildcard_constraints:
+        format="onnx|safetensors",
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        code=[
+            source(f"pipeline.{module}")
+            for module in ("export", "onnx_graph", "onnx_layers", "parameters")
+        ],
+    shell:
+        "OMP_NUM_THREADS={threads} python -m pipeline.export {wildcards.format} {input.net} {input.weights} {output}"
+        " --labels {input.labels} --preprocessing {input.preprocessing} > {log} 2>&1"
+
+
+rule merge:
+    input:
+        net="results/experiments/{experiment}/prototxt/deploy.prototxt",
+        weights="results/experiments/{experiment}/train/final.caffemodel",
+    output:
+        net="results/experiments/{experiment}/export/merged.prototxt",
+        weights="results/experiments/{experiment}/export/merged.caffemodel",
+    log:
+        "logs/experiments/{experiment}/merge.log",
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    params:
+        stem=without_suffix,
+        code=[source(f"pipeline.{module}") for module in ("surgery", "merging")],
+    shell:
+        "OMP_NUM_THREADS={threads} python -m pipeline.surgery merge {input.net} {input.weights} --output {params.stem}"
+        " > {log} 2>&1"
+
+
+rule convolutional:
+    input:
+        net="results/experiments/{experiment}/prototxt/deploy.prototxt",
+        weights="results/experiments/{experiment}/train/final.caffemodel",
+    output:
+        net="results/experiments/{experiment}/export/convolutional.prototxt",
+        weights="results/experiments/{experiment}/export/convolutional.caffemodel",
+    log:
+        "logs/experiments/{experiment}/convolutional.log",
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    params:
+        stem=without_suffix,
+        height=lookup(dpath="experiments/{experiment}/export/convolutional/height", within=config),
+        width=lookup(dpath="experiments/{experiment}/export/convolutional/width", within=config),
+        code=[source(f"pipeline.{module}") for module in ("surgery", "convolutional")],
+    shell:
+        "OMP_NUM_THREADS={threads} python -m pipeline.surgery convolutional {input.net} {input.weights}"
+        " --height {params.height} --width {params.width} --output {params.stem} > {log} 2>&1"
+
+
+rule crop:
+    input:
+        net=lookup(dpath="experiments/{experiment}/export/crop", within=config),
+        weights="results/experiments/{experiment}/train/final.caffemodel",
+    output:
+        net="results/experiments/{experiment}/export/cropped.prototxt",
+        weights="results/experiments/{experiment}/export/cropped.caffemodel",
+    log:
+        "logs/experiments/{experiment}/crop.log",
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        stem=without_suffix,
+        code=source("pipeline.surgery"),
+    shell:
+        "python -m pipeline.surgery crop {input.net:q} {input.weights} --output {params.stem} > {log} 2>&1"
+
+
+rule average:
+    input:
+        net="results/experiments/{experiment}/prototxt/deploy.prototxt",
+        snapshots="results/experiments/{experiment}/train/snapshots",
+        weights="results/experiments/{experiment}/train/final.caffemodel",
+    output:
+        net="results/experiments/{experiment}/export/averaged.prototxt",
+        weights="results/experiments/{experiment}/export/averaged.caffemodel",
+    log:
+        "logs/experiments/{experiment}/average.log",
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    params:
+        stem=without_suffix,
+        last=lookup(dpath="experiments/{experiment}/export/average", within=config),
+        code=source("pipeline.surgery"),
+    shell:
+        "python -m pipeline.surgery average {input.net} {input.snapshots} --last {params.last} --output {params.stem}"
+        " > {log} 2>&1"

@@ -1,0 +1,116 @@
+"""The report in a real browser: every picture is there and can be seen, on a phone and on a desk, without the network."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CONFIG = """\
+datasets:
+  few:
+    source: {list: few.csv, allow_file: true}
+    size: {height: 28, width: 28}
+    split: {by: fraction, val: 0.34}
+    augmentation: {brightness: 0.2}
+experiments:
+  base: {dataset: few, model: lenet, batch_size: 2, solver: {max_iter: 2}}
+"""
+RESULTS = {
+    "few": {
+        *("images of each class", "how many of each class", "sizes of the files", "mean image", "augmented images"),
+        "near-duplicates (CSV)",
+    },
+    "base": {
+        *("curves", "confusion matrix", "filters", "activations", "probabilities", "net"),
+        *("feature maps 1: a", "feature maps 2: b", "accuracy by class (CSV)", "predictions (CSV)"),
+        "layers (CSV)",
+    },
+    "Comparison": {"curves", "table (CSV)"},
+}
+SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1280, "height": 900}}
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on this machine")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """report.html of a training of two iterations on six pictures."""
+    folder = tmp_path_factory.mktemp("report")
+    drawn = np.random.default_rng(1)
+    rows = ["url,label"]
+    for number in range(6):
+        picture = cv2.resize(drawn.integers(0, 256, (5, 5, 3)).astype(np.uint8), (60, 40), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{number}.png"), picture)
+        rows.append(f"{(folder / f'{number}.png').as_uri()},{'ab'[number % 2]}")
+    (folder / "few.csv").write_text("\n".join(rows) + "\n")
+    (folder / "config.yaml").write_text(CONFIG)
+    words = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "config.yaml"]
+    words += ["--workflow-profile", str(ROOT / "profiles/default")]
+    environment = os.environ | {"PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}  # noqa: PTH120
+    for more in ([], ["--report", "report.html"]):
+        done = subprocess.run([*words, *more], cwd=folder, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        yield running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_picture_of_the_report_can_be_seen(report, browser, size):
+    page = browser.new_page(viewport=SIZES[size])
+    troubles, asked = [], []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+    page.goto(report.as_uri())
+    assert page.locator("li", has_text="base: lenet on few").is_visible()
+    for category, results in RESULTS.items():
+        page.locator("nav a").filter(has_text=category).first.click()
+        rows = page.locator("nav tbody tr")
+        assert set(rows.locator("td:first-child").all_inner_texts()) == results
+        for number in range(len(results)):
+            name, look = rows.nth(number).locator("td").first.inner_text(), rows.nth(number).locator("a").first
+            if name.endswith("(CSV)"):
+                assert look.get_attribute("href").startswith("data:text/")
+            else:
+                look.click()
+                _seen(page, f"{category}, {name}")
+        page.locator("nav ol a").first.click()
+    assert troubles == []
+    assert set(asked) <= {"file", "data"}
+    page.close()
+
+
+def _seen(page, what: str) -> None:
+    """The picture that is shown is decoded, begins on the screen, is not wider than it, and is not of one colour."""
+    picture = page.locator("#app > div > nav + div img")
+    source = picture.get_attribute("src")
+    assert source.startswith("data:image/"), what
+    page.wait_for_function("document.querySelector('#app > div > nav + div img').complete")
+    assert picture.evaluate("image => image.naturalWidth") > 0, what
+    box, screen = picture.bounding_box(), page.viewport_size
+    assert box["x"] >= 0, what
+    assert box["x"] + box["width"] <= screen["width"], what
+    assert 0 <= box["y"] < screen["height"] / 2 + 150, what
+    assert box["width"] > 100, what
+    shown = cv2.imdecode(np.frombuffer(picture.screenshot(), np.uint8), cv2.IMREAD_COLOR)
+    assert shown.std() > 8, what
+
+
+def test_the_report_is_light(report):
+    assert report.stat().st_size < 5_000_000
+    pictures = [path for path in report.parent.glob("results/**/*.png") if "download" not in path.parts]
+    assert len(pictures) > 12
+    assert max(path.stat().st_size for path in pictures) < 200_000
