@@ -213,11 +213,13 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         solver.Run(folder, snapshots, experiment.gpu, experiment.solver, experiment.strategy == "features"),
         f"experiments.{experiment.name}.solver",
     )
-    if experiment.strategy == "features":
-        param.max_iter, reasons["max_iter"] = 0, "nothing: the classifier is fitted by logistic regression"
+    made = nets(template, dataset, experiment)
+    norms = [layer.batch_norm_param for layer in made["train"].layer if layer.type == "BatchNorm"]
+    if "test_initialization" not in experiment.solver and not all(norm.use_global_stats for norm in norms):
+        param.test_initialization = False
+        reasons["test_initialization"] = "before training BatchNorm may have no statistics, and the scores would be no numbers"
     with written_whole(folder) as part:
         part.mkdir()
-        made = nets(template, dataset, experiment)
         for name, net in made.items():
             caffe.write_prototxt(part / f"{name}.prototxt", net)
         channels, *size = dataset.shape

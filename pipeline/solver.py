@@ -60,24 +60,27 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
     batches = f"batches of {sizes.batch_size}" + (f" × {accumulated}" if accumulated > 1 else "")
     epoch = max(1, round(sizes.train_images / (sizes.batch_size * accumulated)))
     epochs, steps = given.pop("epochs", EPOCHS), given.pop("step_epochs", None)
+    end = given.get("max_iter", max(1, round(epochs * epoch)))
     values = {
         "train_net": str(run.nets / "train.prototxt"),
         "test_net": [str(run.nets / "test.prototxt")],
         "test_iter": [sizes.val_images // sizes.test_batch],
-        "test_interval": epoch,
+        "test_interval": max(1, min(epoch, end)),
         "base_lr": 0.01,
         "lr_policy": "fixed",
         "momentum": 0.9,
         "weight_decay": 0.0005,
         "display": max(1, epoch // 4),
-        "max_iter": max(1, round(epochs * epoch)),
+        "max_iter": end,
         "snapshot_prefix": str(run.snapshots),
         "random_seed": 1,
         "solver_mode": "GPU" if run.gpu else "CPU",
     }
     reasons = {
         "test_iter": f"{sizes.val_images} validation images in batches of {sizes.test_batch}, each image once",
-        "test_interval": f"an epoch: {sizes.train_images} training images in {batches}",
+        "test_interval": f"an epoch: {sizes.train_images} training images in {batches}"
+        if end >= epoch
+        else f"the whole training, shorter than an epoch of {epoch} iterations",
         "display": "four times an epoch",
         "max_iter": f"{epochs:g} epochs of {epoch} iterations",
     }

@@ -61,11 +61,17 @@ def solved(given):
 
 
 def test_testing_covers_the_validation_set_exactly():
-    param, reasons = solved({"max_iter": 7})
+    param, reasons = solved({"max_iter": 17})
     assert param.test_iter[0] * batch_for(90) == 90
-    assert (param.test_interval, param.max_iter) == (10, 7)
+    assert (param.test_interval, param.max_iter) == (10, 17)
     assert "test_interval" in reasons
     assert "max_iter" not in reasons
+
+
+def test_a_training_shorter_than_an_epoch_is_tested_at_its_end():
+    param, reasons = solved({"max_iter": 7})
+    assert (param.test_interval, param.max_iter) == (7, 7)
+    assert reasons["test_interval"] == "the whole training, shorter than an epoch of 10 iterations"
 
 
 @pytest.mark.parametrize(("images", "batch"), [(1, 1), (256, 256), (257, 1), (796, 199), (1000, 250)])
@@ -124,6 +130,29 @@ def test_batch_norm_takes_statistics_by_phase(batch_norm, in_training):
     for part, net in nets(TEMPLATES["resnet18"], DATASET, experiment).items():
         taken = {layer.batch_norm_param.use_global_stats for layer in net.layer if layer.type == "BatchNorm"}
         assert taken == {in_training if part == "train" else True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "tested"),
+    [
+        ({}, False),
+        ({"batch_norm": "freeze"}, True),
+        ({"solver": {"test_initialization": True}}, True),
+        ({"model": "lenet"}, True),
+    ],
+)
+def test_a_net_whose_batch_norm_has_no_statistics_yet_is_not_tested(tmp_path, fields, tested):
+    experiment = Experiment(
+        **(
+            {"name": "e", "model": "resnet18", "last": "fc", "last_lr_mult": 1, "batch_size": 8, "gpu": False, "solver": {}}
+            | fields
+        )
+    )
+    dataset = dataclasses.replace(DATASET, shape=(3, 256, 256))
+    write(dataset, experiment, tmp_path / "nets", Mode.SQUASH, "linear")
+    assert caffe.read_solver(tmp_path / "nets/solver.prototxt").test_initialization == tested
+    said = "# before training BatchNorm may have no statistics, and the scores would be no numbers"
+    assert (said in (tmp_path / "nets/solver.prototxt").read_text().splitlines()) != tested
 
 
 @pytest.mark.parametrize(("classes", "measured"), [(5, ["accuracy"]), (6, ["accuracy", "accuracy_top5"])])
