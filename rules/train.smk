@@ -24,6 +24,7 @@ rule train:
             "results/experiments/{{experiment}}/prototxt/{net}.prototxt", net=["train", "test"]
         ),
         weights=weights_of,
+        classifier=fitted("classifier.caffemodel"),
         train=of_dataset("lmdb/train"),
         infogain=infogain_of,
         val=of_dataset("lmdb/val"),
