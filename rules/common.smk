@@ -331,6 +331,7 @@ def start_flags(wildcards, input):
         others = [config["experiments"].get(name, {}).get("dataset") for name in named]
         flags += ["--same-classes"] if set(others) == {experiment["dataset"]} else []
     flags += ["--skip", *experiment["skip_layers"]] if experiment["skip_layers"] else []
+    flags += ["--fitted", input.classifier] if input.classifier else []
     patience = experiment["early_stopping"]
     return shlex.join([*flags, "--early-stopping", str(patience)] if patience else flags)
 

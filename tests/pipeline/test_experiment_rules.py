@@ -110,8 +110,9 @@ def test_weights_from_a_url_and_an_early_stop_are_what_the_train_step_is_told(sn
     assert f"python -m pipeline.weights {url} {path} --sha256 {sha256}" in output
     start = f"--weights results/experiments/base/train/final.caffemodel {path} --skip ip2 --early-stopping 3 2>&1"
     assert start in output
-    (tmp_path / "config.yaml").write_text(CONFIG.replace("    rename_last: true\n", ""))
-    assert "best.caffemodel --same-classes 2>&1" in snakemake("-n", "--printshellcmds", target)[1]
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("    rename_last: true\n", "    strategy: features\n"))
+    start = "best.caffemodel --same-classes --fitted results/experiments/tuned/linear/classifier.caffemodel 2>&1"
+    assert start in snakemake("-n", "--printshellcmds", target)[1]
 
 
 def test_datasets_without_experiments_are_built(snakemake, tmp_path):
