@@ -10,21 +10,21 @@ from pipeline.models import TEMPLATES, Last
 from tests.conftest import SHARED, needs_shared
 
 RECORDED = {
-    "lenet": "mnist__lenet",
-    "mnist_siamese": "siamese__mnist_siamese",
-    "cifar10_quick": "cifar10__cifar10_quick",
-    "cifar10_full": "cifar10__cifar10_full",
-    "alexnet": "bvlc_alexnet__deploy",
-    "caffenet": "bvlc_reference_caffenet__deploy",
-    "googlenet": "bvlc_googlenet__deploy",
-    "vgg16": "vgg16__deploy",
-    "resnet50": "resnet50__deploy",
-    "squeezenet": "squeezenet_v1.1__deploy",
-    "mobilenet": "mobilenet__deploy",
-    "mobilenet_v2": "mobilenet_v2__deploy",
+    "mnist__lenet": ("lenet", "ip2"),
+    "siamese__mnist_siamese": ("mnist_siamese", "feat"),
+    "cifar10__cifar10_quick": ("cifar10_quick", "ip2"),
+    "cifar10__cifar10_full": ("cifar10_full", "ip1"),
+    "bvlc_alexnet__deploy": ("alexnet", "fc8"),
+    "bvlc_reference_caffenet__deploy": ("caffenet", "fc8"),
+    "finetune_flickr_style__deploy": ("caffenet", "fc8_flickr"),
+    "bvlc_googlenet__deploy": ("googlenet", "loss3/classifier"),
+    "vgg16__deploy": ("vgg16", "classifier"),
+    "resnet50__deploy": ("resnet50", "fc1000"),
+    "squeezenet_v1.1__deploy": ("squeezenet", "conv10"),
+    "mobilenet__deploy": ("mobilenet", "fc7"),
+    "mobilenet_v2__deploy": ("mobilenet_v2", "fc7"),
 }
-NAMES = {"vgg16": "classifier"}
-"""Last layers that the recorded net calls otherwise than the published weights, and so the template, do."""
+"""The recordings: which template, and what its last layer is called there."""
 KINDS = {"BatchNorm": ("bias", "positive", "one"), "Scale": ("positive", "bias")}
 """What each blob of a layer is drawn as; of other layers, weights and biases."""
 
@@ -47,16 +47,15 @@ def summary(values):
     return np.concatenate([[flat.size, flat.mean(), flat.std(), np.abs(flat).max()], samples])
 
 
-def deployed(name, recorded, write):
+def deployed(template, last, recorded, write):
     """A template's net for use, with the drawn weights."""
     published = caffe.read_net(write("published.prototxt", str(recorded["prototxt"])))
     shape = list(published.layer[0].input_param.shape[0].dim)
     n = caffe.NetSpec()
     n.data = caffe.layers.Input(shape={"dim": shape})
     net_param = n.to_proto()
-    template = TEMPLATES[name]
     (output,) = recorded["outputs"]
-    built = template.built(Last(NAMES.get(name, template.last), int(recorded[f"blob/{output}"][0]) // shape[0]), deploy=True)
+    built = TEMPLATES[template].built(Last(last, int(recorded[f"blob/{output}"][0]) // shape[0]), deploy=True)
     for layer in built.layers:  # filling them takes longer than all the rest
         layer.convolution_param.ClearField("weight_filler")
         layer.inner_product_param.ClearField("weight_filler")
@@ -76,10 +75,10 @@ def deployed(name, recorded, write):
 
 
 @needs_shared
-@pytest.mark.parametrize("name", RECORDED)
-def test_a_template_gives_what_the_published_net_gave(name, write):
-    recorded = np.load(SHARED / f"golden/nets/{RECORDED[name]}.npz")
-    net = deployed(name, recorded, write)
+@pytest.mark.parametrize(("name", "template", "last"), [(name, *net) for name, net in RECORDED.items()], ids=RECORDED)
+def test_a_template_gives_what_the_published_net_gave(name, template, last, write):
+    recorded = np.load(SHARED / f"golden/nets/{name}.npz")
+    net = deployed(template, last, recorded, write)
     net.forward()
     (output,) = recorded["outputs"]
     net.blobs[output].diff[...] = drawn(f"diff/{output}", net.blobs[output].data.shape, "bias")
