@@ -33,7 +33,7 @@ def calibration(bins: pd.DataFrame, summary: dict) -> plt.Figure:
     look = {"color": COLOURS[1], "marker": "o", "markersize": 7, "linestyle": ""}
     shares.plot(100 * filled.mean_probability, 100 * filled.accuracy, label="at their mean probability", **look)
     shares.set(xlim=(0, 100), ylim=(0, 104), ylabel="accuracy, %")
-    shares.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=11)
     shares.set_title(
         f"accuracy {summary['accuracy']:.1%}, mean probability {summary['mean_probability']:.1%},\n"
         f"calibration error {summary['calibration_error']:.1%}, log loss {summary['log_loss']:.3g}",

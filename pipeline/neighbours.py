@@ -24,16 +24,18 @@ from pipeline.database import read_image_list, read_labels
 from pipeline.errors import InputError
 from pipeline.files import stem_of, write_table, written_whole
 from pipeline.plots import COLOURS, STYLE, save
-from pipeline.shown import Cell, gallery, images_at
+from pipeline.shown import Cell, cut, gallery, images_at
 
 NEAREST, QUERIES = 6, 10
 """Neighbours of each image, and images that are shown with theirs."""
-MOST, VALUES = 5000, 1 << 27
+MOST, VALUES = 5000, 1 << 26
 """Images that are compared with one another, and values that are held in memory, at most."""
 MAPPED, COMPONENTS, ITERATIONS = 1000, 50, 500
 """Images on the map at most; main components that t-SNE starts from; its steps."""
 LEGEND, NAMED = 10, 40
 """Most classes that have a colour and a sign each, and that are named on the map."""
+LETTERS = 20
+"""Most of a class's name on a map."""
 SIGNS = "os^DvP*Xp<"
 
 
@@ -131,16 +133,16 @@ def map_of(places: dict[str, np.ndarray], labels: np.ndarray, names: list[str]) 
             axes.scatter(*here.T, 22, color=colour, marker=sign, alpha=0.75, linewidths=0, label=names[one])
             if LEGEND < len(classes) <= NAMED:
                 middle = np.median(here, 0)
-                words = axes.annotate(names[one][:20], middle, ha="center", va="center", fontsize=9, parse_math=False)
+                words = axes.annotate(cut(names[one], LETTERS), middle, ha="center", va="center", fontsize=9, parse_math=False)
                 words.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5})
         axes.set_title(title)
         axes.set(xticks=[], yticks=[])
         axes.margins(0.04)
     if len(classes) <= LEGEND or len(classes) > NAMED:
         handles, words = panels[0, 0].get_legend_handles_labels()
-        figure.legend(
-            handles, [word[:20].replace("$", r"\$") for word in words], loc="outside lower center", ncols=5, fontsize=10
-        )
+        words = [cut(word, LETTERS).replace("$", r"\$") for word in words]
+        columns = int(6.2 / (0.55 + 0.09 * max(map(len, words))))  # inches, at this size of letters
+        figure.legend(handles, words, loc="outside lower center", ncols=min(5, columns), fontsize=10)
     return figure
 
 

@@ -75,7 +75,7 @@ class Source:
         return len(self.labels) == self.total
 
 
-def findings(solver: caffe.Solver, taken: Sequence[weights.Taken], same_classes: bool = False) -> list[Finding]:
+def findings(solver: caffe.Solver, taken: Sequence[weights.Taken], same_classes: bool) -> list[Finding]:
     """What is found, errors first.
 
     taken         what became of the weights that the solver's net starts from
@@ -189,7 +189,7 @@ def _batch_size(param: caffe_pb2.LayerParameter) -> int:
 def _of_weights(net: caffe.Net, taken: Sequence[weights.Taken], same_classes: bool) -> Iterator[Finding]:
     last = dict.fromkeys(classifier for _, classifier, _, _ in _heads(net))
     for one in taken:
-        if not one.copied and not one.unfit:
+        if not one.copied and not one.unfit and not one.fitted:
             there = ", ".join([*one.skipped, *one.ignored][:5]) or "none"
             found = f"weights of layers {there}, but the net takes none of them: its layers are {', '.join(list(net.params)[:5])}"
             do = "give the weights of a net that shares layer names with this one"
@@ -206,7 +206,7 @@ def _of_weights(net: caffe.Net, taken: Sequence[weights.Taken], same_classes: bo
             found = f"{len(one.unfit) - 5} more layers have other shapes"
             yield Finding("error", str(one.path), found, "are these the weights of this net?")
         for name in last:
-            if name in one.copied and not same_classes:
+            if name in one.copied and not same_classes and not one.fitted:
                 found = "the last layer is copied, too: right if the weights are of the same classes in the same order"
                 yield Finding(
                     "warning", f'{one.path}: layer "{name}"', found, "otherwise set rename_last: true in the experiment"
@@ -349,7 +349,7 @@ def main(argv: list[str] | None = None) -> None:
     param = caffe.read_solver(a.solver)
     param.solver_mode = caffe_pb2.SolverParameter.CPU
     solver = caffe.get_solver(str(a.solver), param)
-    found = findings(solver, weights.copied(solver.net, a.weights, a.skip), a.same_classes)
+    found = findings(solver, weights.copied(solver.net, weights.given_by(a)), a.same_classes)
     solver.close()
     if a.csv:
         write(found, a.csv)

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -30,24 +28,11 @@ from pipeline.files import written_whole
 from pipeline.monitor import Monitor
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a training starts from, and how long it goes on.
-
-    weights         .caffemodels whose layers of the same names are copied first; of one name, the last file's
-    skip            layers that are not copied
-    same_classes    the weights are of the same classes as the databases
-    early_stopping  how many tests without a better one end the training; 0: max_iter does
-    """
-
-    weights: Sequence[Path] = ()
-    skip: Sequence[str] = ()
-    same_classes: bool = False
-    early_stopping: int = 0
-
-
-def train(solver_file: Path, folder: Path, start: Start) -> tuple[pd.DataFrame, dict]:
+def train(solver_file: Path, folder: Path, given: weights.Given, early_stopping: int = 0) -> tuple[pd.DataFrame, dict]:
     """Train, and write the files to `folder`; return the metrics, and what is said of the best test.
+
+    given           the weights to start from
+    early_stopping  how many tests without a better one end the training; 0: max_iter does
 
     Columns of the metrics: those of the solver's `on_metrics`, empty where not measured, and since_best.
     """
@@ -60,8 +45,8 @@ def train(solver_file: Path, folder: Path, start: Start) -> tuple[pd.DataFrame, 
         stack.enter_context(devices.on_gpu(wants_gpu))
         solver = caffe.get_solver(str(solver_file))
         stack.callback(solver.close)
-        taken = weights.copied(solver.net, start.weights, start.skip)
-        found = preflight.findings(solver, taken, start.same_classes)
+        taken = weights.copied(solver.net, given)
+        found = preflight.findings(solver, taken, given.same_classes)
         preflight.refuse(found)
         preflight.tell(found)
         final, best, metrics, summary, layers, warnings = (
@@ -72,7 +57,7 @@ def train(solver_file: Path, folder: Path, start: Start) -> tuple[pd.DataFrame, 
         weights.layers_of(solver.net, taken).to_csv(layers, index=False)
         Path(solver.param.snapshot_prefix).parent.mkdir(parents=True, exist_ok=True)
         table = stack.enter_context(metrics.open("w", newline=""))
-        monitor = Monitor(solver, table, folder / "tensorboard", best, start.early_stopping)
+        monitor = Monitor(solver, table, folder / "tensorboard", best, early_stopping)
         stack.callback(monitor.close)
         _show(stack, solver, folder.parent.name)
         try:
@@ -107,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--early-stopping", type=int, default=0, metavar="N", help="stop after N tests without a better one")
     a = parser.parse_args(argv)
     scratch = a.chosen and strategies.chosen(a.chosen)[0] == "scratch"
-    _, best = train(a.solver, a.folder, Start([] if scratch else a.weights, a.skip, a.same_classes, a.early_stopping))
+    _, best = train(a.solver, a.folder, weights.Given() if scratch else weights.given_by(a), a.early_stopping)
     final = a.folder / "final.caffemodel"
     if best["test_accuracy"] is None:
         print(final)

@@ -112,13 +112,14 @@ def filters(net: caffe_pb2.NetParameter, params: dict[str, np.ndarray]) -> Itera
     params  {layer: weights}, outputs × inputs × height × width for convolutions
     The first is in colour where it has three inputs, which are BGR; of the second, rows are filters and columns their inputs.
     """
-    layers = [layer for layer in net.layer if layer.type == "Convolution" and max(params[layer.name].shape[2:]) > 1]
-    for layer in layers[:2]:
+    layers = [layer for layer in net.layer if layer.type == "Convolution" and params[layer.name].ndim == 4]
+    layers = [layer for layer in layers if max(params[layer.name].shape[2:]) > 1]
+    for number, layer in enumerate(layers[:2]):
         weights = params[layer.name]
         outputs, inputs, high, wide = weights.shape
         said = f"{layer.name}: {outputs} filters of {high}×{wide}, {inputs} input{'s' * (inputs > 1)}"
         values = normalised(weights)
-        if inputs == 3:
+        if inputs == 3 and number == 0:
             yield f"{said} (BGR)", tiled(values[:, ::-1].transpose(0, 2, 3, 1), _columns(outputs))
         elif inputs == 1:
             yield said, tiled(values[:, 0], _columns(outputs))
@@ -165,9 +166,9 @@ def feature_maps(names: list[str], blobs: dict[str, np.ndarray], number: int) ->
 
 
 def vectors(net: caffe_pb2.NetParameter, blobs: dict[str, np.ndarray], outputs: list[str]) -> list[str]:
-    """The last blobs of a value a channel, but for the net's outputs."""
-    flat = [name for name in _tops(net) if blobs[name].ndim >= 2 and blobs[name][0].size == blobs[name].shape[1] > 1]
-    return [name for name in flat if name not in outputs][-VECTORS:]
+    """The last blobs of a value a channel; the net's outputs where there are no others."""
+    flat = [name for name in _tops(net) if blobs[name].ndim >= 2 and blobs[name][0].size == blobs[name].shape[1]]
+    return [name for name in flat if name not in outputs][-VECTORS:] or flat
 
 
 def activations(names: list[str], blobs: dict[str, np.ndarray], images: list[Shown]) -> plt.Figure:

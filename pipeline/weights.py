@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 import caffe
+from caffe.proto import caffe_pb2
 from pipeline import published, web
 from pipeline.command import run
 from pipeline.errors import InputError
@@ -32,11 +33,28 @@ def fetch(url: str, sha256: str, path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Given:
+    """The weights that a training starts from.
+
+    files         .caffemodels, copied one after the other, so that of layers with the same name the last file's counts
+    skip          layers that are not copied from them
+    same_classes  they are of the databases' classes, so that a copied last layer is meant
+    fitted        classifier.caffemodel of pipeline.linear, copied last: a classifier, or no layer where it chose another strategy
+    """
+
+    files: Sequence[Path] = ()
+    skip: Sequence[str] = ()
+    same_classes: bool = False
+    fitted: Path | None = None
+
+
+@dataclass(frozen=True)
 class Taken:
     """What became of one file of weights: layers copied, and ignored as the net has none of the name.
 
     skipped  {layer: why it could not have been copied, if so} of those that were not to be copied
     unfit    {layer: (what the file has, what the net has, what to do)} where the shapes differ; then nothing was copied
+    fitted   whether this is the classifier that was fitted
     """
 
     path: Path
@@ -44,21 +62,21 @@ class Taken:
     ignored: Sequence[str] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     unfit: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    fitted: bool = False
 
 
-def copied(net: caffe.Net, files: Sequence[Path], skip: Sequence[str] = ()) -> list[Taken]:
-    """Copy files of weights into a net, one after the other, so that of layers with the same name the last file's counts.
-
-    skip  layers that are not copied
-    """
+def copied(net: caffe.Net, given: Given) -> list[Taken]:
+    """Copy weights into a net; what became of each file."""
     taken = []
-    for path in files:
+    layers = caffe_pb2.NetParameter.FromString(given.fitted.read_bytes()).layer if given.fitted else []
+    for path in (*given.files, *([given.fitted] if layers else [])):
+        fitted = path == given.fitted
         try:
-            report = net.copy_from(path, skip)
+            report = net.copy_from(path, () if fitted else given.skip)
         except caffe.WeightsError as error:
-            taken.append(Taken(path, unfit=error.layers))
+            taken.append(Taken(path, unfit=error.layers, fitted=fitted))
         else:
-            taken.append(Taken(path, report.copied, report.ignored, report.skipped))
+            taken.append(Taken(path, report.copied, report.ignored, report.skipped, fitted=fitted))
     return taken
 
 
@@ -89,7 +107,7 @@ def layers_of(net: caffe.Net, taken: Sequence[Taken]) -> pd.DataFrame:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of steps that start from weights: `--weights`, `--skip` and `--same-classes`."""
+    """The flags of steps that start from weights: those of `Given`."""
     parser.add_argument(
         "--weights", nargs="+", type=Path, default=[], help=".caffemodels to start from; of layers of one name, the last one's"
     )
@@ -97,6 +115,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--same-classes", action="store_true", help="they are of the same classes: that the last layer is copied is meant"
     )
+    parser.add_argument("--fitted", type=Path, help="a .caffemodel with the classifier that pipeline.linear fitted, copied last")
+
+
+def given_by(arguments: argparse.Namespace) -> Given:
+    """What the flags say."""
+    return Given(arguments.weights, arguments.skip, arguments.same_classes, arguments.fitted)
 
 
 def main(argv: list[str] | None = None) -> None:

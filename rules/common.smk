@@ -47,15 +47,19 @@ LISTS = [
     DUPLICATES,
 ]
 """What says which images a dataset has."""
-SWEPT = [
-    report(
-        f"results/report/{sweep}.{kind}",
-        caption="../report/sweep.rst",
-        category="Comparison",
-        labels={"result": f"{sweep}{what}"},
+
+
+def swept(sweep, kind, what):
+    """The picture or the table of a sweep, as the report has it."""
+    path = f"results/report/{sweep}.{kind}"
+    named = report(
+        path, caption="../report/sweep.rst", category="Comparison", labels={"result": sweep + what}
     )
-    for sweep in config["sweeps"]
-    for kind, what in (("png", ""), ("csv", " (CSV)"))
+    return named
+
+
+SWEPT = [
+    swept(sweep, *kind) for sweep in config["sweeps"] for kind in (("png", ""), ("csv", " (CSV)"))
 ]
 """The pictures and tables of sweeps."""
 
@@ -133,9 +137,7 @@ def val_flag(wildcards):
 
 def of_part(result):
     """Labels of a result in the report, with the part that was evaluated where it is not the validation set."""
-    return lambda wildcards: {
-        "result": f"{result}, training images" if wildcards.of else result
-    }
+    return lambda wildcards: {"result": f"{result}, training images" if wildcards.of else result}
 
 
 def source_of(wildcards):
@@ -331,6 +333,7 @@ def start_flags(wildcards, input):
         others = [config["experiments"].get(name, {}).get("dataset") for name in named]
         flags += ["--same-classes"] if set(others) == {experiment["dataset"]} else []
     flags += ["--skip", *experiment["skip_layers"]] if experiment["skip_layers"] else []
+    flags += ["--fitted", input.classifier] if input.classifier else []
     patience = experiment["early_stopping"]
     return shlex.join([*flags, "--early-stopping", str(patience)] if patience else flags)
 

@@ -23,7 +23,8 @@ rule train:
         nets=expand(
             "results/experiments/{{experiment}}/prototxt/{net}.prototxt", net=["train", "test"]
         ),
-        weights=[weights_of, fitted("classifier.caffemodel")],
+        weights=weights_of,
+        classifier=fitted("classifier.caffemodel"),
         strategy=fitted("strategy.json"),
         train=of_dataset("lmdb/train"),
         infogain=infogain_of,

@@ -11,6 +11,7 @@ import pytest
 
 import caffe
 from caffe import cli
+from caffe.db import DatabaseWriter, open_db
 from caffe.lmdb_file import LMDBFile
 from caffe.proto import caffe_pb2
 from tests.conftest import GOLDEN, SHARED, needs_shared
@@ -131,3 +132,16 @@ def test_extracted_features_are_caffes(tmp_path, monkeypatch):
         for (_, datum), want in zip(written, recorded[f"feat_{name}"], strict=False):
             assert (datum.channels, datum.height, datum.width) == want.shape
             np.testing.assert_allclose(caffe.io.datum_to_array(datum), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["lmdb", "leveldb"])
+def test_large_records_do_not_wait_in_memory_for_others(tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(DatabaseWriter, "BYTES", 5000)
+    writer, waiting = DatabaseWriter(str(tmp_path / "db"), backend), []
+    with writer as write:
+        for number in range(10):
+            write(b"%02d" % number, bytes([number]) * 2000)
+            waiting.append(len(writer._waiting))
+    assert waiting == [1, 2, 0, 1, 2, 0, 1, 2, 0, 1]
+    kind = caffe_pb2.DataParameter.LMDB if backend == "lmdb" else caffe_pb2.DataParameter.LEVELDB
+    assert [bytes(value)[:1] for value in open_db(str(tmp_path / "db"), kind).values()] == [bytes([n]) for n in range(10)]

@@ -261,6 +261,16 @@ CASES = {
         "my.yaml: experiments.breeds.skip_layers: 'conv_1' is not one of conv1, pool1, conv2, pool2, ip1, relu1, ip2;"
         ' did you mean "conv1" or "conv2"?',
     ),
+    "a layer to skip where all are read": (
+        lambda c: c["experiments"]["breeds"].update(
+            weights={"file": "a.caffemodel"}, skip_layers=["conv1"], strategy="features", features=["ip1"]
+        ),
+        "my.yaml: experiments.breeds.skip_layers: strategy: features reads all layers of the weights; choose another strategy",
+    ),
+    "several weights where one file is read": (
+        lambda c: c["experiments"]["breeds"].update(weights=[{"file": "a.h5"}, {"file": "b.h5"}], strategy="auto"),
+        "my.yaml: experiments.breeds.weights: strategy: auto takes those of one file, and there are 2; give one",
+    ),
     "a layer to skip without weights": (
         lambda c: c["experiments"]["breeds"].update(skip_layers=["conv1"]),
         "my.yaml: experiments.breeds.skip_layers: no effect without weights",

@@ -62,7 +62,7 @@ def test_two_experiments_from_images_to_report(snakemake, tmp_path):
     assert json.loads((tuned / "evaluate/summary.json").read_text())["images"] == 2
     assert json.loads((tuned / "evaluate_train/summary.json").read_text())["images"] == 4
     assert not (tmp_path / "results/experiments/base/evaluate_train").exists()
-    assert sorted(path.name for path in (tuned / "features").iterdir()) == ["features.h5", "images.txt", "ip1.parquet"]
+    assert {path.name for path in (tuned / "features").glob("[!.]*")} == {"features.h5", "images.txt", "ip1.parquet"}
     assert {"map_ip1.png", "neighbours_ip1.csv"} < {path.name for path in (tuned / "report").iterdir()}
     assert "Copying source layer" not in (tuned / "train/train.log").read_text()
     assert "Ignoring source layer ip2" in (tuned / "train/train.log").read_text()
@@ -110,8 +110,9 @@ def test_weights_from_a_url_and_an_early_stop_are_what_the_train_step_is_told(sn
     assert f"python -m pipeline.weights {url} {path} --sha256 {sha256}" in output
     start = f"--weights results/experiments/base/train/final.caffemodel {path} --skip ip2 --early-stopping 3 2>&1"
     assert start in output
-    (tmp_path / "config.yaml").write_text(CONFIG.replace("    rename_last: true\n", ""))
-    assert "best.caffemodel --same-classes 2>&1" in snakemake("-n", "--printshellcmds", target)[1]
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("    rename_last: true\n", "    strategy: features\n"))
+    start = "best.caffemodel --same-classes --fitted results/experiments/tuned/linear/classifier.caffemodel 2>&1"
+    assert start in snakemake("-n", "--printshellcmds", target)[1]
 
 
 def test_datasets_without_experiments_are_built(snakemake, tmp_path):

@@ -241,6 +241,15 @@ def test_a_model_that_computes_something_else_is_not_written(write, tmp_path, mo
     assert not list(tmp_path.glob("*model*"))
 
 
+def test_scores_are_compared_where_probabilities_hide_what_differs(write, tmp_path, monkeypatch):
+    head = layer("InnerProduct", "fc", "data", more="inner_product_param { num_output: 2 }") + layer("Power", "scores", "fc")
+    made = net(write, image(*IMAGE) + head + layer("Softmax", "prob", "scores"))
+    made.params["fc"][1].data[...] = [0, 1e4]  # so that one class is certain
+    monkeypatch.setitem(onnx_layers.CONVERTERS, "Power", lambda part, x: part.add("Mul", x, part.number("more", 1.01)))
+    with pytest.raises(InputError, match="differs from the net's own"):
+        export.write_onnx(made, tmp_path / "model.onnx", {})
+
+
 def test_a_net_whose_output_is_no_number_is_not_exported(write, tmp_path):
     made = net(write, image(*IMAGE) + layer("InnerProduct", "fc", "data", more="inner_product_param { num_output: 2 }"))
     made.params["fc"][1].data[...] = np.nan

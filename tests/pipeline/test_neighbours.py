@@ -168,7 +168,7 @@ def test_queries_are_of_different_classes_first():
 @pytest.mark.parametrize("classes", [2, 10, 25, 100])
 def test_a_map_names_as_many_classes_as_can_be_told_apart(classes):
     values, labels = blobs(400, 2, classes)
-    names = [f"class {number}" for number in range(classes)]
+    names = [f"a class of number {number}" for number in range(classes)]
     figure = map_of({"a": values, "b": values}, labels, names)
     named = [text.get_text() for text in figure.axes[0].texts]
     legend = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
@@ -178,4 +178,6 @@ def test_a_map_names_as_many_classes_as_can_be_told_apart(classes):
         assert (legend, sorted(named)) == ([], sorted(names))
     else:
         assert (len(legend), legend[0], named) == (11, "90 other classes", [])
+    figure.draw_without_rendering()
+    assert all(figure.bbox.x0 <= legend.get_window_extent().x0 for legend in figure.legends)
     assert sum(len(dots.get_offsets()) for dots in figure.axes[1].collections) == 400

@@ -27,7 +27,9 @@ def here(small, monkeypatch):
 def findings(*files: str, skip: tuple[str, ...] = (), same_classes: bool = False) -> list[preflight.Finding]:
     """What is found for solver.prototxt, starting from files of weights."""
     solver = caffe.get_solver("solver.prototxt")
-    found = preflight.findings(solver, weights.copied(solver.net, [Path(file) for file in files], skip), same_classes)
+    found = preflight.findings(
+        solver, weights.copied(solver.net, weights.Given([Path(file) for file in files], skip)), same_classes
+    )
     solver.close()
     return found
 

@@ -8,7 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import caffe
-from pipeline.train import Start, train
+from pipeline.train import train
+from pipeline.weights import Given
 from tests.pipeline.conftest import TRAIN
 
 LOG = ("train.log",)
@@ -118,7 +119,7 @@ def values(path: Path) -> dict[str, list[list[float]]]:
 
 
 def test_the_best_weights_are_those_that_the_best_test_had(here):
-    metrics, best = train(Path("solver.prototxt"), Path("out"), Start())
+    metrics, best = train(Path("solver.prototxt"), Path("out"), Given())
     assert best == json.loads((here / "out/best.json").read_text())
     assert best["by"] == "test_accuracy"
     assert best["test_accuracy"] == metrics.test_accuracy.max()
@@ -126,7 +127,7 @@ def test_the_best_weights_are_those_that_the_best_test_had(here):
     assert (best["tests"], best["stopped_early"]) == (5, False)
     assert list(metrics.since_best[metrics.iteration >= best["iteration"]]) == [0, 1, 2, 3]
     change(here, "max_iter: 20", f"max_iter: {best['iteration']}", "solver.prototxt")
-    train(Path("solver.prototxt"), Path("shorter"), Start())
+    train(Path("solver.prototxt"), Path("shorter"), Given())
     assert values(here / "out/best.caffemodel") == values(here / "shorter/final.caffemodel")
     assert values(here / "out/best.caffemodel") != values(here / "out/final.caffemodel")
 
@@ -134,20 +135,20 @@ def test_the_best_weights_are_those_that_the_best_test_had(here):
 def test_without_accuracy_the_lowest_loss_is_the_best(here):
     text = (here / "test.prototxt").read_text()
     (here / "test.prototxt").write_text("\n".join(line for line in text.splitlines() if "Accuracy" not in line))
-    metrics, best = train(Path("solver.prototxt"), Path("out"), Start())
+    metrics, best = train(Path("solver.prototxt"), Path("out"), Given())
     assert (best["by"], best["test_loss"]) == ("test_loss", metrics.test_loss.min())
     assert metrics.test_loss.min() < metrics.test_loss.iloc[-1]
 
 
 def test_without_tests_the_last_weights_are_the_best(here):
     change(here, 'test_net: "test.prototxt" test_iter: 1 test_interval: 5', "", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), Start())
+    _, best = train(Path("solver.prototxt"), Path("out"), Given())
     assert (best["by"], best["iteration"], best["tests"]) == ("last", 20, 0)
     assert (here / "out/best.caffemodel").read_bytes() == (here / "out/final.caffemodel").read_bytes()
 
 
 def test_training_stops_early_after_so_many_tests_without_a_better_one(here):
-    metrics, best = train(Path("solver.prototxt"), Path("out"), Start(early_stopping=2))
+    metrics, best = train(Path("solver.prototxt"), Path("out"), Given(), early_stopping=2)
     assert best["stopped_early"]
     assert metrics.iteration.iloc[-1] == best["iteration"] + 10
     assert metrics.since_best.iloc[-1] == 2
@@ -162,7 +163,7 @@ def test_every_output_of_the_test_net_is_a_metric(here):
     )
     with (here / "test.prototxt").open("a") as file:
         file.write(f"layer {{ {top} }}\n")
-    train(Path("solver.prototxt"), Path("out"), Start())
+    train(Path("solver.prototxt"), Path("out"), Given())
     metrics = pd.read_csv(here / "out/metrics.csv")
     assert (metrics.test_accuracy_top2 >= metrics.test_accuracy).all()
     (events,) = (here / "out/tensorboard").iterdir()
@@ -186,7 +187,7 @@ def test_metrics_are_there_while_training_goes_on(here, monkeypatch):
         measured(solver)
 
     monkeypatch.setattr(caffe.SGDSolver, "test_all", look)
-    train(Path("solver.prototxt"), Path("out"), Start())
+    train(Path("solver.prototxt"), Path("out"), Given())
     assert seen[0] == ["iteration"]
     assert seen[-1] == ["iteration", "0", "5", "10", "15"]
     assert not (here / "out/.metrics.csv.part").exists()
@@ -196,7 +197,7 @@ def test_a_loss_that_is_no_number_is_explained_by_what_was_looked_at(here):
     change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
     change(here, "display: 5", "display: 1", "solver.prototxt")
     with pytest.raises(caffe.DivergenceError) as raised:
-        train(Path("solver.prototxt"), Path("out"), Start())
+        train(Path("solver.prototxt"), Path("out"), Given())
     assert "the loss is nan" in raised.value.found
     said = raised.value.do.split("; ")
     assert said[0].startswith("inputs reach 1.0")
@@ -210,14 +211,14 @@ def test_a_loss_that_is_no_number_is_explained_by_what_was_looked_at(here):
 def test_values_that_are_no_numbers_are_not_blamed_on_the_learning_rate(here):
     change(here, "scale: 0.004", "scale: 0.004 mean_value: nan", "train.prototxt")
     with pytest.raises(caffe.DivergenceError) as raised:
-        train(Path("solver.prototxt"), Path("out"), Start())
+        train(Path("solver.prototxt"), Path("out"), Given())
     assert raised.value.do == 'layer "data" gives values that are no numbers: look at the mean and at the database'
 
 
 def test_several_weights_are_copied_one_over_the_other(here):
-    train(Path("solver.prototxt"), Path("first"), Start())
+    train(Path("solver.prototxt"), Path("first"), Given())
     change(here, "random_seed: 1", "random_seed: 2", "solver.prototxt")
-    train(Path("solver.prototxt"), Path("second"), Start())
+    train(Path("solver.prototxt"), Path("second"), Given())
     change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
     first, second = Path("first/final.caffemodel"), Path("second/final.caffemodel")
     other = caffe.Net("test.prototxt", caffe.TEST)
@@ -225,7 +226,7 @@ def test_several_weights_are_copied_one_over_the_other(here):
     text = (here / "test.prototxt").read_text().replace('name: "scores"', 'name: "else"')
     (here / "else.prototxt").write_text(text)
     caffe.Net("else.prototxt", str(second), caffe.TEST).save("else.caffemodel")
-    train(Path("solver.prototxt"), Path("out"), Start(weights=[first, Path("else.caffemodel")]))
+    train(Path("solver.prototxt"), Path("out"), Given([first, Path("else.caffemodel")]))
     got = values(here / "out/final.caffemodel")
     assert got["hidden"] == values(second)["hidden"]
     assert got["scores"] == values(first)["scores"]
@@ -235,3 +236,22 @@ def test_several_weights_are_copied_one_over_the_other(here):
         ["scores", "3×6 3", "copied", True, "first/final.caffemodel", ""],
         ["else", "", "left out", False, "else.caffemodel", "the net has no layer of this name"],
     ]
+
+
+def test_a_classifier_that_was_fitted_is_copied_last_and_one_without_a_layer_is_no_error(here):
+    change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
+    net = caffe.Net("test.prototxt", caffe.TEST)
+    net.save("start.caffemodel")
+    for blob in net.params["scores"]:
+        blob.data[...] = 7
+    net.save("both.caffemodel")
+    stored = caffe.proto.caffe_pb2.NetParameter.FromString((here / "both.caffemodel").read_bytes())
+    fitted = caffe.proto.caffe_pb2.NetParameter(name="linear")
+    (here / "none.caffemodel").write_bytes(fitted.SerializeToString())
+    fitted.layer.extend(layer for layer in stored.layer if layer.name == "scores")
+    (here / "fitted.caffemodel").write_bytes(fitted.SerializeToString())
+    for name, same in (("fitted", "both"), ("none", "start")):
+        given = Given([Path("start.caffemodel")], same_classes=True, fitted=Path(f"{name}.caffemodel"))
+        train(Path("solver.prototxt"), Path(name), given)
+        assert values(here / name / "final.caffemodel") == values(here / f"{same}.caffemodel")
+        assert (here / name / "preflight.csv").read_text() == "kind,where,found,do\n"

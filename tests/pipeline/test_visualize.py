@@ -119,6 +119,7 @@ def test_activations_are_those_of_the_last_vectors_each_once(net):
     made, definition = net
     blobs = {name: np.array(made.blobs[name].data) for name in made.blobs}
     assert visualize.vectors(definition, blobs, ["prob"]) == ["pool", "fc", "last"]
+    assert visualize.vectors(definition, blobs, ["prob", "last", "fc", "pool"]) == ["pool", "fc", "last", "prob"]
     blobs["fc"][...] = 0
     blobs["fc"][0, :6] = [1, 1, 1, 2, 2, 3]
     figure = visualize.activations(["fc", "last"], blobs, [Shown("a", np.zeros((3, 8, 8), np.uint8))])

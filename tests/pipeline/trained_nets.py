@@ -38,7 +38,8 @@ def filled(net: caffe.Net, seed: int = 0) -> caffe.Net:
     for name, blobs in net.params.items():
         kind = net.layer_dict[name].type
         if kind == "BatchNorm":
-            values = [draw.normal(0, 0.6, blobs[0].shape), draw.uniform(1, 4, blobs[1].shape), 2]
+            small = 1e-5 if len(blobs) > 3 else 1  # NVIDIA's, where the least eps counts
+            values = [draw.normal(0, 0.6, blobs[0].shape), draw.uniform(1, 4, blobs[1].shape) * small, 2]
             values += [draw.uniform(0.5, 1.5, blob.shape) for blob in blobs[3:]]
         elif kind in ("BN", "Scale", "Bias", "PReLU", "Normalize"):
             values = [draw.uniform(0.5, 1.5, blob.shape) for blob in blobs]
