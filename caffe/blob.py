@@ -11,6 +11,7 @@ import torch
 from caffe import glog
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
+from caffe.stored import add_values
 
 MAX_AXES = 32
 _orders = itertools.count()
@@ -196,9 +197,9 @@ class Blob:
         """BlobProto with `shape` and `data`, and `diff` on request."""
         proto = caffe_pb2.BlobProto()
         proto.shape.dim.extend(self._shape)
-        proto.data.extend(self.tensor.detach().cpu().reshape(-1).numpy())
+        add_values(proto, self.tensor.detach().cpu().numpy())
         if with_diff:
-            proto.diff.extend(np.asarray(self.diff).reshape(-1))
+            add_values(proto, np.asarray(self.diff), diff=True)
         return proto
 
 

@@ -11,7 +11,7 @@ import torch
 from caffe import glog, prototxt
 from caffe.errors import FileError, SolverError
 from caffe.proto import caffe_pb2
-from caffe.stored import shape_of, values_of
+from caffe.stored import add_values, shape_of, values_of
 from caffe.weights import write_whole
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def write(solver: Solver) -> str:
         for tensor in solver.history:
             blob = proto.history.add()
             blob.shape.dim.extend(tensor.shape)
-            blob.data.extend(tensor.cpu().reshape(-1).numpy())
+            add_values(blob, tensor.cpu().numpy())
         write_whole(state, proto.SerializeToString())
     return model
 

@@ -23,6 +23,21 @@ def values_of(proto: caffe_pb2.BlobProto, diff: bool = False) -> np.ndarray:
     return np.array(double if len(double) else (proto.diff if diff else proto.data), dtype=np.float32)
 
 
+def add_values(proto: caffe_pb2.BlobProto, values: np.ndarray, diff: bool = False) -> None:
+    """Put float32 values into a stored blob (or its gradient) that has none.
+
+    They are given to Protocol Buffers as it writes them: value by value it takes twenty times as long.
+    """
+    field = caffe_pb2.BlobProto.DIFF_FIELD_NUMBER if diff else caffe_pb2.BlobProto.DATA_FIELD_NUMBER
+    content = np.ascontiguousarray(values, "<f4").tobytes()
+    size, rest = [], len(content)
+    while rest > 127:
+        size.append(rest & 127 | 128)
+        rest >>= 7
+    if content:
+        proto.MergeFromString(bytes([field << 3 | 2, *size, rest]) + content)
+
+
 def read_array(path: str, what: str, do: str) -> np.ndarray:
     """The blob of a binaryproto, float32.
 

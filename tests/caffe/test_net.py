@@ -116,6 +116,16 @@ def test_weights_come_back_from_both_formats(net, tmp_path, write):
                 np.testing.assert_array_equal(blob.data, values)
 
 
+@pytest.mark.parametrize("shape", [(0,), (1,), (31, 1), (4, 3, 50)])
+def test_a_stored_blob_has_the_bytes_that_protocol_buffers_write_value_by_value(shape):
+    blob = caffe.Blob(shape)
+    blob.data[...] = np.random.default_rng(0).normal(size=shape)
+    blob.diff[...] = 1
+    expected = caffe.proto.caffe_pb2.BlobProto(data=blob.data.ravel(), diff=blob.diff.ravel())
+    expected.shape.dim.extend(shape)
+    assert blob.to_proto(with_diff=True).SerializeToString() == expected.SerializeToString()
+
+
 def test_layers_that_only_one_side_has_are_left_alone(net, tmp_path, write):
     net.save(tmp_path / "a.caffemodel")
     renamed = caffe.Net(write("renamed.prototxt", NET.replace('name: "ip"', 'name: "ip_new"')), caffe.TRAIN)

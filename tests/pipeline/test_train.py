@@ -1,6 +1,11 @@
 """Training: what is written, what is repeatable, and how what cannot work ends."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import caffe
 from pipeline.train import train
 from pipeline.weights import Given
+from tests.conftest import ROOT
 from tests.pipeline.conftest import TRAIN
 
 LOG = ("train.log",)
@@ -191,6 +197,17 @@ def test_metrics_are_there_while_training_goes_on(here, monkeypatch):
     assert seen[0] == ["iteration"]
     assert seen[-1] == ["iteration", "0", "5", "10", "15"]
     assert not (here / "out/.metrics.csv.part").exists()
+
+
+def test_a_training_that_is_killed_leaves_nothing_under_a_final_name(small):
+    change(small, "max_iter: 20", "max_iter: 10000000", "solver.prototxt")
+    process = subprocess.Popen([sys.executable, "-m", *TRAIN], cwd=small, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while process.poll() is None and not (small / "out/.best.caffemodel.part").exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    left = {path.name for path in (small / "out").iterdir() if not path.name.startswith(".")}
+    assert left == {"tensorboard", "train.log"}
 
 
 def test_a_loss_that_is_no_number_is_explained_by_what_was_looked_at(here):
