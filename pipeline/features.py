@@ -84,7 +84,8 @@ def _loaded(job: Run, stack: contextlib.ExitStack) -> caffe.Net:
     path = job.net
     if job.records is not None:
         definition = caffe.read_net(path)
-        data_layer(path, definition).data_param.source = str(job.records)
+        data = data_layer(path, definition).data_param
+        data.source, data.backend = str(job.records), caffe_pb2.DataParameter.LMDB
         path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
         caffe.write_prototxt(path, definition)
     net = caffe.Net(str(path), caffe.TEST)
