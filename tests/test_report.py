@@ -70,6 +70,7 @@ def browser():
 @pytest.mark.parametrize("size", SIZES)
 def test_every_picture_of_the_report_can_be_seen(report, browser, size):
     page = browser.new_page(viewport=SIZES[size])
+    page.set_default_timeout(120_000)
     troubles, asked = [], []
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
