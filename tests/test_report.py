@@ -28,9 +28,9 @@ RESULTS = {
         "near-duplicates (CSV)",
     },
     "base": {
-        *("curves", "confusion matrix", "filters", "activations", "probabilities", "net"),
+        *("curves", "confusion matrix", "calibration", "surest mistakes", "filters", "activations", "probabilities", "net"),
         *("feature maps 1: a", "feature maps 2: b", "accuracy by class (CSV)", "predictions (CSV)"),
-        "layers (CSV)",
+        *("layers (CSV)", "preflight (CSV)"),
     },
     "Comparison": {"curves", "table (CSV)"},
 }
