@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gzip
 import http.server
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,17 @@ import caffe
 from caffe.proto import caffe_pb2
 from pipeline.models import TEMPLATES, Last
 
+_KEPT = tempfile.TemporaryDirectory(prefix="standins_")
+
 
 def random_weights(model: str, path: Path) -> None:
-    """Weights with the names and shapes of a template's published ones, drawn by its fillers."""
+    """Weights with the names and shapes of a template's published ones, drawn by its fillers; a link, as they are large."""
+    path.symlink_to(_drawn(model))
+
+
+@functools.cache
+def _drawn(model: str) -> Path:
+    path = Path(_KEPT.name) / f"{model}.caffemodel"
     last = Last(TEMPLATES[model].last, 1000)
     side = TEMPLATES[model].crop_size
     data = caffe_pb2.LayerParameter(name="data", type="Input", top=["data"])
@@ -30,6 +39,7 @@ def random_weights(model: str, path: Path) -> None:
     net = caffe.Net(caffe_pb2.NetParameter(name=model, layer=[data, *TEMPLATES[model].built(last).layers]), caffe.TEST)
     net.save(str(path))
     net.close()
+    return path
 
 
 def picture(label: int, seed: int, side: int = 8) -> np.ndarray:

@@ -265,7 +265,35 @@ def caffenet(folder: Path) -> None:
     standins.random_weights("caffenet", folder / "bvlc_reference_caffenet.caffemodel")
 
 
+def cifar10(folder: Path) -> None:
+    """Files in CIFAR-10's form, and the solver of the second part as a Caffe of 2014 has it."""
+    cifar10_quick(folder)
+    standins.cifar10_files(folder / "stand_in", images=500)
+    examples = folder / "caffe_checkout/examples/cifar10"
+    solver = (examples / "cifar10_quick_solver.prototxt").read_text()
+    second = solver.replace("base_lr: 0.001", "base_lr: 0.0001").replace("max_iter: 4000", "max_iter: 5000")
+    (examples / "cifar10_quick_solver_lr1.prototxt").write_text(second.replace("snapshot: 4000", "snapshot: 5000"))
+
+
+def flickr_style(folder: Path) -> None:
+    """A list with the columns of Caffe's, a quarter of its addresses, files of this machine, missing; random weights."""
+    standins.class_folders(folder / "pictures", {str(label): 4 for label in range(20)})
+    for gone in (folder / "pictures").glob("*/2.png"):
+        gone.unlink()
+    standins.flickr_list(folder / "flickr_style.csv.gz", (folder / "pictures").as_uri(), images=4)
+    caffenet(folder)
+
+
+def dog_breeds(folder: Path) -> None:
+    """Small pictures of four breeds, and random weights of ResNet-50."""
+    standins.class_folders(folder / "dogs", dict.fromkeys(("beagle", "boxer", "collie", "pug"), 3))
+    standins.random_weights("resnet50", folder / "ResNet-50-model.caffemodel")
+
+
 PREPARED = {
+    "cifar10": cifar10,
+    "flickr_style": flickr_style,
+    "dog_breeds": dog_breeds,
     "presetting_weights": presetting_weights,
     "net_surgery": net_surgery,
     "lenet_mnist": lenet_mnist,
