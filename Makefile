@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test lint bench proto clean
+.PHONY: help env demo test test-long lint bench proto clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
 env: .venv/.installed  ## make the environment in .venv
 
@@ -27,7 +27,10 @@ report.html: $(wildcard results/report/* results/experiments/*/report/* results/
 	snakemake --report $@ --quiet all
 
 test: env  ## run the tests
-	pytest -n auto
+	pytest -n auto -m "not long"
+
+test-long: env  ## run the tests that take long: tutorials, published configs and nets, the report in a browser
+	pytest -n auto -m long
 
 lint: env  ## check code and workflow
 	ruff check .

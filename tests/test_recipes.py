@@ -14,6 +14,8 @@ import caffe
 from tests import standins
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def recipe(tmp_path):

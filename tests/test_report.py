@@ -36,7 +36,10 @@ RESULTS = {
 }
 SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1280, "height": 900}}
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on this machine")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on this machine"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -311,6 +311,7 @@ def pictures_of(page: Path) -> list[str]:
     return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())
 
 
+@pytest.mark.long
 @needs_shared
 @pytest.mark.parametrize("name", PREPARED)
 def test_a_page_does_what_it_says(name, tmp_path):

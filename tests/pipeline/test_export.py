@@ -47,6 +47,7 @@ def thin(one) -> None:
         one.convolution_param.group //= 4
 
 
+@pytest.mark.long
 @needs_shared
 @pytest.mark.parametrize("path", ["resnet50", "bvlc/models/bvlc_googlenet", "inception_v3", "densenet121"])
 def test_published_nets_are_exported(tmp_path, path):

@@ -74,6 +74,7 @@ def deployed(template, last, recorded, write):
     return net
 
 
+@pytest.mark.long
 @needs_shared
 @pytest.mark.parametrize(("name", "template", "last"), [(name, *net) for name, net in RECORDED.items()], ids=RECORDED)
 def test_a_template_gives_what_the_published_net_gave(name, template, last, write):

@@ -240,6 +240,7 @@ def test_weights_that_layers_share_are_not_changed(write):
     assert_merged(net(write, text + layer("BatchNorm", "bn", "x") + layer("Eltwise", "sum", "bn", "y")), [], ["bn"])
 
 
+@pytest.mark.long
 @needs_shared
 @pytest.mark.parametrize(
     ("name", "gone", "left"), [("resnet50", 106, 0), ("mobilenet", 54, 0), ("mobilenet_v2", 106, 0), ("densenet121", 118, 62)]
