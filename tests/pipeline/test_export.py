@@ -16,8 +16,11 @@ from pipeline.models import TEMPLATES
 from tests.conftest import SHARED, needs_shared
 from tests.pipeline.trained_nets import digits, filled, image, layer, net, of_template, unfilled
 
-SIDES = {"lenet": 28, "cifar10_quick": 32, "cifar10_full": 32, "alexnet": 67, "caffenet": 67, "squeezenet": 67}
+SIDES = {"lenet": 28, "cifar10_quick": 32, "cifar10_full": 32, "alexnet": 67, "caffenet": 67, "squeezenet": 67, "googlenet": 64}
 """Sides of images for which nets have few values; of the others 32."""
+
+LAST_WINDOWS = {**dict.fromkeys((name for name in TEMPLATES if name.startswith("resnet")), 1), "googlenet": 2}
+"""Sides left to the last pooling, which averages 7 × 7 of an image of 224 × 224."""
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -25,8 +28,8 @@ def test_every_template_is_exported(tmp_path, name):
     side = SIDES.get(name, 32)
     definition = of_template(name, 5, 1, 1 if name == "lenet" else 3, side, side)
     for one in definition.layer:
-        if name.startswith("resnet") and one.name == "pool5":  # 7 × 7 of 224 × 224; here there is one place
-            one.pooling_param.kernel_size = 1
+        if name in LAST_WINDOWS and one.pooling_param.kernel_size == 7:
+            one.pooling_param.kernel_size = LAST_WINDOWS[name]
         thin(one)
     trained = filled(caffe.Net(definition, caffe.TEST))
     assert export.write_onnx(trained, tmp_path / "model.onnx", {}) < 1e-5
