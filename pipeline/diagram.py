@@ -18,6 +18,7 @@ from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.layout import Layout, laid_out
+from pipeline.models.base import in_phase
 
 FONT, LINE = 12, 15
 """Size of the text, and from one line to the next, in pixels."""
@@ -66,11 +67,7 @@ def of_phase(net: caffe_pb2.NetParameter, phase: int) -> caffe_pb2.NetParameter:
     kept = caffe_pb2.NetParameter()
     kept.CopyFrom(net)
     del kept.layer[:]
-    for layer in net.layer:
-        included = [rule.phase for rule in layer.include if rule.HasField("phase")]
-        excluded = [rule.phase for rule in layer.exclude if rule.HasField("phase")]
-        if (not included or phase in included) and phase not in excluded:
-            kept.layer.add().CopyFrom(layer)
+    kept.layer.extend(layer for layer in net.layer if in_phase(layer, phase))
     return kept
 
 

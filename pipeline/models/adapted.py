@@ -13,7 +13,7 @@ from pathlib import Path
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
-from pipeline.models.base import Built, Last, head_name, leading_to
+from pipeline.models.base import Built, Last, head_name, in_phase, leading_to
 
 LEARNED = ("InnerProduct", "Convolution")
 """Types of a last layer."""
@@ -85,7 +85,7 @@ class Adapted:
 def read(path: Path) -> Adapted:
     """The net in a prototxt. Raises an error that says where, where it is none that can be adapted."""
     net = caffe.read_net(str(path))
-    layers = [layer for layer in net.layer if _in_training(layer)]
+    layers = [layer for layer in net.layer if in_phase(layer, caffe.TRAIN)]
     if not layers:
         raise InputError(path, "no layers", "a net for training or for use is wanted")
     sources = [layer for layer in layers if not layer.bottom]
@@ -114,14 +114,6 @@ def read(path: Path) -> Adapted:
     if not found:
         raise InputError(path, "no scores", "a net for training or for use is wanted")
     return Adapted(path, tuple(body), tuple(found), **_transformation(sources[0]))
-
-
-def _in_training(layer: caffe_pb2.LayerParameter) -> bool:
-    """Whether training has the layer, by its rules of phase."""
-    phases = [rule.phase for rule in layer.include if rule.HasField("phase")]
-    if phases:
-        return caffe.TRAIN in phases
-    return caffe.TRAIN not in [rule.phase for rule in layer.exclude if rule.HasField("phase")]
 
 
 def _read_later(layer: caffe_pb2.LayerParameter, layers: Iterable[caffe_pb2.LayerParameter]) -> bool:

@@ -41,6 +41,13 @@ def head_name(head: str, published: str, last: str) -> str:
     return head + (last.removeprefix(published) if last.startswith(published) else f"_{last}")
 
 
+def in_phase(layer: caffe_pb2.LayerParameter, phase: int) -> bool:
+    """Whether a phase has the layer, by its rules of phase."""
+    included = [rule.phase for rule in layer.include if rule.HasField("phase")]
+    excluded = [rule.phase for rule in layer.exclude if rule.HasField("phase")]
+    return (not included or phase in included) and phase not in excluded
+
+
 def leading_to(layers: Iterable[caffe_pb2.LayerParameter], blob: str) -> list[caffe_pb2.LayerParameter]:
     """The layers that a blob is made by, in their order."""
     wanted, kept = {blob}, []
