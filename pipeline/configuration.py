@@ -234,6 +234,8 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
 def _of_layers(experiment: dict, template: models.Template) -> list[str]:
     """What is wrong with the layers and blobs that an experiment names."""
     strategy, freeze_to, wanted = (experiment.get(key) for key in ("strategy", "freeze_to", "features"))
+    if not (wanted or freeze_to or strategy in strategies.FITTED):
+        return []  # a net is not built for nothing: each of a workflow's jobs reads the config
     last = models.Last(last_layer(experiment), 1)
     built = template.built(last, deploy=strategy in strategies.FITTED)
     try:
