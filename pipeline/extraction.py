@@ -38,7 +38,6 @@ class Run:
 
     records  a database, LMDB or LevelDB, in the place of the one that the Data layer names
     listed   images of a list in its place
-    later    weights that are copied over the first
     """
 
     net: Path
@@ -46,7 +45,6 @@ class Run:
     gpu: bool = False
     records: Path | None = None
     listed: Listed | None = None
-    later: tuple[Path, ...] = ()
 
 
 def listed(source: Path, root: Path, how: Path, color: bool | None = None) -> Listed:
@@ -126,8 +124,6 @@ def _loaded(job: Run, stack: contextlib.ExitStack) -> caffe.Net:
     net = caffe.Net(str(path), caffe.TEST)
     stack.callback(net.close)
     missing = net.copy_from(job.weights).untouched
-    for path in job.later:
-        missing = [name for name in net.copy_from(path).untouched if name in missing]
     if missing:
         raise InputError(
             job.weights,

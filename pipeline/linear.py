@@ -158,7 +158,7 @@ class Job:
     """What is fitted to what.
 
     model      a template's name or a prototxt's path
-    weights    what the net was pretrained to; of layers of one name, the last file's
+    weights    what the net was pretrained to
     dataset    its training database, and its mean
     strategy   `features`, or `auto`
     features   for `features`: top, middle, or a blob's name
@@ -166,7 +166,7 @@ class Job:
     """
 
     model: str
-    weights: tuple[Path, ...]
+    weights: Path
     dataset: Dataset
     strategy: str
     features: str = "top"
@@ -194,8 +194,7 @@ def inputs_of_linear(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[s
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.prototxt"
         caffe.write_prototxt(path, net)
-        first, *later = job.weights
-        run = Run(path, first, job.gpu, later=tuple(later))
+        run = Run(path, job.weights, job.gpu)
         images = list(entries(run))
         different = len({path for path, _ in images})
         if different < 2 * job.dataset.classes:
@@ -273,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the results go; replaced if it exists")
     parser.add_argument("--model", required=True, help=f"one of {', '.join(models.TEMPLATES)}, or a prototxt's path")
-    parser.add_argument("--weights", nargs="+", type=Path, required=True, help="what the net was pretrained to")
+    parser.add_argument("--weights", type=Path, required=True, help="what the net was pretrained to")
     parser.add_argument("--train", type=Path, required=True, help="training LMDB")
     parser.add_argument("--val", type=Path, required=True, help="validation LMDB, of which nothing but its shape is read")
     parser.add_argument("--mean", type=Path, required=True, help="mean.binaryproto")
@@ -283,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpu", action="store_true")
     a = parser.parse_args(argv)
     dataset = Dataset.read(a.train, a.val, a.mean)
-    job = Job(a.model, tuple(a.weights), dataset, a.strategy, a.features_from, a.balanced, a.gpu)
+    job = Job(a.model, a.weights, dataset, a.strategy, a.features_from, a.balanced, a.gpu)
     choice = write(job, a.folder)
     print(f"{a.folder}: {choice.strategy} {choice.features_from}".rstrip())
     for reason in choice.reasons:
