@@ -31,7 +31,7 @@ from PIL import Image
 from pipeline import web
 from pipeline.command import run
 from pipeline.errors import InputError
-from pipeline.files import write_table, written_whole
+from pipeline.files import plain_name, write_table, written_whole
 from pipeline.images import Size, content_of, decode
 from pipeline.progress import progress
 from pipeline.web import Failed
@@ -182,7 +182,7 @@ async def _download_one(
         else:
             loop = asyncio.get_running_loop()
             extension = await loop.run_in_executor(checkers, checked_image, path, fetcher.options.max_pixels)
-        stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(unquote(urlsplit(url).path)).stem)[:60]
+        stem = plain_name(Path(unquote(urlsplit(url).path)).stem, 60)
         row["path"] = f"{number:06d}_{stem}{extension}"
         path.rename(images / row["path"])
     except Failed as failure:

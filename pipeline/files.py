@@ -36,6 +36,11 @@ def stem_of(blob: str) -> str:
     return blob.replace("/", "_")
 
 
+def plain_name(words: str, letters: int) -> str:
+    """Words as a part of a file's name: letters, digits, `-` and `_`, at most so many."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in words)[:letters]
+
+
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable]) -> None:
     """Write a CSV file."""
     with path.open("w", newline="", encoding="utf-8") as file:

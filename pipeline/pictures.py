@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
-import lmdb
 import matplotlib
 
 matplotlib.use("Agg")
@@ -22,14 +20,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import caffe
-from caffe.datum import parse, pixels_of
+from caffe.datum import pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.database import read_image_list, read_labels
-from pipeline.errors import InputError
-from pipeline.files import written_whole
+from pipeline.files import plain_name, written_whole
 from pipeline.images import write_png
 from pipeline.plots import COLOURS, STYLE, save, save_png
+from pipeline.shown import labelled
 
 ROW, COLUMNS, ROWS = 8, 8, 6
 """Images of a class in the overview, and in a row and a column of its sheet."""
@@ -57,19 +55,13 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def first_of_each(database: Path, classes: int, count: int) -> list[list[np.ndarray]]:
     """Thumbnails of the first `count` images of each class, in the order of a database; it is read no further than they are."""
     found: list[list[np.ndarray]] = [[] for _ in range(classes)]
-    with closing(lmdb.open(str(database), readonly=True, lock=False)) as environment, environment.begin() as transaction:
-        wanted = classes * count
-        for key, value in transaction.cursor():
-            datum = parse(value)
-            label = datum.label
-            if not 0 <= label < classes:
-                where = f"{database}: {key.decode(errors='replace')}"
-                raise InputError(where, f"label {label}", f"there are {classes} classes", "build the database again")
-            if len(found[label]) < count:
-                found[label].append(thumbnail(pixels_of(datum, None, str(database))))
-                wanted -= 1
-            if not wanted:
-                break
+    wanted = classes * count
+    for where, record in labelled(database, classes):
+        if len(found[record.label]) < count:
+            found[record.label].append(thumbnail(pixels_of(record, None, where)))
+            wanted -= 1
+        if not wanted:
+            break
     return found
 
 
@@ -150,8 +142,7 @@ def write(dataset: Path, folder: Path) -> None:
         (part / "sheets").mkdir(parents=True)
         for number, (name, shown) in enumerate(zip(names, images, strict=True)):
             if shown:
-                stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60]
-                write_png(part / f"sheets/{number:04d}_{stem}.png", sheet(shown, COLUMNS))
+                write_png(part / f"sheets/{number:04d}_{plain_name(name, 60)}.png", sheet(shown, COLUMNS))
         with plt.rc_context(STYLE):
             save_png(overview(images, names), part / "overview.png", tight=True)
             counts = {one: Counter(label for _, label in entries) for one, entries in lists.items()}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import lmdb
 import matplotlib
 
 matplotlib.use("Agg")
@@ -15,8 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import caffe
-from caffe.datum import parse, pixels_of
+from caffe.datum import Record, parse, pixels_of
 from caffe.proto import caffe_pb2
+from pipeline.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,20 @@ class Cell:
     image: np.ndarray
     lines: tuple[str, ...]
     frame: str = ""
+
+
+def labelled(database: Path, classes: int) -> Iterator[tuple[str, Record | caffe_pb2.Datum]]:
+    """(how errors name it, record) of each record of an LMDB; a label that is none of so many classes is an error."""
+    try:
+        opened = lmdb.open(str(database), readonly=True, lock=False)
+    except lmdb.Error as error:
+        raise InputError(database, f"not an LMDB ({error})", do="build the database first") from None
+    with closing(opened) as environment, environment.begin() as transaction:
+        for key, value in transaction.cursor():
+            record, where = parse(value), f"{database}: {key.decode(errors='replace')}"
+            if not 0 <= record.label < classes:
+                raise InputError(where, f"label {record.label}", f"there are {classes} classes", "build the database again")
+            yield where, record
 
 
 def images_at(database: Path, positions: Iterable[int]) -> dict[int, np.ndarray]:

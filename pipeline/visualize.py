@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import lmdb
 import matplotlib
 
 matplotlib.use("Agg")
@@ -22,17 +20,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import caffe
-from caffe.datum import parse, pixels_of
+from caffe.datum import pixels_of
 from caffe.proto import caffe_pb2
 from pipeline import devices, diagram, preprocessing
 from pipeline.classify import image_files
 from pipeline.command import run
 from pipeline.database import read_labels
 from pipeline.errors import InputError
-from pipeline.files import written_whole
+from pipeline.files import plain_name, written_whole
 from pipeline.images import content_of, why_unreadable
 from pipeline.plots import COLOURS, STYLE, save_png
 from pipeline.preprocessing import Preprocessing
+from pipeline.shown import labelled
 from pipeline.tiles import normalised, save_page, tiled
 
 CHANNELS = 24
@@ -65,21 +64,12 @@ class Shown:
 def first_of_classes(database: Path, names: list[str], count: int) -> list[Shown]:
     """The first image of each of the first `count` classes that a database has."""
     found: dict[int, Shown] = {}
-    try:
-        opened = lmdb.open(str(database), readonly=True, lock=False)
-    except lmdb.Error as error:
-        raise InputError(database, f"not an LMDB ({error})", do="build the database first") from None
-    with closing(opened) as environment, environment.begin() as transaction:
-        for key, value in transaction.cursor():
-            datum = parse(value)
-            where = f"{database}: {key.decode(errors='replace')}"
-            if not 0 <= datum.label < len(names):
-                raise InputError(where, f"label {datum.label}", f"there are {len(names)} classes", "build the database again")
-            if datum.label not in found:
-                label = names[datum.label]
-                found[datum.label] = Shown(label, np.array(pixels_of(datum, None, where)), label)
-            if len(found) == count:
-                break
+    for where, record in labelled(database, len(names)):
+        if record.label not in found:
+            label = names[record.label]
+            found[record.label] = Shown(label, np.array(pixels_of(record, None, where)), label)
+        if len(found) == count:
+            break
     if not found:
         raise InputError(database, "the database has no records", do="build it again")
     return list(found.values())
@@ -288,8 +278,8 @@ def write(trained: Trained, images: list[Shown], folder: Path) -> None:
             seen = as_seen(image.pixels, crop)
             what = f"class {image.label}" if image.label else image.name
             first = (f"{_short(what, 60)}: {'×'.join(map(str, inputs.shape[2:]))} pixels", tiled(seen[None], 1, 200))
-            stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in image.name)[:40]
-            save_page(part / f"feature_maps/{number + 1}_{stem}.png", [first, *feature_maps(shown, blobs, number)])
+            page = part / f"feature_maps/{number + 1}_{plain_name(image.name, 40)}.png"
+            save_page(page, [first, *feature_maps(shown, blobs, number)])
         save_png(activations(vectors(definition, blobs, net.outputs), blobs, images), part / "activations.png")
         save_png(probabilities(made, trained.names, images, crop), part / "probabilities.png")
 

@@ -231,7 +231,7 @@ rule visualize:
         gpu=GPU_FLAG,
         code=[
             source(f"pipeline.{module}")
-            for module in ("visualize", "tiles", "diagram", "layout", "preprocessing")
+            for module in ("visualize", "tiles", "diagram", "layout", "preprocessing", "shown")
         ],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.visualize {input.net} {input.weights} {params.folder}"
