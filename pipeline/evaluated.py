@@ -10,16 +10,39 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
-from pipeline.plots import COLOURS, STYLE, confusion_matrix, save
+from pipeline.plots import COLOURS, STYLE, save
 from pipeline.shown import Cell, gallery, images_at
 
+NAMED_CLASSES = 40
+"""Most classes whose names have room beside a confusion matrix."""
 MISTAKES, COLUMNS = 24, 4
 """Most mistakes that are shown, and images in a row."""
+
+
+def confusion_matrix(confusion: pd.DataFrame) -> plt.Figure:
+    """Rows: the class an image has; columns: the class predicted; shade: share of the row."""
+    share = confusion.to_numpy() / confusion.to_numpy().sum(1, keepdims=True).clip(1)
+    side = min(max(4.4, 0.5 * len(confusion)), 20)
+    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+    axes.grid(visible=False)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    names = [str(name) for name in confusion.index]
+    if len(names) <= NAMED_CLASSES:
+        axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
+        axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("class")
+    if len(names) <= 20:
+        for (row, column), count in np.ndenumerate(confusion.to_numpy()):
+            if count:
+                axes.text(column, row, count, ha="center", va="center", color="white" if share[row, column] > 0.5 else "black")
+    return figure
 
 
 def calibration(bins: pd.DataFrame, summary: dict) -> plt.Figure:

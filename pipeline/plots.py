@@ -1,4 +1,4 @@
-"""Draw what an experiment's training gave, as PNG and SVG, and how a confusion matrix looks."""
+"""Draw what an experiment's training gave, as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -31,10 +31,6 @@ STYLE = {
     "svg.hashsalt": "roastery",  # the same drawing gives the same bytes
     "axes.prop_cycle": plt.cycler(color=COLOURS),
 }
-
-
-NAMED_CLASSES = 40
-"""Most classes whose names have room beside a confusion matrix."""
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
@@ -113,26 +109,6 @@ def _plain(axes: plt.Axes) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if few else ()))
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
-
-
-def confusion_matrix(confusion: pd.DataFrame) -> plt.Figure:
-    """Rows: the class an image has; columns: the class predicted; shade: share of the row."""
-    share = confusion.to_numpy() / confusion.to_numpy().sum(1, keepdims=True).clip(1)
-    side = min(max(4.4, 0.5 * len(confusion)), 20)
-    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
-    axes.grid(visible=False)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    names = [str(name) for name in confusion.index]
-    if len(names) <= NAMED_CLASSES:
-        axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
-        axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("class")
-    if len(names) <= 20:
-        for (row, column), count in np.ndenumerate(confusion.to_numpy()):
-            if count:
-                axes.text(column, row, count, ha="center", va="center", color="white" if share[row, column] > 0.5 else "black")
-    return figure
 
 
 def save(figure: plt.Figure, stem: Path) -> None:

@@ -1,13 +1,15 @@
 """Pictures of an evaluation: calibration and the surest mistakes, of what is in the tables and in the database."""
 
 import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from pipeline import evaluate, evaluated
 from pipeline.errors import InputError
-from pipeline.evaluated import calibration, mistakes
+from pipeline.evaluated import calibration, confusion_matrix, mistakes
+from pipeline.plots import save
 from pipeline.shown import Cell, cut, gallery, images_at
 from tests.pipeline.test_pictures import put
 
@@ -27,6 +29,16 @@ def evaluation(tmp_path, monkeypatch):
 
 def words_of(figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(tmp_path, classes):
+    names = [f"class {number}" for number in range(classes)]
+    save(confusion_matrix(pd.DataFrame(np.eye(classes, dtype=int), index=names, columns=names)), tmp_path / "confusion")
+    height, width, _ = plt.imread(tmp_path / "confusion.png").shape
+    assert 500 < height < 3000
+    assert 500 < width < 3000
+    assert (tmp_path / "confusion.svg").read_text().lstrip().startswith("<?xml")
 
 
 def test_an_evaluation_is_drawn_and_the_same_each_time(evaluation):

@@ -3,9 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pytest
 
-from pipeline.plots import confusion_matrix, curves, save
+from pipeline.plots import curves, save
 
 METRICS = pd.DataFrame(
     {
@@ -17,16 +16,6 @@ METRICS = pd.DataFrame(
         "test_accuracy": [0.3, None, 0.9],
     }
 )
-
-
-@pytest.mark.parametrize("classes", [2, 10, 1000])
-def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(tmp_path, classes):
-    names = [f"class {number}" for number in range(classes)]
-    save(confusion_matrix(pd.DataFrame(np.eye(classes, dtype=int), index=names, columns=names)), tmp_path / "confusion")
-    height, width, _ = plt.imread(tmp_path / "confusion.png").shape
-    assert 500 < height < 3000
-    assert 500 < width < 3000
-    assert (tmp_path / "confusion.svg").read_text().lstrip().startswith("<?xml")
 
 
 def test_curves_show_loss_accuracy_with_its_best_and_the_learning_rate():
