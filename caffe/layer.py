@@ -37,8 +37,9 @@ _GROUPS = (
 class Layer:
     """What one `layer { … }` of a net computes.
 
-    A type says in `setup` which parameters it learns, and in `forward` its tops from its bottoms, with PyTorch's operations;
-    autograd gives the gradient. It knows nothing of device, precision or memory layout: the net's executor decides those.
+    A type says in `setup` which parameters it learns, in `top_shapes` how large its tops are, and in `forward` its tops from its
+    bottoms, with PyTorch's operations; autograd gives the gradient. It knows nothing of device, precision or memory layout: the
+    net's executor decides those.
 
     param     the layer's LayerParameter
     phase     caffe.TRAIN or caffe.TEST
@@ -57,6 +58,8 @@ class Layer:
     """Bottoms that a gradient can reach; None is all. Labels are not among them."""
     keeps_output = True
     """Whether the gradient is computed from the output, so that a following layer may not overwrite it."""
+    keeps_shape = False
+    """Whether every top has the shape of the first bottom."""
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
@@ -69,6 +72,12 @@ class Layer:
 
     def setup(self, *shapes: tuple[int, ...]) -> None:
         """Check the parameters against the bottoms' shapes and declare `blobs`; called once."""
+
+    def top_shapes(self, *shapes: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Shapes of the tops for bottoms of these shapes, which are found to fit together; known before there are values."""
+        if self.keeps_shape:
+            return [shapes[0]] * len(self.param.top)
+        raise NotImplementedError
 
     def forward(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The tops."""

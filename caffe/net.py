@@ -134,7 +134,7 @@ class Net:
         if param.propagate_down:
             propagates = list(param.propagate_down)
         layer.setup(*shapes)
-        for name, shape in zip(param.top, self._top_shapes(layer, shapes), strict=True):
+        for name, shape in zip(param.top, layer.top_shapes(*shapes), strict=True):
             if name in self.blobs:
                 self.blobs[name].reshape(*shape)
             else:
@@ -167,25 +167,6 @@ class Net:
                 raise layer.error(f"{count} {kind}{'s' * (count != 1)}", f"{layer.type} takes {allowed}")
         if len(layer.param.loss_weight) not in (0, len(layer.param.top)):
             raise layer.error(f"{len(layer.param.loss_weight)} values of loss_weight", f"there are {len(layer.param.top)} tops")
-
-    def _top_shapes(self, layer: layers.Layer, shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """What the layer's forward gives for bottoms of these shapes, found out without computing a value."""
-        if isinstance(layer, Source):
-            return layer.top_shapes()
-        meta = [torch.empty(blob.shape, device="meta") for blob in layer.blobs]
-        layer.parameters = lambda: meta
-        try:
-            with torch.no_grad():
-                tops = layer.forward(*(torch.empty(shape, device="meta") for shape in shapes))
-        except RuntimeError as error:
-            if isinstance(error, Error) or hasattr(error, "__notes__"):  # a Python layer's own, which names it
-                raise
-            raise layer.error(
-                f"cannot take bottoms of shapes {', '.join(map(str, shapes))}: {str(error).splitlines()[0]}"
-            ) from error
-        finally:
-            del layer.parameters
-        return [tuple(top.shape) for top in (tops if isinstance(tops, tuple) else (tops,))]
 
     def _log_tops(self, param: caffe_pb2.LayerParameter) -> None:
         glog.info("net.cpp:124", f"Setting up {param.name}")
@@ -445,10 +426,10 @@ class Net:
     def reshape(self) -> None:
         """Give every blob the shape that follows from the inputs' shapes, without computing."""
         for layer, param in zip(self.layers, self.definition.layer, strict=True):
-            if isinstance(layer, Source):
+            if isinstance(layer, Source):  # what the caller made of its tops stays
                 continue
             shapes = [self.blobs[name].shape for name in param.bottom]
-            for name, shape in zip(param.top, self._top_shapes(layer, shapes), strict=True):
+            for name, shape in zip(param.top, layer.top_shapes(*shapes), strict=True):
                 self.blobs[name].reshape(*shape)
 
     def clear_param_diffs(self) -> None:

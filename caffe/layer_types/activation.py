@@ -16,6 +16,7 @@ class ReLU(Layer):
     """y = x where x > 0, else negative_slope · x; shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def forward(self, x):
         slope = self.param.relu_param.negative_slope
@@ -32,6 +33,7 @@ class PReLU(Layer):
     """
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def setup(self, shape):
         p = self.param.prelu_param
@@ -50,6 +52,7 @@ class ELU(Layer):
     """y = x where x > 0, else alpha (e^x - 1) (Clevert et al. 2015); shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def forward(self, x):
         return functional.elu(x, self.param.elu_param.alpha)
@@ -60,6 +63,7 @@ class Sigmoid(Layer):
     """y = 1 / (1 + e^-x); shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def forward(self, x):
         return torch.sigmoid(x)
@@ -70,6 +74,7 @@ class TanH(Layer):
     """y = tanh x; shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def forward(self, x):
         return torch.tanh(x)
@@ -80,6 +85,7 @@ class Swish(Layer):
     """y = x / (1 + e^(-beta x)) (Ramachandran et al. 2017); shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def forward(self, x):
         beta = self.param.swish_param.beta
@@ -91,6 +97,7 @@ class BNLL(Layer):
     """Binomial normal log likelihood: y = log(1 + e^x); shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def forward(self, x):
         return functional.softplus(x)
@@ -101,6 +108,7 @@ class AbsVal(Layer):
     """y = |x|; shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def forward(self, x):
         return x.abs()
@@ -111,6 +119,7 @@ class Clip(Layer):
     """y = x, no smaller than min and no larger than max; shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def setup(self, shape):
         p = self.param.clip_param
@@ -130,6 +139,7 @@ class Threshold(Layer):
     """y = 1 where x > threshold, else 0; shape of x. No gradient."""
 
     bottoms = (1, 1)
+    keeps_shape = True
     differentiable_bottoms = ()
 
     def forward(self, x):
@@ -150,6 +160,7 @@ class Exp(Layer):
     """y = base ^ (shift + scale · x), where base -1 is e; shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def setup(self, shape):
         p = self.param.exp_param
@@ -165,6 +176,7 @@ class Log(Layer):
     """y = log of (shift + scale · x) to a base, where base -1 is e; shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def setup(self, shape):
         self.log_base = _log_base(self, self.param.log_param.base)
@@ -184,6 +196,7 @@ class Power(Layer):
     """
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def forward(self, x):
         p = self.param.power_param

@@ -15,6 +15,7 @@ class ReLU6(Layer):
     """y = x from 0 to 6, 0 below (negative_slope · x where that is given) and 6 above (MobileNet); shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def forward(self, x):
         slope = self.param.relu_param.negative_slope
@@ -46,6 +47,7 @@ class ShuffleChannel(Layer):
     """Channels dealt out anew: channel i of group g comes to place i · group + g (Zhang et al. 2017); shape of x."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def setup(self, shape):
         self.group = self.param.shuffle_channel_param.group
@@ -69,6 +71,9 @@ class Axpy(Layer):
         if factor[:2] != x[:2] or any(extent != 1 for extent in factor[2:]):
             raise self.error(f"factors of shape {factor} for a bottom of shape {x}", f"there is one for each of {x[:2]}")
 
+    def top_shapes(self, factor, x, y):
+        return [x]
+
     def forward(self, factor, x, y):
         return torch.addcmul(y, factor.reshape(factor.shape[:2] + (1,) * (x.dim() - 2)), x)
 
@@ -87,6 +92,9 @@ class Permute(Layer):
             )
         self.order = order + [axis for axis in range(len(shape)) if axis not in order]
 
+    def top_shapes(self, shape):
+        return [tuple(shape[axis] for axis in self.order)]
+
     def forward(self, x):
         return x.permute(self.order)
 
@@ -99,6 +107,7 @@ class Normalize(Layer):
     """
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def setup(self, shape):
         p = self.param.norm_param
@@ -149,20 +158,20 @@ class BN(Layer):
             if index > 1 or p.frozen:
                 spec.lr_mult = spec.decay_mult = 0
 
+    def top_shapes(self, shape):
+        return [shape, *[(1, shape[1], 1, 1)] * (len(self.param.top) - 1)]
+
     def forward(self, x):
         factor, term = (blob.reshape(-1) for blob in self.parameters()[:2])
         p = self.param.bn_param
         if self.segnets:
             return self.of_segnet(x, factor, term)
         if self.by_averages:
-            if x.is_meta:
-                return torch.empty_like(x)
             mean, variance = (blob.tensor.reshape(-1) for blob in self.blobs[2:])
             return functional.batch_norm(x, mean, variance, factor, term, eps=p.eps)
         y, mean, variance = _by_batch(x, factor, term, p.eps)
-        if not x.is_meta:
-            for blob, value in zip(self.blobs[2:], (mean, variance), strict=True):
-                blob.tensor.mul_(p.momentum).add_(value.view(1, -1), alpha=1 - p.momentum)
+        for blob, value in zip(self.blobs[2:], (mean, variance), strict=True):
+            blob.tensor.mul_(p.momentum).add_(value.view(1, -1), alpha=1 - p.momentum)
         return y
 
     def of_segnet(self, x, scale, shift):
@@ -181,8 +190,6 @@ def _by_batch(x, factor, term, eps):
     channels = x.shape[1]
     count = x.numel() // max(1, channels)
     mean, variance = x.new_zeros(channels), x.new_zeros(channels)
-    if x.is_meta:
-        return torch.empty_like(x), mean, variance
     # With momentum 1, what PyTorch keeps is the batch's mean and its unbiased variance.
     y = torch.batch_norm(x, factor, term, mean, variance, True, 1.0, eps, torch.backends.cudnn.enabled)
     return y, mean, (variance * ((count - 1) / max(1, count))).nan_to_num_()

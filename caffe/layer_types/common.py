@@ -25,22 +25,28 @@ class InnerProduct(Layer):
         if p.num_output < 1:
             raise self.error("num_output is not given", "it must be at least 1")
         self.first = self.axis(p.axis, len(shape))
-        inputs = math.prod(shape[self.first :])
-        self.add_blob((inputs, p.num_output) if p.transpose else (p.num_output, inputs), p.weight_filler)
+        self.inputs = math.prod(shape[self.first :])
+        self.add_blob((self.inputs, p.num_output) if p.transpose else (p.num_output, self.inputs), p.weight_filler)
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
+
+    def top_shapes(self, shape):
+        inputs = math.prod(shape[self.first :])
+        if inputs != self.inputs:
+            raise self.error(
+                f"a bottom of shape {shape}: {inputs} inputs",
+                f"the weights take {self.inputs}",
+                "a fully connected layer fixes the size of the image; keep that size, or make the layer a convolution",
+            )
+        return [(*shape[: self.first], self.param.inner_product_param.num_output)]
 
     def forward(self, x):
         weight, bias = (*self.parameters(), None)[:2]
         if self.param.inner_product_param.transpose:
             weight = weight.t()
         rows = x if x.dim() == self.first + 1 else x.flatten(self.first)
-        if rows.shape[-1] != weight.shape[1]:
-            raise self.error(
-                f"a bottom of shape {tuple(x.shape)}: {rows.shape[-1]} inputs",
-                f"the weights take {weight.shape[1]}",
-                "a fully connected layer fixes the size of the image; keep that size, or make the layer a convolution",
-            )
+        if rows.shape[-1] != self.inputs:
+            self.top_shapes(tuple(x.shape))
         return functional.linear(rows, weight, bias)
 
 
@@ -63,10 +69,13 @@ class Embed(Layer):
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
 
+    def top_shapes(self, shape):
+        return [(*shape, self.param.embed_param.num_output)]
+
     def forward(self, x):
         weight, *bias = self.parameters()
         indices = x.long()
-        if not x.is_meta and indices.numel():
+        if indices.numel():
             low, high = (int(end) for end in indices.aminmax())
             if low < 0 or high >= weight.shape[0]:
                 raise self.error(
@@ -86,6 +95,9 @@ class Parameter(Layer):
     def setup(self):
         self.add_blob(tuple(self.param.parameter_param.shape.dim), caffe_pb2.FillerParameter())
 
+    def top_shapes(self):
+        return [self.blobs[0].shape]
+
     def forward(self):
         (blob,) = self.parameters()
         return blob.view_as(blob)
@@ -96,6 +108,7 @@ class Dropout(Layer):
     """In training, each value is 0 with probability dropout_ratio and divided by 1 - dropout_ratio otherwise; else unchanged."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def setup(self, shape):
         ratio = self.param.dropout_param.dropout_ratio

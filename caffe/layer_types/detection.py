@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -71,10 +73,11 @@ class PriorBox(Layer):
             sizes += [(size * root, size / root) for root in roots]
         return np.array(sizes, np.float32)
 
+    def top_shapes(self, shape, image):
+        return [(1, 2, shape[2] * shape[3] * len(self.sizes) * 4)]
+
     def forward(self, x, image):
         height, width = x.shape[2:]
-        if x.is_meta:
-            return x.new_empty(1, 2, height * width * len(self.sizes) * 4)
         if self.extents != (*x.shape[2:], *image.shape[2:]):
             self.extents = (*x.shape[2:], *image.shape[2:])
             self.priors = torch.from_numpy(self.place(height, width, self.image or image.shape[2:])).to(x)
@@ -105,14 +108,14 @@ def prior_arrays(layer: Layer, priors: torch.Tensor, code: int) -> tuple[np.ndar
 
 
 def check_counts(layer: Layer, offsets, scores, priors, boxes_each: int, classes: int) -> None:
-    """That predictions of boxes and of classes are of the same images and priors."""
-    if priors.dim() < 3 or priors.shape[:2] != (1, 2) or priors.numel() % 8:
-        raise layer.error(f"priors of shape {tuple(priors.shape)}", "PriorBox gives (1, 2, priors · 4)")
-    count = priors.numel() // 8
-    if offsets.shape[0] != scores.shape[0]:
-        raise layer.error(f"{offsets.shape[0]} images of boxes and {scores.shape[0]} of scores", "they are of the same images")
+    """That predictions of boxes and of classes are of the same images and priors, by their shapes."""
+    if len(priors) < 3 or priors[:2] != (1, 2) or math.prod(priors) % 8:
+        raise layer.error(f"priors of shape {priors}", "PriorBox gives (1, 2, priors · 4)")
+    count = math.prod(priors) // 8
+    if offsets[0] != scores[0]:
+        raise layer.error(f"{offsets[0]} images of boxes and {scores[0]} of scores", "they are of the same images")
     for what, values, each in (("boxes", offsets, 4 * boxes_each), ("scores", scores, classes)):
-        found = values.shape[1:].numel()
+        found = math.prod(values[1:])
         if found != count * each:
             raise layer.error(f"{found} values of {what} for each image", f"{count} priors need {count * each}")
 
@@ -149,11 +152,13 @@ class DetectionOutput(Layer):
             labels = [label for label in range(p.num_classes) if label != p.background_label_id]
             self.files = ResultFiles(save, labels, self.where)
 
-    def forward(self, offsets, scores, priors, image=None):
+    def top_shapes(self, offsets, scores, priors, image=None):
         p = self.param.detection_output_param
         check_counts(self, offsets, scores, priors, 1 if p.share_location else p.num_classes, p.num_classes)
-        if scores.is_meta:
-            return scores.new_empty(1, 1, 1, 7)
+        return [(1, 1, 1, 7)]  # until it is known how many there are
+
+    def forward(self, offsets, scores, priors, image=None):
+        p = self.param.detection_output_param
         corners, variances = prior_arrays(self, priors, p.code_type)
         count = scores.shape[0]
         offsets = offsets.detach().float().cpu().numpy().reshape(count, len(corners), -1, 4).swapaxes(1, 2)
@@ -213,20 +218,23 @@ class DetectionEvaluate(Layer):
         self.sizes = read_sizes(p.name_size_file) if p.name_size_file else []
         self.images = 0
 
+    def classes(self) -> list[int]:
+        """All but the background."""
+        p = self.param.detection_evaluate_param
+        return [label for label in range(p.num_classes) if label != p.background_label_id]
+
+    def top_shapes(self, found, truths):
+        if math.prod(found) % 7 or math.prod(truths) % 8:
+            raise self.error(f"bottoms of shapes {found} and {truths}", "their rows have 7 and 8 values")
+        return [(1, 1, len(self.classes()) + 1, 5)]  # until it is known how many are found
+
     def forward(self, found, truths):
         p = self.param.detection_evaluate_param
-        if found.numel() % 7 or truths.numel() % 8:
-            raise self.error(
-                f"bottoms of shapes {tuple(found.shape)} and {tuple(truths.shape)}", "their rows have 7 and 8 values"
-            )
-        classes = [label for label in range(p.num_classes) if label != p.background_label_id]
-        if found.is_meta:
-            return found.new_empty(1, 1, len(classes) + 1, 5)
         detections = found.detach().float().cpu().numpy().reshape(-1, 7)
         true_boxes = truths.detach().float().cpu().numpy().reshape(-1, 8)
         true_boxes = true_boxes[true_boxes[:, 0] != -1]
         counted = true_boxes if p.evaluate_difficult_gt else true_boxes[true_boxes[:, 7] == 0]
-        rows = [np.array([[-1, label, (counted[:, 1] == label).sum(), -1, -1] for label in classes], np.float32)]
+        rows = [np.array([[-1, label, (counted[:, 1] == label).sum(), -1, -1] for label in self.classes()], np.float32)]
         detections = detections[detections[:, 1] != -1]
         for image in np.unique(detections[:, 0]):
             own, true = detections[detections[:, 0] == image], true_boxes[true_boxes[:, 0] == image]

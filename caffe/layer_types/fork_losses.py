@@ -7,19 +7,18 @@ import math
 import torch
 from torch.nn import functional
 
-from caffe.layer import Layer, register
-from caffe.layer_types.loss import FLT_MIN, LOSS, _OfLabels, divisor, normalization_of
+from caffe.layer import register
+from caffe.layer_types.loss import FLT_MIN, LOSS, Loss, _OfLabels, divisor, normalization_of
 
 
 @register("SmoothL1Loss")
-class SmoothL1Loss(Layer):
+class SmoothL1Loss(Loss):
     """Σ outside · f(inside · (x - t)) / N: (x, t[, inside[, outside]]), all of shape (N, …) → scalar (Girshick 2015).
 
     f(d) = (sigma · d)² / 2 up to |d| = 1 / sigma², and |d| - 1 / (2 sigma²) beyond.
     """
 
     bottoms = (2, 4)
-    is_loss = True
     differentiable_bottoms = (0, 1)
 
     def setup(self, *shapes):
@@ -40,7 +39,7 @@ class SmoothL1Loss(Layer):
 
 
 @register("FocalLoss")
-class FocalLoss(_OfLabels):
+class FocalLoss(_OfLabels, Loss):
     """-alpha (1 - p)^gamma log p of the label's probability p (Lin et al. 2017): (scores, labels) → scalar[, probabilities].
 
     p is a softmax along an axis, and the sum is divided, as SoftmaxWithLoss has it. alpha: one weight for all classes (0.25 if
@@ -49,7 +48,6 @@ class FocalLoss(_OfLabels):
 
     bottoms = (2, 2)
     tops = (1, 2)
-    is_loss = True
     differentiable_bottoms = (0,)
 
     def setup(self, scores, labels):
@@ -105,14 +103,13 @@ class _ToCentres(torch.autograd.Function):
 
 
 @register("CenterLoss")
-class CenterLoss(Layer):
+class CenterLoss(Loss):
     """Half the mean squared distance of features from their class's centre (Wen et al. 2016): (x (N, …), labels (N,)) → scalar.
 
     Blob: the centres (classes, values of an image), learned by a rule of their own. Axes from `axis` on are an image's.
     """
 
     bottoms = (2, 2)
-    is_loss = True
     differentiable_bottoms = (0,)
 
     def setup(self, features, labels):
@@ -127,8 +124,6 @@ class CenterLoss(Layer):
     def forward(self, features, labels):
         (centres,) = self.parameters()
         rows = features.reshape(-1, centres.shape[1])
-        if features.is_meta:
-            return rows.sum()
         labels = labels.reshape(-1).long()
         low, high = (int(end) for end in labels.aminmax())
         if low < 0 or high >= len(centres):
@@ -139,14 +134,13 @@ class CenterLoss(Layer):
 
 
 @register("TripletLoss")
-class TripletLoss(Layer):
+class TripletLoss(Loss):
     """Σ w · max(0, margin + |a - p|² - |a - n|²) / 2N: (a, p, n, all (N, …)[, w (N,)]) → scalar (Schroff et al. 2015).
 
     a is an anchor, p of its class, n of another; w weighs the triplets, 1 if it is not given.
     """
 
     bottoms = (3, 4)
-    is_loss = True
     differentiable_bottoms = (0, 1, 2)
 
     def setup(self, anchor, positive, negative, weights=None):

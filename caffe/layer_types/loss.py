@@ -17,6 +17,15 @@ LOG_THRESHOLD = 1e-20
 FLT_MIN = torch.finfo(torch.float32).tiny
 
 
+class Loss(Layer):
+    """What is minimised: a scalar; a second top is as large as the first bottom."""
+
+    is_loss = True
+
+    def top_shapes(self, *shapes):
+        return [(), shapes[0]][: len(self.param.top)]
+
+
 class _OfLabels(Layer):
     """What layers share that compare scores along an axis with one label for each of the other positions."""
 
@@ -44,8 +53,7 @@ class _OfLabels(Layer):
         try:
             return self.compare(scores, target, counted)
         except RuntimeError:
-            if not target.is_meta:
-                self._check(target, classes)
+            self._check(target, classes)
             raise
 
     def compare(self, scores: torch.Tensor, target: torch.Tensor, counted: torch.Tensor | None):
@@ -113,7 +121,7 @@ class _SoftmaxLoss(torch.autograd.Function):
 
 
 @register("SoftmaxWithLoss")
-class SoftmaxWithLoss(_OfLabels):
+class SoftmaxWithLoss(_OfLabels, Loss):
     """Multinomial logistic loss of a softmax over `axis`: (scores, labels) → scalar; the probabilities as a second top.
 
     Divided as loss_param says: by the labels that are not ignored (VALID, the default), by all, by the batch size, or by 1.
@@ -121,7 +129,6 @@ class SoftmaxWithLoss(_OfLabels):
 
     bottoms = (2, 2)
     tops = (1, 2)
-    is_loss = True
     differentiable_bottoms = (0,)
 
     def setup(self, scores, labels):
@@ -140,11 +147,10 @@ class SoftmaxWithLoss(_OfLabels):
 
 
 @register("EuclideanLoss")
-class EuclideanLoss(Layer):
+class EuclideanLoss(Loss):
     """Half the mean over the batch of the squared distance between two bottoms of one count: → scalar."""
 
     bottoms = (2, 2)
-    is_loss = True
 
     def setup(self, first, second):
         if torch.Size(first[1:]).numel() != torch.Size(second[1:]).numel() or first[0] != second[0]:
@@ -161,11 +167,10 @@ def _at_least(value: torch.Tensor, least: float) -> torch.Tensor:
 
 
 @register("MultinomialLogisticLoss")
-class MultinomialLogisticLoss(_OfLabels):
+class MultinomialLogisticLoss(_OfLabels, Loss):
     """-log of the probability of the label, no smaller than 1e-20, as a mean over images: (probabilities, labels) → scalar."""
 
     bottoms = (2, 2)
-    is_loss = True
     differentiable_bottoms = (0,)
     ignored = None
 
@@ -181,7 +186,7 @@ class MultinomialLogisticLoss(_OfLabels):
 
 
 @register("InfogainLoss")
-class InfogainLoss(_OfLabels):
+class InfogainLoss(_OfLabels, Loss):
     """Σ over classes of -H[label, class] log p(class), p a softmax along `axis`: (scores, labels[, H]) → scalar[, probabilities].
 
     H (classes × classes) is the third bottom, or a binaryproto named by infogain_loss_param.source; the identity makes it a
@@ -190,7 +195,6 @@ class InfogainLoss(_OfLabels):
 
     bottoms = (2, 3)
     tops = (1, 2)
-    is_loss = True
     differentiable_bottoms = (0,)
 
     def setup(self, scores, labels, matrix=None):
@@ -218,8 +222,7 @@ class InfogainLoss(_OfLabels):
         classes = scores.shape[self.along]
         logarithms = torch.log_softmax(scores, self.along)
         logarithms = logarithms + (logarithms.clamp_min(math.log(LOG_THRESHOLD)) - logarithms).detach()
-        matrix = torch.zeros(classes, classes, device=scores.device) if scores.is_meta else self.matrix.reshape(classes, classes)
-        gains = matrix[target.squeeze(self.along)].movedim(-1, self.along)
+        gains = self.matrix.reshape(classes, classes)[target.squeeze(self.along)].movedim(-1, self.along)
         terms = (gains * logarithms).sum(self.along, keepdim=True)
         if counted is not None:
             counted = counted.to(scores.dtype)
@@ -230,14 +233,13 @@ class InfogainLoss(_OfLabels):
 
 
 @register("HingeLoss")
-class HingeLoss(_OfLabels):
+class HingeLoss(_OfLabels, Loss):
     """Margins that are missed, max(0, 1 - s) for the label's score s and max(0, 1 + s) for the others', as a mean over images.
 
     (scores, labels) → scalar; norm L2 sums their squares.
     """
 
     bottoms = (2, 2)
-    is_loss = True
     differentiable_bottoms = (0,)
     ignored = None
 
@@ -257,14 +259,13 @@ class HingeLoss(_OfLabels):
 
 
 @register("SigmoidCrossEntropyLoss")
-class SigmoidCrossEntropyLoss(Layer):
+class SigmoidCrossEntropyLoss(Loss):
     """-t log σ(x) - (1 - t) log(1 - σ(x)), summed, for targets t from 0 to 1: (scores, targets) → scalar.
 
     Divided by the batch size unless loss_param says otherwise; targets of ignore_label do not count.
     """
 
     bottoms = (2, 2)
-    is_loss = True
     differentiable_bottoms = (0,)
 
     def setup(self, scores, targets):
@@ -302,14 +303,13 @@ class _Contrast(torch.autograd.Function):
 
 
 @register("ContrastiveLoss")
-class ContrastiveLoss(Layer):
+class ContrastiveLoss(Loss):
     """Pairs of features apart or together (Hadsell et al. 2006): (a (N, C), b (N, C), 1 where they are alike (N,)) → scalar.
 
     legacy_version: max(0, margin - d²) for pairs that are not alike, as Caffe had it at first.
     """
 
     bottoms = (3, 3)
-    is_loss = True
     differentiable_bottoms = (0, 1)
 
     def setup(self, first, second, alike):
@@ -346,6 +346,9 @@ class Accuracy(_OfLabels):
         self.ignored = p.ignore_label if p.HasField("ignore_label") else None
         if not 1 <= p.top_k <= scores[self.along]:
             raise self.error(f"top_k {p.top_k}", f"there are {scores[self.along]} classes")
+
+    def top_shapes(self, scores, labels):
+        return [(), (scores[self.along],)][: len(self.param.top)]
 
     def compare(self, scores, target, counted):
         own = scores.gather(self.along, target)

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional
 
 from caffe import boxes
-from caffe.layer import Layer, register
+from caffe.layer import register
 from caffe.layer_types.detection import check_counts, prior_arrays
-from caffe.layer_types.loss import FLT_MIN, LOSS, normalization_of
+from caffe.layer_types.loss import FLT_MIN, LOSS, Loss, normalization_of
 from caffe.proto import caffe_pb2
 
 MULTIBOX = caffe_pb2.MultiBoxLossParameter
@@ -53,7 +53,7 @@ def _class_losses(kind: int, scores: torch.Tensor, labels: torch.Tensor) -> torc
 
 
 @register("MultiBoxLoss")
-class MultiBoxLoss(Layer):
+class MultiBoxLoss(Loss):
     """Loss of predicted boxes and classes: (offsets, scores, priors, truths) → scalar.
 
     offsets (N, P · 4, or P · classes · 4 where share_location is false), scores (N, P · classes) before softmax, priors
@@ -63,7 +63,6 @@ class MultiBoxLoss(Layer):
     """
 
     bottoms = (4, 4)
-    is_loss = True
     differentiable_bottoms = (0, 1)
 
     def setup(self, offsets, scores, priors, truths):
@@ -90,13 +89,15 @@ class MultiBoxLoss(Layer):
         learns = list(self.param.propagate_down) or [True, True]
         self.learns_boxes, self.learns_classes = learns[:2]
 
-    def forward(self, offsets, scores, priors, truths):
+    def top_shapes(self, offsets, scores, priors, truths):
         p = self.param.multibox_loss_param
         check_counts(self, offsets, scores, priors, 1 if p.share_location else p.num_classes, p.num_classes)
-        if truths.numel() % 8:
-            raise self.error(f"truths of shape {tuple(truths.shape)}", "each is 8 numbers: (1, 1, boxes, 8)")
-        if scores.is_meta:
-            return scores.new_empty(())
+        if math.prod(truths) % 8:
+            raise self.error(f"truths of shape {truths}", "each is 8 numbers: (1, 1, boxes, 8)")
+        return [()]
+
+    def forward(self, offsets, scores, priors, truths):
+        p = self.param.multibox_loss_param
         corners, variances = prior_arrays(self, priors, self.code)
         images = scores.shape[0]
         offsets = offsets.reshape(images, len(corners), -1, 4)

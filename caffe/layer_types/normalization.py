@@ -59,6 +59,7 @@ class LRN(Layer):
     """
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def setup(self, shape):
         p = self.param.lrn_param
@@ -85,6 +86,7 @@ class BatchNorm(Layer):
     """
 
     bottoms = (1, 1)
+    keeps_shape = True
     keeps_output = False
 
     def __new__(cls, param, *_arguments):
@@ -117,15 +119,11 @@ class BatchNorm(Layer):
         if not self.batch_statistics:
             mean, variance, weight = sums
             scale = torch.where(weight == 0, weight, 1 / weight)
-            if x.is_meta:
-                return torch.empty_like(x)
             y = functional.batch_norm(columns, mean * scale, variance * scale, training=False, eps=p.eps)
             return y.view(x.shape)
         channels = columns.shape[1]
         count = columns.numel() // max(1, channels)
         mean, variance = columns.new_zeros(channels), columns.new_zeros(channels)
-        if x.is_meta:
-            return torch.empty_like(x)
         # With momentum 1, what PyTorch keeps is the batch's mean and its unbiased variance.
         y = torch.batch_norm(columns, None, None, mean, variance, True, 1.0, p.eps, torch.backends.cudnn.enabled)
         with torch.no_grad():
@@ -167,8 +165,6 @@ class _ScaledBatchNorm(BatchNorm):
         columns = x if x.dim() > 1 else x[:, None]
         scale, bias = self.parameters()[3:]
         averages = [blob.tensor for blob in self.blobs[:2]]
-        if x.is_meta:
-            return torch.empty_like(x)
         if not self.batch_statistics:
             return functional.batch_norm(columns, *averages, scale, bias, eps=self.eps).view(x.shape)
         count = columns.numel() // max(1, columns.shape[1])
@@ -187,6 +183,7 @@ class _AlongAxes(Layer):
     """What Scale and Bias share: a second operand, a bottom or learned, that lies along axes `axis`, axis + 1, … of the first."""
 
     bottoms = (1, 2)
+    keeps_shape = True
     keeps_output = False
 
     def place(self, parameters, shapes, filler: caffe_pb2.FillerParameter) -> None:
@@ -275,6 +272,7 @@ class MVN(Layer):
     """
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def setup(self, shape):
         if len(shape) < 2:

@@ -118,8 +118,6 @@ class Python(Layer):
             raise
 
     def forward(self, *bottoms):
-        if bottoms and bottoms[0].is_meta:
-            return tuple(torch.empty(shape, device="meta") for shape in self.shapes(*(tuple(x.shape) for x in bottoms)))
         blobs = [Blob(x.shape, x.device) for x in bottoms]
         for slot, (blob, x) in enumerate(zip(blobs, bottoms, strict=True)):
             blob.tensor = x.detach().clone() if slot in self.in_place else x.detach()
@@ -130,8 +128,8 @@ class Python(Layer):
             return ()
         return _Written.apply(self, blobs, tops, *bottoms, *self.parameters())
 
-    def shapes(self, *shapes: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Shapes of the tops, by the user's reshape, for bottoms of these shapes."""
+    def top_shapes(self, *shapes):
+        """By the user's reshape."""
         bottoms = [Blob(shape, self.device) for shape in shapes]
         tops = self._tops(bottoms)
         self.call("reshape", bottoms, tops)
@@ -140,6 +138,3 @@ class Python(Layer):
 
 class _WrittenSource(Python, Source):
     """A Python layer without bottoms."""
-
-    def top_shapes(self):
-        return self.shapes()

@@ -54,6 +54,9 @@ class _Recurrent(Layer):
         """Tops (T, N, D) and the last states, from the inputs' share of each step's sum (T, N, rows)."""
         raise NotImplementedError
 
+    def top_shapes(self, x, marks, *others):
+        return [(*x[:2], self.param.recurrent_param.num_output), *others[int(self.static) :]]
+
     def forward(self, x, marks, *others):
         weights = self.parameters()
         driven = functional.linear(x.flatten(2), weights.pop(0), weights.pop(0))
@@ -64,15 +67,14 @@ class _Recurrent(Layer):
         if not exposed:
             shape = (1, x.shape[1], self.param.recurrent_param.num_output)
             kept = self.kept
-            fits = kept is not None and kept[0].shape == shape and not x.is_meta
+            fits = kept is not None and kept[0].shape == shape
             states = kept if fits else [x.new_zeros(shape) for _ in range(self.states)]
         top, last = self.run(driven, marks[..., None], [state[0] for state in states], weights)
         # Caffe takes no gradient from the exposed last states.
         last = [state[None].detach() for state in last]
         if exposed:
             return (top, *last)
-        if not x.is_meta:
-            self.kept = last
+        self.kept = last
         return top
 
 
@@ -151,6 +153,9 @@ class LSTMUnit(Layer):
     def setup(self, cells, gates, marks):
         if len(cells) != 3 or cells[0] != 1 or gates != (1, cells[1], 4 * cells[2]) or marks != (1, cells[1]):
             raise self.error(f"bottoms of shapes {cells}, {gates} and {marks}", "they are (1, N, D), (1, N, 4 D) and (1, N)")
+
+    def top_shapes(self, cells, gates, marks):
+        return [cells, cells]
 
     def forward(self, cells, gates, marks):
         return _lstm_step(cells, gates, marks[..., None])

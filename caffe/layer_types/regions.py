@@ -91,11 +91,15 @@ class ROIPooling(_OverRegions):
         if p.pooled_h < 1 or p.pooled_w < 1:
             raise self.error(f"pooled_h {p.pooled_h} and pooled_w {p.pooled_w}", "both must be at least 1")
 
+    def top_shapes(self, shape, regions):
+        p = self.param.roi_pooling_param
+        return [(regions[0], shape[1], p.pooled_h, p.pooled_w)]
+
     def forward(self, x, regions):
         p = self.param.roi_pooling_param
         count, channels, height, width = x.shape
-        if x.is_meta or not regions.shape[0]:
-            return x.new_zeros(regions.shape[0], channels, p.pooled_h, p.pooled_w)
+        if not regions.shape[0]:
+            return x.new_zeros(0, channels, p.pooled_h, p.pooled_w)
         rows = regions.reshape(-1, 5)
         images = self.images(rows, count)
         left, top, right, bottom = _rounded(rows[:, 1:] * p.spatial_scale).unbind(1)
@@ -137,11 +141,15 @@ class PSROIPooling(_OverRegions):
                 f"output_dim {p.output_dim} and group_size {p.group_size} need {p.output_dim * p.group_size**2}",
             )
 
+    def top_shapes(self, shape, regions):
+        p = self.param.psroi_pooling_param
+        return [(regions[0], p.output_dim, p.group_size, p.group_size)]
+
     def forward(self, x, regions):
         p = self.param.psroi_pooling_param
         bins, (height, width) = p.group_size, x.shape[2:]
-        if x.is_meta or not regions.shape[0]:
-            return x.new_zeros(regions.shape[0], p.output_dim, bins, bins)
+        if not regions.shape[0]:
+            return x.new_zeros(0, p.output_dim, bins, bins)
         rows = regions.reshape(-1, 5)
         images = self.images(rows, x.shape[0])
         corners = _rounded(rows[:, 1:])

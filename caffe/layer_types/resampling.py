@@ -34,18 +34,21 @@ class Interp(Layer):
         if max(p.pad_beg, p.pad_end) > 0:
             raise self.error(f"pad_beg {p.pad_beg} and pad_end {p.pad_end}", "neither can be above 0: they cut off")
 
+    def top_shapes(self, shape):
+        p = self.param.interp_param
+        if -p.pad_beg - p.pad_end >= min(shape[2:]):
+            raise self.error(f"pad_beg {p.pad_beg} and pad_end {p.pad_end} on a bottom of shape {shape}", "pixels remain")
+        if not self.by_factor:
+            return [(*shape[:2], p.height, p.width)]
+        kept = (extent + p.pad_beg + p.pad_end for extent in shape[2:])
+        return [(*shape[:2], *(((extent - 1) // p.shrink_factor) * p.zoom_factor + 1 for extent in kept))]
+
     def forward(self, x):
         p = self.param.interp_param
+        ((*_, height, width),) = self.top_shapes(tuple(x.shape))
         if p.pad_beg or p.pad_end:
-            if -p.pad_beg - p.pad_end >= min(x.shape[2:]):
-                raise self.error(
-                    f"pad_beg {p.pad_beg} and pad_end {p.pad_end} on a bottom of shape {tuple(x.shape)}", "pixels remain"
-                )
             x = x[:, :, -p.pad_beg : x.shape[2] + p.pad_end, -p.pad_beg : x.shape[3] + p.pad_end]
-        size = [p.height, p.width]
-        if self.by_factor:
-            size = [((extent - 1) // p.shrink_factor) * p.zoom_factor + 1 for extent in x.shape[2:]]
-        return functional.interpolate(x, size, mode="bilinear", align_corners=True)
+        return functional.interpolate(x, (height, width), mode="bilinear", align_corners=True)
 
 
 @register("Upsample")
@@ -81,15 +84,19 @@ class Upsample(Layer):
             if pad and scale != 2 and not self.sized:
                 raise self.error(f"pad_out with scale {scale}", "it is for a scale of 2")
 
-    def forward(self, x, positions=None):
+    def top_shapes(self, shape, positions=None):
         p = self.param.upsample_param
+        if self.sized:
+            return [(*shape[:2], p.upsample_h, p.upsample_w)]
+        cut = (0, 0) if positions is None else (p.pad_out_h, p.pad_out_w)
+        return [(*shape[:2], *(extent * scale - pad for extent, scale, pad in zip(shape[2:], self.scales, cut, strict=True)))]
+
+    def forward(self, x, positions=None):
         if positions is None:
             return x.repeat_interleave(self.scales[0], 2).repeat_interleave(self.scales[1], 3)
-        height, width = p.upsample_h, p.upsample_w
-        if not self.sized:
-            height, width = x.shape[2] * self.scales[0] - p.pad_out_h, x.shape[3] * self.scales[1] - p.pad_out_w
+        ((*_, height, width),) = self.top_shapes(tuple(x.shape), tuple(positions.shape))
         places = positions.flatten(2).long()
-        if not x.is_meta and places.numel():
+        if places.numel():
             low, high = (int(end) for end in places.aminmax())
             if low < 0 or high >= height * width:
                 raise self.error(
@@ -119,13 +126,20 @@ class Reorg(Layer):
         if self.stride < 1:
             raise self.error("stride is not given", "it must be at least 1")
 
+    def top_shapes(self, shape):
+        s, (count, channels, height, width) = self.stride, shape
+        if channels % s**2 or (not self.param.reorg_param.reverse and (height % s or width % s)):
+            raise self.error(
+                f"stride {s} on a bottom of shape {shape}", f"channels are a multiple of {s**2}, height and width of {s}"
+            )
+        if self.param.reorg_param.reverse:
+            return [(count, channels // s**2, height * s, width * s)]
+        return [(count, channels * s**2, height // s, width // s)]
+
     def forward(self, x):
         s = self.stride
         count, channels, height, width = x.shape
-        if channels % s**2 or (not self.param.reorg_param.reverse and (height % s or width % s)):
-            raise self.error(
-                f"stride {s} on a bottom of shape {tuple(x.shape)}", f"channels are a multiple of {s**2}, height and width of {s}"
-            )
+        self.top_shapes(tuple(x.shape))
         if self.param.reorg_param.reverse:
             blocks = x.reshape(count, s, s, channels // s**2, height, width)
             return blocks.permute(0, 3, 4, 1, 5, 2).reshape(count, channels // s**2, height * s, width * s)

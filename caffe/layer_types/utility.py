@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -21,11 +22,13 @@ class Concat(Layer):
         if p.HasField("axis") and p.HasField("concat_dim"):
             raise self.error("both axis and concat_dim", "one of them is wanted", "keep axis")
         self.along = self.axis(p.concat_dim if p.HasField("concat_dim") else p.axis, len(shapes[0]))
+
+    def top_shapes(self, *shapes):
+        first, along = shapes[0], self.along
         for shape in shapes[1:]:
-            if len(shape) != len(shapes[0]) or any(
-                a != b for axis, (a, b) in enumerate(zip(shape, shapes[0], strict=True)) if axis != self.along
-            ):
-                raise self.error(f"bottoms of shapes {shapes[0]} and {shape}", f"they may differ in axis {self.along} only")
+            if len(shape) != len(first) or shape[:along] + shape[along + 1 :] != first[:along] + first[along + 1 :]:
+                raise self.error(f"bottoms of shapes {first} and {shape}", f"they may differ in axis {along} only")
+        return [(*first[:along], sum(shape[along] for shape in shapes), *first[along + 1 :])]
 
     def forward(self, *bottoms):
         return torch.cat(bottoms, self.along) if len(bottoms) > 1 else bottoms[0].view_as(bottoms[0])
@@ -36,6 +39,7 @@ class Split(Layer):
     """The bottom, once for each consumer; nets insert it where a blob has several. The gradient is the sum of the tops'."""
 
     bottoms = (1, 1)
+    keeps_shape = True
     tops = (1, None)
 
     def forward(self, x):
@@ -53,6 +57,9 @@ class Flatten(Layer):
         self.first, self.last = self.axis(p.axis, len(shape)), self.axis(p.end_axis, len(shape))
         if self.last < self.first:
             raise self.error(f"end_axis {p.end_axis} before axis {p.axis}", "it comes after it")
+
+    def top_shapes(self, shape):
+        return [(*shape[: self.first], math.prod(shape[self.first : self.last + 1]), *shape[self.last + 1 :])]
 
     def forward(self, x):
         return x.flatten(self.first, self.last)
@@ -74,8 +81,11 @@ class Eltwise(Layer):
             raise self.error(f"{len(p.coeff)} values of coeff", f"there are {len(shapes)} bottoms")
         if p.coeff and p.operation == caffe_pb2.EltwiseParameter.PROD:
             raise self.error("coeff with operation PROD", "coefficients are for SUM")
+
+    def top_shapes(self, *shapes):
         if any(shape != shapes[0] for shape in shapes[1:]):
             raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same")
+        return [shapes[0]]
 
     def forward(self, first, *others):
         p = self.param.eltwise_param
@@ -102,6 +112,9 @@ class Silence(Layer):
     bottoms = (1, None)
     tops = (0, 0)
 
+    def top_shapes(self, *shapes):
+        return []
+
     def forward(self, *bottoms):
         return ()
 
@@ -111,6 +124,7 @@ class Softmax(Layer):
     """Exponentials that sum to 1 along `axis`; shape of the bottom."""
 
     bottoms = (1, 1)
+    keeps_shape = True
 
     def setup(self, shape):
         self.along = self.axis(self.param.softmax_param.axis, len(shape))
@@ -131,22 +145,27 @@ class Slice(Layer):
         if p.HasField("axis") and p.HasField("slice_dim"):
             raise self.error("both axis and slice_dim", "one of them is wanted", "keep axis")
         self.along = self.axis(p.slice_dim if p.HasField("slice_dim") else p.axis, len(shape))
-        extent, tops, points = shape[self.along], len(self.param.top), list(p.slice_point)
+
+    def extents(self, extent: int) -> list[int]:
+        """How much of an axis each top has."""
+        tops, points = len(self.param.top), list(self.param.slice_param.slice_point)
         if points and len(points) != tops - 1:
             raise self.error(f"{len(points)} values of slice_point for {tops} tops", f"{tops - 1} are wanted")
-        if points and any(low >= high for low, high in zip([0, *points], [*points, extent], strict=True)):
+        ends = [0, *points, extent]
+        if points and any(low >= high for low, high in pairwise(ends)):
             raise self.error(f"slice_point {', '.join(map(str, points))}", f"they rise, between 0 and {extent}")
         if not points and extent % tops:
             raise self.error(f"{extent} along axis {self.along} for {tops} tops", "it divides evenly", "give slice_point")
+        return [high - low for low, high in pairwise(ends)] if points else [extent // tops] * tops
+
+    def top_shapes(self, shape):
+        before, after = shape[: self.along], shape[self.along + 1 :]
+        return [(*before, extent, *after) for extent in self.extents(shape[self.along])]
 
     def forward(self, x):
-        points = list(self.param.slice_param.slice_point)
-        tops = len(self.param.top)
-        extent = x.shape[self.along]
-        ends = [*points, extent] if points else [extent // tops * (index + 1) for index in range(tops)]
-        if tops == 1:
+        if len(self.param.top) == 1:
             return x.view_as(x)
-        return tuple(x.split([end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)], self.along))
+        return tuple(x.split(self.extents(x.shape[self.along]), self.along))
 
 
 @register("Reshape")
@@ -158,11 +177,7 @@ class Reshape(Layer):
 
     bottoms = (1, 1)
 
-    def setup(self, shape):
-        self.target(shape)
-
-    def target(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The top's shape."""
+    def top_shapes(self, shape):
         p = self.param.reshape_param
         start = p.axis if p.axis >= 0 else len(shape) + 1 + p.axis
         if not 0 <= start <= len(shape):
@@ -182,11 +197,11 @@ class Reshape(Layer):
         if (count % known if known and -1 in dims else count != known) or (not known and -1 in dims):
             raise self.error(f"dims {list(p.shape.dim)} for a bottom of shape {shape}", f"its {count} values fill them")
         dims = [count // known if dim == -1 else dim for dim in dims]
-        return (*shape[:start], *dims, *shape[end:])
+        return [(*shape[:start], *dims, *shape[end:])]
 
     def forward(self, x):
         # Values are taken in row-major order, whatever the memory's.
-        return x.reshape(self.target(tuple(x.shape)))
+        return x.reshape(*self.top_shapes(tuple(x.shape)))
 
 
 @register("Tile")
@@ -200,6 +215,9 @@ class Tile(Layer):
         if p.tiles < 1:
             raise self.error("tiles is not given", "it must be at least 1")
         self.along = self.axis(p.axis, len(shape))
+
+    def top_shapes(self, shape):
+        return [(*shape[: self.along], shape[self.along] * self.param.tile_param.tiles, *shape[self.along + 1 :])]
 
     def forward(self, x):
         times = [1] * x.dim()
@@ -221,9 +239,15 @@ class ArgMax(Layer):
     def setup(self, shape):
         p = self.param.argmax_param
         self.along = self.axis(p.axis, len(shape)) if p.HasField("axis") else None
-        choices = math.prod(shape[1:]) if self.along is None else shape[self.along]
+
+    def top_shapes(self, shape):
+        p, along = self.param.argmax_param, self.along
+        choices = math.prod(shape[1:]) if along is None else shape[along]
         if not 1 <= p.top_k <= choices:
             raise self.error(f"top_k {p.top_k}", f"there are {choices} values to choose from")
+        if along is not None:
+            return [(*shape[:along], p.top_k, *shape[along + 1 :])]
+        return [(shape[0], 2 if p.out_max_val else 1, p.top_k, *(1,) * (len(shape) - 3))]
 
     def forward(self, x):
         p = self.param.argmax_param
@@ -248,6 +272,9 @@ class Reduction(Layer):
     def setup(self, shape):
         self.first = self.axis(self.param.reduction_param.axis, len(shape))
 
+    def top_shapes(self, shape):
+        return [shape[: self.first]]
+
     def forward(self, x):
         p = self.param.reduction_param
         rows = x.reshape(*x.shape[: self.first], -1)
@@ -271,9 +298,12 @@ class BatchReindex(Layer):
         if len(numbers) != 1:
             raise self.error(f"image numbers of shape {numbers}", "they have one axis")
 
+    def top_shapes(self, first, numbers):
+        return [(*numbers, *first[1:])]
+
     def forward(self, x, numbers):
         chosen = numbers.long()
-        if not x.is_meta and chosen.numel():
+        if chosen.numel():
             low, high = (int(end) for end in chosen.aminmax())
             if low < 0 or high >= x.shape[0]:
                 raise self.error(f"image number {high if high >= x.shape[0] else low}", f"there are {x.shape[0]} images")
@@ -293,15 +323,17 @@ class Filter(Layer):
             raise self.error(f"{len(self.param.top)} tops for {len(data)} bottoms besides the selector", "there is one for each")
         if any(extent != 1 for extent in selector[1:]):
             raise self.error(f"a selector of shape {selector}", "it has one value for each image")
+        self.differentiable_bottoms = tuple(range(len(data)))
+
+    def top_shapes(self, *shapes):
+        *data, selector = shapes
         for shape in data:
             if shape[0] != selector[0]:
                 raise self.error(f"bottoms of shapes {shape} and {selector}", "they have as many images")
-        self.differentiable_bottoms = tuple(range(len(data)))
+        return data
 
     def forward(self, *bottoms):
         *data, selector = bottoms
-        if selector.is_meta:
-            return tuple(torch.empty_like(x) for x in data)
         chosen = selector.reshape(-1).nonzero().reshape(-1)
         return tuple(x.index_select(0, chosen) for x in data)
 
@@ -323,13 +355,17 @@ class Crop(Layer):
             raise self.error(f"{len(offsets)} values of offset", f"there is one for all, or one for each of {cropped} axes")
         self.offsets = offsets if len(offsets) == cropped else (offsets or [0]) * cropped
 
-    def forward(self, x, reference):
+    def top_shapes(self, first, second):
         for axis, offset in enumerate(self.offsets, self.start):
-            extent = reference.shape[axis]
-            if offset + extent > x.shape[axis]:
+            if offset + second[axis] > first[axis]:
                 raise self.error(
-                    f"offset {offset} and extent {extent} on axis {axis} of a bottom of shape {tuple(x.shape)}",
+                    f"offset {offset} and extent {second[axis]} on axis {axis} of a bottom of shape {first}",
                     "the crop lies within the bottom",
                 )
-            x = x.narrow(axis, offset, extent)
+        return [first[: self.start] + second[self.start :]]
+
+    def forward(self, x, reference):
+        self.top_shapes(tuple(x.shape), tuple(reference.shape))
+        for axis, offset in enumerate(self.offsets, self.start):
+            x = x.narrow(axis, offset, reference.shape[axis])
         return x

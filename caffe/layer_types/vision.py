@@ -56,6 +56,18 @@ def dilations(layer: Layer, param, axes: int) -> tuple[int, ...]:
     return given if len(given) == axes else (given or (1,)) * axes
 
 
+def extents(layer: Convolution | Im2col, bottom: tuple[int, ...]) -> list[int]:
+    """Numbers of windows along each spatial axis of a bottom of these extents."""
+    geometry = zip(bottom, layer.kernel, layer.stride, layer.pad, layer.dilation, strict=True)
+    counts = [(extent + 2 * pad - dilation * (size - 1) - 1) // stride + 1 for extent, size, stride, pad, dilation in geometry]
+    if min(counts) < 1:
+        raise layer.error(
+            f"kernel {layer.kernel} with pad {layer.pad} on a bottom of {'×'.join(map(str, bottom))} pixels",
+            "the kernel must fit into the padded bottom",
+        )
+    return counts
+
+
 class _Convolving(Layer):
     """What Convolution and Deconvolution share: the geometry, and a weight and a bias for every bottom alike."""
 
@@ -66,8 +78,6 @@ class _Convolving(Layer):
     def setup(self, *shapes):
         p = self.param.convolution_param
         shape = shapes[0]
-        if any(other != shape for other in shapes[1:]):
-            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same")
         if len(self.param.top) != len(shapes):
             raise self.error(f"{len(shapes)} bottoms and {len(self.param.top)} tops", "there is one top for each bottom")
         self.channel_axis = self.axis(p.axis, len(shape))
@@ -95,8 +105,18 @@ class _Convolving(Layer):
     def weight_shape(self, channels: int) -> tuple[int, ...]:
         raise NotImplementedError
 
+    def extents(self, shape: tuple[int, ...]) -> list[int]:
+        """The tops' spatial extents, for a bottom of this shape."""
+        raise NotImplementedError
+
     def convolve(self, x, weight, bias):
         raise NotImplementedError
+
+    def top_shapes(self, *shapes):
+        if any(other != shapes[0] for other in shapes[1:]):
+            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same")
+        top = (*shapes[0][: self.channel_axis], self.param.convolution_param.num_output, *self.extents(shapes[0]))
+        return [top] * len(shapes)
 
     def forward(self, *bottoms):
         weight, bias = (*self.parameters(), None)[:2]
@@ -151,15 +171,8 @@ class Convolution(_Convolving):
         p = self.param.convolution_param
         return (p.num_output, channels // p.group, *self.kernel)
 
-    def setup(self, *shapes):
-        super().setup(*shapes)
-        extents = shapes[0][self.channel_axis + 1 :]
-        for extent, kernel, pad, dilation in zip(extents, self.kernel, self.pad, self.dilation, strict=True):
-            if extent + 2 * pad < dilation * (kernel - 1) + 1:
-                raise self.error(
-                    f"kernel {self.kernel} with pad {self.pad} on a bottom of shape {shapes[0]}",
-                    "the kernel must fit into the padded bottom",
-                )
+    def extents(self, shape):
+        return extents(self, shape[self.channel_axis + 1 :])
 
     def convolve(self, x, weight, bias):
         if self.takes_pairs and _pairs_fit(x, self.kernel[1], self.stride[1], self.pad[1]):
@@ -179,13 +192,12 @@ class Deconvolution(_Convolving):
         p = self.param.convolution_param
         return (channels, p.num_output // p.group, *self.kernel)
 
-    def setup(self, *shapes):
-        super().setup(*shapes)
-        extents = shapes[0][self.channel_axis + 1 :]
-        for values in zip(extents, self.kernel, self.stride, self.pad, self.dilation, strict=True):
-            extent, kernel, stride, pad, dilation = values
-            if stride * (extent - 1) + dilation * (kernel - 1) + 1 - 2 * pad < 1:
-                raise self.error(f"pad {self.pad} on a bottom of shape {shapes[0]}", "it leaves at least one pixel of the top")
+    def extents(self, shape):
+        geometry = zip(shape[self.channel_axis + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        tops = [stride * (extent - 1) + dilation * (size - 1) + 1 - 2 * pad for extent, size, stride, pad, dilation in geometry]
+        if min(tops) < 1:
+            raise self.error(f"pad {self.pad} on a bottom of shape {shape}", "it leaves at least one pixel of the top")
+        return tops
 
     def convolve(self, x, weight, bias):
         transposed = _TRANSPOSED[len(self.kernel)]
@@ -210,13 +222,12 @@ class Im2col(Layer):
             if min(values) < 1:
                 raise self.error(f"{name} {min(values)}", "it must be at least 1")
 
+    def top_shapes(self, shape):
+        return [(shape[0], shape[1] * math.prod(self.kernel), *extents(self, shape[2:]))]
+
     def forward(self, x):
-        geometry = zip(x.shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
-        sizes = [(extent + 2 * pad - dilation * (size - 1) - 1) // stride + 1 for extent, size, stride, pad, dilation in geometry]
-        if min(sizes) < 1:
-            raise self.error(f"kernel {self.kernel} on a bottom of shape {tuple(x.shape)}", "it must fit into the padded bottom")
         columns = functional.unfold(x, self.kernel, self.dilation, self.pad, self.stride)
-        return columns.view(*columns.shape[:2], *sizes)
+        return columns.view(*columns.shape[:2], *extents(self, x.shape[2:]))
 
 
 @register("Pooling")
@@ -231,7 +242,7 @@ class Pooling(Layer):
     bottoms = (1, 1)
     tops = (1, 2)
     keeps_output = False
-    known_shape: torch.Size | None = None
+    known_shape: tuple[int, ...] | None = None
     """The bottom's shape that `reshape` was last called for."""
 
     def setup(self, shape):
@@ -274,6 +285,10 @@ class Pooling(Layer):
             )
         return count
 
+    def top_shapes(self, shape):
+        self.reshape(shape)
+        return [(*shape[:2], *self.sizes)] * len(self.param.top)
+
     def forward(self, x):
         if x.shape != self.known_shape:
             self.reshape(x.shape)
@@ -296,7 +311,7 @@ class Pooling(Layer):
             tops = (self.stochastic(x, self.window, *self.sizes),)
         return tuple(top[:, :, : self.sizes[0], : self.sizes[1]] for top in tops)
 
-    def reshape(self, shape: torch.Size) -> None:
+    def reshape(self, shape: tuple[int, ...]) -> None:
         """Work out what depends on the bottom's shape: the window, and the numbers of windows down and across."""
         self.known_shape = shape
         self.window = self.kernel or tuple(shape[2:])
@@ -343,6 +358,9 @@ class SPP(Layer):
         level = Pooling(param, self.phase, self.where, self.device)
         level.setup(shape)
         return level
+
+    def top_shapes(self, shape):
+        return [(shape[0], shape[1] * sum(4**level for level in range(len(self.levels))))]
 
     def forward(self, x):
         parts = []

@@ -61,8 +61,10 @@ def check(write, layer, reference, *inputs, params=(), phase=caffe.TRAIN, wrt=(0
         net.blobs[f"x{index}"].data[...] = values
     for blob, values in zip(net.params.get("layer", []), params, strict=True):
         blob.data[...] = values
+    said = [net.blobs[f"y{index}"].shape for index in range(len(wanted))]
     net.forward()
     for index, values in enumerate(wanted):
+        assert said[index] == np.shape(values)
         assert net.blobs[f"y{index}"].shape == np.shape(values)
         np.testing.assert_allclose(net.blobs[f"y{index}"].data, values, rtol=rtol, atol=atol)
     direction = np.ones(()) if net.layers[-1].is_loss else draw(*np.shape(wanted[0]))

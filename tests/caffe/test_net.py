@@ -215,6 +215,14 @@ def test_importing_what_needs_no_pytorch_does_not_load_it():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
+def test_training_does_not_load_pytorchs_compiler(write):
+    """It would take each step of a workflow a second."""
+    solver = f'net: "{write("net.prototxt", NET)}" type: "SGD" base_lr: 0.1 lr_policy: "fixed"'
+    code = "import sys, caffe; caffe.get_solver(sys.argv[1]).step(2); print({'torch._dynamo', 'sympy'} & {*sys.modules})"
+    command = [sys.executable, "-c", code, write("solver.prototxt", solver)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
 def test_the_generated_schema_is_that_of_the_proto_file(tmp_path):
     from tests.conftest import ROOT
 

@@ -32,7 +32,12 @@ def test_a_layer_gives_caffes_numbers(path, write):
             net.params[rest[0]][int(rest[1])].data[...] = recorded[key]
         elif kind == "input":
             net.blobs[rest[0]].data[...] = recorded[key]
+    said = {name: blob.shape for name, blob in net.blobs.items()}
     net.forward()
+    # How many images a Filter lets pass, its values say.
+    changed = {name for name, blob in net.blobs.items() if blob.shape != said[name]}
+    made_by = {top: layer.type for layer, tops in zip(net.layers, net.top_names.values(), strict=True) for top in tops}
+    assert {made_by[name] for name in changed} <= {"Filter"}
     for key in recorded.files:
         kind, *rest = key.split("/")
         if kind == "blob":
