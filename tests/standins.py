@@ -50,6 +50,16 @@ def picture(label: int, seed: int, side: int = 8) -> np.ndarray:
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
+def listed_pictures(folder: Path, count: int = 6) -> None:
+    """`folder`/few.csv, a list of so many pictures in the folder, of the classes a and b in turn."""
+    rows = ["url,label"]
+    for number in range(count):
+        path = folder / f"{number}.png"
+        cv2.imwrite(str(path), picture(number, number, 40))
+        rows.append(f"{path.as_uri()},{'ab'[number % 2]}")
+    (folder / "few.csv").write_text("\n".join(rows) + "\n")
+
+
 def class_folders(folder: Path, images: dict[str, int]) -> None:
     """`folder`/CLASS/NUMBER.png, as many of each class as `images` says."""
     for label, (name, count) in enumerate(images.items()):

@@ -1,9 +1,6 @@
 """Every published config, from its data to the report's figures: the real nets, on little data, for two iterations."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +8,7 @@ import pytest
 import yaml
 
 import caffe
-from tests import standins
+from tests import standins, workflows
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.long
@@ -32,12 +29,8 @@ def recipe(tmp_path):
         dataset["source"] |= source or {}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         (tmp_path / "config").symlink_to(ROOT / "config")
-        words = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "config.yaml"]
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = {**os.environ, "PATH": path, "NO_PROXY": "127.0.0.1"}
-        profile = ["--workflow-profile", str(ROOT / "profiles/default")]
-        done = subprocess.run([*words, *profile], cwd=tmp_path, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+        code, output = workflows.snakemake(tmp_path)
+        assert code == 0, output
         results = tmp_path / "results"
         assert (results / "report/comparison.csv").exists()
         return results / "experiments" / title

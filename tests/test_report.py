@@ -1,15 +1,12 @@
 """The report in a real browser: every picture is there and can be seen, on a phone and on a desk, without the network."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests import standins, workflows
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CONFIG = """\
@@ -46,20 +43,11 @@ pytestmark = [
 def report(tmp_path_factory):
     """report.html of a training of two iterations on six pictures."""
     folder = tmp_path_factory.mktemp("report")
-    drawn = np.random.default_rng(1)
-    rows = ["url,label"]
-    for number in range(6):
-        picture = cv2.resize(drawn.integers(0, 256, (5, 5, 3)).astype(np.uint8), (60, 40), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(folder / f"{number}.png"), picture)
-        rows.append(f"{(folder / f'{number}.png').as_uri()},{'ab'[number % 2]}")
-    (folder / "few.csv").write_text("\n".join(rows) + "\n")
+    standins.listed_pictures(folder)
     (folder / "config.yaml").write_text(CONFIG)
-    words = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "config.yaml"]
-    words += ["--workflow-profile", str(ROOT / "profiles/default")]
-    environment = os.environ | {"PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}  # noqa: PTH120
-    for more in ([], ["--report", "report.html"]):
-        done = subprocess.run([*words, *more], cwd=folder, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+    for arguments in ((), ("--report", "report.html")):
+        code, output = workflows.snakemake(folder, *arguments)
+        assert code == 0, output
     return folder / "report.html"
 
 

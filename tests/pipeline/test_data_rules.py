@@ -1,12 +1,10 @@
 """The data's rules, run by Snakemake in a folder of their own on a few of the example's digits."""
 
-import subprocess
-import sys
+import functools
 
-import cv2
 import pytest
 
-from tests.conftest import ROOT
+from tests import standins, workflows
 
 CONFIG = """\
 datasets:
@@ -22,32 +20,19 @@ MEAN = "results/datasets/few/mean.binaryproto"
 
 
 @pytest.fixture
-def snakemake(tmp_path, picture):
+def snakemake(tmp_path):
     """snakemake(target) builds a target from few.csv, which lists six pictures of two classes; gives exit code and all output."""
-    rows = ["url,label"]
-    for number in range(6):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), picture(number))
-        rows.append(f"{(tmp_path / f'{number}.png').as_uri()},{'ab'[number % 2]}")
-    (tmp_path / "few.csv").write_text("\n".join(rows) + "\n")
+    standins.listed_pictures(tmp_path)
     (tmp_path / "config.yaml").write_text(CONFIG)
-
-    def run_snakemake(target: str) -> tuple[int, str]:
-        profile = ["--workflow-profile", str(ROOT / "profiles/default")]
-        words = ["-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "config.yaml", *profile]
-        done = subprocess.run([sys.executable, *words, "--", target], cwd=tmp_path, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr
-
-    return run_snakemake
+    return functools.partial(workflows.snakemake, tmp_path, "--")
 
 
-def test_a_longer_list_downloads_only_what_is_new(snakemake, tmp_path, picture):
+def test_a_longer_list_downloads_only_what_is_new(snakemake, tmp_path):
     code, output = snakemake(MEAN)
     assert code == 0, output
     tables = tmp_path / "results/datasets/few/download"
     before = (tables / "00000.csv").stat().st_mtime_ns
-    cv2.imwrite(str(tmp_path / "6.png"), picture(6))
-    with (tmp_path / "few.csv").open("a") as file:
-        file.write(f"{(tmp_path / '6.png').as_uri()},a\n")
+    standins.listed_pictures(tmp_path, 7)
     code, output = snakemake(MEAN)
     assert code == 0, output
     assert (tables / "00000.csv").stat().st_mtime_ns == before

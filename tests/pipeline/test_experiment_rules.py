@@ -1,15 +1,11 @@
 """The experiments' rules, run by Snakemake in a folder of their own: what is made, and what a change makes again."""
 
+import functools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import cv2
 import pytest
 
-from tests.conftest import ROOT
+from tests import standins, workflows
 
 CONFIG = """\
 datasets:
@@ -34,24 +30,11 @@ experiments:
 
 
 @pytest.fixture
-def snakemake(tmp_path, picture):
+def snakemake(tmp_path):
     """snakemake(…) builds config.yaml's two experiments on six pictures; gives the exit code and all output."""
-    rows = ["url,label"]
-    for number in range(6):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), picture(number))
-        rows.append(f"{(tmp_path / f'{number}.png').as_uri()},{'ab'[number % 2]}")
-    (tmp_path / "few.csv").write_text("\n".join(rows) + "\n")
+    standins.listed_pictures(tmp_path)
     (tmp_path / "config.yaml").write_text(CONFIG)
-
-    def run_snakemake(*arguments: str) -> tuple[int, str]:
-        profile = ["--workflow-profile", str(ROOT / "profiles/default")]
-        words = ["-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "config.yaml", *profile]
-        environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-        words = [sys.executable, *words, *arguments]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
-        return done.returncode, done.stdout + done.stderr
-
-    return run_snakemake
+    return functools.partial(workflows.snakemake, tmp_path)
 
 
 def test_two_experiments_from_images_to_report(snakemake, tmp_path):

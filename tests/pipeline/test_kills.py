@@ -9,13 +9,13 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SHARED, needs_shared
+from tests import workflows
+from tests.conftest import SHARED, needs_shared
 
 KILLS = int(os.environ.get("ROASTERY_KILLS", "2"))
 CONFIG = f"""\
@@ -30,22 +30,8 @@ TARGETS = ["results/datasets/caltech/mean.binaryproto", "results/datasets/caltec
 
 def started(folder: Path) -> subprocess.Popen:
     """The five stages, in a process group of their own."""
-    profile = ["--workflow-profile", str(ROOT / "profiles/default")]
-    words = [
-        "-m",
-        "snakemake",
-        "-s",
-        str(ROOT / "Snakefile"),
-        "--cores",
-        "2",
-        "--configfile",
-        "config.yaml",
-        *profile,
-        "--",
-        *TARGETS,
-    ]
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, *words], cwd=folder, start_new_session=True, **output)
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": workflows.environment()}
+    return subprocess.Popen(workflows.command("--", *TARGETS), cwd=folder, start_new_session=True, **output)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -57,8 +43,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 def unlock(folder: Path) -> None:
     """What a user does after a kill, if Snakemake asks for it."""
-    words = ["-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--configfile", "config.yaml", "--unlock"]
-    subprocess.run([sys.executable, *words], cwd=folder, check=True, capture_output=True)
+    code, output = workflows.snakemake(folder, "--unlock")
+    assert code == 0, output
 
 
 @pytest.fixture(scope="module")
