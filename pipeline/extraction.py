@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import caffe
-from caffe.datum import parse
+from caffe.datum import parse, pixels_of
 from caffe.db import LevelDB, LMDBFile, open_db
 from caffe.proto import caffe_pb2
 from caffe.transform import Transformer, workers
@@ -38,6 +38,8 @@ class Run:
 
     records  a database, LMDB or LevelDB, in the place of the one that the Data layer names
     listed   images of a list in its place
+    views    how often all images go through the net: first as testing sees them, and then as training does, cropped and mirrored
+             at random
     """
 
     net: Path
@@ -45,6 +47,12 @@ class Run:
     gpu: bool = False
     records: Path | None = None
     listed: Listed | None = None
+    views: int = 1
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether images are put into the net, whose Data layer would give others."""
+        return self.listed is not None or self.views > 1
 
 
 def listed(source: Path, root: Path, how: Path, color: bool | None = None) -> Listed:
@@ -97,17 +105,19 @@ def _definition(job: Run) -> caffe_pb2.NetParameter:
 
 
 def batches(job: Run, blobs: list[str], images: int) -> Iterator[dict[str, np.ndarray]]:
-    """{blob: images of one batch × the blob's shape, float32}, batch after batch, until the first `images` are through."""
+    """{blob: images of one batch × the blob's shape, float32}, batch after batch, until the first `images` are through.
+
+    An image counts anew in each view.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.on_gpu(job.gpu))
         net = _loaded(job, stack)
         _check(job.net, net, blobs)
-        fed = _fed(job, net) if job.listed else itertools.repeat(None)
+        sizes = _fed(job, net) if job.is_fed else itertools.repeat(net.blobs[blobs[0]].shape[0])
         done = 0
         while done < images:
-            next(fed)
+            size = min(next(sizes), images - done)
             net.forward()
-            size = min(len(net.blobs[blobs[0]].data), images - done)
             yield {blob: net.blobs[blob].data[:size].copy() for blob in blobs}
             done += size
 
@@ -115,10 +125,10 @@ def batches(job: Run, blobs: list[str], images: int) -> Iterator[dict[str, np.nd
 def _loaded(job: Run, stack: contextlib.ExitStack) -> caffe.Net:
     """The net with its weights; every layer that has parameters must find its own."""
     path = job.net
-    if job.records is not None or job.listed is not None:
+    if job.records is not None or job.is_fed:
         definition = _definition(job)
-        if job.listed:
-            _take_files(data_layer(path, definition), next(_pixels(job.listed, 1))[0][0].shape)
+        if job.is_fed:
+            _take_pixels(data_layer(path, definition), next(_pixels(job, 1))[0][0].shape)
         path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
         caffe.write_prototxt(path, definition)
     net = caffe.Net(str(path), caffe.TEST)
@@ -134,12 +144,15 @@ def _loaded(job: Run, stack: contextlib.ExitStack) -> caffe.Net:
     return net
 
 
-def _transformer(layer: caffe_pb2.LayerParameter) -> Transformer:
-    """What the Data layer does to images in testing."""
-    return Transformer(layer.transform_param, caffe.TEST, f'layer "{layer.name}"', np.random.default_rng(0))
+def _transformer(layer: caffe_pb2.LayerParameter, view: int = 0) -> Transformer:
+    """What the Data layer does to images: in testing, or in training, where each view has random numbers of its own."""
+    param = caffe_pb2.TransformationParameter()
+    param.CopyFrom(layer.transform_param)
+    param.mirror &= view > 0
+    return Transformer(param, caffe.TRAIN if view else caffe.TEST, f'layer "{layer.name}"', np.random.default_rng(view))
 
 
-def _take_files(layer: caffe_pb2.LayerParameter, image: tuple[int, int, int]) -> None:
+def _take_pixels(layer: caffe_pb2.LayerParameter, image: tuple[int, int, int]) -> None:
     """Make a Data layer an Input layer of the same tops, for images of that shape."""
     batch, shape = layer.data_param.batch_size, _transformer(layer).shape(image)
     layer.type = "Input"
@@ -149,19 +162,31 @@ def _take_files(layer: caffe_pb2.LayerParameter, image: tuple[int, int, int]) ->
         layer.input_param.shape.add(dim=dims)
 
 
-def _fed(job: Run, net: caffe.Net) -> Iterator[None]:
-    """Put the list's images into the net, a batch each time."""
-    layer = data_layer(job.net, caffe.read_net(job.net))
-    transformer = _transformer(layer)
-    for batch in _pixels(job.listed, layer.data_param.batch_size):
-        pixels, labels = zip(*batch, strict=True)
-        for top, values in zip(layer.top, (transformer(list(pixels)).numpy(), labels), strict=False):
-            net.blobs[top].data[: len(batch)] = values
-        yield
+def _fed(job: Run, net: caffe.Net) -> Iterator[int]:
+    """Put the images into the net, a batch each time, one view of all after the other; how many they are."""
+    layer = data_layer(job.net, _definition(job))
+    for view in range(job.views):
+        transformer = _transformer(layer, view)
+        for batch in _pixels(job, layer.data_param.batch_size):
+            pixels, labels = zip(*batch, strict=True)
+            for top, values in zip(layer.top, (transformer(list(pixels)).numpy(), labels), strict=False):
+                net.blobs[top].data[: len(batch)] = values
+            yield len(batch)
 
 
-def _pixels(listed: Listed, size: int) -> Iterator[list[tuple[np.ndarray, int]]]:
-    """Pixels, uint8, channels × height × width, and labels, `size` images at a time; the next ones are read meanwhile."""
+def _pixels(job: Run, size: int) -> Iterator[list[tuple[np.ndarray, int]]]:
+    """Pixels, uint8, channels × height × width, and labels, `size` images at a time."""
+    return _of_files(job.listed, size) if job.listed else _of_records(job, size)
+
+
+def _of_records(job: Run, size: int) -> Iterator[list[tuple[np.ndarray, int]]]:
+    records = ((key.decode(errors="replace"), parse(value)) for key, value in _database(job).items())
+    while batch := list(itertools.islice(records, size)):
+        yield [(np.array(pixels_of(record, None, where)), record.label) for where, record in batch]
+
+
+def _of_files(listed: Listed, size: int) -> Iterator[list[tuple[np.ndarray, int]]]:
+    """The next images are read while these are used."""
     shape = None
 
     def one(entry: tuple[int, tuple[str, int]]) -> tuple[np.ndarray, int]:

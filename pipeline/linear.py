@@ -2,7 +2,8 @@
 
 Written to a folder: strategy.json (the strategy, what was measured, and why), measured.csv (one row for each kind of features),
 measured.png and .svg, and classifier.caffemodel: the classifier as the layer `linear`, or no layer where another strategy was
-chosen. What is measured is how well a classifier tells the training images apart that it has not seen, by cross-validation.
+chosen. What is measured is how well a classifier tells the training images apart that it has not seen, by cross-validation. It is
+fitted to several views of each image, where there are few, cropped and mirrored at random as in training.
 
 Few images like those of the pretraining want a classifier of the features at the top, few others one of those in the middle,
 which are less special; many images, or features that say no more than the pixels do, want fine-tuning of all layers; and many
@@ -17,7 +18,7 @@ import math
 import tempfile
 import textwrap
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -47,6 +48,8 @@ MEASURED = 5000
 """Most images that are measured by; a classifier is fitted to all."""
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values tried for scikit-learn's C, of features whose variance is 1."""
+VIEWS, VIEWED = 10, 2000
+"""Most views of an image, cropped and mirrored as in training, and least rows of features above which there are not more."""
 FOLDS = 5
 BATCH = 32
 """Images that go through the net at once."""
@@ -112,7 +115,7 @@ class Classifier:
 
 
 def measure(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, balanced: bool) -> tuple[float, float, float]:
-    """(accuracy, its standard error, penalty) of the best penalty, by cross-validation; images of one group stay together."""
+    """(accuracy, its standard error, penalty) of the best penalty, by cross-validation; images of one group count as one."""
     fewest = np.unique(labels, return_counts=True)[1].min()
     folds = StratifiedGroupKFold(int(min(max(fewest, 2), FOLDS)), shuffle=True, random_state=1)
     with warnings.catch_warnings():
@@ -126,7 +129,7 @@ def measure(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, balanced
             right += int((classifier.predict(values[test]) == labels[test]).sum())
         found.append((right / len(labels), penalty))
     accuracy, penalty = max(found, key=lambda one: one[0])  # the first of equals: the strongest penalty
-    return accuracy, math.sqrt(accuracy * (1 - accuracy) / len(labels)), penalty
+    return accuracy, math.sqrt(accuracy * (1 - accuracy) / len(np.unique(groups))), penalty
 
 
 def choose(images: int, classes: int, measured: dict[str, Measured]) -> Choice:
@@ -175,7 +178,7 @@ class Job:
 
 
 def inputs_of_linear(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[str, np.ndarray]]]:
-    """(path, label) of the training images, and {features: (blob, images × values)} as the strategy needs them."""
+    """(path, label) of each view of the training images, and {features: (blob, views × values)} as the strategy needs them."""
     template = models.template(job.model)
     built = template.built(models.Last(template.last, job.dataset.classes), deploy=True)
     wanted = ("top", "middle") if job.strategy == strategies.AUTO else (job.features,)
@@ -200,6 +203,11 @@ def inputs_of_linear(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[s
         if different < 2 * job.dataset.classes:
             found = f"{different} training images of {job.dataset.classes} classes"
             raise InputError(job.dataset.train, found, "two of each are needed", "give more, or another strategy")
+        if template.crop_size or template.mirror:
+            views = min(VIEWS, max(1, VIEWED // len(images)))
+            net.layer[0].transform_param.mirror = template.mirror and views > 1
+            caffe.write_prototxt(path, net)
+            run, images = replace(run, views=views), images * views
         values = extract(run, list(dict.fromkeys(read.values())), len(images))
     return images, {name: (blobs.get(name, "data"), values[blob]) for name, blob in read.items()}
 
@@ -216,7 +224,7 @@ def write(job: Job, folder: Path) -> Choice:
     """Write the files to `folder`, whole; return what is to be learned."""
     images, found = inputs_of_linear(job)
     paths, labels = (np.array(column) for column in zip(*images, strict=True))
-    groups = np.unique(paths, return_inverse=True)[1]  # an image's copies are no proof that others are told right
+    groups = np.unique(paths, return_inverse=True)[1]  # that an image's other views are told right is no proof
     some = slice(MEASURED)
     measured = {
         name: Measured(name, blob, values.shape[1], *measure(values[some], labels[some], groups[some], job.balanced))

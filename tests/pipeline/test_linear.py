@@ -1,6 +1,7 @@
 """The linear classifier of a net's features, and what is chosen by it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import caffe
+from caffe.datum import parse, pixels_of
+from caffe.db import LMDBFile
 from pipeline.evaluate import softmax
-from pipeline.linear import FEW, Classifier, Measured, choose, measure
+from pipeline.extraction import Run, extract
+from pipeline.linear import FEW, VIEWS, Classifier, Job, Measured, choose, inputs_of_linear, measure
+from pipeline.prototxt import Dataset
 
 
 def features(classes, images=60, values=7, seed=0):
@@ -90,6 +95,40 @@ def test_the_classifier_of_the_top_is_written_and_chosen_and_works_in_the_net(tr
         layer.name: [spec.lr_mult for spec in layer.param] for layer in caffe.read_net(trained / "prototxt/train.prototxt").layer
     }
     assert (learned["hidden"], learned["linear"]) == ([0, 0], [])
+
+
+def test_the_first_view_is_testings_and_the_others_are_cropped_and_mirrored(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    net = caffe.read_net("test.prototxt")
+    net.layer[0].transform_param.crop_size = 6
+    del net.layer[1:]
+    caffe.write_prototxt("plain.prototxt", net)
+    net.layer[0].transform_param.mirror = True
+    caffe.write_prototxt("views.prototxt", net)
+    plain = extract(Run(Path("plain.prototxt"), Path("out/final.caffemodel")), ["data"], 3)["data"]
+    views = extract(Run(Path("views.prototxt"), Path("out/final.caffemodel"), views=8), ["data"], 24)["data"].reshape(
+        8, *plain.shape
+    )
+    np.testing.assert_array_equal(views[0], plain)
+    whole = [np.array(pixels_of(parse(value), None, "")) for _, value in LMDBFile("lmdb/val").items()]
+    for image, seen in zip(whole, views.swapaxes(0, 1), strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(image, (3, 6, 6))[0].reshape(-1, 3, 6, 6) * np.float32(0.004)
+        possible = {window.tobytes() for window in (*windows, *windows[..., ::-1])}
+        assert {view.tobytes() for view in seen} <= possible
+        assert len({view.tobytes() for view in seen}) > 4
+
+
+@pytest.mark.parametrize(("mirror", "views"), [("true", VIEWS), ("false", 1)])
+def test_few_images_are_seen_several_times_where_views_differ(trained, monkeypatch, mirror, views):
+    monkeypatch.chdir(trained)
+    net = trained / "train.prototxt"
+    net.write_text(net.read_text().replace("scale: 0.004", f"scale: 0.004 mirror: {mirror}"))
+    dataset = Dataset.read(Path("lmdb/train"), Path("lmdb/val"), Path("mean.binaryproto"))
+    images, found = inputs_of_linear(Job(str(net), Path("out/final.caffemodel"), dataset, "features"))
+    assert images == images[:6] * views
+    blob, values = found["top"]
+    assert (blob, values.shape) == ("hidden", (6 * views, 6))
+    assert len(np.unique(values.round(4), axis=0)) == 6 * min(views, 2)
 
 
 def test_auto_measures_top_middle_and_pixels_and_says_why(trained, command):
