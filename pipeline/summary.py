@@ -17,8 +17,10 @@ def summary(results: Path) -> str:
     if not path.exists():
         raise InputError(path, "no such table", do="run snakemake first")
     table = pd.read_csv(path)
-    lines = [f"{'experiment':14} {'dataset':16} {'validation images':>17}  accuracy"]
-    lines += [f"{row.experiment:14} {row.dataset:16} {row.images:17d}  {row.accuracy:7.1%}" for row in table.itertuples()]
+    first, second = (max([width, *map(len, table[column])]) for column, width in (("experiment", 14), ("dataset", 16)))
+    lines = [f"{'experiment':{first}} {'dataset':{second}} {'validation images':>17}  accuracy"]
+    for row in table.itertuples():
+        lines.append(f"{row.experiment:{first}} {row.dataset:{second}} {row.images:17d}  {row.accuracy:7.1%}")
     return "\n".join(lines)
 
 
