@@ -200,11 +200,11 @@ def lenet_mnist(folder: Path) -> None:
 
 
 def photographs(folder: Path, *classes: str, images: int = 40) -> None:
-    """photos/CLASS/ with photographs of Caltech-101."""
+    """CLASS/ with photographs of Caltech-101."""
     for name in classes:
-        (folder / "photos" / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         for path in sorted((SHARED / "data/caltech101-subset" / name).iterdir())[:images]:
-            (folder / "photos" / name / path.name).symlink_to(path)
+            (folder / name / path.name).symlink_to(path)
 
 
 def cifar10_quick(folder: Path) -> None:
@@ -220,14 +220,14 @@ def cifar10_quick(folder: Path) -> None:
 def classification(folder: Path) -> None:
     """cifar10_quick, ships, and CaffeNet with random weights."""
     cifar10_quick(folder)
-    photographs(folder, "ketch")
+    photographs(folder / "photos", "ketch")
     caffenet(folder)
 
 
 def two_classes(folder: Path) -> None:
     """cifar10_quick, helicopters and ships."""
     cifar10_quick(folder)
-    photographs(folder, "helicopter", "ketch")
+    photographs(folder / "photos", "helicopter", "ketch")
 
 
 def feature_extraction(folder: Path) -> None:
@@ -290,7 +290,18 @@ def dog_breeds(folder: Path) -> None:
     standins.random_weights("resnet50", folder / "ResNet-50-model.caffemodel")
 
 
+def which_fine_tuning(folder: Path) -> None:
+    """Ten classes of photographs, five for the pretraining and five that are the reader's."""
+    parts = {
+        "pretraining": ("bonsai", "butterfly", "grand_piano", "hawksbill", "helicopter"),
+        "mine": ("kangaroo", "ketch", "starfish", "sunflower", "watch"),
+    }
+    for part, classes in parts.items():
+        photographs(folder / part, *classes, images=80)
+
+
 PREPARED = {
+    "which_fine_tuning": which_fine_tuning,
     "cifar10": cifar10,
     "flickr_style": flickr_style,
     "dog_breeds": dog_breeds,
