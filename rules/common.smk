@@ -298,6 +298,13 @@ def net_of(wildcards):
     return model if models.is_file(model) else []
 
 
+def learned_weights(wildcards):
+    """Input function: the weights that an experiment is judged and used by."""
+    experiment = config["experiments"][wildcards.experiment]
+    which = "best" if experiment.get("best", experiment["early_stopping"] > 0) else "final"
+    return f"results/experiments/{wildcards.experiment}/train/{which}.caffemodel"
+
+
 def weights_of(wildcards):
     """Input function: the weights that an experiment starts from; none when it starts from scratch."""
     paths = []

@@ -2,7 +2,7 @@ rule export:
     input:
         net="results/experiments/{experiment}/prototxt/deploy.prototxt",
         preprocessing="results/experiments/{experiment}/prototxt/preprocessing.json",
-        weights="results/experiments/{experiment}/train/final.caffemodel",
+        weights=learned_weights,
         labels=of_dataset("lists/labels.txt"),
         mean=of_dataset("mean.binaryproto"),
     output:
@@ -28,7 +28,7 @@ rule export:
 rule merge:
     input:
         net="results/experiments/{experiment}/prototxt/deploy.prototxt",
-        weights="results/experiments/{experiment}/train/final.caffemodel",
+        weights=learned_weights,
     output:
         net="results/experiments/{experiment}/export/merged.prototxt",
         weights="results/experiments/{experiment}/export/merged.caffemodel",
@@ -49,7 +49,7 @@ rule merge:
 rule convolutional:
     input:
         net="results/experiments/{experiment}/prototxt/deploy.prototxt",
-        weights="results/experiments/{experiment}/train/final.caffemodel",
+        weights=learned_weights,
     output:
         net="results/experiments/{experiment}/export/convolutional.prototxt",
         weights="results/experiments/{experiment}/export/convolutional.caffemodel",
@@ -72,7 +72,7 @@ rule convolutional:
 rule crop:
     input:
         net=lookup(dpath="experiments/{experiment}/export/crop", within=config),
-        weights="results/experiments/{experiment}/train/final.caffemodel",
+        weights=learned_weights,
     output:
         net="results/experiments/{experiment}/export/cropped.prototxt",
         weights="results/experiments/{experiment}/export/cropped.caffemodel",

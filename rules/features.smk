@@ -1,7 +1,7 @@
 rule features:
     input:
         net="results/experiments/{experiment}/prototxt/test.prototxt",
-        weights="results/experiments/{experiment}/train/final.caffemodel",
+        weights=learned_weights,
         database=of_dataset("lmdb/val"),
         manifest=of_dataset("lmdb/val.manifest.json"),
     output:
@@ -28,7 +28,7 @@ rule features:
 rule evaluate:
     input:
         net="results/experiments/{experiment}/prototxt/test.prototxt",
-        weights="results/experiments/{experiment}/train/final.caffemodel",
+        weights=learned_weights,
         list=of_evaluated("lists/{part}.txt"),
         labels=of_dataset("lists/labels.txt"),
         database=of_evaluated("lmdb/{part}"),
@@ -69,7 +69,7 @@ rule classify:
     input:
         net="results/experiments/{experiment}/prototxt/deploy.prototxt",
         preprocessing="results/experiments/{experiment}/prototxt/preprocessing.json",
-        weights="results/experiments/{experiment}/train/final.caffemodel",
+        weights=learned_weights,
         labels=of_dataset("lists/labels.txt"),
         mean=of_dataset("mean.binaryproto"),
         images=lookup(dpath="experiments/{experiment}/classify/images", within=config),

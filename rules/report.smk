@@ -180,7 +180,7 @@ rule visualize:
         net="results/experiments/{experiment}/prototxt/deploy.prototxt",
         train="results/experiments/{experiment}/prototxt/train.prototxt",
         preprocessing="results/experiments/{experiment}/prototxt/preprocessing.json",
-        weights="results/experiments/{experiment}/train/final.caffemodel",
+        weights=learned_weights,
         labels=of_dataset("lists/labels.txt"),
         mean=of_dataset("mean.binaryproto"),
         infogain=infogain_of,

@@ -145,3 +145,18 @@ def test_images_to_classify_are_classified_by_the_trained_net(elsewhere):
     (command,) = (line for line in done.stdout.splitlines() if "pipeline.classify" in line)
     assert "experiments/finetuned/train/final.caffemodel look" in command
     assert "--oversample" in command
+
+
+@pytest.mark.parametrize(
+    ("early_stopping", "best", "which"),
+    [(3, "", "best"), (3, "best: false", "final"), (0, "best: true", "best"), (0, "", "final")],
+)
+def test_the_weights_of_the_best_test_are_used_where_they_are_wanted(elsewhere, early_stopping, best, which):
+    config = elsewhere / "config/config.yaml"
+    keys = f"\n    early_stopping: {early_stopping}\n    export: {{onnx: true}}\n    {best}\n"
+    config.write_text(config.read_text().replace("    features: [ip1]", f"    features: [ip1]{keys}"))
+    done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    of_weights = [line for line in done.stdout.splitlines() if f"results/experiments/finetuned/train/{which}.caffemodel" in line]
+    for step in ("features", "evaluate", "visualize", "export"):
+        assert sum(f"python -m pipeline.{step} " in line for line in of_weights) == 1
