@@ -183,7 +183,7 @@ def _without_effect(config: dict) -> list[str]:
             if key in source and kind and kind not in kinds:
                 problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")
         images = {"list": (), "folder": (), "dataset": OF_IMAGES}.get(kind, (*OF_IMAGES, *OF_LISTS))
-        images = (*images, "encode") if kind == "published" else images
+        images = (*images, "encode", "channels") if kind == "published" else images
         for key in images:
             if key in dataset:
                 problems.append(f"datasets.{name}.{key}: no effect, it is the {kind}'s")

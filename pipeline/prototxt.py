@@ -34,6 +34,7 @@ class Dataset:
     classes: int
     train_images: int
     val_images: int
+    channels: str = "BGR"
 
     @classmethod
     def read(cls, train: Path, val: Path, mean: Path) -> Dataset:
@@ -47,7 +48,8 @@ class Dataset:
         first, second = manifests
         if first["shape"] != second["shape"]:
             raise InputError(val, f"images of shape {second['shape']}", f"the training images have {first['shape']}")
-        return cls(train, val, mean, tuple(first["shape"]), first["classes"], first["images"], second["images"])
+        sizes = first["classes"], first["images"], second["images"]
+        return cls(train, val, mean, tuple(first["shape"]), *sizes, first.get("channels", "BGR"))
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,8 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
             caffe.write_prototxt(part / f"{name}.prototxt", net)
         channels, *size = dataset.shape
         resized = Options(Size(*size), mode, interpolation, channels == 3)
-        Preprocessing(resized, made["test"].layer[0].transform_param).write(part / "preprocessing.json")
+        how = Preprocessing(resized, made["test"].layer[0].transform_param, dataset.channels)
+        how.write(part / "preprocessing.json")
         solver.write(part / "solver.prototxt", param, reasons)
 
 

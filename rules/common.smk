@@ -202,7 +202,9 @@ def ready_command(wildcards, input):
     target = f"results/datasets/{wildcards.dataset}"
     if published := source_of(wildcards).get("published"):
         return f"pipeline.published build {published} {input} {target}"
-    return f"pipeline.reuse {shlex.join(input)} {target} {encode_flag(wildcards)} {names_flag(wildcards)}"
+    channels = config["datasets"][wildcards.dataset]["channels"]
+    flags = f"--channels {channels} {encode_flag(wildcards)} {names_flag(wildcards)}"
+    return f"pipeline.reuse {shlex.join(input)} {target} {flags}"
 
 
 def list_of(wildcards):

@@ -106,6 +106,15 @@ def test_every_public_name_of_the_engine_is_there():
         assert getattr(caffe, name) is not None
 
 
+def test_the_order_of_channels_reaches_the_database(elsewhere):
+    config = elsewhere / "config/config.yaml"
+    config.write_text(config.read_text().replace("    color: gray", "    channels: RGB", 1))
+    done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    commands = [line for line in done.stdout.splitlines() if "pipeline.database" in line]
+    assert {("digits_base" in line, "--channels RGB" in line) for line in commands} == {(True, True), (False, False)}
+
+
 @pytest.mark.parametrize(("copies", "in_database", "in_net"), [(0, 0, 1), (3, 1, 0)])
 def test_images_are_changed_in_the_database_or_on_their_way_into_the_net(elsewhere, copies, in_database, in_net):
     config = elsewhere / "config/config.yaml"

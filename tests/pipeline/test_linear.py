@@ -145,4 +145,4 @@ def test_auto_measures_top_middle_and_pixels_and_says_why(trained, command):
 def test_weights_of_another_net_are_refused(trained, command, fails):
     net = (trained / "train.prototxt").read_text().replace('"hidden"', '"other"')
     (trained / "train.prototxt").write_text(net)
-    fails(["no weights for other"], "pipeline.linear", "linear", *OF_NET, "--weights", "out/final.caffemodel")
+    fails(["no weights of layer other"], "pipeline.linear", "linear", *OF_NET, "--weights", "out/final.caffemodel")
