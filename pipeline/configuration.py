@@ -147,6 +147,7 @@ def _cross_checked(config: dict) -> list[str]:
     for name, experiment in experiments.items():
         problems += [f"experiments.{name}.{problem}" for problem in _of_experiment(experiment, datasets)]
         problems += [f"experiments.{name}.weights{problem}" for problem in _of_weights(name, experiments)]
+        problems += [f"experiments.{name}.dataset: {problem}" for problem in _of_channels(experiment, experiments, datasets)]
     return problems
 
 
@@ -354,6 +355,21 @@ def _of_weights(name: str, experiments: dict) -> list[str]:
             found = _unknown(source, experiments) or _circle(name, source, experiments)
             problems += [f"{key}.experiment: {problem}" for problem in found]
     return problems
+
+
+def _of_channels(experiment: dict, experiments: dict, datasets: dict) -> list[str]:
+    """What is wrong where weights were learned on colours in another order."""
+
+    def channels(one: dict) -> str:
+        dataset = datasets.get(one.get("dataset"), {}) if isinstance(one.get("dataset"), str) else {}
+        published = str(_mapping(dataset.get("source")).get("published", ""))
+        return "RGB" if published.startswith("cifar") else dataset.get("channels", "BGR")
+
+    for source in (origin.get("experiment") for origin in origins(experiment)):
+        if isinstance(source, str) and source in experiments and channels(experiments[source]) != channels(experiment):
+            found = f"channels are {channels(experiment)}, those that {source} learned on {channels(experiments[source])}"
+            return [f"{found}; give datasets.{experiment['dataset']}.channels: {channels(experiments[source])}"]
+    return []
 
 
 def _circle(name: str, source: str, experiments: dict) -> list[str]:

@@ -333,6 +333,14 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(export={"average": 3}, solver={"snapshot": 5, "max_iter": 10}),
         "my.yaml: experiments.breeds.export.average: 3, but 10 iterations with solver.snapshot: 5 leave 2; set it lower",
     ),
+    "weights of channels in another order": (
+        lambda c: (
+            c["datasets"].update(cifar={"source": {"published": "cifar10"}}),
+            c["experiments"].update(base={"dataset": "cifar", "model": "cifar10_quick"}),
+            c["experiments"]["breeds"].update(weights={"experiment": "base"}),
+        ),
+        "my.yaml: experiments.breeds.dataset: channels are BGR, those that base learned on RGB; give datasets.cats.channels: RGB",
+    ),
     "a map without a width": (
         lambda c: c["experiments"]["breeds"].update(export={"convolutional": {"height": 454}}),
         "my.yaml: experiments.breeds.export.convolutional: width is missing",
