@@ -54,8 +54,6 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     for dataset in config["datasets"].values():
         if other := dataset["source"].get("dataset"):
             dataset |= {key: config["datasets"][other][key] for key in OF_IMAGES}
-    for experiment in config["experiments"].values():
-        experiment.setdefault("last_lr_mult", 10 if experiment["rename_last"] and experiment["weights"] else 1)
     config["sweeps"] = found
     return config
 

@@ -240,7 +240,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--val", type=Path, required=True, help="validation LMDB")
     parser.add_argument("--mean", type=Path, required=True, help="mean.binaryproto")
     parser.add_argument("--last", default="", help="name of the last layer; by default the template's")
-    parser.add_argument("--last-lr-mult", type=float, default=1.0, help="multiplies the last layer's learning rates")
+    parser.add_argument("--pretrained", action="store_true", help="training starts from weights, unless from scratch")
+    parser.add_argument("--last-lr-mult", type=float, help="multiplies the last layer's learning rates; 10 if it is new, else 1")
     parser.add_argument("--batch-size", type=int, default=0, help="images in a training batch; by default the template's")
     parser.add_argument("--solver", type=json.loads, default={}, help="solver fields, epochs and step_epochs as JSON")
     parser.add_argument("--augmentation", type=parsed, help="how training images are changed: AugmentationParameter as JSON")
@@ -259,11 +260,14 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"experiments.{a.name}.model", f'"{a.model}"', f"there are {', '.join(TEMPLATES)}", hint)
     template = models.template(a.model)
     strategy, features_from = chosen(a.chosen) if a.chosen else (a.strategy, a.features_from)
+    pretrained = a.pretrained and strategy != "scratch"
+    last = a.last or template.last
+    new_among_others = pretrained and last != template.last
     experiment = Experiment(
         name=a.name,
         model=a.model,
-        last=a.last or template.last,
-        last_lr_mult=a.last_lr_mult,
+        last=last,
+        last_lr_mult=(10.0 if new_among_others else 1.0) if a.last_lr_mult is None else a.last_lr_mult,
         batch_size=a.batch_size or template.batch_size,
         gpu=a.gpu,
         solver=a.solver,
@@ -272,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
         strategy=strategy,
         features_from=features_from,
         freeze_to=a.freeze_to,
-        batch_norm=a.batch_norm,
+        batch_norm="learn" if strategy == "scratch" else a.batch_norm,
     )
     write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder, a.resize_mode, a.interpolation)
     print(f"{a.folder}: {a.model} for {experiment.last}")

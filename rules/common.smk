@@ -360,9 +360,13 @@ def images_flag(wildcards, input):
     return f"--{kind} {shlex.quote(input.images)} --count {pictures['count']}"
 
 
-def last_name(wildcards):
-    """The name of the experiment's last layer."""
-    return configuration.last_layer(config["experiments"][wildcards.experiment])
+def last_flags(wildcards):
+    """The last layer's name, whether it is new beside weights, and how fast it learns where the config says."""
+    experiment = config["experiments"][wildcards.experiment]
+    flags = ["--last", configuration.last_layer(experiment)]
+    flags += ["--pretrained"] if experiment["weights"] else []
+    rate = experiment.get("last_lr_mult")
+    return shlex.join(flags if rate is None else [*flags, "--last-lr-mult", str(rate)])
 
 
 def blob_of(wildcards):

@@ -38,22 +38,6 @@ def test_defaults_are_filled_in_at_every_depth():
     assert "compute" not in GOOD
 
 
-@pytest.mark.parametrize(
-    ("given", "rate"),
-    [
-        ({}, 1),
-        ({"weights": {"file": "x.caffemodel"}}, 1),
-        ({"weights": {"file": "x.caffemodel"}, "rename_last": True}, 10),
-        ({"weights": {"file": "x.caffemodel"}, "rename_last": True, "last_lr_mult": 3}, 3),
-        ({"rename_last": True}, 1),
-    ],
-)
-def test_a_renamed_last_layer_learns_ten_times_as_fast_as_the_weights_that_are_given(given, rate):
-    config = copy.deepcopy(GOOD)
-    config["experiments"]["breeds"] |= given
-    assert checked(config, "my.yaml", SCHEMA)["experiments"]["breeds"]["last_lr_mult"] == rate
-
-
 def test_features_of_both_images_of_a_pair_may_be_wanted():
     config = copy.deepcopy(GOOD)
     config["experiments"]["breeds"] |= {"model": "mnist_siamese", "features": ["data", "ip1_p", "feat", "feat_p"]}

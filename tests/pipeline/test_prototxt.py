@@ -31,6 +31,8 @@ PROTOTXT = (
     "mean.binaryproto",
 )
 
+NORM = 'layer { name: "norm" type: "BatchNorm" bottom: "hidden" top: "hidden" } '
+
 
 def test_an_unknown_solver_field_is_named(small, fails):
     said = ["experiments.e.solver.base_lrr: no field", 'did you mean "base_lr"?']
@@ -96,6 +98,40 @@ def test_the_commands_files_make_nets_that_caffe_runs(small, command, monkeypatc
     made = caffe.get_solver("nets/solver.prototxt")
     made.step(1)
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ((), 1),
+        (("--pretrained",), 1),
+        (("--last", "ip2_cats"), 1),
+        (("--last", "ip2_cats", "--pretrained"), 10),
+        (("--last", "ip2_cats", "--pretrained", "--last-lr-mult", "3"), 3),
+        (("--last", "ip2_cats", "--pretrained", "--strategy", "scratch"), 1),
+        (("--last", "ip2_cats", "--pretrained", "--strategy", "scratch", "--last-lr-mult", "3"), 3),
+    ],
+)
+def test_a_last_layer_that_is_new_beside_weights_learns_ten_times_as_fast(small, command, given, rate):
+    done = command(*PROTOTXT, "--model", "lenet", *given)
+    assert done.returncode == 0, done.stderr
+    assert [spec.lr_mult for spec in caffe.read_net(small / "nets/train.prototxt").layer[-2].param] == [rate, 2 * rate]
+
+
+@pytest.mark.parametrize("strategy", ["full", "features", "scratch"])
+def test_a_strategy_that_is_chosen_is_that_strategy(small, command, strategy):
+    net = (small / "train.prototxt").read_text().replace('layer { name: "scores"', f'{NORM}layer {{ name: "scores"')
+    (small / "own.prototxt").write_text(net)
+    (small / "strategy.json").write_text(json.dumps({"strategy": strategy, "features_from": "top"}))
+    common = ("--model", "./own.prototxt", "--last", "scores_cats", "--pretrained")
+    frozen = () if strategy == "scratch" else ("--batch-norm", "freeze")
+    made = []
+    for given in (("--strategy", strategy, *frozen), ("--chosen", "strategy.json", "--batch-norm", "freeze")):
+        done = command(*PROTOTXT, *common, *given)
+        assert done.returncode == 0, done.stderr
+        made.append({path.name: path.read_text() for path in (small / "nets").iterdir()})
+    assert made[0] == made[1]
+    assert len(made[0]) == 5
 
 
 def test_why_a_value_was_chosen_stands_beside_it(small, command):
