@@ -64,6 +64,7 @@ def train(solver_file: Path, folder: Path, given: weights.Given, early_stopping:
             solver.solve()
         except caffe.DivergenceError as error:
             raise diagnosed(error, solver, monitor.rows) from None
+        monitor.test_last()
         solver.net.save(final)
         if monitor.best is None:
             shutil.copyfile(final, best)

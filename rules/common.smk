@@ -300,11 +300,17 @@ def net_of(wildcards):
     return model if models.is_file(model) else []
 
 
+def weights_from(name, best=None):
+    """The weights that an experiment is judged and used by; or those of its best test, or its last ones, where `best` says."""
+    experiment = config["experiments"][name]
+    if best is None:
+        best = experiment.get("best", experiment["early_stopping"] > 0)
+    return f"results/experiments/{name}/train/{'best' if best else 'final'}.caffemodel"
+
+
 def learned_weights(wildcards):
     """Input function: the weights that an experiment is judged and used by."""
-    experiment = config["experiments"][wildcards.experiment]
-    which = "best" if experiment.get("best", experiment["early_stopping"] > 0) else "final"
-    return f"results/experiments/{wildcards.experiment}/train/{which}.caffemodel"
+    return weights_from(wildcards.experiment)
 
 
 def weights_of(wildcards):
@@ -312,8 +318,7 @@ def weights_of(wildcards):
     paths = []
     for origin in configuration.origins(config["experiments"][wildcards.experiment]):
         if "experiment" in origin:
-            which = "best" if origin.get("best") else "final"
-            paths.append(f"results/experiments/{origin['experiment']}/train/{which}.caffemodel")
+            paths.append(weights_from(origin["experiment"], origin.get("best")))
         elif "url" in origin:
             kind = "caffemodel.h5" if origin["url"].endswith(".h5") else "caffemodel"
             paths.append(f"results/weights/{origin['sha256']}.{kind}")

@@ -169,3 +169,13 @@ def test_the_weights_of_the_best_test_are_used_where_they_are_wanted(elsewhere, 
     of_weights = [line for line in done.stdout.splitlines() if f"results/experiments/finetuned/train/{which}.caffemodel" in line]
     for step in ("features", "evaluate", "visualize", "export"):
         assert sum(f"python -m pipeline.{step} " in line for line in of_weights) == 1
+
+
+@pytest.mark.parametrize(("weights", "which"), [("experiment: base", "best"), ("experiment: base, best: false", "final")])
+def test_another_experiment_gives_the_weights_that_it_is_used_by(elsewhere, weights, which):
+    config = elsewhere / "config/config.yaml"
+    text = config.read_text().replace("    solver: {base_lr: 0.01", "    early_stopping: 3\n    solver: {base_lr: 0.01", 1)
+    config.write_text(text.replace("weights: {experiment: base}", f"weights: {{{weights}}}"))
+    done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"--weights results/experiments/base/train/{which}.caffemodel" in done.stdout
