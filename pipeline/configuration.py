@@ -216,6 +216,7 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     problems = [f"solver.{problem}" for problem in solver_fields.problems(_mapping(experiment.get("solver")))]
     if isinstance(dataset, str):
         problems += [f"dataset: {problem}" for problem in _unknown(dataset, datasets)]
+    problems += _of_testing(experiment, _mapping(datasets.get(dataset)) if isinstance(dataset, str) else {})
     problems += _of_strategy(experiment)
     problems += _of_average(experiment)
     template, found = _template(model) if isinstance(model, str) else (None, [])
@@ -228,6 +229,18 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     if experiment.get("batch_norm") == "freeze":
         problems += _of_batch_norm(experiment, template)
     return problems
+
+
+def _of_testing(experiment: dict, dataset: dict) -> list[str]:
+    """What is wrong with an evaluation on images for testing."""
+    if "test" not in (experiment.get("evaluate") or []) or not dataset:
+        return []
+    kind = kind_of(_mapping(dataset.get("source")))
+    if kind in ("published", "database"):
+        return [f"evaluate: test: a dataset from {kind} has train and val; name one of these"]
+    if _mapping(dataset.get("split")).get("by") != "column":
+        return ["evaluate: test: no images are for testing; say which in the list's split column, and split: {by: column}"]
+    return []
 
 
 def _of_layers(experiment: dict, template: models.Template) -> list[str]:

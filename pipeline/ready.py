@@ -34,6 +34,7 @@ def write(parts: dict[str, Batches], names: list[str], target: Path, threads: in
             label.write_lines(lists / f"{part}.txt", [f"{key} {number}" for key, number in entries])
             labels[part] = [number for _, number in entries]
             sizes[tuple(manifests[part]["shape"][1:])] += len(entries)
+        label.write_lines(lists / "test.txt", [])
         label.write_names(lists, names)
         label.write_classes(lists, names, labels)
         label.write_sizes(lists, sizes)

@@ -40,7 +40,7 @@ LISTS = [
     *expand(
         "results/datasets/{{dataset}}/lists/{file}",
         file=[
-            *("train.txt", "val.txt", "labels.txt", "synset_words.txt"),
+            *("train.txt", "val.txt", "test.txt", "labels.txt", "synset_words.txt"),
             *("classes.csv", "infogain.binaryproto", "sizes.csv"),
         ],
     ),
@@ -69,8 +69,8 @@ wildcard_constraints:
     experiment="[A-Za-z0-9_-][A-Za-z0-9_.-]*",
     sweep="[A-Za-z0-9_-]+",
     shard=r"\d+",
-    part="train|val",
-    of="|_train",
+    part="train|val|test",
+    of="|_train|_test",
     blob="[^/]+",
 
 
@@ -236,7 +236,7 @@ def infogain_of(wildcards):
 def copies_flag(wildcards):
     """The changed copies in a training database."""
     changes, copies = augmentation_of(wildcards.dataset)
-    if wildcards.part == "val" or not changes or not copies:
+    if wildcards.part != "train" or not changes or not copies:
         return ""
     seed = config["datasets"][wildcards.dataset]["seed"]
     return f"--copies {copies} --seed {seed} --augmentation {shlex.quote(changes)}"

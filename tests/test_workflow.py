@@ -179,3 +179,15 @@ def test_another_experiment_gives_the_weights_that_it_is_used_by(elsewhere, weig
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"--weights results/experiments/base/train/{which}.caffemodel" in done.stdout
+
+
+def test_a_net_is_evaluated_on_images_for_testing(elsewhere):
+    config = elsewhere / "config/config.yaml"
+    config.write_text(config.read_text().replace("    features: [ip1]", "    evaluate: [val, test]"))
+    done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = "--list results/datasets/digits_target/lists/test.txt --labels results/datasets/digits_target/lists/labels.txt"
+    assert (
+        f"results/experiments/finetuned/evaluate_test {data} --database results/datasets/digits_target/lmdb/test" in done.stdout
+    )
+    assert "results/experiments/finetuned/report/mistakes_test.png" in done.stdout

@@ -290,7 +290,19 @@ CASES = {
     ),
     "a part that is none to evaluate on": (
         lambda c: c["experiments"]["breeds"].update(evaluate=["val", "tran"]),
-        "my.yaml: experiments.breeds.evaluate.1: 'tran' is not one of val, train; did you mean \"train\"?",
+        "my.yaml: experiments.breeds.evaluate.1: 'tran' is not one of val, train, test; did you mean \"train\"?",
+    ),
+    "an evaluation on images for testing that nothing says": (
+        lambda c: c["experiments"]["breeds"].update(evaluate=["test"]),
+        "my.yaml: experiments.breeds.evaluate: test: no images are for testing; say which in the list's split column, and"
+        " split: {by: column}",
+    ),
+    "an evaluation on images for testing of a collection": (
+        lambda c: (
+            c["datasets"].update(digits={"source": {"published": "mnist"}}),
+            c["experiments"]["breeds"].update(evaluate=["test"], dataset="digits"),
+        ),
+        "my.yaml: experiments.breeds.evaluate: test: a dataset from published has train and val; name one of these",
     ),
     "a format of features that there is not": (
         lambda c: c["experiments"]["breeds"].update(features=["ip1"], feature_formats=["csv"]),
