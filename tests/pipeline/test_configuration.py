@@ -207,6 +207,58 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 3, "lr_policy": "inv"}),
         "my.yaml: experiments.breeds.solver.step_epochs: no effect with lr_policy: inv; remove one, or use lr_policy: step",
     ),
+    "a step behind the default end": (
+        lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 30}),
+        "my.yaml: experiments.breeds.solver.step_epochs: 30 has no effect, for training ends after 20 epochs",
+    ),
+    "steps that would make the rate 0": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "step", "stepsize": 5}),
+        "my.yaml: experiments.breeds.solver.lr_policy: step without gamma; give gamma, what the rate is multiplied by at each"
+        " step, such as 0.1",
+    ),
+    "steps without an interval": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "step", "gamma": 0.1}),
+        "my.yaml: experiments.breeds.solver.lr_policy: step without stepsize; give stepsize, iterations from step to step, or"
+        " step_epochs",
+    ),
+    "several steps without places": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "multistep", "gamma": 0.1}),
+        "my.yaml: experiments.breeds.solver.lr_policy: multistep without stepvalue; give stepvalue, a list of the steps'"
+        " iterations, or step_epochs",
+    ),
+    "a rate that does not fall exponentially": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "exp"}),
+        "my.yaml: experiments.breeds.solver.lr_policy: exp without gamma; give gamma, what the rate is multiplied by at each"
+        " iteration, such as 0.9999",
+    ),
+    "a rate that does not fall by its inverse": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "inv", "power": 0.75}),
+        "my.yaml: experiments.breeds.solver.lr_policy: inv without gamma; give gamma, how fast the rate falls, such as 0.0001",
+    ),
+    "a rate that does not fall on a line": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "poly"}),
+        "my.yaml: experiments.breeds.solver.lr_policy: poly without power; give power, 1 for a straight line",
+    ),
+    "a rate that is halved for good": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "sigmoid", "stepsize": 100}),
+        "my.yaml: experiments.breeds.solver.lr_policy: sigmoid without gamma; give gamma, how fast the rate changes around"
+        " stepsize, below 0 where it falls, such as -0.01",
+    ),
+    "steps of no policy": (
+        lambda c: c["experiments"]["breeds"].update(solver={"stepvalue": [50, 100]}),
+        "my.yaml: experiments.breeds.solver.stepvalue: no effect with lr_policy: fixed, the default; give lr_policy: multistep,"
+        " or remove it",
+    ),
+    "iterations that do not rise": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [100, 50]}),
+        "my.yaml: experiments.breeds.solver.stepvalue: [100, 50] does not rise",
+    ),
+    "an iteration behind the end": (
+        lambda c: c["experiments"]["breeds"].update(
+            solver={"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [50, 100], "max_iter": 100}
+        ),
+        "my.yaml: experiments.breeds.solver.stepvalue: 100 has no effect, for training ends after 100 iterations",
+    ),
     "classes of a net that gives none": (
         lambda c: c["experiments"]["breeds"].update(model="mnist_siamese", classify={"images": "x.jpg"}),
         "my.yaml: experiments.breeds.classify: mnist_siamese gives values to compare, no classes; remove it",
@@ -343,6 +395,24 @@ CASES = {
 @pytest.mark.parametrize(("change", "said"), CASES.values(), ids=CASES)
 def test_a_problem_is_named_with_its_key_its_value_and_what_is_allowed(change, said):
     assert problems(change) == [said]
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        {"step_epochs": 5},
+        {"step_epochs": 5, "gamma": 0.5, "lr_policy": "step"},
+        {"step_epochs": 30, "max_iter": 100000},
+        {"lr_policy": "fixed", "gamma": 0.1, "stepsize": 5},
+        {"lr_policy": "inv", "gamma": 0.0001, "power": 0.75},
+        {"lr_policy": "sigmoid", "gamma": -0.01},
+        {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [50, 100], "epochs": 9},
+    ],
+)
+def test_a_learning_rate_that_changes_as_it_says_is_good(solver):
+    config = copy.deepcopy(GOOD)
+    config["experiments"]["breeds"]["solver"] = solver
+    checked(config, "my.yaml", SCHEMA)
 
 
 def test_all_problems_are_shown_at_once():
