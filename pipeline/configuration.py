@@ -222,6 +222,7 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     template, found = _template(model) if isinstance(model, str) else (None, [])
     problems += [f"model: {problem}" for problem in found]
     if isinstance(dataset, str) and template:
+        problems += _of_images(experiment, template, _shape(dataset, datasets))
         problems += _of_layers(experiment, template)
         problems += _of_skipped(experiment, template)
     if template and template.pairs:
@@ -229,6 +230,38 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     if experiment.get("batch_norm") == "freeze":
         problems += _of_batch_norm(experiment, template)
     return problems
+
+
+def _shape(name: str, datasets: dict) -> tuple[int, int, int] | None:
+    """Channels, height and width of a dataset's images where they are resized; None where they are taken as they are."""
+    dataset = datasets.get(name, {})
+    if isinstance(other := _mapping(dataset.get("source")).get("dataset"), str):
+        dataset = datasets.get(other, {})
+    size = _mapping(dataset.get("size"))
+    height, width = size.get("height"), size.get("width")
+    if (
+        kind_of(_mapping(dataset.get("source"))) not in ("list", "folder")
+        or not isinstance(height, int)
+        or not isinstance(width, int)
+    ):
+        return None
+    return 1 if dataset.get("color") == "gray" else 3, height, width
+
+
+def _of_images(experiment: dict, template: models.Template, shape: tuple[int, int, int] | None) -> list[str]:
+    """What is wrong with the size and the colours of the images that a net is given.
+
+    shape  of the dataset's images, where it is known
+    """
+    if shape and (unfit := models.unfit(template, experiment["model"], shape)):
+        return [str(InputError("model", *unfit))]
+    side, wanted = template.crop_size, _mapping(_mapping(experiment.get("export")).get("convolutional"))
+    own = (side, side) if side else shape[1:] if shape else None
+    given = wanted.get("height"), wanted.get("width")
+    if own and all(isinstance(one, int) for one in given) and any(one < least for one, least in zip(given, own, strict=True)):
+        found, least = (f"{height}×{width}" for height, width in (given, own))
+        return [f"export.convolutional: {found} is smaller than the net's own {least}; give no side that is smaller"]
+    return []
 
 
 def _of_layers(experiment: dict, template: models.Template) -> list[str]:

@@ -192,20 +192,8 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
             f"{experiment.model} takes pairs: two images' channels, and the classes different and same",
             "give a dataset such as published: mnist_pairs",
         )
-    if len(template.mean_values) not in (0, 1, dataset.shape[0]):
-        raise InputError(
-            f"experiments.{experiment.name}",
-            f"{experiment.model} subtracts a value from each of {len(template.mean_values)} channels",
-            f"the images have {dataset.shape[0]}",
-            "choose another model, or images of that many",
-        )
-    if template.crop_size > min(dataset.shape[1:]):
-        raise InputError(
-            f"experiments.{experiment.name}",
-            f"{experiment.model} crops {template.crop_size}×{template.crop_size}",
-            f"the images are {dataset.shape[1]}×{dataset.shape[2]}",
-            "give the dataset a larger size",
-        )
+    if unfit := models.unfit(template, experiment.model, dataset.shape):
+        raise InputError(f"experiments.{experiment.name}", *unfit)
     batches = (experiment.batch_size, solver.test_batch(dataset.val_images))
     snapshots = folder.parent / "train" / "snapshots" / experiment.name
     param, reasons = solver.solver(

@@ -19,10 +19,10 @@ from pipeline.models import (
     vgg,
 )
 from pipeline.models.adapted import Adapted
-from pipeline.models.base import Built, Last, Template
+from pipeline.models.base import Built, Last, Template, unfit
 from pipeline.models.siamese import SECOND
 
-__all__ = ["SECOND", "TEMPLATES", "Built", "Last", "Template", "is_file", "template"]
+__all__ = ["SECOND", "TEMPLATES", "Built", "Last", "Template", "is_file", "template", "unfit"]
 
 _IMAGENET = {"crop_size": 224, "mirror": True}
 

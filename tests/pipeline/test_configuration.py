@@ -18,6 +18,10 @@ GOOD = {
     "datasets": {"cats": {"source": {"list": "cats.csv"}}},
     "experiments": {"breeds": {"dataset": "cats", "model": "lenet"}},
 }
+NET = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 %s } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }
+"""
 
 
 def problems(change) -> list[str]:
@@ -146,6 +150,36 @@ CASES = {
     "a net that is not there": (
         lambda c: c["experiments"]["breeds"].update(model="nets/absent.prototxt"),
         "my.yaml: experiments.breeds.model: nets/absent.prototxt: no such file",
+    ),
+    "a crop larger than the images": (
+        lambda c: (
+            c["datasets"]["cats"].update(size={"height": 32, "width": 256}),
+            c["experiments"]["breeds"].update(model="caffenet"),
+        ),
+        "my.yaml: experiments.breeds.model: caffenet crops 227×227, but the images are 32×256; give the dataset a larger size",
+    ),
+    "a crop larger than another dataset's images": (
+        lambda c: (
+            c["datasets"]["cats"].update(size={"height": 32, "width": 32}),
+            c["datasets"].update(kittens={"source": {"dataset": "cats"}}),
+            c["experiments"]["breeds"].update(dataset="kittens", model="vgg16"),
+        ),
+        "my.yaml: experiments.breeds.model: vgg16 crops 224×224, but the images are 32×32; give the dataset a larger size",
+    ),
+    "values to subtract from colours that gray images lack": (
+        lambda c: (c["datasets"]["cats"].update(color="gray"), c["experiments"]["breeds"].update(model="googlenet")),
+        "my.yaml: experiments.breeds.model: googlenet subtracts a value from each of 3 channels, but the images have 1; choose"
+        " another model, or images of that many",
+    ),
+    "a map smaller than the crop": (
+        lambda c: c["experiments"]["breeds"].update(model="caffenet", export={"convolutional": {"height": 300, "width": 200}}),
+        "my.yaml: experiments.breeds.export.convolutional: 300×200 is smaller than the net's own 227×227; give no side that is"
+        " smaller",
+    ),
+    "a map smaller than the images": (
+        lambda c: c["experiments"]["breeds"].update(export={"convolutional": {"height": 200, "width": 256}}),
+        "my.yaml: experiments.breeds.export.convolutional: 200×256 is smaller than the net's own 256×256; give no side that is"
+        " smaller",
     ),
     "a layer to freeze to that the net does not have": (
         lambda c: c["experiments"]["breeds"].update(freeze_to="conv3"),
@@ -395,6 +429,42 @@ CASES = {
 @pytest.mark.parametrize(("change", "said"), CASES.values(), ids=CASES)
 def test_a_problem_is_named_with_its_key_its_value_and_what_is_allowed(change, said):
     assert problems(change) == [said]
+
+
+def test_records_and_images_of_the_size_that_is_cropped_are_good():
+    config = copy.deepcopy(GOOD)
+    config["datasets"] |= {"digits": {"source": {"published": "mnist"}}, "small": {"source": {"list": "cats.csv"}}}
+    config["datasets"]["small"]["size"] = {"height": 227, "width": 300}
+    for dataset in ("digits", "small"):
+        config["experiments"][dataset] = {"dataset": dataset, "model": "caffenet"}
+    config["experiments"]["small"]["export"] = {"convolutional": {"height": 227, "width": 454}}
+    checked(config, "my.yaml", SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dataset", "said"),
+    [
+        ((3, 20, 28), {}, "takes 20×28, but the images are 32×32; set the dataset's size: {height: 20, width: 28}"),
+        ((3, 20, 28), {"size": {"height": 20, "width": 28}}, ""),
+        ((1, 28, 28), {}, "takes images of 1 channel, but they have 3; set the dataset's color: gray, or the prototxt's input"),
+        ((1, 28, 28), {"color": "gray"}, ""),
+        ((3, 28, 28), {"color": "gray"}, "takes images of 3 channels, but they have 1; set the dataset's color: color, or"),
+        ((4, 28, 28), {}, "takes images of 4 channels, but they have 3; change the prototxt's input"),
+        ((3, 36, 36), {}, "crops 36×36, but the images are 32×32; give the dataset a larger size"),
+    ],
+)
+def test_images_are_those_that_a_net_for_use_takes(write, shape, dataset, said):
+    net = NET % " ".join(f"dim: {size}" for size in shape)
+    config = copy.deepcopy(GOOD)
+    config["datasets"]["cats"] |= {"size": {"height": 32, "width": 32}} | dataset
+    config["experiments"]["breeds"]["model"] = model = write("net.prototxt", net)
+    if not said:
+        checked(config, "my.yaml", SCHEMA)
+        return
+    with pytest.raises(InputError) as error:
+        checked(config, "my.yaml", SCHEMA)
+    assert str(error.value).startswith(f"my.yaml: experiments.breeds.model: {model} {said}")
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

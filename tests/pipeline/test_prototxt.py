@@ -41,6 +41,17 @@ def test_a_crop_larger_than_the_images_is_named(small, fails):
     fails(["caffenet crops 227×227", "the images are 8×8"], *PROTOTXT, "--model", "caffenet")
 
 
+def test_images_that_a_net_for_use_does_not_take_are_named(small, fails):
+    (small / "net.prototxt").write_text(
+        """
+        input: "data" input_dim: 1 input_dim: 3 input_dim: 6 input_dim: 8
+        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }
+        """
+    )
+    said = ["net.prototxt takes 6×8, but the images are 8×8; set the dataset's size: {height: 6, width: 8}"]
+    fails(said, *PROTOTXT, "--model", "net.prototxt")
+
+
 DATASET = Dataset("lmdb/train", "lmdb/val", "mean.binaryproto", (3, 40, 40), 7, 500, 90)
 
 
