@@ -48,6 +48,9 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     problems = [problem for error in validator.iter_errors(config) for problem in _explained(error)]
     problems += _without_effect(config)
     config = _with_defaults(config, schema)
+    for experiment in _mappings(config.get("experiments")).values():
+        if isinstance(experiment.get("weights"), str | list):
+            experiment["weights"] = _of_files(experiment["weights"])
     problems += _cross_checked(config)
     if problems:
         raise InputError("", "\n".join(f"{path}: {problem}" for problem in problems))
@@ -356,6 +359,13 @@ def _template(model: str) -> tuple[models.Template | None, list[str]]:
         return models.template(model), []
     except caffe.Error as error:
         return None, [str(error)]
+
+
+def _of_files(weights: object) -> object:
+    """Weights with {file: PATH} for each that is given as a path alone."""
+    if isinstance(weights, list):
+        return [_of_files(one) for one in weights]
+    return {"file": weights} if isinstance(weights, str) else weights
 
 
 def origins(experiment: dict) -> list[dict]:

@@ -327,8 +327,8 @@ CASES = {
         'my.yaml: experiments.breeds.weights.0.bset: unknown key; did you mean "best"?',
     ),
     "weights of another shape": (
-        lambda c: c["experiments"]["breeds"].update(weights="a.caffemodel"),
-        "my.yaml: experiments.breeds.weights: 'a.caffemodel' is not a mapping",
+        lambda c: c["experiments"]["breeds"].update(weights=3),
+        "my.yaml: experiments.breeds.weights: 3 is not a text or a mapping",
     ),
     "a URL without its hash": (
         lambda c: c["experiments"]["breeds"].update(weights={"url": "http://x/a.caffemodel"}),
@@ -528,6 +528,16 @@ def test_several_weights_are_good():
     sources = [{"file": "x.caffemodel"}, {"experiment": "breeds", "best": True}, {"url": "http://x/y", "sha256": "0" * 64}]
     config["experiments"]["more"] = {**GOOD["experiments"]["breeds"], "weights": sources}
     assert configuration.origins(checked(config, "my.yaml", SCHEMA)["experiments"]["more"]) == sources
+
+
+def test_a_text_in_the_place_of_weights_is_a_file():
+    config = copy.deepcopy(GOOD)
+    config["experiments"]["one"] = {**GOOD["experiments"]["breeds"], "weights": "x.caffemodel", "strategy": "half"}
+    config["experiments"]["two"] = {**GOOD["experiments"]["breeds"], "weights": [{"experiment": "one"}, "y.h5"]}
+    experiments = checked(config, "my.yaml", SCHEMA)["experiments"]
+    assert experiments["one"]["weights"] == {"file": "x.caffemodel"}
+    assert configuration.origins(experiments["two"]) == [{"experiment": "one"}, {"file": "y.h5"}]
+    assert config["experiments"]["one"]["weights"] == "x.caffemodel"
 
 
 @pytest.mark.parametrize("config", [{}, {"datasets": 3}, {"datasets": {"cats": None}, "experiments": {"breeds": ["lenet"]}}])
