@@ -21,10 +21,11 @@ KEYS = (
 """Keys of an experiment that may have a list; besides, the solver's fields that have one value, and epochs."""
 WITHOUT_EFFECT = {
     "full": ("features_from",),
-    "features": ("freeze_to", "batch_norm"),
+    "features": ("freeze_to", "batch_norm", "rename_last", "last_lr_mult", "batch_size", "early_stopping"),
     "scratch": ("weights", "skip_layers", "features_from", "freeze_to", "batch_norm"),
 }
-"""Keys that have none with a strategy, left out where another of the sweep wants them; with other strategies, FROZEN."""
+"""Keys that have none with a strategy, left out where another of the sweep wants them; with other strategies, FROZEN.
+With `features` no field of the solver that is swept has any, either: its net is only tested."""
 FROZEN = ("features_from", "freeze_to")
 
 
@@ -50,6 +51,9 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
             if ("", "strategy") in lists:
                 for key in WITHOUT_EFFECT.get(one["strategy"], FROZEN):
                     one.pop(key, None)
+                for part, key in lists if one["strategy"] == "features" else ():
+                    if part:
+                        del one[part][key]
             kept = [(one[part] if part else one).get(key) for part, key in lists]
             if kept in members.values():
                 continue

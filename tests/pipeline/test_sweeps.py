@@ -40,6 +40,16 @@ def test_what_has_no_effect_with_one_strategy_of_several_is_left_out_there():
     }
 
 
+def test_a_classifier_of_features_is_fitted_once_whatever_is_swept_of_a_training():
+    swept = {"strategy": ["features", "full"], "batch_norm": ["learn", "freeze"], "rename_last": [True], "last_lr_mult": [1, 10]}
+    solver = {"base_lr": [0.1, 0.01], "random_seed": [1, 2], "snapshot": 5}
+    made, sweeps = expanded({"a": {**ONE, **swept, "early_stopping": 3, "solver": solver}})
+    assert list(made)[:2] == ["a-features", "a-full-learn-True-1-0.1-1"]
+    assert len(made) == 1 + 2 * 2 * 2 * 2
+    assert made["a-features"] == {**ONE, "strategy": "features", "solver": {"snapshot": 5}}
+    assert sweeps["a"]["members"]["a-features"] == ["features", None, None, None, None, None]
+
+
 def test_a_prototxt_gives_an_experiment_its_files_name():
     made, _ = expanded({"a": {**ONE, "model": ["lenet", "nets/my net.prototxt"]}})
     assert list(made) == ["a-lenet", "a-my_net"]
@@ -48,7 +58,7 @@ def test_a_prototxt_gives_an_experiment_its_files_name():
 def test_combinations_that_differ_in_nothing_are_one():
     swept = {"strategy": ["full", "features"], "features_from": ["top", "middle"]}
     made, sweeps = expanded({"a": {**ONE, **swept, "batch_size": [8, 8]}})
-    assert list(made) == ["a-full-8", "a-features-top-8", "a-features-middle-8"]
+    assert list(made) == ["a-full-8", "a-features-top", "a-features-middle"]
     assert sweeps["a"]["members"]["a-full-8"] == ["full", None, 8]
 
 
