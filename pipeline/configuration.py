@@ -393,6 +393,10 @@ def _of_weights(name: str, experiments: dict) -> list[str]:
             problems.append(f"{key}: sha256 is missing; it says which file the url gives")
         if isinstance(origin.get("sha256"), str) and not re.fullmatch("[0-9a-f]{64}", origin["sha256"]):
             problems.append(f"{key}.sha256: {origin['sha256']!r} is not 64 digits of 0 to 9 and a to f")
+        if isinstance(file := origin.get("file"), str) and (left := re.search(r"{\w+}", file)):
+            problems.append(
+                f"{key}.file: {left[0]} stands for nothing; in braces goes a key that the experiment has a list of, such as model"
+            )
         if isinstance(source := origin.get("experiment"), str):
             found = _unknown(source, experiments) or _circle(name, source, experiments)
             problems += [f"{key}.experiment: {problem}" for problem in found]

@@ -2,7 +2,8 @@
 
     tuned: {dataset: dogs, model: resnet50, strategy: [full, half], solver: {base_lr: [0.01, 0.001]}}
 
-is the four experiments tuned-full-0.01, tuned-full-0.001, tuned-half-0.01 and tuned-half-0.001.
+is the four experiments tuned-full-0.01, tuned-full-0.001, tuned-half-0.01 and tuned-half-0.001. In what `weights` says a key in
+braces, as in `weights/{model}.caffemodel`, stands for the value as it is in the experiment's name.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
             kept = [(one[part] if part else one).get(key) for part, key in lists]
             if kept in members.values():
                 continue
+            if "weights" in one:
+                words = {key: _word(value) for (_, key), value in zip(lists, kept, strict=True) if value is not None}
+                one["weights"] = _filled_in(one["weights"], words)
             member = "-".join([name, *(_word(value) for value in kept if value is not None)])
             if member in members or member in experiments:
                 raise InputError(
@@ -78,6 +82,18 @@ def _lists(experiment: object) -> dict[tuple[str, str], list]:
     both = [*(("", key) for key in experiment if key in KEYS), *fields]
     values = {(part, key): (solver if part else experiment)[key] for part, key in both}
     return {key: value for key, value in values.items() if isinstance(value, list) and value}
+
+
+def _filled_in(weights: object, words: dict[str, str]) -> object:
+    """Weights with each key in braces replaced by its word."""
+    if isinstance(weights, dict):
+        return {key: _filled_in(value, words) for key, value in weights.items()}
+    if isinstance(weights, list):
+        return [_filled_in(one, words) for one in weights]
+    if isinstance(weights, str):
+        for key, word in words.items():
+            weights = weights.replace(f"{{{key}}}", word)
+    return weights
 
 
 def _word(value: object) -> str:

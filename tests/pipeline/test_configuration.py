@@ -330,6 +330,11 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(weights=3),
         "my.yaml: experiments.breeds.weights: 3 is not a text or a mapping",
     ),
+    "a file named after a key that has one value": (
+        lambda c: c["experiments"]["breeds"].update(weights="weights/{model}.caffemodel"),
+        "my.yaml: experiments.breeds.weights.file: {model} stands for nothing; in braces goes a key that the experiment has a"
+        " list of, such as model",
+    ),
     "a URL without its hash": (
         lambda c: c["experiments"]["breeds"].update(weights={"url": "http://x/a.caffemodel"}),
         "my.yaml: experiments.breeds.weights: sha256 is missing; it says which file the url gives",

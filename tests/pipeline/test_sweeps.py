@@ -50,6 +50,19 @@ def test_a_classifier_of_features_is_fitted_once_whatever_is_swept_of_a_training
     assert sweeps["a"]["members"]["a-features"] == ["features", None, None, None, None, None]
 
 
+def test_a_swept_key_in_braces_in_the_weights_is_its_value():
+    weights = [{"file": "weights/{model}.caffemodel"}, "{batch_size}/{model}.h5", {"experiment": "base-{model}", "best": True}]
+    given = {**ONE, "model": ["lenet", "nets/my net.prototxt"], "batch_size": [8], "weights": weights}
+    made, _ = expanded({"a": given, "b": {**ONE, "weights": weights}})
+    assert made["a-my_net-8"]["weights"] == [
+        {"file": "weights/my_net.caffemodel"},
+        "8/my_net.h5",
+        {"experiment": "base-my_net", "best": True},
+    ]
+    assert made["a-lenet-8"]["weights"][0] == {"file": "weights/lenet.caffemodel"}
+    assert made["b"]["weights"] == weights
+
+
 def test_a_prototxt_gives_an_experiment_its_files_name():
     made, _ = expanded({"a": {**ONE, "model": ["lenet", "nets/my net.prototxt"]}})
     assert list(made) == ["a-lenet", "a-my_net"]
