@@ -37,6 +37,19 @@ def test_an_unknown_solver_field_is_named(small, fails):
     fails(said, *PROTOTXT, "--model", "lenet", "--solver", '{"base_lrr": 1}')
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--model", "lenett"), ['model: "lenett", but there are lenet, mnist_siamese', 'did you mean "lenet"']),
+        (("--model", "lenet", "--batch-size", "-3"), ["--batch-size: -3, but a batch has one image at least; give more, or 0"]),
+        (("--model", "lenet", "--solver", "[1]"), ["--solver: [1], but a JSON object is wanted; give fields as in '{"]),
+        (("--model", "lenet", "--solver", "base_lr=1"), ["--solver: base_lr=1, but a JSON object is wanted"]),
+    ],
+)
+def test_an_argument_that_is_wrong_is_named(small, fails, given, said):
+    fails(said, *PROTOTXT, *given)
+
+
 def test_a_crop_larger_than_the_images_is_named(small, fails):
     fails(["caffenet crops 227×227", "the images are 8×8"], *PROTOTXT, "--model", "caffenet")
 
