@@ -343,6 +343,8 @@ def _of_average(experiment: dict) -> list[str]:
     every, last = solver.get("snapshot", 0), solver.get("max_iter")
     if not isinstance(wanted, int) or not isinstance(every, int):
         return []
+    if experiment.get("strategy") == "features":
+        return ["export.average: strategy: features trains nothing, and there are no snapshots; remove it"]
     if every < 1:
         return ["export.average: no snapshots to average; set solver.snapshot, so many iterations from one to the next"]
     written = -(-last // every) if isinstance(last, int) else wanted

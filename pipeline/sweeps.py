@@ -36,7 +36,7 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
     keys     what has several values, in the config's order; the solver's fields by their names alone
     members  {experiment: its values of these keys; None where a key has no effect with its strategy}
 
-    Raises InputError where two combinations would have one name, or an experiment of that name is there.
+    Raises InputError where two combinations would have one name, an experiment of that name is there, or a list has no effect.
     """
     made, sweeps = {}, {}
     for name, experiment in experiments.items():
@@ -44,6 +44,11 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
         if not lists:
             made[name] = experiment
             continue
+        if experiment.get("strategy") == "features":
+            for part, key in lists:
+                if part or key in WITHOUT_EFFECT["features"]:
+                    where = ".".join(filter(None, ("experiments", name, part, key)))
+                    raise InputError(where, "several values", "it has no effect with strategy: features", "remove it")
         members = {}
         for values in itertools.product(*lists.values()):
             one = copy.deepcopy(experiment)

@@ -415,6 +415,12 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(features=["ip1", "ip2"], rename_last=True),
         "my.yaml: experiments.breeds.features: 'ip2' is not one of data, conv1, pool1, conv2, pool2, ip1, ip2_cats",
     ),
+    "an average of a training that is none": (
+        lambda c: c["experiments"]["breeds"].update(
+            strategy="features", weights="w", export={"average": 3}, solver={"snapshot": 5}
+        ),
+        "my.yaml: experiments.breeds.export.average: strategy: features trains nothing, and there are no snapshots; remove it",
+    ),
     "an average without snapshots": (
         lambda c: c["experiments"]["breeds"].update(export={"average": 3}),
         "my.yaml: experiments.breeds.export.average: no snapshots to average; set solver.snapshot, so many iterations from one"

@@ -50,6 +50,14 @@ def test_a_classifier_of_features_is_fitted_once_whatever_is_swept_of_a_training
     assert sweeps["a"]["members"]["a-features"] == ["features", None, None, None, None, None]
 
 
+@pytest.mark.parametrize(
+    ("swept", "key"), [({"solver": {"base_lr": [0.1, 0.01]}}, "solver.base_lr"), ({"last_lr_mult": [1, 10]}, "last_lr_mult")]
+)
+def test_several_values_that_have_no_effect_are_refused(swept, key):
+    with pytest.raises(InputError, match=f"experiments.a.{key}: several values, but it has no effect with strategy: features"):
+        expanded({"a": {**ONE, "strategy": "features", "features_from": ["top", "middle"], **swept}})
+
+
 def test_a_swept_key_in_braces_in_the_weights_is_its_value():
     weights = [{"file": "weights/{model}.caffemodel"}, "{batch_size}/{model}.h5", {"experiment": "base-{model}", "best": True}]
     given = {**ONE, "model": ["lenet", "nets/my net.prototxt"], "batch_size": [8], "weights": weights}
