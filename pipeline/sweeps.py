@@ -22,11 +22,11 @@ KEYS = (
 """Keys of an experiment that may have a list; besides, the solver's fields that have one value, and epochs."""
 WITHOUT_EFFECT = {
     "full": ("features_from",),
-    "features": ("freeze_to", "batch_norm", "rename_last", "last_lr_mult", "batch_size", "early_stopping"),
+    "features": ("freeze_to", "batch_norm", "rename_last", "last_lr_mult", "batch_size", "early_stopping", "solver"),
     "scratch": ("weights", "skip_layers", "features_from", "freeze_to", "batch_norm"),
 }
 """Keys that have none with a strategy, left out where another of the sweep wants them; with other strategies, FROZEN.
-With `features` no field of the solver that is swept has any, either: its net is only tested."""
+The net of `features` is only tested."""
 FROZEN = ("features_from", "freeze_to")
 
 
@@ -46,7 +46,7 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
             continue
         if experiment.get("strategy") == "features":
             for part, key in lists:
-                if part or key in WITHOUT_EFFECT["features"]:
+                if (part or key) in WITHOUT_EFFECT["features"]:
                     where = ".".join(filter(None, ("experiments", name, part, key)))
                     raise InputError(where, "several values", "it has no effect with strategy: features", "remove it")
         members = {}
@@ -57,10 +57,7 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
             if ("", "strategy") in lists:
                 for key in WITHOUT_EFFECT.get(one["strategy"], FROZEN):
                     one.pop(key, None)
-                for part, key in lists if one["strategy"] == "features" else ():
-                    if part:
-                        del one[part][key]
-            kept = [(one[part] if part else one).get(key) for part, key in lists]
+            kept = [(one.get(part, {}) if part else one).get(key) for part, key in lists]
             if kept in members.values():
                 continue
             if "weights" in one:
