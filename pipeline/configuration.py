@@ -48,6 +48,9 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     problems = [problem for error in validator.iter_errors(config) for problem in _explained(error)]
     problems += _without_effect(config)
     config = _with_defaults(config, schema)
+    for experiment in _mappings(config.get("experiments")).values():
+        if isinstance(experiment.get("weights"), str | list):
+            experiment["weights"] = _of_files(experiment["weights"])
     problems += _cross_checked(config)
     if problems:
         raise InputError("", "\n".join(f"{path}: {problem}" for problem in problems))
@@ -222,6 +225,7 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     template, found = _template(model) if isinstance(model, str) else (None, [])
     problems += [f"model: {problem}" for problem in found]
     if isinstance(dataset, str) and template:
+        problems += _of_images(experiment, template, _shape(dataset, datasets))
         problems += _of_layers(experiment, template)
         problems += _of_skipped(experiment, template)
     if template and template.pairs:
@@ -240,6 +244,38 @@ def _of_testing(experiment: dict, dataset: dict) -> list[str]:
         return [f"evaluate: test: a dataset from {kind} has train and val; name one of these"]
     if _mapping(dataset.get("split")).get("by") != "column":
         return ["evaluate: test: no images are for testing; say which in the list's split column, and split: {by: column}"]
+    return []
+
+
+def _shape(name: str, datasets: dict) -> tuple[int, int, int] | None:
+    """Channels, height and width of a dataset's images where they are resized; None where they are taken as they are."""
+    dataset = datasets.get(name, {})
+    if isinstance(other := _mapping(dataset.get("source")).get("dataset"), str):
+        dataset = datasets.get(other, {})
+    size = _mapping(dataset.get("size"))
+    height, width = size.get("height"), size.get("width")
+    if (
+        kind_of(_mapping(dataset.get("source"))) not in ("list", "folder")
+        or not isinstance(height, int)
+        or not isinstance(width, int)
+    ):
+        return None
+    return 1 if dataset.get("color") == "gray" else 3, height, width
+
+
+def _of_images(experiment: dict, template: models.Template, shape: tuple[int, int, int] | None) -> list[str]:
+    """What is wrong with the size and the colours of the images that a net is given.
+
+    shape  of the dataset's images, where it is known
+    """
+    if shape and (unfit := models.unfit(template, experiment["model"], shape)):
+        return [str(InputError("model", *unfit))]
+    side, wanted = template.crop_size, _mapping(_mapping(experiment.get("export")).get("convolutional"))
+    own = (side, side) if side else shape[1:] if shape else None
+    given = wanted.get("height"), wanted.get("width")
+    if own and all(isinstance(one, int) for one in given) and any(one < least for one, least in zip(given, own, strict=True)):
+        found, least = (f"{height}×{width}" for height, width in (given, own))
+        return [f"export.convolutional: {found} is smaller than the net's own {least}; give no side that is smaller"]
     return []
 
 
@@ -319,6 +355,8 @@ def _of_average(experiment: dict) -> list[str]:
     every, last = solver.get("snapshot", 0), solver.get("max_iter")
     if not isinstance(wanted, int) or not isinstance(every, int):
         return []
+    if experiment.get("strategy") == "features":
+        return ["export.average: strategy: features trains nothing, and there are no snapshots; remove it"]
     if every < 1:
         return ["export.average: no snapshots to average; set solver.snapshot, so many iterations from one to the next"]
     written = -(-last // every) if isinstance(last, int) else wanted
@@ -335,6 +373,13 @@ def _template(model: str) -> tuple[models.Template | None, list[str]]:
         return models.template(model), []
     except caffe.Error as error:
         return None, [str(error)]
+
+
+def _of_files(weights: object) -> object:
+    """Weights with {file: PATH} for each that is given as a path alone."""
+    if isinstance(weights, list):
+        return [_of_files(one) for one in weights]
+    return {"file": weights} if isinstance(weights, str) else weights
 
 
 def origins(experiment: dict) -> list[dict]:
@@ -362,6 +407,10 @@ def _of_weights(name: str, experiments: dict) -> list[str]:
             problems.append(f"{key}: sha256 is missing; it says which file the url gives")
         if isinstance(origin.get("sha256"), str) and not re.fullmatch("[0-9a-f]{64}", origin["sha256"]):
             problems.append(f"{key}.sha256: {origin['sha256']!r} is not 64 digits of 0 to 9 and a to f")
+        if isinstance(file := origin.get("file"), str) and (left := re.search(r"{\w+}", file)):
+            problems.append(
+                f"{key}.file: {left[0]} stands for nothing; in braces goes a key that the experiment has a list of, such as model"
+            )
         if isinstance(source := origin.get("experiment"), str):
             found = _unknown(source, experiments) or _circle(name, source, experiments)
             problems += [f"{key}.experiment: {problem}" for problem in found]

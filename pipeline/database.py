@@ -77,7 +77,7 @@ def entries_of(path: Path, classes: int | None = None) -> Iterator[tuple[str, in
     for number, line in enumerate(_lines(path), 1):
         name, _, label = line.rstrip().rpartition(" ")
         if not name or not re.fullmatch("-?[0-9]+", label):
-            raise InputError(f"{path}:{number}", f'"{line}"', "a path, a space and a label are wanted")
+            raise InputError(f"{path}:{number}", f'"{line.rstrip()}"', "a path, a space and a label are wanted")
         if classes is not None and not 0 <= int(label) < classes:
             raise InputError(
                 f"{path}:{number}",

@@ -11,7 +11,7 @@ import caffe
 from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
-from pipeline import models, solver
+from pipeline import models, solver, solver_fields
 from pipeline.augmentation import parsed
 from pipeline.command import run
 from pipeline.errors import InputError
@@ -194,20 +194,8 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
             f"{experiment.model} takes pairs: two images' channels, and the classes different and same",
             "give a dataset such as published: mnist_pairs",
         )
-    if len(template.mean_values) not in (0, 1, dataset.shape[0]):
-        raise InputError(
-            f"experiments.{experiment.name}",
-            f"{experiment.model} subtracts a value from each of {len(template.mean_values)} channels",
-            f"the images have {dataset.shape[0]}",
-            "choose another model, or images of that many",
-        )
-    if template.crop_size > min(dataset.shape[1:]):
-        raise InputError(
-            f"experiments.{experiment.name}",
-            f"{experiment.model} crops {template.crop_size}×{template.crop_size}",
-            f"the images are {dataset.shape[1]}×{dataset.shape[2]}",
-            "give the dataset a larger size",
-        )
+    if unfit := models.unfit(template, experiment.model, dataset.shape):
+        raise InputError(f"experiments.{experiment.name}", *unfit)
     batches = (experiment.batch_size, solver.test_batch(dataset.val_images))
     snapshots = folder.parent / "train" / "snapshots" / experiment.name
     param, reasons = solver.solver(
@@ -243,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pretrained", action="store_true", help="training starts from weights, unless from scratch")
     parser.add_argument("--last-lr-mult", type=float, help="multiplies the last layer's learning rates; 10 if it is new, else 1")
     parser.add_argument("--batch-size", type=int, default=0, help="images in a training batch; by default the template's")
-    parser.add_argument("--solver", type=json.loads, default={}, help="solver fields, epochs and step_epochs as JSON")
+    parser.add_argument("--solver", type=solver_fields.parsed, default={}, help="solver fields, epochs and step_epochs as JSON")
     parser.add_argument("--augmentation", type=parsed, help="how training images are changed: AugmentationParameter as JSON")
     parser.add_argument("--infogain", type=Path, help="matrix of an InfogainLoss, to weigh the classes")
     parser.add_argument("--resize-mode", type=Mode, choices=list(Mode), default=Mode.SQUASH, help="how images were resized")
@@ -255,9 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-norm", choices=["learn", "freeze"], default="learn", help="whose statistics training takes")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
-    if not models.is_file(a.model) and a.model not in TEMPLATES:
-        hint = caffe.nearest(a.model, TEMPLATES)
-        raise InputError(f"experiments.{a.name}.model", f'"{a.model}"', f"there are {', '.join(TEMPLATES)}", hint)
+    if a.batch_size < 0:
+        raise InputError("--batch-size", str(a.batch_size), "a batch has one image at least", "give more, or 0 for the model's")
     template = models.template(a.model)
     strategy, features_from = chosen(a.chosen) if a.chosen else (a.strategy, a.features_from)
     pretrained = a.pretrained and strategy != "scratch"

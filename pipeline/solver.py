@@ -12,8 +12,6 @@ from pipeline.errors import InputError
 
 TEST_BATCH = 256
 """Most images in a test batch; the batch is the largest divisor of the validation set's size up to this."""
-EPOCHS = 20
-"""How long a training is, where the config does not say it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
     accumulated = given.get("iter_size", 1)
     batches = f"batches of {sizes.batch_size}" + (f" × {accumulated}" if accumulated > 1 else "")
     epoch = max(1, round(sizes.train_images / (sizes.batch_size * accumulated)))
-    epochs, steps = given.pop("epochs", EPOCHS), given.pop("step_epochs", None)
+    epochs, steps = given.pop("epochs", solver_fields.DEFAULT_EPOCHS), given.pop("step_epochs", None)
     end = given.get("max_iter", max(1, round(epochs * epoch)))
     values = {
         "train_net": str(run.nets / "train.prototxt"),

@@ -60,14 +60,16 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
 
 
 def snapshots_in(folder: Path, last: int) -> list[Path]:
-    """The `last` latest snapshots of a training, by iteration."""
+    """The `last` latest snapshots of a training, by iteration; all where there are fewer, but more than one."""
+    if last < 1:
+        raise InputError("--last", str(last), "a mean is of one snapshot at least", "give a number above 0")
     found = [(int(match[1]), path) for path in sorted(folder.glob("*")) if (match := SNAPSHOT.search(path.name))]
-    if len(found) < last:
+    if len(found) < min(last, 2):
         raise InputError(
             folder,
             f"{len(found)} snapshot{'s' * (len(found) != 1)}",
             f"{last} are to be averaged",
-            "set solver.snapshot to so many iterations that the training writes enough, or average fewer",
+            "set solver.snapshot to fewer iterations, so that the training writes enough",
         )
     return [path for _, path in sorted(found)[-last:]]
 
@@ -112,8 +114,10 @@ def _merge(a: argparse.Namespace) -> tuple[caffe.Net, str]:
 
 def _average(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     (first, *others) = a.snapshots
-    files = snapshots_in(first, a.last) if first.is_dir() and not others else a.snapshots
-    return averaged(a.net, files), f"the mean of {', '.join(path.name for path in files)}"
+    folder = first.is_dir() and not others
+    files = snapshots_in(first, a.last) if folder else a.snapshots
+    fewer = f"; {a.last} were asked for, there are no more" if folder and len(files) < a.last else ""
+    return averaged(a.net, files), f"the mean of {', '.join(path.name for path in files)}{fewer}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -129,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     for command in (crop, convolve, merge):
         command.add_argument("weights", type=Path, help="the .caffemodel")
     average.add_argument("snapshots", type=Path, nargs="+", help="weights of one net, or the folder of a training's snapshots")
-    average.add_argument("--last", type=int, default=5, help="how many of a folder's snapshots (default: %(default)s)")
+    average.add_argument("--last", type=int, default=5, help="at most so many of a folder's snapshots (default: %(default)s)")
     convolve.add_argument("--height", type=int, required=True, help="of the images")
     convolve.add_argument("--width", type=int, required=True)
     for command, function in ((crop, _crop), (convolve, _convolutional), (merge, _merge), (average, _average)):

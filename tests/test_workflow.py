@@ -108,11 +108,12 @@ def test_every_public_name_of_the_engine_is_there():
 
 def test_the_order_of_channels_reaches_the_database(elsewhere):
     config = elsewhere / "config/config.yaml"
-    config.write_text(config.read_text().replace("    color: gray", "    channels: RGB", 1))
+    config.write_text(config.read_text().replace("    color: gray", "    channels: RGB"))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
     commands = [line for line in done.stdout.splitlines() if "pipeline.database" in line]
-    assert {("digits_base" in line, "--channels RGB" in line) for line in commands} == {(True, True), (False, False)}
+    assert len(commands) == 4
+    assert all("--channels RGB" in line for line in commands)
 
 
 @pytest.mark.parametrize(("copies", "in_database", "in_net"), [(0, 0, 1), (3, 1, 0)])

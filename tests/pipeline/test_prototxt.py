@@ -39,8 +39,32 @@ def test_an_unknown_solver_field_is_named(small, fails):
     fails(said, *PROTOTXT, "--model", "lenet", "--solver", '{"base_lrr": 1}')
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--model", "lenett"), ['model: "lenett", but there are lenet, mnist_siamese', 'did you mean "lenet"']),
+        (("--model", "lenet", "--batch-size", "-3"), ["--batch-size: -3, but a batch has one image at least; give more, or 0"]),
+        (("--model", "lenet", "--solver", "[1]"), ["--solver: [1], but a JSON object is wanted; give fields as in '{"]),
+        (("--model", "lenet", "--solver", "base_lr=1"), ["--solver: base_lr=1, but a JSON object is wanted"]),
+    ],
+)
+def test_an_argument_that_is_wrong_is_named(small, fails, given, said):
+    fails(said, *PROTOTXT, *given)
+
+
 def test_a_crop_larger_than_the_images_is_named(small, fails):
     fails(["caffenet crops 227×227", "the images are 8×8"], *PROTOTXT, "--model", "caffenet")
+
+
+def test_images_that_a_net_for_use_does_not_take_are_named(small, fails):
+    (small / "net.prototxt").write_text(
+        """
+        input: "data" input_dim: 1 input_dim: 3 input_dim: 6 input_dim: 8
+        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }
+        """
+    )
+    said = ["net.prototxt takes 6×8, but the images are 8×8; set the dataset's size: {height: 6, width: 8}"]
+    fails(said, *PROTOTXT, "--model", "net.prototxt")
 
 
 DATASET = Dataset("lmdb/train", "lmdb/val", "mean.binaryproto", (3, 40, 40), 7, 500, 90)
