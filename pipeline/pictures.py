@@ -1,7 +1,7 @@
 """Show what a dataset looks like: images of each class, how many there are, and the mean image.
 
 Written to a folder: overview.png (a row of images for each class), classes.png and classes.svg (images of each class by split),
-sizes.png and sizes.svg (height and width of the images' files), mean.png, and sheets/NUMBER_CLASS.png, a contact sheet for each
+sizes.png and sizes.svg (height and width of the images' files), mean.png, and sheets/NUMBER_CLASS.jpg, a contact sheet for each
 class. Images are those of the training database.
 """
 
@@ -143,7 +143,8 @@ def write(dataset: Path, folder: Path) -> None:
         (part / "sheets").mkdir(parents=True)
         for number, (name, shown) in enumerate(zip(names, images, strict=True)):
             if shown:
-                write_png(part / f"sheets/{number:04d}_{plain_name(name, 60)}.png", sheet(shown, COLUMNS))
+                _, content = cv2.imencode(".jpg", sheet(shown, COLUMNS))
+                (part / f"sheets/{number:04d}_{plain_name(name, 60)}.jpg").write_bytes(content)
         with plt.rc_context(STYLE):
             save_png(overview(images, names), part / "overview.png", tight=True)
             counts = {one: Counter(label for _, label in entries) for one, entries in lists.items()}

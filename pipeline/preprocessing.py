@@ -102,8 +102,17 @@ class Fitted:
             return None
 
 
+def _found(path: Path, mean: str) -> Path:
+    """The mean that a preprocessing.json names from the project's folder, seen from elsewhere, or taken elsewhere with the file."""
+    places = [Path(mean), *(folder / mean for folder in path.absolute().parents), path.with_name(Path(mean).name)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise InputError(path, f"its mean, {mean}, is not there", do="work in the project's folder, or put the mean beside this file")
+
+
 def read(path: Path) -> Preprocessing:
-    """What was written."""
+    """What was written. The mean may lie where it says, as seen from any folder above, or beside the file."""
     if not path.is_file():
         raise InputError(
             path, "no such file", "the prototxt step writes it beside the nets", "run that first, or correct the path"
@@ -118,4 +127,6 @@ def read(path: Path) -> Preprocessing:
         transform = json_format.ParseDict(found["transform_param"], caffe_pb2.TransformationParameter())
     except (KeyError, TypeError, ValueError, json_format.ParseError) as error:
         raise InputError(path, f"not a preprocessing.json ({error})", do="write it again with the prototxt step") from None
+    if transform.mean_file:
+        transform.mean_file = str(_found(path, transform.mean_file))
     return Preprocessing(options, transform, "RGB" if color == "RGB" else "BGR")

@@ -32,7 +32,14 @@ rule pictures:
             category="{dataset}",
             labels={"result": "mean image"},
         ),
-        sheets=directory("results/datasets/{dataset}/pictures/sheets"),
+        # Of the first 40 classes, as the overview has them: of a thousand, the report would be heavy.
+        sheets=report(
+            directory("results/datasets/{dataset}/pictures/sheets"),
+            patterns=["{number,00[0-3][0-9]}_{name}.jpg"],
+            caption="../report/sheet.rst",
+            category="{dataset}",
+            labels={"result": "contact sheet {number}: {name}"},
+        ),
     log:
         "logs/datasets/{dataset}/pictures.log",
     resources:

@@ -22,6 +22,7 @@ experiments:
 RESULTS = {
     "few": {
         *("images of each class", "how many of each class", "sizes of the files", "mean image", "augmented images"),
+        *("contact sheet 0000: a", "contact sheet 0001: b"),
         "near-duplicates (CSV)",
     },
     "base": {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline import preprocessing
+from pipeline.errors import InputError
 from pipeline.images import Resized, Size
+from pipeline.mean import to_blob
 from pipeline.preprocessing import Preprocessing
 from pipeline.resize import Mode, Options
 from tests.pipeline.conftest import NET
@@ -95,6 +98,23 @@ def test_what_is_written_is_what_is_read(tmp_path):
     made.write(tmp_path / "preprocessing.json")
     assert preprocessing.read(tmp_path / "preprocessing.json") == made
     assert json.loads((tmp_path / "preprocessing.json").read_text())["resize"]["color"] == "gray"
+
+
+def test_the_mean_is_found_from_elsewhere(tmp_path, monkeypatch):
+    home, nets = tmp_path / "project", tmp_path / "project/results/experiments/e/prototxt"
+    nets.mkdir(parents=True)
+    (home / "results/mean.binaryproto").write_bytes(to_blob(np.ones((3, 8, 8))).SerializeToString())
+    made = Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter(mean_file="results/mean.binaryproto"))
+    made.write(nets / "preprocessing.json")
+    monkeypatch.chdir(tmp_path)
+    seen = preprocessing.read(Path("project/results/experiments/e/prototxt/preprocessing.json"))
+    assert (seen.inputs(np.full((3, 8, 8), 3, np.uint8)) == 2).all()
+    shutil.copy(nets / "preprocessing.json", "preprocessing.json")
+    with pytest.raises(InputError) as error:
+        preprocessing.read(Path("preprocessing.json"))
+    assert "put the mean beside this file" in error.value.do
+    shutil.copy(home / "results/mean.binaryproto", "mean.binaryproto")
+    assert preprocessing.read(Path("preprocessing.json")).transform.mean_file == "mean.binaryproto"
 
 
 def test_ten_crops_are_caffes():

@@ -28,7 +28,7 @@ def test_every_picture_of_a_dataset_is_drawn(command, small, tmp_path):
     done = command("pipeline.pictures", "dataset", "pictures")
     assert done.returncode == 0, done.stderr
     names = {path.relative_to(tmp_path / "pictures").as_posix() for path in (tmp_path / "pictures").rglob("*.*")}
-    sheets = {"sheets/0000_cat.png", "sheets/0001_dog.png", "sheets/0002_owl.png"}
+    sheets = {"sheets/0000_cat.jpg", "sheets/0001_dog.jpg", "sheets/0002_owl.jpg"}
     assert names == {"overview.png", "classes.png", "classes.svg", "sizes.png", "sizes.svg", "mean.png", *sheets}
     assert cv2.imread(str(tmp_path / "pictures/mean.png")).shape == (8, 8, 3)
     assert cv2.imread(str(tmp_path / "pictures/overview.png")).std() > 10
