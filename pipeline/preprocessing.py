@@ -103,7 +103,7 @@ class Fitted:
 
 
 def _found(path: Path, mean: str) -> Path:
-    """The mean that a preprocessing.json names from the project's folder, seen from elsewhere, or taken elsewhere with the file."""
+    """The mean that a preprocessing.json names from the project's folder; seen from elsewhere, or moved along with the file."""
     places = [Path(mean), *(folder / mean for folder in path.absolute().parents), path.with_name(Path(mean).name)]
     for place in places:
         if place.is_file():
