@@ -134,7 +134,7 @@ def _net(template: Template, last: Last, experiment: Experiment, data: dict | No
         if layer.type == "BatchNorm":
             layer.batch_norm_param.use_global_stats = not training or experiment.batch_norm == "freeze"
     if training:
-        freeze(built.layers, frozen(built.layers, experiment.strategy, experiment.freeze_to, built.classifiers))
+        freeze(built.layers, frozen(built, experiment.strategy, experiment.freeze_to))
     n, layers, scores = caffe.NetSpec(), built.layers, built.heads[-1][0]
     if data is None:
         side = template.crop_size
