@@ -17,7 +17,7 @@ from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import Size
-from pipeline.models import TEMPLATES, Last, Template, siamese
+from pipeline.models import TEMPLATES, Built, Last, Template, siamese
 from pipeline.preprocessing import Preprocessing
 from pipeline.resize import INTERPOLATIONS, Mode, Options
 from pipeline.strategies import STRATEGIES, chosen, features, freeze, frozen, linear
@@ -147,7 +147,7 @@ def _net(template: Template, last: Last, experiment: Experiment, data: dict | No
     else:
         n.data, n.label = L.Data(ntop=2, **data)
         after = [] if training else _accuracies(scores, dataset.classes)
-        after += [_loss(experiment, number, head) for number, head in enumerate(reversed(built.heads))]
+        after += _losses(built, experiment.infogain)
     net = n.to_proto()
     net.layer.extend([*layers, *after])
     net.name = experiment.model
@@ -167,16 +167,20 @@ def _accuracies(scores: str, classes: int) -> list[caffe_pb2.LayerParameter]:
     return layers
 
 
-def _loss(experiment: Experiment, number: int, head: tuple[str, float]) -> caffe_pb2.LayerParameter:
-    """The loss of a head, the first of which counts and is called `loss`."""
-    scores, weight = head
-    kind = "InfogainLoss" if experiment.infogain else "SoftmaxWithLoss"
-    layer = _layer(kind, f"loss{number or ''}", scores, "label")
-    if weight != 1:
-        layer.loss_weight.append(weight)
-    if experiment.infogain:
-        layer.infogain_loss_param.source = str(experiment.infogain)
-    return layer
+def _losses(built: Built, infogain: Path | None) -> list[caffe_pb2.LayerParameter]:
+    """The losses of the heads: first `loss`, of the head that counts, then those of the others, the third `loss3`."""
+    layers = []
+    for number, (scores, weight) in reversed(list(enumerate(built.heads, 1))):
+        kind = "InfogainLoss" if infogain else "SoftmaxWithLoss"
+        layer = _layer(kind, f"loss{number}" if layers else "loss", scores, "label")
+        if weight != 1:
+            layer.loss_weight.append(weight)
+        if scores in built.loss_params:
+            layer.loss_param.CopyFrom(built.loss_params[scores])
+        if infogain:
+            layer.infogain_loss_param.source = str(infogain)
+        layers.append(layer)
+    return layers
 
 
 def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, interpolation: str) -> None:
