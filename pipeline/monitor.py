@@ -11,8 +11,11 @@ from typing import TextIO
 
 import caffe
 
-TAGS = {"loss": "loss/train", "test_loss": "loss/validation", "learning_rate": "learning_rate"}
-"""What TensorBoard calls the metrics; further ones, accuracies first of all, are called as the test net's outputs."""
+TAGS = {
+    **{"loss": "loss/train", "test_loss": "loss/validation"},
+    **{"accuracy": "accuracy/train", "test_accuracy": "accuracy/validation"},
+}
+"""What TensorBoard calls the metrics; further ones are called as the test net's outputs."""
 
 
 class Monitor:

@@ -146,7 +146,7 @@ def _net(template: Template, last: Last, experiment: Experiment, data: dict | No
         layers, after = siamese.paired(layers, dataset.shape[0] // 2), siamese.compared(scores, training)
     else:
         n.data, n.label = L.Data(ntop=2, **data)
-        after = [] if training else _accuracies(scores, dataset.classes)
+        after = _accuracies(scores, dataset.classes)[: 1 if training else None]
         after += _losses(built, experiment.infogain)
     net = n.to_proto()
     net.layer.extend([*layers, *after])

@@ -22,7 +22,7 @@ CLASSIFIERS = {
     "v1_format/mnist__lenet.prototxt": ["ip2"],
 }
 
-MEASURED = {"train": [], "test": ["accuracy", "accuracy_top5"]}
+MEASURED = {"train": ["accuracy"], "test": ["accuracy", "accuracy_top5"]}
 
 
 def made(net, tmp_path, shape=(3, 320, 320), **fields):

@@ -48,7 +48,7 @@ def test_the_written_nets_are_of_one_shape(tmp_path):
     experiment = Experiment("e", "cifar10_quick", "ip2_cats", 10, 50, False, {})
     made = nets(TEMPLATES["cifar10_quick"], DATASET, experiment)
     assert made["deploy"].layer[0].type == "Input"
-    assert [layer.name for layer in made["train"].layer][-2:] == ["ip2_cats", "loss"]
+    assert [layer.name for layer in made["train"].layer][-3:] == ["ip2_cats", "accuracy", "loss"]
     for net in made.values():
         last = next(layer for layer in net.layer if layer.name == "ip2_cats")
         assert last.inner_product_param.num_output == 7
@@ -162,7 +162,7 @@ def test_top_5_is_measured_where_there_are_more_classes(classes, measured):
     layers = [layer for layer in made["test"].layer if layer.type == "Accuracy"]
     assert [layer.name for layer in layers] == measured
     assert [layer.accuracy_param.top_k for layer in layers] == [1, 5][: len(measured)]
-    assert not any(layer.type == "Accuracy" for layer in made["train"].layer)
+    assert [layer.name for layer in made["train"].layer if layer.type == "Accuracy"] == ["accuracy"]
 
 
 @pytest.fixture

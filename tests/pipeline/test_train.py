@@ -16,7 +16,7 @@ import caffe
 from pipeline.train import train
 from pipeline.weights import Given
 from tests.conftest import ROOT
-from tests.pipeline.conftest import TRAIN
+from tests.pipeline.conftest import ACCURACY, TRAIN
 
 LOG = ("train.log",)
 WEIGHTS = ("start.caffemodel", "out/final.caffemodel")
@@ -174,13 +174,28 @@ def test_every_output_of_the_test_net_is_a_metric(here):
     assert (metrics.test_accuracy_top2 >= metrics.test_accuracy).all()
     (events,) = (here / "out/tensorboard").iterdir()
     shown = EventAccumulator(str(events)).Reload()
-    tags = {"loss/train": "loss", "loss/validation": "test_loss", "accuracy": "test_accuracy"}
+    tags = {"loss/train": "loss", "loss/validation": "test_loss", "accuracy/validation": "test_accuracy"}
     tags |= {"accuracy_top2": "test_accuracy_top2", "learning_rate": "learning_rate"}
     assert set(shown.Tags()["scalars"]) == set(tags)
     for tag, column in tags.items():
         measured = metrics.dropna(subset=column)
         assert [scalar.step for scalar in shown.Scalars(tag)] == list(measured.iteration)
         assert [scalar.value for scalar in shown.Scalars(tag)] == pytest.approx(list(measured[column]))
+
+
+def test_accuracy_in_training_is_measured_where_a_net_gives_it_and_changes_nothing(here):
+    train(Path("solver.prototxt"), Path("without"), Given())
+    with (here / "train.prototxt").open("a") as file:
+        file.write(ACCURACY + "\n")
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), Given())
+    assert values(here / "out/final.caffemodel") == values(here / "without/final.caffemodel")
+    assert list(metrics.columns)[-2:] == ["accuracy", "since_best"]
+    assert (3 * metrics.accuracy).round(6).isin([0, 1, 2, 3]).all()
+    assert metrics.accuracy.iloc[-1] == 1
+    (events,) = (here / "out/tensorboard").iterdir()
+    shown = EventAccumulator(str(events)).Reload()
+    for part, column in (("train", "accuracy"), ("validation", "test_accuracy")):
+        assert [scalar.value for scalar in shown.Scalars(f"accuracy/{part}")] == pytest.approx(list(metrics[column]))
 
 
 def test_metrics_are_there_while_training_goes_on(here, monkeypatch):
