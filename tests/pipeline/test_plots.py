@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pytest
 
 from pipeline.plots import curves, save
 
@@ -21,6 +22,7 @@ METRICS = pd.DataFrame(
 def test_curves_show_loss_accuracy_with_its_best_and_the_learning_rate():
     losses, accuracies, rates = curves(METRICS).axes
     assert [len(line.get_xdata()) for line in losses.lines] == [3, 2]
+    assert losses.get_legend().get_title().get_text() == ""
     (line,) = accuracies.lines
     assert line.get_ydata().tolist() == [30, 90]
     assert [text.get_text() for text in accuracies.texts] == ["best 90.0 % at 10"]
@@ -34,6 +36,14 @@ def test_every_accuracy_that_was_measured_is_drawn():
     drawn = {line.get_label(): line.get_ydata().tolist() for line in accuracies.lines}
     assert drawn == {"training": [40, 60, 95], "validation": [30, 90], "validation, top5": [50, 100]}
     assert [text.get_text() for text in accuracies.texts] == ["best 90.0 % at 10"]
+    plt.close("all")
+
+
+def test_the_losses_of_all_heads_are_drawn_against_those_of_all_heads():
+    losses, *_ = curves(METRICS.assign(test_loss1=[0.3, None, 0.1], test_loss2=[0.4, None, 0.2])).axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in losses.lines}
+    assert drawn == {"training": [1.1, 0.5, 0.2], "validation": pytest.approx([1.8, 0.6])}
+    assert losses.get_legend().get_title().get_text() == "weighted sum of 3 heads"
     plt.close("all")
 
 
