@@ -80,7 +80,10 @@ class Experiment:
 
 def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[str, caffe_pb2.NetParameter]:
     """{"train", "test", "deploy"}: the three nets."""
-    last = Last(experiment.last, dataset.classes, experiment.last_lr_mult)
+    last, sizes = (
+        Last(experiment.last, dataset.classes, experiment.last_lr_mult),
+        _sizes(template, dataset, experiment.batch_size),
+    )
     train = _data(template, dataset, "TRAIN", experiment.batch_size)
     if experiment.augmentation is not None:
         train["transform_param"]["augmentation_param"] = {
@@ -88,11 +91,15 @@ def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[s
         }
     return {
         "train": _net(template, last, experiment, train, dataset),
-        "test": _net(
-            template, last, experiment, _data(template, dataset, "TEST", solver.test_batch(dataset.val_images)), dataset
-        ),
+        "test": _net(template, last, experiment, _data(template, dataset, "TEST", sizes.test_batch), dataset),
         "deploy": _net(template, last, experiment, None, dataset),
     }
+
+
+def _sizes(template: Template, dataset: Dataset, batch_size: int) -> solver.Sizes:
+    _, height, width = dataset.shape
+    most = solver.most_tested(template.crop_size**2 or height * width)
+    return solver.Sizes(dataset.train_images, dataset.val_images, batch_size, most)
 
 
 def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> dict:
@@ -210,10 +217,9 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
             f"the images are {dataset.shape[1]}×{dataset.shape[2]}",
             "give the dataset a larger size",
         )
-    batches = (experiment.batch_size, solver.test_batch(dataset.val_images))
     snapshots = folder.parent / "train" / "snapshots" / experiment.name
     param, reasons = solver.solver(
-        solver.Sizes(dataset.train_images, dataset.val_images, *batches),
+        _sizes(template, dataset, experiment.batch_size),
         solver.Run(folder, snapshots, experiment.gpu, experiment.solver, experiment.strategy == "features"),
         f"experiments.{experiment.name}.solver",
     )
