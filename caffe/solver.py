@@ -264,6 +264,8 @@ class Solver:
     def _check_loss(self, loss: float) -> None:
         """Stop where the loss is no number; say so where it is as large as it can be."""
         if not math.isfinite(loss):
+            self._row["loss"] = loss
+            self._emit()
             raise diagnosis.divergence(self, loss, self._last_loss)
         if abs(loss - diagnosis.LARGEST_LOSS) < 0.01 and self._last_loss != loss:
             glog.warning(

@@ -28,7 +28,8 @@ class Monitor:
     best      the file that gets the weights of the best test
     patience  after so many tests without a better one, training is asked to stop; 0: never
 
-    The best test is the one with the highest accuracy, or where there is no accuracy, the lowest loss; of equals, the first.
+    The best test is the one with the highest accuracy, or where there is no accuracy, the lowest loss; of equals, the first. One
+    whose loss is no number is never the best: Caffe counts scores that are no numbers as right.
     Its weights are written at once, and not copied in memory: an array that has been looked at keeps its order in memory from
     then on, and training would be slower and end on other last digits.
     """
@@ -42,6 +43,7 @@ class Monitor:
         self.best: dict | None = None
         self.tests = 0
         self.stopped = False
+        self.diverged: int | None = None
         self._since: int | None = None
         self._file = table
         self._table = csv.DictWriter(table, [*solver.metrics, "since_best"], lineterminator="\n")
@@ -56,9 +58,13 @@ class Monitor:
         self._board.close()
 
     def summary(self) -> dict:
-        """Of the best test: iteration, by, test_accuracy, test_loss; and tests, how many there were, and stopped_early."""
-        best = self.best or {"iteration": self._solver.iter, "by": "last"}
-        rest = {"tests": self.tests, "stopped_early": self.stopped}
+        """Of the best test: iteration, by, test_accuracy, test_loss; and tests, how many there were, stopped_early, and diverged.
+
+        diverged  the iteration whose loss was no number, if one was
+        """
+        none = {"iteration": self._solver.iter, "by": "last"} if self.diverged is None else {"iteration": 0, "by": "start"}
+        best = self.best or none
+        rest = {"tests": self.tests, "stopped_early": self.stopped, "diverged": self.diverged}
         return {key: best.get(key) for key in ("iteration", "by", "test_accuracy", "test_loss")} | rest
 
     def write_summary(self, path: Path) -> None:
@@ -69,7 +75,7 @@ class Monitor:
         self.tests += 1
         by, sign = ("test_loss", -1) if row["test_accuracy"] is None else ("test_accuracy", 1)
         value = row[by]
-        better = value is not None and not math.isnan(value)
+        better = value is not None and math.isfinite(value) and math.isfinite(row["test_loss"] or 0)
         better = better and (self.best is None or sign * value > sign * self.best[by])
         self._since = 0 if better else None if self._since is None else self._since + 1
         if better:

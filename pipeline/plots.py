@@ -35,13 +35,16 @@ STYLE = {
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """A metrics table of the train step."""
+    """A metrics table of the train step; tests whose loss is no number, which Caffe counts as right, have no accuracy."""
     table = pd.read_csv(path)
     missing = [name for name in ("iteration", "loss", "learning_rate", "test_loss", "test_accuracy") if name not in table]
     if missing:
         raise InputError(path, f"no column {missing[0]}", "it is metrics.csv of the train step", "correct the path")
     if table.empty:
         raise InputError(path, "no metrics", do="set display and test_interval in the solver")
+    table = table.replace([np.inf, -np.inf], np.nan)
+    if table.test_loss.notna().any():
+        table.loc[table.test_loss.isna(), [name for name in table if name.startswith("test_accuracy")]] = np.nan
     return table
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.plots import curves, save
+from pipeline.plots import curves, read_metrics, save
 
 METRICS = pd.DataFrame(
     {
@@ -65,6 +65,15 @@ def test_the_same_numbers_give_the_same_files(trained, command):
         made.append({path.name: path.read_bytes() for path in (trained / folder).iterdir()})
     assert set(made[0]) == {"curves.png", "curves.svg"}
     assert made[0] == made[1]
+
+
+def test_scores_that_are_no_numbers_have_no_accuracy(tmp_path):
+    diverged = METRICS.assign(loss=[1.1, 9e9, np.inf], test_loss=[1.1, None, np.nan], test_accuracy=[0.3, None, 1.0])
+    diverged.to_csv(tmp_path / "metrics.csv", index=False)
+    losses, accuracies, _ = curves(read_metrics(tmp_path / "metrics.csv")).axes
+    assert losses.lines[0].get_ydata().tolist() == [1.1, 9e9]
+    assert [text.get_text() for text in accuracies.texts] == ["best 30.0 % at 0"]
+    plt.close("all")
 
 
 def test_another_table_than_metrics_is_refused(fails, write):
