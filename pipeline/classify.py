@@ -23,6 +23,7 @@ from pipeline.images import content_of, why_unreadable
 from pipeline.preprocessing import Preprocessing
 from pipeline.progress import progress
 from pipeline.sources import IMAGES
+from pipeline.trained import loaded
 
 BATCH = 32
 """Crops that go through the net at once."""
@@ -100,7 +101,9 @@ def main(argv: list[str] | None = None) -> None:
     how = preprocessing.read(a.preprocessing or a.net.with_name("preprocessing.json"))
     names, paths = read_labels(a.labels), image_files(a.images)
     with devices.on_gpu(a.gpu):
-        net = caffe.Net(str(a.net), str(a.weights), caffe.TEST)
+        net = loaded(a.net, a.weights)
+        if not net.inputs:
+            raise InputError(a.net, "no input", "images are put into one", "give deploy.prototxt")
         work = classify(net, paths, names, how, a.oversample, a.top)
         guesses = list(progress(work, total=len(paths), desc="classify"))
     for guess in guesses:

@@ -48,14 +48,15 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     problems = [problem for error in validator.iter_errors(config) for problem in _explained(error)]
     problems += _without_effect(config)
     config = _with_defaults(config, schema)
+    for experiment in _mappings(config.get("experiments")).values():
+        if isinstance(experiment.get("weights"), str | list):
+            experiment["weights"] = _of_files(experiment["weights"])
     problems += _cross_checked(config)
     if problems:
         raise InputError("", "\n".join(f"{path}: {problem}" for problem in problems))
     for dataset in config["datasets"].values():
         if other := dataset["source"].get("dataset"):
             dataset |= {key: config["datasets"][other][key] for key in OF_IMAGES}
-    for experiment in config["experiments"].values():
-        experiment.setdefault("last_lr_mult", 10 if experiment["rename_last"] and experiment["weights"] else 1)
     config["sweeps"] = found
     return config
 
@@ -147,6 +148,7 @@ def _cross_checked(config: dict) -> list[str]:
     for name, experiment in experiments.items():
         problems += [f"experiments.{name}.{problem}" for problem in _of_experiment(experiment, datasets)]
         problems += [f"experiments.{name}.weights{problem}" for problem in _of_weights(name, experiments)]
+        problems += [f"experiments.{name}.dataset: {problem}" for problem in _of_channels(experiment, experiments, datasets)]
     return problems
 
 
@@ -183,7 +185,7 @@ def _without_effect(config: dict) -> list[str]:
             if key in source and kind and kind not in kinds:
                 problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")
         images = {"list": (), "folder": (), "dataset": OF_IMAGES}.get(kind, (*OF_IMAGES, *OF_LISTS))
-        images = (*images, "encode") if kind == "published" else images
+        images = (*images, "encode", "channels") if kind == "published" else images
         for key in images:
             if key in dataset:
                 problems.append(f"datasets.{name}.{key}: no effect, it is the {kind}'s")
@@ -217,11 +219,13 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     problems = [f"solver.{problem}" for problem in solver_fields.problems(_mapping(experiment.get("solver")))]
     if isinstance(dataset, str):
         problems += [f"dataset: {problem}" for problem in _unknown(dataset, datasets)]
+    problems += _of_testing(experiment, _mapping(datasets.get(dataset)) if isinstance(dataset, str) else {})
     problems += _of_strategy(experiment)
     problems += _of_average(experiment)
     template, found = _template(model) if isinstance(model, str) else (None, [])
     problems += [f"model: {problem}" for problem in found]
     if isinstance(dataset, str) and template:
+        problems += _of_images(experiment, template, _shape(dataset, datasets))
         problems += _of_layers(experiment, template)
         problems += _of_skipped(experiment, template)
     if template and template.pairs:
@@ -229,6 +233,50 @@ def _of_experiment(experiment: dict, datasets: dict) -> list[str]:
     if experiment.get("batch_norm") == "freeze":
         problems += _of_batch_norm(experiment, template)
     return problems
+
+
+def _of_testing(experiment: dict, dataset: dict) -> list[str]:
+    """What is wrong with an evaluation on images for testing."""
+    if "test" not in (experiment.get("evaluate") or []) or not dataset:
+        return []
+    kind = kind_of(_mapping(dataset.get("source")))
+    if kind in ("published", "database"):
+        return [f"evaluate: test: a dataset from {kind} has train and val; name one of these"]
+    if _mapping(dataset.get("split")).get("by") != "column":
+        return ["evaluate: test: no images are for testing; say which in the list's split column, and split: {by: column}"]
+    return []
+
+
+def _shape(name: str, datasets: dict) -> tuple[int, int, int] | None:
+    """Channels, height and width of a dataset's images where they are resized; None where they are taken as they are."""
+    dataset = datasets.get(name, {})
+    if isinstance(other := _mapping(dataset.get("source")).get("dataset"), str):
+        dataset = datasets.get(other, {})
+    size = _mapping(dataset.get("size"))
+    height, width = size.get("height"), size.get("width")
+    if (
+        kind_of(_mapping(dataset.get("source"))) not in ("list", "folder")
+        or not isinstance(height, int)
+        or not isinstance(width, int)
+    ):
+        return None
+    return 1 if dataset.get("color") == "gray" else 3, height, width
+
+
+def _of_images(experiment: dict, template: models.Template, shape: tuple[int, int, int] | None) -> list[str]:
+    """What is wrong with the size and the colours of the images that a net is given.
+
+    shape  of the dataset's images, where it is known
+    """
+    if shape and (unfit := models.unfit(template, experiment["model"], shape)):
+        return [str(InputError("model", *unfit))]
+    side, wanted = template.crop_size, _mapping(_mapping(experiment.get("export")).get("convolutional"))
+    own = (side, side) if side else shape[1:] if shape else None
+    given = wanted.get("height"), wanted.get("width")
+    if own and all(isinstance(one, int) for one in given) and any(one < least for one, least in zip(given, own, strict=True)):
+        found, least = (f"{height}×{width}" for height, width in (given, own))
+        return [f"export.convolutional: {found} is smaller than the net's own {least}; give no side that is smaller"]
+    return []
 
 
 def _of_layers(experiment: dict, template: models.Template) -> list[str]:
@@ -307,6 +355,8 @@ def _of_average(experiment: dict) -> list[str]:
     every, last = solver.get("snapshot", 0), solver.get("max_iter")
     if not isinstance(wanted, int) or not isinstance(every, int):
         return []
+    if experiment.get("strategy") == "features":
+        return ["export.average: strategy: features trains nothing, and there are no snapshots; remove it"]
     if every < 1:
         return ["export.average: no snapshots to average; set solver.snapshot, so many iterations from one to the next"]
     written = -(-last // every) if isinstance(last, int) else wanted
@@ -323,6 +373,13 @@ def _template(model: str) -> tuple[models.Template | None, list[str]]:
         return models.template(model), []
     except caffe.Error as error:
         return None, [str(error)]
+
+
+def _of_files(weights: object) -> object:
+    """Weights with {file: PATH} for each that is given as a path alone."""
+    if isinstance(weights, list):
+        return [_of_files(one) for one in weights]
+    return {"file": weights} if isinstance(weights, str) else weights
 
 
 def origins(experiment: dict) -> list[dict]:
@@ -350,10 +407,29 @@ def _of_weights(name: str, experiments: dict) -> list[str]:
             problems.append(f"{key}: sha256 is missing; it says which file the url gives")
         if isinstance(origin.get("sha256"), str) and not re.fullmatch("[0-9a-f]{64}", origin["sha256"]):
             problems.append(f"{key}.sha256: {origin['sha256']!r} is not 64 digits of 0 to 9 and a to f")
+        if isinstance(file := origin.get("file"), str) and (left := re.search(r"{\w+}", file)):
+            problems.append(
+                f"{key}.file: {left[0]} stands for nothing; in braces goes a key that the experiment has a list of, such as model"
+            )
         if isinstance(source := origin.get("experiment"), str):
             found = _unknown(source, experiments) or _circle(name, source, experiments)
             problems += [f"{key}.experiment: {problem}" for problem in found]
     return problems
+
+
+def _of_channels(experiment: dict, experiments: dict, datasets: dict) -> list[str]:
+    """What is wrong where weights were learned on colours in another order."""
+
+    def channels(one: dict) -> str:
+        dataset = datasets.get(one.get("dataset"), {}) if isinstance(one.get("dataset"), str) else {}
+        published = str(_mapping(dataset.get("source")).get("published", ""))
+        return "RGB" if published.startswith("cifar") else dataset.get("channels", "BGR")
+
+    for source in (origin.get("experiment") for origin in origins(experiment)):
+        if isinstance(source, str) and source in experiments and channels(experiments[source]) != channels(experiment):
+            found = f"channels are {channels(experiment)}, those that {source} learned on {channels(experiments[source])}"
+            return [f"{found}; give datasets.{experiment['dataset']}.channels: {channels(experiments[source])}"]
+    return []
 
 
 def _circle(name: str, source: str, experiments: dict) -> list[str]:

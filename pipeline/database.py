@@ -1,9 +1,9 @@
 """Build an LMDB of Caffe's Datum records from an image list, and a manifest of what is in it.
 
 Records are raw pixels, channels × height × width, uint8, BGR or gray, or PNG or JPEG files; keys are `%08d_path`. Both are as
-convert_imageset writes them. Changed copies of the images follow them, all of the first, then all of the second: an epoch each.
-The manifest (JSON: images, classes, shape, and the sha256 of the digests of all keys and records) is what later steps depend on:
-Snakemake does not see a change inside a database.
+convert_imageset writes them; channels may be RGB instead, as those of CIFAR's own databases. Changed copies of the images follow
+them, all of the first, then all of the second: an epoch each. The manifest (JSON: images, classes, shape, the sha256 of all keys'
+and records' digests, and channels where they are RGB) is what later steps depend on: Snakemake sees no change inside a database.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Options:
     copies        changed copies of each image
     augmentation  how those are changed
     seed          what the changes are drawn by
+    channels      the records' order: BGR or RGB
     """
 
     classes: int
@@ -60,6 +61,7 @@ class Options:
     copies: int = 0
     augmentation: caffe_pb2.AugmentationParameter | None = None
     seed: int = 1
+    channels: str = "BGR"
 
 
 def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, int]]:
@@ -75,7 +77,7 @@ def entries_of(path: Path, classes: int | None = None) -> Iterator[tuple[str, in
     for number, line in enumerate(_lines(path), 1):
         name, _, label = line.rstrip().rpartition(" ")
         if not name or not re.fullmatch("-?[0-9]+", label):
-            raise InputError(f"{path}:{number}", f'"{line}"', "a path, a space and a label are wanted")
+            raise InputError(f"{path}:{number}", f'"{line.rstrip()}"', "a path, a space and a label are wanted")
         if classes is not None and not 0 <= int(label) < classes:
             raise InputError(
                 f"{path}:{number}",
@@ -126,6 +128,8 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
             raise InputError(where, found, f"the first image is {'×'.join(map(str, shape))}", "resize them alike first")
         if copy:
             image = changed(image, options.augmentation, (options.seed, number))
+        if options.channels == "RGB" and image.ndim == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         key = f"{number:08d}_{name}".encode(errors="surrogateescape")
         value = record(image, label, options.encode, room[number // BATCH % 2, number % BATCH])
         return key, value, digest(key, value)
@@ -224,7 +228,14 @@ def write(batches: Iterable[list[tuple[bytes, bytes, bytes]]], database: Path, o
             found = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
             raise InputError(database, f"records of {found}", "all have one shape", "resize the images alike")
     shape = list(shapes.pop())
-    return {"images": count, "classes": options.classes, "shape": shape, "sha256": meant.hexdigest()}
+    manifest = {"images": count, "classes": options.classes, "shape": shape, "sha256": meant.hexdigest()}
+    return manifest | {"channels": "RGB"} if options.channels == "RGB" else manifest
+
+
+def are_rgb(database: Path) -> bool:
+    """Whether the channels of a database's records are red, green and blue, by the manifest beside it; Caffe's are BGR."""
+    manifest = database.with_name(f"{database.name}.manifest.json")
+    return manifest.exists() and json.loads(manifest.read_text()).get("channels") == "RGB"
 
 
 def _read_back(environment: lmdb.Environment, database: Path, options: Options) -> tuple[set[tuple[int, ...]], str]:
@@ -267,6 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, required=True, help="labels.txt")
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--color", choices=["color", "gray"], default="color")
+    parser.add_argument("--channels", choices=["BGR", "RGB"], default="BGR", help="their order in records (default: %(default)s)")
     parser.add_argument("--encode", choices=["raw", "png", "jpg"], default="raw", help="pixels or files (default: %(default)s)")
     parser.add_argument("--copies", type=int, default=0, help="changed copies of each image")
     parser.add_argument("--augmentation", type=parsed, help="how copies are changed: AugmentationParameter's fields as JSON")
@@ -277,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--copies", str(a.copies), "copies are changed", "say how with --augmentation")
     with written_whole(a.manifest) as part:
         color = a.color == "color"
-        options = Options(len(read_labels(a.labels)), color, a.threads, a.encode, a.copies, a.augmentation, a.seed)
+        options = Options(len(read_labels(a.labels)), color, a.threads, a.encode, a.copies, a.augmentation, a.seed, a.channels)
         manifest = build(a.list, below(a.root, options.color), a.database, options)
         part.write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"{a.database}: {manifest['images']} records of {'×'.join(map(str, manifest['shape']))}, {manifest['classes']} classes")

@@ -28,7 +28,7 @@ from pipeline.command import run
 from pipeline.database import read_labels
 from pipeline.files import written_whole
 from pipeline.parameters import named_tensors
-from pipeline.surgery import loaded
+from pipeline.trained import loaded
 
 
 def write_onnx(net: caffe.Net, output: Path, metadata: Mapping[str, str], scale: float = 1.0) -> float:

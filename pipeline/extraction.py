@@ -17,7 +17,7 @@ from caffe.datum import parse, pixels_of
 from caffe.db import LevelDB, LMDBFile, open_db
 from caffe.proto import caffe_pb2
 from caffe.transform import Transformer, workers
-from pipeline import devices, preprocessing
+from pipeline import devices, preprocessing, trained
 from pipeline.database import entries_of
 from pipeline.errors import InputError
 from pipeline.images import Files, Resized, below
@@ -137,14 +137,7 @@ def _loaded(job: Run, stack: contextlib.ExitStack) -> caffe.Net:
         caffe.write_prototxt(path, definition)
     net = caffe.Net(str(path), caffe.TEST)
     stack.callback(net.close)
-    missing = net.copy_from(job.weights).untouched
-    if missing:
-        raise InputError(
-            job.weights,
-            f"no weights for {', '.join(missing[:5])}",
-            f"layers of {job.net} want them",
-            "give the weights that this net was trained to",
-        )
+    trained.copy(net, job.weights, job.net)
     return net
 
 

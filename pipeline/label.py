@@ -34,6 +34,10 @@ class Duplicates(enum.StrEnum):
     IGNORE = "ignore"
 
 
+PARTS = ("train", "val", "test")
+"""What an image can be for."""
+
+
 @dataclass(frozen=True)
 class Listed:
     """Images that were downloaded and resized, one an element of each.
@@ -94,10 +98,12 @@ def class_order(name: str) -> tuple:
 
 
 def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Each image's class as a number, whether it is for validation, and the class names by number.
+    """Each image's class as a number, what it is for (train, val or test), and the class names by number.
 
     where  what errors call the images' tables
     given  the class names; labels are their numbers then
+
+    Where a list has images for testing and none for validation, those are taken for it, as Caffe's examples do.
     """
     if split.val is not None and not 0 < split.val < 1:
         raise InputError("split.val", f"{split.val} is not between 0 and 1")
@@ -113,42 +119,43 @@ def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = 
     numbers = np.array([number[label] for label in listed.labels])
     if split.val is None and not split.folds:
         for path, part in zip(listed.paths, listed.splits, strict=True):
-            if part not in ("train", "val"):
+            if part not in PARTS:
                 raise InputError(
                     where,
                     f"no split for {path}",
                     "split.by is column",
-                    "fill the list's split column with train or val, or use split.by: fraction",
+                    "fill the list's split column with train, val or test, or use split.by: fraction",
                 )
-        return numbers, np.array([part == "val" for part in listed.splits]), names
+        parts = np.array(listed.splits)
+        return numbers, parts if "val" in parts else np.where(parts == "test", "val", parts), names
     # An image without a group is one by itself.
     groups = {name: index for index, name in enumerate(sorted(set(listed.groups)))}
     numbered = np.array([groups[group] if group else len(groups) + at for at, group in enumerate(listed.groups)])
-    return numbers, drawn(numbers, numbered, split, np.random.default_rng((split.seed, 0))), names
+    held_out = drawn(numbers, numbered, split, np.random.default_rng((split.seed, 0)))
+    return numbers, np.where(held_out, "val", "train"), names
 
 
-def lists_of(
-    numbers: np.ndarray, held_out: np.ndarray, names: list[str], split: Split, where: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the images of train.txt and of val.txt, in shuffled order."""
+def lists_of(numbers: np.ndarray, parts: np.ndarray, names: list[str], split: Split, where: Path) -> dict[str, np.ndarray]:
+    """{train, val, test: positions of its images, in shuffled order}."""
     rng = np.random.default_rng((split.seed, 1))
-    trained = np.flatnonzero(~held_out)
+    trained = np.flatnonzero(parts == "train")
     counts = np.bincount(numbers[trained], minlength=len(names))
     for name, count in zip(names, counts, strict=True):
         if count < split.min_per_class:
             found = f'class "{name}" has {count or "no"} training images'
             wanted = f"every class needs {split.min_per_class if split.min_per_class > 1 else 'some'}"
             raise InputError(where, found, wanted, "check its split, or lower split.min_per_class")
-    if not held_out.any():
+    if not (parts == "val").any():
         raise InputError(
             where, "no validation images", "training is judged by some", "check its split column, or raise split.val"
         )
-    return trained[balanced(numbers[trained], split, rng)], rng.permutation(np.flatnonzero(held_out))
+    chosen = {"train": trained[balanced(numbers[trained], split, rng)]}
+    return chosen | {part: rng.permutation(np.flatnonzero(parts == part)) for part in ("val", "test")}
 
 
-def near_duplicates(listed: Listed, held_out: np.ndarray, images: Resized) -> dict[int, tuple[int, int]]:
-    """{validation image: (the training image it nearly is, the bits in which their fingerprints differ)}, by position."""
-    val, train = np.flatnonzero(held_out), np.flatnonzero(~held_out)
+def near_duplicates(listed: Listed, parts: np.ndarray, images: Resized) -> dict[int, tuple[int, int]]:
+    """{image held out: (the training image it nearly is, the bits in which their fingerprints differ)}, by position."""
+    val, train = np.flatnonzero(parts != "train"), np.flatnonzero(parts == "train")
     found = duplicates.nearest(
         listed.prints[val],
         listed.prints[train],
@@ -165,26 +172,24 @@ def write_lists(
     given: list[str] | None = None,
     policy: Duplicates = Duplicates.REPORT,
 ) -> dict[str, int]:
-    """Write the lists and what is said of them to `folder`, whole; return the number of train, val and near-duplicate images.
+    """Write the lists and what is said of them to `folder`, whole; return how many images there are, and near-duplicates.
 
-    train.txt, val.txt                 `path label` a line
+    train.txt, val.txt, test.txt       `path label` a line; the last is empty where no images are for testing
     labels.txt                         a class name a line, by number
     synset_words.txt                   `nNUMBER name`, as ImageNet's
     classes.csv, infogain.binaryproto  images and weight of each class
-    duplicates.csv                     validation images that nearly are training images: val, train, bits, val_class, train_class
+    duplicates.csv                     images held out that nearly are training images: val, train, bits, val_class, train_class
     sizes.csv                          sizes of the images' files: height, width, images
     """
     resized, where = Resized(images), _place(tables)
     listed = read_tables(tables, resized)
-    numbers, held_out, names = assign(listed, split, where, given)
-    pairs = {} if policy == Duplicates.IGNORE else near_duplicates(listed, held_out, resized)
-    kept = held_out.copy()
+    numbers, parts, names = assign(listed, split, where, given)
+    pairs = {} if policy == Duplicates.IGNORE else near_duplicates(listed, parts, resized)
+    positions = lists_of(numbers, parts, names, split, where)
     if policy == Duplicates.DROP:
-        kept[list(pairs)] = False
-        if held_out.any() and not kept.any():
+        positions |= {part: positions[part][~np.isin(positions[part], list(pairs))] for part in ("val", "test")}
+        if not len(positions["val"]):
             raise InputError(where, "every validation image nearly is a training image", do="use duplicates: report, and look")
-    train, val = lists_of(numbers, held_out, names, split, where)
-    positions = {"train": train, "val": val[kept[val]]}
     with written_whole(folder) as part:
         part.mkdir()
         for name, chosen in positions.items():
@@ -258,7 +263,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(a.shards, "no shards", do="run pipeline.shards first")
     split = Split(a.val, a.seed, a.folds, a.fold, a.min_per_class, a.max_per_class, a.repeat)
     counts = write_lists(tables, a.images, a.output, split, read_labels(a.names) if a.names else None, a.duplicates)
-    print(f"{a.output}: {counts['train']} training and {counts['val']} validation images")
+    said = f"{counts['train']} training and {counts['val']} validation images"
+    print(f"{a.output}: {said}" + (f", {counts['test']} for testing" if counts["test"] else ""))
     if counts["duplicates"]:
         done = " and were dropped" if a.duplicates == Duplicates.DROP else ""
         print(f"{counts['duplicates']} validation images nearly are training images{done}: see {a.output}/duplicates.csv")

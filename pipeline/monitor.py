@@ -28,8 +28,8 @@ class Monitor:
     best      the file that gets the weights of the best test
     patience  after so many tests without a better one, training is asked to stop; 0: never
 
-    The best test is the one with the highest accuracy, or where there is no accuracy, the lowest loss; of equals, the first. One
-    whose loss is no number is never the best: Caffe counts scores that are no numbers as right.
+    The best test is the one with the highest accuracy, or where there is no accuracy, the lowest loss; of equals, the first after
+    some training. One whose loss is no number is never the best: Caffe counts scores that are no numbers as right.
     Its weights are written at once, and not copied in memory: an array that has been looked at keeps its order in memory from
     then on, and training would be slower and end on other last digits.
     """
@@ -45,6 +45,7 @@ class Monitor:
         self.stopped = False
         self.diverged: int | None = None
         self._since: int | None = None
+        self._last: dict = {}
         self._file = table
         self._table = csv.DictWriter(table, [*solver.metrics, "since_best"], lineterminator="\n")
         self._table.writeheader()
@@ -76,7 +77,10 @@ class Monitor:
         by, sign = ("test_loss", -1) if row["test_accuracy"] is None else ("test_accuracy", 1)
         value = row[by]
         better = value is not None and math.isfinite(value) and math.isfinite(row["test_loss"] or 0)
-        better = better and (self.best is None or sign * value > sign * self.best[by])
+        if better and self.best is not None:
+            ahead = sign * (value - self.best[by])
+            better = ahead > 0 or (ahead == 0 and self.best["iteration"] == 0)
+        self._last = row
         self._since = 0 if better else None if self._since is None else self._since + 1
         if better:
             self.best = {**row, "by": by}
@@ -86,6 +90,12 @@ class Monitor:
             caffe.log(f"Early stopping: {self._since} tests without a better {by} than {best}")
             self.stopped = True
             self._solver.request("stop")
+
+    def test_last(self) -> None:
+        """Test the last weights where the interval passed them by: they may be the best."""
+        if self.tests and self._last["iteration"] != self._solver.iter:
+            self._solver.test_all()
+            self._measured(self._last)
 
     def _measured(self, row: dict) -> None:
         tested = row["test_loss"] is not None or row["test_accuracy"] is not None

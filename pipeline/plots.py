@@ -36,6 +36,8 @@ STYLE = {
 
 def read_metrics(path: Path) -> pd.DataFrame:
     """A metrics table of the train step; tests whose loss is no number, which Caffe counts as right, have no accuracy."""
+    if not path.is_file():
+        raise InputError(path, "no such table", "it is metrics.csv of the train step", "train first, or correct the path")
     table = pd.read_csv(path)
     missing = [name for name in ("iteration", "loss", "learning_rate", "test_loss", "test_accuracy") if name not in table]
     if missing:

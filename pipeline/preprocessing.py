@@ -22,12 +22,14 @@ from pipeline.resize import Mode, Options, resize
 class Preprocessing:
     """What the dataset's images went through, and what the Data layer does to them in testing.
 
-    resize     size, mode, interpolation, BGR or gray
+    resize     size, mode, interpolation, colour or gray
     transform  crop, mean and scale
+    channels   the order of the records' colours: BGR or RGB
     """
 
     resize: Options
     transform: caffe_pb2.TransformationParameter
+    channels: str = "BGR"
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
@@ -37,16 +39,19 @@ class Preprocessing:
                 "width": self.resize.size.width,
                 "mode": str(self.resize.mode),
                 "interpolation": self.resize.interpolation,
-                "color": "BGR" if self.resize.color else "gray",
+                "color": self.channels if self.resize.color else "gray",
             },
             "transform_param": json_format.MessageToDict(self.transform, preserving_proto_field_name=True),
         }
         path.write_text(json.dumps(made, indent=1) + "\n")
 
     def image(self, content: bytes) -> np.ndarray | None:
-        """An image file as the resize step makes it, height × width (× 3, BGR), uint8; None where it is none."""
+        """An image file as it goes into the database, height × width (× 3), uint8; None where it is none."""
         image = decode(content, self.resize.color, self.resize.size)
-        return None if image is None else resize(image, self.resize)
+        if image is None:
+            return None
+        image = resize(image, self.resize)
+        return image[..., ::-1] if image.ndim == 3 and self.channels == "RGB" else image
 
     def pixels(self, content: bytes) -> np.ndarray | None:
         """An image file's pixels as the dataset's records have them, channels × height × width; None where it is none."""
@@ -106,9 +111,11 @@ def read(path: Path) -> Preprocessing:
     try:
         found = json.loads(path.read_text())
         how = found["resize"]
-        size, color = Size(how["height"], how["width"]), {"BGR": True, "gray": False}[how["color"]]
-        options = Options(size, Mode(how["mode"]), how["interpolation"], color)
+        size, color = Size(how["height"], how["width"]), how["color"]
+        if color not in ("BGR", "RGB", "gray"):
+            raise ValueError(f"color {color}")
+        options = Options(size, Mode(how["mode"]), how["interpolation"], color != "gray")
         transform = json_format.ParseDict(found["transform_param"], caffe_pb2.TransformationParameter())
     except (KeyError, TypeError, ValueError, json_format.ParseError) as error:
         raise InputError(path, f"not a preprocessing.json ({error})", do="write it again with the prototxt step") from None
-    return Preprocessing(options, transform)
+    return Preprocessing(options, transform, "RGB" if color == "RGB" else "BGR")

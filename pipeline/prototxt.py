@@ -11,7 +11,7 @@ import caffe
 from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
-from pipeline import models, solver
+from pipeline import models, solver, solver_fields
 from pipeline.augmentation import parsed
 from pipeline.command import run
 from pipeline.errors import InputError
@@ -34,6 +34,7 @@ class Dataset:
     classes: int
     train_images: int
     val_images: int
+    channels: str = "BGR"
 
     @classmethod
     def read(cls, train: Path, val: Path, mean: Path) -> Dataset:
@@ -47,7 +48,8 @@ class Dataset:
         first, second = manifests
         if first["shape"] != second["shape"]:
             raise InputError(val, f"images of shape {second['shape']}", f"the training images have {first['shape']}")
-        return cls(train, val, mean, tuple(first["shape"]), first["classes"], first["images"], second["images"])
+        sizes = first["classes"], first["images"], second["images"]
+        return cls(train, val, mean, tuple(first["shape"]), *sizes, first.get("channels", "BGR"))
 
 
 @dataclass(frozen=True)
@@ -203,20 +205,8 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
             f"{experiment.model} takes pairs: two images' channels, and the classes different and same",
             "give a dataset such as published: mnist_pairs",
         )
-    if len(template.mean_values) not in (0, 1, dataset.shape[0]):
-        raise InputError(
-            f"experiments.{experiment.name}",
-            f"{experiment.model} subtracts a value from each of {len(template.mean_values)} channels",
-            f"the images have {dataset.shape[0]}",
-            "choose another model, or images of that many",
-        )
-    if template.crop_size > min(dataset.shape[1:]):
-        raise InputError(
-            f"experiments.{experiment.name}",
-            f"{experiment.model} crops {template.crop_size}×{template.crop_size}",
-            f"the images are {dataset.shape[1]}×{dataset.shape[2]}",
-            "give the dataset a larger size",
-        )
+    if unfit := models.unfit(template, experiment.model, dataset.shape):
+        raise InputError(f"experiments.{experiment.name}", *unfit)
     snapshots = folder.parent / "train" / "snapshots" / experiment.name
     param, reasons = solver.solver(
         _sizes(template, dataset, experiment.batch_size),
@@ -234,7 +224,8 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
             caffe.write_prototxt(part / f"{name}.prototxt", net)
         channels, *size = dataset.shape
         resized = Options(Size(*size), mode, interpolation, channels == 3)
-        Preprocessing(resized, made["test"].layer[0].transform_param).write(part / "preprocessing.json")
+        how = Preprocessing(resized, made["test"].layer[0].transform_param, dataset.channels)
+        how.write(part / "preprocessing.json")
         solver.write(part / "solver.prototxt", param, reasons)
 
 
@@ -247,9 +238,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--val", type=Path, required=True, help="validation LMDB")
     parser.add_argument("--mean", type=Path, required=True, help="mean.binaryproto")
     parser.add_argument("--last", default="", help="name of the last layer; by default the template's")
-    parser.add_argument("--last-lr-mult", type=float, default=1.0, help="multiplies the last layer's learning rates")
+    parser.add_argument("--pretrained", action="store_true", help="training starts from weights, unless from scratch")
+    parser.add_argument("--last-lr-mult", type=float, help="multiplies the last layer's learning rates; 10 if it is new, else 1")
     parser.add_argument("--batch-size", type=int, default=0, help="images in a training batch; by default the template's")
-    parser.add_argument("--solver", type=json.loads, default={}, help="solver fields, epochs and step_epochs as JSON")
+    parser.add_argument("--solver", type=solver_fields.parsed, default={}, help="solver fields, epochs and step_epochs as JSON")
     parser.add_argument("--augmentation", type=parsed, help="how training images are changed: AugmentationParameter as JSON")
     parser.add_argument("--infogain", type=Path, help="matrix of an InfogainLoss, to weigh the classes")
     parser.add_argument("--resize-mode", type=Mode, choices=list(Mode), default=Mode.SQUASH, help="how images were resized")
@@ -261,16 +253,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-norm", choices=["learn", "freeze"], default="learn", help="whose statistics training takes")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
-    if not models.is_file(a.model) and a.model not in TEMPLATES:
-        hint = caffe.nearest(a.model, TEMPLATES)
-        raise InputError(f"experiments.{a.name}.model", f'"{a.model}"', f"there are {', '.join(TEMPLATES)}", hint)
+    if a.batch_size < 0:
+        raise InputError("--batch-size", str(a.batch_size), "a batch has one image at least", "give more, or 0 for the model's")
     template = models.template(a.model)
     strategy, features_from = chosen(a.chosen) if a.chosen else (a.strategy, a.features_from)
+    pretrained = a.pretrained and strategy != "scratch"
+    last = a.last or template.last
+    new_among_others = pretrained and last != template.last
     experiment = Experiment(
         name=a.name,
         model=a.model,
-        last=a.last or template.last,
-        last_lr_mult=a.last_lr_mult,
+        last=last,
+        last_lr_mult=(10.0 if new_among_others else 1.0) if a.last_lr_mult is None else a.last_lr_mult,
         batch_size=a.batch_size or template.batch_size,
         gpu=a.gpu,
         solver=a.solver,
@@ -279,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
         strategy=strategy,
         features_from=features_from,
         freeze_to=a.freeze_to,
-        batch_norm=a.batch_norm,
+        batch_norm="learn" if strategy == "scratch" else a.batch_norm,
     )
     write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder, a.resize_mode, a.interpolation)
     print(f"{a.folder}: {a.model} for {experiment.last}")

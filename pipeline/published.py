@@ -42,6 +42,7 @@ class Collection:
     shape      channels, height, width
     key        how the numbers of records are written
     classes    their names, by number
+    channels   their order: BGR or RGB
     """
 
     addresses: tuple[str, ...]
@@ -52,6 +53,7 @@ class Collection:
     shape: tuple[int, int, int]
     key: str
     classes: tuple[str, ...]
+    channels: str = "BGR"
 
     @property
     def files(self) -> dict[str, str]:
@@ -127,6 +129,7 @@ COLLECTIONS = {
         (3, 32, 32),
         "{:05d}",
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        "RGB",
     ),
     "cifar100": Collection(
         TORONTO,
@@ -137,6 +140,7 @@ COLLECTIONS = {
         (3, 32, 32),
         "{:05d}",
         tuple(FINE_LABELS.split()),
+        "RGB",
     ),
 }
 
@@ -241,7 +245,7 @@ def build(name: str, folder: Path, target: Path, threads: int) -> dict[str, dict
     parts = {}
     for part, files in (("train", collection.train), ("val", collection.val)):
         parts[part] = records(collection, [(folder / file).read_bytes() for file in files])
-    return ready.write(parts, list(collection.classes), target, threads)
+    return ready.write(parts, list(collection.classes), target, threads, collection.channels)
 
 
 def main(argv: list[str] | None = None) -> None:

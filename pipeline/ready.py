@@ -15,14 +15,15 @@ Batches = Iterable[list[tuple[bytes, bytes, bytes]]]
 """Key, record and digest of both, in the order of keys, some at a time."""
 
 
-def write(parts: dict[str, Batches], names: list[str], target: Path, threads: int) -> dict[str, dict]:
+def write(parts: dict[str, Batches], names: list[str], target: Path, threads: int, channels: str = "BGR") -> dict[str, dict]:
     """Write lmdb/PART, lmdb/PART.manifest.json and lists/ below `target`, each whole; return the manifests.
 
-    parts  the records of "train" and of "val"
-    names  the classes' names by number
+    parts     the records of "train" and of "val"
+    names     the classes' names by number
+    channels  the order of their channels: BGR or RGB
     """
     manifests, labels, sizes = {}, {}, Counter()
-    options = database.Options(len(names), threads=threads)
+    options = database.Options(len(names), threads=threads, channels=channels)
     with written_whole(target / "lists") as lists:
         lists.mkdir()
         for part, batches in parts.items():
@@ -33,6 +34,7 @@ def write(parts: dict[str, Batches], names: list[str], target: Path, threads: in
             label.write_lines(lists / f"{part}.txt", [f"{key} {number}" for key, number in entries])
             labels[part] = [number for _, number in entries]
             sizes[tuple(manifests[part]["shape"][1:])] += len(entries)
+        label.write_lines(lists / "test.txt", [])
         label.write_names(lists, names)
         label.write_classes(lists, names, labels)
         label.write_sizes(lists, sizes)

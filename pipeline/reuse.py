@@ -64,12 +64,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("val", type=Path)
     parser.add_argument("target", type=Path, help="the folder that gets lmdb/ and lists/")
     parser.add_argument("--names", type=Path, help="class names, one a line; by default their numbers")
+    parser.add_argument("--channels", choices=["BGR", "RGB"], default="BGR", help="the records' order (default: %(default)s)")
     parser.add_argument("--encode", choices=["raw", "png", "jpg"], help="by default records stay as they are")
     parser.add_argument("--threads", type=int, default=1)
     a = parser.parse_args(argv)
     names = database.read_labels(a.names) if a.names else numbered([a.train, a.val])
     parts = {part: records(path, a.encode, a.threads) for part, path in (("train", a.train), ("val", a.val))}
-    for part, manifest in ready.write(parts, names, a.target, a.threads).items():
+    for part, manifest in ready.write(parts, names, a.target, a.threads, a.channels).items():
         print(f"{a.target}/lmdb/{part}: {manifest['images']} records, {manifest['classes']} classes")
 
 

@@ -10,7 +10,6 @@ classifier (VGG's or CaffeNet's), or of another net of this kind; layers of scor
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
-from pipeline import solver
+from pipeline import solver, solver_fields
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -194,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{part}", type=Path, nargs=2, required=True, metavar=("IMAGES", "LABELS"), help="two LMDBs")
     parser.add_argument("--weights", type=Path, required=True, help="a .caffemodel to start from")
     parser.add_argument("--mean", type=float, nargs="*", default=[], help="a value of each channel to subtract, in BGR order")
-    parser.add_argument("--solver", type=json.loads, default={}, help="solver fields, epochs and step_epochs as JSON")
+    parser.add_argument("--solver", type=solver_fields.parsed, default={}, help="solver fields, epochs and step_epochs as JSON")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
     options = Options(a.model, a.classes, a.weights, tuple(a.mean), a.solver, a.gpu)

@@ -16,8 +16,6 @@ TEST_PIXELS = 32 * 227**2
 """Most pixels in a test batch: of such images 32, for which ResNet-50 holds 2 GB in testing."""
 FEW, MANY = 8, 100
 """Tests in batches of fewer than FEW are slow, which is said where there are MANY images."""
-EPOCHS = 20
-"""How long a training is, where the config does not say it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
     accumulated = given.get("iter_size", 1)
     batches = f"batches of {sizes.batch_size}" + (f" × {accumulated}" if accumulated > 1 else "")
     epoch = max(1, round(sizes.train_images / (sizes.batch_size * accumulated)))
-    epochs, steps = given.pop("epochs", EPOCHS), given.pop("step_epochs", None)
+    epochs, steps = given.pop("epochs", solver_fields.DEFAULT_EPOCHS), given.pop("step_epochs", None)
     end = given.get("max_iter", max(1, round(epochs * epoch)))
     values = {
         "train_net": str(run.nets / "train.prototxt"),

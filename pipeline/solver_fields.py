@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -26,6 +27,30 @@ OURS = {
 
 EPOCHS = {"epochs": ("max_iter",), "step_epochs": ("stepsize", "stepvalue")}
 """What a config may say in epochs, in the place of Caffe's fields, which the prototxt step works out."""
+DEFAULT_EPOCHS = 20
+"""How long a training is, where the config does not say it."""
+
+_AT_STEPS = "what the rate is multiplied by at each step, such as 0.1"
+POLICIES = {
+    "step": {"stepsize": "iterations from step to step, or step_epochs", "gamma": _AT_STEPS},
+    "multistep": {"stepvalue": "a list of the steps' iterations, or step_epochs", "gamma": _AT_STEPS},
+    "exp": {"gamma": "what the rate is multiplied by at each iteration, such as 0.9999"},
+    "inv": {"gamma": "how fast the rate falls, such as 0.0001", "power": "such as 0.75"},
+    "poly": {"power": "1 for a straight line"},
+    "sigmoid": {"gamma": "how fast the rate changes around stepsize, below 0 where it falls, such as -0.01"},
+}
+"""What a policy of the learning rate needs, where Caffe's default of 0 or none makes the rate 0 or constant."""
+
+
+def parsed(fields: str) -> dict:
+    """The fields that a JSON object gives, as commands take them."""
+    try:
+        values = json.loads(fields)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InputError("--solver", fields, "a JSON object is wanted", """give fields as in '{"base_lr": 0.01}'""")
+    return values
 
 
 def assign(param: caffe_pb2.SolverParameter, name: str, value) -> None:
@@ -47,7 +72,7 @@ def assign(param: caffe_pb2.SolverParameter, name: str, value) -> None:
 
 def problems(values: dict) -> list[str]:
     """What is wrong with the fields that a config gives, a line each, such as `base_lr: 'fast' is not a number`."""
-    found = _of_epochs(values)
+    found = _of_epochs(values) + _of_policy(values)
     for name, value in values.items():
         if name in EPOCHS:
             continue
@@ -73,13 +98,41 @@ def _of_epochs(values: dict) -> list[str]:
             found.append(f"{name}: {values[name]!r} is not {wanted}")
         elif any(later <= earlier for earlier, later in itertools.pairwise(steps)):
             found.append(f"{name}: {values[name]!r} does not rise")
-        elif isinstance(epochs := values.get("epochs"), int | float) and name == "step_epochs" and steps[-1] >= epochs:
-            found.append(f"{name}: {steps[-1]} has no effect, for training ends after {epochs} epochs")
+        elif name == "step_epochs" and (ends := _epochs(values)) and steps[-1] >= ends:
+            found.append(f"{name}: {steps[-1]} has no effect, for training ends after {ends} epochs")
         found += [f"{name}: {field} says it too; remove one of them" for field in fields if field in values]
     if "step_epochs" in values:
         wanted = "multistep" if isinstance(values["step_epochs"], list) else "step"
         if values.get("lr_policy", wanted) != wanted:
             found.append(f"step_epochs: no effect with lr_policy: {values['lr_policy']}; remove one, or use lr_policy: {wanted}")
+    return found
+
+
+def _epochs(values: dict) -> int | float | None:
+    """How many epochs are trained, where that is known without the dataset."""
+    epochs = values.get("epochs", None if "max_iter" in values else DEFAULT_EPOCHS)
+    return epochs if isinstance(epochs, int | float) else None
+
+
+def _of_policy(values: dict) -> list[str]:
+    """What is wrong with how the learning rate changes: what its policy lacks, and steps at which nothing happens."""
+    policy, found = values.get("lr_policy"), []
+    if "step_epochs" in values:
+        return []  # it gives all of this
+    if policy is None:
+        for name in ("gamma", "power", "stepsize", "stepvalue"):
+            if name in values:
+                kinds = " or ".join(kind for kind, needed in POLICIES.items() if name in needed)
+                found.append(f"{name}: no effect with lr_policy: fixed, the default; give lr_policy: {kinds}, or remove it")
+    needed = POLICIES.get(policy, {}) if isinstance(policy, str) else {}
+    found += [f"lr_policy: {policy} without {name}; give {name}, {hint}" for name, hint in needed.items() if name not in values]
+    steps, last = values.get("stepvalue"), values.get("max_iter")
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, int) for step in steps):
+        return found
+    if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+        found.append(f"stepvalue: {steps!r} does not rise")
+    elif isinstance(last, int) and steps[-1] >= last:
+        found.append(f"stepvalue: {steps[-1]} has no effect, for training ends after {last} iterations")
     return found
 
 

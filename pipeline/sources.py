@@ -27,7 +27,7 @@ from pipeline.errors import InputError
 COLUMNS = ("url", "label", "split", "group", "sha256")
 CHUNK = 10_000
 """Rows of a list that are held at once."""
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val", "": ""}
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "": ""}
 """What lists call the splits."""
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 

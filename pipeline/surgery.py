@@ -19,32 +19,9 @@ from pipeline.convolutional import convolutional
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.merging import merged
+from pipeline.trained import copy, loaded, named
 
 SNAPSHOT = re.compile(r"_iter_(\d+)\.caffemodel(\.h5)?$")
-
-
-def loaded(net_file: Path, weights: Path) -> caffe.Net:
-    """A net for testing with all of its parameters from a .caffemodel or .caffemodel.h5; what lacks there is an error."""
-    net = caffe.Net(str(net_file), caffe.TEST)
-    _copy(net, weights)
-    return net
-
-
-def _copy(net: caffe.Net, weights: Path) -> list[str]:
-    """Copy all parameters of the net; the file's layers that the net does not have."""
-    copied = net.copy_from(weights)
-    if copied.untouched:
-        raise InputError(
-            weights,
-            f"no weights of {_named(copied.untouched)}",
-            f"{net.path} has {'them' if len(copied.untouched) > 1 else 'it'}",
-            caffe.nearest(copied.untouched[0], [*copied.copied, *copied.ignored]) or "give the weights of this net",
-        )
-    return copied.ignored
-
-
-def _named(layers: list[str]) -> str:
-    return f"layer{'s' * (len(layers) > 1)} {', '.join(layers[:5])}" + (" …" if len(layers) > 5 else "")
 
 
 def cropped(weights: Path, smaller: Path) -> caffe.Net:
@@ -64,10 +41,10 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
     layers: list[str] = []
     sums: dict[str, list[np.ndarray]] = {}
     for number, snapshot in enumerate(snapshots):
-        rest = sorted(_copy(net, snapshot))
+        rest = sorted(copy(net, snapshot, net_file))
         if number and rest != layers:
             odd = sorted({*rest} ^ {*layers})
-            raise InputError(snapshot, f"weights of another net than {snapshots[0]}", f"{_named(odd)} is in one of them only")
+            raise InputError(snapshot, f"weights of another net than {snapshots[0]}", f"{named(odd)} is in one of them only")
         layers = rest
         for name, blobs in net.params.items():
             values = [blob.data.astype(np.float64) for blob in blobs]
@@ -83,14 +60,16 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
 
 
 def snapshots_in(folder: Path, last: int) -> list[Path]:
-    """The `last` latest snapshots of a training, by iteration."""
+    """The `last` latest snapshots of a training, by iteration; all where there are fewer, but more than one."""
+    if last < 1:
+        raise InputError("--last", str(last), "a mean is of one snapshot at least", "give a number above 0")
     found = [(int(match[1]), path) for path in sorted(folder.glob("*")) if (match := SNAPSHOT.search(path.name))]
-    if len(found) < last:
+    if len(found) < min(last, 2):
         raise InputError(
             folder,
             f"{len(found)} snapshot{'s' * (len(found) != 1)}",
             f"{last} are to be averaged",
-            "set solver.snapshot to so many iterations that the training writes enough, or average fewer",
+            "set solver.snapshot to fewer iterations, so that the training writes enough",
         )
     return [path for _, path in sorted(found)[-last:]]
 
@@ -114,7 +93,7 @@ def checked(net: caffe.Net, changed: caffe.Net, where: str) -> float:
 
 def _crop(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     net = cropped(a.weights, a.net)
-    return net, _named(list(net.params))
+    return net, named(list(net.params))
 
 
 def _convolutional(a: argparse.Namespace) -> tuple[caffe.Net, str]:
@@ -129,14 +108,16 @@ def _merge(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     net = loaded(a.net, a.weights)
     changed, gone, left = merged(net)
     difference = checked(net, changed, str(a.output))
-    stay = f", {_named(left)} {'stay' if len(left) > 1 else 'stays'}: no convolution alone before" if left else ""
+    stay = f", {named(left)} {'stay' if len(left) > 1 else 'stays'}: no convolution alone before" if left else ""
     return changed, f"{len(gone)} layer{'s' * (len(gone) != 1)} merged{stay}; largest difference {difference:.1e}"
 
 
 def _average(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     (first, *others) = a.snapshots
-    files = snapshots_in(first, a.last) if first.is_dir() and not others else a.snapshots
-    return averaged(a.net, files), f"the mean of {', '.join(path.name for path in files)}"
+    folder = first.is_dir() and not others
+    files = snapshots_in(first, a.last) if folder else a.snapshots
+    fewer = f"; {a.last} were asked for, there are no more" if folder and len(files) < a.last else ""
+    return averaged(a.net, files), f"the mean of {', '.join(path.name for path in files)}{fewer}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -152,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     for command in (crop, convolve, merge):
         command.add_argument("weights", type=Path, help="the .caffemodel")
     average.add_argument("snapshots", type=Path, nargs="+", help="weights of one net, or the folder of a training's snapshots")
-    average.add_argument("--last", type=int, default=5, help="how many of a folder's snapshots (default: %(default)s)")
+    average.add_argument("--last", type=int, default=5, help="at most so many of a folder's snapshots (default: %(default)s)")
     convolve.add_argument("--height", type=int, required=True, help="of the images")
     convolve.add_argument("--width", type=int, required=True)
     for command, function in ((crop, _crop), (convolve, _convolutional), (merge, _merge), (average, _average)):

@@ -91,6 +91,7 @@ def train(solver_file: Path, folder: Path, given: weights.Given, ends: Ends = En
             monitor.diverged = solver.iter
             _recover(solver.net, final, best if monitor.best else final)
         else:
+            monitor.test_last()
             solver.net.save(final)
         if monitor.best is None:
             shutil.copyfile(final, best)

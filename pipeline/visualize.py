@@ -33,6 +33,7 @@ from pipeline.plots import COLOURS, STYLE, save_png
 from pipeline.preprocessing import Preprocessing
 from pipeline.shown import labelled
 from pipeline.tiles import normalised, save_page, tiled
+from pipeline.trained import loaded
 
 CHANNELS = 24
 """Filters, and input channels of each, that are shown of a layer with many; more are too small on a phone."""
@@ -87,20 +88,25 @@ def of_files(path: Path, how: Preprocessing, count: int) -> list[Shown]:
     return found
 
 
-def as_seen(pixels: np.ndarray, crop: int = 0) -> np.ndarray:
-    """The middle of an image as the net sees it, crop × crop where it crops; uint8, height × width (× 3, RGB)."""
-    if crop:
+def as_seen(pixels: np.ndarray, how: Preprocessing) -> np.ndarray:
+    """The middle of an image as the net sees it, cropped where it crops; uint8, height × width (× 3, RGB)."""
+    if crop := how.transform.crop_size:
         top, left = ((side - crop) // 2 for side in pixels.shape[1:])
         pixels = pixels[:, top : top + crop, left : left + crop]
     pixels = pixels if pixels.dtype == np.uint8 else normalised(pixels)
-    return pixels[::-1].transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
+    if len(pixels) != 3:
+        return pixels[0]
+    return (pixels if how.channels == "RGB" else pixels[::-1]).transpose(1, 2, 0)
 
 
-def filters(net: caffe_pb2.NetParameter, params: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def filters(
+    net: caffe_pb2.NetParameter, params: dict[str, np.ndarray], channels: str = "BGR"
+) -> Iterator[tuple[str, np.ndarray]]:
     """Tiles of the first two convolutions with windows larger than a pixel, each layer from black to white.
 
     params  {layer: weights}, outputs × inputs × height × width for convolutions
-    The first is in colour where it has three inputs, which are BGR; of the second, rows are filters and columns their inputs.
+    The first is in colour where it has three inputs, whose order `channels` says; of the second, rows are filters and columns
+    their inputs.
     """
     layers = [layer for layer in net.layer if layer.type == "Convolution" and params[layer.name].ndim == 4]
     layers = [layer for layer in layers if max(params[layer.name].shape[2:]) > 1]
@@ -110,7 +116,8 @@ def filters(net: caffe_pb2.NetParameter, params: dict[str, np.ndarray]) -> Itera
         said = f"{layer.name}: {outputs} filters of {high}×{wide}, {inputs} input{'s' * (inputs > 1)}"
         values = normalised(weights)
         if inputs == 3 and number == 0:
-            yield f"{said} (BGR)", tiled(values[:, ::-1].transpose(0, 2, 3, 1), _columns(outputs))
+            in_rgb = values if channels == "RGB" else values[:, ::-1]
+            yield f"{said} ({channels})", tiled(in_rgb.transpose(0, 2, 3, 1), _columns(outputs))
         elif inputs == 1:
             yield said, tiled(values[:, 0], _columns(outputs))
         else:
@@ -204,7 +211,7 @@ def _colours(images: list[Shown]) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(len(images))]
 
 
-def probabilities(made: np.ndarray, names: list[str], images: list[Shown], crop: int) -> plt.Figure:
+def probabilities(made: np.ndarray, names: list[str], images: list[Shown], how: Preprocessing) -> plt.Figure:
     """For each image: itself, the most probable classes, and the probabilities of all.
 
     made  images × classes
@@ -215,7 +222,7 @@ def probabilities(made: np.ndarray, names: list[str], images: list[Shown], crop:
     for number, (image, row) in enumerate(zip(images, made, strict=True)):
         top = number if all_shown else 2 * number
         axis = figure.add_subplot(grid[top, 0])
-        axis.imshow(as_seen(image.pixels, crop), cmap="gray")
+        axis.imshow(as_seen(image.pixels, how), cmap="gray")
         axis.set(xticks=[], yticks=[])
         axis.set_title(_short(image.label or image.name, 16), fontsize=12)
         axis.spines[:].set_visible(False)
@@ -255,7 +262,7 @@ def write(trained: Trained, images: list[Shown], folder: Path) -> None:
     definition = diagram.of_phase(caffe.read_net(trained.deploy), caffe.TEST)
     inputs = np.concatenate([trained.how.inputs(image.pixels) for image in images])
     drawn = diagram.drawn(trained.train, inputs.shape[1:])
-    net = caffe.Net(str(trained.deploy), str(trained.weights), caffe.TEST)
+    net = loaded(trained.deploy, trained.weights)
     net.blobs[net.inputs[0]].reshape(*inputs.shape)
     net.blobs[net.inputs[0]].data[...] = inputs
     made = net.forward()[net.outputs[0]].reshape(len(images), -1).copy()
@@ -268,20 +275,20 @@ def write(trained: Trained, images: list[Shown], folder: Path) -> None:
             found, do = f'blob "{name}" has values that are no numbers', "train with a smaller base_lr, or give other weights"
             raise InputError(trained.weights, found, do=do)
     params = {name: blobs[0].data for name, blobs in net.params.items()}
-    crop = trained.how.transform.crop_size
     with written_whole(folder) as part, plt.rc_context(STYLE):
         (part / "feature_maps").mkdir(parents=True)
         (part / "net.svg").write_text(drawn, encoding="utf-8")
-        save_page(part / "filters.png", list(filters(definition, params)) or [("no convolution", np.zeros((1, 1), np.uint8))])
+        learned = list(filters(definition, params, trained.how.channels))
+        save_page(part / "filters.png", learned or [("no convolution", np.zeros((1, 1), np.uint8))])
         shown = mapped(definition, blobs)
         for number, image in enumerate(images):
-            seen = as_seen(image.pixels, crop)
+            seen = as_seen(image.pixels, trained.how)
             what = f"class {image.label}" if image.label else image.name
             first = (f"{_short(what, 60)}: {'×'.join(map(str, inputs.shape[2:]))} pixels", tiled(seen[None], 1, 200))
             page = part / f"feature_maps/{number + 1}_{plain_name(image.name, 40)}.png"
             save_page(page, [first, *feature_maps(shown, blobs, number)])
         save_png(activations(vectors(definition, blobs, net.outputs), blobs, images), part / "activations.png")
-        save_png(probabilities(made, trained.names, images, crop), part / "probabilities.png")
+        save_png(probabilities(made, trained.names, images, trained.how), part / "probabilities.png")
 
 
 def main(argv: list[str] | None = None) -> None:

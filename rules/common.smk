@@ -40,7 +40,7 @@ LISTS = [
     *expand(
         "results/datasets/{{dataset}}/lists/{file}",
         file=[
-            *("train.txt", "val.txt", "labels.txt", "synset_words.txt"),
+            *("train.txt", "val.txt", "test.txt", "labels.txt", "synset_words.txt"),
             *("classes.csv", "infogain.binaryproto", "sizes.csv"),
         ],
     ),
@@ -69,8 +69,8 @@ wildcard_constraints:
     experiment="[A-Za-z0-9_-][A-Za-z0-9_.-]*",
     sweep="[A-Za-z0-9_-]+",
     shard=r"\d+",
-    part="train|val",
-    of="|_train",
+    part="train|val|test",
+    of="|_train|_test",
     blob="[^/]+",
 
 
@@ -202,7 +202,9 @@ def ready_command(wildcards, input):
     target = f"results/datasets/{wildcards.dataset}"
     if published := source_of(wildcards).get("published"):
         return f"pipeline.published build {published} {input} {target}"
-    return f"pipeline.reuse {shlex.join(input)} {target} {encode_flag(wildcards)} {names_flag(wildcards)}"
+    channels = config["datasets"][wildcards.dataset]["channels"]
+    flags = f"--channels {channels} {encode_flag(wildcards)} {names_flag(wildcards)}"
+    return f"pipeline.reuse {shlex.join(input)} {target} {flags}"
 
 
 def list_of(wildcards):
@@ -234,7 +236,7 @@ def infogain_of(wildcards):
 def copies_flag(wildcards):
     """The changed copies in a training database."""
     changes, copies = augmentation_of(wildcards.dataset)
-    if wildcards.part == "val" or not changes or not copies:
+    if wildcards.part != "train" or not changes or not copies:
         return ""
     seed = config["datasets"][wildcards.dataset]["seed"]
     return f"--copies {copies} --seed {seed} --augmentation {shlex.quote(changes)}"
@@ -298,11 +300,17 @@ def net_of(wildcards):
     return model if models.is_file(model) else []
 
 
+def weights_from(name, best=None):
+    """The weights that an experiment is judged and used by; or those of its best test, or its last ones, where `best` says."""
+    experiment = config["experiments"][name]
+    if best is None:
+        best = experiment.get("best", experiment["early_stopping"] > 0)
+    return f"results/experiments/{name}/train/{'best' if best else 'final'}.caffemodel"
+
+
 def learned_weights(wildcards):
     """Input function: the weights that an experiment is judged and used by."""
-    experiment = config["experiments"][wildcards.experiment]
-    which = "best" if experiment.get("best", experiment["early_stopping"] > 0) else "final"
-    return f"results/experiments/{wildcards.experiment}/train/{which}.caffemodel"
+    return weights_from(wildcards.experiment)
 
 
 def weights_of(wildcards):
@@ -310,8 +318,7 @@ def weights_of(wildcards):
     paths = []
     for origin in configuration.origins(config["experiments"][wildcards.experiment]):
         if "experiment" in origin:
-            which = "best" if origin.get("best") else "final"
-            paths.append(f"results/experiments/{origin['experiment']}/train/{which}.caffemodel")
+            paths.append(weights_from(origin["experiment"], origin.get("best")))
         elif "url" in origin:
             kind = "caffemodel.h5" if origin["url"].endswith(".h5") else "caffemodel"
             paths.append(f"results/weights/{origin['sha256']}.{kind}")
@@ -360,9 +367,13 @@ def images_flag(wildcards, input):
     return f"--{kind} {shlex.quote(input.images)} --count {pictures['count']}"
 
 
-def last_name(wildcards):
-    """The name of the experiment's last layer."""
-    return configuration.last_layer(config["experiments"][wildcards.experiment])
+def last_flags(wildcards):
+    """The last layer's name, whether it is new beside weights, and how fast it learns where the config says."""
+    experiment = config["experiments"][wildcards.experiment]
+    flags = ["--last", configuration.last_layer(experiment)]
+    flags += ["--pretrained"] if experiment["weights"] else []
+    rate = experiment.get("last_lr_mult")
+    return shlex.join(flags if rate is None else [*flags, "--last-lr-mult", str(rate)])
 
 
 def blob_of(wildcards):

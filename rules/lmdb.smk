@@ -15,10 +15,11 @@ rule lmdb:
     params:
         root=of_images("resize"),
         color=lookup(dpath="datasets/{dataset}/color", within=config),
+        channels=lookup(dpath="datasets/{dataset}/channels", within=config),
         encode=encode_flag,
         copies=copies_flag,
         code=source("pipeline.database"),
     shell:
         "python -m pipeline.database {input.list} {params.root} {output.database} --labels {input.labels}"
-        " --manifest {output.manifest} --color {params.color} {params.encode} {params.copies}"
+        " --manifest {output.manifest} --color {params.color} --channels {params.channels} {params.encode} {params.copies}"
         " --threads {threads} > {log} 2>&1"

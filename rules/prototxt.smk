@@ -23,8 +23,7 @@ rule prototxt:
         train=of_dataset("lmdb/train"),
         val=of_dataset("lmdb/val"),
         model=lookup(dpath="experiments/{experiment}/model", within=config),
-        last=last_name,
-        last_lr_mult=lookup(dpath="experiments/{experiment}/last_lr_mult", within=config),
+        last=last_flags,
         batch_size=lookup(dpath="experiments/{experiment}/batch_size", within=config),
         solver=solver_fields,
         augmentation=augmentation_flag,
@@ -40,7 +39,7 @@ rule prototxt:
         model_code=model_source,
     shell:
         "python -m pipeline.prototxt {params.folder} --name {wildcards.experiment} --model {params.model:q}"
-        " --train {params.train} --val {params.val} --mean {input.mean} --last {params.last}"
-        " --last-lr-mult {params.last_lr_mult} --batch-size {params.batch_size} --solver {params.solver:q}"
+        " --train {params.train} --val {params.val} --mean {input.mean} {params.last}"
+        " --batch-size {params.batch_size} --solver {params.solver:q}"
         " {params.augmentation} {params.infogain} {params.strategy} --batch-norm {params.batch_norm}"
         " {params.resized} {params.gpu} > {log} 2>&1"

@@ -26,6 +26,8 @@ def recipe(tmp_path):
         (dataset,), ((title, recipe),) = config["datasets"].values(), config["experiments"].items()
         recipe["batch_size"] = 2
         recipe["solver"] |= {"max_iter": 2, "snapshot_after_train": False}
+        if "stepvalue" in recipe["solver"]:
+            recipe["solver"]["stepvalue"] = [1]
         dataset["source"] |= source or {}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         (tmp_path / "config").symlink_to(ROOT / "config")

@@ -106,6 +106,16 @@ def test_every_public_name_of_the_engine_is_there():
         assert getattr(caffe, name) is not None
 
 
+def test_the_order_of_channels_reaches_the_database(elsewhere):
+    config = elsewhere / "config/config.yaml"
+    config.write_text(config.read_text().replace("    color: gray", "    channels: RGB"))
+    done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    commands = [line for line in done.stdout.splitlines() if "pipeline.database" in line]
+    assert len(commands) == 4
+    assert all("--channels RGB" in line for line in commands)
+
+
 @pytest.mark.parametrize(("copies", "in_database", "in_net"), [(0, 0, 1), (3, 1, 0)])
 def test_images_are_changed_in_the_database_or_on_their_way_into_the_net(elsewhere, copies, in_database, in_net):
     config = elsewhere / "config/config.yaml"
@@ -160,3 +170,25 @@ def test_the_weights_of_the_best_test_are_used_where_they_are_wanted(elsewhere, 
     of_weights = [line for line in done.stdout.splitlines() if f"results/experiments/finetuned/train/{which}.caffemodel" in line]
     for step in ("features", "evaluate", "visualize", "export"):
         assert sum(f"python -m pipeline.{step} " in line for line in of_weights) == 1
+
+
+@pytest.mark.parametrize(("weights", "which"), [("experiment: base", "best"), ("experiment: base, best: false", "final")])
+def test_another_experiment_gives_the_weights_that_it_is_used_by(elsewhere, weights, which):
+    config = elsewhere / "config/config.yaml"
+    text = config.read_text().replace("    solver: {base_lr: 0.01", "    early_stopping: 3\n    solver: {base_lr: 0.01", 1)
+    config.write_text(text.replace("weights: {experiment: base}", f"weights: {{{weights}}}"))
+    done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"--weights results/experiments/base/train/{which}.caffemodel" in done.stdout
+
+
+def test_a_net_is_evaluated_on_images_for_testing(elsewhere):
+    config = elsewhere / "config/config.yaml"
+    config.write_text(config.read_text().replace("    features: [ip1]", "    evaluate: [val, test]"))
+    done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = "--list results/datasets/digits_target/lists/test.txt --labels results/datasets/digits_target/lists/labels.txt"
+    assert (
+        f"results/experiments/finetuned/evaluate_test {data} --database results/datasets/digits_target/lmdb/test" in done.stdout
+    )
+    assert "results/experiments/finetuned/report/mistakes_test.png" in done.stdout

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import caffe
+from pipeline.errors import InputError
 from pipeline.models import (
     adapted,
     alexnet,
@@ -19,10 +21,10 @@ from pipeline.models import (
     vgg,
 )
 from pipeline.models.adapted import Adapted
-from pipeline.models.base import Built, Last, Template
+from pipeline.models.base import Built, Last, Template, unfit
 from pipeline.models.siamese import SECOND
 
-__all__ = ["SECOND", "TEMPLATES", "Built", "Last", "Template", "is_file", "template"]
+__all__ = ["SECOND", "TEMPLATES", "Built", "Last", "Template", "is_file", "template", "unfit"]
 
 _IMAGENET = {"crop_size": 224, "mirror": True}
 
@@ -51,5 +53,9 @@ def is_file(model: str) -> bool:
 
 @functools.cache
 def template(model: str) -> Template | Adapted:
-    """The template of that name, or a user's net. Raises an error where the prototxt cannot be adapted."""
-    return adapted.read(Path(model)) if is_file(model) else TEMPLATES[model]
+    """The template of that name, or a user's net. Raises an error where there is none, or the prototxt cannot be adapted."""
+    if is_file(model):
+        return adapted.read(Path(model))
+    if model not in TEMPLATES:
+        raise InputError("model", f'"{model}"', f"there are {', '.join(TEMPLATES)}", caffe.nearest(model, TEMPLATES))
+    return TEMPLATES[model]

@@ -42,6 +42,7 @@ class Adapted:
     heads        the last is the one that counts; the others only help training
     crop_size … batch_size  as of a Template, from the prototxt's own data layer
     mean_values  values to subtract in the place of the dataset's mean image; empty takes that
+    input        channels, height and width of the images that an input is for; empty where a data layer takes any
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Adapted:
     mean: bool = True
     mean_values: tuple[float, ...] = ()
     batch_size: int = BATCH_SIZE
+    input: tuple[int, ...] = ()
 
     pairs = False
 
@@ -164,7 +166,10 @@ def _transformation(source: caffe_pb2.LayerParameter) -> dict:
     """What a data layer or an input says of the images that go in."""
     if source.type == "Input":
         shape = source.input_param.shape[0].dim if source.input_param.shape else []
-        return {"crop_size": int(shape[2]) if len(shape) == 4 and shape[2] == shape[3] else 0}
+        if len(shape) != 4:
+            return {}
+        channels, height, width = map(int, shape[1:])
+        return {"crop_size": height if height == width else 0, "input": (channels, height, width)}
     transform = source.transform_param
     sizes = (source.data_param.batch_size, source.image_data_param.batch_size, source.memory_data_param.batch_size)
     return {

@@ -60,6 +60,30 @@ def leading_to(layers: Iterable[caffe_pb2.LayerParameter], blob: str) -> list[ca
     return kept[::-1]
 
 
+def unfit(net: Template, model: str, shape: tuple[int, int, int]) -> tuple[str, str, str] | None:
+    """What is found, expected and to be done where a net cannot take images of this shape; None where it can.
+
+    model  what the net is called
+    shape  channels, height and width
+    """
+    channels, height, width = shape
+    own, *size = net.input or (channels, height, width)
+    if own != channels:
+        color = {1: "the dataset's color: gray", 3: "the dataset's color: color"}.get(own)
+        do = f"set {color}, or the prototxt's input" if color else "change the prototxt's input"
+        return f"{model} takes images of {own} channel{'s' * (own != 1)}", f"they have {channels}", do
+    if len(net.mean_values) not in (0, 1, channels):
+        said = f"{model} subtracts a value from each of {len(net.mean_values)} channels"
+        return said, f"the images have {channels}", "choose another model, or images of that many"
+    if net.crop_size > min(height, width):
+        said = f"{model} crops {net.crop_size}×{net.crop_size}"
+        return said, f"the images are {height}×{width}", "give the dataset a larger size"
+    if not net.crop_size and size != [height, width]:
+        do = f"set the dataset's size: {{height: {size[0]}, width: {size[1]}}}"
+        return f"{model} takes {size[0]}×{size[1]}", f"the images are {height}×{width}", do
+    return None
+
+
 @dataclass(frozen=True)
 class Template:
     """A published net.
@@ -86,6 +110,8 @@ class Template:
     mean: bool = True
     mean_values: tuple[float, ...] = ()
     batch_size: int = 64
+
+    input = ()
 
     def built(self, last: Last, deploy: bool = False) -> Built:
         """The layers with `last` as the classifier; the names of the other heads' change as its own does."""

@@ -1,6 +1,7 @@
 """Classification of image files: agrees with the evaluation of the same images' records, crops as Caffe's oversample does."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -65,10 +66,17 @@ def test_a_file_that_cannot_be_read_says_why_and_the_others_are_classified(comma
     assert "look/page.jpg: not_an_image" in done.stdout
 
 
+def other_names(net) -> None:
+    """Let a net's layers have names that no weights have."""
+    net.write_text(net.read_text().replace('name: "', 'name: "x_'))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda folder: (folder / "lists/labels.txt").write_text("a\nb\n"), ["3 outputs", "there are 2 class names"]),
+        (lambda folder: shutil.copy(folder / "test.prototxt", folder / "deploy.prototxt"), ["no input", "give deploy.prototxt"]),
+        (lambda folder: other_names(folder / "deploy.prototxt"), ["final.caffemodel: no weights of layers"]),
         (lambda folder: (folder / "preprocessing.json").unlink(), ["preprocessing.json: no such file"]),
         (lambda folder: (folder / "preprocessing.json").write_text("{}"), ["not a preprocessing.json"]),
         (lambda folder: [path.unlink() for path in (folder / "look").rglob("*.png")], ["look: no images"]),

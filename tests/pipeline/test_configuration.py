@@ -18,6 +18,10 @@ GOOD = {
     "datasets": {"cats": {"source": {"list": "cats.csv"}}},
     "experiments": {"breeds": {"dataset": "cats", "model": "lenet"}},
 }
+NET = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 %s } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }
+"""
 
 
 def problems(change) -> list[str]:
@@ -36,22 +40,6 @@ def test_defaults_are_filled_in_at_every_depth():
     assert config["experiments"]["breeds"]["weights"] == {}
     assert config["experiments"]["breeds"]["pictures"] == {"count": 2}
     assert "compute" not in GOOD
-
-
-@pytest.mark.parametrize(
-    ("given", "rate"),
-    [
-        ({}, 1),
-        ({"weights": {"file": "x.caffemodel"}}, 1),
-        ({"weights": {"file": "x.caffemodel"}, "rename_last": True}, 10),
-        ({"weights": {"file": "x.caffemodel"}, "rename_last": True, "last_lr_mult": 3}, 3),
-        ({"rename_last": True}, 1),
-    ],
-)
-def test_a_renamed_last_layer_learns_ten_times_as_fast_as_the_weights_that_are_given(given, rate):
-    config = copy.deepcopy(GOOD)
-    config["experiments"]["breeds"] |= given
-    assert checked(config, "my.yaml", SCHEMA)["experiments"]["breeds"]["last_lr_mult"] == rate
 
 
 def test_features_of_both_images_of_a_pair_may_be_wanted():
@@ -147,6 +135,36 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(model="nets/absent.prototxt"),
         "my.yaml: experiments.breeds.model: nets/absent.prototxt: no such file",
     ),
+    "a crop larger than the images": (
+        lambda c: (
+            c["datasets"]["cats"].update(size={"height": 32, "width": 256}),
+            c["experiments"]["breeds"].update(model="caffenet"),
+        ),
+        "my.yaml: experiments.breeds.model: caffenet crops 227×227, but the images are 32×256; give the dataset a larger size",
+    ),
+    "a crop larger than another dataset's images": (
+        lambda c: (
+            c["datasets"]["cats"].update(size={"height": 32, "width": 32}),
+            c["datasets"].update(kittens={"source": {"dataset": "cats"}}),
+            c["experiments"]["breeds"].update(dataset="kittens", model="vgg16"),
+        ),
+        "my.yaml: experiments.breeds.model: vgg16 crops 224×224, but the images are 32×32; give the dataset a larger size",
+    ),
+    "values to subtract from colours that gray images lack": (
+        lambda c: (c["datasets"]["cats"].update(color="gray"), c["experiments"]["breeds"].update(model="googlenet")),
+        "my.yaml: experiments.breeds.model: googlenet subtracts a value from each of 3 channels, but the images have 1; choose"
+        " another model, or images of that many",
+    ),
+    "a map smaller than the crop": (
+        lambda c: c["experiments"]["breeds"].update(model="caffenet", export={"convolutional": {"height": 300, "width": 200}}),
+        "my.yaml: experiments.breeds.export.convolutional: 300×200 is smaller than the net's own 227×227; give no side that is"
+        " smaller",
+    ),
+    "a map smaller than the images": (
+        lambda c: c["experiments"]["breeds"].update(export={"convolutional": {"height": 200, "width": 256}}),
+        "my.yaml: experiments.breeds.export.convolutional: 200×256 is smaller than the net's own 256×256; give no side that is"
+        " smaller",
+    ),
     "a layer to freeze to that the net does not have": (
         lambda c: c["experiments"]["breeds"].update(freeze_to="conv3"),
         'my.yaml: experiments.breeds.freeze_to: "conv3", but the layers with weights are conv1, conv2, ip1, ip2; did you mean'
@@ -207,6 +225,58 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 3, "lr_policy": "inv"}),
         "my.yaml: experiments.breeds.solver.step_epochs: no effect with lr_policy: inv; remove one, or use lr_policy: step",
     ),
+    "a step behind the default end": (
+        lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 30}),
+        "my.yaml: experiments.breeds.solver.step_epochs: 30 has no effect, for training ends after 20 epochs",
+    ),
+    "steps that would make the rate 0": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "step", "stepsize": 5}),
+        "my.yaml: experiments.breeds.solver.lr_policy: step without gamma; give gamma, what the rate is multiplied by at each"
+        " step, such as 0.1",
+    ),
+    "steps without an interval": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "step", "gamma": 0.1}),
+        "my.yaml: experiments.breeds.solver.lr_policy: step without stepsize; give stepsize, iterations from step to step, or"
+        " step_epochs",
+    ),
+    "several steps without places": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "multistep", "gamma": 0.1}),
+        "my.yaml: experiments.breeds.solver.lr_policy: multistep without stepvalue; give stepvalue, a list of the steps'"
+        " iterations, or step_epochs",
+    ),
+    "a rate that does not fall exponentially": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "exp"}),
+        "my.yaml: experiments.breeds.solver.lr_policy: exp without gamma; give gamma, what the rate is multiplied by at each"
+        " iteration, such as 0.9999",
+    ),
+    "a rate that does not fall by its inverse": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "inv", "power": 0.75}),
+        "my.yaml: experiments.breeds.solver.lr_policy: inv without gamma; give gamma, how fast the rate falls, such as 0.0001",
+    ),
+    "a rate that does not fall on a line": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "poly"}),
+        "my.yaml: experiments.breeds.solver.lr_policy: poly without power; give power, 1 for a straight line",
+    ),
+    "a rate that is halved for good": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "sigmoid", "stepsize": 100}),
+        "my.yaml: experiments.breeds.solver.lr_policy: sigmoid without gamma; give gamma, how fast the rate changes around"
+        " stepsize, below 0 where it falls, such as -0.01",
+    ),
+    "steps of no policy": (
+        lambda c: c["experiments"]["breeds"].update(solver={"stepvalue": [50, 100]}),
+        "my.yaml: experiments.breeds.solver.stepvalue: no effect with lr_policy: fixed, the default; give lr_policy: multistep,"
+        " or remove it",
+    ),
+    "iterations that do not rise": (
+        lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [100, 50]}),
+        "my.yaml: experiments.breeds.solver.stepvalue: [100, 50] does not rise",
+    ),
+    "an iteration behind the end": (
+        lambda c: c["experiments"]["breeds"].update(
+            solver={"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [50, 100], "max_iter": 100}
+        ),
+        "my.yaml: experiments.breeds.solver.stepvalue: 100 has no effect, for training ends after 100 iterations",
+    ),
     "classes of a net that gives none": (
         lambda c: c["experiments"]["breeds"].update(model="mnist_siamese", classify={"images": "x.jpg"}),
         "my.yaml: experiments.breeds.classify: mnist_siamese gives values to compare, no classes; remove it",
@@ -241,8 +311,13 @@ CASES = {
         'my.yaml: experiments.breeds.weights.0.bset: unknown key; did you mean "best"?',
     ),
     "weights of another shape": (
-        lambda c: c["experiments"]["breeds"].update(weights="a.caffemodel"),
-        "my.yaml: experiments.breeds.weights: 'a.caffemodel' is not a mapping",
+        lambda c: c["experiments"]["breeds"].update(weights=3),
+        "my.yaml: experiments.breeds.weights: 3 is not a text or a mapping",
+    ),
+    "a file named after a key that has one value": (
+        lambda c: c["experiments"]["breeds"].update(weights="weights/{model}.caffemodel"),
+        "my.yaml: experiments.breeds.weights.file: {model} stands for nothing; in braces goes a key that the experiment has a"
+        " list of, such as model",
     ),
     "a URL without its hash": (
         lambda c: c["experiments"]["breeds"].update(weights={"url": "http://x/a.caffemodel"}),
@@ -306,7 +381,19 @@ CASES = {
     ),
     "a part that is none to evaluate on": (
         lambda c: c["experiments"]["breeds"].update(evaluate=["val", "tran"]),
-        "my.yaml: experiments.breeds.evaluate.1: 'tran' is not one of val, train; did you mean \"train\"?",
+        "my.yaml: experiments.breeds.evaluate.1: 'tran' is not one of val, train, test; did you mean \"train\"?",
+    ),
+    "an evaluation on images for testing that nothing says": (
+        lambda c: c["experiments"]["breeds"].update(evaluate=["test"]),
+        "my.yaml: experiments.breeds.evaluate: test: no images are for testing; say which in the list's split column, and"
+        " split: {by: column}",
+    ),
+    "an evaluation on images for testing of a collection": (
+        lambda c: (
+            c["datasets"].update(digits={"source": {"published": "mnist"}}),
+            c["experiments"]["breeds"].update(evaluate=["test"], dataset="digits"),
+        ),
+        "my.yaml: experiments.breeds.evaluate: test: a dataset from published has train and val; name one of these",
     ),
     "a format of features that there is not": (
         lambda c: c["experiments"]["breeds"].update(features=["ip1"], feature_formats=["csv"]),
@@ -324,6 +411,12 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(features=["ip1", "ip2"], rename_last=True),
         "my.yaml: experiments.breeds.features: 'ip2' is not one of data, conv1, pool1, conv2, pool2, ip1, ip2_cats",
     ),
+    "an average of a training that is none": (
+        lambda c: c["experiments"]["breeds"].update(
+            strategy="features", weights="w", export={"average": 3}, solver={"snapshot": 5}
+        ),
+        "my.yaml: experiments.breeds.export.average: strategy: features trains nothing, and there are no snapshots; remove it",
+    ),
     "an average without snapshots": (
         lambda c: c["experiments"]["breeds"].update(export={"average": 3}),
         "my.yaml: experiments.breeds.export.average: no snapshots to average; set solver.snapshot, so many iterations from one"
@@ -332,6 +425,14 @@ CASES = {
     "an average of more snapshots than there are": (
         lambda c: c["experiments"]["breeds"].update(export={"average": 3}, solver={"snapshot": 5, "max_iter": 10}),
         "my.yaml: experiments.breeds.export.average: 3, but 10 iterations with solver.snapshot: 5 leave 2; set it lower",
+    ),
+    "weights of channels in another order": (
+        lambda c: (
+            c["datasets"].update(cifar={"source": {"published": "cifar10"}}),
+            c["experiments"].update(base={"dataset": "cifar", "model": "cifar10_quick"}),
+            c["experiments"]["breeds"].update(weights={"experiment": "base"}),
+        ),
+        "my.yaml: experiments.breeds.dataset: channels are BGR, those that base learned on RGB; give datasets.cats.channels: RGB",
     ),
     "a map without a width": (
         lambda c: c["experiments"]["breeds"].update(export={"convolutional": {"height": 454}}),
@@ -343,6 +444,60 @@ CASES = {
 @pytest.mark.parametrize(("change", "said"), CASES.values(), ids=CASES)
 def test_a_problem_is_named_with_its_key_its_value_and_what_is_allowed(change, said):
     assert problems(change) == [said]
+
+
+def test_records_and_images_of_the_size_that_is_cropped_are_good():
+    config = copy.deepcopy(GOOD)
+    config["datasets"] |= {"digits": {"source": {"published": "mnist"}}, "small": {"source": {"list": "cats.csv"}}}
+    config["datasets"]["small"]["size"] = {"height": 227, "width": 300}
+    for dataset in ("digits", "small"):
+        config["experiments"][dataset] = {"dataset": dataset, "model": "caffenet"}
+    config["experiments"]["small"]["export"] = {"convolutional": {"height": 227, "width": 454}}
+    checked(config, "my.yaml", SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dataset", "said"),
+    [
+        ((3, 20, 28), {}, "takes 20×28, but the images are 32×32; set the dataset's size: {height: 20, width: 28}"),
+        ((3, 20, 28), {"size": {"height": 20, "width": 28}}, ""),
+        ((1, 28, 28), {}, "takes images of 1 channel, but they have 3; set the dataset's color: gray, or the prototxt's input"),
+        ((1, 28, 28), {"color": "gray"}, ""),
+        ((3, 28, 28), {"color": "gray"}, "takes images of 3 channels, but they have 1; set the dataset's color: color, or"),
+        ((4, 28, 28), {}, "takes images of 4 channels, but they have 3; change the prototxt's input"),
+        ((3, 36, 36), {}, "crops 36×36, but the images are 32×32; give the dataset a larger size"),
+    ],
+)
+def test_images_are_those_that_a_net_for_use_takes(write, shape, dataset, said):
+    net = NET % " ".join(f"dim: {size}" for size in shape)
+    config = copy.deepcopy(GOOD)
+    config["datasets"]["cats"] |= {"size": {"height": 32, "width": 32}} | dataset
+    config["experiments"]["breeds"]["model"] = model = write("net.prototxt", net)
+    if not said:
+        checked(config, "my.yaml", SCHEMA)
+        return
+    with pytest.raises(InputError) as error:
+        checked(config, "my.yaml", SCHEMA)
+    assert str(error.value).startswith(f"my.yaml: experiments.breeds.model: {model} {said}")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        {"step_epochs": 5},
+        {"step_epochs": 5, "gamma": 0.5, "lr_policy": "step"},
+        {"step_epochs": 30, "max_iter": 100000},
+        {"lr_policy": "fixed", "gamma": 0.1, "stepsize": 5},
+        {"lr_policy": "inv", "gamma": 0.0001, "power": 0.75},
+        {"lr_policy": "sigmoid", "gamma": -0.01},
+        {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [50, 100], "epochs": 9},
+    ],
+)
+def test_a_learning_rate_that_changes_as_it_says_is_good(solver):
+    config = copy.deepcopy(GOOD)
+    config["experiments"]["breeds"]["solver"] = solver
+    checked(config, "my.yaml", SCHEMA)
 
 
 def test_all_problems_are_shown_at_once():
@@ -388,6 +543,16 @@ def test_several_weights_are_good():
     sources = [{"file": "x.caffemodel"}, {"experiment": "breeds", "best": True}, {"url": "http://x/y", "sha256": "0" * 64}]
     config["experiments"]["more"] = {**GOOD["experiments"]["breeds"], "weights": sources}
     assert configuration.origins(checked(config, "my.yaml", SCHEMA)["experiments"]["more"]) == sources
+
+
+def test_a_text_in_the_place_of_weights_is_a_file():
+    config = copy.deepcopy(GOOD)
+    config["experiments"]["one"] = {**GOOD["experiments"]["breeds"], "weights": "x.caffemodel", "strategy": "half"}
+    config["experiments"]["two"] = {**GOOD["experiments"]["breeds"], "weights": [{"experiment": "one"}, "y.h5"]}
+    experiments = checked(config, "my.yaml", SCHEMA)["experiments"]
+    assert experiments["one"]["weights"] == {"file": "x.caffemodel"}
+    assert configuration.origins(experiments["two"]) == [{"experiment": "one"}, {"file": "y.h5"}]
+    assert config["experiments"]["one"]["weights"] == "x.caffemodel"
 
 
 @pytest.mark.parametrize("config", [{}, {"datasets": 3}, {"datasets": {"cats": None}, "experiments": {"breeds": ["lenet"]}}])

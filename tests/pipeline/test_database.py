@@ -163,6 +163,7 @@ def test_a_line_in_another_form_is_refused(listed, line):
     with pytest.raises(pipeline.database.InputError) as raised:
         build(listed / "all.txt", Resized(listed / "resize"), listed / "db", Options(3))
     assert raised.value.where.endswith("all.txt:2")
+    assert len(str(raised.value).splitlines()) == 1
     assert not (listed / "db").exists()
 
 

@@ -136,8 +136,16 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "label" to
 
 
 @needs_shared
-@pytest.mark.parametrize(("mode", "interpolation", "encode"), [("crop", "linear", "raw"), ("fit", "area", "png")])
-def test_records_and_image_files_give_the_same_predictions(tmp_path, monkeypatch, mode, interpolation, encode):
+@pytest.mark.parametrize(
+    ("mode", "interpolation", "encode", "channels"),
+    [
+        ("crop", "linear", "raw", "BGR"),
+        ("fit", "area", "png", "BGR"),
+        ("crop", "area", "raw", "RGB"),
+        ("squash", "linear", "png", "RGB"),
+    ],
+)
+def test_records_and_image_files_give_the_same_predictions(tmp_path, monkeypatch, mode, interpolation, encode, channels):
     monkeypatch.chdir(tmp_path)
     names, lines = ["bonsai", "ketch", "watch"], []
     for label, name in enumerate(names):
@@ -153,7 +161,7 @@ def test_records_and_image_files_give_the_same_predictions(tmp_path, monkeypatch
     resize.main(["photos/00000", "resize/00000", *sizes, "--mode", mode, "--interpolation", interpolation])
     for part in ("train", "val"):
         files = ["--labels", "labels.txt", "--manifest", f"lmdb/{part}.manifest.json"]
-        database.main(["list.txt", "resize", f"lmdb/{part}", *files, "--encode", encode])
+        database.main(["list.txt", "resize", f"lmdb/{part}", *files, "--encode", encode, "--channels", channels])
     mean.main(["lmdb/train", "mean.binaryproto", "--values", "mean.json"])
     given = ["--train", "lmdb/train", "--val", "lmdb/val", "--mean", "mean.binaryproto"]
     how = ["--resize-mode", mode, "--interpolation", interpolation]
@@ -168,6 +176,7 @@ def test_records_and_image_files_give_the_same_predictions(tmp_path, monkeypatch
     assert records.probability.std() > 0.01
     assert records.predicted.nunique() > 1
     pd.testing.assert_frame_equal(records, files, atol=1e-5, rtol=0)
+    assert json.loads((tmp_path / "nets/preprocessing.json").read_text())["resize"]["color"] == channels
     guesses = pd.read_csv(tmp_path / "guesses.csv").query("rank == 1").set_index("path").loc["photos/" + records.path]
     assert guesses["class"].tolist() == records.predicted.tolist()
     np.testing.assert_allclose(guesses.probability, records.probability, atol=1e-5)

@@ -205,7 +205,7 @@ def test_weights_that_leave_a_layer_without_its_own_are_refused(trained, fails, 
         layer { name: "fc8" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 2 } }
     """
     caffe.Net(write("other.prototxt", other), caffe.TEST).save(trained / "out/final.caffemodel")
-    fails(["final.caffemodel", "no weights for hidden, scores", "test.prototxt"], *FEATURES, "hidden")
+    fails(["final.caffemodel", "no weights of layers hidden, scores", "test.prototxt"], *FEATURES, "hidden")
 
 
 def test_a_net_without_a_data_layer_is_refused(trained, fails, write):

@@ -54,6 +54,25 @@ def test_lists_are_in_caffes_form_with_labels_in_sorted_order(command, dataset):
     assert len(lines(dataset, "val.txt")) == 3
 
 
+@pytest.mark.parametrize("policy", ["report", "drop"])
+def test_images_for_testing_are_in_a_list_of_their_own(command, dataset, policy):
+    tables = sorted((dataset / "download").glob("*.csv"))
+    for path in tables:
+        table = pd.read_csv(path, keep_default_na=False)
+        table.assign(split=[{"val": "test"}.get(one, one) for one in table.split]).to_csv(path, index=False)
+    assert command(*LABEL).returncode == 0
+    assert (len(lines(dataset, "val.txt")), lines(dataset, "test.txt")) == (3, [])  # for validation, where there is none
+    held_out = lines(dataset, "val.txt")
+    table = pd.read_csv(tables[0], keep_default_na=False)
+    table.loc[0, "split"] = "val"
+    table.to_csv(tables[0], index=False)
+    done = command(*LABEL, "--duplicates", policy)
+    assert done.returncode == 0, done.stderr
+    assert sorted(lines(dataset, "test.txt")) == sorted(held_out)
+    assert len(lines(dataset, "val.txt")) == 1
+    assert "5 training and 1 validation images, 3 for testing" in done.stdout
+
+
 def test_numbers_sort_as_numbers():
     assert assign(listed(["10", "9", "010"]), Split(None, 1), "table")[2] == ["9", "010", "10"]
 
@@ -149,8 +168,9 @@ def listed(labels, splits=None, groups=None):
 
 def lists(images, split):
     """(class, position) of the lines of train.txt and val.txt."""
-    numbers, held_out, names = assign(images, split, "table")
-    return [[(int(numbers[at]), int(at)) for at in chosen] for chosen in lists_of(numbers, held_out, names, split, "table")]
+    numbers, parts, names = assign(images, split, "table")
+    found = lists_of(numbers, parts, names, split, "table")
+    return [[(int(numbers[at]), int(at)) for at in found[part]] for part in ("train", "val")]
 
 
 def uneven():
@@ -180,7 +200,8 @@ def test_a_group_is_never_divided():
     groups = [f"g{number // 6}" for number in range(90)]
     groups[:6] = [""] * 6
     for split in (Split(0.3, 1), Split(None, 1, folds=4, fold=2)):
-        numbers, held_out, _ = assign(listed(labels, groups=groups), split, "table")
+        numbers, parts, _ = assign(listed(labels, groups=groups), split, "table")
+        held_out = parts == "val"
         for group in set(groups) - {""}:
             assert len({bool(held_out[at]) for at in range(90) if groups[at] == group}) == 1
         assert 0.15 <= held_out.mean() <= 0.35
@@ -190,7 +211,7 @@ def test_a_group_is_never_divided():
 def test_folds_take_every_image_once_and_every_class_evenly():
     labels = ["a"] * 23 + ["b"] * 10 + ["c"] * 3
     images = listed(labels)
-    found = np.stack([assign(images, Split(None, 7, folds=5, fold=fold), "table")[1] for fold in range(5)])
+    found = np.stack([assign(images, Split(None, 7, folds=5, fold=fold), "table")[1] == "val" for fold in range(5)])
     assert (found.sum(0) == 1).all()
     for name in "abc":
         sizes = found[:, np.array(labels) == name].sum(1)

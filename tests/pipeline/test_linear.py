@@ -145,4 +145,9 @@ def test_auto_measures_top_middle_and_pixels_and_says_why(trained, command):
 def test_weights_of_another_net_are_refused(trained, command, fails):
     net = (trained / "train.prototxt").read_text().replace('"hidden"', '"other"')
     (trained / "train.prototxt").write_text(net)
-    fails(["no weights for other"], "pipeline.linear", "linear", *OF_NET, "--weights", "out/final.caffemodel")
+    fails(["no weights of layer other"], "pipeline.linear", "linear", *OF_NET, "--weights", "out/final.caffemodel")
+
+
+def test_a_model_that_there_is_not_is_named(small, fails):
+    said = ['model: "caffenett", but there are lenet, ', 'did you mean "caffenet"?']
+    fails(said, "pipeline.linear", "linear", *OF_NET, "--model", "caffenett", "--weights", "w.caffemodel")

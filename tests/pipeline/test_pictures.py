@@ -1,3 +1,5 @@
+import json
+
 import cv2
 import lmdb
 import numpy as np
@@ -7,6 +9,7 @@ import caffe
 from caffe.proto import caffe_pb2
 from pipeline.augmented import examples
 from pipeline.pictures import COLUMNS, ROWS, SIDE, class_sizes, first_of_each, sheet, thumbnail
+from pipeline.shown import images_at
 
 
 def put(folder, images):
@@ -50,6 +53,16 @@ def test_the_first_images_of_each_class_are_taken_and_no_more(tmp_path):
     images = [(np.full((1, 4, 4), number, np.uint8), number % 2) for number in range(12)]
     found = first_of_each(put(tmp_path / "db", images), classes=3, count=2)
     assert [[int(image.min()) for image in one] for one in found] == [[0, 2], [1, 3], []]
+
+
+@pytest.mark.parametrize(("channels", "red"), [("BGR", 2), ("RGB", 0)])
+def test_images_are_shown_in_their_colours(tmp_path, channels, red):
+    image = np.zeros((3, 4, 4), np.uint8)
+    image[red] = 200
+    (tmp_path / "db.manifest.json").write_text(json.dumps({"channels": channels}))
+    ((small,),) = first_of_each(put(tmp_path / "db", [(image, 0)]), classes=1, count=1)
+    assert (small == (0, 0, 200)).all()
+    assert (images_at(tmp_path / "db", [0])[0] == (200, 0, 0)).all()
 
 
 def test_a_label_of_no_class_is_named(tmp_path):

@@ -82,6 +82,10 @@ def test_another_table_than_metrics_is_refused(fails, write):
     fails(said, "pipeline.plots", "out", "--metrics", "layers.csv")
 
 
+def test_a_table_that_is_not_there_says_who_makes_it(fails):
+    fails(["gone.csv: no such table", "metrics.csv of the train step"], "pipeline.plots", "out", "--metrics", "gone.csv")
+
+
 def test_metrics_without_a_row_are_refused(fails, write):
     write("metrics.csv", ",".join(METRICS.columns) + "\n")
     fails(["metrics.csv", "no metrics"], "pipeline.plots", "out", "--metrics", "metrics.csv")

@@ -31,14 +31,40 @@ PROTOTXT = (
     "mean.binaryproto",
 )
 
+NORM = 'layer { name: "norm" type: "BatchNorm" bottom: "hidden" top: "hidden" } '
+
 
 def test_an_unknown_solver_field_is_named(small, fails):
     said = ["experiments.e.solver.base_lrr: no field", 'did you mean "base_lr"?']
     fails(said, *PROTOTXT, "--model", "lenet", "--solver", '{"base_lrr": 1}')
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--model", "lenett"), ['model: "lenett", but there are lenet, mnist_siamese', 'did you mean "lenet"']),
+        (("--model", "lenet", "--batch-size", "-3"), ["--batch-size: -3, but a batch has one image at least; give more, or 0"]),
+        (("--model", "lenet", "--solver", "[1]"), ["--solver: [1], but a JSON object is wanted; give fields as in '{"]),
+        (("--model", "lenet", "--solver", "base_lr=1"), ["--solver: base_lr=1, but a JSON object is wanted"]),
+    ],
+)
+def test_an_argument_that_is_wrong_is_named(small, fails, given, said):
+    fails(said, *PROTOTXT, *given)
+
+
 def test_a_crop_larger_than_the_images_is_named(small, fails):
     fails(["caffenet crops 227×227", "the images are 8×8"], *PROTOTXT, "--model", "caffenet")
+
+
+def test_images_that_a_net_for_use_does_not_take_are_named(small, fails):
+    (small / "net.prototxt").write_text(
+        """
+        input: "data" input_dim: 1 input_dim: 3 input_dim: 6 input_dim: 8
+        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }
+        """
+    )
+    said = ["net.prototxt takes 6×8, but the images are 8×8; set the dataset's size: {height: 6, width: 8}"]
+    fails(said, *PROTOTXT, "--model", "net.prototxt")
 
 
 DATASET = Dataset("lmdb/train", "lmdb/val", "mean.binaryproto", (3, 40, 40), 7, 500, 90)
@@ -121,6 +147,41 @@ def test_the_commands_files_make_nets_that_caffe_runs(small, command, monkeypatc
     made = caffe.get_solver("nets/solver.prototxt")
     made.step(1)
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ((), 1),
+        (("--pretrained",), 1),
+        (("--last", "ip2_cats"), 1),
+        (("--last", "ip2_cats", "--pretrained"), 10),
+        (("--last", "ip2_cats", "--pretrained", "--last-lr-mult", "3"), 3),
+        (("--last", "ip2_cats", "--pretrained", "--strategy", "scratch"), 1),
+        (("--last", "ip2_cats", "--pretrained", "--strategy", "scratch", "--last-lr-mult", "3"), 3),
+    ],
+)
+def test_a_last_layer_that_is_new_beside_weights_learns_ten_times_as_fast(small, command, given, rate):
+    done = command(*PROTOTXT, "--model", "lenet", *given)
+    assert done.returncode == 0, done.stderr
+    (last,) = (layer for layer in caffe.read_net(small / "nets/train.prototxt").layer if layer.name.startswith("ip2"))
+    assert [spec.lr_mult for spec in last.param] == [rate, 2 * rate]
+
+
+@pytest.mark.parametrize("strategy", ["full", "features", "scratch"])
+def test_a_strategy_that_is_chosen_is_that_strategy(small, command, strategy):
+    net = (small / "train.prototxt").read_text().replace('layer { name: "scores"', f'{NORM}layer {{ name: "scores"')
+    (small / "own.prototxt").write_text(net)
+    (small / "strategy.json").write_text(json.dumps({"strategy": strategy, "features_from": "top"}))
+    common = ("--model", "./own.prototxt", "--last", "scores_cats", "--pretrained")
+    frozen = () if strategy == "scratch" else ("--batch-norm", "freeze")
+    made = []
+    for given in (("--strategy", strategy, *frozen), ("--chosen", "strategy.json", "--batch-norm", "freeze")):
+        done = command(*PROTOTXT, *common, *given)
+        assert done.returncode == 0, done.stderr
+        made.append({path.name: path.read_text() for path in (small / "nets").iterdir()})
+    assert made[0] == made[1]
+    assert len(made[0]) == 5
 
 
 def test_why_a_value_was_chosen_stands_beside_it(small, command):

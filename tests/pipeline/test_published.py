@@ -89,6 +89,7 @@ def test_records_are_those_of_caffes_converters(small, tmp_path):
         assert lines == [f"{key.decode()} {label}" for (key, _), (label, _) in zip(written, rows, strict=True)]
         manifest = json.loads((tmp_path / f"out/lmdb/{part}.manifest.json").read_text())
         assert manifest == manifests[part]
+        assert manifest.get("channels", "BGR") == ("RGB" if name.startswith("cifar") else "BGR")
         assert (manifest["images"], manifest["classes"], tuple(manifest["shape"])) == (
             len(rows),
             len(collection.classes),

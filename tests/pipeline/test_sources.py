@@ -30,7 +30,7 @@ def tree(tmp_path):
 
 TABLE = "image_url,style,_split\nhttp://x/1.jpg,007,train\nhttp://x/2.jpg,NA,Test\n"
 CALLED = {"url": "image_url", "label": "style", "split": "_split"}
-SAME = [["http://x/1.jpg", "007", "train"], ["http://x/2.jpg", "NA", "val"]]
+SAME = [["http://x/1.jpg", "007", "train"], ["http://x/2.jpg", "NA", "test"]]
 
 
 @pytest.mark.parametrize("name", ["all.csv", "all.tsv", "all.csv.gz", "all.parquet"])
@@ -81,7 +81,7 @@ def test_train_and_val_folders_are_the_split(tree, other):
     folder = tree("train/cats/1.jpg", f"{other}/cats/2.jpg")
     assert rows(Source(folder=folder)) == [
         [(folder / "train/cats/1.jpg").as_uri(), "cats", "train"],
-        [(folder / other / "cats/2.jpg").as_uri(), "cats", "val"],
+        [(folder / other / "cats/2.jpg").as_uri(), "cats", other],
     ]
 
 

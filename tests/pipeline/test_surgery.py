@@ -341,9 +341,26 @@ def test_snapshots_are_the_latest_by_their_iteration_in_either_format(tmp_path, 
     np.testing.assert_array_equal(alone.params["fc"][0].data, whole[0].params["fc"][0].data)
 
 
-def test_fewer_snapshots_than_asked_says_to_set_solver_snapshot(tmp_path, whole):
-    with pytest.raises(InputError, match=r"3 snapshots, but 4 are to be averaged; set solver.snapshot"):
+def test_of_fewer_snapshots_than_asked_all_are_averaged_which_is_said(tmp_path, whole, capsys):
+    files = [str(tmp_path / "whole.prototxt"), str(tmp_path / "snapshots")]
+    surgery.main(["average", *files, "--last", "4", "--output", str(tmp_path / "mean")])
+    names = ", ".join(f"s_iter_{number}.caffemodel" for number in (8, 9, 10))
+    assert f"the mean of {names}; 4 were asked for, there are no more" in capsys.readouterr().out
+    assert (tmp_path / "mean.caffemodel").exists()
+
+
+def test_a_mean_of_one_snapshot_where_more_are_wanted_says_to_set_solver_snapshot(tmp_path, whole):
+    for number in (8, 9):
+        (tmp_path / f"snapshots/s_iter_{number}.caffemodel").unlink()
+    with pytest.raises(InputError, match=r"1 snapshot, but 4 are to be averaged; set solver.snapshot"):
         surgery.snapshots_in(tmp_path / "snapshots", 4)
+    assert len(surgery.snapshots_in(tmp_path / "snapshots", 1)) == 1
+
+
+@pytest.mark.parametrize("last", [0, -2])
+def test_a_mean_of_no_snapshots_is_refused(tmp_path, whole, last):
+    with pytest.raises(InputError, match=rf"--last: {last}, but a mean is of one snapshot at least"):
+        surgery.snapshots_in(tmp_path / "snapshots", last)
 
 
 def test_snapshots_of_different_nets_are_refused(write, tmp_path, whole):

@@ -40,6 +40,37 @@ def test_what_has_no_effect_with_one_strategy_of_several_is_left_out_there():
     }
 
 
+def test_a_classifier_of_features_is_fitted_once_whatever_is_swept_of_a_training():
+    swept = {"strategy": ["features", "full"], "batch_norm": ["learn", "freeze"], "rename_last": [True], "last_lr_mult": [1, 10]}
+    solver = {"base_lr": [0.1, 0.01], "random_seed": [1, 2], "snapshot": 5}
+    made, sweeps = expanded({"a": {**ONE, **swept, "early_stopping": 3, "solver": solver}})
+    assert list(made)[:2] == ["a-features", "a-full-learn-True-1-0.1-1"]
+    assert len(made) == 1 + 2 * 2 * 2 * 2
+    assert made["a-features"] == {**{key: value for key, value in ONE.items() if key != "solver"}, "strategy": "features"}
+    assert sweeps["a"]["members"]["a-features"] == ["features", None, None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("swept", "key"), [({"solver": {"base_lr": [0.1, 0.01]}}, "solver.base_lr"), ({"last_lr_mult": [1, 10]}, "last_lr_mult")]
+)
+def test_several_values_that_have_no_effect_are_refused(swept, key):
+    with pytest.raises(InputError, match=f"experiments.a.{key}: several values, but it has no effect with strategy: features"):
+        expanded({"a": {**ONE, "strategy": "features", "features_from": ["top", "middle"], **swept}})
+
+
+def test_a_swept_key_in_braces_in_the_weights_is_its_value():
+    weights = [{"file": "weights/{model}.caffemodel"}, "{batch_size}/{model}.h5", {"experiment": "base-{model}", "best": True}]
+    given = {**ONE, "model": ["lenet", "nets/my net.prototxt"], "batch_size": [8], "weights": weights}
+    made, _ = expanded({"a": given, "b": {**ONE, "weights": weights}})
+    assert made["a-my_net-8"]["weights"] == [
+        {"file": "weights/my_net.caffemodel"},
+        "8/my_net.h5",
+        {"experiment": "base-my_net", "best": True},
+    ]
+    assert made["a-lenet-8"]["weights"][0] == {"file": "weights/lenet.caffemodel"}
+    assert made["b"]["weights"] == weights
+
+
 def test_a_prototxt_gives_an_experiment_its_files_name():
     made, _ = expanded({"a": {**ONE, "model": ["lenet", "nets/my net.prototxt"]}})
     assert list(made) == ["a-lenet", "a-my_net"]
@@ -48,7 +79,7 @@ def test_a_prototxt_gives_an_experiment_its_files_name():
 def test_combinations_that_differ_in_nothing_are_one():
     swept = {"strategy": ["full", "features"], "features_from": ["top", "middle"]}
     made, sweeps = expanded({"a": {**ONE, **swept, "batch_size": [8, 8]}})
-    assert list(made) == ["a-full-8", "a-features-top-8", "a-features-middle-8"]
+    assert list(made) == ["a-full-8", "a-features-top", "a-features-middle"]
     assert sweeps["a"]["members"]["a-full-8"] == ["full", None, 8]
 
 

@@ -138,6 +138,22 @@ def test_the_best_weights_are_those_that_the_best_test_had(here):
     assert values(here / "out/best.caffemodel") != values(here / "out/final.caffemodel")
 
 
+def test_the_last_weights_are_tested_where_the_interval_passes_them_by(here):
+    change(here, "max_iter: 20", "max_iter: 23", "solver.prototxt")
+    metrics, best = train(Path("solver.prototxt"), Path("out"), Given())
+    tested = metrics[metrics.test_accuracy.notna()]
+    assert list(tested.iteration) == [0, 5, 10, 15, 20, 23]
+    assert best["tests"] == 6
+    written = pd.read_csv("out/metrics.csv")
+    assert list(written[written.test_accuracy.notna()].iteration) == [0, 5, 10, 15, 20, 23]
+
+
+def test_weights_before_training_are_the_best_only_where_none_is_as_good(here):
+    change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
+    _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(early_stopping=2))
+    assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, True)
+
+
 def test_without_accuracy_the_lowest_loss_is_the_best(here):
     text = (here / "test.prototxt").read_text()
     (here / "test.prototxt").write_text("\n".join(line for line in text.splitlines() if "Accuracy" not in line))

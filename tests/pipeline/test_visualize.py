@@ -52,6 +52,17 @@ def ready(net, small, monkeypatch):
     return small
 
 
+def cropping(crop: int, channels: str = "BGR") -> Preprocessing:
+    return Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter(crop_size=crop), channels)
+
+
+def test_an_image_is_seen_in_its_colours():
+    red = np.zeros((3, 8, 8), np.uint8)
+    red[2] = 255
+    assert (visualize.as_seen(red, cropping(4)) == (255, 0, 0)).all()
+    assert (visualize.as_seen(red[::-1], cropping(0, "RGB")) == (255, 0, 0)).all()
+
+
 def weights(net) -> dict[str, np.ndarray]:
     return {name: blobs[0].data for name, blobs in net.params.items()}
 
@@ -68,6 +79,9 @@ def test_filters_of_three_inputs_are_in_colour_and_bgr_becomes_rgb(net):
     assert (tiles[:, side + GAP : 2 * side + GAP] == (255, 0, 0)).all()
     assert second == "conv2: 30 filters of 3×3, 70 inputs; the first 24, a row each, and 24 inputs"
     assert others.ndim == 2
+    (first, tiles), _ = visualize.filters(definition, kernels, "RGB")
+    assert first.endswith("(RGB)")
+    assert (tiles[:, side + GAP : 2 * side + GAP] == (0, 0, 255)).all()
 
 
 def test_a_row_of_the_second_convolution_is_a_filter(net):
@@ -135,7 +149,7 @@ def test_activations_are_those_of_the_last_vectors_each_once(net):
 def test_the_most_probable_classes_are_named_and_the_right_one_is_marked():
     names = [f"class{number}" for number in range(10)]
     made = np.array([[0.02, 0.3, 0, 0.4, 0.08, 0.01, 0, 0.1, 0.09, 0]])
-    figure = visualize.probabilities(made, names, [Shown("a", np.zeros((3, 8, 8), np.uint8), "class1")], 4)
+    figure = visualize.probabilities(made, names, [Shown("a", np.zeros((3, 8, 8), np.uint8), "class1")], cropping(4))
     image, best, every = figure.axes
     assert image.images[0].get_array().shape == (4, 4, 3)
     said = [text.get_text() for text in best.texts]
