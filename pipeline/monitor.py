@@ -97,6 +97,11 @@ class Monitor:
             self._solver.test_all()
             self._measured(self._last)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the loss of the last test is no number."""
+        return not math.isfinite(self._last.get("test_loss") or 0)
+
     def _measured(self, row: dict) -> None:
         tested = row["test_loss"] is not None or row["test_accuracy"] is not None
         row = {**row, "since_best": self._since if tested else None}

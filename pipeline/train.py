@@ -83,6 +83,9 @@ def train(solver_file: Path, folder: Path, given: weights.Given, ends: Ends = En
             solver.net.save(final)
         try:
             solver.solve()
+            monitor.test_last()
+            if ends.diverging and monitor.is_lost:  # by the last updates, whose loss no iteration has seen
+                raise caffe.DivergenceError(solver_file, "the loss of the last test is no number")
         except caffe.DivergenceError as error:
             explained = diagnosed(error, solver, monitor.rows)
             if not ends.diverging:
@@ -91,7 +94,6 @@ def train(solver_file: Path, folder: Path, given: weights.Given, ends: Ends = En
             monitor.diverged = solver.iter
             _recover(solver.net, final, best if monitor.best else final)
         else:
-            monitor.test_last()
             solver.net.save(final)
         if monitor.best is None:
             shutil.copyfile(final, best)

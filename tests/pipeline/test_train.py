@@ -298,6 +298,13 @@ layer { name: "scores" """
     assert got == values(here / "out/best.caffemodel")
 
 
+def test_a_training_that_diverges_by_its_last_update_has_diverged(here):
+    change(here, "base_lr: 0.05", "base_lr: 1e38", "solver.prototxt")
+    change(here, "max_iter: 20", "max_iter: 1", "solver.prototxt")
+    _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(diverging=True))
+    assert (best["iteration"], best["diverged"]) == (0, 1)
+
+
 def test_to_be_allowed_to_diverge_changes_nothing_else(trained, monkeypatch):
     monkeypatch.chdir(trained)
     train(Path("solver.prototxt"), Path("again"), Given(), Ends(diverging=True, failed=Path("failed")))
