@@ -99,7 +99,8 @@ class Solver:
         self.net = self._train_net()
         self.test_nets = self._test_nets()
         self._outputs = _measured_outputs(self.test_nets[0]) if self.test_nets else {}
-        self.metrics = list(dict.fromkeys([*METRICS, *self._outputs.values()]))
+        self._accuracy = _accuracies(self.net)[:1]
+        self.metrics = list(dict.fromkeys([*METRICS, *self._outputs.values(), *(["accuracy"] if self._accuracy else [])]))
         for net in (self.net, *self.test_nets):
             net.debug_info = net.debug_info or self.param.debug_info
         self._parameters = self.net.learnable_params()
@@ -210,7 +211,7 @@ class Solver:
         if p.display and self.iter % p.display == 0:
             self._losses.append(self.net.forward_loss())
             glog.info("solver.cpp:327", f"Iteration {self.iter}, loss = {self.smoothed_loss():g}")
-            self._row["loss"] = self.smoothed_loss()
+            self._show_training()
         if p.test_interval and self.iter % p.test_interval == 0:
             self.test_all()
         self._emit()
@@ -248,7 +249,7 @@ class Solver:
                 )
                 self._log_outputs(self.net, "solver.cpp:258", "Train", {n: self.net.blobs[n].tensor for n in self.net.outputs})
                 displayed, displayed_at = self.iter, now
-                self._row["loss"] = self.smoothed_loss()
+                self._show_training()
             for _, on_gradients in self._callbacks:
                 on_gradients()
             self._apply_update(display)
@@ -263,6 +264,8 @@ class Solver:
     def _check_loss(self, loss: float) -> None:
         """Stop where the loss is no number; say so where it is as large as it can be."""
         if not math.isfinite(loss):
+            self._row["loss"] = loss
+            self._emit()
             raise diagnosis.divergence(self, loss, self._last_loss)
         if abs(loss - diagnosis.LARGEST_LOSS) < 0.01 and self._last_loss != loss:
             glog.warning(
@@ -296,7 +299,7 @@ class Solver:
         row: iteration, seconds (since the solver was made), loss, learning_rate, test_loss, test_accuracy, and `test_NAME` for
         each further output of one value; what was not measured in that iteration is None. Test figures are those of the first
         test net; its loss and its accuracy are the outputs called `loss` and `accuracy`, or else the first loss and the first of
-        an Accuracy.
+        an Accuracy. Where the net in training has an Accuracy, too, there is an `accuracy`, of the batch that is displayed.
         """
         self._on_metrics.append(callback)
 
@@ -308,6 +311,12 @@ class Solver:
         """What this iteration has measured so far."""
         measured = {"iteration": self.iter, "seconds": round(time.monotonic() - self._started, 3)}
         return dict.fromkeys(self.metrics) | self._row | measured
+
+    def _show_training(self) -> None:
+        """Note the figures of training that are displayed."""
+        self._row["loss"] = self.smoothed_loss()
+        for name in self._accuracy:
+            self._row["accuracy"] = float(self.net.blobs[name].tensor)
 
     def _emit(self) -> None:
         if self._row:
@@ -434,16 +443,21 @@ METRICS = ("iteration", "seconds", "loss", "learning_rate", "test_loss", "test_a
 
 def _measured_outputs(net: Net) -> dict[str, str]:
     """{output of a test net: what a row of metrics calls it}, the loss and the accuracy first."""
-    types = {top: layer.type for layer in net.layers for top in layer.param.top}
     single = [name for name in net.outputs if net.blobs[name].count == 1]
     losses = [name for name in net.outputs if net.blob_loss_weights[name]]
-    accuracies = [name for name in single if types[name] == "Accuracy" and name not in losses]
     chosen = {}
-    for names, usual in ((losses, "loss"), (accuracies, "accuracy")):
+    for names, usual in ((losses, "loss"), (_accuracies(net), "accuracy")):
         if names:
             chosen[usual if usual in names else names[0]] = f"test_{usual}"
     others = {name: f"test_{name}" for name in single if name not in chosen and f"test_{name}" not in chosen.values()}
     return chosen | others
+
+
+def _accuracies(net: Net) -> list[str]:
+    """Outputs of one value that an Accuracy gives; first the one called `accuracy`, if there is one."""
+    types = {top: layer.type for layer in net.layers for top in layer.param.top}
+    single = [name for name in net.outputs if net.blobs[name].count == 1 and not net.blob_loss_weights[name]]
+    return sorted((name for name in single if types[name] == "Accuracy"), key=lambda name: name != "accuracy")
 
 
 def _step(solver: Solver) -> float:

@@ -29,14 +29,17 @@ LINES = 12
 
 
 def comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> plt.Figure:
-    """Validation accuracy over iterations, a panel for each dataset and a line for each of its LINES best."""
+    """Validation accuracy over iterations, a panel for each dataset and a line for each of its LINES best.
+
+    Those that diverged have no accuracy, and come after all others.
+    """
     datasets = list(dict.fromkeys(table.dataset))
     figure, panels = plt.subplots(len(datasets), 1, figsize=(5.6, 3.8 * len(datasets)), squeeze=False, layout="constrained")
     for dataset, axes in zip(datasets, panels[:, 0], strict=True):
-        shown = table[table.dataset == dataset].nlargest(LINES, "accuracy").sort_index()
+        shown = table[table.dataset == dataset].sort_values("accuracy", ascending=False, kind="stable").head(LINES).sort_index()
         for _, row in shown.iterrows():
             tests = metrics[row.experiment].dropna(subset="test_accuracy")
-            label = f"{row.experiment}: {100 * row.accuracy:.1f} %"
+            label = f"{row.experiment}: {row.get('note') or f'{100 * row.accuracy:.1f} %'}"
             axes.plot(tests.iteration, 100 * tests.test_accuracy, marker="o", markersize=3, label=label)
         axes.set_title(dataset)
         axes.set_xlabel("iteration")
@@ -47,12 +50,18 @@ def comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> plt.Fig
 
 
 def comparison_table(
-    names: list[str], datasets: list[str], summaries: list[Path], metrics: dict[str, pd.DataFrame]
+    names: list[str], datasets: list[str], summaries: list[Path], metrics: dict[str, pd.DataFrame], bests: list[Path]
 ) -> pd.DataFrame:
-    """One row an experiment: experiment, dataset, images (validation), accuracy, best_accuracy, iterations, seconds."""
+    """One row an experiment: experiment, dataset, images (validation), accuracy, best_accuracy, iterations, seconds.
+
+    Where one has diverged there is a column `note`, which says when, and it has no accuracies.
+
+    bests  what the train step says of the best test and of divergence
+    """
     rows = []
-    for name, dataset, path in zip(names, datasets, summaries, strict=True):
+    for name, dataset, path, best in zip(names, datasets, summaries, bests, strict=True):
         summary, measured = json.loads(path.read_text()), metrics[name]
+        diverged = json.loads(best.read_text()).get("diverged")
         rows.append(
             {
                 "experiment": name,
@@ -64,7 +73,10 @@ def comparison_table(
                 "seconds": round(float(measured.seconds.max()), 1),
             }
         )
-    return pd.DataFrame(rows)
+        if diverged is not None:
+            rows[-1] |= {"accuracy": None, "best_accuracy": None, "note": f"diverged at iteration {diverged}"}
+    table = pd.DataFrame(rows).astype({"accuracy": float, "best_accuracy": float})
+    return table.fillna({"note": ""}) if "note" in table else table
 
 
 def swept_table(table: pd.DataFrame, keys: list[str], members: dict[str, list]) -> pd.DataFrame:
@@ -80,13 +92,20 @@ def swept(table: pd.DataFrame, keys: list[str]) -> plt.Figure:
     choices = [key for key in keys if key not in REPEATED]
     names = table[choices].apply(_row, axis=1) if choices else pd.Series("all", index=table.index)
     rows = list(dict.fromkeys(names))
-    figure, axis = plt.subplots(figsize=(6.4, 1.4 + 0.42 * len(rows)), layout="constrained")
+    width = 8.4 if table.accuracy.isna().any() else 6.4  # words take more room than means
+    figure, axis = plt.subplots(figsize=(width, 1.4 + 0.42 * len(rows)), layout="constrained")
     for number, row in enumerate(rows):
-        accuracies = 100 * table.accuracy[names == row].to_numpy()
+        repetitions = table[names == row]
+        accuracies = 100 * repetitions.accuracy.dropna().to_numpy()
         axis.scatter(accuracies, np.full(len(accuracies), number), color=COLOURS[0], alpha=0.6, zorder=3)
-        mean = accuracies.mean()
-        axis.plot([mean, mean], [number - 0.3, number + 0.3], color=COLOURS[1], linewidth=2.5, zorder=4)
-        axis.annotate(f"{mean:.1f}", (1.01, number), xycoords=("axes fraction", "data"), va="center", color=COLOURS[1])
+        said = []
+        if len(accuracies):
+            mean = accuracies.mean()
+            axis.plot([mean, mean], [number - 0.3, number + 0.3], color=COLOURS[1], linewidth=2.5, zorder=4)
+            said.append(f"{mean:.1f}")
+        if len(lost := repetitions[repetitions.accuracy.isna()]):
+            said.append(lost.note.iloc[0] if len(repetitions) == 1 else f"{len(lost)} of {len(repetitions)} diverged")
+        axis.annotate(", ".join(said), (1.01, number), xycoords=("axes fraction", "data"), va="center", color=COLOURS[1])
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
@@ -110,11 +129,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--datasets", nargs="+", required=True, help="each experiment's dataset")
     parser.add_argument("--metrics", nargs="+", type=Path, required=True)
     parser.add_argument("--summaries", nargs="+", type=Path, required=True)
+    parser.add_argument("--bests", nargs="+", type=Path, required=True, help="best.json of each train step")
     parser.add_argument("--sweeps", type=json.loads, default={}, help="the config's sweeps, as JSON")
     a = parser.parse_args(argv)
     plt.rcParams.update(STYLE)
     metrics = {name: read_metrics(path) for name, path in zip(a.names, a.metrics, strict=True)}
-    table = comparison_table(a.names, a.datasets, a.summaries, metrics)
+    table = comparison_table(a.names, a.datasets, a.summaries, metrics, a.bests)
     save(comparison(metrics, table), a.folder / "comparison")
     for name, sweep in a.sweeps.items():
         rows = swept_table(table, **sweep)

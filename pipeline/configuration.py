@@ -288,7 +288,7 @@ def _of_layers(experiment: dict, template: models.Template) -> list[str]:
     built = template.built(last, deploy=strategy in strategies.FITTED)
     try:
         if isinstance(freeze_to, str):
-            strategies.frozen(built.layers, "full", freeze_to, built.classifiers)
+            strategies.frozen(built, "full", freeze_to)
         if strategy in strategies.FITTED:
             # What `auto` may choose has at least the layers up to the middle.
             blob = strategies.features(built, experiment["features_from"] if strategy == "features" else "middle")

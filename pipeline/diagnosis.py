@@ -20,7 +20,8 @@ def diagnosed(error: caffe.DivergenceError, solver: caffe.Solver, rows: Sequence
     said = [_of_input(*one) for one in inputs] or ["there is no data layer to look at"]
     if all(np.isfinite(values).all() for _, _, values in inputs):
         said.append("labels are within range" if inputs else "check the labels")
-        said.append(_of_rate([(row["iteration"], row["loss"]) for row in rows if row["loss"] is not None], solver.param.base_lr))
+        losses = [(row["iteration"], row["loss"]) for row in rows if row["loss"] is not None and np.isfinite(row["loss"])]
+        said.append(_of_rate(losses, solver.param.base_lr))
     return caffe.DivergenceError(error.where, error.found, do="; ".join(said))
 
 

@@ -22,6 +22,10 @@ from pipeline.database import entries_of
 from pipeline.errors import InputError
 from pipeline.images import Files, Resized, below
 from pipeline.preprocessing import Fitted
+from pipeline.solver import FEW, MANY, most_tested
+
+BATCH = 32
+"""Images in a batch, where the net's own batches are small."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,9 @@ def batches(job: Run, blobs: list[str], images: int) -> Iterator[dict[str, np.nd
 
 def _loaded(job: Run, stack: contextlib.ExitStack) -> caffe.Net:
     """The net with its weights; every layer that has parameters must find its own."""
-    path = job.net
-    if job.records is not None or job.is_fed:
-        definition = _definition(job)
+    path, definition = job.net, _definition(job)
+    larger = _enlarged(job, data_layer(path, definition))
+    if job.records is not None or job.is_fed or larger:
         if job.is_fed:
             _take_pixels(data_layer(path, definition), next(_pixels(job, 1))[0][0].shape)
         path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
@@ -135,6 +139,16 @@ def _loaded(job: Run, stack: contextlib.ExitStack) -> caffe.Net:
     stack.callback(net.close)
     trained.copy(net, job.weights, job.net)
     return net
+
+
+def _enlarged(job: Run, layer: caffe_pb2.LayerParameter) -> bool:
+    """Take larger batches where those of a test are small so that it reads each image once; whether it was so."""
+    given = layer.data_param.batch_size
+    if given >= FEW or (images := count(job)) < MANY:
+        return False
+    _, height, width = _transformer(layer).shape(next(_pixels(job, 1))[0][0].shape)
+    layer.data_param.batch_size = max(given, min(BATCH, images, most_tested(height * width)))
+    return layer.data_param.batch_size > given
 
 
 def _transformer(layer: caffe_pb2.LayerParameter, view: int = 0) -> Transformer:
@@ -160,7 +174,7 @@ def _fed(job: Run, net: caffe.Net) -> Iterator[int]:
     layer = data_layer(job.net, _definition(job))
     for view in range(job.views):
         transformer = _transformer(layer, view)
-        for batch in _pixels(job, layer.data_param.batch_size):
+        for batch in _pixels(job, net.blobs[layer.top[0]].shape[0]):
             pixels, labels = zip(*batch, strict=True)
             for top, values in zip(layer.top, (transformer(list(pixels)).numpy(), labels), strict=False):
                 net.blobs[top].data[: len(batch)] = values

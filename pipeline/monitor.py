@@ -11,8 +11,11 @@ from typing import TextIO
 
 import caffe
 
-TAGS = {"loss": "loss/train", "test_loss": "loss/validation", "learning_rate": "learning_rate"}
-"""What TensorBoard calls the metrics; further ones, accuracies first of all, are called as the test net's outputs."""
+TAGS = {
+    **{"loss": "loss/train", "test_loss": "loss/validation"},
+    **{"accuracy": "accuracy/train", "test_accuracy": "accuracy/validation"},
+}
+"""What TensorBoard calls the metrics; further ones are called as the test net's outputs."""
 
 
 class Monitor:
@@ -26,7 +29,7 @@ class Monitor:
     patience  after so many tests without a better one, training is asked to stop; 0: never
 
     The best test is the one with the highest accuracy, or where there is no accuracy, the lowest loss; of equals, the first after
-    some training.
+    some training. One whose loss is no number is never the best: Caffe counts scores that are no numbers as right.
     Its weights are written at once, and not copied in memory: an array that has been looked at keeps its order in memory from
     then on, and training would be slower and end on other last digits.
     """
@@ -40,6 +43,7 @@ class Monitor:
         self.best: dict | None = None
         self.tests = 0
         self.stopped = False
+        self.diverged: int | None = None
         self._since: int | None = None
         self._last: dict = {}
         self._file = table
@@ -55,9 +59,13 @@ class Monitor:
         self._board.close()
 
     def summary(self) -> dict:
-        """Of the best test: iteration, by, test_accuracy, test_loss; and tests, how many there were, and stopped_early."""
-        best = self.best or {"iteration": self._solver.iter, "by": "last"}
-        rest = {"tests": self.tests, "stopped_early": self.stopped}
+        """Of the best test: iteration, by, test_accuracy, test_loss; and tests, how many there were, stopped_early, and diverged.
+
+        diverged  the iteration whose loss was no number, if one was
+        """
+        none = {"iteration": self._solver.iter, "by": "last"} if self.diverged is None else {"iteration": 0, "by": "start"}
+        best = self.best or none
+        rest = {"tests": self.tests, "stopped_early": self.stopped, "diverged": self.diverged}
         return {key: best.get(key) for key in ("iteration", "by", "test_accuracy", "test_loss")} | rest
 
     def write_summary(self, path: Path) -> None:
@@ -68,7 +76,7 @@ class Monitor:
         self.tests += 1
         by, sign = ("test_loss", -1) if row["test_accuracy"] is None else ("test_accuracy", 1)
         value = row[by]
-        better = value is not None and not math.isnan(value)
+        better = value is not None and math.isfinite(value) and math.isfinite(row["test_loss"] or 0)
         if better and self.best is not None:
             ahead = sign * (value - self.best[by])
             better = ahead > 0 or (ahead == 0 and self.best["iteration"] == 0)
@@ -88,6 +96,11 @@ class Monitor:
         if self.tests and self._last["iteration"] != self._solver.iter:
             self._solver.test_all()
             self._measured(self._last)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the loss of the last test is no number."""
+        return not math.isfinite(self._last.get("test_loss") or 0)
 
     def _measured(self, row: dict) -> None:
         tested = row["test_loss"] is not None or row["test_accuracy"] is not None

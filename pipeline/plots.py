@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 from pathlib import Path
 
 import matplotlib
@@ -34,7 +35,7 @@ STYLE = {
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """A metrics table of the train step."""
+    """A metrics table of the train step; tests whose loss is no number, which Caffe counts as right, have no accuracy."""
     if not path.is_file():
         raise InputError(path, "no such table", "it is metrics.csv of the train step", "train first, or correct the path")
     table = pd.read_csv(path)
@@ -43,25 +44,32 @@ def read_metrics(path: Path) -> pd.DataFrame:
         raise InputError(path, f"no column {missing[0]}", "it is metrics.csv of the train step", "correct the path")
     if table.empty:
         raise InputError(path, "no metrics", do="set display and test_interval in the solver")
+    table = table.replace([np.inf, -np.inf], np.nan)
+    if table.test_loss.notna().any():
+        table.loc[table.test_loss.isna(), [name for name in table if name.startswith("test_accuracy")]] = np.nan
     return table
 
 
 def curves(metrics: pd.DataFrame) -> plt.Figure:
     """Loss and accuracy in training and testing, the best of the test accuracy marked, and the learning rate, over iterations.
 
-    Accuracy in training is drawn where there is a column `accuracy`; so is every column whose name begins with test_accuracy.
+    The loss in training is the weighted sum of all heads' losses; where a test gives those of several, `test_loss`, `test_loss1`
+    and so on, their sum is drawn beside it. Accuracy in training is drawn where there is a column `accuracy`; so is every column
+    whose name begins with test_accuracy.
     """
     figure, (losses, accuracies, rates) = plt.subplots(
         3, 1, figsize=(5.6, 7.6), sharex=True, height_ratios=[3, 3, 1.4], layout="constrained"
     )
-    for column, label, marker in (("loss", "training", ""), ("test_loss", "validation", "o")):
-        values = metrics.dropna(subset=column)
-        losses.plot(values.iteration, values[column], marker=marker, markersize=4, label=label)
+    heads = [name for name in metrics if re.fullmatch(r"test_loss\d*", name)]
+    drawn = {"training": metrics.loss, "validation": metrics[heads].sum(axis=1, skipna=False)}
+    for (label, values), marker in zip(drawn.items(), ("", "o"), strict=True):
+        there = values.notna()
+        losses.plot(metrics.iteration[there], values[there], marker=marker, markersize=4, label=label)
     losses.set_ylabel("loss")
-    if (metrics[["loss", "test_loss"]].max() > 0).any():
+    if any(values.max() > 0 for values in drawn.values()):
         losses.set_yscale("log")
         _plain(losses)
-    losses.legend()
+    losses.legend(title=f"weighted sum of {len(heads)} heads" if len(heads) > 1 else None)
     _accuracies(accuracies, metrics)
     rate = metrics.dropna(subset="learning_rate")
     rates.plot(rate.iteration, rate.learning_rate, color="#555555", drawstyle="steps-post")

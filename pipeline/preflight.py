@@ -22,6 +22,7 @@ from pipeline.command import run
 from pipeline.database import read_image_list
 from pipeline.errors import InputError
 from pipeline.files import write_table, written_whole
+from pipeline.solver import most_tested, slow_test
 
 RECORDS = 5000
 """How many of a database's first records are read."""
@@ -281,6 +282,8 @@ def _of_tests(net: caffe.Net, sources: dict[str, Source], batches: int) -> Itera
             found = f"a test reads {read} images, and there are {source.total} (test_iter {batches} × batch_size {size})"
             again = "each as often, which takes longer" if read % source.total == 0 else "some count more often than others"
             yield Finding("warning", where, f"{found}: {again}", do)
+        elif slow := slow_test(source.total, size, most_tested(math.prod(net.blobs[net.top_names[name][0]].shape[2:]))):
+            yield Finding("warning", where, *slow)
 
 
 def _of_transforms(train: caffe.Net, test: caffe.Net) -> Iterator[Finding]:

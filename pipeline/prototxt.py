@@ -17,7 +17,7 @@ from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import Size
-from pipeline.models import TEMPLATES, Last, Template, siamese
+from pipeline.models import TEMPLATES, Built, Last, Template, siamese
 from pipeline.preprocessing import Preprocessing
 from pipeline.resize import INTERPOLATIONS, Mode, Options
 from pipeline.strategies import STRATEGIES, chosen, features, freeze, frozen, linear
@@ -82,7 +82,10 @@ class Experiment:
 
 def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[str, caffe_pb2.NetParameter]:
     """{"train", "test", "deploy"}: the three nets."""
-    last = Last(experiment.last, dataset.classes, experiment.last_lr_mult)
+    last, sizes = (
+        Last(experiment.last, dataset.classes, experiment.last_lr_mult),
+        _sizes(template, dataset, experiment.batch_size),
+    )
     train = _data(template, dataset, "TRAIN", experiment.batch_size)
     if experiment.augmentation is not None:
         train["transform_param"]["augmentation_param"] = {
@@ -90,11 +93,15 @@ def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[s
         }
     return {
         "train": _net(template, last, experiment, train, dataset),
-        "test": _net(
-            template, last, experiment, _data(template, dataset, "TEST", solver.test_batch(dataset.val_images)), dataset
-        ),
+        "test": _net(template, last, experiment, _data(template, dataset, "TEST", sizes.test_batch), dataset),
         "deploy": _net(template, last, experiment, None, dataset),
     }
+
+
+def _sizes(template: Template, dataset: Dataset, batch_size: int) -> solver.Sizes:
+    _, height, width = dataset.shape
+    most = solver.most_tested(template.crop_size**2 or height * width)
+    return solver.Sizes(dataset.train_images, dataset.val_images, batch_size, most)
 
 
 def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> dict:
@@ -136,7 +143,7 @@ def _net(template: Template, last: Last, experiment: Experiment, data: dict | No
         if layer.type == "BatchNorm":
             layer.batch_norm_param.use_global_stats = not training or experiment.batch_norm == "freeze"
     if training:
-        freeze(built.layers, frozen(built.layers, experiment.strategy, experiment.freeze_to, built.classifiers))
+        freeze(built.layers, frozen(built, experiment.strategy, experiment.freeze_to))
     n, layers, scores = caffe.NetSpec(), built.layers, built.heads[-1][0]
     if data is None:
         side = template.crop_size
@@ -148,8 +155,8 @@ def _net(template: Template, last: Last, experiment: Experiment, data: dict | No
         layers, after = siamese.paired(layers, dataset.shape[0] // 2), siamese.compared(scores, training)
     else:
         n.data, n.label = L.Data(ntop=2, **data)
-        after = [] if training else _accuracies(scores, dataset.classes)
-        after += [_loss(experiment, number, head) for number, head in enumerate(reversed(built.heads))]
+        after = _accuracies(scores, dataset.classes)[: 1 if training else None]
+        after += _losses(built, experiment.infogain)
     net = n.to_proto()
     net.layer.extend([*layers, *after])
     net.name = experiment.model
@@ -169,16 +176,20 @@ def _accuracies(scores: str, classes: int) -> list[caffe_pb2.LayerParameter]:
     return layers
 
 
-def _loss(experiment: Experiment, number: int, head: tuple[str, float]) -> caffe_pb2.LayerParameter:
-    """The loss of a head, the first of which counts and is called `loss`."""
-    scores, weight = head
-    kind = "InfogainLoss" if experiment.infogain else "SoftmaxWithLoss"
-    layer = _layer(kind, f"loss{number or ''}", scores, "label")
-    if weight != 1:
-        layer.loss_weight.append(weight)
-    if experiment.infogain:
-        layer.infogain_loss_param.source = str(experiment.infogain)
-    return layer
+def _losses(built: Built, infogain: Path | None) -> list[caffe_pb2.LayerParameter]:
+    """The losses of the heads: first `loss`, of the head that counts, then those of the others, the third `loss3`."""
+    layers = []
+    for number, (scores, weight) in reversed(list(enumerate(built.heads, 1))):
+        kind = "InfogainLoss" if infogain else "SoftmaxWithLoss"
+        layer = _layer(kind, f"loss{number}" if layers else "loss", scores, "label")
+        if weight != 1:
+            layer.loss_weight.append(weight)
+        if scores in built.loss_params:
+            layer.loss_param.CopyFrom(built.loss_params[scores])
+        if infogain:
+            layer.infogain_loss_param.source = str(infogain)
+        layers.append(layer)
+    return layers
 
 
 def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, interpolation: str) -> None:
@@ -196,10 +207,9 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         )
     if unfit := models.unfit(template, experiment.model, dataset.shape):
         raise InputError(f"experiments.{experiment.name}", *unfit)
-    batches = (experiment.batch_size, solver.test_batch(dataset.val_images))
     snapshots = folder.parent / "train" / "snapshots" / experiment.name
     param, reasons = solver.solver(
-        solver.Sizes(dataset.train_images, dataset.val_images, *batches),
+        _sizes(template, dataset, experiment.batch_size),
         solver.Run(folder, snapshots, experiment.gpu, experiment.solver, experiment.strategy == "features"),
         f"experiments.{experiment.name}.solver",
     )

@@ -11,17 +11,26 @@ from pipeline import solver_fields
 from pipeline.errors import InputError
 
 TEST_BATCH = 256
-"""Most images in a test batch; the batch is the largest divisor of the validation set's size up to this."""
+"""Most images in a test batch."""
+TEST_PIXELS = 32 * 227**2
+"""Most pixels in a test batch: of such images 32, for which ResNet-50 holds 2 GB in testing."""
+FEW, MANY = 8, 100
+"""Tests in batches of fewer than FEW are slow, which is said where there are MANY images."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Images for training and validation, and in a batch of each."""
+    """Images for training and validation, in a training batch, and at most in a test batch."""
 
     train_images: int
     val_images: int
     batch_size: int
-    test_batch: int
+    most_tested: int
+
+    @property
+    def test_batch(self) -> int:
+        """Images in a test batch."""
+        return test_batch(self.val_images, self.most_tested)
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,28 @@ class Run:
     fitted: bool = False
 
 
-def test_batch(images: int) -> int:
-    """Images in a test batch, so that test_iter whole batches are the validation set, each image once."""
-    return max(size for size in range(1, min(images, TEST_BATCH) + 1) if images % size == 0)
+def most_tested(pixels: int) -> int:
+    """How many images of so many pixels are tested at once, at most."""
+    return max(1, min(TEST_BATCH, TEST_PIXELS // pixels))
+
+
+def test_batch(images: int, most: int) -> int:
+    """Images in a test batch, at most so many, so that test_iter whole batches are the validation set, each image once."""
+    return max(size for size in range(1, min(images, most) + 1) if images % size == 0)
+
+
+def slow_test(images: int, batch: int, most: int) -> tuple[str, str] | None:
+    """What makes a test slow, and what to do about it, where it is made of many batches that are smaller than they could be."""
+    if images < MANY or batch >= min(FEW, most):
+        return None
+    found = f"a test is {images // batch} batches of {batch}, which is slow"
+    best = test_batch(images, most)
+    if best > batch:
+        return found, f"set batch_size: {best} and test_iter: {images // best}"
+    near = (other for far in range(1, FEW + 1) for other in (images - far, images + far))
+    near = next(other for other in near if test_batch(other, most) >= min(FEW, most))
+    why = f"no number from {batch + 1} to {most} divides {images}"
+    return f"{found}: {why}", f"hold out {near} images, of which {test_batch(near, most)} make a batch"
 
 
 def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParameter, dict[str, str]]:
@@ -82,6 +110,8 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
         "display": "four times an epoch",
         "max_iter": f"{epochs:g} epochs of {epoch} iterations",
     }
+    if slow := slow_test(sizes.val_images, sizes.test_batch, sizes.most_tested):
+        reasons["test_iter"] = "; ".join((reasons["test_iter"], *slow))
     if steps is not None:
         values |= _steps(steps, epoch)
         places = ", ".join(f"{step:g}" for step in steps) if isinstance(steps, list) else f"every {steps:g}"

@@ -51,24 +51,31 @@ def _blobs(layer: caffe_pb2.LayerParameter) -> int:
     return {"BatchNorm": 3, "PReLU": 1, "Parameter": 1, "LSTM": 3, "RNN": 5, **counts}.get(layer.type, 0)
 
 
-def frozen(layers: Iterable[caffe_pb2.LayerParameter], strategy: str, freeze_to: str, classifiers: set[str]) -> list[str]:
-    """The names of the layers with weights that are not learned.
+def frozen(built: Built, strategy: str, freeze_to: str) -> list[str]:
+    """The names of the layers with weights that are not learned: of those that lead to the head that counts, never classifiers.
 
-    freeze_to    the last of them; empty leaves it to the strategy
-    classifiers  the last layers
+    freeze_to  the last of them, with all that lead to it; empty leaves it to the strategy
     """
-    names = [layer.name for layer in layers if _blobs(layer)]
+    names = [layer.name for layer in built.layers if _blobs(layer)]
     if freeze_to:
         if freeze_to not in names:
             hint = caffe.nearest(freeze_to, names)
             raise InputError("freeze_to", f'"{freeze_to}"', f"the layers with weights are {', '.join(names)}", hint)
-        return names[: names.index(freeze_to) + 1]
-    if strategy in ("last_layer", "features"):
-        return [name for name in names if name not in classifiers]
-    if strategy == "half":
-        learned = [layer.name for layer in layers if layer.type in LEARNED]
-        return names[: names.index(learned[len(learned) // 2])] if learned else []
-    return []
+        if freeze_to in built.classifiers:
+            expected = "a classifier is learned, or nothing would be left to learn"
+            raise InputError("freeze_to", f'"{freeze_to}"', expected, "name a layer below it, or set strategy: last_layer")
+        number = next(number for number, layer in enumerate(built.layers) if layer.name == freeze_to)
+        # What works in place behind it makes its blob, too.
+        below = leading_to(built.layers[: number + 1], built.layers[number].top[0])
+    elif strategy in ("last_layer", "features"):
+        below = built.layers
+    elif strategy == "half":
+        below = leading_to(built.layers, built.heads[-1][0])
+        learned = [number for number, layer in enumerate(below) if layer.type in LEARNED]
+        below = below[: learned[len(learned) // 2]] if learned else []
+    else:
+        below = []
+    return [layer.name for layer in below if _blobs(layer) and layer.name not in built.classifiers]
 
 
 def freeze(layers: Iterable[caffe_pb2.LayerParameter], names: Iterable[str]) -> None:

@@ -20,7 +20,8 @@ def summary(results: Path) -> str:
     first, second = (max([width, *map(len, table[column])]) for column, width in (("experiment", 14), ("dataset", 16)))
     lines = [f"{'experiment':{first}} {'dataset':{second}} {'validation images':>17}  accuracy"]
     for row in table.itertuples():
-        lines.append(f"{row.experiment:{first}} {row.dataset:{second}} {row.images:17d}  {row.accuracy:7.1%}")
+        gained = f"{row.accuracy:7.1%}" if pd.notna(row.accuracy) else row.note
+        lines.append(f"{row.experiment:{first}} {row.dataset:{second}} {row.images:17d}  {gained}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Train a net as its solver says, from scratch or from weights, and write to a folder what came of it.
 
 final.caffemodel     the weights at the end
-best.caffemodel      those of the best test; best.json says which that was
+best.caffemodel      those of the best test; best.json says which that was, and where training diverged
 metrics.csv          a row for each display and test; until the end it is .metrics.csv.part
 tensorboard/         the same as TensorBoard's event files, while it trains
 layers.csv           what each layer started from, and whether it is learned
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -28,11 +30,24 @@ from pipeline.files import written_whole
 from pipeline.monitor import Monitor
 
 
-def train(solver_file: Path, folder: Path, given: weights.Given, early_stopping: int = 0) -> tuple[pd.DataFrame, dict]:
+@dataclass(frozen=True)
+class Ends:
+    """How a training may end besides at max_iter.
+
+    early_stopping  after how many tests without a better one; 0: it does not
+    diverging       well, where the loss is no number: with the weights of the best test, or else of the beginning
+    failed          a folder that gets the log and the metrics so far where it fails; None: they are lost
+    """
+
+    early_stopping: int = 0
+    diverging: bool = False
+    failed: Path | None = None
+
+
+def train(solver_file: Path, folder: Path, given: weights.Given, ends: Ends = Ends()) -> tuple[pd.DataFrame, dict]:
     """Train, and write the files to `folder`; return the metrics, and what is said of the best test.
 
-    given           the weights to start from
-    early_stopping  how many tests without a better one end the training; 0: max_iter does
+    given  the weights to start from
 
     Columns of the metrics: those of the solver's `on_metrics`, empty where not measured, and since_best.
     """
@@ -40,6 +55,8 @@ def train(solver_file: Path, folder: Path, given: weights.Given, early_stopping:
     log = folder / "train.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
+    if ends.failed:
+        shutil.rmtree(ends.failed, ignore_errors=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(caffe.log_to_file(log, stderr=False))
         stack.enter_context(devices.on_gpu(wants_gpu))
@@ -57,19 +74,58 @@ def train(solver_file: Path, folder: Path, given: weights.Given, early_stopping:
         weights.layers_of(solver.net, taken).to_csv(layers, index=False)
         Path(solver.param.snapshot_prefix).parent.mkdir(parents=True, exist_ok=True)
         table = stack.enter_context(metrics.open("w", newline=""))
-        monitor = Monitor(solver, table, folder / "tensorboard", best, early_stopping)
+        monitor = Monitor(solver, table, folder / "tensorboard", best, ends.early_stopping)
         stack.callback(monitor.close)
         _show(stack, solver, folder.parent.name)
+        if ends.failed:
+            stack.enter_context(_kept({"train.log": log, "metrics.csv": metrics}, ends.failed))
+        if ends.diverging:
+            solver.net.save(final)
         try:
             solver.solve()
+            monitor.test_last()
+            if ends.diverging and monitor.is_lost:  # by the last updates, whose loss no iteration has seen
+                raise caffe.DivergenceError(solver_file, "the loss of the last test is no number")
         except caffe.DivergenceError as error:
-            raise diagnosed(error, solver, monitor.rows) from None
-        monitor.test_last()
-        solver.net.save(final)
+            explained = diagnosed(error, solver, monitor.rows)
+            if not ends.diverging:
+                raise explained from None
+            print(f"warning: {explained}", flush=True)
+            monitor.diverged = solver.iter
+            _recover(solver.net, final, best if monitor.best else final)
+        else:
+            solver.net.save(final)
         if monitor.best is None:
             shutil.copyfile(final, best)
         monitor.write_summary(summary)
     return pd.DataFrame(monitor.rows), monitor.summary()
+
+
+@contextlib.contextmanager
+def _kept(files: dict[str, Path], folder: Path) -> Iterator[None]:
+    """Copy files, {name: path}, to a folder where the block raises, and say so in its error."""
+    try:
+        yield
+    except Exception as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in files.items():
+            shutil.copyfile(path, folder / name)
+        said = f"{' and '.join(files)} so far are in {folder}"
+        if not isinstance(error, caffe.Error):
+            print(f"warning: {said}", flush=True)
+            raise
+        raise type(error)(error.where, error.found, error.expected, f"{error.do}; {said}" if error.do else said) from None
+
+
+def _recover(net: caffe.Net, final: Path, good: Path) -> None:
+    """Bring a net that has left the numbers back to good weights, and write them.
+
+    A BatchNorm that has seen no batch divides by nothing; it gets the statistics of one.
+    """
+    net.copy_from(good)
+    if not all(net.params[name][2].data.any() for name, layer in net.layer_dict.items() if layer.type == "BatchNorm"):
+        net.forward()
+    net.save(final)
 
 
 def _show(stack: contextlib.ExitStack, solver: caffe.Solver, name: str) -> None:
@@ -91,9 +147,14 @@ def main(argv: list[str] | None = None) -> None:
     weights.add_flags(parser)
     parser.add_argument("--chosen", type=Path, help="strategy.json of pipeline.linear; with scratch, the weights are not taken")
     parser.add_argument("--early-stopping", type=int, default=0, metavar="N", help="stop after N tests without a better one")
+    parser.add_argument(
+        "--diverging", action="store_true", help="end well where the loss is no number any more; best.json says it"
+    )
+    parser.add_argument("--failed", type=Path, metavar="FOLDER", help="where log and metrics go if training fails")
     a = parser.parse_args(argv)
     scratch = a.chosen and strategies.chosen(a.chosen)[0] == "scratch"
-    _, best = train(a.solver, a.folder, weights.Given() if scratch else weights.given_by(a), a.early_stopping)
+    ends = Ends(a.early_stopping, a.diverging, a.failed)
+    _, best = train(a.solver, a.folder, weights.Given() if scratch else weights.given_by(a), ends)
     final = a.folder / "final.caffemodel"
     if best["test_accuracy"] is None:
         print(final)

@@ -349,7 +349,9 @@ def start_flags(wildcards, input):
     flags += ["--skip", *experiment["skip_layers"]] if experiment["skip_layers"] else []
     flags += ["--fitted", input.classifier] if input.classifier else []
     patience = experiment["early_stopping"]
-    return shlex.join([*flags, "--early-stopping", str(patience)] if patience else flags)
+    flags += ["--early-stopping", str(patience)] if patience else []
+    swept = any(wildcards.experiment in sweep["members"] for sweep in config["sweeps"].values())
+    return shlex.join([*flags, "--diverging"] if swept else flags)
 
 
 def shown_images(wildcards):

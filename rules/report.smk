@@ -248,6 +248,7 @@ rule visualize:
 rule comparison:
     input:
         metrics=expand("results/experiments/{name}/train/metrics.csv", name=config["experiments"]),
+        bests=expand("results/experiments/{name}/train/best.json", name=config["experiments"]),
         summaries=expand(
             "results/experiments/{name}/evaluate/summary.json", name=config["experiments"]
         ),
@@ -280,5 +281,5 @@ rule comparison:
         code=source("pipeline.comparison"),
     shell:
         "python -m pipeline.comparison {params.folder} --names {params.names} --datasets {params.datasets}"
-        " --metrics {input.metrics} --summaries {input.summaries}"
+        " --metrics {input.metrics} --summaries {input.summaries} --bests {input.bests}"
         " --sweeps {params.sweeps:q} > {log} 2>&1"

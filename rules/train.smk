@@ -66,9 +66,11 @@ rule train:
     params:
         folder=subpath(output.weights, parent=True),
         start=start_flags,
+        failed="logs/experiments/{experiment}/failed",
         code=[
             source(f"pipeline.{module}")
             for module in ("train", "weights", "preflight", "monitor", "diagnosis")
         ],
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver} {params.folder} {params.start} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver} {params.folder} --failed {params.failed}"
+        " {params.start} 2>&1 | tee {log}"

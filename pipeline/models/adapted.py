@@ -25,11 +25,12 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier: its layer, the blob of its scores, and the weight of its loss."""
+    """A classifier: its layer, the blob of its scores, and its loss's weight and loss_param, where it has one."""
 
     layer: str
     scores: str
     weight: float
+    loss_param: caffe_pb2.LossParameter | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Adapted:
         heads = [(renamed.get(head.scores, head.scores), head.weight) for head in self.heads]
         if deploy:
             return Built(leading_to(layers, heads[-1][0]), heads[-1:], {last.name})
-        return Built(layers, heads, set(names.values()))
+        params = {scores: head.loss_param for (scores, _), head in zip(heads, self.heads, strict=True) if head.loss_param}
+        return Built(layers, heads, set(names.values()), params)
 
 
 def read(path: Path) -> Adapted:
@@ -95,7 +97,7 @@ def read(path: Path) -> Adapted:
         raise InputError(path, "no data layer and no input", "a net's images come from one of them")
     images = sources[0].top[0]
     labels = {"label", *sources[0].top[1:], *(top for layer in sources[1:] for top in layer.top)}
-    body, heads = [], []
+    body, heads = [], {}
     for layer in layers:
         if not layer.bottom:
             continue
@@ -103,15 +105,14 @@ def read(path: Path) -> Adapted:
             if layer.type != "SoftmaxWithLoss":
                 wanted = "nets that end in SoftmaxWithLoss or Softmax are classifiers"
                 raise InputError(f'{path}: layer "{layer.name}"', f"a {layer.type}", wanted, "give the net of a classifier")
-            heads.append((layer.bottom[0], layer.loss_weight[0] if layer.loss_weight else 1.0))
+            loss_param = layer.loss_param if layer.HasField("loss_param") else None
+            heads[layer.bottom[0]] = (layer.loss_weight[0] if layer.loss_weight else 1.0, loss_param)
         elif layer.type == "Softmax" and not _read_later(layer, layers):
-            heads.append((layer.bottom[0], 1.0))
+            heads.setdefault(layer.bottom[0], (1.0, None))  # a loss that reads the same blob says more
         elif layer.type not in OF_LABELS and not labels & set(layer.bottom):
             body.append(_with_data(layer, images))
-    if not heads and body:
-        heads.append((body[-1].top[0], 1.0))
-    weights = {blob: weight for blob, weight in heads if weight}
-    found = [Head(_classifier(path, body, blob), blob, weight) for blob, weight in weights.items()]
+    heads = heads or {layer.top[0]: (1.0, None) for layer in body[-1:]}
+    found = [Head(_classifier(path, body, blob), blob, *of_loss) for blob, of_loss in heads.items() if of_loss[0]]
     found.sort(key=lambda head: head.weight)  # stable: of equals, the last counts
     if not found:
         raise InputError(path, "no scores", "a net for training or for use is wanted")

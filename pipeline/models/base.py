@@ -15,11 +15,13 @@ class Built:
 
     heads        (blob of scores, weight of its loss), of which the last counts
     classifiers  the names of the last layers
+    loss_params  {blob of scores: what its loss has in loss_param}, where it has something
     """
 
     layers: list[caffe_pb2.LayerParameter]
     heads: list[tuple[str, float]]
     classifiers: set[str]
+    loss_params: dict[str, caffe_pb2.LossParameter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ CLASSIFIERS = {
     "v1_format/mnist__lenet.prototxt": ["ip2"],
 }
 
-MEASURED = {"train": [], "test": ["accuracy", "accuracy_top5"]}
+MEASURED = {"train": ["accuracy"], "test": ["accuracy", "accuracy_top5"]}
 
 
 def made(net, tmp_path, shape=(3, 320, 320), **fields):
@@ -70,8 +70,8 @@ def test_googlenets_other_heads_help_training_and_are_not_deployed(tmp_path):
     losses = {layer.name: (layer.bottom[0], list(layer.loss_weight)) for layer in layers_of(written["train"], "SoftmaxWithLoss")}
     assert losses == {
         "loss": ("loss3/classifier_dogs", []),
-        "loss1": ("loss2/classifier_dogs", [pytest.approx(0.3)]),
-        "loss2": ("loss1/classifier_dogs", [pytest.approx(0.3)]),
+        "loss1": ("loss1/classifier_dogs", [pytest.approx(0.3)]),
+        "loss2": ("loss2/classifier_dogs", [pytest.approx(0.3)]),
     }
     assert not any(name.startswith(("loss1", "loss2")) for name in deploy._layer_names)
     transform = written["train"].layer[0].transform_param
@@ -103,6 +103,22 @@ def test_a_net_for_use_gets_images_labels_and_fillers(write, tmp_path, end):
     assert (list(layers["scores_dogs"].top), list(layers["loss"].bottom)) == (["out_dogs"], ["out_dogs", "label"])
     assert layers["scores_dogs"].inner_product_param.weight_filler.type == "gaussian"
     assert deploy.blobs["prob"].data.shape == (1, 7)
+
+
+LOSS = """
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "out" bottom: "label" top: "loss"
+  loss_weight: 2 loss_param { ignore_label: 255 normalize: false } }
+"""
+
+
+@pytest.mark.parametrize("end", [LOSS + PROB, PROB + LOSS, LOSS])
+def test_a_loss_keeps_its_weight_and_parameters_where_probabilities_are_there_too(write, tmp_path, end):
+    net = adapted.read(write("net.prototxt", DEPLOY + end))
+    written, _ = made(net, tmp_path, (3, 12, 12))
+    for part in ("train", "test"):
+        (loss,) = layers_of(written[part], "SoftmaxWithLoss")
+        assert (list(loss.bottom), list(loss.loss_weight)) == (["out_dogs", "label"], [2])
+        assert (loss.loss_param.ignore_label, loss.loss_param.normalize) == (255, False)
 
 
 def test_a_name_of_its_own_is_kept_where_it_is_not_renamed(write):

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from pipeline.comparison import comparison_table, swept, swept_table
+from pipeline.comparison import comparison, comparison_table, swept, swept_table
 from tests.pipeline.test_plots import METRICS
 
 TABLE = pd.DataFrame(
@@ -21,7 +21,8 @@ MEMBERS = {name: name.split("-")[1:] for name in TABLE.experiment[:4]}
 
 def test_the_table_has_the_last_accuracy_and_the_best(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"accuracy": 0.8, "images": 30}))
-    table = comparison_table(["e"], ["cats"], [tmp_path / "summary.json"], {"e": METRICS})
+    (tmp_path / "best.json").write_text('{"diverged": null}')
+    table = comparison_table(["e"], ["cats"], [tmp_path / "summary.json"], {"e": METRICS}, [tmp_path / "best.json"])
     assert table.iloc[0].to_dict() == {
         "experiment": "e",
         "dataset": "cats",
@@ -31,6 +32,33 @@ def test_the_table_has_the_last_accuracy_and_the_best(tmp_path):
         "iterations": 10,
         "seconds": 0.3,
     }
+
+
+LOST = TABLE.assign(
+    accuracy=[None, None, 0.9, None, 0.1], note=["diverged at iteration 3"] * 2 + ["", "diverged at iteration 5", ""]
+)
+
+
+def test_an_experiment_that_diverged_is_in_the_table_without_accuracies(tmp_path):
+    paths = [tmp_path / f"{name}.json" for name in ("summary", "good", "lost")]
+    for path, text in zip(paths, ('{"accuracy": 0.8, "images": 30}', '{"diverged": null}', '{"diverged": 7}'), strict=True):
+        path.write_text(text)
+    both = {"e": METRICS, "f": METRICS}
+    table = comparison_table(["e", "f"], ["cats", "cats"], paths[:1] * 2, both, paths[1:])
+    assert list(table.accuracy.isna()) == list(table.best_accuracy.isna()) == [False, True]
+    assert list(table.note) == ["", "diverged at iteration 7"]
+    figure = comparison(both, table)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["e: 80.0 %", "f: diverged at iteration 7"]
+    plt.close(figure)
+
+
+def test_the_picture_of_a_sweep_says_what_diverged():
+    figure = swept(swept_table(LOST, ["strategy", "dataset"], MEMBERS), ["strategy", "dataset"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["2 of 2 diverged", "90.0, 1 of 2 diverged"]
+    one = swept(swept_table(LOST, ["strategy"], {"tuned-full-a": ["full"]}), ["strategy"])
+    assert [text.get_text() for text in one.axes[0].texts] == ["diverged at iteration 3"]
+    plt.close("all")
 
 
 def test_a_sweeps_table_has_its_experiments_and_their_values():
@@ -62,6 +90,11 @@ def test_the_summary_has_a_line_for_each_experiment(tmp_path, command):
     pd.DataFrame([row]).to_csv(tmp_path / "results/report/comparison.csv", index=False)
     done = command("pipeline.summary", "results")
     assert done.stdout.splitlines()[1].split() == ["e", "cats", "30", "80.0%"]
+    lost = {**row, "accuracy": None, "note": "diverged at iteration 7"}
+    pd.DataFrame([{**row, "note": ""}, lost]).to_csv(tmp_path / "results/report/comparison.csv", index=False)
+    lines = command("pipeline.summary", "results").stdout.splitlines()
+    assert lines[1].split()[-1] == "80.0%"
+    assert lines[2].endswith("  diverged at iteration 7")
 
 
 def test_a_summary_before_any_run_says_what_to_do(fails):

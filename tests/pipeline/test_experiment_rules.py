@@ -3,6 +3,7 @@
 import functools
 import json
 
+import pandas as pd
 import pytest
 
 from tests import standins, workflows
@@ -96,6 +97,25 @@ def test_weights_from_a_url_and_an_early_stop_are_what_the_train_step_is_told(sn
     (tmp_path / "config.yaml").write_text(CONFIG.replace("    rename_last: true\n", "    strategy: features\n"))
     start = "best.caffemodel --same-classes --fitted results/experiments/tuned/linear/classifier.caffemodel 2>&1"
     assert start in snakemake("-n", "--printshellcmds", target)[1]
+
+
+def test_one_of_a_sweep_that_diverges_does_not_end_the_others(snakemake, tmp_path):
+    config = CONFIG.split("  tuned:")[0].replace("{max_iter: 2}", "{max_iter: 4, base_lr: [1.0e+30, 0.001]}")
+    (tmp_path / "config.yaml").write_text(config)
+    code, output = snakemake("results/report/comparison.csv", "results/experiments/base-1e_30/report/curves.png")
+    assert code == 0, output
+    table = pd.read_csv(tmp_path / "results/report/base.csv", keep_default_na=False)
+    assert list(table.note.str.contains("diverged at iteration")) == [True, False]
+    assert list(table.accuracy == "") == [True, False]
+
+
+def test_what_a_training_is_told_of_its_end(snakemake, tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("solver: {max_iter: 2}\n", "solver: {max_iter: 2, base_lr: [1, 2]}\n"))
+    code, output = snakemake("-n", "--printshellcmds")
+    assert code == 0, output
+    commands = [line for line in output.splitlines() if "pipeline.train " in line]
+    assert sorted("--diverging" in line for line in commands) == [False, True, True]
+    assert all(f"--failed logs/experiments/{line.split('/')[2]}/failed" in line for line in commands)
 
 
 def test_datasets_without_experiments_are_built(snakemake, tmp_path):

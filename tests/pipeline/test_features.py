@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import cv2
 import h5py
@@ -14,13 +15,14 @@ import pytest
 import caffe
 from caffe.db import DatabaseWriter, LMDBFile
 from caffe.proto import caffe_pb2
-from pipeline import features
+from pipeline import extraction, features
 from pipeline.errors import InputError
 from pipeline.extraction import Run, extract
 from pipeline.feature_files import file_names, read
 from pipeline.images import Size
 from pipeline.preprocessing import Preprocessing
 from pipeline.resize import Mode, Options, resize_folder
+from tests.pipeline.test_train import change
 
 FEATURES = ("pipeline.features", "test.prototxt", "out/final.caffemodel", "features", "--blobs")
 
@@ -179,6 +181,18 @@ def test_images_that_do_not_fill_the_last_batch_are_not_repeated(trained, step, 
     monkeypatch.chdir(trained)
     even = extract(Run("test.prototxt", "out/final.caffemodel"), ["scores"], 3)["scores"]
     np.testing.assert_allclose(uneven, even, rtol=1e-5)
+
+
+def test_small_batches_of_a_test_are_not_those_of_features(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    job = Run(Path("test.prototxt"), Path("out/final.caffemodel"))
+    whole = extract(job, ["scores"], 3)["scores"]
+    change(trained, "batch_size: 3", "batch_size: 1", "test.prototxt")
+    for many, sizes in ((4, [1, 1, 1]), (3, [3])):
+        monkeypatch.setattr(extraction, "MANY", many)
+        parts = [batch["scores"] for batch in extraction.batches(job, ["scores"], 3)]
+        assert [len(part) for part in parts] == sizes
+        np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5)
 
 
 def test_a_blob_without_a_row_for_each_image_is_refused(trained, fails):

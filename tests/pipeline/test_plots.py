@@ -3,8 +3,9 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pytest
 
-from pipeline.plots import curves, save
+from pipeline.plots import curves, read_metrics, save
 
 METRICS = pd.DataFrame(
     {
@@ -21,6 +22,7 @@ METRICS = pd.DataFrame(
 def test_curves_show_loss_accuracy_with_its_best_and_the_learning_rate():
     losses, accuracies, rates = curves(METRICS).axes
     assert [len(line.get_xdata()) for line in losses.lines] == [3, 2]
+    assert losses.get_legend().get_title().get_text() == ""
     (line,) = accuracies.lines
     assert line.get_ydata().tolist() == [30, 90]
     assert [text.get_text() for text in accuracies.texts] == ["best 90.0 % at 10"]
@@ -34,6 +36,14 @@ def test_every_accuracy_that_was_measured_is_drawn():
     drawn = {line.get_label(): line.get_ydata().tolist() for line in accuracies.lines}
     assert drawn == {"training": [40, 60, 95], "validation": [30, 90], "validation, top5": [50, 100]}
     assert [text.get_text() for text in accuracies.texts] == ["best 90.0 % at 10"]
+    plt.close("all")
+
+
+def test_the_losses_of_all_heads_are_drawn_against_those_of_all_heads():
+    losses, *_ = curves(METRICS.assign(test_loss1=[0.3, None, 0.1], test_loss2=[0.4, None, 0.2])).axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in losses.lines}
+    assert drawn == {"training": [1.1, 0.5, 0.2], "validation": pytest.approx([1.8, 0.6])}
+    assert losses.get_legend().get_title().get_text() == "weighted sum of 3 heads"
     plt.close("all")
 
 
@@ -55,6 +65,15 @@ def test_the_same_numbers_give_the_same_files(trained, command):
         made.append({path.name: path.read_bytes() for path in (trained / folder).iterdir()})
     assert set(made[0]) == {"curves.png", "curves.svg"}
     assert made[0] == made[1]
+
+
+def test_scores_that_are_no_numbers_have_no_accuracy(tmp_path):
+    diverged = METRICS.assign(loss=[1.1, 9e9, np.inf], test_loss=[1.1, None, np.nan], test_accuracy=[0.3, None, 1.0])
+    diverged.to_csv(tmp_path / "metrics.csv", index=False)
+    losses, accuracies, _ = curves(read_metrics(tmp_path / "metrics.csv")).axes
+    assert losses.lines[0].get_ydata().tolist() == [1.1, 9e9]
+    assert [text.get_text() for text in accuracies.texts] == ["best 30.0 % at 0"]
+    plt.close("all")
 
 
 def test_another_table_than_metrics_is_refused(fails, write):

@@ -169,6 +169,23 @@ def with_norm(folder: Path, **params: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("batches", "size", "do"),
+    [
+        (257, 2, "hold out 513 images, of which 171 make a batch"),
+        (60, 2, "set batch_size: 120 and test_iter: 1"),
+        (1, 120, ""),
+        (15, 8, ""),
+    ],
+)
+def test_a_test_of_many_small_batches_is_told(here, batches, size, do):
+    build(here, [0, 1, 2] * (batches * size // 3) + [0] * (batches * size % 3))
+    change(here, "lmdb/val", "lmdb/train", "test.prototxt")
+    change(here, "batch_size: 3", f"batch_size: {size}", "test.prototxt")
+    change(here, "test_iter: 1", f"test_iter: {batches}", "solver.prototxt")
+    assert [one.do for one in findings() if "which is slow" in one.found] == [do] * bool(do)
+
+
+@pytest.mark.parametrize(
     ("train", "test", "frozen", "said"),
     [
         ("", "", False, []),

@@ -74,7 +74,7 @@ def test_the_written_nets_are_of_one_shape(tmp_path):
     experiment = Experiment("e", "cifar10_quick", "ip2_cats", 10, 50, False, {})
     made = nets(TEMPLATES["cifar10_quick"], DATASET, experiment)
     assert made["deploy"].layer[0].type == "Input"
-    assert [layer.name for layer in made["train"].layer][-2:] == ["ip2_cats", "loss"]
+    assert [layer.name for layer in made["train"].layer][-3:] == ["ip2_cats", "accuracy", "loss"]
     for net in made.values():
         last = next(layer for layer in net.layer if layer.name == "ip2_cats")
         assert last.inner_product_param.num_output == 7
@@ -82,13 +82,13 @@ def test_the_written_nets_are_of_one_shape(tmp_path):
 
 
 def solved(given):
-    """The solver for 500 and 90 images in batches of 50 and 45, and its reasons."""
-    return solver(Sizes(500, 90, 50, batch_for(90)), Run(Path("nets"), Path("snapshots/e"), False, given), "solver")
+    """The solver for 500 and 90 images in batches of 50 and 90, and its reasons."""
+    return solver(Sizes(500, 90, 50, 256), Run(Path("nets"), Path("snapshots/e"), False, given), "solver")
 
 
 def test_testing_covers_the_validation_set_exactly():
     param, reasons = solved({"max_iter": 17})
-    assert param.test_iter[0] * batch_for(90) == 90
+    assert list(param.test_iter) == [1]
     assert (param.test_interval, param.max_iter) == (10, 17)
     assert "test_interval" in reasons
     assert "max_iter" not in reasons
@@ -100,9 +100,34 @@ def test_a_training_shorter_than_an_epoch_is_tested_at_its_end():
     assert reasons["test_interval"] == "the whole training, shorter than an epoch of 10 iterations"
 
 
-@pytest.mark.parametrize(("images", "batch"), [(1, 1), (256, 256), (257, 1), (796, 199), (1000, 250)])
-def test_the_test_batch_divides_the_validation_set(images, batch):
-    assert batch_for(images) == batch
+@pytest.mark.parametrize(
+    ("images", "most", "batch"), [(1, 256, 1), (256, 256, 256), (257, 256, 1), (796, 256, 199), (1000, 256, 250), (1000, 32, 25)]
+)
+def test_the_test_batch_divides_the_validation_set(images, most, batch):
+    assert batch_for(images, most) == batch
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "batch"), [("cifar10_quick", 32, 250), ("resnet50", 256, 25), ("cifar10_quick", 1000, 1)]
+)
+def test_the_larger_the_images_the_fewer_are_tested_at_once(model, side, batch):
+    dataset = dataclasses.replace(DATASET, shape=(3, side, side), val_images=1000)
+    made = nets(TEMPLATES[model], dataset, Experiment("e", model, TEMPLATES[model].last, 1, 50, False, {}))
+    assert made["test"].layer[0].data_param.batch_size == batch
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (1000, ""),
+        (97, ""),
+        (1009, "no number from 2 to 32 divides 1009; hold out 1008 images, of which 28 make a batch"),
+        (998, "no number from 3 to 32 divides 998; hold out 999 images, of which 27 make a batch"),
+    ],
+)
+def test_what_makes_a_test_slow_is_said_beside_its_length(images, said):
+    _, reasons = solver(Sizes(500, images, 50, 32), Run(Path("nets"), Path("snapshots/e"), False, {}), "solver")
+    assert reasons["test_iter"].partition("which is slow: ")[2] == said
 
 
 def test_the_commands_files_make_nets_that_caffe_runs(small, command, monkeypatch):
@@ -139,7 +164,8 @@ def test_the_commands_files_make_nets_that_caffe_runs(small, command, monkeypatc
 def test_a_last_layer_that_is_new_beside_weights_learns_ten_times_as_fast(small, command, given, rate):
     done = command(*PROTOTXT, "--model", "lenet", *given)
     assert done.returncode == 0, done.stderr
-    assert [spec.lr_mult for spec in caffe.read_net(small / "nets/train.prototxt").layer[-2].param] == [rate, 2 * rate]
+    (last,) = (layer for layer in caffe.read_net(small / "nets/train.prototxt").layer if layer.name.startswith("ip2"))
+    assert [spec.lr_mult for spec in last.param] == [rate, 2 * rate]
 
 
 @pytest.mark.parametrize("strategy", ["full", "features", "scratch"])
@@ -222,7 +248,7 @@ def test_top_5_is_measured_where_there_are_more_classes(classes, measured):
     layers = [layer for layer in made["test"].layer if layer.type == "Accuracy"]
     assert [layer.name for layer in layers] == measured
     assert [layer.accuracy_param.top_k for layer in layers] == [1, 5][: len(measured)]
-    assert not any(layer.type == "Accuracy" for layer in made["train"].layer)
+    assert [layer.name for layer in made["train"].layer if layer.type == "Accuracy"] == ["accuracy"]
 
 
 @pytest.fixture

@@ -29,15 +29,38 @@ def built(name):
 )
 def test_layers_up_to_the_strategys_are_frozen(name, strategy, freeze_to, names):
     made = built(name)
-    assert frozen(made.layers, strategy, freeze_to, made.classifiers) == names
+    assert frozen(made, strategy, freeze_to) == names
 
 
 def test_half_of_a_residual_net_ends_before_a_convolution():
     made = built("resnet50")
-    names = frozen(made.layers, "half", "", made.classifiers)
+    names = frozen(made, "half", "")
     convolutions = [layer.name for layer in made.layers if layer.type in ("Convolution", "InnerProduct")]
     assert names[-1].startswith("scale")
     assert sum(name in convolutions for name in names) == len(convolutions) // 2
+
+
+@pytest.mark.parametrize(
+    ("strategy", "freeze_to"), [("half", ""), ("full", "inception_4b/1x1"), ("full", "inception_5b/pool_proj")]
+)
+def test_what_does_not_lead_to_the_layer_is_learned(strategy, freeze_to):
+    made = built("googlenet")
+    names = frozen(made, strategy, freeze_to)
+    assert not any(name.startswith("loss") for name in names)
+    assert {"conv1/7x7_s2", "inception_3a/5x5", "inception_4a/pool_proj"} <= set(names)
+    assert ("inception_4b/3x3" in names) == (freeze_to != "inception_4b/1x1")
+
+
+def test_half_of_googlenet_is_counted_without_its_other_heads():
+    made = built("googlenet")
+    convolutions = {layer.name for layer in made.layers if layer.type == "Convolution"}
+    assert len(convolutions & set(frozen(made, "half", ""))) == (57 + 1) // 2
+
+
+@pytest.mark.parametrize(("name", "classifier"), [("lenet", "ip2_dogs"), ("googlenet", "loss1/classifier_dogs")])
+def test_to_freeze_a_classifier_is_refused(name, classifier):
+    with pytest.raises(InputError, match=f'freeze_to: "{classifier}", but a classifier is learned.*last_layer'):
+        frozen(built(name), "full", classifier)
 
 
 @needs_shared
@@ -45,19 +68,19 @@ def test_every_head_of_googlenet_is_learned_as_a_last_layer():
     net = adapted.read(SHARED / "zoo/bvlc/models/bvlc_googlenet/train_val.prototxt")
     made = net.built(Last("loss3/classifier_dogs", 3))
     assert made.classifiers == {f"loss{number}/classifier_dogs" for number in (1, 2, 3)}
-    assert not made.classifiers & set(frozen(made.layers, "last_layer", "", made.classifiers))
+    assert not made.classifiers & set(frozen(made, "last_layer", ""))
 
 
 def test_an_unknown_layer_is_named():
     made = built("lenet")
     with pytest.raises(InputError, match=r'freeze_to: "conv3".*conv1, conv2, ip1'):
-        frozen(made.layers, "full", "conv3", made.classifiers)
+        frozen(made, "full", "conv3")
 
 
 @pytest.mark.parametrize(("name", "strategy"), [("cifar10_quick", "last_layer"), ("cifar10_quick", "half"), ("resnet18", "half")])
 def test_frozen_layers_stay_as_they_are_and_the_others_learn(name, strategy, tmp_path):
     made = built(name)
-    names = frozen(made.layers, strategy, "", made.classifiers)
+    names = frozen(made, strategy, "")
     freeze(made.layers, names)
     side = 32 if name == "cifar10_quick" else 224
     net = caffe_pb2.NetParameter()

@@ -13,10 +13,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import caffe
-from pipeline.train import train
+from pipeline.train import Ends, train
 from pipeline.weights import Given
 from tests.conftest import ROOT
-from tests.pipeline.conftest import TRAIN
+from tests.pipeline.conftest import ACCURACY, TRAIN
 
 LOG = ("train.log",)
 WEIGHTS = ("start.caffemodel", "out/final.caffemodel")
@@ -150,7 +150,7 @@ def test_the_last_weights_are_tested_where_the_interval_passes_them_by(here):
 
 def test_weights_before_training_are_the_best_only_where_none_is_as_good(here):
     change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), Given(), early_stopping=2)
+    _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(early_stopping=2))
     assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, True)
 
 
@@ -170,7 +170,7 @@ def test_without_tests_the_last_weights_are_the_best(here):
 
 
 def test_training_stops_early_after_so_many_tests_without_a_better_one(here):
-    metrics, best = train(Path("solver.prototxt"), Path("out"), Given(), early_stopping=2)
+    metrics, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(early_stopping=2))
     assert best["stopped_early"]
     assert metrics.iteration.iloc[-1] == best["iteration"] + 10
     assert metrics.since_best.iloc[-1] == 2
@@ -190,13 +190,28 @@ def test_every_output_of_the_test_net_is_a_metric(here):
     assert (metrics.test_accuracy_top2 >= metrics.test_accuracy).all()
     (events,) = (here / "out/tensorboard").iterdir()
     shown = EventAccumulator(str(events)).Reload()
-    tags = {"loss/train": "loss", "loss/validation": "test_loss", "accuracy": "test_accuracy"}
+    tags = {"loss/train": "loss", "loss/validation": "test_loss", "accuracy/validation": "test_accuracy"}
     tags |= {"accuracy_top2": "test_accuracy_top2", "learning_rate": "learning_rate"}
     assert set(shown.Tags()["scalars"]) == set(tags)
     for tag, column in tags.items():
         measured = metrics.dropna(subset=column)
         assert [scalar.step for scalar in shown.Scalars(tag)] == list(measured.iteration)
         assert [scalar.value for scalar in shown.Scalars(tag)] == pytest.approx(list(measured[column]))
+
+
+def test_accuracy_in_training_is_measured_where_a_net_gives_it_and_changes_nothing(here):
+    train(Path("solver.prototxt"), Path("without"), Given())
+    with (here / "train.prototxt").open("a") as file:
+        file.write(ACCURACY + "\n")
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), Given())
+    assert values(here / "out/final.caffemodel") == values(here / "without/final.caffemodel")
+    assert list(metrics.columns)[-2:] == ["accuracy", "since_best"]
+    assert (3 * metrics.accuracy).round(6).isin([0, 1, 2, 3]).all()
+    assert metrics.accuracy.iloc[-1] == 1
+    (events,) = (here / "out/tensorboard").iterdir()
+    shown = EventAccumulator(str(events)).Reload()
+    for part, column in (("train", "accuracy"), ("validation", "test_accuracy")):
+        assert [scalar.value for scalar in shown.Scalars(f"accuracy/{part}")] == pytest.approx(list(metrics[column]))
 
 
 def test_metrics_are_there_while_training_goes_on(here, monkeypatch):
@@ -239,6 +254,61 @@ def test_a_loss_that_is_no_number_is_explained_by_what_was_looked_at(here):
     assert said[2].startswith("the loss rose from 1.5")
     assert said[2].endswith("try base_lr: 100000, a tenth of 1e+06, or clip_gradients")
     assert sorted(path.name for path in (here / "out").iterdir()) == ["tensorboard", "train.log"]
+
+
+def test_a_training_that_fails_leaves_its_log_and_metrics_and_says_where(here, command):
+    change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
+    done = command(*TRAIN, "--failed", "logs/failed")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("or clip_gradients; train.log and metrics.csv so far are in logs/failed")
+    assert "Solving" in (here / "logs/failed/train.log").read_text()
+    losses = pd.read_csv(here / "logs/failed/metrics.csv").loss
+    assert list(losses.isna()) == [False] * (len(losses) - 1) + [True]
+    change(here, "base_lr: 1e6", "base_lr: 0.05", "solver.prototxt")
+    assert command(*TRAIN, "--failed", "logs/failed").returncode == 0
+    assert not (here / "logs/failed").exists()
+
+
+def test_a_training_that_may_diverge_ends_with_the_weights_of_the_best_test(here):
+    change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
+    metrics, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(diverging=True))
+    assert (best["iteration"], best["diverged"]) == (0, metrics.iteration.iloc[-1])
+    assert best == json.loads((here / "out/best.json").read_text())
+    change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
+    train(Path("solver.prototxt"), Path("start"), Given())
+    for name in ("final", "best"):
+        assert values(here / f"out/{name}.caffemodel") == values(here / "start/final.caffemodel")
+
+
+def test_a_training_that_diverges_before_its_first_test_ends_with_what_it_started_from(here):
+    norm = """layer { name: "bn" type: "BatchNorm" bottom: "hidden" top: "hidden" }
+layer { name: "scores" """
+    change(here, 'layer { name: "scores" ', norm, "train.prototxt", "test.prototxt")
+    change(here, "test_interval: 5", "test_interval: 5 test_initialization: false", "solver.prototxt")
+    change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
+    train(Path("solver.prototxt"), Path("start"), Given())
+    change(here, "max_iter: 0", "max_iter: 20", "solver.prototxt")
+    change(here, "base_lr: 0.05", "base_lr: 1e38", "solver.prototxt")
+    _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(diverging=True))
+    assert (best["iteration"], best["by"], best["test_accuracy"]) == (0, "start", None)
+    got, start = values(here / "out/final.caffemodel"), values(here / "start/final.caffemodel")
+    assert (got["hidden"], got["scores"]) == (start["hidden"], start["scores"])
+    assert got["bn"][2] == [1]
+    assert got == values(here / "out/best.caffemodel")
+
+
+def test_a_training_that_diverges_by_its_last_update_has_diverged(here):
+    change(here, "base_lr: 0.05", "base_lr: 1e38", "solver.prototxt")
+    change(here, "max_iter: 20", "max_iter: 1", "solver.prototxt")
+    _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(diverging=True))
+    assert (best["iteration"], best["diverged"]) == (0, 1)
+
+
+def test_to_be_allowed_to_diverge_changes_nothing_else(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    train(Path("solver.prototxt"), Path("again"), Given(), Ends(diverging=True, failed=Path("failed")))
+    assert (trained / "again/final.caffemodel").read_bytes() == (trained / "out/final.caffemodel").read_bytes()
 
 
 def test_values_that_are_no_numbers_are_not_blamed_on_the_learning_rate(here):
