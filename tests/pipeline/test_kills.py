@@ -63,7 +63,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_killed_run_that_is_run_again_ends_with_the_same_bytes(undisturbed, tmp_path, number):
     expected, seconds = undisturbed
-    assert len(expected) == 14
+    assert len(expected) == 15
     (tmp_path / "config.yaml").write_text(CONFIG)
     process = started(tmp_path)
     time.sleep(random.Random(number).uniform(0.2, 1) * seconds)
