@@ -143,7 +143,7 @@ def write(dataset: Path, folder: Path) -> None:
         (part / "sheets").mkdir(parents=True)
         for number, (name, shown) in enumerate(zip(names, images, strict=True)):
             if shown:
-                _, content = cv2.imencode(".jpg", sheet(shown, COLUMNS))
+                _, content = cv2.imencode(".jpg", sheet(shown, COLUMNS), [cv2.IMWRITE_JPEG_QUALITY, 75])
                 (part / f"sheets/{number:04d}_{plain_name(name, 60)}.jpg").write_bytes(content)
         with plt.rc_context(STYLE):
             save_png(overview(images, names), part / "overview.png", tight=True)
