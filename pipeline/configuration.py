@@ -20,7 +20,7 @@ KINDS = ("list", "folder", "published", "database", "dataset")
 """What images can come from."""
 ORIGINS = ("experiment", "file", "url")
 """What weights can come from."""
-OF_IMAGES = ("shard_size", "size", "color", "resize_mode", "interpolation")
+OF_IMAGES = ("shard_size", "size", "color", "channels", "resize_mode", "interpolation")
 """Keys of a dataset that say how its images are made."""
 OF_LISTS = ("split", "duplicates", "augmentation", "seed")
 """Keys of a dataset that say how its lists and databases are made of its images."""
@@ -185,9 +185,9 @@ def _without_effect(config: dict) -> list[str]:
             if key in source and kind and kind not in kinds:
                 problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")
         images = {"list": (), "folder": (), "dataset": OF_IMAGES}.get(kind, (*OF_IMAGES, *OF_LISTS))
-        images = (*images, "encode", "channels") if kind == "published" else images
+        images = (*images, "encode") if kind == "published" else images
         for key in images:
-            if key in dataset:
+            if key in dataset and (kind, key) != ("database", "channels"):  # what is said of records, not made of them
                 problems.append(f"datasets.{name}.{key}: no effect, it is the {kind}'s")
         by = split.get("by", "fraction")
         for key, ways in (("val", ("fraction",)), ("folds", ("fold",)), ("fold", ("fold",))):
@@ -420,16 +420,30 @@ def _of_weights(name: str, experiments: dict) -> list[str]:
 def _of_channels(experiment: dict, experiments: dict, datasets: dict) -> list[str]:
     """What is wrong where weights were learned on colours in another order."""
 
-    def channels(one: dict) -> str:
-        dataset = datasets.get(one.get("dataset"), {}) if isinstance(one.get("dataset"), str) else {}
-        published = str(_mapping(dataset.get("source")).get("published", ""))
-        return "RGB" if published.startswith("cifar") else dataset.get("channels", "BGR")
-
+    if experiment.get("skip_layers"):  # the first one may be among them
+        return []
+    mine, seen = (_channels(experiment, datasets), experiment.get("dataset"))
     for source in (origin.get("experiment") for origin in origins(experiment)):
-        if isinstance(source, str) and source in experiments and channels(experiments[source]) != channels(experiment):
-            found = f"channels are {channels(experiment)}, those that {source} learned on {channels(experiments[source])}"
-            return [f"{found}; give datasets.{experiment['dataset']}.channels: {channels(experiments[source])}"]
+        theirs = _channels(experiments[source], datasets) if isinstance(source, str) and source in experiments else None
+        if {mine, theirs} == {"BGR", "RGB"}:
+            fixed = "published" in _mapping(datasets[seen].get("source"))
+            name, order = (experiments[source]["dataset"], mine) if fixed else (seen, theirs)
+            return [f"channels are {mine}, those that {source} learned on {theirs}; give datasets.{name}.channels: {order}"]
     return []
+
+
+def _channels(experiment: dict, datasets: dict) -> str | None:
+    """The order of the channels that an experiment learns on; None where they are no colours, or not known."""
+    name = experiment.get("dataset")
+    dataset = datasets.get(name) if isinstance(name, str) else None
+    other = _mapping(_mapping(dataset).get("source")).get("dataset")
+    dataset = datasets.get(other) if isinstance(other, str) else dataset
+    if dataset is None or dataset.get("color") == "gray":
+        return None
+    published = _mapping(dataset.get("source")).get("published")
+    if isinstance(published, str):
+        return "RGB" if published.startswith("cifar") else None
+    return dataset.get("channels", "BGR")
 
 
 def _circle(name: str, source: str, experiments: dict) -> list[str]:

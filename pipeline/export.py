@@ -76,7 +76,7 @@ def metadata_of(preprocessing_file: Path | None, labels: Path | None) -> dict[st
     """What is known besides the net, each as JSON, as far as it is given.
 
     preprocessing  the file's content
-    mean           where it names a mean image: the mean of each channel, BGR, to subtract without that file
+    mean           where it names a mean image: the mean of each channel, in the records' order, to subtract without that file
     classes        the names in order
     """
     metadata = {}

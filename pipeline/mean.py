@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("database", type=Path)
     parser.add_argument("mean", type=Path, help="the .binaryproto to write")
-    parser.add_argument("--values", type=Path, required=True, help="the channels' means and deviations (JSON, in BGR order)")
+    parser.add_argument("--values", type=Path, required=True, help="the channels' means and deviations (JSON, in their order)")
     a = parser.parse_args(argv)
     found = statistics(a.database)
     with written_whole(a.mean) as part, written_whole(a.values) as part_values:

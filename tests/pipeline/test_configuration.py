@@ -434,6 +434,15 @@ CASES = {
         ),
         "my.yaml: experiments.breeds.dataset: channels are BGR, those that base learned on RGB; give datasets.cats.channels: RGB",
     ),
+    "weights of BGR for a collection that is RGB": (
+        lambda c: (
+            c["datasets"].update(cifar={"source": {"published": "cifar10"}}),
+            c["experiments"].update(
+                more={"dataset": "cifar", "model": "cifar10_quick", "weights": {"experiment": "breeds"}, "rename_last": True}
+            ),
+        ),
+        "my.yaml: experiments.more.dataset: channels are RGB, those that breeds learned on BGR; give datasets.cats.channels: RGB",
+    ),
     "a map without a width": (
         lambda c: c["experiments"]["breeds"].update(export={"convolutional": {"height": 454}}),
         "my.yaml: experiments.breeds.export.convolutional: width is missing",
@@ -536,6 +545,37 @@ def test_a_circle_by_way_of_one_of_several_weights_is_found():
         "my.yaml: experiments.a.weights.1.experiment: a → b → a goes in a circle",
         "my.yaml: experiments.b.weights.1.experiment: b → a → b goes in a circle",
     ]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"source": {"published": "mnist"}},
+        {"source": {"list": "gray.csv"}, "color": "gray"},
+        {"source": {"list": "mine.csv"}, "channels": "RGB"},
+        {"source": {"dataset": "rgb"}},
+    ],
+)
+def test_weights_of_a_net_of_rgb_images_are_good_for_gray_ones_and_for_rgb(target):
+    config = copy.deepcopy(GOOD)
+    config["datasets"] |= {
+        "cifar": {"source": {"published": "cifar10"}},
+        "rgb": {"source": {"list": "x.csv"}, "channels": "RGB"},
+        "target": target,
+    }
+    config["experiments"] = {
+        "base": {"dataset": "cifar", "model": "cifar10_quick"},
+        "tuned": {"dataset": "target", "model": "cifar10_quick", "weights": {"experiment": "base"}, "rename_last": True},
+    }
+    checked(config, "my.yaml", SCHEMA)
+
+
+def test_a_first_layer_that_is_not_copied_may_see_other_channels():
+    config = copy.deepcopy(GOOD)
+    config["datasets"]["cifar"] = {"source": {"published": "cifar10"}}
+    config["experiments"]["base"] = {"dataset": "cifar", "model": "lenet"}
+    config["experiments"]["breeds"] |= {"weights": {"experiment": "base"}, "skip_layers": ["conv1"]}
+    checked(config, "my.yaml", SCHEMA)
 
 
 def test_several_weights_are_good():

@@ -65,6 +65,14 @@ def test_images_are_shown_in_their_colours(tmp_path, channels, red):
     assert (images_at(tmp_path / "db", [0])[0] == (200, 0, 0)).all()
 
 
+def test_an_augmentation_is_shown_in_its_colours(tmp_path):
+    image = np.zeros((3, 6, 6), np.uint8)
+    image[0] = 200
+    (tmp_path / "db.manifest.json").write_text('{"channels": "RGB"}')
+    shown = examples(put(tmp_path / "db", [(image, 0)]), caffe_pb2.AugmentationParameter(), seed=1)
+    assert (shown[0] == (0, 0, 200)).all()
+
+
 def test_a_label_of_no_class_is_named(tmp_path):
     from pipeline.errors import InputError
 
