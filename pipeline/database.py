@@ -87,7 +87,8 @@ def entries_of(path: Path, classes: int | None = None) -> Iterator[tuple[str, in
             )
         yield name, int(label)
     if not number:
-        raise InputError(path, "the list is empty")
+        do = "name some in the source's split; where it names none for val, those for testing are taken for it"
+        raise InputError(path, "the list is empty", do=do if path.name == "test.txt" else "")
 
 
 def _lines(path: Path) -> Iterator[str]:

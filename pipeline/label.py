@@ -27,7 +27,7 @@ from pipeline.split import Split, balanced, drawn
 
 
 class Duplicates(enum.StrEnum):
-    """What becomes of a validation image that is nearly a training image."""
+    """What becomes of an image held out that is nearly a training image."""
 
     REPORT = "report"
     DROP = "drop"
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{a.output}: {said}" + (f", {counts['test']} for testing" if counts["test"] else ""))
     if counts["duplicates"]:
         done = " and were dropped" if a.duplicates == Duplicates.DROP else ""
-        print(f"{counts['duplicates']} validation images nearly are training images{done}: see {a.output}/duplicates.csv")
+        print(f"{counts['duplicates']} images held out nearly are training images{done}: see {a.output}/duplicates.csv")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ def val_flag(wildcards):
 
 def of_part(result):
     """Labels of a result in the report, with the part that was evaluated where it is not the validation set."""
-    return lambda wildcards: {"result": f"{result}, training images" if wildcards.of else result}
+    parts = {"": "", "_train": ", training images", "_test": ", images for testing"}
+    return lambda wildcards: {"result": result + parts[wildcards.of]}
 
 
 def source_of(wildcards):

@@ -191,4 +191,5 @@ def test_a_net_is_evaluated_on_images_for_testing(elsewhere):
     assert (
         f"results/experiments/finetuned/evaluate_test {data} --database results/datasets/digits_target/lmdb/test" in done.stdout
     )
-    assert "results/experiments/finetuned/report/mistakes_test.png" in done.stdout
+    for result in ("report/mistakes_test.png", "report/confusion_test.png"):
+        assert f"results/experiments/finetuned/{result}" in done.stdout
