@@ -25,9 +25,9 @@ class _Recurrent(Layer):
         p = self.param.recurrent_param
         if p.num_output < 1:
             raise self.error("num_output is not given", "it must be at least 1")
-        if len(x) < 2 or marks != x[:2]:
+        if len(x) < 3 or marks != x[:2]:
             raise self.error(
-                f"x of shape {x} and marks of shape {marks}", "x is (steps, sequences, …) and marks (steps, sequences)"
+                f"x of shape {x} and marks of shape {marks}", "x is (steps, sequences, values, …) and marks (steps, sequences)"
             )
         hidden = self.states if p.expose_hidden else 0
         self.static = len(others) - hidden == 1

@@ -252,7 +252,7 @@ class ArgMax(Layer):
     def forward(self, x):
         p = self.param.argmax_param
         along = 1 if self.along is None else self.along
-        values = x.flatten(1) if self.along is None else x
+        values = x.reshape(len(x), -1) if self.along is None else x
         last = values.shape[along] - 1
         ordered, positions = values.flip(along).sort(dim=along, descending=True, stable=True)
         ordered = ordered.narrow(along, 0, p.top_k)

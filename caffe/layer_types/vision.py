@@ -344,7 +344,11 @@ class SPP(Layer):
         p = self.param.spp_param
         if p.pyramid_height < 1:
             raise self.error("pyramid_height is not given", "it must be at least 1")
-        self.levels = [self._level(1 << level, shape) for level in range(p.pyramid_height)]
+
+    def place(self, shape: tuple[int, ...]) -> None:
+        """Lay the grids over a bottom of this shape."""
+        self.known_shape = shape
+        self.levels = [self._level(1 << level, shape) for level in range(self.param.spp_param.pyramid_height)]
 
     def _level(self, grid: int, shape: tuple[int, ...]) -> Pooling:
         param = caffe_pb2.LayerParameter(name=self.param.name, type="Pooling", top=self.param.top, bottom=self.param.bottom)
@@ -360,9 +364,12 @@ class SPP(Layer):
         return level
 
     def top_shapes(self, shape):
+        self.place(shape)
         return [(shape[0], shape[1] * sum(4**level for level in range(len(self.levels))))]
 
     def forward(self, x):
+        if x.shape != self.known_shape:
+            self.place(x.shape)
         parts = []
         for level in self.levels:
             top = level.forward(x)

@@ -215,6 +215,18 @@ def test_importing_what_needs_no_pytorch_does_not_load_it():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
+def test_shapes_after_a_reshape_are_those_that_are_computed(write):
+    pyramid = 'layer { name: "spp" type: "SPP" bottom: "conv" top: "spp" spp_param { pyramid_height: 3 } }'
+    net = caffe.Net(write("net.prototxt", NET.split('layer { name: "ip"')[0] + pyramid), caffe.TEST)
+    for side in (13, 8, 21):
+        net.blobs["data"].reshape(1, 3, side, side)
+        net.reshape()
+        said = {name: blob.shape for name, blob in net.blobs.items()}
+        assert said["spp"] == (1, 4 * 21)
+        net.forward()
+        assert {name: blob.shape for name, blob in net.blobs.items()} == said
+
+
 def test_training_does_not_load_pytorchs_compiler(write):
     """It would take each step of a workflow a second."""
     solver = f'net: "{write("net.prototxt", NET)}" type: "SGD" base_lr: 0.1 lr_policy: "fixed"'
