@@ -7,6 +7,7 @@ same in another way is checked first: its output for random images is the old on
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -113,6 +114,10 @@ def _merge(a: argparse.Namespace) -> tuple[caffe.Net, str]:
 
 
 def _average(a: argparse.Namespace) -> tuple[caffe.Net, str]:
+    if a.best and (at := json.loads(a.best.read_text()).get("diverged")) is not None:
+        # The snapshots before are on the way there.
+        last = loaded(a.net, a.best.with_name("final.caffemodel"))
+        return last, f"training diverged at iteration {at}; the weights that it ended with"
     (first, *others) = a.snapshots
     folder = first.is_dir() and not others
     files = snapshots_in(first, a.last) if folder else a.snapshots
@@ -134,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         command.add_argument("weights", type=Path, help="the .caffemodel")
     average.add_argument("snapshots", type=Path, nargs="+", help="weights of one net, or the folder of a training's snapshots")
     average.add_argument("--last", type=int, default=5, help="at most so many of a folder's snapshots (default: %(default)s)")
+    average.add_argument("--best", type=Path, metavar="FILE", help="best.json of the training, which says whether it diverged")
     convolve.add_argument("--height", type=int, required=True, help="of the images")
     convolve.add_argument("--width", type=int, required=True)
     for command, function in ((crop, _crop), (convolve, _convolutional), (merge, _merge), (average, _average)):

@@ -57,6 +57,8 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
             if ("", "strategy") in lists:
                 for key in WITHOUT_EFFECT.get(one["strategy"], FROZEN):
                     one.pop(key, None)
+                if one["strategy"] == "features" and isinstance(one.get("export"), dict):
+                    one["export"].pop("average", None)  # of snapshots, which it has none of
             kept = [(one.get(part, {}) if part else one).get(key) for part, key in lists]
             if kept in members.values():
                 continue

@@ -93,6 +93,7 @@ rule average:
         net="results/experiments/{experiment}/prototxt/deploy.prototxt",
         snapshots="results/experiments/{experiment}/train/snapshots",
         weights="results/experiments/{experiment}/train/final.caffemodel",
+        best="results/experiments/{experiment}/train/best.json",
     output:
         net="results/experiments/{experiment}/export/averaged.prototxt",
         weights="results/experiments/{experiment}/export/averaged.caffemodel",
@@ -106,5 +107,5 @@ rule average:
         last=lookup(dpath="experiments/{experiment}/export/average", within=config),
         code=source("pipeline.surgery"),
     shell:
-        "python -m pipeline.surgery average {input.net} {input.snapshots} --last {params.last} --output {params.stem}"
-        " > {log} 2>&1"
+        "python -m pipeline.surgery average {input.net} {input.snapshots} --last {params.last} --best {input.best}"
+        " --output {params.stem} > {log} 2>&1"

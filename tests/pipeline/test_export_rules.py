@@ -54,6 +54,7 @@ def small(tmp_path):
     caffe.write_prototxt(experiment / "prototxt/deploy.prototxt", definition)
     for seed, path in enumerate(("snapshots/small_iter_2.caffemodel", "snapshots/small_iter_4.caffemodel", "final.caffemodel")):
         filled(caffe.Net(definition, caffe.TEST), seed).save(experiment / "train" / path)
+    (experiment / "train/best.json").write_text('{"diverged": null}')
     return experiment / "export"
 
 

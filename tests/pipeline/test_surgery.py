@@ -357,6 +357,17 @@ def test_a_mean_of_one_snapshot_where_more_are_wanted_says_to_set_solver_snapsho
     assert len(surgery.snapshots_in(tmp_path / "snapshots", 1)) == 1
 
 
+def test_of_a_training_that_diverged_its_last_weights_are_the_average(tmp_path, whole, capsys):
+    whole[0].save(str(tmp_path / "final.caffemodel"))
+    (tmp_path / "best.json").write_text('{"diverged": 7}')
+    files = [str(tmp_path / "whole.prototxt"), str(tmp_path / "snapshots"), "--best", str(tmp_path / "best.json")]
+    surgery.main(["average", *files, "--output", str(tmp_path / "mean")])
+    assert "training diverged at iteration 7" in capsys.readouterr().out
+    mean = caffe.Net(str(tmp_path / "mean.prototxt"), str(tmp_path / "mean.caffemodel"), caffe.TEST)
+    for name, blobs in whole[0].params.items():
+        np.testing.assert_array_equal(mean.params[name][0].data, blobs[0].data)
+
+
 @pytest.mark.parametrize("last", [0, -2])
 def test_a_mean_of_no_snapshots_is_refused(tmp_path, whole, last):
     with pytest.raises(InputError, match=rf"--last: {last}, but a mean is of one snapshot at least"):

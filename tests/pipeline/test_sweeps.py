@@ -40,6 +40,12 @@ def test_what_has_no_effect_with_one_strategy_of_several_is_left_out_there():
     }
 
 
+def test_snapshots_are_averaged_where_there_are_some():
+    made, _ = expanded({"a": {**ONE, "strategy": ["full", "features"], "export": {"average": 2, "onnx": True}}})
+    assert made["a-full"]["export"] == {"average": 2, "onnx": True}
+    assert made["a-features"]["export"] == {"onnx": True}
+
+
 def test_a_classifier_of_features_is_fitted_once_whatever_is_swept_of_a_training():
     swept = {"strategy": ["features", "full"], "batch_norm": ["learn", "freeze"], "rename_last": [True], "last_lr_mult": [1, 10]}
     solver = {"base_lr": [0.1, 0.01], "random_seed": [1, 2], "snapshot": 5}

@@ -148,6 +148,13 @@ def test_the_last_weights_are_tested_where_the_interval_passes_them_by(here):
     assert list(written[written.test_accuracy.notna()].iteration) == [0, 5, 10, 15, 20, 23]
 
 
+def test_a_last_test_that_the_interval_passes_by_stops_nothing_early(here):
+    change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
+    change(here, "max_iter: 20", "max_iter: 13", "solver.prototxt")
+    _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(early_stopping=2))
+    assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, False)
+
+
 def test_weights_before_training_are_the_best_only_where_none_is_as_good(here):
     change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
     _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(early_stopping=2))
