@@ -142,9 +142,13 @@ def _loaded(job: Run, stack: contextlib.ExitStack) -> caffe.Net:
 
 
 def _enlarged(job: Run, layer: caffe_pb2.LayerParameter) -> bool:
-    """Take larger batches where those of a test are small so that it reads each image once; whether it was so."""
-    given = layer.data_param.batch_size
-    if given >= FEW or (images := count(job)) < MANY:
+    """Take larger batches where those of a test are small so that it reads each image once; whether it was so.
+
+    A net of somebody's may read images of different sizes, one at a time; those of a crop, or of a manifest, are of one size.
+    """
+    given, database = layer.data_param.batch_size, Path(layer.data_param.source)
+    alike = layer.transform_param.crop_size or database.with_name(f"{database.name}.manifest.json").exists()
+    if given >= FEW or not alike or (images := count(job)) < MANY:
         return False
     _, height, width = _transformer(layer).shape(next(_pixels(job, 1))[0][0].shape)
     layer.data_param.batch_size = max(given, min(BATCH, images, most_tested(height * width)))

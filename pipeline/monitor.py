@@ -85,11 +85,14 @@ class Monitor:
         if better:
             self.best = {**row, "by": by}
             self._solver.net.save(self._best_file)
-        elif self._patience and self._since is not None and self._since >= self._patience:
+        elif self._patience and self._since is not None and self._since >= self._patience and not self._at_end():
             best = f"{self.best[by]:g} of iteration {self.best['iteration']}"
             caffe.log(f"Early stopping: {self._since} tests without a better {by} than {best}")
             self.stopped = True
             self._solver.request("stop")
+
+    def _at_end(self) -> bool:
+        return self._solver.iter >= self._solver.param.max_iter
 
     def test_last(self) -> None:
         """Test the last weights where the interval passed them by: they may be the best."""
