@@ -51,12 +51,13 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     for experiment in _mappings(config.get("experiments")).values():
         if isinstance(experiment.get("weights"), str | list):
             experiment["weights"] = _of_files(experiment["weights"])
+    datasets = _mappings(config.get("datasets"))
+    for dataset in datasets.values():
+        if isinstance(other := _mapping(dataset.get("source")).get("dataset"), str):
+            dataset |= {key: datasets[other][key] for key in OF_IMAGES if key in datasets.get(other, {})}
     problems += _cross_checked(config)
     if problems:
         raise InputError("", "\n".join(f"{path}: {problem}" for problem in problems))
-    for dataset in config["datasets"].values():
-        if other := dataset["source"].get("dataset"):
-            dataset |= {key: config["datasets"][other][key] for key in OF_IMAGES}
     config["sweeps"] = found
     return config
 
@@ -250,12 +251,10 @@ def _of_testing(experiment: dict, dataset: dict) -> list[str]:
 def _shape(name: str, datasets: dict) -> tuple[int, int, int] | None:
     """Channels, height and width of a dataset's images where they are resized; None where they are taken as they are."""
     dataset = datasets.get(name, {})
-    if isinstance(other := _mapping(dataset.get("source")).get("dataset"), str):
-        dataset = datasets.get(other, {})
     size = _mapping(dataset.get("size"))
     height, width = size.get("height"), size.get("width")
     if (
-        kind_of(_mapping(dataset.get("source"))) not in ("list", "folder")
+        kind_of(_mapping(dataset.get("source"))) not in ("list", "folder", "dataset")
         or not isinstance(height, int)
         or not isinstance(width, int)
     ):
@@ -419,10 +418,9 @@ def _of_weights(name: str, experiments: dict) -> list[str]:
 
 def _of_channels(experiment: dict, experiments: dict, datasets: dict) -> list[str]:
     """What is wrong where weights were learned on colours in another order."""
-
     if experiment.get("skip_layers"):  # the first one may be among them
         return []
-    mine, seen = (_channels(experiment, datasets), experiment.get("dataset"))
+    mine, seen = _channels(experiment, datasets), experiment.get("dataset")
     for source in (origin.get("experiment") for origin in origins(experiment)):
         theirs = _channels(experiments[source], datasets) if isinstance(source, str) and source in experiments else None
         if {mine, theirs} == {"BGR", "RGB"}:
@@ -436,8 +434,6 @@ def _channels(experiment: dict, datasets: dict) -> str | None:
     """The order of the channels that an experiment learns on; None where they are no colours, or not known."""
     name = experiment.get("dataset")
     dataset = datasets.get(name) if isinstance(name, str) else None
-    other = _mapping(_mapping(dataset).get("source")).get("dataset")
-    dataset = datasets.get(other) if isinstance(other, str) else dataset
     if dataset is None or dataset.get("color") == "gray":
         return None
     published = _mapping(dataset.get("source")).get("published")

@@ -82,10 +82,8 @@ class Experiment:
 
 def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[str, caffe_pb2.NetParameter]:
     """{"train", "test", "deploy"}: the three nets."""
-    last, sizes = (
-        Last(experiment.last, dataset.classes, experiment.last_lr_mult),
-        _sizes(template, dataset, experiment.batch_size),
-    )
+    last = Last(experiment.last, dataset.classes, experiment.last_lr_mult)
+    sizes = _sizes(template, dataset, experiment.batch_size)
     train = _data(template, dataset, "TRAIN", experiment.batch_size)
     if experiment.augmentation is not None:
         train["transform_param"]["augmentation_param"] = {
