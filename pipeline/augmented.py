@@ -20,11 +20,12 @@ from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.augmentation import parsed
 from pipeline.command import run
-from pipeline.database import are_rgb
+from pipeline.database import channels_of
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.pictures import sheet, thumbnail
 from pipeline.plots import STYLE, save_png
+from pipeline.shown import in_order
 
 ROWS, COLUMNS = 6, 8
 """Images shown, and how often each."""
@@ -41,8 +42,8 @@ def examples(database: Path, changes: caffe_pb2.AugmentationParameter, seed: int
             shown += [image, *(augmentation.changed(image, drawn, index) for index in range(COLUMNS - 1))]
     if not shown:
         raise InputError(database, "the database has no records", do="build it again")
-    rgb = are_rgb(database)
-    return [thumbnail(image[::-1] if rgb and len(image) == 3 else image) for image in shown]
+    channels = channels_of(database)
+    return [thumbnail(in_order(image, channels, "BGR")) for image in shown]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -233,10 +233,10 @@ def write(batches: Iterable[list[tuple[bytes, bytes, bytes]]], database: Path, o
     return manifest | {"channels": "RGB"} if options.channels == "RGB" else manifest
 
 
-def are_rgb(database: Path) -> bool:
-    """Whether the channels of a database's records are red, green and blue, by the manifest beside it; Caffe's are BGR."""
+def channels_of(database: Path) -> str:
+    """The order of the channels of a database's records, by the manifest beside it: BGR, which is Caffe's, or RGB."""
     manifest = database.with_name(f"{database.name}.manifest.json")
-    return manifest.exists() and json.loads(manifest.read_text()).get("channels") == "RGB"
+    return json.loads(manifest.read_text()).get("channels", "BGR") if manifest.exists() else "BGR"
 
 
 def _read_back(environment: lmdb.Environment, database: Path, options: Options) -> tuple[set[tuple[int, ...]], str]:

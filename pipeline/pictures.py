@@ -23,11 +23,11 @@ import caffe
 from caffe.datum import pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
-from pipeline.database import are_rgb, read_image_list, read_labels
+from pipeline.database import channels_of, read_image_list, read_labels
 from pipeline.files import plain_name, written_whole
 from pipeline.images import write_png
 from pipeline.plots import COLOURS, STYLE, save, save_png
-from pipeline.shown import labelled
+from pipeline.shown import in_order, labelled
 
 ROW, COLUMNS, ROWS = 8, 8, 6
 """Images of a class in the overview, and in a row and a column of its sheet."""
@@ -55,11 +55,10 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def first_of_each(database: Path, classes: int, count: int) -> list[list[np.ndarray]]:
     """Thumbnails of the first `count` images of each class, in the order of a database; it is read no further than they are."""
     found: list[list[np.ndarray]] = [[] for _ in range(classes)]
-    wanted, order = classes * count, -1 if are_rgb(database) else 1
+    wanted, channels = classes * count, channels_of(database)
     for where, record in labelled(database, classes):
         if len(found[record.label]) < count:
-            pixels = pixels_of(record, None, where)
-            found[record.label].append(thumbnail(pixels[::order] if len(pixels) == 3 else pixels))
+            found[record.label].append(thumbnail(in_order(pixels_of(record, None, where), channels, "BGR")))
             wanted -= 1
         if not wanted:
             break
@@ -151,7 +150,7 @@ def write(dataset: Path, folder: Path) -> None:
             save(class_sizes(counts, names), part / "classes")
             sizes = np.loadtxt(dataset / "lists/sizes.csv", int, delimiter=",", skiprows=1, ndmin=2)
             save(file_sizes(sizes, mean.shape[1:]), part / "sizes")
-        planes = mean[:: -1 if are_rgb(dataset / "lmdb/train") else 1] if len(mean) == 3 else mean[:1]
+        planes = in_order(mean, channels_of(dataset / "lmdb/train"), "BGR") if len(mean) == 3 else mean[:1]
         write_png(part / "mean.png", np.ascontiguousarray(planes.round().astype(np.uint8).transpose(1, 2, 0)))
 
 

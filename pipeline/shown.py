@@ -19,7 +19,7 @@ import numpy as np
 import caffe
 from caffe.datum import Record, parse, pixels_of
 from caffe.proto import caffe_pb2
-from pipeline.database import are_rgb
+from pipeline.database import channels_of
 from pipeline.errors import InputError
 
 
@@ -46,15 +46,19 @@ def labelled(database: Path, classes: int) -> Iterator[tuple[str, Record | caffe
             yield where, record
 
 
+def in_order(pixels: np.ndarray, held: str, wanted: str) -> np.ndarray:
+    """An image, channels × height × width, whose three channels are held as BGR or RGB, in the order that is wanted."""
+    return pixels[::-1] if len(pixels) == 3 and held != wanted else pixels
+
+
 def images_at(database: Path, positions: Iterable[int]) -> dict[int, np.ndarray]:
     """{position: image, height × width × 3, RGB, uint8} of records of an LMDB; the others are passed over."""
-    wanted, found, rgb = set(positions), {}, are_rgb(database)
+    wanted, found, channels = set(positions), {}, channels_of(database)
     records = caffe.db.open_db(str(database), caffe_pb2.DataParameter.LMDB)
     for position, (key, value) in enumerate(records.items()):
         if position in wanted:
             pixels = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
-            planes = pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, 0)
-            planes = planes if rgb else planes[::-1]
+            planes = in_order(pixels, channels, "RGB") if len(pixels) == 3 else np.repeat(pixels[:1], 3, 0)
             found[position] = planes.transpose(1, 2, 0).clip(0, 255).astype(np.uint8)
             if len(found) == len(wanted):
                 break

@@ -31,7 +31,7 @@ from pipeline.files import plain_name, written_whole
 from pipeline.images import content_of, why_unreadable
 from pipeline.plots import COLOURS, STYLE, save_png
 from pipeline.preprocessing import Preprocessing
-from pipeline.shown import labelled
+from pipeline.shown import in_order, labelled
 from pipeline.tiles import normalised, save_page, tiled
 from pipeline.trained import loaded
 
@@ -94,9 +94,7 @@ def as_seen(pixels: np.ndarray, how: Preprocessing) -> np.ndarray:
         top, left = ((side - crop) // 2 for side in pixels.shape[1:])
         pixels = pixels[:, top : top + crop, left : left + crop]
     pixels = pixels if pixels.dtype == np.uint8 else normalised(pixels)
-    if len(pixels) != 3:
-        return pixels[0]
-    return (pixels if how.channels == "RGB" else pixels[::-1]).transpose(1, 2, 0)
+    return in_order(pixels, how.channels, "RGB").transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
 
 
 def filters(

@@ -9,7 +9,7 @@ import pytest
 
 from caffe.db import DatabaseWriter
 from caffe.proto import caffe_pb2
-from pipeline.database import are_rgb
+from pipeline.database import channels_of
 
 REUSE = ("pipeline.reuse", "mine/train", "mine/val", "out")
 
@@ -58,7 +58,7 @@ def test_records_stay_as_they_are(command, tmp_path, mine, backend, encode):
         assert records(tmp_path / "out/lmdb" / part) == written[part]
         manifest = json.loads((tmp_path / f"out/lmdb/{part}.manifest.json").read_text())
         assert (manifest["images"], manifest["classes"], manifest["shape"]) == (len(written[part]), 3, [3, 8, 6])
-        assert are_rgb(tmp_path / "out/lmdb" / part) == (encode == "png")
+        assert channels_of(tmp_path / "out/lmdb" / part) == ("RGB" if encode == "png" else "BGR")
     lists = tmp_path / "out/lists"
     assert (lists / "val.txt").read_text() == "00000 0\n00001 1\n00002 2\n"
     assert (lists / "labels.txt").read_text() == "0\n1\n2\n"
