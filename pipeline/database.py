@@ -221,8 +221,10 @@ def write(batches: Iterable[list[tuple[bytes, bytes, bytes]]], database: Path, o
                     meant.update(b"".join(one for _, _, one in batch))
                     count += len(batch)
                     bar.update(len(batch))
-            environment.sync(True)
-            shapes, written = _read_back(environment, database, options)
+            with ThreadPoolExecutor(1) as disk:  # its memory is read back while it goes to the disk
+                on_disk = disk.submit(environment.sync, True)
+                shapes, written = _read_back(environment, database, options)
+                on_disk.result()
         if written != meant.hexdigest():
             raise InputError(database, "what was read back is not what was written", do="check the disk, then build it again")
         if len(shapes) > 1:
