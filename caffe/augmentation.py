@@ -2,7 +2,7 @@
 
 Changes are drawn for a batch, then made: image by image by OpenCV, or for the whole batch on a GPU. All that moves pixels is one
 affine map and all that recolours them one matrix, so that an image is sampled once, however many changes there are. Images are
-uint8, of 1 or 3 channels (BGR), and keep their size.
+uint8, of 1 or 3 channels (BGR, or RGB where the parameter says so), and keep their size.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Changes:
     matrices   N × 2 × 3: from x, y of a changed image to those of the image, both from the centre; the third column, what is
                added, in shares of width and height
     factors    N × 3: brightness, contrast and saturation
-    shifts     N × 3: what is added to B, G and R
+    shifts     N × 3: what is added to each channel
     blurs      N: standard deviation in pixels
     noises     N: standard deviation in levels of 0–255
     seeds      N: what the noise is drawn by
@@ -63,6 +63,8 @@ class Augmentation:
             found = f"augmentation_param.min_area {param.min_area:g} and max_aspect {param.max_aspect:g}"
             raise Error(where, found, "an area is above 0 and up to 1, an aspect ratio at least 1")
         self.param, self.where, self.rng = param, where, rng
+        order = slice(None, None, -1 if param.rgb else 1)
+        self._luminance, self._colour_axes = LUMINANCE[order], COLOUR_AXES[order]
 
     def draw(self, count: int) -> Changes:
         """What becomes of `count` images."""
@@ -72,7 +74,7 @@ class Augmentation:
             spread = np.array([p.brightness, p.contrast, p.saturation])
             factors = uniform(1 - spread, 1 + spread, (count, 3))
         if p.pca:
-            shifts = self.rng.normal(0, p.pca, (count, 3)) @ COLOUR_AXES.T
+            shifts = self.rng.normal(0, p.pca, (count, 3)) @ self._colour_axes.T
         return Changes(
             matrices=self._matrices(count),
             factors=factors,
@@ -131,7 +133,7 @@ class Augmentation:
         first two change anything.
         """
         channels = len(mean)
-        gray = LUMINANCE if channels == 3 else np.ones(1)
+        gray = self._luminance if channels == 3 else np.ones(1)
         brightness, contrast, saturation = np.ones(3) if changes.factors is None else changes.factors[index]
         matrix = brightness * contrast * np.eye(channels)
         if channels == 3:

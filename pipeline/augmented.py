@@ -34,7 +34,10 @@ ROWS, COLUMNS = 6, 8
 def examples(database: Path, changes: caffe_pb2.AugmentationParameter, seed: int) -> list[np.ndarray]:
     """Thumbnails of the first images of a database, each as it is and COLUMNS - 1 times changed."""
     shown: list[np.ndarray] = []
-    augmentation = Augmentation(changes, "augmentation", np.random.default_rng(seed))
+    channels = channels_of(database)
+    of_records = caffe_pb2.AugmentationParameter(rgb=channels == "RGB")
+    of_records.MergeFrom(changes)
+    augmentation = Augmentation(of_records, "augmentation", np.random.default_rng(seed))
     with closing(lmdb.open(str(database), readonly=True, lock=False)) as environment, environment.begin() as transaction:
         for key, value in islice(transaction.cursor(), ROWS):
             image = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
@@ -42,7 +45,6 @@ def examples(database: Path, changes: caffe_pb2.AugmentationParameter, seed: int
             shown += [image, *(augmentation.changed(image, drawn, index) for index in range(COLUMNS - 1))]
     if not shown:
         raise InputError(database, "the database has no records", do="build it again")
-    channels = channels_of(database)
     return [thumbnail(in_order(image, channels, "BGR")) for image in shown]
 
 

@@ -86,9 +86,8 @@ def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[s
     sizes = _sizes(template, dataset, experiment.batch_size)
     train = _data(template, dataset, "TRAIN", experiment.batch_size)
     if experiment.augmentation is not None:
-        train["transform_param"]["augmentation_param"] = {
-            field.name: value for field, value in experiment.augmentation.ListFields()
-        }
+        changes = {field.name: value for field, value in experiment.augmentation.ListFields()}
+        train["transform_param"]["augmentation_param"] = changes | ({"rgb": True} if dataset.channels == "RGB" else {})
     return {
         "train": _net(template, last, experiment, train, dataset),
         "test": _net(template, last, experiment, _data(template, dataset, "TEST", sizes.test_batch), dataset),
@@ -112,7 +111,7 @@ def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> 
     if template.mirror and phase == "TRAIN":
         transform["mirror"] = True
     if template.mean_values:
-        transform["mean_value"] = list(template.mean_values)
+        transform["mean_value"] = list(template.mean_values[:: -1 if dataset.channels == "RGB" else 1])
     elif template.mean:
         transform["mean_file"] = str(dataset.mean)
     source = dataset.train if phase == "TRAIN" else dataset.val

@@ -81,6 +81,14 @@ def test_a_rotation_keeps_shapes_in_images_that_are_not_square():
     assert np.abs(made.astype(int) - disc).mean() < 2
 
 
+@pytest.mark.parametrize("fields", [{"saturation": 1}, {"contrast": 1}, {"pca": 0.5}], ids=["saturation", "contrast", "pca"])
+def test_an_rgb_image_is_changed_as_the_same_image_in_bgr(fields):
+    image = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    for bgr, rgb in zip(changed(image, **fields), changed(np.ascontiguousarray(image[::-1]), rgb=True, **fields), strict=True):
+        assert np.abs(bgr.astype(int) - rgb[:, ::-1]).max() <= 1
+        assert (bgr != image).any()
+
+
 def test_brightness_and_contrast_are_factors_of_the_values_and_of_the_distance_from_the_mean():
     image = np.array([[[60, 80], [100, 120]]], np.uint8)
     made = augmentation(brightness=0.5, contrast=0.5)

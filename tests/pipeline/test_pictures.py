@@ -73,6 +73,16 @@ def test_an_augmentation_is_shown_in_its_colours(tmp_path):
     assert (shown[0] == (0, 0, 200)).all()
 
 
+def test_an_augmentation_that_is_shown_weighs_colours_in_their_order(tmp_path):
+    image = np.zeros((3, 6, 6), np.uint8)
+    image[1:] = [[[90]], [[200]]]
+    changes = caffe_pb2.AugmentationParameter(saturation=1, pca=0.5)
+    (tmp_path / "rgb.manifest.json").write_text('{"channels": "RGB"}')
+    records = {"bgr": image, "rgb": image[::-1]}
+    bgr, rgb = (examples(put(tmp_path / name, [(planes, 0)]), changes, 1) for name, planes in records.items())
+    np.testing.assert_allclose(np.stack(bgr).astype(int), rgb, atol=1)
+
+
 def test_a_label_of_no_class_is_named(tmp_path):
     from pipeline.errors import InputError
 

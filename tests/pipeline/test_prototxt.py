@@ -321,6 +321,16 @@ def test_mean_values_of_other_channels_are_named(small, fails):
     fails(["googlenet subtracts a value from each of 3 channels", "the images have 1"], *PROTOTXT, "--model", "googlenet")
 
 
+def test_what_is_said_of_colours_has_the_records_order():
+    changes = caffe_pb2.AugmentationParameter(saturation=0.5)
+    experiment = Experiment("e", "googlenet", "loss3/classifier", 1, 8, False, {}, changes)
+    for channels, values in (("BGR", [104, 117, 123]), ("RGB", [123, 117, 104])):
+        dataset = dataclasses.replace(DATASET, shape=(3, 256, 256), channels=channels)
+        train = nets(TEMPLATES["googlenet"], dataset, experiment)["train"].layer[0].transform_param
+        assert list(train.mean_value) == values
+        assert train.augmentation_param.rgb == (channels == "RGB")
+
+
 def test_only_training_images_are_changed():
     changes = caffe_pb2.AugmentationParameter(brightness=0.5, rotation=10)
     made = nets(TEMPLATES["cifar10_quick"], DATASET, Experiment("e", "cifar10_quick", "ip2", 1, 50, False, {}, changes))
