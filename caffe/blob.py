@@ -197,10 +197,14 @@ class Blob:
         """BlobProto with `shape` and `data`, and `diff` on request."""
         proto = caffe_pb2.BlobProto()
         proto.shape.dim.extend(self._shape)
-        add_values(proto, self.tensor.detach().cpu().numpy())
+        add_values(proto, self.peek())
         if with_diff:
-            add_values(proto, np.asarray(self.diff), diff=True)
+            add_values(proto, self.peek(diff=True), diff=True)
         return proto
+
+    def peek(self, diff: bool = False) -> np.ndarray:
+        """The values, or the gradient, as they are now: to be read at once, and not written."""
+        return self.diff if diff else self.tensor.detach().cpu().numpy()
 
 
 class Parameter(Blob):
@@ -259,6 +263,13 @@ class Parameter(Blob):
             owner._diff.put(value)
         else:
             owner.leaf.grad = value
+
+    def peek(self, diff=False):
+        if not diff:
+            return super().peek()
+        # A look at `diff` would settle the order in memory, and training end on other last digits.
+        update = self.owner._update
+        return (self.gradient_or_zeros() if update is None else update.view(self._shape)).cpu().numpy()
 
     def gradient_or_zeros(self) -> torch.Tensor:
         """The gradient, made as zeros where it is 0 and nobody has looked."""

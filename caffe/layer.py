@@ -83,6 +83,12 @@ class Layer:
         """The tops."""
         raise NotImplementedError
 
+    def keep(self, state: caffe_pb2.LayerState) -> None:
+        """Write what the layer carries from one iteration to the next, besides `blobs`, for a snapshot."""
+
+    def resume(self, state: caffe_pb2.LayerState) -> None:
+        """Go on from what `keep` wrote. ValueError, TypeError or KeyError where that cannot be."""
+
     def add_blob(self, shape: tuple[int, ...], filler: caffe_pb2.FillerParameter) -> None:
         """Declare one learned parameter, filled as `filler` says."""
         blob = Parameter(shape, self.device)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from google.protobuf.message import DecodeError
 
-from caffe import glog, prototxt
+from caffe import glog, mode, prototxt
 from caffe.errors import FileError, SolverError
 from caffe.proto import caffe_pb2
 from caffe.stored import add_values, shape_of, values_of
@@ -36,8 +37,24 @@ def write(solver: Solver) -> str:
             blob = proto.history.add()
             blob.shape.dim.extend(tensor.shape)
             add_values(blob, tensor.cpu().numpy())
+        proto.run.CopyFrom(_run_of(solver))
         write_whole(state, proto.SerializeToString())
     return model
+
+
+def _run_of(solver: Solver) -> caffe_pb2.RunState:
+    """What goes on from one iteration to the next besides weights and history."""
+    run = caffe_pb2.RunState(generator=torch.get_rng_state().numpy().tobytes(), loss=solver.recent_losses())
+    if mode.device().type == "cuda":
+        run.gpu_generator = torch.cuda.get_rng_state(mode.device()).numpy().tobytes()
+    for index, net in enumerate((solver.net, *solver.test_nets)):
+        for layer in net.layers:
+            state = caffe_pb2.LayerState()
+            layer.keep(state)
+            if state.ListFields():
+                state.net, state.name = index, layer.param.name
+                run.layer.append(state)
+    return run
 
 
 def _write_hdf5(solver: Solver, model: str, state: str) -> None:
@@ -52,48 +69,80 @@ def _write_hdf5(solver: Solver, model: str, state: str) -> None:
         history = file.create_group("history")
         for index, tensor in enumerate(solver.history):
             history.create_dataset(str(index), data=tensor.cpu().numpy())
+        file["run"] = np.frombuffer(_run_of(solver).SerializeToString(), np.uint8)
     part.replace(state)
+
+
+class Stored(NamedTuple):
+    """What a solver state holds; `run` is empty where Caffe wrote it."""
+
+    iteration: int
+    model: str
+    step: int
+    history: list[tuple[tuple[int, ...], np.ndarray]]
+    run: caffe_pb2.RunState
 
 
 def restore(solver: Solver, path: str) -> None:
     """Set iteration, weights, history and the position in the data from a solver state.
 
-    The weights are those that the state names, or, where they are not there, the file of that name beside the state. Caffe's
-    states hold no data position and Caffe starts over at the first record; here training goes on at the record that an
-    undisturbed run would read next.
+    The weights are those that the state names, or, where they are not there, the file of that name beside the state. A state of
+    ours says besides what was drawn at random and carried on, so that training goes on to the bit as undisturbed. Caffe's states
+    hold no data position and Caffe starts over at the first record; here training goes on at the record that an undisturbed run
+    would read next. So it does where several solvers train together: each draws for itself.
     """
-    iteration, model, step, history = _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
-    if len(history) != len(solver.history):
+    stored = _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
+    if len(stored.history) != len(solver.history):
         raise SolverError(
             path,
-            f"a history of {len(history)} arrays",
+            f"a history of {len(stored.history)} arrays",
             f"{solver.type} wants {len(solver.history)} for this net",
             "use the solver that wrote it",
         )
-    for index, (mine, (shape, values)) in enumerate(zip(solver.history, history, strict=True)):
+    for index, (mine, (shape, values)) in enumerate(zip(solver.history, stored.history, strict=True)):
         if values.size != mine.numel():
             raise SolverError(
                 path, f"array {index} of the history has shape {shape}", f"the net's parameter has {tuple(mine.shape)}"
             )
-    if model:
-        beside = Path(path).parent / Path(model).name
-        solver.net.copy_from(model if Path(model).exists() or not beside.exists() else beside)
-    for mine, (_, values) in zip(solver.history, history, strict=True):
+    if stored.model:
+        beside = Path(path).parent / Path(stored.model).name
+        solver.net.copy_from(stored.model if Path(stored.model).exists() or not beside.exists() else beside)
+    for mine, (_, values) in zip(solver.history, stored.history, strict=True):
         mine.copy_(torch.from_numpy(values).view(mine.shape))
-    solver.iter, solver.current_step = iteration, step
+    solver.iter, solver.current_step = stored.iteration, stored.step
     for layer in solver.net.layers:
         if hasattr(layer, "seek"):
-            layer.seek(iteration * solver.param.iter_size * layer.batch_size)
+            layer.seek(stored.iteration * solver.param.iter_size * layer.batch_size)
+    if mode.solver_count() == 1 and stored.run.ListFields():
+        try:
+            _go_on(solver, stored.run)
+        except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
+            raise FileError(path, f"damaged: what was drawn at random cannot be read ({error})") from error
 
 
-def _read_proto(path: str):
+def _go_on(solver: Solver, run: caffe_pb2.RunState) -> None:
+    """Take up what `_run_of` has written, as far as the solver has the same layers."""
+    nets = (solver.net, *solver.test_nets)
+    states = {(state.net, state.name): state for state in run.layer}
+    for index, net in enumerate(nets):
+        for layer in net.layers:
+            if state := states.get((index, layer.param.name)):
+                layer.resume(state)
+    solver.recall_losses(run.loss)
+    torch.set_rng_state(torch.frombuffer(bytearray(run.generator), dtype=torch.uint8))
+    if run.gpu_generator and mode.device().type == "cuda":
+        torch.cuda.set_rng_state(torch.frombuffer(bytearray(run.gpu_generator), dtype=torch.uint8), mode.device())
+
+
+def _read_proto(path: str) -> Stored:
     state = prototxt.read_binary(path, caffe_pb2.SolverState())
     if isinstance(state.learned_net, bytes):
         raise FileError(path, f"the weights' name is {state.learned_net!r}, which is no text", do="the file is damaged")
-    return state.iter, state.learned_net, state.current_step, [(shape_of(blob), values_of(blob)) for blob in state.history]
+    history = [(shape_of(blob), values_of(blob)) for blob in state.history]
+    return Stored(state.iter, state.learned_net, state.current_step, history, state.run)
 
 
-def _read_hdf5(path: str):
+def _read_hdf5(path: str) -> Stored:
     import h5py
 
     if not Path(path).exists():
@@ -105,6 +154,8 @@ def _read_hdf5(path: str):
             group = file["history"]
             arrays = [np.asarray(group[str(index)], np.float32) for index in range(len(group))]
             step = int(np.asarray(file["current_step"]).item()) if "current_step" in file else 0
-            return int(np.asarray(file["iter"]).item()), model, step, [(array.shape, array.reshape(-1)) for array in arrays]
-    except (OSError, KeyError, ValueError) as error:
+            iteration = int(np.asarray(file["iter"]).item())
+            run = caffe_pb2.RunState.FromString(bytes(np.asarray(file["run"], np.uint8)) if "run" in file else b"")
+            return Stored(iteration, model, step, [(array.shape, array.reshape(-1)) for array in arrays], run)
+    except (OSError, KeyError, ValueError, DecodeError) as error:
         raise FileError(path, f"not a .solverstate.h5 ({error})") from error

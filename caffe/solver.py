@@ -94,6 +94,8 @@ class Solver:
         self._on_test: list[Callable[[dict], None]] = []
         self._row: dict = {}
         self._request: str | None = None
+        self._losses: deque[torch.Tensor] = deque()
+        self._recalled = False
         self._last_loss: float | None = None
         self._started = time.monotonic()
         self.net = self._train_net()
@@ -221,7 +223,8 @@ class Solver:
         """Train for a number of iterations, testing and snapshotting when they are due."""
         p = self.param
         stop = self.iter + iterations
-        self._losses: deque[torch.Tensor] = deque(maxlen=p.average_loss)
+        self._losses = deque(self._losses if self._recalled else (), p.average_loss)
+        self._recalled = False
         self._request = None
         displayed, displayed_at = self.iter, time.monotonic()
         while self.iter < stop:
@@ -278,6 +281,15 @@ class Solver:
     def smoothed_loss(self) -> float:
         """Mean of the last average_loss losses."""
         return float(torch.stack(tuple(self._losses)).mean())
+
+    def recent_losses(self) -> list[float]:
+        """The last losses, the latest last."""
+        return [float(loss) for loss in self._losses]
+
+    def recall_losses(self, losses: Iterable[float]) -> None:
+        """Let the next `step` begin with the last losses of an earlier run."""
+        self._losses = deque(torch.tensor(loss, device=mode.device()) for loss in losses)
+        self._recalled = True
 
     def request(self, action: str) -> None:
         """Ask the running loop to "stop" or "snapshot" after its iteration; what signals do."""
@@ -433,7 +445,7 @@ class Solver:
         return snapshots.write(self)
 
     def restore(self, path: str) -> None:
-        """Take up training where a .solverstate or .solverstate.h5 left it, data included."""
+        """Take up training where a .solverstate or .solverstate.h5 left it, data included; after one of ours, to the bit."""
         snapshots.restore(self, str(path))
 
 

@@ -140,14 +140,13 @@ def save_hdf5(net: Net, path: str, diff: bool = False) -> None:
     glog.info("solver.cpp:475", f"Snapshotting to HDF5 file {path}")
     part = Path(f"{path}.part")
     with h5py.File(part, "w") as file:
-        groups = [("data", "data")] + ([("diff", "diff")] if diff else [])
-        for group, side in groups:
+        for group in ("data", "diff") if diff else ("data",):
             file.create_group(group)
             for name, blobs in net.params.items():
                 layer = file[group].create_group(name)
                 for index, blob in enumerate(blobs):
                     if blob.owner is blob:
-                        layer.create_dataset(str(index), data=getattr(blob, side))
+                        layer.create_dataset(str(index), data=blob.peek(group == "diff"))
     part.replace(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 
@@ -95,6 +96,9 @@ class Prefetching(Source):
         self._queue: queue.Queue = queue.Queue(maxsize=max(1, self.ahead))
         self._stop = threading.Event()
         self.rng = np.random.default_rng(mode.data_rng.integers(2**63))
+        self._position = 0
+        self._generator: dict | None = None
+        """The generator after the last batch that was given; the thread has drawn for later ones."""
 
     def read(self, position: int):
         """Yield batches for ever, the first one beginning at the record `position`."""
@@ -108,7 +112,15 @@ class Prefetching(Source):
     def seek(self, position: int) -> None:
         """Continue with the batch that begins at the record `position`, counted over all epochs."""
         self.close()
-        self._start(position)
+        self._position = position
+
+    def keep(self, state):
+        state.position = self._position
+        state.generator = json.dumps(self._generator or self.rng.bit_generator.state)
+
+    def resume(self, state):
+        self.seek(state.position)
+        self._generator = self.rng.bit_generator.state = json.loads(state.generator)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -120,10 +132,12 @@ class Prefetching(Source):
                 self._thread.join(0.01)
             self._thread = None
 
-    def _start(self, position: int) -> None:
+    def _start(self) -> None:
+        if self._generator is not None:
+            self.rng.bit_generator.state = self._generator
         self._stop = threading.Event()
         self._queue = queue.Queue(maxsize=max(1, self.ahead))
-        arguments = (position, self._queue, self._stop)
+        arguments = (self._position, self._queue, self._stop)
         self._thread = threading.Thread(target=self._work, args=arguments, daemon=True, name=f"read {self.param.name}")
         self._thread.start()
 
@@ -137,7 +151,8 @@ class Prefetching(Source):
 
         try:
             for batch in self.read(position):
-                put(batch)
+                position += self.batch_size
+                put((batch, position, self.rng.bit_generator.state))
                 if stop.is_set():
                     return
         except Exception as error:  # handed to the thread that waits for the batch
@@ -145,11 +160,12 @@ class Prefetching(Source):
 
     def forward(self):
         if self._thread is None:
-            self._start(0)
-        batch = self._queue.get()
-        if isinstance(batch, Exception):
+            self._start()
+        item = self._queue.get()
+        if isinstance(item, Exception):
             self._thread = None
-            raise batch
+            raise item
+        batch, self._position, self._generator = item
         return tuple(torch.as_tensor(top).to(self.device) for top in batch[: len(self.param.top)])
 
 

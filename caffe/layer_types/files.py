@@ -83,6 +83,18 @@ class ImageData(Prefetching):
     def batch_size(self):
         return self.param.image_data_param.batch_size
 
+    def keep(self, state):
+        super().keep(state)
+        state.skipped = self.skipped
+        if self.seed is not None:
+            state.seed = self.seed
+
+    def resume(self, state):
+        super().resume(state)
+        self.skipped = state.skipped
+        if self.seed is not None and state.HasField("seed"):
+            self.seed = state.seed
+
     def pixels(self, line: tuple[str, int]) -> np.ndarray:
         """The image of a line."""
         p = self.param.image_data_param
@@ -126,8 +138,9 @@ class HDF5Data(Source):
         glog.info("hdf5_data_layer.cpp:80", f"Loading list of HDF5 filenames from: {p.source}")
         self.files = lines_of(p.source, "list of HDF5 files")
         glog.info("hdf5_data_layer.cpp:94", f"Number of HDF5 files: {len(self.files)}")
-        self.rng = np.random.default_rng(torch.randint(2**62, ()).item() if p.shuffle else 0)
-        self.rows = self._rows()
+        self.seed = torch.randint(2**62, ()).item() if p.shuffle else 0
+        self.counts: dict[str, int] = {}
+        self.seek(0)
         self.shapes = [array.shape[1:] for array in self._load(self.files[0])]
 
     @property
@@ -140,8 +153,14 @@ class HDF5Data(Source):
 
     def seek(self, position: int) -> None:
         """Continue at the row `position`, counted over all epochs."""
-        self.rows = self._rows()
-        next(islice(self.rows, position, position), None)
+        self.position, self.rows = position, self._rows(position)
+
+    def keep(self, state):
+        state.position, state.seed = self.position, self.seed
+
+    def resume(self, state):
+        self.seed = state.seed
+        self.seek(state.position)
 
     def _load(self, path: str) -> list[np.ndarray]:
         import h5py
@@ -165,16 +184,32 @@ class HDF5Data(Source):
         glog.info("hdf5_data_layer.cpp:66", f"Successfully loaded {len(arrays[0])} rows")
         return arrays
 
-    def _rows(self):
-        shuffle = self.param.hdf5_data_param.shuffle
+    def _count(self, path: str) -> int:
+        if path not in self.counts:
+            self.counts[path] = len(self._load(path)[0])
+        return self.counts[path]
+
+    def _rows(self, position: int):
+        """Rows from `position`, over and over; each epoch's order follows from the seed and its number."""
+        shuffle, epoch = self.param.hdf5_data_param.shuffle, 0
+        if position:
+            epoch, position = divmod(position, sum(map(self._count, self.files)))
         while True:
-            for index in self.rng.permutation(len(self.files)) if shuffle else range(len(self.files)):
-                arrays = self._load(self.files[index])
-                count = len(arrays[0])
-                for row in self.rng.permutation(count) if shuffle else range(count):
+            files = range(len(self.files))
+            for index in np.random.default_rng([self.seed, epoch]).permutation(files) if shuffle else files:
+                path = self.files[index]
+                if position and position >= self._count(path):
+                    position -= self._count(path)
+                    continue
+                arrays = self._load(path)
+                rows = range(len(arrays[0]))
+                for row in (np.random.default_rng([self.seed, epoch, index]).permutation(rows) if shuffle else rows)[position:]:
                     yield [array[row] for array in arrays]
+                position = 0
+            epoch += 1
 
     def forward(self):
+        self.position += self.batch_size
         columns = zip(*islice(self.rows, self.batch_size), strict=True)
         try:
             return tuple(torch.from_numpy(np.stack(column)).to(self.device) for column in columns)

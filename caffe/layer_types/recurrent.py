@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from caffe.layer import Layer, register
+from caffe.stored import add_values, shape_of, values_of
 
 
 class _Recurrent(Layer):
@@ -56,6 +57,16 @@ class _Recurrent(Layer):
 
     def top_shapes(self, x, marks, *others):
         return [(*x[:2], self.param.recurrent_param.num_output), *others[int(self.static) :]]
+
+    def keep(self, state):
+        for tensor in self.kept or []:
+            blob = state.hidden.add()
+            blob.shape.dim.extend(tensor.shape)
+            add_values(blob, tensor.cpu().numpy())
+
+    def resume(self, state):
+        kept = [torch.from_numpy(values_of(blob).reshape(shape_of(blob))).to(self.device) for blob in state.hidden]
+        self.kept = kept if len(kept) == self.states else None
 
     def forward(self, x, marks, *others):
         weights = self.parameters()
