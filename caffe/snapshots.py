@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from caffe.solver import Solver
 
 
-def write(solver: Solver) -> str:
-    """Write PREFIX_iter_N.caffemodel and .solverstate (or .h5 of each); returns the path of the weights."""
+def write(solver: Solver, stem: str) -> str:
+    """Write `stem`.caffemodel and .solverstate (or .h5 of each); returns the path of the weights."""
     p = solver.param
-    stem = f"{p.snapshot_prefix}_iter_{solver.iter}"
     Path(stem).parent.mkdir(parents=True, exist_ok=True)
     if p.snapshot_format == caffe_pb2.SolverParameter.HDF5:
         model, state = f"{stem}.caffemodel.h5", f"{stem}.solverstate.h5"

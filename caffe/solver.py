@@ -92,6 +92,7 @@ class Solver:
         self._callbacks: list[tuple[Callable, Callable]] = []
         self._on_metrics: list[Callable[[dict], None]] = []
         self._on_test: list[Callable[[dict], None]] = []
+        self._on_iteration: list[Callable[[], None]] = []
         self._row: dict = {}
         self._request: str | None = None
         self._losses: deque[torch.Tensor] = deque()
@@ -261,6 +262,8 @@ class Solver:
             if (p.snapshot and self.iter % p.snapshot == 0) or self._request == "snapshot":
                 self.snapshot()
                 self._request = None if self._request == "snapshot" else self._request
+            for callback in self._on_iteration:
+                callback()
             if self._request == "stop":
                 break
 
@@ -304,6 +307,10 @@ class Solver:
     def share_weights(self, net: Net) -> None:
         """Let another net use the memory of the trained net's parameters, by the names of layers."""
         net.share_with(self.net)
+
+    def on_iteration(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` after each iteration of `step`, where a snapshot would be taken."""
+        self._on_iteration.append(callback)
 
     def on_metrics(self, callback: Callable[[dict], None]) -> None:
         """Call `callback(row)` for each iteration that displays or tests.
@@ -440,9 +447,9 @@ class Solver:
 
     # ---- snapshots
 
-    def snapshot(self) -> str:
-        """Write weights and solver state as PREFIX_iter_N; returns the path of the weights."""
-        return snapshots.write(self)
+    def snapshot(self, stem: str | None = None) -> str:
+        """Write weights and solver state as PREFIX_iter_N, or as `stem` says; returns the path of the weights."""
+        return snapshots.write(self, stem or f"{self.param.snapshot_prefix}_iter_{self.iter}")
 
     def restore(self, path: str) -> None:
         """Take up training where a .solverstate or .solverstate.h5 left it, data included; after one of ours, to the bit."""

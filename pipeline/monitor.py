@@ -46,6 +46,7 @@ class Monitor:
         self.diverged: int | None = None
         self._since: int | None = None
         self._last: dict = {}
+        self._seconds = 0.0
         self._file = table
         self._table = csv.DictWriter(table, [*solver.metrics, "since_best"], lineterminator="\n")
         self._table.writeheader()
@@ -57,6 +58,17 @@ class Monitor:
     def close(self) -> None:
         """End the event files."""
         self._board.close()
+
+    def state(self) -> dict:
+        """All that `resume` wants; it can be JSON."""
+        return {"rows": self.rows, "best": self.best, "tests": self.tests, "since": self._since, "last": self._last}
+
+    def resume(self, state: dict) -> None:
+        """Go on where another monitor was; its best weights are in place."""
+        for row in state["rows"]:
+            self._write(row)
+        self.best, self.tests, self._since, self._last = (state[name] for name in ("best", "tests", "since", "last"))
+        self._seconds = max((row["seconds"] for row in self.rows), default=0.0)
 
     def summary(self) -> dict:
         """Of the best test: iteration, by, test_accuracy, test_loss; and tests, how many there were, stopped_early, and diverged.
@@ -107,7 +119,9 @@ class Monitor:
 
     def _measured(self, row: dict) -> None:
         tested = row["test_loss"] is not None or row["test_accuracy"] is not None
-        row = {**row, "since_best": self._since if tested else None}
+        self._write({**row, "seconds": row["seconds"] + self._seconds, "since_best": self._since if tested else None})
+
+    def _write(self, row: dict) -> None:
         self.rows.append(row)
         self._table.writerow(row)
         self._file.flush()

@@ -67,10 +67,11 @@ rule train:
         folder=subpath(output.weights, parent=True),
         start=start_flags,
         failed="logs/experiments/{experiment}/failed",
+        checkpoint="results/experiments/{experiment}/checkpoint",
         code=[
             source(f"pipeline.{module}")
-            for module in ("train", "weights", "preflight", "monitor", "diagnosis")
+            for module in ("train", "weights", "preflight", "monitor", "diagnosis", "checkpoint")
         ],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver} {params.folder} --failed {params.failed}"
-        " {params.start} 2>&1 | tee {log}"
+        " --checkpoint {params.checkpoint} {params.start} 2>&1 | tee -i {log}"
