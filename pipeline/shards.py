@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import sources
+from pipeline import folders, sources
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -40,8 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     sources.add_arguments(parser)
     parser.add_argument("--size", type=int, default=1000, help="images in a shard (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    images, classes, shards = write_shards(sources.chunks(sources.of_arguments(arguments)), arguments.target, arguments.size)
+    source = sources.of_arguments(arguments)
+    images, classes, shards = write_shards(sources.chunks(source), arguments.target, arguments.size)
     print(f"{arguments.target}: {images} images of {classes} classes in {shards} shards")
+    if source.folder and (others := folders.left_out(source.folder)):
+        print(f"{source.folder}: not taken: {others}")
 
 
 if __name__ == "__main__":
