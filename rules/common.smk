@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 
 from pipeline import configuration, models, strategies
 from pipeline.files import stem_of
+from pipeline.folders import listing
 
 try:
     schema = Path(workflow.basedir) / "config" / "schema.yaml"
@@ -178,6 +179,11 @@ def counts_flag(wildcards):
     return " ".join([*flags, "--repeat"] if split["balance"] == "repeat" else flags)
 
 
+def names_of(wildcards):
+    """Input function: the file of the classes' names, where the config gives one."""
+    return config["datasets"][wildcards.dataset].get("names", [])
+
+
 def names_flag(wildcards):
     """The names of the classes, where a file has them."""
     names = config["datasets"][wildcards.dataset].get("names")
@@ -202,16 +208,33 @@ def ready_command(wildcards, input):
     """The step that makes a dataset of its records, with its arguments."""
     target = f"results/datasets/{wildcards.dataset}"
     if published := source_of(wildcards).get("published"):
-        return f"pipeline.published build {published} {input} {target}"
+        return f"pipeline.published build {published} {input.records} {target}"
     channels = config["datasets"][wildcards.dataset]["channels"]
     flags = f"--channels {channels} {encode_flag(wildcards)} {names_flag(wildcards)}"
-    return f"pipeline.reuse {shlex.join(input)} {target} {flags}"
+    return f"pipeline.reuse {shlex.join(input.records)} {target} {flags}"
 
 
 def list_of(wildcards):
-    """Input function: a dataset's source list or folder; lists of the embedded example come with their folder."""
-    path = source_of(wildcards).get("list") or source_of(wildcards)["folder"]
-    return rules.digits.output.folder if path.startswith("results/example/digits/") else path
+    """Input function: a dataset's source list or folder; lists of the embedded example come with their folder.
+
+    A folder's time says nothing of those in it: see `listing_of`.
+    """
+    source = source_of(wildcards)
+    path = source.get("list") or source["folder"]
+    if path.startswith("results/example/digits/"):
+        return rules.digits.output.folder
+    return path if "list" in source else ancient(path)
+
+
+def val_labels_of(wildcards):
+    """Input function: the list of the labels of a folder's validation images, where the config gives one."""
+    return source_of(wildcards).get("val_labels", [])
+
+
+def listing_of(wildcards):
+    """What tells that images were added to a source folder, or removed."""
+    folder = source_of(wildcards).get("folder")
+    return listing(Path(folder)) if folder and Path(folder).is_dir() else ""
 
 
 def augmentation_of(dataset):

@@ -12,9 +12,11 @@ rule digits:
         "python -m pipeline.digits {output.folder} > {log} 2>&1"
 
 
+# What the step says is shown, too: what of a folder is not taken is best known before hours of work.
 checkpoint shards:
     input:
         list=list_of,
+        val_labels=val_labels_of,
     output:
         folder=directory("results/datasets/{dataset}/list"),
     log:
@@ -24,11 +26,12 @@ checkpoint shards:
         runtime=10,
     params:
         source=source_flags,
+        listing=listing_of,
         size=lookup(dpath="datasets/{dataset}/shard_size", within=config),
         code=source("pipeline.shards"),
-        reader=source("pipeline.sources"),
+        reader=[source(f"pipeline.{module}") for module in ("sources", "folders")],
     shell:
-        "python -m pipeline.shards {output.folder} {params.source} --size {params.size} > {log} 2>&1"
+        "python -m pipeline.shards {output.folder} {params.source} --size {params.size} 2>&1 | tee {log}"
 
 
 rule download:

@@ -3,6 +3,7 @@ rule label:
         shards=of_images("list"),
         tables=of_shards("download/{shard}.csv"),
         images=of_shards("resize/{shard}"),
+        names=names_of,
     output:
         LISTS,
     log:

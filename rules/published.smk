@@ -17,6 +17,7 @@ rule fetch:
 rule databases:
     input:
         records=records_of,
+        names=names_of,
     output:
         databases=directory(
             expand("results/datasets/{{dataset}}/lmdb/{part}", part=["train", "val"])
