@@ -97,6 +97,12 @@ def class_order(name: str) -> tuple:
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
 
+def by_column(listed: Listed, split: Split) -> bool:
+    """Whether images are for what their list or folder says."""
+    given = set(listed.splits)
+    return (split.own and "" not in given and given != {"train"}) or (split.val is None and not split.folds)
+
+
 def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Each image's class as a number, what it is for (train, val or test), and the class names by number.
 
@@ -114,10 +120,11 @@ def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = 
     if given is not None:
         wrong = [name for name in names if not (name.isdecimal() and int(name) < len(given))]
         if wrong:
-            raise InputError(where, f'label "{wrong[0]}"', f"there are {len(given)} names (0–{len(given) - 1})", "correct names")
+            expected = f"labels are numbers of the {len(given)} names (0–{len(given) - 1})"
+            raise InputError(where, f'label "{wrong[0]}"', expected, "correct names, or remove it, so that labels are names")
         number, names = {name: int(name) for name in names}, given
     numbers = np.array([number[label] for label in listed.labels])
-    if split.val is None and not split.folds:
+    if by_column(listed, split):
         for path, part in zip(listed.paths, listed.splits, strict=True):
             if part not in PARTS:
                 raise InputError(
@@ -249,6 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("images", type=Path, help="folder of the resized images, SHARD/")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists; replaced if it exists")
     parser.add_argument("--val", type=float, help="share of each class for validation; else the split column decides")
+    parser.add_argument("--own-split", action="store_true", help="the split column decides where it says it of all images")
     parser.add_argument("--folds", type=int, default=0, help="divide each class into so many folds")
     parser.add_argument("--fold", type=int, default=0, help="the fold for validation, from 0")
     parser.add_argument("--min-per-class", type=int, default=1, help="least training images of a class")
@@ -261,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     tables = [a.tables / shard.name for shard in sorted(a.shards.glob("*.csv"))]
     if not tables:
         raise InputError(a.shards, "no shards", do="run pipeline.shards first")
-    split = Split(a.val, a.seed, a.folds, a.fold, a.min_per_class, a.max_per_class, a.repeat)
+    split = Split(a.val, a.seed, a.folds, a.fold, a.min_per_class, a.max_per_class, a.repeat, a.own_split)
     counts = write_lists(tables, a.images, a.output, split, read_labels(a.names) if a.names else None, a.duplicates)
     said = f"{counts['train']} training and {counts['val']} validation images"
     print(f"{a.output}: {said}" + (f", {counts['test']} for testing" if counts["test"] else ""))

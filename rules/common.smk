@@ -129,11 +129,14 @@ def list_of_shard(wildcards):
 
 
 def val_flag(wildcards):
-    """How the label step divides images: a share of each class, a fold, or by the list's column."""
+    """How the label step divides images: a share of each class, a fold, by the list's column, or as it finds them."""
     split = config["datasets"][wildcards.dataset]["split"]
-    flags = {"column": "", "fraction": f"--val {split.get('val', 0.2)}"}
+    share = f"--val {split.get('val', 0.2)}"
+    flags = {"column": "", "fraction": share}
     flags["fold"] = f"--folds {split.get('folds')} --fold {split.get('fold')}"
-    return flags[split["by"]]
+    return (
+        flags[split["by"]] if "by" in split else share if "val" in split else f"{share} --own-split"
+    )
 
 
 def of_part(result):

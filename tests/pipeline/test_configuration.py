@@ -36,7 +36,7 @@ def test_defaults_are_filled_in_at_every_depth():
     config = checked(GOOD, "my.yaml", SCHEMA)
     assert config["compute"] == "cpu"
     assert config["datasets"]["cats"]["size"] == {"height": 256, "width": 256}
-    assert config["datasets"]["cats"]["split"] == {"by": "fraction", "balance": "none"}
+    assert config["datasets"]["cats"]["split"] == {"balance": "none"}
     assert config["experiments"]["breeds"]["weights"] == {}
     assert config["experiments"]["breeds"]["pictures"] == {"count": 2}
     assert "compute" not in GOOD

@@ -107,3 +107,22 @@ def test_other_names_of_classes_are_noticed_and_missing_ones_before_anything_run
     (tmp_path / "names.txt").write_text("cats\ndogs\n")
     assert of_folder(labels)[0] == 0
     assert (tmp_path / labels).read_text() == "cats\ndogs\n"
+
+
+@pytest.mark.usefixtures("of_folder")
+@pytest.mark.parametrize(
+    ("split", "flags"),
+    [
+        ("", "--val 0.2 --own-split"),
+        ("    split: {val: 0.3}\n", "--val 0.3"),
+        ("    split: {by: fraction}\n", "--val 0.2"),
+        ("    split: {by: column}\n", ""),
+    ],
+)
+def test_images_keep_their_own_split_unless_the_config_says_how_to_divide_them(tmp_path, split, flags):
+    config = FOLDER.replace("    split: {by: fraction, val: 0.34}\n", split)
+    (tmp_path / "config.yaml").write_text(config)
+    code, output = workflows.snakemake(tmp_path, "-n", "--printshellcmds", "results/datasets/few/lists/val.txt")
+    assert code == 0, output
+    command = next(line for line in output.splitlines() if "pipeline.label" in line)
+    assert command.split("--output results/datasets/few/lists ")[1].split("--names")[0].split() == flags.split()
