@@ -151,11 +151,11 @@ def lists_of(numbers: np.ndarray, parts: np.ndarray, names: list[str], split: Sp
         if count < split.min_per_class:
             found = f'class "{name}" has {count or "no"} training images'
             wanted = f"every class needs {split.min_per_class if split.min_per_class > 1 else 'some'}"
-            raise InputError(where, found, wanted, "check its split, or lower split.min_per_class")
+            do = "check its split" + (", or lower split.min_per_class" if split.min_per_class > 1 else ", or remove the class")
+            raise InputError(where, found, wanted, do)
     if not (parts == "val").any():
-        raise InputError(
-            where, "no validation images", "training is judged by some", "check its split column, or raise split.val"
-        )
+        do = "check their split, raise split.val, or add images: the only one of a class is for training"
+        raise InputError(where, "no validation images", "training is judged by some", do)
     chosen = {"train": trained[balanced(numbers[trained], split, rng)]}
     return chosen | {part: rng.permutation(np.flatnonzero(parts == part)) for part in ("val", "test")}
 

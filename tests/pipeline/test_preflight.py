@@ -80,7 +80,7 @@ def test_labels_are_those_of_the_manifest_where_one_tells_them(here):
 def test_images_of_one_class_are_an_error(here):
     build(here, [0] * 20)
     change(here, "num_output: 3", "num_output: 1", *NETS)
-    (found,) = (one for one in findings() if one.where == "lmdb/train")
+    (found,) = (one for one in findings() if one.where == 'layer "scores"')
     assert (found.kind, found.do.split(":")[0]) == ("error", "give images of two classes or more")
 
 
