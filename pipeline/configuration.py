@@ -24,11 +24,10 @@ OF_IMAGES = ("shard_size", "size", "color", "channels", "resize_mode", "interpol
 """Keys of a dataset that say how its images are made."""
 OF_LISTS = ("split", "duplicates", "augmentation", "seed")
 """Keys of a dataset that say how its lists and databases are made of its images."""
-DOWNLOAD_FLAGS = (
-    *("allow_file", "allow_private", "ignore_opt_out", "min_yield", "concurrency", "per_host", "timeout", "total_timeout"),
-    *("max_bytes", "max_pixels", "max_redirects", "retries"),
-)
-"""Keys of a source that the download step takes as flags."""
+DOWNLOAD_FLAGS = ("allow_file", "allow_private", "ignore_opt_out", "max_bytes", "max_pixels", "max_redirects")
+"""Keys of a source that say what is downloaded, which the download step takes as flags."""
+PATIENCE_FLAGS = ("min_yield", "concurrency", "per_host", "timeout", "total_timeout", "retries")
+"""Those that say how long and how hard it is tried."""
 
 
 def checked(config: dict, path: str, schema_file: Path) -> dict:
@@ -181,7 +180,7 @@ def _without_effect(config: dict) -> list[str]:
         source, split = _mapping(dataset.get("source")), _mapping(dataset.get("split"))
         kind = kind_of(source)
         wanted = {"copy": ("published",), "root": ("list",), "val_labels": ("folder",)}
-        wanted |= dict.fromkeys((*DOWNLOAD_FLAGS, "sample", "seed", "columns"), ("list", "folder"))
+        wanted |= dict.fromkeys((*DOWNLOAD_FLAGS, *PATIENCE_FLAGS, "sample", "seed", "columns"), ("list", "folder"))
         for key, kinds in wanted.items():
             if key in source and kind and kind not in kinds:
                 problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")

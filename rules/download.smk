@@ -46,8 +46,10 @@ rule download:
         mem_mb=1000,
         runtime=120,
     params:
-        options=download_flags,
+        options=download_flags(configuration.DOWNLOAD_FLAGS),
+        patience=patience_flags,
         code=source("pipeline.download"),
         fetcher=source("pipeline.web"),
     shell:
-        "python -m pipeline.download {input.list} {output.images} --table {output.table} {params.options} > {log} 2>&1"
+        "python -m pipeline.download {input.list} {output.images} --table {output.table} {params.options}"
+        " {params.patience} > {log} 2>&1"

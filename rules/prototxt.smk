@@ -30,7 +30,7 @@ rule prototxt:
         resized=resized_flags,
         strategy=strategy_flags,
         batch_norm=lookup(dpath="experiments/{experiment}/batch_norm", within=config),
-        infogain=lambda wildcards, input: f"--infogain {input.infogain}" if input.infogain else "",
+        infogain=infogain_flag,
         gpu=GPU_FLAG,
         code=[
             source(f"pipeline.{module}")

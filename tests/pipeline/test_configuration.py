@@ -604,4 +604,5 @@ def test_a_config_of_another_shape_is_a_message_too(config):
 def test_what_a_source_says_of_downloading_is_what_the_step_takes_with_its_defaults():
     source = checked(GOOD, "my.yaml", SCHEMA)["datasets"]["cats"]["source"]
     taken = {field.name: field.default for field in dataclasses.fields(Options)}
-    assert {name: source[name] for name in configuration.DOWNLOAD_FLAGS} == taken
+    flags = (*configuration.DOWNLOAD_FLAGS, *configuration.PATIENCE_FLAGS)
+    assert {name: source[name] for name in flags} == taken
