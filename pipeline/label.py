@@ -87,6 +87,16 @@ def read_tables(tables: list[Path], images: Resized) -> Listed:
     return Listed(paths, labels, splits, groups, sizes, np.frombuffer(bytes.fromhex("".join(prints)), np.uint8).reshape(-1, 16))
 
 
+def missing(tables: list[Path], images: Resized) -> Counter[str]:
+    """{why: how many images of the list there are no pixels of}."""
+    why: Counter[str] = Counter()
+    for table in tables:
+        with table.open(newline="", encoding="utf-8") as file:
+            why.update(row["error"] for row in csv.DictReader(file) if row["error"])
+        why.update(row["reason"] for row in images.rows(table.stem) if row["reason"])
+    return why
+
+
 def _place(tables: list[Path]) -> Path:
     """What to call the tables in an error: their folder, or the only one."""
     return tables[0].parent if len(tables) > 1 else tables[0]
@@ -273,6 +283,9 @@ def main(argv: list[str] | None = None) -> None:
     counts = write_lists(tables, a.images, a.output, split, read_labels(a.names) if a.names else None, a.duplicates)
     said = f"{counts['train']} training and {counts['val']} validation images"
     print(f"{a.output}: {said}" + (f", {counts['test']} for testing" if counts["test"] else ""))
+    if why := missing(tables, Resized(a.images)):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in why.most_common())
+        print(f"{why.total()} more could not be had or read ({reasons}): see {a.tables}/*.csv and {a.images}/*/{TABLE}")
     if counts["duplicates"]:
         done = " and were dropped" if a.duplicates == Duplicates.DROP else ""
         print(f"{counts['duplicates']} images held out nearly are training images{done}: see {a.output}/duplicates.csv")

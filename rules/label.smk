@@ -1,3 +1,4 @@
+# What the step says is shown, too: how many images there are, how many could not be read, and which nearly are alike.
 rule label:
     input:
         shards=of_images("list"),
@@ -23,4 +24,4 @@ rule label:
         code=[source(f"pipeline.{module}") for module in ("label", "split", "duplicates")],
     shell:
         "python -m pipeline.label {input.shards} {params.tables} {params.resized} --output {params.folder} {params.val}"
-        " {params.counts} {params.names} --duplicates {params.duplicates} --seed {params.seed} > {log} 2>&1"
+        " {params.counts} {params.names} --duplicates {params.duplicates} --seed {params.seed} 2>&1 | tee {log}"

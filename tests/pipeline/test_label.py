@@ -118,6 +118,15 @@ def test_images_that_failed_or_were_rejected_are_left_out(dataset):
     assert sum(write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(0.5, 1)).values()) == 7
 
 
+def test_how_many_images_could_not_be_had_or_read_is_told(command, dataset):
+    reject(dataset, "000000_owl")
+    table = pd.read_csv(tables(dataset)[1], keep_default_na=False)
+    table.loc[0, ["path", "error"]] = ["", "not_found"]
+    table.to_csv(tables(dataset)[1], index=False)
+    done = command(*LABEL, "--val", 0.5)
+    assert "\n2 more could not be had or read (damaged 1, not_found 1): see download/*.csv" in done.stdout, done.stderr
+
+
 def test_a_class_without_images_is_named(fails, dataset):
     reject(dataset, "owl")
     fails(["download", 'class "owl" has no images', "images.csv"], *LABEL)
