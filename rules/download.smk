@@ -9,10 +9,9 @@ rule digits:
     params:
         code=source("pipeline.digits"),
     shell:
-        "python -m pipeline.digits {output.folder} > {log} 2>&1"
+        "python -m pipeline.digits {output.folder} 2>&1 | tee {log}"
 
 
-# What the step says is shown, too: what of a folder is not taken is best known before hours of work.
 checkpoint shards:
     input:
         list=list_of,
@@ -52,4 +51,4 @@ rule download:
         fetcher=source("pipeline.web"),
     shell:
         "python -m pipeline.download {input.list} {output.images} --table {output.table} {params.options}"
-        " {params.patience} > {log} 2>&1"
+        " {params.patience} 2>&1 | tee {log}"

@@ -1,4 +1,3 @@
-# What the step says is shown, too: how many images there are, how many could not be read, and which nearly are alike.
 rule label:
     input:
         shards=of_images("list"),

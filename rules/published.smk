@@ -11,7 +11,7 @@ rule fetch:
         taken=copy_flag,
         code=source("pipeline.published"),
     shell:
-        "python -m pipeline.published fetch {params.name} {output.folder} {params.taken} > {log} 2>&1"
+        "python -m pipeline.published fetch {params.name} {output.folder} {params.taken} 2>&1 | tee {log}"
 
 
 rule databases:
@@ -39,7 +39,7 @@ rule databases:
         command=ready_command,
         code=[source(f"pipeline.{module}") for module in ("published", "reuse", "ready")],
     shell:
-        "python -m {params.command} --threads {threads} > {log} 2>&1"
+        "python -m {params.command} --threads {threads} 2>&1 | tee {log}"
 
 
 ruleorder: databases > label

@@ -41,10 +41,12 @@ def test_a_longer_list_downloads_only_what_is_new(snakemake, tmp_path):
     assert "Nothing to be done" in snakemake(MEAN)[1]
 
 
-def test_the_message_of_a_step_that_fails_reaches_the_terminal(snakemake, tmp_path):
+@pytest.mark.usefixtures("snakemake")
+@pytest.mark.parametrize("quiet", [(), ("--quiet", "rules", "host")])
+def test_the_message_of_a_step_that_fails_reaches_the_terminal(tmp_path, quiet):
     for number in (1, 3, 5):
         (tmp_path / f"{number}.png").write_text("<html></html>")
-    code, output = snakemake(MEAN)
+    code, output = workflows.snakemake(tmp_path, *quiet, "--", MEAN)
     assert code == 1
     assert 'error: results/datasets/few/download: class "b" has no images' in output
     assert "Traceback" not in output
