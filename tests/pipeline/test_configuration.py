@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -48,6 +49,27 @@ def test_features_of_both_images_of_a_pair_may_be_wanted():
     checked(config, "my.yaml", SCHEMA)
 
 
+def test_a_sweep_whose_name_is_a_number_is_a_message_too():
+    config = copy.deepcopy(GOOD)
+    config["experiments"][2024] = {"dataset": "cats", "model": ["lenet", "caffenet"]}
+    with pytest.raises(InputError) as raised:
+        checked(config, "my.yaml", SCHEMA)
+    assert "my.yaml: experiments: the name 2024 is no text; put it into quotation marks" in str(raised.value).splitlines()
+
+
+def test_what_a_file_says_twice_is_told_with_its_line(write):
+    path = write(
+        "my.yaml", yaml.safe_dump(GOOD) + "experiments: # again\n  breeds: {dataset: cats, model: lenet, model: caffenet}\n"
+    )
+    with pytest.raises(InputError) as raised:
+        checked(yaml.safe_load(Path(path).read_text()), path, SCHEMA)
+    line = yaml.safe_dump(GOOD).count("\n") + 1
+    assert str(raised.value).splitlines() == [
+        f"{path}: experiments: given again in line {line}; rename one of them, or remove it",
+        f"{path}: experiments.breeds.model: given again in line {line + 1}; rename one of them, or remove it",
+    ]
+
+
 def test_the_embedded_example_is_good():
     checked(yaml.safe_load((ROOT / "config/config.yaml").read_text()), "config/config.yaml", SCHEMA)
 
@@ -68,6 +90,38 @@ CASES = {
     "a word that is none of the choices": (
         lambda c: c["datasets"]["cats"].update(color="grey"),
         "my.yaml: datasets.cats.color: 'grey' is not one of color, gray; did you mean \"gray\"?",
+    ),
+    "a name that YAML takes for another thing": (
+        lambda c: c["datasets"].update(yaml.safe_load("no: {source: {list: no.csv}}")),
+        "my.yaml: datasets: the name False is no text; put it into quotation marks",
+    ),
+    "a key that YAML takes for another thing": (
+        lambda c: c["datasets"]["cats"]["source"].update(columns=yaml.safe_load("no: number")),
+        "my.yaml: datasets.cats.source.columns.False: unknown key; the known ones are url, path, label, split, group, sha256",
+    ),
+    "a field of the solver that YAML takes for another thing": (
+        lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("yes: 1")),
+        "my.yaml: experiments.breeds.solver.True: no field of Caffe's SolverParameter",
+    ),
+    "a number that is none": (
+        lambda c: c["experiments"]["breeds"].update(solver={"base_lr": float("nan")}),
+        "my.yaml: experiments.breeds.solver.base_lr: nan is no number to reckon with",
+    ),
+    "a small number without a point": (
+        lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("base_lr: 1e-7")),
+        "my.yaml: experiments.breeds.solver.base_lr: '1e-7' is not a number; write 1.0e-07",
+    ),
+    "a whole number as a power": (
+        lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("max_iter: 1e3")),
+        "my.yaml: experiments.breeds.solver.max_iter: '1e3' is not a whole number; write 1000",
+    ),
+    "a number of a dataset without a point": (
+        lambda c: c["datasets"]["cats"]["source"].update(yaml.safe_load("min_yield: 1e-1")),
+        "my.yaml: datasets.cats.source.min_yield: '1e-1' is not a number; write 0.1",
+    ),
+    "neither true nor false": (
+        lambda c: c["experiments"]["breeds"].update(rename_last="yes please"),
+        "my.yaml: experiments.breeds.rename_last: 'yes please' is not true or false",
     ),
     "a missing key": (lambda c: c["datasets"]["cats"].pop("source"), "my.yaml: datasets.cats: source is missing"),
     "a source of two kinds": (
@@ -356,7 +410,7 @@ CASES = {
     ),
     "a name that is a number": (
         lambda c: c["datasets"].update({2024: c["datasets"]["cats"]}),
-        "my.yaml: datasets: 2024 is not a text",
+        "my.yaml: datasets: the name 2024 is no text; put it into quotation marks",
     ),
     "a share of a split by column": (
         lambda c: c["datasets"]["cats"].update(split={"by": "column", "val": 0.2}),
