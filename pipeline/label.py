@@ -164,7 +164,8 @@ def lists_of(numbers: np.ndarray, parts: np.ndarray, names: list[str], split: Sp
             do = "check its split" + (", or lower split.min_per_class" if split.min_per_class > 1 else ", or remove the class")
             raise InputError(where, found, wanted, do)
     if not (parts == "val").any():
-        do = "check their split, raise split.val, or add images: the only one of a class is for training"
+        kept = "a class's only image, and a group larger than the share, are for training"
+        do = f"check their split, raise split.val, or add images: {kept}"
         raise InputError(where, "no validation images", "training is judged by some", do)
     chosen = {"train": trained[balanced(numbers[trained], split, rng)]}
     return chosen | {part: rng.permutation(np.flatnonzero(parts == part)) for part in ("val", "test")}
