@@ -107,12 +107,18 @@ def _text(path: Path, root: Path | None) -> Iterator[tuple[str, str, str]]:
                 f"{path}:{number}", f'"{line}"', "each image has a label behind it", "correct the line, or remove it"
             )
         if root is not None:
-            name = (root / name).resolve().as_uri()
+            name = _file(root, name)
         elif "://" not in name:
             raise _no_address(f"{path}:{number}", name)
         yield utf8(name, f"{path}:{number}"), utf8(label, f"{path}:{number}"), ""
     if name is None:
         raise InputError(path, "no images", "there is one line for each image")
+
+
+def _file(root: Path, name: str) -> str:
+    """The URL of a file below `root`; a path may be as Windows writes it."""
+    path = root / name
+    return (root / name.replace("\\", "/") if "\\" in name and not path.exists() else path).resolve().as_uri()
 
 
 def _no_address(where: str, found: str) -> InputError:
@@ -135,6 +141,9 @@ def _tables(path: Path, root: Path | None, columns: dict[str, str]) -> Iterator[
         named = pd.DataFrame(
             {name: table[column].str.strip() if column in table else "" for name, column in wanted.items()}, table.index
         )
+        named["label"] = named.label.str.replace(
+            r"\s+", " ", regex=True
+        )  # a cell may have several lines, a name of a class has one
         named["split"] = named.split.str.lower().map(SPLITS)
         for name, bad in ((place, named[place] == ""), ("label", named.label == ""), ("split", named.split.isna())):
             if bad.any():
@@ -143,7 +152,7 @@ def _tables(path: Path, root: Path | None, columns: dict[str, str]) -> Iterator[
                 expected = "it is train, val or test" if name == "split" else "each image has one"
                 raise InputError(f"{path}:{line}", found, expected, "correct the line, or remove it")
         if root is not None:
-            named["url"] = [(root / name).resolve().as_uri() for name in named.path]
+            named["url"] = [_file(root, name) for name in named.path]
         elif not any_at_all and len(named) and not named.url.str.contains("://").any():
             raise _no_address(f"{path}:{named.index[0]}", named.url.iloc[0])
         any_at_all |= not named.empty

@@ -59,6 +59,15 @@ def test_a_table_as_excel_writes_it_is_read(tmp_path, separator):
     assert rows(Source(list=tmp_path / "all.csv")) == [["http://x/1.jpg", "Möwe", ""], ["http://x/a,b.jpg", "Käfer", ""]]
 
 
+def test_paths_as_windows_writes_them_and_classes_in_several_lines_are_read(tmp_path, tree):
+    root = tree("cats/1.jpg", "odd\\name.jpg")
+    (tmp_path / "all.csv").write_text('path,label\ncats\\1.jpg,"cat,\ntabby"\nodd\\name.jpg,cat\n')
+    assert rows(Source(list=tmp_path / "all.csv", root=root)) == [
+        [(root / "cats/1.jpg").as_uri(), "cat, tabby", ""],
+        [(root / "odd\\name.jpg").as_uri(), "cat", ""],
+    ]
+
+
 def test_the_mark_that_windows_puts_before_a_text_is_no_part_of_it(tmp_path):
     (tmp_path / "all.TXT").write_bytes("http://x/1.jpg cat\r\n".encode("utf-8-sig"))
     assert rows(Source(list=tmp_path / "all.TXT")) == [["http://x/1.jpg", "cat", ""]]
