@@ -19,10 +19,10 @@ from pipeline.command import run
 from pipeline.database import read_labels
 from pipeline.errors import InputError
 from pipeline.files import write_table, written_whole
+from pipeline.folders import IMAGES
 from pipeline.images import content_of, why_unreadable
 from pipeline.preprocessing import Preprocessing
 from pipeline.progress import progress
-from pipeline.sources import IMAGES
 from pipeline.trained import loaded
 
 BATCH = 32

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jsonschema
@@ -24,11 +25,10 @@ OF_IMAGES = ("shard_size", "size", "color", "channels", "resize_mode", "interpol
 """Keys of a dataset that say how its images are made."""
 OF_LISTS = ("split", "duplicates", "augmentation", "seed")
 """Keys of a dataset that say how its lists and databases are made of its images."""
-DOWNLOAD_FLAGS = (
-    *("allow_file", "allow_private", "ignore_opt_out", "min_yield", "concurrency", "per_host", "timeout", "total_timeout"),
-    *("max_bytes", "max_pixels", "max_redirects", "retries"),
-)
-"""Keys of a source that the download step takes as flags."""
+DOWNLOAD_FLAGS = ("allow_file", "allow_private", "ignore_opt_out", "max_bytes", "max_pixels", "max_redirects")
+"""Keys of a source that say what is downloaded, which the download step takes as flags."""
+PATIENCE_FLAGS = ("min_yield", "concurrency", "per_host", "timeout", "total_timeout", "retries")
+"""Those that say how long and how hard it is tried."""
 
 
 def checked(config: dict, path: str, schema_file: Path) -> dict:
@@ -40,12 +40,13 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     schema_file  a JSON schema, as YAML
     """
     schema = yaml.safe_load(schema_file.read_text())
+    problems = [*_repeated(Path(path)), *_not_finite(config)]
     found: dict[str, dict] = {}
     if isinstance(config.get("experiments"), dict):
         experiments, found = sweeps.expanded(config["experiments"])
         config = {**config, "experiments": experiments}
     validator = jsonschema.Draft202012Validator(schema)
-    problems = [problem for error in validator.iter_errors(config) for problem in _explained(error)]
+    problems += [problem for error in validator.iter_errors(config) for problem in _explained(error)]
     problems += _without_effect(config)
     config = _with_defaults(config, schema)
     for experiment in _mappings(config.get("experiments")).values():
@@ -62,6 +63,32 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     return config
 
 
+def _repeated(path: Path) -> Iterator[str]:
+    """Keys that a file has twice in one mapping, of which YAML takes the last one."""
+
+    def within(node: yaml.Node, key: str) -> Iterator[str]:
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for name, value in node.value:
+                inner = f"{key}.{name.value}" if key else str(name.value)
+                if inner in seen:
+                    yield f"{inner}: given again in line {name.start_mark.line + 1}; rename one of them, or remove it"
+                seen.add(inner)
+                yield from within(value, inner)
+
+    if path.is_file():
+        yield from within(yaml.compose(path.read_text(encoding="utf-8"), yaml.CSafeLoader), "")
+
+
+def _not_finite(value: object, key: str = "") -> Iterator[str]:
+    """Values that are no numbers, though YAML takes them for some."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{key}: {value} is no number to reckon with"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in inner:
+        yield from _not_finite(one, f"{key}.{name}" if key else str(name))
+
+
 def _explained(error: jsonschema.ValidationError) -> list[str]:
     """One line for each thing that a schema error says: the key, the value, what is allowed."""
     key = ".".join(map(str, error.absolute_path))
@@ -71,7 +98,7 @@ def _explained(error: jsonschema.ValidationError) -> list[str]:
         unknown = [name for name in value if name not in known]
         prefix = f"{key}." if key else ""
         return [
-            f"{prefix}{name}: unknown key; " + (caffe.nearest(name, known) or f"the known ones are {', '.join(known)}")
+            f"{prefix}{name}: unknown key; " + (caffe.nearest(str(name), known) or f"the known ones are {', '.join(known)}")
             for name in unknown
         ]
     if error.validator == "required":
@@ -80,8 +107,11 @@ def _explained(error: jsonschema.ValidationError) -> list[str]:
     if error.validator == "enum":
         hint = caffe.nearest(str(value), map(str, allowed))
         return [f"{key}: {value!r} is not one of {', '.join(map(str, allowed))}" + (f"; {hint}" if hint else "")]
+    if error.validator == "type" and "propertyNames" in error.schema_path:
+        return [f"{key}: the name {value!r} is no text; put it into quotation marks"]
     if error.validator == "type":
-        return [f"{key}: {value!r} is not {_article(allowed)}"]
+        hint = solver_fields.number_hint(value) if allowed in ("number", "integer") else ""
+        return [f"{key}: {value!r} is not {_article(allowed)}" + (f"; {hint}" if hint else "")]
     limits = {
         name: error.schema[name]
         for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
@@ -104,6 +134,7 @@ def _explained(error: jsonschema.ValidationError) -> list[str]:
 
 def _article(kind: str | list[str]) -> str:
     names = {"object": "a mapping", "array": "a list", "string": "a text", "integer": "a whole number", "number": "a number"}
+    names["boolean"] = "true or false"
     return " or ".join(names.get(name, name) for name in ([kind] if isinstance(kind, str) else kind))
 
 
@@ -181,7 +212,7 @@ def _without_effect(config: dict) -> list[str]:
         source, split = _mapping(dataset.get("source")), _mapping(dataset.get("split"))
         kind = kind_of(source)
         wanted = {"copy": ("published",), "root": ("list",), "val_labels": ("folder",)}
-        wanted |= dict.fromkeys((*DOWNLOAD_FLAGS, "sample", "seed", "columns"), ("list", "folder"))
+        wanted |= dict.fromkeys((*DOWNLOAD_FLAGS, *PATIENCE_FLAGS, "sample", "seed", "columns"), ("list", "folder"))
         for key, kinds in wanted.items():
             if key in source and kind and kind not in kinds:
                 problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")

@@ -42,6 +42,15 @@ LISTED = ("url", "label", "split", "group", "sha256")
 """Columns of a shard; all but the first may be missing."""
 COLUMNS = ["path", "url", "label", "split", "group", "status", "error", "bytes", "sha256", "seconds"]
 
+ALLOWED_BY = {
+    "refused": "allow files by source.allow_file, and hosts of private networks by source.allow_private",
+    "opted_out": "see source.ignore_opt_out",
+    "too_large": "raise source.max_bytes",
+    "too_many_pixels": "raise source.max_pixels",
+    "too_many_redirects": "raise source.max_redirects",
+    "timeout": "raise source.timeout and source.total_timeout",
+}
+"""What to do about errors that a setting is the reason of."""
 SMALL = 1 << 16
 """Bytes of a file that is checked sooner than it is handed to a thread."""
 
@@ -81,12 +90,14 @@ def download(source: Path, folder: Path, table: Path, options: Options) -> list[
     arrived = len(result) - len(failed)
     if arrived < options.min_yield * len(result):
         journal.forget_failures()
-        reasons = ", ".join(f"{error} {count}" for error, count in Counter(row["error"] for row in failed).most_common())
+        errors = Counter(row["error"] for row in failed).most_common()
+        reasons = ", ".join(f"{error} {count}" for error, count in errors)
+        do = "; ".join(["correct the list, or lower source.min_yield", *filter(None, [ALLOWED_BY.get(errors[0][0])])])
         raise InputError(
             source,
             f"{arrived} of {len(result)} images arrived ({reasons}; the first: {failed[0]['url']})",
             f"at least {options.min_yield:.0%} must",
-            "correct the list, or lower source.min_yield",
+            do,
         )
     with written_whole(folder) as part, written_whole(table) as part_table:
         write_table(part_table, COLUMNS, ([row[name] for name in COLUMNS] for row in result))

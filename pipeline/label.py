@@ -87,6 +87,16 @@ def read_tables(tables: list[Path], images: Resized) -> Listed:
     return Listed(paths, labels, splits, groups, sizes, np.frombuffer(bytes.fromhex("".join(prints)), np.uint8).reshape(-1, 16))
 
 
+def missing(tables: list[Path], images: Resized) -> Counter[str]:
+    """{why: how many images of the list there are no pixels of}."""
+    why: Counter[str] = Counter()
+    for table in tables:
+        with table.open(newline="", encoding="utf-8") as file:
+            why.update(row["error"] for row in csv.DictReader(file) if row["error"])
+        why.update(row["reason"] for row in images.rows(table.stem) if row["reason"])
+    return why
+
+
 def _place(tables: list[Path]) -> Path:
     """What to call the tables in an error: their folder, or the only one."""
     return tables[0].parent if len(tables) > 1 else tables[0]
@@ -95,6 +105,12 @@ def _place(tables: list[Path]) -> Path:
 def class_order(name: str) -> tuple:
     """Key that sorts numbers as numbers and before names."""
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)
+
+
+def by_column(listed: Listed, split: Split) -> bool:
+    """Whether images are for what their list or folder says."""
+    given = set(listed.splits)
+    return (split.own and "" not in given and given != {"train"}) or (split.val is None and not split.folds)
 
 
 def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -114,10 +130,11 @@ def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = 
     if given is not None:
         wrong = [name for name in names if not (name.isdecimal() and int(name) < len(given))]
         if wrong:
-            raise InputError(where, f'label "{wrong[0]}"', f"there are {len(given)} names (0–{len(given) - 1})", "correct names")
+            expected = f"labels are numbers of the {len(given)} names (0–{len(given) - 1})"
+            raise InputError(where, f'label "{wrong[0]}"', expected, "correct names, or remove it, so that labels are names")
         number, names = {name: int(name) for name in names}, given
     numbers = np.array([number[label] for label in listed.labels])
-    if split.val is None and not split.folds:
+    if by_column(listed, split):
         for path, part in zip(listed.paths, listed.splits, strict=True):
             if part not in PARTS:
                 raise InputError(
@@ -144,11 +161,12 @@ def lists_of(numbers: np.ndarray, parts: np.ndarray, names: list[str], split: Sp
         if count < split.min_per_class:
             found = f'class "{name}" has {count or "no"} training images'
             wanted = f"every class needs {split.min_per_class if split.min_per_class > 1 else 'some'}"
-            raise InputError(where, found, wanted, "check its split, or lower split.min_per_class")
+            do = "check its split" + (", or lower split.min_per_class" if split.min_per_class > 1 else ", or remove the class")
+            raise InputError(where, found, wanted, do)
     if not (parts == "val").any():
-        raise InputError(
-            where, "no validation images", "training is judged by some", "check its split column, or raise split.val"
-        )
+        kept = "a class's only image, and a group larger than the share, are for training"
+        do = f"check their split, raise split.val, or add images: {kept}"
+        raise InputError(where, "no validation images", "training is judged by some", do)
     chosen = {"train": trained[balanced(numbers[trained], split, rng)]}
     return chosen | {part: rng.permutation(np.flatnonzero(parts == part)) for part in ("val", "test")}
 
@@ -249,6 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("images", type=Path, help="folder of the resized images, SHARD/")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists; replaced if it exists")
     parser.add_argument("--val", type=float, help="share of each class for validation; else the split column decides")
+    parser.add_argument("--own-split", action="store_true", help="the split column decides where it says it of all images")
     parser.add_argument("--folds", type=int, default=0, help="divide each class into so many folds")
     parser.add_argument("--fold", type=int, default=0, help="the fold for validation, from 0")
     parser.add_argument("--min-per-class", type=int, default=1, help="least training images of a class")
@@ -261,10 +280,13 @@ def main(argv: list[str] | None = None) -> None:
     tables = [a.tables / shard.name for shard in sorted(a.shards.glob("*.csv"))]
     if not tables:
         raise InputError(a.shards, "no shards", do="run pipeline.shards first")
-    split = Split(a.val, a.seed, a.folds, a.fold, a.min_per_class, a.max_per_class, a.repeat)
+    split = Split(a.val, a.seed, a.folds, a.fold, a.min_per_class, a.max_per_class, a.repeat, a.own_split)
     counts = write_lists(tables, a.images, a.output, split, read_labels(a.names) if a.names else None, a.duplicates)
     said = f"{counts['train']} training and {counts['val']} validation images"
     print(f"{a.output}: {said}" + (f", {counts['test']} for testing" if counts["test"] else ""))
+    if why := missing(tables, Resized(a.images)):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in why.most_common())
+        print(f"{why.total()} more could not be had or read ({reasons}): see {a.tables}/*.csv and {a.images}/*/{TABLE}")
     if counts["duplicates"]:
         done = " and were dropped" if a.duplicates == Duplicates.DROP else ""
         print(f"{counts['duplicates']} images held out nearly are training images{done}: see {a.output}/duplicates.csv")

@@ -224,7 +224,11 @@ def _of_labels(net: caffe.Net, sources: dict[str, Source]) -> Iterator[Finding]:
             continue
         low, high = int(labels.min()), max(int(labels.max()), (source.classes or 0) - 1)
         where = f"{source.name}"
-        if low < 0 or high >= outputs:
+        if outputs == 1 and high == 0 and AXES.get(net.layer_dict[loss].type):
+            found = "one output, for images of one class: it is 1 whatever the image"
+            do = "give images of two classes or more: each folder, or each label, is one"
+            yield Finding("error", f'layer "{classifier}"', found, do)
+        elif low < 0 or high >= outputs:
             from_one = low == 1 and high == outputs
             yield Finding(
                 "error",

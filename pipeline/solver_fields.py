@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+
+import yaml
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -56,7 +59,7 @@ def parsed(fields: str) -> dict:
 def assign(param: caffe_pb2.SolverParameter, name: str, value) -> None:
     """Set one field; a list for a repeated one, a name for an enum. Raises InputError whose place is the field's name."""
     if name not in FIELDS:
-        raise InputError(name, "no field of Caffe's SolverParameter", do=caffe.nearest(name, FIELDS))
+        raise InputError(name, "no field of Caffe's SolverParameter", do=caffe.nearest(str(name), FIELDS))
     field = FIELDS[name]
     choices = field.enum_type.values_by_name if field.enum_type else {}
     if choices and value not in choices:
@@ -67,7 +70,7 @@ def assign(param: caffe_pb2.SolverParameter, name: str, value) -> None:
         else:
             setattr(param, name, choices[value].number if choices else value)
     except (TypeError, ValueError, AttributeError):
-        raise InputError(name, f"{value!r} is not {_kind(field)}", do=_number_hint(value)) from None
+        raise InputError(name, f"{value!r} is not {_kind(field)}", do=number_hint(value)) from None
 
 
 def problems(values: dict) -> list[str]:
@@ -136,12 +139,15 @@ def _of_policy(values: dict) -> list[str]:
     return found
 
 
-def _number_hint(value) -> str:
-    """YAML takes 1e-3 for a text."""
+def number_hint(value) -> str:
+    """YAML takes 1e-3 for a text, as it has no point."""
     try:
-        return f"write {float(value)!r}" if isinstance(value, str) else ""
+        number = float(value) if isinstance(value, str) else math.nan
     except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
         return ""
+    return f"write {yaml.safe_dump(int(number) if number.is_integer() else number).split()[0]}"
 
 
 def _kind(field) -> str:

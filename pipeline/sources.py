@@ -1,7 +1,8 @@
 """What people bring, as one table: url, label, split (train, val or unknown), group and sha256 of every image, as strings.
 
 A list       CSV, TSV, parquet (or .gz of the first two) with columns of any names, or a text with a URL and a label a line
-A folder     CLASS/image, or train/CLASS/image and val/CLASS/image, as ImageNet lies; val/image goes with a list of labels
+A folder     CLASS/image, or train/CLASS/image and val/CLASS/image, as ImageNet lies; val/image goes with a list of labels.
+             Folders in that of a class are of this class, too
 Image files  a list in Caffe's form, `path label` a line, or a list with a column of paths, below a folder
 
 Files are file:// URLs in the table.
@@ -10,26 +11,28 @@ Files are file:// URLs in the table.
 from __future__ import annotations
 
 import argparse
+import gzip
 import itertools
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet
 
 import caffe
+from pipeline import folders
 from pipeline.errors import InputError
+from pipeline.folders import SPLITS
+from pipeline.lines import numbered, utf8
 
 COLUMNS = ("url", "label", "split", "group", "sha256")
 CHUNK = 10_000
 """Rows of a list that are held at once."""
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "": ""}
-"""What lists call the splits."""
-IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ def _sampled(source: Source, wanted: np.ndarray) -> pd.DataFrame:
 
 def _chunks(source: Source) -> Iterator[pd.DataFrame]:
     if source.folder is not None:
-        tables = _rows(_folder(source.folder, source.val_labels))
-    elif source.list.suffix == ".txt" or not source.list.suffix:
+        tables = _rows(folders.images(source.folder, source.val_labels))
+    elif source.list.suffix.lower() == ".txt" or not source.list.suffix:
         tables = _rows(_text(source.list, source.root))
     else:
         tables = _tables(source.list, source.root, source.columns)
@@ -94,85 +97,32 @@ def _rows(rows: Iterable[tuple[str, str, str]]) -> Iterator[pd.DataFrame]:
         yield pd.DataFrame(some, columns=["url", "label", "split"], dtype=object).assign(group="", sha256="")
 
 
-def _files(folder: Path) -> list[Path]:
-    """The image files right in a folder, sorted."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
-
-
-def _folder(folder: Path, val_labels: Path | None) -> Iterator[tuple[str, str, str]]:
-    if not folder.is_dir():
-        raise InputError(folder, "no such folder", "its folders are the classes", "correct source.folder")
-    parts = {name: folder / name for name in ("train", "val", "test") if (folder / name).is_dir()}
-    parts = parts if "train" in parts else {"": folder}
-    any_at_all = False
-    for name, part in parts.items():
-        found = False
-        for row in _classes(part, SPLITS[name]):
-            found = any_at_all = True
-            yield row
-        if not found and name in ("val", "test"):
-            rows = _labelled(part, val_labels)
-            any_at_all |= bool(rows)
-            yield from rows
-    if not any_at_all:
-        kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGES))
-        raise InputError(folder, "no images", f"each class is a folder with images ({kinds})", "correct source.folder")
-
-
-def _classes(folder: Path, split: str) -> Iterator[tuple[str, str, str]]:
-    for one in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        for path in _files(one):
-            yield path.resolve().as_uri(), one.name, split
-
-
-def _labelled(folder: Path, val_labels: Path | None) -> list[tuple[str, str, str]]:
-    """Validation images without folders for classes, by a list of their labels."""
-    files = _files(folder)
-    if not files:
-        return []
-    if val_labels is None:
-        raise InputError(
-            folder, "images without classes", "each class is a folder", "give source.val_labels, a list of their classes"
-        )
-    lines = list(_lines(val_labels))
-    if len(lines) != len(files) and not any(" " in line for _, line in lines):
-        raise InputError(val_labels, f"{len(lines)} lines", f"{folder} has {len(files)} images")
-    if not any(" " in line for _, line in lines):
-        return [(path.resolve().as_uri(), label, "val") for path, (_, label) in zip(files, lines, strict=True)]
-    by_name = {path.name: path for path in files}
-    rows = []
-    for number, line in lines:
-        name, _, label = line.rpartition(" ")
-        if Path(name).name not in by_name:
-            raise InputError(f"{val_labels}:{number}", f'"{name}"', f"no such image in {folder}")
-        rows.append((by_name[Path(name).name].resolve().as_uri(), label, "val"))
-    return rows
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbers and text of the lines that are not empty."""
-    if not path.is_file():
-        raise InputError(path, "no such file", do="correct its path")
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line.strip()
-
-
 def _text(path: Path, root: Path | None) -> Iterator[tuple[str, str, str]]:
     """`path label` or `URL label` a line."""
     name = None
-    for number, line in _lines(path):
+    for number, line in numbered(path):
         name, label = re.fullmatch(r"(.*\S)\s+(\S+)", line).groups() if re.search(r"\s", line) else (line, "")
-        if root is not None:
-            name = (root / name).resolve().as_uri()
-        elif "://" not in name:
+        if not label:
             raise InputError(
-                f"{path}:{number}", f'"{name}"', "an address is wanted", "give source.root, where the list's paths begin"
+                f"{path}:{number}", f'"{line}"', "each image has a label behind it", "correct the line, or remove it"
             )
-        yield name, label, ""
+        if root is not None:
+            name = _file(root, name)
+        elif "://" not in name:
+            raise _no_address(f"{path}:{number}", name)
+        yield utf8(name, f"{path}:{number}"), utf8(label, f"{path}:{number}"), ""
     if name is None:
         raise InputError(path, "no images", "there is one line for each image")
+
+
+def _file(root: Path, name: str) -> str:
+    """The URL of a file below `root`; a path may be as Windows writes it."""
+    path = root / name
+    return (root / name.replace("\\", "/") if "\\" in name and not path.exists() else path).resolve().as_uri()
+
+
+def _no_address(where: str, found: str) -> InputError:
+    return InputError(where, f'"{found}"', "an address is wanted", "give source.root, where the list's paths begin")
 
 
 def _tables(path: Path, root: Path | None, columns: dict[str, str]) -> Iterator[pd.DataFrame]:
@@ -182,24 +132,29 @@ def _tables(path: Path, root: Path | None, columns: dict[str, str]) -> Iterator[
     any_at_all = False
     for table in _read_tables(path):
         for name, column in wanted.items():
-            if column not in table and (name == place or name in columns):
-                found = f"columns {', '.join(map(str, table.columns))}"
-                hint = caffe.nearest(column, map(str, table.columns))
-                raise InputError(
-                    f"{path}:1", found, f"one called {column} is wanted", hint or "say what it is called in source.columns"
-                )
+            if column not in table and (name in (place, "label") or name in columns):
+                found = f"columns {', '.join(table.columns)}"
+                hint = caffe.nearest(column, table.columns)
+                do = f"say what it is called in source.columns, as in {{{name}: NAME}}" + (f"; {hint}" if hint else "")
+                raise InputError(f"{path}:1", found, f"one called {column} is wanted", do)
         table = table[(table != "").any(axis=1)]
         named = pd.DataFrame(
             {name: table[column].str.strip() if column in table else "" for name, column in wanted.items()}, table.index
         )
+        named["label"] = named.label.str.replace(
+            r"\s+", " ", regex=True
+        )  # a cell may have several lines, a name of a class has one
         named["split"] = named.split.str.lower().map(SPLITS)
-        for name, bad in ((place, named[place] == ""), ("split", named.split.isna())):
+        for name, bad in ((place, named[place] == ""), ("label", named.label == ""), ("split", named.split.isna())):
             if bad.any():
                 line = bad.idxmax()
                 found = f'{wanted[name]} "{table[wanted[name]][line]}"'
-                raise InputError(f"{path}:{line}", found, "it is train or val" if name == "split" else "each image has one")
+                expected = "it is train, val or test" if name == "split" else "each image has one"
+                raise InputError(f"{path}:{line}", found, expected, "correct the line, or remove it")
         if root is not None:
-            named["url"] = [(root / name).resolve().as_uri() for name in named.path]
+            named["url"] = [_file(root, name) for name in named.path]
+        elif not any_at_all and len(named) and not named.url.str.contains("://").any():
+            raise _no_address(f"{path}:{named.index[0]}", named.url.iloc[0])
         any_at_all |= not named.empty
         yield named
     if not any_at_all:
@@ -207,28 +162,57 @@ def _tables(path: Path, root: Path | None, columns: dict[str, str]) -> Iterator[
 
 
 def _read_tables(path: Path) -> Iterator[pd.DataFrame]:
-    """All columns as strings, by the number of the line in the file."""
+    """All columns as strings, by the number of the line in the file; their names without spaces around them."""
     if not path.is_file():
         raise InputError(path, "no such image list", do="give datasets.NAME.source.list an existing file")
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             start = 1
             for batch in pyarrow.parquet.ParquetFile(path).iter_batches(CHUNK):
                 table = batch.to_pandas().astype(object)
                 table = table.where(table.notna(), "").astype(str)
                 table.index = range(start, start + len(table))
                 start += len(table)
-                yield table
+                yield table.rename(columns=lambda name: str(name).strip())
             return
-        how = {"sep": "\t" if ".tsv" in path.suffixes else ",", "dtype": str, "keep_default_na": False, "index_col": False}
+        how = {"sep": _separator(path), "dtype": str, "keep_default_na": False, "index_col": False}
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # more fields than the header has
             tables = pd.read_csv(path, skip_blank_lines=False, chunksize=CHUNK, **how)
             for table in tables:
                 table.index += 2  # the header is line 1
-                yield table
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+                yield table.rename(columns=lambda name: str(name).strip())
+    except UnicodeDecodeError:
+        with _opened(path) as file:
+            line = next((number for number, line in enumerate(file, 1) if not _isutf8(line)), 1)
+        do = 'save the list as UTF-8, which Excel calls "CSV UTF-8"'
+        raise InputError(f"{path}:{line}", "bytes that are not UTF-8", "a CSV, TSV or parquet file is wanted", do) from None
+    except pd.errors.ParserWarning:
+        found, do = "lines with more fields than the header", "put values that have a comma into quotation marks"
+        raise InputError(path, found, "a CSV, TSV or parquet file with a header is wanted", do) from None
+    except (ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(path, f"not a table ({reason})", "a CSV, TSV or parquet file with a header is wanted") from None
+
+
+def _separator(path: Path) -> str:
+    """What stands between the columns of a table: of comma, semicolon (as some Excels write CSV) and tab, what its header has."""
+    if ".tsv" in path.suffixes:
+        return "\t"
+    with _opened(path) as file:
+        header = file.readline()
+    return max(",;\t", key=lambda mark: header.count(mark.encode()))
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _isutf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

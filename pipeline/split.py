@@ -17,6 +17,7 @@ class Split:
     min_per_class  the least training images that a class may have
     max_per_class  how many training images of a class are taken, drawn by seed; 0 takes all
     repeat         list the training images of every class as often as the largest class has images, in turn (label shuffling)
+    own            take the column in the place of all that where each image has a split, and not all are for training
     """
 
     val: float | None
@@ -26,6 +27,7 @@ class Split:
     min_per_class: int = 1
     max_per_class: int = 0
     repeat: bool = False
+    own: bool = False
 
 
 def drawn(numbers: np.ndarray, groups: np.ndarray, split: Split, rng: np.random.Generator) -> np.ndarray:

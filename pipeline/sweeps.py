@@ -40,7 +40,7 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
     """
     made, sweeps = {}, {}
     for name, experiment in experiments.items():
-        lists = _lists(experiment)
+        lists = _lists(experiment) if isinstance(name, str) else {}
         if not lists:
             made[name] = experiment
             continue

@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 
 from pipeline import configuration, models, strategies
 from pipeline.files import stem_of
+from pipeline.folders import listing
 
 try:
     schema = Path(workflow.basedir) / "config" / "schema.yaml"
@@ -128,11 +129,14 @@ def list_of_shard(wildcards):
 
 
 def val_flag(wildcards):
-    """How the label step divides images: a share of each class, a fold, or by the list's column."""
+    """How the label step divides images: a share of each class, a fold, by the list's column, or as it finds them."""
     split = config["datasets"][wildcards.dataset]["split"]
-    flags = {"column": "", "fraction": f"--val {split.get('val', 0.2)}"}
+    share = f"--val {split.get('val', 0.2)}"
+    flags = {"column": "", "fraction": share}
     flags["fold"] = f"--folds {split.get('folds')} --fold {split.get('fold')}"
-    return flags[split["by"]]
+    return (
+        flags[split["by"]] if "by" in split else share if "val" in split else f"{share} --own-split"
+    )
 
 
 def of_part(result):
@@ -146,13 +150,27 @@ def source_of(wildcards):
     return config["datasets"][wildcards.dataset]["source"]
 
 
-def download_flags(wildcards):
-    """How a dataset is downloaded, as the step takes it; image files on this machine are file:// URLs."""
-    named = dict(source_of(wildcards))
-    named["allow_file"] |= bool(named.keys() & {"folder", "root"})
-    given = {key.replace("_", "-"): named[key] for key in configuration.DOWNLOAD_FLAGS}
-    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items()]
-    return shlex.join(flag for flag in flags if not flag.endswith("=False"))
+def download_flags(keys):
+    """Params function: how a dataset is downloaded, as the step takes it; image files on this machine are file:// URLs."""
+
+    def flags(wildcards):
+        named = dict(source_of(wildcards))
+        named["allow_file"] |= bool(named.keys() & {"folder", "root"})
+        given = {key.replace("_", "-"): named[key] for key in keys}
+        flags = [
+            f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items()
+        ]
+        return shlex.join(flag for flag in flags if not flag.endswith("=False"))
+
+    return flags
+
+
+def patience_flags(wildcards, input):
+    """How long and how hard a download is tried: no reason to repeat one that has succeeded.
+
+    A params function that takes `input` is one of which Snakemake does not note what it gave.
+    """
+    return download_flags(configuration.PATIENCE_FLAGS)(wildcards)
 
 
 def source_flags(wildcards):
@@ -178,6 +196,11 @@ def counts_flag(wildcards):
     return " ".join([*flags, "--repeat"] if split["balance"] == "repeat" else flags)
 
 
+def names_of(wildcards):
+    """Input function: the file of the classes' names, where the config gives one."""
+    return config["datasets"][wildcards.dataset].get("names", [])
+
+
 def names_flag(wildcards):
     """The names of the classes, where a file has them."""
     names = config["datasets"][wildcards.dataset].get("names")
@@ -198,20 +221,37 @@ def records_of(wildcards):
     return [f"results/datasets/{wildcards.dataset}/published"]
 
 
-def ready_command(wildcards, input):
+def ready_command(wildcards):
     """The step that makes a dataset of its records, with its arguments."""
-    target = f"results/datasets/{wildcards.dataset}"
+    target, records = f"results/datasets/{wildcards.dataset}", shlex.join(records_of(wildcards))
     if published := source_of(wildcards).get("published"):
-        return f"pipeline.published build {published} {input} {target}"
+        return f"pipeline.published build {published} {records} {target}"
     channels = config["datasets"][wildcards.dataset]["channels"]
     flags = f"--channels {channels} {encode_flag(wildcards)} {names_flag(wildcards)}"
-    return f"pipeline.reuse {shlex.join(input)} {target} {flags}"
+    return f"pipeline.reuse {records} {target} {flags}"
 
 
 def list_of(wildcards):
-    """Input function: a dataset's source list or folder; lists of the embedded example come with their folder."""
-    path = source_of(wildcards).get("list") or source_of(wildcards)["folder"]
-    return rules.digits.output.folder if path.startswith("results/example/digits/") else path
+    """Input function: a dataset's source list or folder; lists of the embedded example come with their folder.
+
+    A folder's time says nothing of those in it: see `listing_of`.
+    """
+    source = source_of(wildcards)
+    path = source.get("list") or source["folder"]
+    if path.startswith("results/example/digits/"):
+        return rules.digits.output.folder
+    return path if "list" in source else ancient(path)
+
+
+def val_labels_of(wildcards):
+    """Input function: the list of the labels of a folder's validation images, where the config gives one."""
+    return source_of(wildcards).get("val_labels", [])
+
+
+def listing_of(wildcards):
+    """What tells that images were added to a source folder, or removed."""
+    folder = source_of(wildcards).get("folder")
+    return listing(Path(folder)) if folder and Path(folder).is_dir() else ""
 
 
 def augmentation_of(dataset):
@@ -232,6 +272,12 @@ def infogain_of(wildcards):
     name = dataset_of(wildcards)
     weighed = config["datasets"][name]["split"]["balance"] == "weights"
     return f"results/datasets/{name}/lists/infogain.binaryproto" if weighed else []
+
+
+def infogain_flag(wildcards):
+    """The matrix that weighs an experiment's classes, where there is one."""
+    matrix = infogain_of(wildcards)
+    return f"--infogain {matrix}" if matrix else ""
 
 
 def copies_flag(wildcards):
@@ -270,10 +316,10 @@ def features_flags(wildcards):
     return f"--strategy {experiment['strategy']} --features-from {shlex.quote(experiment['features_from'])} {balanced}"
 
 
-def strategy_flags(wildcards, input):
+def strategy_flags(wildcards):
     """What of an experiment's net is learned."""
-    if input.strategy:
-        return f"--chosen {input.strategy}"
+    if chosen := fitted("strategy.json")(wildcards):
+        return f"--chosen {chosen}"
     experiment = config["experiments"][wildcards.experiment]
     freeze_to = experiment.get("freeze_to")
     return f"--strategy {experiment['strategy']}" + (
@@ -338,17 +384,20 @@ def url_of(wildcards):
     return next(origin["url"] for origin in given if origin.get("sha256") == wildcards.sha256)
 
 
-def start_flags(wildcards, input):
+def start_flags(wildcards):
     """What a training starts from and when it ends, as the train step takes them."""
     experiment = config["experiments"][wildcards.experiment]
-    flags = ["--chosen", input.strategy] if input.strategy else []
-    if input.weights:
-        flags += ["--weights", *input.weights]
+    chosen, classifier = (
+        fitted(file)(wildcards) for file in ("strategy.json", "classifier.caffemodel")
+    )
+    flags = ["--chosen", chosen] if chosen else []
+    if weights := weights_of(wildcards):
+        flags += ["--weights", *weights]
         named = [origin.get("experiment") for origin in configuration.origins(experiment)]
         others = [config["experiments"].get(name, {}).get("dataset") for name in named]
         flags += ["--same-classes"] if set(others) == {experiment["dataset"]} else []
     flags += ["--skip", *experiment["skip_layers"]] if experiment["skip_layers"] else []
-    flags += ["--fitted", input.classifier] if input.classifier else []
+    flags += ["--fitted", classifier] if classifier else []
     patience = experiment["early_stopping"]
     flags += ["--early-stopping", str(patience)] if patience else []
     swept = any(wildcards.experiment in sweep["members"] for sweep in config["sweeps"].values())
@@ -361,11 +410,11 @@ def shown_images(wildcards):
     return images or f"results/datasets/{dataset_of(wildcards)}/lmdb/val"
 
 
-def images_flag(wildcards, input):
+def images_flag(wildcards):
     """Which images the pictures of a trained net show, and how many."""
     pictures = config["experiments"][wildcards.experiment]["pictures"]
     kind = "images" if "images" in pictures else "database"
-    return f"--{kind} {shlex.quote(input.images)} --count {pictures['count']}"
+    return f"--{kind} {shlex.quote(shown_images(wildcards))} --count {pictures['count']}"
 
 
 def last_flags(wildcards):

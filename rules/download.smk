@@ -9,12 +9,13 @@ rule digits:
     params:
         code=source("pipeline.digits"),
     shell:
-        "python -m pipeline.digits {output.folder} > {log} 2>&1"
+        "python -m pipeline.digits {output.folder} 2>&1 | tee {log}"
 
 
 checkpoint shards:
     input:
         list=list_of,
+        val_labels=val_labels_of,
     output:
         folder=directory("results/datasets/{dataset}/list"),
     log:
@@ -24,11 +25,12 @@ checkpoint shards:
         runtime=10,
     params:
         source=source_flags,
+        listing=listing_of,
         size=lookup(dpath="datasets/{dataset}/shard_size", within=config),
         code=source("pipeline.shards"),
-        reader=source("pipeline.sources"),
+        reader=[source(f"pipeline.{module}") for module in ("sources", "folders")],
     shell:
-        "python -m pipeline.shards {output.folder} {params.source} --size {params.size} > {log} 2>&1"
+        "python -m pipeline.shards {output.folder} {params.source} --size {params.size} 2>&1 | tee {log}"
 
 
 rule download:
@@ -43,8 +45,10 @@ rule download:
         mem_mb=1000,
         runtime=120,
     params:
-        options=download_flags,
+        options=download_flags(configuration.DOWNLOAD_FLAGS),
+        patience=patience_flags,
         code=source("pipeline.download"),
         fetcher=source("pipeline.web"),
     shell:
-        "python -m pipeline.download {input.list} {output.images} --table {output.table} {params.options} > {log} 2>&1"
+        "python -m pipeline.download {input.list} {output.images} --table {output.table} {params.options}"
+        " {params.patience} 2>&1 | tee {log}"

@@ -22,7 +22,7 @@ rule export:
         ],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.export {wildcards.format} {input.net} {input.weights} {output}"
-        " --labels {input.labels} --preprocessing {input.preprocessing} > {log} 2>&1"
+        " --labels {input.labels} --preprocessing {input.preprocessing} 2>&1 | tee {log}"
 
 
 rule merge:
@@ -43,7 +43,7 @@ rule merge:
         code=[source(f"pipeline.{module}") for module in ("surgery", "merging")],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.surgery merge {input.net} {input.weights} --output {params.stem}"
-        " > {log} 2>&1"
+        " 2>&1 | tee {log}"
 
 
 rule convolutional:
@@ -66,7 +66,7 @@ rule convolutional:
         code=[source(f"pipeline.{module}") for module in ("surgery", "convolutional")],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.surgery convolutional {input.net} {input.weights}"
-        " --height {params.height} --width {params.width} --output {params.stem} > {log} 2>&1"
+        " --height {params.height} --width {params.width} --output {params.stem} 2>&1 | tee {log}"
 
 
 rule crop:
@@ -85,7 +85,7 @@ rule crop:
         stem=without_suffix,
         code=source("pipeline.surgery"),
     shell:
-        "python -m pipeline.surgery crop {input.net:q} {input.weights} --output {params.stem} > {log} 2>&1"
+        "python -m pipeline.surgery crop {input.net:q} {input.weights} --output {params.stem} 2>&1 | tee {log}"
 
 
 rule average:
@@ -108,4 +108,4 @@ rule average:
         code=source("pipeline.surgery"),
     shell:
         "python -m pipeline.surgery average {input.net} {input.snapshots} --last {params.last} --best {input.best}"
-        " --output {params.stem} > {log} 2>&1"
+        " --output {params.stem} 2>&1 | tee {log}"

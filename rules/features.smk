@@ -22,7 +22,7 @@ rule features:
         ],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.features {input.net} {input.weights} {output.folder}"
-        " --blobs {params.blobs} --formats {params.formats} {params.gpu} > {log} 2>&1"
+        " --blobs {params.blobs} --formats {params.formats} {params.gpu} 2>&1 | tee {log}"
 
 
 rule evaluate:
@@ -62,7 +62,7 @@ rule evaluate:
         code=[source(f"pipeline.{module}") for module in ("evaluate", "extraction")],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.evaluate {input.net} {input.weights} {params.folder}"
-        " --list {input.list} --labels {input.labels} --database {input.database} {params.gpu} > {log} 2>&1"
+        " --list {input.list} --labels {input.labels} --database {input.database} {params.gpu} 2>&1 | tee {log}"
 
 
 rule classify:
@@ -97,4 +97,4 @@ rule classify:
         code=[source(f"pipeline.{module}") for module in ("classify", "preprocessing")],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.classify {input.net} {input.weights} {input.images:q}"
-        " --labels {input.labels} --csv {output} {params.crops} {params.gpu} > {log} 2>&1"
+        " --labels {input.labels} --csv {output} {params.crops} {params.gpu} 2>&1 | tee {log}"

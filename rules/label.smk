@@ -3,6 +3,7 @@ rule label:
         shards=of_images("list"),
         tables=of_shards("download/{shard}.csv"),
         images=of_shards("resize/{shard}"),
+        names=names_of,
     output:
         LISTS,
     log:
@@ -22,4 +23,4 @@ rule label:
         code=[source(f"pipeline.{module}") for module in ("label", "split", "duplicates")],
     shell:
         "python -m pipeline.label {input.shards} {params.tables} {params.resized} --output {params.folder} {params.val}"
-        " {params.counts} {params.names} --duplicates {params.duplicates} --seed {params.seed} > {log} 2>&1"
+        " {params.counts} {params.names} --duplicates {params.duplicates} --seed {params.seed} 2>&1 | tee {log}"

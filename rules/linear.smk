@@ -40,4 +40,4 @@ rule linear:
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.linear {params.folder} --model {params.model:q}"
         " --weights {input.weights} --train {input.train} --val {params.val} --mean {input.mean}"
-        " {params.strategy} {params.gpu} > {log} 2>&1"
+        " {params.strategy} {params.gpu} 2>&1 | tee {log}"

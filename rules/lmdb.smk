@@ -22,4 +22,4 @@ rule lmdb:
     shell:
         "python -m pipeline.database {input.list} {params.root} {output.database} --labels {input.labels}"
         " --manifest {output.manifest} --color {params.color} --channels {params.channels} {params.encode} {params.copies}"
-        " --threads {threads} > {log} 2>&1"
+        " --threads {threads} 2>&1 | tee {log}"

@@ -13,4 +13,4 @@ rule mean:
     params:
         code=source("pipeline.mean"),
     shell:
-        "python -m pipeline.mean {input.database} {output.mean} --values {output.values} > {log} 2>&1"
+        "python -m pipeline.mean {input.database} {output.mean} --values {output.values} 2>&1 | tee {log}"

@@ -30,7 +30,7 @@ rule prototxt:
         resized=resized_flags,
         strategy=strategy_flags,
         batch_norm=lookup(dpath="experiments/{experiment}/batch_norm", within=config),
-        infogain=lambda wildcards, input: f"--infogain {input.infogain}" if input.infogain else "",
+        infogain=infogain_flag,
         gpu=GPU_FLAG,
         code=[
             source(f"pipeline.{module}")
@@ -42,4 +42,4 @@ rule prototxt:
         " --train {params.train} --val {params.val} --mean {input.mean} {params.last}"
         " --batch-size {params.batch_size} --solver {params.solver:q}"
         " {params.augmentation} {params.infogain} {params.strategy} --batch-norm {params.batch_norm}"
-        " {params.resized} {params.gpu} > {log} 2>&1"
+        " {params.resized} {params.gpu} 2>&1 | tee {log}"

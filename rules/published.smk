@@ -11,12 +11,13 @@ rule fetch:
         taken=copy_flag,
         code=source("pipeline.published"),
     shell:
-        "python -m pipeline.published fetch {params.name} {output.folder} {params.taken} > {log} 2>&1"
+        "python -m pipeline.published fetch {params.name} {output.folder} {params.taken} 2>&1 | tee {log}"
 
 
 rule databases:
     input:
         records=records_of,
+        names=names_of,
     output:
         databases=directory(
             expand("results/datasets/{{dataset}}/lmdb/{part}", part=["train", "val"])
@@ -38,7 +39,7 @@ rule databases:
         command=ready_command,
         code=[source(f"pipeline.{module}") for module in ("published", "reuse", "ready")],
     shell:
-        "python -m {params.command} --threads {threads} > {log} 2>&1"
+        "python -m {params.command} --threads {threads} 2>&1 | tee {log}"
 
 
 ruleorder: databases > label

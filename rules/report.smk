@@ -50,7 +50,7 @@ rule pictures:
         folder=subpath(output.overview, parent=True),
         code=source("pipeline.pictures"),
     shell:
-        "python -m pipeline.pictures {params.dataset} {params.folder} > {log} 2>&1"
+        "python -m pipeline.pictures {params.dataset} {params.folder} 2>&1 | tee {log}"
 
 
 rule augmented:
@@ -75,7 +75,7 @@ rule augmented:
         code=source("pipeline.augmented"),
     shell:
         "python -m pipeline.augmented {input.database} {output} --augmentation {params.changes:q} --seed {params.seed}"
-        " > {log} 2>&1"
+        " 2>&1 | tee {log}"
 
 
 rule plots:
@@ -98,7 +98,7 @@ rule plots:
         folder=subpath(output.curves, parent=True),
         code=source("pipeline.plots"),
     shell:
-        "python -m pipeline.plots {params.folder} --metrics {input.metrics} > {log} 2>&1"
+        "python -m pipeline.plots {params.folder} --metrics {input.metrics} 2>&1 | tee {log}"
 
 
 rule evaluated:
@@ -143,7 +143,7 @@ rule evaluated:
         suffix=lambda wildcards: f"--suffix={wildcards.of}" if wildcards.of else "",
         code=[source(f"pipeline.{module}") for module in ("evaluated", "plots", "shown")],
     shell:
-        "python -m pipeline.evaluated {params.evaluation} {input.database} {params.folder} {params.suffix} > {log} 2>&1"
+        "python -m pipeline.evaluated {params.evaluation} {input.database} {params.folder} {params.suffix} 2>&1 | tee {log}"
 
 
 rule neighbours:
@@ -179,7 +179,7 @@ rule neighbours:
         code=[source(f"pipeline.{module}") for module in ("neighbours", "feature_files", "shown")],
     shell:
         "OMP_NUM_THREADS=1 python -m pipeline.neighbours {input.features} {input.database} {params.folder}"
-        " --blob {params.blob} --labels {input.labels} > {log} 2>&1"
+        " --blob {params.blob} --labels {input.labels} 2>&1 | tee {log}"
 
 
 rule visualize:
@@ -242,7 +242,7 @@ rule visualize:
         ],
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.visualize {input.net} {input.weights} {params.folder}"
-        " --labels {input.labels} {params.images} {params.gpu} > {log} 2>&1"
+        " --labels {input.labels} {params.images} {params.gpu} 2>&1 | tee {log}"
 
 
 rule comparison:
@@ -282,4 +282,4 @@ rule comparison:
     shell:
         "python -m pipeline.comparison {params.folder} --names {params.names} --datasets {params.datasets}"
         " --metrics {input.metrics} --summaries {input.summaries} --bests {input.bests}"
-        " --sweeps {params.sweeps:q} > {log} 2>&1"
+        " --sweeps {params.sweeps:q} 2>&1 | tee {log}"

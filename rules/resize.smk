@@ -18,4 +18,4 @@ rule resize:
         code=source("pipeline.resize"),
     shell:
         "python -m pipeline.resize {input.images} {output.images} --height {params.height} --width {params.width}"
-        " --mode {params.mode} --interpolation {params.interpolation} --color {params.color} --threads {threads} > {log} 2>&1"
+        " --mode {params.mode} --interpolation {params.interpolation} --color {params.color} --threads {threads} 2>&1 | tee {log}"

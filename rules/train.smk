@@ -13,10 +13,9 @@ rule weights:
         url=url_of,
         code=source("pipeline.weights"),
     shell:
-        "python -m pipeline.weights {params.url:q} {output} --sha256 {wildcards.sha256} > {log} 2>&1"
+        "python -m pipeline.weights {params.url:q} {output} --sha256 {wildcards.sha256} 2>&1 | tee {log}"
 
 
-# What the step says is shown, too: what may be wrong is best known before hours of work.
 rule train:
     input:
         solver="results/experiments/{experiment}/prototxt/solver.prototxt",

@@ -37,7 +37,7 @@ NEEDED = {
     "mnist": [],
     "mnist_siamese": [],
     "cifar10": [],
-    "flickr_style": ["flickr_style.csv.gz", "bvlc_reference_caffenet.caffemodel"],
+    "flickr_style": ["flickr_style.csv.gz", "config/flickr_style.txt", "bvlc_reference_caffenet.caffemodel"],
     "database": ["ilsvrc12_train_lmdb/data.mdb", "ilsvrc12_val_lmdb/data.mdb", "imagenet_names.txt"],
     "dog_breeds": ["dogs/beagle/1.jpg", "ResNet-50-model.caffemodel"],
     "folder": ["photos/cats/1.jpg", "bvlc_reference_caffenet.caffemodel"],

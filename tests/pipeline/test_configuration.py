@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -36,7 +37,7 @@ def test_defaults_are_filled_in_at_every_depth():
     config = checked(GOOD, "my.yaml", SCHEMA)
     assert config["compute"] == "cpu"
     assert config["datasets"]["cats"]["size"] == {"height": 256, "width": 256}
-    assert config["datasets"]["cats"]["split"] == {"by": "fraction", "balance": "none"}
+    assert config["datasets"]["cats"]["split"] == {"balance": "none"}
     assert config["experiments"]["breeds"]["weights"] == {}
     assert config["experiments"]["breeds"]["pictures"] == {"count": 2}
     assert "compute" not in GOOD
@@ -46,6 +47,27 @@ def test_features_of_both_images_of_a_pair_may_be_wanted():
     config = copy.deepcopy(GOOD)
     config["experiments"]["breeds"] |= {"model": "mnist_siamese", "features": ["data", "ip1_p", "feat", "feat_p"]}
     checked(config, "my.yaml", SCHEMA)
+
+
+def test_a_sweep_whose_name_is_a_number_is_a_message_too():
+    config = copy.deepcopy(GOOD)
+    config["experiments"][2024] = {"dataset": "cats", "model": ["lenet", "caffenet"]}
+    with pytest.raises(InputError) as raised:
+        checked(config, "my.yaml", SCHEMA)
+    assert "my.yaml: experiments: the name 2024 is no text; put it into quotation marks" in str(raised.value).splitlines()
+
+
+def test_what_a_file_says_twice_is_told_with_its_line(write):
+    path = write(
+        "my.yaml", yaml.safe_dump(GOOD) + "experiments: # again\n  breeds: {dataset: cats, model: lenet, model: caffenet}\n"
+    )
+    with pytest.raises(InputError) as raised:
+        checked(yaml.safe_load(Path(path).read_text()), path, SCHEMA)
+    line = yaml.safe_dump(GOOD).count("\n") + 1
+    assert str(raised.value).splitlines() == [
+        f"{path}: experiments: given again in line {line}; rename one of them, or remove it",
+        f"{path}: experiments.breeds.model: given again in line {line + 1}; rename one of them, or remove it",
+    ]
 
 
 def test_the_embedded_example_is_good():
@@ -68,6 +90,38 @@ CASES = {
     "a word that is none of the choices": (
         lambda c: c["datasets"]["cats"].update(color="grey"),
         "my.yaml: datasets.cats.color: 'grey' is not one of color, gray; did you mean \"gray\"?",
+    ),
+    "a name that YAML takes for another thing": (
+        lambda c: c["datasets"].update(yaml.safe_load("no: {source: {list: no.csv}}")),
+        "my.yaml: datasets: the name False is no text; put it into quotation marks",
+    ),
+    "a key that YAML takes for another thing": (
+        lambda c: c["datasets"]["cats"]["source"].update(columns=yaml.safe_load("no: number")),
+        "my.yaml: datasets.cats.source.columns.False: unknown key; the known ones are url, path, label, split, group, sha256",
+    ),
+    "a field of the solver that YAML takes for another thing": (
+        lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("yes: 1")),
+        "my.yaml: experiments.breeds.solver.True: no field of Caffe's SolverParameter",
+    ),
+    "a number that is none": (
+        lambda c: c["experiments"]["breeds"].update(solver={"base_lr": float("nan")}),
+        "my.yaml: experiments.breeds.solver.base_lr: nan is no number to reckon with",
+    ),
+    "a small number without a point": (
+        lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("base_lr: 1e-7")),
+        "my.yaml: experiments.breeds.solver.base_lr: '1e-7' is not a number; write 1.0e-07",
+    ),
+    "a whole number as a power": (
+        lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("max_iter: 1e3")),
+        "my.yaml: experiments.breeds.solver.max_iter: '1e3' is not a whole number; write 1000",
+    ),
+    "a number of a dataset without a point": (
+        lambda c: c["datasets"]["cats"]["source"].update(yaml.safe_load("min_yield: 1e-1")),
+        "my.yaml: datasets.cats.source.min_yield: '1e-1' is not a number; write 0.1",
+    ),
+    "neither true nor false": (
+        lambda c: c["experiments"]["breeds"].update(rename_last="yes please"),
+        "my.yaml: experiments.breeds.rename_last: 'yes please' is not true or false",
     ),
     "a missing key": (lambda c: c["datasets"]["cats"].pop("source"), "my.yaml: datasets.cats: source is missing"),
     "a source of two kinds": (
@@ -356,7 +410,7 @@ CASES = {
     ),
     "a name that is a number": (
         lambda c: c["datasets"].update({2024: c["datasets"]["cats"]}),
-        "my.yaml: datasets: 2024 is not a text",
+        "my.yaml: datasets: the name 2024 is no text; put it into quotation marks",
     ),
     "a share of a split by column": (
         lambda c: c["datasets"]["cats"].update(split={"by": "column", "val": 0.2}),
@@ -604,4 +658,5 @@ def test_a_config_of_another_shape_is_a_message_too(config):
 def test_what_a_source_says_of_downloading_is_what_the_step_takes_with_its_defaults():
     source = checked(GOOD, "my.yaml", SCHEMA)["datasets"]["cats"]["source"]
     taken = {field.name: field.default for field in dataclasses.fields(Options)}
-    assert {name: source[name] for name in configuration.DOWNLOAD_FLAGS} == taken
+    flags = (*configuration.DOWNLOAD_FLAGS, *configuration.PATIENCE_FLAGS)
+    assert {name: source[name] for name in flags} == taken

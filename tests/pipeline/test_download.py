@@ -147,6 +147,13 @@ def test_a_name_of_a_private_address_is_not_connected_to(server, fetch):
     assert not server.asked
 
 
+@pytest.mark.parametrize("options", [{"allow_private": False}, {"max_bytes": 9}])
+def test_what_a_setting_has_refused_is_told_with_its_key(server, fetch, options):
+    with pytest.raises(InputError) as raised:
+        fetch([f"{server.url}/image.jpg"], min_yield=0.5, **options)
+    assert f"source.{next(iter(options))}" in raised.value.do
+
+
 def test_an_address_is_sent_as_it_stands(server, fetch):
     fetch([f"{server.url}/%7Ea%2Fb.jpg?sign=%41+|a%20b", f"{server.url}/ä b.jpg#c"])
     assert set(server.asked) == {"/%7Ea%2Fb.jpg?sign=%41+|a%20b", "/%C3%A4%20b.jpg"}

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -68,6 +69,30 @@ def test_two_experiments_from_images_to_report(snakemake, tmp_path):
     assert code == 0, output
     assert (tuned / "train/metrics.csv").read_text().splitlines()[-1].startswith("3,")
     assert (tmp_path / "results/experiments/base/train/final.caffemodel").stat().st_mtime_ns == before
+
+
+def test_what_a_change_of_the_config_concerns_is_made_again_and_nothing_else(snakemake, tmp_path):
+    config = CONFIG.replace("[{experiment: base, best: true}]", "{file: results/experiments/base/train/final.caffemodel}")
+    config = config.replace("    pictures: {count: 0}", "    pictures: {count: 1}").split("    features:")[0]
+    (tmp_path / "config.yaml").write_text(config)
+    target = "results/experiments/tuned/pictures/filters.png"
+    code, output = snakemake(target)
+    assert code == 0, output
+
+    def made(old: str, new: str) -> set[str]:
+        """The rules that a change makes run."""
+        (tmp_path / "config.yaml").write_text(config.replace(old, new))
+        code, output = snakemake("-n", target)
+        assert code == 0, output
+        return set(re.findall(r"^(?:rule|checkpoint) (\w+):$", output, re.MULTILINE))
+
+    assert made("", "") == set()
+    assert made("allow_file: true", "allow_file: true, min_yield: 0.2, retries: 5, concurrency: 8") == set()
+    assert made("count: 1", "count: 2") == {"visualize"}
+    assert made("    rename_last: true", "    rename_last: true\n    skip_layers: [conv1]") == {"train", "visualize"}
+    assert made("    rename_last: true", "    rename_last: true\n    early_stopping: 2") == {"train", "visualize"}
+    for strategy in ("strategy: last_layer", "freeze_to: conv2"):
+        assert made("    rename_last: true", f"    rename_last: true\n    {strategy}") == {"prototxt", "train", "visualize"}
 
 
 def test_an_experiment_that_fails_says_why_and_leaves_nothing_half_written(snakemake, tmp_path):

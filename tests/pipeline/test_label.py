@@ -73,6 +73,24 @@ def test_images_for_testing_are_in_a_list_of_their_own(command, dataset, policy)
     assert "5 training and 1 validation images, 3 for testing" in done.stdout
 
 
+def test_images_own_split_is_kept_where_each_has_one_and_is_no_reason_where_not(command, dataset):
+    own = (*LABEL, "--val", 0.4, "--own-split")
+    assert command(*own).returncode == 0
+    kept = sorted(lines(dataset, "val.txt"))
+    assert command(*LABEL).returncode == 0
+    assert kept == sorted(lines(dataset, "val.txt"))
+    for given in ("train", ""):
+        table = pd.read_csv(tables(dataset)[0], keep_default_na=False)
+        table.assign(split=given).to_csv(tables(dataset)[0], index=False)
+        table = pd.read_csv(tables(dataset)[1], keep_default_na=False)
+        table.assign(split="train").to_csv(tables(dataset)[1], index=False)
+        assert command(*own).returncode == 0
+        drawn = lines(dataset, "val.txt")
+        assert command(*LABEL, "--val", 0.4).returncode == 0
+        assert drawn == lines(dataset, "val.txt")
+        assert len(drawn) == 3
+
+
 def test_numbers_sort_as_numbers():
     assert assign(listed(["10", "9", "010"]), Split(None, 1), "table")[2] == ["9", "010", "10"]
 
@@ -98,6 +116,15 @@ def test_images_that_failed_or_were_rejected_are_left_out(dataset):
     table.loc[0, ["path", "error"]] = ["", "not_found"]
     table.to_csv(tables(dataset)[1], index=False)
     assert sum(write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(0.5, 1)).values()) == 7
+
+
+def test_how_many_images_could_not_be_had_or_read_is_told(command, dataset):
+    reject(dataset, "000000_owl")
+    table = pd.read_csv(tables(dataset)[1], keep_default_na=False)
+    table.loc[0, ["path", "error"]] = ["", "not_found"]
+    table.to_csv(tables(dataset)[1], index=False)
+    done = command(*LABEL, "--val", 0.5)
+    assert "\n2 more could not be had or read (damaged 1, not_found 1): see download/*.csv" in done.stdout, done.stderr
 
 
 def test_a_class_without_images_is_named(fails, dataset):

@@ -77,6 +77,13 @@ def test_labels_are_those_of_the_manifest_where_one_tells_them(here):
     assert "labels 0 to 6" in found.found
 
 
+def test_images_of_one_class_are_an_error(here):
+    build(here, [0] * 20)
+    change(here, "num_output: 3", "num_output: 1", *NETS)
+    (found,) = (one for one in findings() if one.where == 'layer "scores"')
+    assert (found.kind, found.do.split(":")[0]) == ("error", "give images of two classes or more")
+
+
 def test_outputs_that_no_label_has_and_a_missing_label_0_are_warnings(here):
     build(here, [0, 1] * 30)
     (found,) = findings()

@@ -20,6 +20,15 @@ def test_a_list_is_cut_into_shards_in_its_order(command, write, tmp_path):
     assert list(pd.concat(shards).url) == [f"http://x/{n}.jpg" for n in range(7)]
 
 
+def test_classes_that_differ_only_in_how_they_are_written_are_told(command, write):
+    labels = ["01", "1", "1.0", "10", "Cat", "cat", "M\u00f6we", "Mo\u0308we", "cats", "nan"]
+    write("all.csv", "url,label\n" + "".join(f"http://x/{n}.jpg,{label}\n" for n, label in enumerate(labels)))
+    done = command("pipeline.shards", "list", "--list", "all.csv")
+    assert done.returncode == 0, done.stderr
+    said = "list: classes that differ only in how they are written: 01 = 1 = 1.0, Cat = cat, Mo\u0308we = M\u00f6we"
+    assert done.stdout.splitlines()[1:] == [said]
+
+
 def test_a_shorter_list_leaves_no_shard_of_the_longer_one(tmp_path):
     for count in (5, 1):
         write_shards([pd.DataFrame({"url": ["http://x/a.jpg"] * count, "label": "a"})], tmp_path / "list", 2)
@@ -64,9 +73,10 @@ def test_a_list_that_is_read_in_parts_gives_the_same_shards(tmp_path, monkeypatc
     written = []
     for size in (10_000, 4):
         monkeypatch.setattr("pipeline.sources.CHUNK", size)
-        counts = write_shards(sources.chunks(sources.Source(list=path, sample=sample)), tmp_path / "list", 5)
-        assert counts == ((9, 3, 2) if sample else (23, 3, 5))
+        images, classes = write_shards(sources.chunks(sources.Source(list=path, sample=sample)), tmp_path / "list", 5)
+        assert (images, len(classes)) == (sample or 23, 3)
         written.append([shard.read_text() for shard in sorted((tmp_path / "list").iterdir())])
+        assert len(written[-1]) == (2 if sample else 5)
     assert written[0] == written[1]
     if not sample:
         assert pd.concat([pd.read_csv(io.StringIO(text)) for text in written[0]]).url.tolist() == table.url.tolist()

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.folders import left_out, listing
 from pipeline.sources import Source, read
 
 
@@ -50,6 +51,28 @@ def test_a_text_has_an_address_and_a_label_a_line(tmp_path):
     assert rows(Source(list=tmp_path / "all.txt")) == [["http://x/a b.jpg", "cat", ""], ["http://x/2.jpg", "7", ""]]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_as_excel_writes_it_is_read(tmp_path, separator):
+    lines = ["url, label ", "http://x/1.jpg,Möwe", '"http://x/a,b.jpg",Käfer', ","]
+    text = "".join(f"{line.replace(',', separator)}\r\n" for line in lines).replace(f"a{separator}b", "a,b")
+    (tmp_path / "all.csv").write_bytes(text.encode("utf-8-sig"))
+    assert rows(Source(list=tmp_path / "all.csv")) == [["http://x/1.jpg", "Möwe", ""], ["http://x/a,b.jpg", "Käfer", ""]]
+
+
+def test_paths_as_windows_writes_them_and_classes_in_several_lines_are_read(tmp_path, tree):
+    root = tree("cats/1.jpg", "odd\\name.jpg")
+    (tmp_path / "all.csv").write_text('path,label\ncats\\1.jpg,"cat,\ntabby"\nodd\\name.jpg,cat\n')
+    assert rows(Source(list=tmp_path / "all.csv", root=root)) == [
+        [(root / "cats/1.jpg").as_uri(), "cat, tabby", ""],
+        [(root / "odd\\name.jpg").as_uri(), "cat", ""],
+    ]
+
+
+def test_the_mark_that_windows_puts_before_a_text_is_no_part_of_it(tmp_path):
+    (tmp_path / "all.TXT").write_bytes("http://x/1.jpg cat\r\n".encode("utf-8-sig"))
+    assert rows(Source(list=tmp_path / "all.TXT")) == [["http://x/1.jpg", "cat", ""]]
+
+
 def test_a_list_in_caffes_form_has_paths_below_its_root(tmp_path, tree):
     root = tree("cats/a b.jpg", "owls/c.jpg")
     (tmp_path / "train.txt").write_text("cats/a b.jpg 0\nowls/c.jpg 1\n")
@@ -76,6 +99,48 @@ def test_the_folders_of_a_folder_are_its_classes(tree):
     ]
 
 
+def test_folders_in_that_of_a_class_are_of_this_class(tree):
+    folder = tree("cats/2019/may/1.jpg", "cats/2020.jpg", "cats/.trash/3.jpg", "dogs/1/images/4.jpg")
+    (folder / "dogs/1/images/up").symlink_to(folder / "dogs")
+    assert rows(Source(folder=folder)) == [
+        [(folder / "cats/2019/may/1.jpg").as_uri(), "cats", ""],
+        [(folder / "cats/2020.jpg").as_uri(), "cats", ""],
+        [(folder / "dogs/1/images/4.jpg").as_uri(), "dogs", ""],
+    ]
+
+
+@pytest.mark.parametrize("train", ["train", "Training"])
+@pytest.mark.parametrize(("other", "split"), [("Val", "val"), ("valid", "val"), ("validation", "val"), ("testing", "test")])
+def test_folders_of_splits_may_have_other_names(tree, train, other, split):
+    folder = tree(f"{train}/cats/1.jpg", f"{other}/cats/2.jpg")
+    assert rows(Source(folder=folder)) == [
+        [(folder / train / "cats/1.jpg").as_uri(), "cats", "train"],
+        [(folder / other / "cats/2.jpg").as_uri(), "cats", split],
+    ]
+
+
+def test_what_of_a_folder_is_no_image_of_a_class_is_told(tree):
+    folder = tree("cats/1.jpg", "cats/2.heic", "cats/notes.txt", "dogs/3.HEIC", "top.png", "cats/.DS_Store", ".git/x.jpg")
+    expected = "classes without images (dogs); files of other kinds (.heic 2, .txt 1); images in no folder of a class (1)"
+    assert left_out(folder) == expected
+
+
+def test_nothing_is_told_of_a_folder_that_has_images_alone(tree):
+    assert left_out(tree("train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/2.jpg")) == ""
+
+
+def test_the_listing_of_a_folder_is_another_where_an_image_was_added_or_renamed(tree):
+    folder = tree("train/cats/1.jpg", "train/cats/deep/2.jpg")
+    before = listing(folder)
+    (folder / "train/cats/.DS_Store").touch()
+    (folder / "train/cats/1.jpg").touch()
+    assert listing(folder) == before
+    (folder / "train/cats/deep/2.jpg").rename(folder / "train/cats/deep/3.jpg")
+    renamed = listing(folder)
+    (folder / "train/cats/deep/2.jpg").touch()
+    assert len({before, renamed, listing(folder)}) == 3
+
+
 @pytest.mark.parametrize("other", ["val", "test"])
 def test_train_and_val_folders_are_the_split(tree, other):
     folder = tree("train/cats/1.jpg", f"{other}/cats/2.jpg")
@@ -85,9 +150,9 @@ def test_train_and_val_folders_are_the_split(tree, other):
     ]
 
 
-@pytest.mark.parametrize("lines", ["ILSVRC_2.JPEG n02\nILSVRC_1.JPEG n01\n", "n01\nn02\n"])
+@pytest.mark.parametrize("lines", ["ILSVRC_2.JPEG n02\nILSVRC_1.JPEG\tn01\n", "n01\nn02\n"])
 def test_imagenets_validation_images_get_their_labels_from_a_list(tree, tmp_path, lines):
-    folder = tree("train/n01/a.JPEG", "train/n02/b.JPEG", "val/ILSVRC_1.JPEG", "val/ILSVRC_2.JPEG")
+    folder = tree("train/n01/a.JPEG", "train/n02/b.JPEG", "val/ILSVRC_1.JPEG", "val/ILSVRC_2.JPEG", "test/ILSVRC_3.JPEG")
     (tmp_path / "val.txt").write_text(lines)
     found = {
         url.rpartition("/")[2]: (label, split)
@@ -96,10 +161,11 @@ def test_imagenets_validation_images_get_their_labels_from_a_list(tree, tmp_path
     assert found["ILSVRC_1.JPEG"] == ("n01", "val")
     assert found["ILSVRC_2.JPEG"] == ("n02", "val")
     assert found["a.JPEG"] == ("n01", "train")
+    assert "ILSVRC_3.JPEG" not in found  # the test images have no labels
 
 
 def test_a_sample_is_drawn_as_caffes_flickr_style_example_draws(tmp_path):
-    (tmp_path / "all.csv").write_text("url\n" + "".join(f"http://x/{n}.jpg\n" for n in range(50)))
+    (tmp_path / "all.csv").write_text("url,label\n" + "".join(f"http://x/{n}.jpg,7\n" for n in range(50)))
     np.random.seed(831486)  # as the example does
     order = np.random.permutation(50)[:20]
     drawn = read(Source(list=tmp_path / "all.csv", sample=20, seed=831486))
@@ -118,7 +184,18 @@ BAD = {
     "an empty table": ({"list": "a.csv"}, {"a.csv": "url,label\n"}, "a.csv", "one line for each image"),
     "an empty file": ({"list": "a.csv"}, {"a.csv": ""}, "a.csv", "with a header is wanted"),
     "a line without address": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x,a\n\n,b\n"}, "a.csv:4", "each image has one"),
-    "another split": ({"list": "a.csv"}, {"a.csv": "url,split\nhttp://x,tran\n"}, "a.csv:2", "it is train or val"),
+    "another split": ({"list": "a.csv"}, {"a.csv": "url,label,split\nhttp://x,a,tran\n"}, "a.csv:2", "train, val or test"),
+    "a table without labels": ({"list": "a.csv"}, {"a.csv": "url,class\nhttp://x,a\n"}, "a.csv:1", "one called label is wanted"),
+    "a line without label": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x,a\nhttp://y,\n"}, "a.csv:3", "each image has one"),
+    "a line of a text without label": (
+        {"list": "a.txt"},
+        {"a.txt": "http://x a\nhttp://y\n"},
+        "a.txt:2",
+        "has a label behind it",
+    ),
+    "a table of paths without a root": ({"list": "a.csv"}, {"a.csv": "url,label\n1.jpg,a\n"}, "a.csv:2", "an address is wanted"),
+    "a table in Latin-1": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x,a\nhttp://y,\udcf6\n"}, "a.csv:3", "file is wanted"),
+    "a text in Latin-1": ({"list": "a.txt"}, {"a.txt": "http://x a\nhttp://y \udcf6\n"}, "a.txt:2", "UTF-8 is wanted"),
     "more fields than the header": ({"list": "a.csv"}, {"a.csv": "url\nhttp://x,a,b\n"}, "a.csv", "with a header is wanted"),
     "no parquet": ({"list": "a.parquet"}, {"a.parquet": "PAR1"}, "a.parquet", "with a header is wanted"),
     "no gzip": ({"list": "a.csv.gz"}, {"a.csv.gz": "url\n"}, "a.csv.gz", "with a header is wanted"),
@@ -139,6 +216,12 @@ BAD = {
         "v.txt:1",
         "no such image in",
     ),
+    "labels of images that have classes": (
+        {"folder": "f", "val_labels": "v.txt"},
+        {"f/train/c/1.jpg": "", "f/val/c/2.jpg": "", "v.txt": "c\n"},
+        "v.txt",
+        "it has the labels of such",
+    ),
     "too few labels": (
         {"folder": "f", "val_labels": "v.txt"},
         {"f/train/c/1.jpg": "", "f/val/2.jpg": "", "f/val/3.jpg": "", "v.txt": "c\n"},
@@ -152,7 +235,7 @@ BAD = {
 def test_a_source_that_gives_no_images_is_refused_with_its_place(tmp_path, source, files, place, expected):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     paths = {key: tmp_path / value if isinstance(value, str) else value for key, value in source.items()}
     with pytest.raises(InputError) as raised:
         read(Source(**paths))

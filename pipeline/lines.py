@@ -1,0 +1,25 @@
+"""Texts that people bring, a line each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+
+def numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbers and text of the lines that are not empty; bytes that are not UTF-8 are kept, for paths may have them."""
+    if not path.is_file():
+        raise InputError(path, "no such file", do="correct its path")
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.strip()
+
+
+def utf8(text: str, where: str | Path) -> str:
+    """`text`, if it could be read as UTF-8."""
+    if any("\udc80" <= letter <= "\udcff" for letter in text):
+        raise InputError(where, ascii(text), "UTF-8 is wanted", "save the list as UTF-8, or rename the folder")
+    return text
