@@ -16,6 +16,7 @@ rule weights:
         "python -m pipeline.weights {params.url:q} {output} --sha256 {wildcards.sha256} 2>&1 | tee {log}"
 
 
+# With -i, tee shows what the step says where Ctrl-C ends it: that it goes on from there.
 rule train:
     input:
         solver="results/experiments/{experiment}/prototxt/solver.prototxt",
