@@ -414,6 +414,8 @@ class Solver:
     def _test(self, index: int) -> None:
         glog.info("solver.cpp:347", f"Iteration {self.iter}, Testing net (#{index})")
         net, batches = self.test_nets[index], self.param.test_iter[index]
+        if not batches:
+            return
         totals: dict[str, torch.Tensor] = {}
         loss = 0.0
         for _ in range(batches):

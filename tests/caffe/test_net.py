@@ -359,6 +359,15 @@ def test_every_output_of_the_test_net_is_in_the_rows_of_metrics(solver):
             assert row["test_top2"] >= row["test_accuracy"]
 
 
+def test_a_test_of_no_batches_measures_nothing(solver):
+    rows = []
+    solver.param.test_iter[0] = 0
+    solver.on_metrics(rows.append)
+    solver.solve()
+    assert [row["iteration"] for row in rows] == [0, 3, 6]
+    assert all(row["test_loss"] is row["test_accuracy"] is None for row in rows)
+
+
 def test_what_waits_for_a_test_sees_the_weights_that_were_tested_and_may_stop_training(solver, tmp_path):
     seen, rows = [], []
 
