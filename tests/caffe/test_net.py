@@ -116,6 +116,38 @@ def test_weights_come_back_from_both_formats(net, tmp_path, write):
                 np.testing.assert_array_equal(blob.data, values)
 
 
+NAMESAKES = """
+layer { name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
+  data_filler { type: "gaussian" } data_filler { value: 1 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "a"
+  inner_product_param { num_output: 6 weight_filler { type: "xavier" } } }
+layer { name: "ip" type: "ReLU" bottom: "a" top: "a" }
+layer { name: "ip" type: "InnerProduct" bottom: "a" top: "b"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "first" }
+layer { type: "SoftmaxWithLoss" bottom: "b" bottom: "label" top: "second" }
+"""
+
+
+def test_layers_of_one_name_are_all_learned_tested_saved_and_loaded(write, tmp_path):
+    text = 'base_lr: 0.5 lr_policy: "fixed" max_iter: 2 test_iter: 1 test_interval: 9 solver_mode: CPU'
+    solver = caffe.get_solver(write("solver.prototxt", f'net: "{write("net.prototxt", NAMESAKES)}" {text}'))
+    learned = [blob for layer in solver.net.layers for blob in layer.blobs]
+    before = [blob.data.copy() for blob in learned]
+    solver.step(2)
+    assert all((blob.data != values).any() for blob, values in zip(learned, before, strict=True))
+    assert solver.net.outputs == ["first", "second"]
+    assert [blob.shape for blob in solver.net.params["ip"]] == [(5, 6), (5,)]  # pycaffe's: the last
+    solver.net.save(tmp_path / "a.caffemodel")
+    solver.net.save_hdf5(tmp_path / "a.caffemodel.h5")
+    loaded = [caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST, weights=str(path)) for path in tmp_path.glob("a.*")]
+    assert len(loaded) == 2
+    for net in (*solver.test_nets, *loaded):
+        blobs = [blob for layer in net.layers for blob in layer.blobs]
+        for blob, mine in zip(blobs, learned, strict=True):
+            np.testing.assert_array_equal(blob.data, mine.data)
+
+
 @pytest.mark.parametrize("shape", [(0,), (1,), (31, 1), (4, 3, 50)])
 def test_a_stored_blob_has_the_bytes_that_protocol_buffers_write_value_by_value(shape):
     blob = caffe.Blob(shape)
