@@ -16,8 +16,8 @@ from caffe.stored import shape_of, values_of
 
 
 def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> np.ndarray:
-    """The values of a stored blob (or its gradient) in its shape."""
-    return values_of(blob, return_diff).reshape(shape_of(blob))
+    """The values of a stored blob (or its gradient) in its shape; float64, as pycaffe has it."""
+    return values_of(blob, return_diff).astype(float).reshape(shape_of(blob))
 
 
 def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> caffe_pb2.BlobProto:
@@ -33,6 +33,10 @@ def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> caf
 def arraylist_to_blobprotovector_str(arrays: list[np.ndarray]) -> bytes:
     """A serialised BlobProtoVector of several arrays."""
     return caffe_pb2.BlobProtoVector(blobs=[array_to_blobproto(array) for array in arrays]).SerializeToString()
+
+
+arraylist_to_blobprotovecor_str = arraylist_to_blobprotovector_str
+"""BVLC Caffe's spelling."""
 
 
 def blobprotovector_str_to_arraylist(string: bytes) -> list[np.ndarray]:
@@ -55,10 +59,10 @@ def array_to_datum(array: np.ndarray, label: int | None = None) -> caffe_pb2.Dat
 
 
 def datum_to_array(datum: caffe_pb2.Datum) -> np.ndarray:
-    """A record that is not encoded as an array, channels × height × width: uint8, or float where it holds floats."""
+    """A record that is not encoded as a new array, channels × height × width: uint8, or float where it holds floats."""
     shape = (datum.channels, datum.height, datum.width)
     if len(datum.data):
-        return np.frombuffer(datum.data, dtype=np.uint8).reshape(shape)
+        return np.frombuffer(datum.data, dtype=np.uint8).reshape(shape).copy()
     return np.array(datum.float_data, dtype=float).reshape(shape)
 
 

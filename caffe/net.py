@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Collection
 from pathlib import Path
@@ -39,14 +40,14 @@ class Net:
         elif args:
             phase, *rest = args
             level, stages, weights = (*rest, *(level, stages, weights)[len(rest) :])
-        if phase is None:
-            raise TypeError("Net wants a phase: caffe.TRAIN or caffe.TEST")
+        if phase not in (caffe_pb2.TRAIN, caffe_pb2.TEST):
+            raise TypeError(f"a net's phase is caffe.TRAIN or caffe.TEST, not {phase!r}: caffe.Net(net, weights, caffe.TEST)")
         if isinstance(network_file, caffe_pb2.NetParameter):
             definition = caffe_pb2.NetParameter()
             definition.CopyFrom(network_file)
             self.path, lines = definition.name or "net", []
         else:
-            self.path = str(network_file)
+            self.path = os.fsdecode(network_file)
             definition, lines = prototxt.read_net(self.path), prototxt.layer_lines(self.path)
         definition.state.phase = phase
         if level is not None:
@@ -454,7 +455,7 @@ class Net:
 
     def copy_from(self, path, skip: Collection[str] = ()) -> weights.Copied:
         """Copy parameters by layer name from a .caffemodel or .caffemodel.h5, all but those of `skip`; see `weights.copy`."""
-        return weights.copy(self, str(path), skip)
+        return weights.copy(self, os.fsdecode(path), skip)
 
     def share_with(self, other: Net) -> None:
         """Use the memory of another net's parameters in the layers of the same names."""
@@ -467,15 +468,15 @@ class Net:
 
     def save(self, path, diff: bool = False) -> None:
         """Write the net's parameters as a .caffemodel; whole or not at all."""
-        weights.save(self, str(path), diff)
+        weights.save(self, os.fsdecode(path), diff)
 
     def save_hdf5(self, path, diff: bool = False) -> None:
         """Write the net's parameters as a .caffemodel.h5; whole or not at all."""
-        weights.save_hdf5(self, str(path), diff)
+        weights.save_hdf5(self, os.fsdecode(path), diff)
 
     def load_hdf5(self, path) -> weights.Copied:
         """Copy parameters by layer name from a .caffemodel.h5."""
-        return weights.copy(self, str(path))
+        return weights.copy(self, os.fsdecode(path))
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
         """Feed the MemoryData layer that the net begins with; the arrays are kept, not copied.

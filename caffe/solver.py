@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -81,7 +82,7 @@ class Solver:
     """How many arrays of the shape of each parameter the rule remembers."""
 
     def __init__(self, solver_file: str, param: caffe_pb2.SolverParameter | None = None):
-        self.path = str(solver_file)
+        self.path = os.fsdecode(solver_file)
         self.param = param or prototxt.read_solver(self.path)
         glog.info("solver.cpp:45", "Initializing solver from parameters: \n" + prototxt.text_of(self.param).rstrip("\n"))
         self._check()
@@ -455,7 +456,7 @@ class Solver:
 
     def restore(self, path: str) -> None:
         """Take up training where a .solverstate or .solverstate.h5 left it, data included; after one of ours, to the bit."""
-        snapshots.restore(self, str(path))
+        snapshots.restore(self, os.fsdecode(path))
 
 
 METRICS = ("iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy")
