@@ -352,8 +352,9 @@ class Solver:
         return _POLICIES[self.param.lr_policy](self)
 
     def apply_update(self) -> None:
-        """Change the parameters by their gradients; one iteration's update without its forward and backward."""
+        """Change the parameters by their gradients and count the iteration; its forward and backward passes are the caller's."""
         self._apply_update(False)
+        self.iter += 1
 
     @machine.without_denormals
     @torch.no_grad()

@@ -391,6 +391,24 @@ def test_every_output_of_the_test_net_is_in_the_rows_of_metrics(solver):
             assert row["test_top2"] >= row["test_accuracy"]
 
 
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_an_update_by_hand_is_an_iteration_of_the_solver(solver, kind):
+    solver.param.type, solver.param.lr_policy, solver.param.gamma, solver.param.stepsize = kind, "step", 0.1, 2
+    stepped, by_hand = (caffe.get_solver("solver.prototxt", solver.param) for _ in range(2))  # of one seed
+    for other in (stepped, by_hand):
+        for name in ("data", "label"):
+            other.net.blobs[name].data[...] = solver.net.blobs[name].data
+    stepped.step(4)
+    for _ in range(4):
+        by_hand.net.clear_param_diffs()
+        by_hand.net.forward()
+        by_hand.net.backward()
+        by_hand.apply_update()
+    assert by_hand.iter == stepped.iter == 4
+    for mine, other in zip(by_hand.net.learnable_params(), stepped.net.learnable_params(), strict=True):
+        np.testing.assert_allclose(mine.data, other.data, rtol=1e-5, atol=1e-7)
+
+
 def test_a_test_of_no_batches_measures_nothing(solver):
     rows = []
     solver.param.test_iter[0] = 0
