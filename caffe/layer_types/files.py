@@ -31,6 +31,20 @@ def lines_of(path: str, what: str) -> list[str]:
     return lines
 
 
+def labelled_lines(path: str) -> list[tuple[str, int]]:
+    """The path and the label of each line of an image list; between them stands a space, or what else is white as in 2014."""
+    labelled = []
+    for number, line in enumerate(lines_of(path, "image list"), 1):
+        try:
+            image, label = line.rsplit(None, 1)
+            if not float(label).is_integer():
+                raise ValueError
+        except ValueError:
+            raise Error(f"{path}:{number}", f'"{line}"', 'a line is "path label", the label a whole number') from None
+        labelled.append((image, int(float(label))))
+    return labelled
+
+
 def read_image(path: str, color: bool, size: tuple[int, int] | None = None) -> np.ndarray:
     """An image file, channels × height × width, uint8, BGR; resized to (height, width) where given."""
     image = cv2.imread(path, cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
@@ -56,13 +70,7 @@ class ImageData(Prefetching):
         if bool(p.new_height) != bool(p.new_width):
             raise self.error(f"new_height {p.new_height} and new_width {p.new_width}", "both are given, or neither")
         glog.info("image_data_layer.cpp:39", f"Opening file {p.source}")
-        self.lines = []
-        for number, line in enumerate(lines_of(p.source, "image list"), 1):
-            path, _, label = line.rpartition(" ")
-            try:
-                self.lines.append((p.root_folder + path, int(label)))
-            except ValueError:
-                raise Error(f"{p.source}:{number}", f'"{line}"', 'a line is "path label", the label a whole number') from None
+        self.lines = [(p.root_folder + path, label) for path, label in labelled_lines(p.source)]
         glog.info("image_data_layer.cpp:63", f"A total of {len(self.lines)} images.")
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         self.seed = int(self.rng.integers(2**63)) if p.shuffle else None

@@ -61,9 +61,18 @@ def test_every_epoch_of_a_shuffled_list_has_every_image_once_in_another_order(tm
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+@pytest.mark.parametrize("between", [" ", "\t", "  ", " \t"])
+@pytest.mark.parametrize("label", ["7", "7.0", "+7"])
+def test_a_lists_labels_follow_white_space_and_are_whole(tmp_path, write, monkeypatch, between, label):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("an image.png", np.full((4, 4, 3), 5, np.uint8))
+    write("list.txt", f"an image.png{between}{label}\r\n")
+    assert net_of(write, LIST % "").forward()["y"] == 7
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("a.png\n", '"a.png"'), ("", "empty"), ("missing.png 3\n", "no such image")],
+    [("a.png\n", '"a.png"'), ("a.png 0.5\n", '"a.png 0.5"'), ("", "empty"), ("missing.png 3\n", "no such image")],
 )
 def test_a_list_that_cannot_be_read_is_an_error(text, found, tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
