@@ -35,7 +35,7 @@ SOLVER = """
 net: "net.prototxt" test_iter: 3 test_interval: 4 display: 2 random_seed: 1 max_iter: 8 snapshot_prefix: "run"
 base_lr: 0.05 momentum: 0.9 lr_policy: "fixed" solver_mode: CPU
 """
-LINE = re.compile(r"^[IWE]\d{8} \d\d:\d\d:\d\d\.\d{6} +\d+ (\S+:\d+)\] (.*)$")
+LINE = re.compile(r"^[IWE]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ (\S+:\d+)\] (.*)$")
 
 
 @pytest.fixture
