@@ -89,6 +89,14 @@ def test_flags_of_the_log_change_nothing_else(run):
     caffe.init_log()
 
 
+def test_flags_of_another_command_change_nothing(run, folder):
+    code, messages, _ = run("train", "-solver", "solver.prototxt", "-iterations", "3", "--phase=TRAIN")
+    assert (code, messages[:2]) == (0, ["-iterations changes nothing of caffe train", "-phase changes nothing of caffe train"])
+    assert (folder / "run_iter_8.caffemodel").exists()
+    with pytest.raises(SystemExit):
+        run("train", "-solver", "solver.prototxt", "-gemmOpt=0")
+
+
 @pytest.mark.parametrize("command", [["train", "-solver", "solver.prototxt"], ["time", "-model", "net.prototxt"]])
 @pytest.mark.parametrize(("flag", "found"), [("0", "no CUDA device"), ("all", "no CUDA device")])
 def test_a_gpu_that_is_not_there_is_an_error(run, command, flag, found):
@@ -383,7 +391,8 @@ def rows(path, **options):
 
 def test_parse_log_reads_our_own_log(run, folder):
     run("train", "-solver", "solver.prototxt", "-log_dir", "logs")
-    (log,) = (folder / "logs").iterdir()
+    log = folder / "logs/caffe.INFO"
+    assert log.readlink().name.startswith("caffe.")
     assert run("parse_log", str(log), ".")[0] == 0
     train, test = rows(f"{log.name}.train"), rows(f"{log.name}.test")
     assert list(train[0]) == ["NumIters", "Seconds", "LearningRate", "loss"]
