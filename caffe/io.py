@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caffe.errors import FileError
+from caffe.errors import ImageError
 from caffe.proto import caffe_pb2
 from caffe.stored import shape_of, values_of
 
@@ -77,10 +77,10 @@ def load_image(filename, color: bool = True) -> np.ndarray:
     import cv2
 
     if not Path(filename).exists():
-        raise FileError(str(filename), "no such image")
+        raise ImageError(str(filename), "no such image")
     image = cv2.imread(str(filename), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise FileError(str(filename), "not an image that OpenCV reads")
+        raise ImageError(str(filename), "not an image that OpenCV reads")
     image = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1)
     if image.ndim == 2:
         image = image[:, :, None]

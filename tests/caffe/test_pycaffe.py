@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -286,6 +287,17 @@ layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" loss_weight: 2 inne
 def test_a_missing_file_is_a_runtime_error_as_in_pycaffe(write):
     with pytest.raises(RuntimeError, match="absent"):
         caffe.Net("absent.prototxt", caffe.TEST)
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "no such image"), (b"no image", "not an image that OpenCV reads")])
+def test_an_image_that_cannot_be_read_is_an_oserror_that_scripts_pass_over(tmp_path, content, message):
+    path = tmp_path / "cat.jpg"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(OSError, match=f"cat.jpg: {message}$") as error:
+        caffe.io.load_image(str(path))
+    assert isinstance(error.value, caffe.FileError)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 
 
 @pytest.mark.parametrize("phase", [(), ("lenet.caffemodel",), ("lenet.caffemodel", "test")])
