@@ -173,7 +173,7 @@ class Transformer:
         if (raw_scale := self.raw_scale.get(in_)) is not None:
             result = result * np.float32(raw_scale)
         if (mean := self.mean.get(in_)) is not None:
-            result = result - mean
+            result = (result - mean).astype(np.float32, copy=False)
         if (input_scale := self.input_scale.get(in_)) is not None:
             result = result * np.float32(input_scale)
         return result

@@ -319,6 +319,20 @@ def test_paths_may_be_text_path_objects_or_bytes(write, tmp_path, kind):
     assert caffe.Net(kind(net), weights, caffe.TEST).outputs == ["y"]
 
 
+@pytest.mark.parametrize("mean", [np.array([104, 117, 123], np.uint8), np.array([104.5, 117, 123]), np.full((3, 4, 4), 0.1)])
+def test_a_preprocessed_image_is_float32_whatever_the_mean_is(mean):
+    transformer = caffe.io.Transformer({"data": (1, 3, 4, 4)})
+    transformer.set_transpose("data", (2, 0, 1))
+    transformer.set_mean("data", mean)
+    transformer.set_input_scale("data", 0.017)
+    image = np.full((4, 4, 3), 200, np.float32)
+    ready = transformer.preprocess("data", image)
+    assert ready.dtype == np.float32
+    want = (200 - mean.reshape(3, -1)[:, 0].astype(float)).astype(np.float32) * np.float32(0.017)
+    np.testing.assert_array_equal(ready[:, 0, 0], want)
+    assert (image == 200).all()
+
+
 def test_blobs_and_records_become_arrays_of_pycaffes_types():
     values = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     blob = caffe.io.array_to_blobproto(values, diff=2 * values)
