@@ -24,7 +24,7 @@ def _named_parameters(net: Net, index: int):
 def log_forward(net: Net, index: int) -> None:
     """The tops and parameters of a layer that has just computed."""
     name = net._layer_names[index]
-    for top in net.top_names[name]:
+    for top in net.layers[index].param.top:
         glog.info("net.cpp:591", f"    [Forward] Layer {name}, top blob {top} data: {_mean_magnitude(net.blobs[top].tensor):g}")
     for shown, blob in _named_parameters(net, index):
         glog.info("net.cpp:603", f"    [Forward] Layer {name}, param blob {shown} data: {_mean_magnitude(blob.tensor):g}")
@@ -33,7 +33,7 @@ def log_forward(net: Net, index: int) -> None:
 def log_backward(net: Net, index: int, propagates: list[bool]) -> None:
     """The gradients of a layer's bottoms and parameters, just computed."""
     name = net._layer_names[index]
-    for bottom, propagated in zip(net.bottom_names[name], propagates, strict=True):
+    for bottom, propagated in zip(net.layers[index].param.bottom, propagates, strict=True):
         if propagated:
             magnitude = _mean_magnitude(net.blobs[bottom].gradient)
             glog.info("net.cpp:619", f"    [Backward] Layer {name}, bottom blob {bottom} diff: {magnitude:g}")

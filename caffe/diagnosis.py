@@ -40,23 +40,24 @@ def divergence(solver: Solver, loss: float, before: float | None) -> DivergenceE
 
 def _first_place(net: Net) -> str:
     """The first layer with something that is not finite: a parameter, or a top."""
-    for name, layer in net.layer_dict.items():
+    for layer in net.layers:
+        name, tops, bottoms = layer.param.name, layer.param.top, layer.param.bottom
         for position, blob in enumerate(layer.blobs):
             if not torch.isfinite(blob.tensor).all():
                 return f'first in layer "{name}": its parameter {position} is not finite, so an earlier update was too large'
-        for top in net.top_names[name]:
+        for top in tops:
             value = net.blobs[top].tensor
             if not torch.isfinite(value).all():
-                source = "the data" if not net.bottom_names[name] else "its values"
+                source = "the data" if not bottoms else "its values"
                 return f'first in layer "{name}": top "{top}", {source}, from finite parameters'
     return "all layers' values are finite, and only their sum is not"
 
 
 def _labels(net: Net):
     """The range of the labels that losses have read, against the number of classes."""
-    for name, layer in net.layer_dict.items():
+    for layer in net.layers:
         along = getattr(layer, "along", None)
-        if layer.is_loss and along is not None and len(net.bottom_names[name]) > 1:
-            scores, labels = (net.blobs[bottom] for bottom in net.bottom_names[name][:2])
+        if layer.is_loss and along is not None and len(layer.param.bottom) > 1:
+            scores, labels = (net.blobs[bottom] for bottom in layer.param.bottom[:2])
             low, high = (float(end) for end in labels.tensor.aminmax())
             yield f"labels {low:g} to {high:g} for {scores.shape[along]} classes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -19,7 +20,10 @@ _TEXT_FORMATS = ("dot", "gv", "raw")
 
 @dataclass
 class Graph:
-    """A directed graph in Graphviz's language. Nodes are {name: attributes}, edges (source, target, attributes)."""
+    """A directed graph in Graphviz's language. Nodes are {name: attributes}, edges (source, target, attributes).
+
+    As with pydot, which BVLC Caffe draws by, `create_FORMAT()` and `write_FORMAT(path)` are there for every format.
+    """
 
     name: str
     rankdir: str
@@ -48,6 +52,16 @@ class Graph:
         if done.returncode:
             raise Error("draw", f"dot cannot make {format}: {done.stderr.decode(errors='replace').strip()}")
         return done.stdout
+
+    def write(self, path, format: str = "raw") -> None:
+        """Write the picture, by default as the text of a .dot file."""
+        Path(path).write_bytes(self.create(format))
+
+    def __getattr__(self, name: str):
+        action, _, format = name.partition("_")
+        if action not in ("create", "write") or not format:
+            raise AttributeError(f"a graph has no attribute {name!r}")
+        return functools.partial(getattr(self, action), format=format)
 
 
 def _quoted(text: str) -> str:

@@ -38,6 +38,10 @@ class FileError(Error, RuntimeError):
     """A file that is missing, cannot be read, or is not what it should be; a RuntimeError too, as pycaffe has it."""
 
 
+class ImageError(FileError, OSError):
+    """An image that is missing or cannot be read; an OSError too, since scripts pass over such images by `except IOError`."""
+
+
 class ParseError(Error):
     """A prototxt that does not follow the schema."""
 

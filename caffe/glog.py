@@ -1,7 +1,8 @@
 """The log in glog's form, line for line as BVLC Caffe writes it, so that existing parsers read it.
 
-`I20261120 20:07:21.867396 19256 net.cpp:86] Creating Layer conv1`: severity, date, time, process, the place in BVLC Caffe's
-source that says the same thing, message. Lines go to standard error, and to a file where one is asked for.
+`I1120 20:07:21.867396 19256 net.cpp:86] Creating Layer conv1`: severity, month and day, time, process, the place in BVLC Caffe's
+source that says the same thing, message. A glog since 2020 puts the year first, which Caffe's own parser and others cannot read.
+Lines go to standard error, and to a file where one is asked for.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _write(severity: int, place: str, message: str) -> None:
     if not loud and not _state["files"]:
         return
     now = time.time()
-    stamp = time.strftime("%Y%m%d %H:%M:%S", time.localtime(now))
+    stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now))
     line = f"{_SEVERITIES[severity]}{stamp}.{int(now % 1 * 1e6):06d} {os.getpid():5d} {place}] {message}\n"
     if loud:
         sys.stderr.write(line)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from caffe.errors import FileError
+from caffe.errors import ImageError
 from caffe.proto import caffe_pb2
 from caffe.stored import shape_of, values_of
 
 
 def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> np.ndarray:
-    """The values of a stored blob (or its gradient) in its shape."""
-    return values_of(blob, return_diff).reshape(shape_of(blob))
+    """The values of a stored blob (or its gradient) in its shape; float64, as pycaffe has it."""
+    return values_of(blob, return_diff).astype(float).reshape(shape_of(blob))
 
 
 def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> caffe_pb2.BlobProto:
@@ -33,6 +33,10 @@ def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> caf
 def arraylist_to_blobprotovector_str(arrays: list[np.ndarray]) -> bytes:
     """A serialised BlobProtoVector of several arrays."""
     return caffe_pb2.BlobProtoVector(blobs=[array_to_blobproto(array) for array in arrays]).SerializeToString()
+
+
+arraylist_to_blobprotovecor_str = arraylist_to_blobprotovector_str
+"""BVLC Caffe's spelling."""
 
 
 def blobprotovector_str_to_arraylist(string: bytes) -> list[np.ndarray]:
@@ -55,10 +59,10 @@ def array_to_datum(array: np.ndarray, label: int | None = None) -> caffe_pb2.Dat
 
 
 def datum_to_array(datum: caffe_pb2.Datum) -> np.ndarray:
-    """A record that is not encoded as an array, channels × height × width: uint8, or float where it holds floats."""
+    """A record that is not encoded as a new array, channels × height × width: uint8, or float where it holds floats."""
     shape = (datum.channels, datum.height, datum.width)
     if len(datum.data):
-        return np.frombuffer(datum.data, dtype=np.uint8).reshape(shape)
+        return np.frombuffer(datum.data, dtype=np.uint8).reshape(shape).copy()
     return np.array(datum.float_data, dtype=float).reshape(shape)
 
 
@@ -73,10 +77,10 @@ def load_image(filename, color: bool = True) -> np.ndarray:
     import cv2
 
     if not Path(filename).exists():
-        raise FileError(str(filename), "no such image")
+        raise ImageError(str(filename), "no such image")
     image = cv2.imread(str(filename), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise FileError(str(filename), "not an image that OpenCV reads")
+        raise ImageError(str(filename), "not an image that OpenCV reads")
     image = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1)
     if image.ndim == 2:
         image = image[:, :, None]
@@ -169,7 +173,7 @@ class Transformer:
         if (raw_scale := self.raw_scale.get(in_)) is not None:
             result = result * np.float32(raw_scale)
         if (mean := self.mean.get(in_)) is not None:
-            result = result - mean
+            result = (result - mean).astype(np.float32, copy=False)
         if (input_scale := self.input_scale.get(in_)) is not None:
             result = result * np.float32(input_scale)
         return result

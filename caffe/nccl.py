@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import socket
 from typing import TYPE_CHECKING
@@ -22,6 +23,12 @@ _PATIENCE = datetime.timedelta(days=1)
 def has_nccl() -> bool:
     """Whether PyTorch can join GPUs by NCCL; CPUs are joined by Gloo, which is always there."""
     return torch.distributed.is_available() and torch.distributed.is_nccl_available()
+
+
+def _leave() -> None:
+    """Part from the others; a process that ends without is ended by Gloo's threads now and then."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class NCCL:
@@ -51,6 +58,7 @@ class NCCL:
             raise Error(
                 "NCCL", f"the {count} solvers cannot meet at {address} ({error})", do="give each the same new_uid()"
             ) from error
+        atexit.register(_leave)
 
     @staticmethod
     def new_uid() -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Collection
 from pathlib import Path
@@ -28,7 +29,7 @@ class Net:
     weights  a .caffemodel or .caffemodel.h5 whose layers of the same names are copied
 
     blobs    {name: Blob} in the order in which layers produce them; data and diff are NumPy arrays
-    params   {layer name: [weights, bias, …]}
+    params   {layer name: [weights, bias, …]}; of layers with one name, those of the last
     layers   the layers, with `type` and `blobs`
     inputs, outputs  names of blobs
     """
@@ -39,14 +40,14 @@ class Net:
         elif args:
             phase, *rest = args
             level, stages, weights = (*rest, *(level, stages, weights)[len(rest) :])
-        if phase is None:
-            raise TypeError("Net wants a phase: caffe.TRAIN or caffe.TEST")
+        if phase not in (caffe_pb2.TRAIN, caffe_pb2.TEST):
+            raise TypeError(f"a net's phase is caffe.TRAIN or caffe.TEST, not {phase!r}: caffe.Net(net, weights, caffe.TEST)")
         if isinstance(network_file, caffe_pb2.NetParameter):
             definition = caffe_pb2.NetParameter()
             definition.CopyFrom(network_file)
             self.path, lines = definition.name or "net", []
         else:
-            self.path = str(network_file)
+            self.path = os.fsdecode(network_file)
             definition, lines = prototxt.read_net(self.path), prototxt.layer_lines(self.path)
         definition.state.phase = phase
         if level is not None:
@@ -84,7 +85,7 @@ class Net:
         steps = [self._append(param, where) for param, where in zip(self.definition.layer, wheres, strict=True)]
         self.input_names = frozenset(self.inputs)
         self._decide_backward(steps)
-        available = {name for names in self.top_names.values() for name in names}
+        available = {name for step in steps for name in step.tops}
         consumed = set()
         for step in steps:
             consumed.difference_update(name for name in step.tops if name not in step.bottoms)
@@ -300,7 +301,7 @@ class Net:
     def _forward(self, first: int, last: int) -> float:
         """Compute layers `first` to `last`, at once, or one by one where somebody watches each; the sum of their losses."""
         self._compute(first, last)
-        names = dict.fromkeys(name for layer in self._layer_names[first : last + 1] for name in self.top_names[layer])
+        names = dict.fromkeys(name for step in self._steps[first : last + 1] for name in step.tops)
         losses = [(self.blobs[name].tensor, self.blob_loss_weights[name]) for name in names if self.blob_loss_weights[name]]
         return sum(float(value.sum()) * weight for value, weight in losses)
 
@@ -434,39 +435,48 @@ class Net:
 
     def clear_param_diffs(self) -> None:
         """Set the gradients of all parameters to 0."""
-        for blobs in self.params.values():
-            for blob in blobs:
+        for layer in self.layers:
+            for blob in layer.blobs:
                 blob.clear_gradient()
 
     # ---- parameters
 
     def learnable_params(self) -> list[Parameter]:
         """Every parameter once, in the order of the layers; shared ones at their owner."""
-        return [blob for blobs in self.params.values() for blob in blobs if blob.owner is blob]
+        return [blob for layer in self.layers for blob in layer.blobs if blob.owner is blob]
+
+    def named_params(self) -> dict[str, list[Parameter]]:
+        """{layer name: parameters} as files and other nets know them: layers of one name count as one."""
+        named: dict[str, list[Parameter]] = {}
+        for name, layer in zip(self._layer_names, self.layers, strict=True):
+            if layer.blobs:
+                named.setdefault(name, []).extend(layer.blobs)
+        return named
 
     def copy_from(self, path, skip: Collection[str] = ()) -> weights.Copied:
         """Copy parameters by layer name from a .caffemodel or .caffemodel.h5, all but those of `skip`; see `weights.copy`."""
-        return weights.copy(self, str(path), skip)
+        return weights.copy(self, os.fsdecode(path), skip)
 
     def share_with(self, other: Net) -> None:
         """Use the memory of another net's parameters in the layers of the same names."""
-        for name, blobs in self.params.items():
-            for blob, source in zip(blobs, other.params.get(name, []), strict=False):
+        sources = other.named_params()
+        for name, blobs in self.named_params().items():
+            for blob, source in zip(blobs, sources.get(name, []), strict=False):
                 if blob.shape != source.shape:
                     raise Error(f'layer "{name}"', f"parameters of shape {source.shape}", f"this net has {blob.shape}")
                 blob.share(source)
 
     def save(self, path, diff: bool = False) -> None:
         """Write the net's parameters as a .caffemodel; whole or not at all."""
-        weights.save(self, str(path), diff)
+        weights.save(self, os.fsdecode(path), diff)
 
     def save_hdf5(self, path, diff: bool = False) -> None:
         """Write the net's parameters as a .caffemodel.h5; whole or not at all."""
-        weights.save_hdf5(self, str(path), diff)
+        weights.save_hdf5(self, os.fsdecode(path), diff)
 
     def load_hdf5(self, path) -> weights.Copied:
         """Copy parameters by layer name from a .caffemodel.h5."""
-        return weights.copy(self, str(path))
+        return weights.copy(self, os.fsdecode(path))
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
         """Feed the MemoryData layer that the net begins with; the arrays are kept, not copied.
@@ -500,10 +510,10 @@ class Net:
         return [self._blob_names.index(name) for name in self.outputs]
 
     def _bottom_ids(self, layer: int) -> list[int]:
-        return [self._blob_names.index(name) for name in self.bottom_names[self._layer_names[layer]]]
+        return [self._blob_names.index(name) for name in self._steps[layer].bottoms]
 
     def _top_ids(self, layer: int) -> list[int]:
-        return [self._blob_names.index(name) for name in self.top_names[self._layer_names[layer]]]
+        return [self._blob_names.index(name) for name in self._steps[layer].tops]
 
     @property
     def layer_dict(self) -> OrderedDict[str, layers.Layer]:

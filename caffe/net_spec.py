@@ -149,6 +149,18 @@ class NetSpec:
 
     __delitem__ = __delattr__
 
+    def keys(self) -> list[str]:
+        """The names of the tops, in the order in which they were set; SSD's, as `vals` and `update` are."""
+        return list(self.tops)
+
+    def vals(self) -> list[Top]:
+        """The tops, in that order."""
+        return list(self.tops.values())
+
+    def update(self, name: str, params: dict) -> None:
+        """Change parameters of the layer that gives the top `name`."""
+        self.tops[name].fn.params.update(params)
+
     def to_proto(self) -> caffe_pb2.NetParameter:
         """NetParameter with every layer that leads to a named top, in dependency order."""
         names = {top: name for name, top in self.tops.items()}

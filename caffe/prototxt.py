@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
@@ -69,14 +70,26 @@ def read_binary(path: str, message: Message, what: str | None = None) -> Message
 def read_text(path: str, message: Message) -> Message:
     """Fill `message` from a prototxt; what does not parse is named with its line."""
     try:
-        text = _bytes(path).decode()
-    except UnicodeDecodeError:
-        raise FileError(path, "not a text file", "a prototxt is wanted", "a .caffemodel is given as weights") from None
-    try:
-        text_format.Parse(text, message)
+        text_format.Parse(_text(path), message)
     except text_format.ParseError as error:
         raise _explained(path, error) from None
     return message
+
+
+def _text(path: str) -> str:
+    """The text of a prototxt: UTF-8, with or without the mark that editors put before it, or any other encoding of ASCII.
+
+    Caffe knows no encodings, so that comments may be written in each; without UTF-8, a character stands for a byte.
+    """
+    content = _bytes(path)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FileError(path, "text in UTF-16", "a prototxt is plain text", "save it as UTF-8")
+    if b"\0" in content:
+        raise FileError(path, "not a text file", "a prototxt is wanted", "a .caffemodel is given as weights")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def _bytes(path: str) -> bytes:
@@ -92,7 +105,7 @@ def _bytes(path: str) -> bytes:
 
 _NO_FIELD = re.compile(r'Message type "caffe\.([\w.]+)" has no field named "([^"]+)"')
 _NO_VALUE = re.compile(r'Enum type "caffe\.([\w.]+)" has no value named (\S+)\.$')
-_NO_STRING = re.compile(r"Expected string but found: '([^']+)'$")
+_NO_STRING = re.compile(r"Expected string but found: '(\w[^']*)'$")
 
 
 def _explained(path: str, error: text_format.ParseError) -> ParseError:
@@ -148,8 +161,8 @@ def layer_lines(path: str) -> list[int]:
     Padding layers are left out, as they are when the net is upgraded.
     """
     try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError):
+        text = _text(path)
+    except FileError:
         return []
     lines, depth, line, counted = [], 0, 1, 0
     for token in _TOKENS.finditer(text):

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import enum
+
 import torch
 
 from caffe.blob import Blob, Parameter
 from caffe.proto import caffe_pb2
+
+
+class Phase(enum.IntEnum):
+    """A phase is a number, as in Caffe; R-CNN's layers look settings up by the name that their Caffe wrote it as."""
+
+    TRAIN = caffe_pb2.TRAIN
+    TEST = caffe_pb2.TEST
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class BlobVec(list[Parameter]):
@@ -30,7 +42,7 @@ class Layer:
     the name of a bottom they are one blob.
 
     param_str  the text of the prototxt's param_str
-    phase      caffe.TRAIN or caffe.TEST
+    phase      caffe.TRAIN or caffe.TEST; as text "TRAIN" or "TEST"
     blobs      learned parameters: self.blobs.add_blob(10, 3) in `setup` appends one; `backward` adds to their diffs
 
     A source of records may also have `batch_size` and `seek(position)`, which a restored solver calls with the number of records
@@ -39,7 +51,7 @@ class Layer:
 
     type = "Python"
     param_str = ""
-    phase = caffe_pb2.TEST
+    phase = Phase.TEST
     blobs: BlobVec
 
     def __init__(self, param: caffe_pb2.LayerParameter, *_arguments):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -81,7 +82,7 @@ class Solver:
     """How many arrays of the shape of each parameter the rule remembers."""
 
     def __init__(self, solver_file: str, param: caffe_pb2.SolverParameter | None = None):
-        self.path = str(solver_file)
+        self.path = os.fsdecode(solver_file)
         self.param = param or prototxt.read_solver(self.path)
         glog.info("solver.cpp:45", "Initializing solver from parameters: \n" + prototxt.text_of(self.param).rstrip("\n"))
         self._check()
@@ -351,8 +352,9 @@ class Solver:
         return _POLICIES[self.param.lr_policy](self)
 
     def apply_update(self) -> None:
-        """Change the parameters by their gradients; one iteration's update without its forward and backward."""
+        """Change the parameters by their gradients and count the iteration; its forward and backward passes are the caller's."""
         self._apply_update(False)
+        self.iter += 1
 
     @machine.without_denormals
     @torch.no_grad()
@@ -414,6 +416,8 @@ class Solver:
     def _test(self, index: int) -> None:
         glog.info("solver.cpp:347", f"Iteration {self.iter}, Testing net (#{index})")
         net, batches = self.test_nets[index], self.param.test_iter[index]
+        if not batches:
+            return
         totals: dict[str, torch.Tensor] = {}
         loss = 0.0
         for _ in range(batches):
@@ -453,7 +457,7 @@ class Solver:
 
     def restore(self, path: str) -> None:
         """Take up training where a .solverstate or .solverstate.h5 left it, data included; after one of ours, to the bit."""
-        snapshots.restore(self, str(path))
+        snapshots.restore(self, os.fsdecode(path))
 
 
 METRICS = ("iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy")

@@ -6,6 +6,8 @@ subtracted from the parameter.
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from caffe import prototxt
@@ -136,7 +138,8 @@ _TYPES = {solver.type: solver for solver in (SGDSolver, NesterovSolver, AdaGradS
 
 def get_solver(solver_file: str, param: caffe_pb2.SolverParameter | None = None) -> Solver:
     """The solver of the type that a solver prototxt names; `param` replaces what stands in the file."""
-    param = param or prototxt.read_solver(str(solver_file))
+    path = os.fsdecode(solver_file)
+    param = param or prototxt.read_solver(path)
     if param.type not in _TYPES:
-        raise SolverError(str(solver_file), f'unknown solver type "{param.type}"', f"there are {', '.join(_TYPES)}")
-    return _TYPES[param.type](solver_file, param)
+        raise SolverError(path, f'unknown solver type "{param.type}"', f"there are {', '.join(_TYPES)}")
+    return _TYPES[param.type](path, param)

@@ -56,7 +56,7 @@ class Copied:
 
 
 def copy(net: Net, path: str, skip: Collection[str] = ()) -> Copied:
-    """Copy parameters into `net` from the layers of the same names, but for those of `skip`.
+    """Copy parameters into `net` from the layers of the same names, but for those of `skip`; layers of one name count as one.
 
     Layers that only one side has are left alone and logged. Layers of the same name with other shapes are a WeightsError that
     names all of them and says what to do, and leaves the net as it was.
@@ -65,14 +65,14 @@ def copy(net: Net, path: str, skip: Collection[str] = ()) -> Copied:
     result = Copied()
     arrays: list[tuple[Parameter, np.ndarray]] = []
     wrong: dict[str, tuple[str, str, str]] = {}
-    known = set(net._layer_names)
+    known, params = set(net._layer_names), net.named_params()
     for name, blobs in stored.items():
         if name not in known:
             glog.info("net.cpp:744", f"Ignoring source layer {name}")
             if blobs:
                 result.ignored.append(name)
             continue
-        targets = net.params.get(name, [])
+        targets = params.get(name, [])
         if not targets and not blobs:
             continue
         unfit = _unfit(net, name, targets, blobs)
@@ -88,7 +88,7 @@ def copy(net: Net, path: str, skip: Collection[str] = ()) -> Copied:
     with torch.no_grad():
         for target, values in arrays:
             target.tensor.copy_(torch.from_numpy(values.reshape(target.shape)))
-    result.untouched = [name for name in net.params if name not in stored or name in skip]
+    result.untouched = [name for name in params if name not in stored or name in skip]
     return result
 
 
@@ -142,7 +142,7 @@ def save_hdf5(net: Net, path: str, diff: bool = False) -> None:
     with h5py.File(part, "w") as file:
         for group in ("data", "diff") if diff else ("data",):
             file.create_group(group)
-            for name, blobs in net.params.items():
+            for name, blobs in net.named_params().items():
                 layer = file[group].create_group(name)
                 for index, blob in enumerate(blobs):
                     if blob.owner is blob:
@@ -167,7 +167,10 @@ def _read_proto(path: str) -> dict[str, list[Stored]]:
         if layer.HasField("layer"):
             layer = layer.layer
         layers.append((layer.name, layer.blobs))
-    return {name: [_stored(blob, f'{path}: layer "{name}"') for blob in blobs] for name, blobs in layers}
+    stored: dict[str, list[Stored]] = {}
+    for name, blobs in layers:
+        stored.setdefault(name, []).extend(_stored(blob, f'{path}: layer "{name}"') for blob in blobs)
+    return stored
 
 
 def _stored(blob: caffe_pb2.WeightsBlob, where: str) -> Stored:

@@ -53,15 +53,9 @@ def _words(argv: list[str]) -> list[str]:
 def convert(arguments) -> None:
     """Write the database."""
     from caffe.db import DatabaseWriter
-    from caffe.layer_types.files import lines_of
+    from caffe.layer_types.files import labelled_lines
 
-    lines = []
-    for number, line in enumerate(lines_of(arguments.list, "image list"), 1):
-        path, _, label = line.rpartition(" ")
-        try:
-            lines.append((path, int(label)))
-        except ValueError:
-            raise Error(f"{arguments.list}:{number}", f'"{line}"', 'a line is "path label", the label a whole number') from None
+    lines = labelled_lines(arguments.list)
     if arguments.shuffle:
         glog.info("convert_imageset.cpp:84", "Shuffling data")
         np.random.default_rng().shuffle(lines)

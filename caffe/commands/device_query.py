@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     """`caffe device_query [-gpu 0,1]`; all GPUs by default."""
     parser = flags.parser("device_query", "Log what is known of the GPUs; memory in bytes, clock rate in kHz.")
     flags.add(parser, "gpu", "numbers of the GPUs, separated by commas, or all (the default)", default="all")
-    arguments = parser.parse_args(argv)
+    arguments = flags.parse(parser, argv)
     with flags.logging(arguments):
         glog.info("caffe.cpp:138", f"Querying GPUs {arguments.gpu}")
         for number in devices.numbers(arguments.gpu):

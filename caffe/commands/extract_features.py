@@ -12,7 +12,7 @@ from caffe.proto import caffe_pb2
 
 
 def main(argv: list[str]) -> int:
-    """`caffe extract_features WEIGHTS NET BLOB[,…] DB[,…] BATCHES DB_TYPE [CPU|GPU] [DEVICE_ID=0]`."""
+    """`caffe extract_features WEIGHTS NET BLOB[,…] DB[,…] BATCHES DB_TYPE [CPU|GPU] [0]`."""
     parser = flags.parser(
         "extract_features",
         "Run a net over its own data in testing, and write blobs as databases of float Datums with keys %010d.",
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("databases", help="one for each blob, separated by commas")
     parser.add_argument("batches", type=int, help="number of mini-batches")
     parser.add_argument("backend", metavar="db_type", choices=("lmdb", "leveldb"))
-    parser.add_argument("device", nargs="*", help="CPU (the default), or GPU and DEVICE_ID=n")
+    parser.add_argument("device", nargs="*", help="CPU (the default), or GPU and its number, 1 or DEVICE_ID=1")
     arguments = parser.parse_args(argv)
     blobs, databases = arguments.blobs.split(","), arguments.databases.split(",")
     if len(blobs) != len(databases):
@@ -37,9 +37,9 @@ def main(argv: list[str]) -> int:
 
 def _device(words: list[str]) -> str:
     """The -gpu that the last words ask for."""
-    known = [re.fullmatch(r"CPU|GPU|DEVICE_ID=(\d+)", word) for word in words]
+    known = [re.fullmatch(r"CPU|GPU|(?:DEVICE_ID=)?(\d+)", word) for word in words]
     if not all(known):
-        raise Error("caffe extract_features", " ".join(words), "CPU, or GPU and DEVICE_ID=n")
+        raise Error("caffe extract_features", " ".join(words), "CPU, or GPU and its number")
     if "GPU" not in words:
         return ""
     return next((match[1] for match in known if match[1]), "0")

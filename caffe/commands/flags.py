@@ -14,6 +14,10 @@ from pathlib import Path
 
 from caffe import glog
 
+# Caffe's `caffe` is one program: train, test, time and device_query all take these, whether they have a use for them or not.
+_OF_THE_PROGRAM = ("gpu", "level", "stage", "solver", "model", "weights", "snapshot", "iterations", "phase")
+_OF_THE_PROGRAM += ("sigint_effect", "sighup_effect")
+
 
 def parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """A parser that knows the flags of the log, which every command has."""
@@ -45,11 +49,11 @@ def add_switch(group, name: str, help: str) -> None:
 
 
 def plain_switches(argv: list[str]) -> list[str]:
-    """Switches with a truth value, as gflags takes them, in their short form: -gray=true as -gray, -gray=false as -nogray."""
+    """Switches with a truth value, as gflags takes them, in their short form: -gray=True as -gray, -gray=false as -nogray."""
     result = []
     for word in argv:
-        match = re.fullmatch(r"--?(\w+)=(true|t|1|yes|y|false|f|0|no|n)", word)
-        result.append((f"-{match[1]}" if match[2] in ("true", "t", "1", "yes", "y") else f"-no{match[1]}") if match else word)
+        match = re.fullmatch(r"--?(\w+)=(?:(true|t|1|yes|y)|false|f|0|no|n)", word, re.IGNORECASE)
+        result.append((f"-{match[1]}" if match[2] else f"-no{match[1]}") if match else word)
     return result
 
 
@@ -58,6 +62,20 @@ def add_net_flags(result: argparse.ArgumentParser) -> None:
     add(result, "gpu", "numbers of the GPUs to compute on, separated by commas, or all; the CPU without it")
     add(result, "level", "level of the net's state (default: 0)", default=0, type=int)
     add(result, "stage", "stages of the net's state, separated by commas")
+
+
+def parse(command: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """The flags of train, test, time or device_query; one that only another of them knows is said to change nothing."""
+    arguments, rest = command.parse_known_args(argv)
+    others = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in _OF_THE_PROGRAM:
+        add(others, name, "", default=argparse.SUPPRESS)
+    unused, unknown = others.parse_known_args(rest)
+    if unknown:
+        command.error(f"unrecognized arguments: {' '.join(unknown)}")
+    for name in vars(unused):
+        glog.warning("caffe.cpp:443", f"-{name} changes nothing of {command.prog}")
+    return arguments
 
 
 @contextlib.contextmanager
@@ -70,4 +88,8 @@ def logging(arguments: argparse.Namespace) -> Iterator[None]:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = f"caffe.{socket.gethostname()}.{getpass.getuser()}.log.INFO.{stamp}.{os.getpid()}"
             stack.enter_context(glog.log_to_file(Path(arguments.log_dir) / name))
+            # The newest log has a name that scripts can know.
+            newest = Path(arguments.log_dir) / "caffe.INFO"
+            newest.unlink(missing_ok=True)
+            newest.symlink_to(name)
         yield

@@ -14,7 +14,7 @@ _NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf))
 _ITERATION = re.compile(r"Iteration (\d+)")
 _RATE = re.compile(f"lr = {_NUMBER}")
 _OUTPUTS = {kind: re.compile(rf"{kind} net output #\d+: (\S+) = {_NUMBER}") for kind in ("Train", "Test")}
-# I20261120 20:07:21.867396 …, or before 2020 without a year, I1120 20:07:21.867396 …
+# I1120 20:07:21.867396 …, or, from a glog since 2020, with a year, I20261120 20:07:21.867396 …
 _STAMP = re.compile(r"^[IWEF](\d{4})?(\d\d)(\d\d) (\d\d):(\d\d):(\d\d)\.(\d{6})")
 
 Row = dict[str, float]

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     flags.add(parser, "weights", "its weights: .caffemodel or .caffemodel.h5 files, separated by commas", required=True)
     flags.add(parser, "iterations", "number of batches (default: 50)", default=50, type=int)
     flags.add_net_flags(parser)
-    arguments = parser.parse_args(argv)
+    arguments = flags.parse(parser, argv)
     if arguments.iterations < 1:
         raise Error("caffe test", f"-iterations {arguments.iterations}", "it must be at least 1")
     with flags.logging(arguments):

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     flags.add(parser, "iterations", "number of passes (default: 50)", default=50, type=int)
     flags.add(parser, "phase", "phase of the net (default: TRAIN)", default="TRAIN", choices=("TRAIN", "TEST"))
     flags.add_net_flags(parser)
-    arguments = parser.parse_args(argv)
+    arguments = flags.parse(parser, argv)
     if arguments.iterations < 1:
         raise Error("caffe time", f"-iterations {arguments.iterations}", "it must be at least 1")
     with flags.logging(arguments):

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     flags.add_net_flags(parser)
     for name, default in (("sigint_effect", "stop"), ("sighup_effect", "snapshot")):
         flags.add(parser, name, f"what the signal does (default: {default})", default=default, choices=_EFFECTS)
-    arguments = parser.parse_args(argv)
+    arguments = flags.parse(parser, argv)
     if arguments.snapshot and arguments.weights:
         raise Error("caffe train", "both -snapshot and -weights", "one of them is wanted", "a snapshot brings its own weights")
     with flags.logging(arguments):

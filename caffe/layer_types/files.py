@@ -1,4 +1,4 @@
-"""Blobs from files other than databases, and into them: ImageData, HDF5Data, HDF5Output; and from memory: MemoryData."""
+"""Blobs from other files than databases, and into them: (Dense)ImageData, HDF5Data, HDF5Output; and from memory: MemoryData."""
 
 from __future__ import annotations
 
@@ -31,13 +31,27 @@ def lines_of(path: str, what: str) -> list[str]:
     return lines
 
 
-def read_image(path: str, color: bool, size: tuple[int, int] | None = None) -> np.ndarray:
+def labelled_lines(path: str) -> list[tuple[str, int]]:
+    """The path and the label of each line of an image list; between them stands a space, or what else is white as in 2014."""
+    labelled = []
+    for number, line in enumerate(lines_of(path, "image list"), 1):
+        try:
+            image, label = line.rsplit(None, 1)
+            if not float(label).is_integer():
+                raise ValueError
+        except ValueError:
+            raise Error(f"{path}:{number}", f'"{line}"', 'a line is "path label", the label a whole number') from None
+        labelled.append((image, int(float(label))))
+    return labelled
+
+
+def read_image(path: str, color: bool, size: tuple[int, int] | None = None, how: int = cv2.INTER_LINEAR) -> np.ndarray:
     """An image file, channels × height × width, uint8, BGR; resized to (height, width) where given."""
     image = cv2.imread(path, cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise FileError(path, "no image that OpenCV reads" if Path(path).exists() else "no such image")
     if size:
-        image = cv2.resize(image, size[::-1])
+        image = cv2.resize(image, size[::-1], interpolation=how)
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
@@ -52,17 +66,11 @@ class ImageData(Prefetching):
 
     def setup(self, *shapes):
         super().setup()
-        p = self.param.image_data_param
+        p = self.settings
         if bool(p.new_height) != bool(p.new_width):
             raise self.error(f"new_height {p.new_height} and new_width {p.new_width}", "both are given, or neither")
         glog.info("image_data_layer.cpp:39", f"Opening file {p.source}")
-        self.lines = []
-        for number, line in enumerate(lines_of(p.source, "image list"), 1):
-            path, _, label = line.rpartition(" ")
-            try:
-                self.lines.append((p.root_folder + path, int(label)))
-            except ValueError:
-                raise Error(f"{p.source}:{number}", f'"{line}"', 'a line is "path label", the label a whole number') from None
+        self.lines = self.listed()
         glog.info("image_data_layer.cpp:63", f"A total of {len(self.lines)} images.")
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         self.seed = int(self.rng.integers(2**63)) if p.shuffle else None
@@ -71,17 +79,22 @@ class ImageData(Prefetching):
         self.skipped = int(self.rng.integers(p.rand_skip)) if p.rand_skip else 0
         if self.skipped >= len(self.lines):
             raise self.error(f"rand_skip {p.rand_skip}", f"there are {len(self.lines)} images")
+        self.size = (p.new_height, p.new_width) if p.new_height else None
         self.image = self.pixels(self.lines[0]).shape
         shape = (p.batch_size, *self.transformer.shape(self.image))
         glog.info("image_data_layer.cpp:85", "output data size: " + ",".join(map(str, shape)))
 
     def top_shapes(self):
-        batch = self.param.image_data_param.batch_size
-        return [(batch, *self.transformer.shape(self.image)), (batch,)]
+        return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size,)]
+
+    @property
+    def settings(self):
+        """The layer's own parameters."""
+        return self.param.image_data_param
 
     @property
     def batch_size(self):
-        return self.param.image_data_param.batch_size
+        return self.settings.batch_size
 
     def keep(self, state):
         super().keep(state)
@@ -95,10 +108,17 @@ class ImageData(Prefetching):
         if self.seed is not None and state.HasField("seed"):
             self.seed = state.seed
 
-    def pixels(self, line: tuple[str, int]) -> np.ndarray:
+    def listed(self) -> list[tuple]:
+        """The path of an image and its label, for each line of the list."""
+        return [(self.settings.root_folder + path, label) for path, label in labelled_lines(self.settings.source)]
+
+    def pixels(self, line: tuple) -> np.ndarray:
         """The image of a line."""
-        p = self.param.image_data_param
-        return read_image(line[0], p.is_color, (p.new_height, p.new_width) if p.new_height else None)
+        return read_image(line[0], self.settings.is_color, self.size)
+
+    def labels(self, lines: list[tuple]) -> np.ndarray:
+        """The labels of some lines."""
+        return np.asarray([label for _, label in lines], np.float32)
 
     def ordered(self, position: int):
         """Lines from `position`, over and over; each epoch's order follows from the seed and its number."""
@@ -119,7 +139,39 @@ class ImageData(Prefetching):
             while True:
                 batch = list(islice(lines, self.batch_size))
                 images = list(pool.map(self.pixels, batch))
-                yield self.transformer(images), np.asarray([label for _, label in batch], np.float32)
+                yield self.transformer(images), self.labels(batch)
+
+
+@register("DenseImageData")
+class DenseImageData(ImageData):
+    """SegNet's: images and their images of labels from a list of `path path` lines: → (N, C, H, W), (N, 1, H, W).
+
+    The labels are the gray values, which no transformation changes; where a size is given, the nearest pixel's.
+    """
+
+    @property
+    def settings(self):
+        return self.param.dense_image_data_param
+
+    def setup(self, *shapes):
+        if self.param.transform_param.mirror or self.param.transform_param.crop_size:
+            raise self.error("mirror or crop_size in transform_param", "labels do not move with their images", "leave it out")
+        super().setup(*shapes)
+        if (labels := self.labels(self.lines[:1]).shape[2:]) != self.image[1:]:
+            raise Error(self.lines[0][1], "labels of {}×{}".format(*labels), "their image has {}×{}".format(*self.image[1:]))
+
+    def top_shapes(self):
+        return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size, 1, *self.image[1:])]
+
+    def listed(self):
+        source, root = self.settings.source, self.settings.root_folder
+        words = [word for line in lines_of(source, "image list") for word in line.split()]
+        if len(words) % 2:
+            raise FileError(source, f"{len(words)} paths", "each image is followed by its image of labels")
+        return [(root + image, root + labels) for image, labels in zip(words[::2], words[1::2], strict=True)]
+
+    def labels(self, lines):
+        return np.array([read_image(path, False, self.size, cv2.INTER_NEAREST) for _, path in lines], np.float32)
 
 
 @register("HDF5Data")

@@ -99,25 +99,25 @@ class _SoftmaxLoss(torch.autograd.Function):
     """-log p of the targets, summed and divided by `count`.
 
     p is no smaller than FLT_MIN in the loss, and as it is in the gradient, (p - target) / count.
-    counted  1 for each target that counts and 0 for each that is ignored; None where all count
+    weights  what each target counts, 0 where it is ignored; None where all count 1
     """
 
     @staticmethod
-    def forward(ctx, scores, target, along, counted, count):
+    def forward(ctx, scores, target, along, weights, count):
         probability = torch.softmax(scores, along)
         chosen = probability.gather(along, target).clamp_min_(FLT_MIN).log_()
-        loss = (chosen if counted is None else chosen * counted).sum() / -count
-        ctx.save_for_backward(probability, target, counted)
+        loss = (chosen if weights is None else chosen * weights).sum() / -count
+        ctx.save_for_backward(probability, target, weights)
         ctx.along, ctx.count = along, count
         ctx.mark_non_differentiable(probability)
         return loss, probability
 
     @staticmethod
     def backward(ctx, gradient, _):
-        probability, target, counted = ctx.saved_tensors
+        probability, target, weights = ctx.saved_tensors
         share = gradient / ctx.count
         difference = probability.scatter(ctx.along, target, -1.0, reduce="add")
-        return difference.mul_(share if counted is None else counted * share), None, None, None, None
+        return difference.mul_(share if weights is None else weights * share), None, None, None, None
 
 
 @register("SoftmaxWithLoss")
@@ -125,6 +125,7 @@ class SoftmaxWithLoss(_OfLabels, Loss):
     """Multinomial logistic loss of a softmax over `axis`: (scores, labels) → scalar; the probabilities as a second top.
 
     Divided as loss_param says: by the labels that are not ignored (VALID, the default), by all, by the batch size, or by 1.
+    With weight_by_label_freqs, a label's loss is multiplied before by its class's class_weighting.
     """
 
     bottoms = (2, 2)
@@ -137,12 +138,17 @@ class SoftmaxWithLoss(_OfLabels, Loss):
         p = self.param.loss_param
         self.ignored = p.ignore_label if p.HasField("ignore_label") else None
         self.normalization = normalization_of(self, LOSS.VALID)
+        self.class_weights = torch.tensor(p.class_weighting, device=self.device) if p.weight_by_label_freqs else None
+        if p.weight_by_label_freqs and len(p.class_weighting) != scores[self.along]:
+            raise self.error(f"{len(p.class_weighting)} values of class_weighting", f"there are {scores[self.along]} classes")
 
     def compare(self, scores, target, counted):
-        if counted is not None:
-            counted = counted.to(scores.dtype)
-        count = divisor(self.normalization, scores.shape[: self.along].numel(), target.numel(), counted)
-        loss, probability = _SoftmaxLoss.apply(scores, target, self.along, counted, count)
+        weights = None if counted is None else counted.to(scores.dtype)
+        count = divisor(self.normalization, scores.shape[: self.along].numel(), target.numel(), weights)
+        if self.class_weights is not None:
+            of_classes = self.class_weights[target]
+            weights = of_classes if weights is None else weights * of_classes
+        loss, probability = _SoftmaxLoss.apply(scores, target, self.along, weights, count)
         return (loss, probability)[: max(1, len(self.param.top))]
 
 

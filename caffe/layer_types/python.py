@@ -101,7 +101,7 @@ class Python(Layer):
         except Exception as error:
             error.add_note(f"{self.where}: in {kind.__name__}")
             raise
-        written.phase = self.phase
+        written.phase = python_layer.Phase(self.phase)
         # param_str_ is its name of early 2015.
         written.param_str = written.param_str_ = p.param_str
         return written

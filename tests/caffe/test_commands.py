@@ -35,7 +35,7 @@ SOLVER = """
 net: "net.prototxt" test_iter: 3 test_interval: 4 display: 2 random_seed: 1 max_iter: 8 snapshot_prefix: "run"
 base_lr: 0.05 momentum: 0.9 lr_policy: "fixed" solver_mode: CPU
 """
-LINE = re.compile(r"^[IWE]\d{8} \d\d:\d\d:\d\d\.\d{6} +\d+ (\S+:\d+)\] (.*)$")
+LINE = re.compile(r"^[IWE]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ (\S+:\d+)\] (.*)$")
 
 
 @pytest.fixture
@@ -87,6 +87,14 @@ def test_flags_of_the_log_change_nothing_else(run):
     assert (code, messages[-1]) == (0, "Wrote upgraded NetParameter text proto to new.prototxt")
     assert run("train", "-solver", "solver.prototxt", "-minloglevel", "1")[1] == []
     caffe.init_log()
+
+
+def test_flags_of_another_command_change_nothing(run, folder):
+    code, messages, _ = run("train", "-solver", "solver.prototxt", "-iterations", "3", "--phase=TRAIN")
+    assert (code, messages[:2]) == (0, ["-iterations changes nothing of caffe train", "-phase changes nothing of caffe train"])
+    assert (folder / "run_iter_8.caffemodel").exists()
+    with pytest.raises(SystemExit):
+        run("train", "-solver", "solver.prototxt", "-gemmOpt=0")
 
 
 @pytest.mark.parametrize("command", [["train", "-solver", "solver.prototxt"], ["time", "-model", "net.prototxt"]])
@@ -383,7 +391,8 @@ def rows(path, **options):
 
 def test_parse_log_reads_our_own_log(run, folder):
     run("train", "-solver", "solver.prototxt", "-log_dir", "logs")
-    (log,) = (folder / "logs").iterdir()
+    log = folder / "logs/caffe.INFO"
+    assert log.readlink().name.startswith("caffe.")
     assert run("parse_log", str(log), ".")[0] == 0
     train, test = rows(f"{log.name}.train"), rows(f"{log.name}.test")
     assert list(train[0]) == ["NumIters", "Seconds", "LearningRate", "loss"]

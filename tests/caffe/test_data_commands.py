@@ -59,6 +59,12 @@ def test_a_leveldb_is_written_and_read(folder):
     assert (blob.num, blob.channels, blob.height, blob.width) == (1, 1, 8, 8)
 
 
+@pytest.mark.parametrize(("flag", "channels"), [("-gray=True", 1), ("--gray=T", 1), ("-gray=FALSE", 3), ("-gray=0", 3)])
+def test_truth_values_have_gflags_spellings(flag, channels, folder):
+    assert cli.main(["convert_imageset", flag, "images/", "list.txt", "db"]) == 0
+    assert records("db")[0][1].channels == channels
+
+
 def test_an_image_that_cannot_be_read_is_left_out(folder):
     with (folder / "list.txt").open("a") as file:
         file.write("missing.jpg 3\n")
@@ -132,6 +138,14 @@ def test_extracted_features_are_caffes(tmp_path, monkeypatch):
         for (_, datum), want in zip(written, recorded[f"feat_{name}"], strict=False):
             assert (datum.channels, datum.height, datum.width) == want.shape
             np.testing.assert_allclose(caffe.io.datum_to_array(datum), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [("999", "-gpu 999: "), ("DEVICE_ID=999", "-gpu 999: "), ("first", "GPU and its number")]
+)
+def test_features_are_extracted_on_a_gpu_by_its_number(number, message, folder, capfd):
+    assert cli.main(["extract_features", "w.caffemodel", "n.prototxt", "ip", "db", "1", "lmdb", "GPU", number]) == 1
+    assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("backend", ["lmdb", "leveldb"])

@@ -61,15 +61,61 @@ def test_every_epoch_of_a_shuffled_list_has_every_image_once_in_another_order(tm
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+@pytest.mark.parametrize("between", [" ", "\t", "  ", " \t"])
+@pytest.mark.parametrize("label", ["7", "7.0", "+7"])
+def test_a_lists_labels_follow_white_space_and_are_whole(tmp_path, write, monkeypatch, between, label):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("an image.png", np.full((4, 4, 3), 5, np.uint8))
+    write("list.txt", f"an image.png{between}{label}\r\n")
+    assert net_of(write, LIST % "").forward()["y"] == 7
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("a.png\n", '"a.png"'), ("", "empty"), ("missing.png 3\n", "no such image")],
+    [("a.png\n", '"a.png"'), ("a.png 0.5\n", '"a.png 0.5"'), ("", "empty"), ("missing.png 3\n", "no such image")],
 )
 def test_a_list_that_cannot_be_read_is_an_error(text, found, tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write("list.txt", text)
     with pytest.raises(caffe.Error, match=found):
         net_of(write, LIST % "")
+
+
+DENSE = """layer { name: "d" type: "DenseImageData" top: "x" top: "y" transform_param { %s mean_value: 1 scale: 2 }
+  dense_image_data_param { source: "list.txt" root_folder: "in/" %s } }"""
+
+
+def test_images_come_with_their_images_of_labels(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3)).astype(np.uint8)
+    labels = np.random.default_rng(1).integers(0, 12, (5, 4, 6)).astype(np.uint8)
+    for number in range(5):
+        cv2.imwrite(f"in/{number}.png", pixels[number])
+        cv2.imwrite(f"in/l{number}.png", labels[number])
+    write("list.txt", "".join(f"{number}.png\tl{number}.png\n" for number in range(5)))
+    net = net_of(write, DENSE % ("", "batch_size: 5 shuffle: true"))
+    assert net.blobs["y"].shape == (5, 1, 4, 6)
+    net.forward()
+    order = [int((labels == label[0]).all((1, 2)).argmax()) for label in net.blobs["y"].data]
+    assert sorted(order) == list(range(5))
+    np.testing.assert_array_equal(net.blobs["y"].data[:, 0], labels[order])
+    np.testing.assert_array_equal(net.blobs["x"].data, (pixels[order].transpose(0, 3, 1, 2) - 1.0) * 2)
+    net.close()
+    net = net_of(write, DENSE % ("", "batch_size: 2 new_height: 8 new_width: 12 is_color: false"))
+    assert net.forward()["y"].shape == (2, 1, 8, 12)
+    assert net.blobs["x"].shape == (2, 1, 8, 12)
+    np.testing.assert_array_equal(net.blobs["y"].data[1, 0], labels[1].repeat(2, 0).repeat(2, 1))
+    net.close()
+    for settings, found in (("mirror: true", "mirror"), ("crop_size: 2", "crop_size")):
+        with pytest.raises(caffe.LayerError, match=found):
+            net_of(write, DENSE % (settings, ""))
+    cv2.imwrite("in/l0.png", labels[0, :3])
+    with pytest.raises(caffe.Error, match="labels of 3×6, but their image has 4×6"):
+        net_of(write, DENSE % ("", ""))
+    write("list.txt", "0.png")
+    with pytest.raises(caffe.FileError, match="1 paths, but each image is followed"):
+        net_of(write, DENSE % ("", ""))
 
 
 HDF5 = 'layer { name: "d" type: "HDF5Data" top: "x" top: "y" hdf5_data_param { source: "files.txt" batch_size: 4 } }'

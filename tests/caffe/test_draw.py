@@ -55,6 +55,16 @@ def test_a_picture_from_top_to_bottom_has_wide_labels_and_multipliers_on_request
     assert label.endswith("group: 4 lr_mult: 3")
 
 
+def test_a_graph_is_created_and_written_as_with_pydot(net, tmp_path):
+    graph = draw.get_pydot_graph(net, "LR")
+    graph.write(tmp_path / "net")
+    graph.write_dot(str(tmp_path / "net.dot"))
+    for path in (tmp_path / "net", tmp_path / "net.dot"):
+        assert path.read_bytes() == graph.create_dot() == draw.draw_net(net, "LR", "dot")
+    assert not hasattr(graph, "write_")
+    assert not hasattr(graph, "absent")
+
+
 def test_names_are_quoted_for_graphviz(net):
     text = draw.draw_net(net, "LR", "dot").decode()
     assert text.startswith('digraph "a \\"net\\"" {\nrankdir=LR;\n')

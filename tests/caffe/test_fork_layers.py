@@ -396,6 +396,28 @@ def test_focal_loss(write, name, settings, alpha, gamma):
     check(write, layer, loss, draw(2, 3, 2, 2, low=-2, high=2), labels)
 
 
+@pytest.mark.parametrize(("normalize", "divisor"), [("true", 7), ("false", 2)])
+def test_classes_have_weights_in_segnets_loss(write, normalize, divisor):
+    labels = rng.integers(0, 3, (2, 2, 2)).astype(float)
+    labels[0, 0, 0], weights = 9, [0.5, 2, 3]
+
+    def loss(x, labels):
+        total, probabilities = 0.0, np.exp(x) / np.exp(x).sum(1, keepdims=True)
+        for n, i, j in np.ndindex(labels.shape):
+            label = int(labels[n, i, j])
+            if label != 9:
+                total -= weights[label] * math.log(probabilities[n, label, i, j])
+        return np.float64(total / divisor), probabilities
+
+    settings = " ".join(f"class_weighting: {weight}" for weight in weights)
+    layer = 'type: "SoftmaxWithLoss" loss_param {{ ignore_label: 9 normalize: {} {} weight_by_label_freqs: {} }}'
+    check(write, layer.format(normalize, settings, "true"), loss, draw(2, 3, 2, 2, low=-2, high=2), labels)
+    weights = [1, 1, 1]
+    check(write, layer.format(normalize, settings, "false"), loss, draw(2, 3, 2, 2, low=-2, high=2), labels)
+    error = refused(write, layer.format("true", "class_weighting: 1", "true"), (2, 3), (2,))
+    assert (error.found, error.expected) == ("1 values of class_weighting", "there are 3 classes")
+
+
 def test_focal_loss_checks_labels_and_weights(write):
     net = made(write, 'type: "FocalLoss"', [(2, 3), (2,)])
     net.blobs["x1"].data[...] = [0, 3]

@@ -110,7 +110,9 @@ WITHOUT = {
     "HDF5Output": "no tops",
     "Dropout": "random; its scale is a recording's",
     "Python": "the user's own; test_python_layer",
-    **dict.fromkeys(("Data", "DummyData", "HDF5Data", "ImageData", "Input", "MemoryData", "WindowData"), "a source"),
+    **dict.fromkeys(
+        ("Data", "DummyData", "HDF5Data", "DenseImageData", "ImageData", "Input", "MemoryData", "WindowData"), "a source"
+    ),
 }
 
 

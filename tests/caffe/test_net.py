@@ -116,6 +116,38 @@ def test_weights_come_back_from_both_formats(net, tmp_path, write):
                 np.testing.assert_array_equal(blob.data, values)
 
 
+NAMESAKES = """
+layer { name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
+  data_filler { type: "gaussian" } data_filler { value: 1 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "a"
+  inner_product_param { num_output: 6 weight_filler { type: "xavier" } } }
+layer { name: "ip" type: "ReLU" bottom: "a" top: "a" }
+layer { name: "ip" type: "InnerProduct" bottom: "a" top: "b"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "first" }
+layer { type: "SoftmaxWithLoss" bottom: "b" bottom: "label" top: "second" }
+"""
+
+
+def test_layers_of_one_name_are_all_learned_tested_saved_and_loaded(write, tmp_path):
+    text = 'base_lr: 0.5 lr_policy: "fixed" max_iter: 2 test_iter: 1 test_interval: 9 solver_mode: CPU'
+    solver = caffe.get_solver(write("solver.prototxt", f'net: "{write("net.prototxt", NAMESAKES)}" {text}'))
+    learned = [blob for layer in solver.net.layers for blob in layer.blobs]
+    before = [blob.data.copy() for blob in learned]
+    solver.step(2)
+    assert all((blob.data != values).any() for blob, values in zip(learned, before, strict=True))
+    assert solver.net.outputs == ["first", "second"]
+    assert [blob.shape for blob in solver.net.params["ip"]] == [(5, 6), (5,)]  # pycaffe's: the last
+    solver.net.save(tmp_path / "a.caffemodel")
+    solver.net.save_hdf5(tmp_path / "a.caffemodel.h5")
+    loaded = [caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST, weights=str(path)) for path in tmp_path.glob("a.*")]
+    assert len(loaded) == 2
+    for net in (*solver.test_nets, *loaded):
+        blobs = [blob for layer in net.layers for blob in layer.blobs]
+        for blob, mine in zip(blobs, learned, strict=True):
+            np.testing.assert_array_equal(blob.data, mine.data)
+
+
 @pytest.mark.parametrize("shape", [(0,), (1,), (31, 1), (4, 3, 50)])
 def test_a_stored_blob_has_the_bytes_that_protocol_buffers_write_value_by_value(shape):
     blob = caffe.Blob(shape)
@@ -357,6 +389,33 @@ def test_every_output_of_the_test_net_is_in_the_rows_of_metrics(solver):
         if row["test_loss"] is not None:
             assert row["test_extra"] == pytest.approx(0.25 * row["test_loss"])
             assert row["test_top2"] >= row["test_accuracy"]
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_an_update_by_hand_is_an_iteration_of_the_solver(solver, kind):
+    solver.param.type, solver.param.lr_policy, solver.param.gamma, solver.param.stepsize = kind, "step", 0.1, 2
+    stepped, by_hand = (caffe.get_solver("solver.prototxt", solver.param) for _ in range(2))  # of one seed
+    for other in (stepped, by_hand):
+        for name in ("data", "label"):
+            other.net.blobs[name].data[...] = solver.net.blobs[name].data
+    stepped.step(4)
+    for _ in range(4):
+        by_hand.net.clear_param_diffs()
+        by_hand.net.forward()
+        by_hand.net.backward()
+        by_hand.apply_update()
+    assert by_hand.iter == stepped.iter == 4
+    for mine, other in zip(by_hand.net.learnable_params(), stepped.net.learnable_params(), strict=True):
+        np.testing.assert_allclose(mine.data, other.data, rtol=1e-5, atol=1e-7)
+
+
+def test_a_test_of_no_batches_measures_nothing(solver):
+    rows = []
+    solver.param.test_iter[0] = 0
+    solver.on_metrics(rows.append)
+    solver.solve()
+    assert [row["iteration"] for row in rows] == [0, 3, 6]
+    assert all(row["test_loss"] is row["test_accuracy"] is None for row in rows)
 
 
 def test_what_waits_for_a_test_sees_the_weights_that_were_tested_and_may_stop_training(solver, tmp_path):

@@ -1,10 +1,13 @@
 """pycaffe's public names: all there, and what the smaller ones do."""
 
 import importlib
+import os
+import pickle
 import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,3 +287,74 @@ layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" loss_weight: 2 inne
 def test_a_missing_file_is_a_runtime_error_as_in_pycaffe(write):
     with pytest.raises(RuntimeError, match="absent"):
         caffe.Net("absent.prototxt", caffe.TEST)
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "no such image"), (b"no image", "not an image that OpenCV reads")])
+def test_an_image_that_cannot_be_read_is_an_oserror_that_scripts_pass_over(tmp_path, content, message):
+    path = tmp_path / "cat.jpg"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(OSError, match=f"cat.jpg: {message}$") as error:
+        caffe.io.load_image(str(path))
+    assert isinstance(error.value, caffe.FileError)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+@pytest.mark.parametrize("phase", [(), ("lenet.caffemodel",), ("lenet.caffemodel", "test")])
+def test_a_net_without_a_phase_says_what_to_write(phase):
+    with pytest.raises(TypeError, match=r"caffe\.TRAIN or caffe\.TEST, not .*: caffe\.Net\(net, weights, caffe\.TEST\)"):
+        caffe.Net("absent.prototxt", *phase)
+
+
+@pytest.mark.parametrize("kind", [str, Path, os.fsencode])
+def test_paths_may_be_text_path_objects_or_bytes(write, tmp_path, kind):
+    net = write("net.prototxt", 'input: "x" input_shape { dim: 2 } layer { name: "e" type: "Exp" bottom: "x" top: "y" }')
+    solver = caffe.get_solver(
+        kind(write("solver.prototxt", f'train_net: "{net}" lr_policy: "fixed" snapshot_prefix: "{tmp_path}/s"'))
+    )
+    solver.snapshot()
+    solver.restore(kind(str(tmp_path / "s_iter_0.solverstate")))
+    weights = kind(str(tmp_path / "a.caffemodel"))
+    solver.net.save(weights)
+    assert caffe.Net(kind(net), weights, caffe.TEST).outputs == ["y"]
+
+
+@pytest.mark.parametrize("mean", [np.array([104, 117, 123], np.uint8), np.array([104.5, 117, 123]), np.full((3, 4, 4), 0.1)])
+def test_a_preprocessed_image_is_float32_whatever_the_mean_is(mean):
+    transformer = caffe.io.Transformer({"data": (1, 3, 4, 4)})
+    transformer.set_transpose("data", (2, 0, 1))
+    transformer.set_mean("data", mean)
+    transformer.set_input_scale("data", 0.017)
+    image = np.full((4, 4, 3), 200, np.float32)
+    ready = transformer.preprocess("data", image)
+    assert ready.dtype == np.float32
+    want = (200 - mean.reshape(3, -1)[:, 0].astype(float)).astype(np.float32) * np.float32(0.017)
+    np.testing.assert_array_equal(ready[:, 0, 0], want)
+    assert (image == 200).all()
+
+
+def test_blobs_and_records_become_arrays_of_pycaffes_types():
+    values = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    blob = caffe.io.array_to_blobproto(values, diff=2 * values)
+    for stored, array in ((False, values), (True, 2 * values)):
+        read = caffe.io.blobproto_to_array(blob, stored)
+        assert read.dtype == np.float64
+        np.testing.assert_array_equal(read, array)
+    string = caffe.io.arraylist_to_blobprotovecor_str([values, values[:1]])
+    assert [array.shape for array in caffe.io.blobprotovector_str_to_arraylist(string)] == [(2, 3), (1, 3)]
+    record = caffe.io.array_to_datum(np.full((1, 2, 2), 7, np.uint8), 3)
+    pixels = caffe.io.datum_to_array(record)
+    pixels[0, 0, 0] = 9  # the record's own bytes stay
+    assert (pixels.dtype, pixels.sum(), caffe.io.datum_to_array(record).sum()) == (np.uint8, 30, 28)
+    assert caffe.io.datum_to_array(caffe.io.array_to_datum(values[None])).dtype == np.float64
+
+
+def test_a_net_spec_lists_its_tops_and_changes_their_layers_as_ssds_does():
+    n = caffe.NetSpec()
+    n.data, n["label"] = L.DummyData(ntop=2)
+    n.conv = L.Convolution(n.data, num_output=4, param=[{"lr_mult": 1}])
+    assert n.keys() == ["data", "label", "conv"]
+    assert n.vals() == [n.data, n.label, n.conv]
+    n.update(n.keys()[-1], {"param": [{"lr_mult": 0}], "num_output": 8})
+    (layer,) = (layer for layer in n.to_proto().layer if layer.name == "conv")
+    assert (layer.param[0].lr_mult, layer.convolution_param.num_output) == (0, 8)

@@ -277,6 +277,13 @@ def test_a_layer_knows_its_phase(write, phase):
     assert caffe.Net(write("net.prototxt", python("Phase")), phase).forward()["y"] == phase
 
 
+@pytest.mark.parametrize(("phase", "name"), [(caffe.TRAIN, "TRAIN"), (caffe.TEST, "TEST")])
+def test_a_phase_is_a_number_that_reads_as_its_name(write, phase, name):
+    layer = caffe.Net(write("net.prototxt", python("Phase")), phase).layers[0].written
+    assert str(layer.phase) == name
+    assert [caffe.TRAIN, caffe.TEST][layer.phase] == phase
+
+
 def test_a_layer_without_tops_is_run(write):
     net = caffe.Net(write("net.prototxt", INPUT + python("Recorder", "x", "")), caffe.TEST)
     net.blobs["x"].data[...] = 1

@@ -183,11 +183,41 @@ def test_lines_are_those_of_the_layers_that_remain(write):
     assert prototxt.layer_lines(write("net.prototxt", '# layer {\nname: "layer {"\nlayer\n{ x { } }\n layer: { }')) == [3, 5]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "gbk", "latin-1"])
+def test_comments_may_be_written_in_any_encoding_of_ascii(tmp_path, encoding):
+    comment = {"gbk": "# 数据层", "latin-1": "# réseau"}.get(encoding, "# données, 数据层")
+    path = tmp_path / "net.prototxt"
+    path.write_bytes(f'{comment}\nlayer {{ name: "r" type: "ReLU" }} {comment}'.encode(encoding))
+    assert prototxt.read_net(str(path)).layer[0] == caffe_pb2.LayerParameter(name="r", type="ReLU")
+    assert prototxt.layer_lines(str(path)) == [2]
+
+
+@pytest.mark.parametrize(
+    ("content", "found", "do"),
+    [
+        ('name: "a"'.encode("utf-16"), "text in UTF-16", "save it as UTF-8"),
+        (
+            caffe_pb2.NetParameter(layer=[caffe_pb2.LayerParameter(blobs=[{"data": [0, 1]}])]).SerializeToString(),
+            "not a text file",
+            "",
+        ),
+    ],
+)
+def test_what_is_no_text_is_not_read_as_a_prototxt(tmp_path, content, found, do):
+    path = tmp_path / "net.prototxt"
+    path.write_bytes(content)
+    with pytest.raises(caffe.FileError) as error:
+        prototxt.read_net(str(path))
+    assert error.value.found == found
+    assert do in error.value.do
+
+
 @pytest.mark.parametrize(
     ("text", "found", "do"),
     [
         ("layer { type: CONVOLUTION }", "CONVOLUTION without quotes", 'write "Convolution"'),
         ("layer { name: conv1 }", "conv1 without quotes", 'write "conv1"'),
+        ("layer { name: “conv1” }", "Expected string but found: '“'", ""),
         ('layers { type: "InnerProduct" }', 'no value "InnerProduct"', 'write layer { type: "InnerProduct" }'),
         ("layers { type: CONVOLUTIN }", "no value CONVOLUTIN", 'did you mean "CONVOLUTION" or "DECONVOLUTION"?'),
         ('layer { pooling_param { pool: "MAX" } }', 'PoolMethod has no value "MAX"', "write MAX without quotes"),
