@@ -121,12 +121,13 @@ def restore(solver: Solver, path: str) -> None:
 
 def _go_on(solver: Solver, run: caffe_pb2.RunState) -> None:
     """Take up what `_run_of` has written, as far as the solver has the same layers."""
-    nets = (solver.net, *solver.test_nets)
-    states = {(state.net, state.name): state for state in run.layer}
-    for index, net in enumerate(nets):
+    states: dict[tuple[int, str], list[caffe_pb2.LayerState]] = {}
+    for state in run.layer:
+        states.setdefault((state.net, state.name), []).append(state)
+    for index, net in enumerate((solver.net, *solver.test_nets)):
         for layer in net.layers:
-            if state := states.get((index, layer.param.name)):
-                layer.resume(state)
+            if of_name := states.get((index, layer.param.name)):
+                layer.resume(of_name.pop(0))  # layers of one name, in their order
     solver.recall_losses(run.loss)
     torch.set_rng_state(torch.frombuffer(bytearray(run.generator), dtype=torch.uint8))
     if run.gpu_generator and mode.device().type == "cuda":

@@ -352,7 +352,10 @@ class Solver:
         return _POLICIES[self.param.lr_policy](self)
 
     def apply_update(self) -> None:
-        """Change the parameters by their gradients and count the iteration; its forward and backward passes are the caller's."""
+        """Change the parameters by their gradients and count the iteration, as Caffe does since version 1.0.
+
+        The forward and backward passes are the caller's.
+        """
         self._apply_update(False)
         self.iter += 1
 

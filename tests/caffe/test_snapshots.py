@@ -12,9 +12,8 @@ SOURCES = {
     "Data": 'data_param { source: "db" batch_size: 8 backend: LMDB }',
     "ImageData": 'image_data_param { source: "images.txt" batch_size: 8 shuffle: true rand_skip: 9 }',
 }
-CHANGED = (
-    "transform_param { crop_size: 12 mirror: true scale: 0.004 augmentation_param { brightness: 0.3 rotation: 10 noise: 3 } }"
-)
+CROPPED = "crop_size: 12 mirror: true scale: 0.004"
+CHANGES = "augmentation_param { brightness: 0.3 rotation: 10 noise: 3 }"
 CLASSIFIED = """
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
   convolution_param { num_output: 8 kernel_size: 3 weight_filler { type: "xavier" } } }
@@ -51,14 +50,11 @@ def images(tmp_path, monkeypatch):
 
 def source(kind):
     """The source of that type for training, and a database for testing, which does not end with an epoch."""
-    train = (
-        f'layer {{ name: "data" type: "{kind}" top: "data" top: "label" include {{ phase: TRAIN }} {CHANGED} {SOURCES[kind]} }}'
-    )
-    return (
-        train
-        + """layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TEST }
-      transform_param { crop_size: 12 mirror: true scale: 0.004 } data_param { source: "db" batch_size: 7 backend: LMDB } }"""
-    )
+    return f"""
+    layer {{ name: "data" type: "{kind}" top: "data" top: "label" include {{ phase: TRAIN }}
+      transform_param {{ {CROPPED} {CHANGES} }} {SOURCES[kind]} }}
+    layer {{ name: "data" type: "Data" top: "data" top: "label" include {{ phase: TEST }}
+      transform_param {{ {CROPPED} }} data_param {{ source: "db" batch_size: 7 backend: LMDB }} }}"""
 
 
 def run(folder, net, steps, rest="", start=None):
@@ -138,6 +134,18 @@ def test_the_states_of_a_recurrent_layer_go_on(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         assert_goes_on(tmp_path, net)
+
+
+def test_sources_of_one_name_go_on_each_where_it_was(images):
+    sources = "".join(
+        f"""layer {{ name: "data" type: "Data" top: "{top}" top: "label_{top}"
+          transform_param {{ {CROPPED} }} data_param {{ source: "db" batch_size: {batch} backend: LMDB }} }}"""
+        for top, batch in (("one", 5), ("two", 3))
+    )
+    rest = """
+    layer { name: "together" type: "Concat" bottom: "one" bottom: "two" top: "data" concat_param { axis: 0 } }
+    layer { name: "labels" type: "Concat" bottom: "label_one" bottom: "label_two" top: "label" concat_param { axis: 0 } }"""
+    assert_goes_on(images, sources + rest + CLASSIFIED)
 
 
 @pytest.mark.parametrize("diff", ["", "snapshot_diff: true"])
