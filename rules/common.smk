@@ -26,7 +26,7 @@ GPU_FLAG = "--gpu" if GPUS else ""
 READY = "|".join(
     name
     for name, dataset in config["datasets"].items()
-    if configuration.kind_of(dataset["source"]) in ("published", "database")
+    if configuration.keys.kind_of(dataset["source"]) in ("published", "database")
 )
 """Pattern of the datasets whose records are there already; of no name where there are none."""
 
@@ -170,7 +170,7 @@ def patience_flags(wildcards, input):
 
     A params function that takes `input` is one of which Snakemake does not note what it gave.
     """
-    return download_flags(configuration.PATIENCE_FLAGS)(wildcards)
+    return download_flags(configuration.keys.PATIENCE_FLAGS)(wildcards)
 
 
 def source_flags(wildcards):
@@ -178,7 +178,7 @@ def source_flags(wildcards):
     named = source_of(wildcards)
     flags = [
         f"--{key.replace('_', '-')}={named[key]}"
-        for key in configuration.SOURCE_FLAGS
+        for key in configuration.keys.SOURCE_FLAGS
         if key in named
     ]
     flags += [f"--column={key}={name}" for key, name in named["columns"].items()]
@@ -363,7 +363,7 @@ def learned_weights(wildcards):
 def weights_of(wildcards):
     """Input function: the weights that an experiment starts from; none when it starts from scratch."""
     paths = []
-    for origin in configuration.origins(config["experiments"][wildcards.experiment]):
+    for origin in configuration.keys.origins(config["experiments"][wildcards.experiment]):
         if "experiment" in origin:
             paths.append(weights_from(origin["experiment"], origin.get("best")))
         elif "url" in origin:
@@ -379,7 +379,7 @@ def url_of(wildcards):
     given = [
         origin
         for experiment in config["experiments"].values()
-        for origin in configuration.origins(experiment)
+        for origin in configuration.keys.origins(experiment)
     ]
     return next(origin["url"] for origin in given if origin.get("sha256") == wildcards.sha256)
 
@@ -393,7 +393,7 @@ def start_flags(wildcards):
     flags = ["--chosen", chosen] if chosen else []
     if weights := weights_of(wildcards):
         flags += ["--weights", *weights]
-        named = [origin.get("experiment") for origin in configuration.origins(experiment)]
+        named = [origin.get("experiment") for origin in configuration.keys.origins(experiment)]
         others = [config["experiments"].get(name, {}).get("dataset") for name in named]
         flags += ["--same-classes"] if set(others) == {experiment["dataset"]} else []
     flags += ["--skip", *experiment["skip_layers"]] if experiment["skip_layers"] else []
@@ -420,7 +420,7 @@ def images_flag(wildcards):
 def last_flags(wildcards):
     """The last layer's name, whether it is new beside weights, and how fast it learns where the config says."""
     experiment = config["experiments"][wildcards.experiment]
-    flags = ["--last", configuration.last_layer(experiment)]
+    flags = ["--last", configuration.keys.last_layer(experiment)]
     flags += ["--pretrained"] if experiment["weights"] else []
     rate = experiment.get("last_lr_mult")
     return shlex.join(flags if rate is None else [*flags, "--last-lr-mult", str(rate)])

@@ -45,7 +45,7 @@ rule download:
         mem_mb=1000,
         runtime=120,
     params:
-        options=download_flags(configuration.DOWNLOAD_FLAGS),
+        options=download_flags(configuration.keys.DOWNLOAD_FLAGS),
         patience=patience_flags,
         code=source("pipeline.download"),
         fetcher=source("pipeline.web"),

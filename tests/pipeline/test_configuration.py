@@ -33,6 +33,14 @@ def problems(change) -> list[str]:
     return str(error.value).splitlines()
 
 
+def test_images_for_testing_may_be_found_where_the_list_or_the_folder_decides():
+    for split in ({}, {"by": "column"}):
+        config = copy.deepcopy(GOOD)
+        config["datasets"]["cats"]["split"] = split
+        config["experiments"]["breeds"]["evaluate"] = ["test"]
+        assert checked(config, "my.yaml", SCHEMA)["experiments"]["breeds"]["evaluate"] == ["test"]
+
+
 def test_defaults_are_filled_in_at_every_depth():
     config = checked(GOOD, "my.yaml", SCHEMA)
     assert config["compute"] == "cpu"
@@ -438,7 +446,7 @@ CASES = {
         "my.yaml: experiments.breeds.evaluate.1: 'tran' is not one of val, train, test; did you mean \"train\"?",
     ),
     "an evaluation on images for testing that nothing says": (
-        lambda c: c["experiments"]["breeds"].update(evaluate=["test"]),
+        lambda c: (c["datasets"]["cats"].update(split={"val": 0.3}), c["experiments"]["breeds"].update(evaluate=["test"])),
         "my.yaml: experiments.breeds.evaluate: test: no images are for testing; say which in the list's split column, and"
         " split: {by: column}",
     ),
@@ -636,7 +644,7 @@ def test_several_weights_are_good():
     config = copy.deepcopy(GOOD)
     sources = [{"file": "x.caffemodel"}, {"experiment": "breeds", "best": True}, {"url": "http://x/y", "sha256": "0" * 64}]
     config["experiments"]["more"] = {**GOOD["experiments"]["breeds"], "weights": sources}
-    assert configuration.origins(checked(config, "my.yaml", SCHEMA)["experiments"]["more"]) == sources
+    assert configuration.keys.origins(checked(config, "my.yaml", SCHEMA)["experiments"]["more"]) == sources
 
 
 def test_a_text_in_the_place_of_weights_is_a_file():
@@ -645,7 +653,7 @@ def test_a_text_in_the_place_of_weights_is_a_file():
     config["experiments"]["two"] = {**GOOD["experiments"]["breeds"], "weights": [{"experiment": "one"}, "y.h5"]}
     experiments = checked(config, "my.yaml", SCHEMA)["experiments"]
     assert experiments["one"]["weights"] == {"file": "x.caffemodel"}
-    assert configuration.origins(experiments["two"]) == [{"experiment": "one"}, {"file": "y.h5"}]
+    assert configuration.keys.origins(experiments["two"]) == [{"experiment": "one"}, {"file": "y.h5"}]
     assert config["experiments"]["one"]["weights"] == "x.caffemodel"
 
 
@@ -658,5 +666,5 @@ def test_a_config_of_another_shape_is_a_message_too(config):
 def test_what_a_source_says_of_downloading_is_what_the_step_takes_with_its_defaults():
     source = checked(GOOD, "my.yaml", SCHEMA)["datasets"]["cats"]["source"]
     taken = {field.name: field.default for field in dataclasses.fields(Options)}
-    flags = (*configuration.DOWNLOAD_FLAGS, *configuration.PATIENCE_FLAGS)
+    flags = (*configuration.keys.DOWNLOAD_FLAGS, *configuration.keys.PATIENCE_FLAGS)
     assert {name: source[name] for name in flags} == taken

@@ -1,0 +1,58 @@
+"""Check a config against its schema and its own cross-references, and fill in the defaults; all errors at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from pipeline import sweeps
+from pipeline.configuration import datasets, experiments, keys, schema, weights
+from pipeline.configuration.keys import mapping, mappings
+from pipeline.errors import InputError
+
+
+def checked(config: dict, path: str, schema_file: Path) -> dict:
+    """The config with defaults filled in, and one experiment for each combination of a sweep; those are in `sweeps`.
+
+    Raises one InputError that lists every problem, a line each.
+
+    path         the config file, as the errors name it
+    schema_file  a JSON schema, as YAML
+    """
+    wanted = yaml.safe_load(schema_file.read_text())
+    problems = [*schema.repeated(Path(path)), *schema.not_finite(config)]
+    swept: dict[str, dict] = {}
+    if isinstance(config.get("experiments"), dict):
+        expanded, swept = sweeps.expanded(config["experiments"])
+        config = {**config, "experiments": expanded}
+    problems += schema.problems(config, wanted)
+    for kind, checks in (("datasets", datasets), ("experiments", experiments)):
+        for name, given in mappings(config.get(kind)).items():
+            problems += checks.without_effect(name, given)
+    config = schema.with_defaults(config, wanted)
+    sets, trainings = (mappings(config.get(kind)) for kind in ("datasets", "experiments"))
+    for training in trainings.values():
+        if isinstance(training.get("weights"), str | list):
+            training["weights"] = weights.as_mappings(training["weights"])
+    for dataset in sets.values():
+        if isinstance(other := mapping(dataset.get("source")).get("dataset"), str):
+            dataset |= {key: sets[other][key] for key in keys.OF_IMAGES if key in sets.get(other, {})}
+    problems += _cross_checked(sets, trainings)
+    if problems:
+        raise InputError("", "\n".join(f"{path}: {problem}" for problem in problems))
+    config["sweeps"] = swept
+    return config
+
+
+def _cross_checked(sets: dict[str, dict], trainings: dict[str, dict]) -> list[str]:
+    """What the schema cannot say: names that refer to one another, and what a template and Caffe's solver have.
+
+    What is of another kind than the schema wants has been found there, and is passed over here.
+    """
+    found = [problem for name in sets for problem in datasets.problems(name, sets)]
+    for name, training in trainings.items():
+        found += [f"experiments.{name}.{problem}" for problem in experiments.problems(training, sets)]
+        found += [f"experiments.{name}.weights{problem}" for problem in weights.problems(name, trainings)]
+        found += [f"experiments.{name}.dataset: {problem}" for problem in weights.of_channels(training, trainings, sets)]
+    return found

@@ -1,0 +1,59 @@
+"""What a config's keys say: the parts of it that checks, rules and steps ask for alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import caffe
+from pipeline import models
+
+SOURCE_FLAGS = ("list", "folder", "root", "val_labels", "sample", "seed")
+"""Keys of a source that the shards step takes as flags."""
+KINDS = ("list", "folder", "published", "database", "dataset")
+"""What images can come from."""
+ORIGINS = ("experiment", "file", "url")
+"""What weights can come from."""
+OF_IMAGES = ("shard_size", "size", "color", "channels", "resize_mode", "interpolation")
+"""Keys of a dataset that say how its images are made."""
+OF_LISTS = ("split", "duplicates", "augmentation", "seed")
+"""Keys of a dataset that say how its lists and databases are made of its images."""
+DOWNLOAD_FLAGS = ("allow_file", "allow_private", "ignore_opt_out", "max_bytes", "max_pixels", "max_redirects")
+"""Keys of a source that say what is downloaded, which the download step takes as flags."""
+PATIENCE_FLAGS = ("min_yield", "concurrency", "per_host", "timeout", "total_timeout", "retries")
+"""Those that say how long and how hard it is tried."""
+
+
+def kind_of(source: dict) -> str | None:
+    """What a dataset's images come from, the first of KINDS that is given."""
+    return next((kind for kind in KINDS if kind in source), None)
+
+
+def origins(experiment: dict) -> list[dict]:
+    """The weights that an experiment starts from, in the order in which they are copied; none where it starts from scratch."""
+    given = experiment.get("weights")
+    return [mapping(one) for one in given] if isinstance(given, list) else [given] if given and isinstance(given, dict) else []
+
+
+def last_layer(experiment: dict) -> str:
+    """The name of an experiment's classifier: its template's, or with the dataset's name behind it where it is renamed."""
+    last = models.template(experiment["model"]).last
+    return f"{last}_{experiment['dataset']}" if experiment["rename_last"] else last
+
+
+def mapping(value: object) -> dict:
+    """A mapping; an empty one for what is none, which the schema has found."""
+    return value if isinstance(value, dict) else {}
+
+
+def mappings(value: object) -> dict[str, dict]:
+    """{name: mapping}, with an empty mapping for what is none."""
+    return {name: mapping(inner) for name, inner in mapping(value).items()}
+
+
+def unknown(name: str, known: Iterable[str]) -> list[str]:
+    """What is wrong with a name that is none of the known ones."""
+    if name in known:
+        return []
+    names = [str(one) for one in known]
+    hint = caffe.nearest(name, names)
+    return [f"{name!r} is not one of {', '.join(names)}" + (f"; {hint}" if hint else "")]
