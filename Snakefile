@@ -15,6 +15,8 @@ report: "report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/common_datasets.smk"
+include: "rules/common_experiments.smk"
 include: "rules/published.smk"
 include: "rules/download.smk"
 include: "rules/resize.smk"

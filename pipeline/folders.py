@@ -59,7 +59,7 @@ def left_out(folder: Path) -> str:
         classes = _folders(part)
         beside += len(_files(part)) if classes or not split else 0
         for one in classes:
-            suffixes = Counter(path.suffix.lower() for path in _below(one))
+            suffixes = Counter(map(_suffix, _below(one)))
             if split in ("", "train") and not suffixes.keys() & IMAGES:
                 empty.append(str(one.relative_to(folder)))
             kinds.update({suffix or "without suffix": n for suffix, n in suffixes.items() if suffix not in IMAGES})
@@ -80,7 +80,7 @@ def _parts(folder: Path) -> list[tuple[str, Path]]:
 def _classes(folder: Path, split: str) -> Iterator[tuple[str, str, str]]:
     for one in _folders(folder):
         for path in filter(_is_image, _below(one)):
-            yield path.resolve().as_uri(), utf8(one.name, folder), split
+            yield Path(path).resolve().as_uri(), utf8(one.name, folder), split
 
 
 def _labelled(folder: Path, val_labels: Path | None, split: str) -> list[tuple[str, str, str]]:
@@ -117,9 +117,9 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+def _below(folder: str | Path, above: tuple[str, ...] = ()) -> Iterator[str]:
     """The files in a folder and in those in it, sorted; none that are hidden, and no folder that a link leads back up to."""
-    real = folder.resolve()
+    real = os.path.realpath(folder)
     if real in above:
         return
     with os.scandir(folder) as entries:
@@ -127,9 +127,9 @@ def _below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _below(Path(entry.path), (*above, real))
+                yield from _below(entry.path, (*above, real))
             else:
-                yield Path(entry.path)
+                yield entry.path
 
 
 def _files(folder: Path) -> list[Path]:
@@ -137,5 +137,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _is_image(path) and not path.name.startswith("."))
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGES
+def _is_image(path: str | Path) -> bool:
+    return _suffix(path) in IMAGES
+
+
+def _suffix(path: str | Path) -> str:
+    return os.path.splitext(path)[1].lower()  # noqa: PTH122, a million paths are looked at whenever a workflow starts

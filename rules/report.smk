@@ -1,3 +1,6 @@
+import json
+
+
 rule pictures:
     input:
         lists=expand("results/datasets/{{dataset}}/lists/{part}.txt", part=["train", "val"]),
