@@ -153,6 +153,7 @@ def noted_signals() -> Iterator[list[signal.Signals]]:
     """Only note Ctrl-C, and SIGTERM, which a cluster sends when time is up, while the block runs; a second one counts as ever."""
     noted: list[signal.Signals] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}  # in the background
 
     def note(number: int, _frame: object) -> None:
         noted.append(signal.Signals(number))

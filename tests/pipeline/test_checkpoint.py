@@ -37,6 +37,14 @@ def here(small, monkeypatch):
     return small
 
 
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """Where tests are run in the background, Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ends(**fields):
     return Ends(checkpoint=CHECKPOINT, **fields)
 
@@ -170,6 +178,19 @@ def test_a_second_signal_counts_as_ever(here, monkeypatch):
         train(Path("solver.prototxt"), Path("out"), NONE, ends())
     assert not CHECKPOINT.exists()
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_in_the_background_ctrl_c_is_ignored(here, monkeypatch):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    measured = caffe.SGDSolver.test_all
+
+    def told(solver):
+        measured(solver)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(caffe.SGDSolver, "test_all", told)
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    assert metrics.iteration.iloc[-1] == 40
 
 
 def test_a_command_that_was_told_to_end_ends_with_130(here):
