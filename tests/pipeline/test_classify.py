@@ -90,6 +90,12 @@ def test_what_cannot_work_is_named(fails, files, change, said):
     fails(said, *CLASSIFY, "--csv", "guesses.csv")
 
 
+def test_images_of_which_none_can_be_read_are_an_error(fails, files):
+    for number, path in enumerate(sorted((files / "look").rglob("*.png"))):
+        path.write_bytes(b"" if number else b"no image")
+    fails(["not_an_image, nor 2 more", "give one that can be read"], *CLASSIFY, "--csv", "guesses.csv")
+
+
 def test_what_is_written_is_what_is_read(tmp_path):
     made = Preprocessing(
         Options(Size(20, 30), Mode.CROP, "area", False),
