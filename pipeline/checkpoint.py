@@ -119,17 +119,19 @@ def identity_of(solver_file: Path, *others: object) -> str:
 
 
 def _paths(message: Message) -> Iterator[str]:
-    """The texts in a message that name files or folders."""
+    """The files and databases that a net reads."""
     for field, value in message.ListFields():
+        if field.name in ("source", "mean_file"):
+            yield value
         for one in value if field.is_repeated else [value]:
             if isinstance(one, Message):
                 yield from _paths(one)
-            elif isinstance(one, str) and one and os.path.lexists(one):
-                yield one
 
 
 def _content(path: Path) -> object:
-    """What stands for the content of a file or a folder; of a database, its manifest."""
+    """What stands for the content of a file or a folder; of a database, its manifest. None where there is nothing."""
+    if not path.exists():
+        return None
     manifest = path.with_name(f"{path.name}.manifest.json")
     if manifest.is_file():
         return manifest.read_text()

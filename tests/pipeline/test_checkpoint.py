@@ -164,6 +164,20 @@ def test_what_is_another_training_does_not_go_on(here, monkeypatch, capsys, chan
     assert not CHECKPOINT.exists()
 
 
+def test_what_a_net_does_not_read_is_nothing_to_it(here, monkeypatch, capsys):
+    cut_off(monkeypatch, 15, signal.SIGTERM)
+    Path("data").mkdir()  # as the first layer is called
+    (Path("data") / "cat.jpg").touch()
+    train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    assert "goes on at iteration 16" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_there_are_named_as_ever(here):
+    with pytest.raises(caffe.FileError) as raised:
+        train(Path("solver.prototxt"), Path("out"), Given([Path("none.caffemodel")]), ends())
+    assert (raised.value.where, raised.value.found) == ("none.caffemodel", "no such file")
+
+
 def test_a_second_signal_counts_as_ever(here, monkeypatch):
     measured = caffe.SGDSolver.test_all
 
