@@ -11,7 +11,7 @@ import torch
 from caffe import glog
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
-from caffe.stored import add_values
+from caffe.stored import add_array, add_values
 
 MAX_AXES = 32
 _orders = itertools.count()
@@ -196,8 +196,7 @@ class Blob:
     def to_proto(self, with_diff: bool = False) -> caffe_pb2.BlobProto:
         """BlobProto with `shape` and `data`, and `diff` on request."""
         proto = caffe_pb2.BlobProto()
-        proto.shape.dim.extend(self._shape)
-        add_values(proto, self.peek())
+        add_array(proto, self.peek())
         if with_diff:
             add_values(proto, self.peek(diff=True), diff=True)
         return proto

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from caffe import glog, mode, prototxt
 from caffe.errors import FileError, SolverError
 from caffe.proto import caffe_pb2
-from caffe.stored import add_values, shape_of, values_of
+from caffe.stored import add_array, shape_of, values_of
 from caffe.weights import write_whole
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def write(solver: Solver, stem: str) -> str:
         glog.info("sgd_solver.cpp:284", f"Snapshotting solver state to binary proto file {state}")
         proto = caffe_pb2.SolverState(iter=solver.iter, learned_net=model, current_step=solver.current_step)
         for tensor in solver.history:
-            blob = proto.history.add()
-            blob.shape.dim.extend(tensor.shape)
-            add_values(blob, tensor.cpu().numpy())
+            add_array(proto.history.add(), tensor.cpu().numpy())
         proto.run.CopyFrom(_run_of(solver))
         write_whole(state, proto.SerializeToString())
     return model

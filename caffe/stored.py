@@ -38,6 +38,12 @@ def add_values(proto: caffe_pb2.BlobProto, values: np.ndarray, diff: bool = Fals
         proto.MergeFromString(bytes([field << 3 | 2, *size, rest]) + content)
 
 
+def add_array(proto: caffe_pb2.BlobProto, array: np.ndarray) -> None:
+    """Put the shape and the values of an array, float32, into a stored blob that has none."""
+    proto.shape.dim.extend(array.shape)
+    add_values(proto, array)
+
+
 def read_array(path: str, what: str, do: str) -> np.ndarray:
     """The blob of a binaryproto, float32.
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from caffe.layer import Layer, register
-from caffe.stored import add_values, shape_of, values_of
+from caffe.stored import add_array, shape_of, values_of
 
 
 class _Recurrent(Layer):
@@ -60,9 +60,7 @@ class _Recurrent(Layer):
 
     def keep(self, state):
         for tensor in self.kept or []:
-            blob = state.hidden.add()
-            blob.shape.dim.extend(tensor.shape)
-            add_values(blob, tensor.cpu().numpy())
+            add_array(state.hidden.add(), tensor.cpu().numpy())
 
     def resume(self, state):
         kept = [torch.from_numpy(values_of(blob).reshape(shape_of(blob))).to(self.device) for blob in state.hidden]
