@@ -19,6 +19,15 @@ def parsed(fields: str) -> caffe_pb2.AugmentationParameter:
         raise InputError("augmentation", found, "a JSON object of AugmentationParameter's fields is wanted") from None
 
 
+def of_records(changes: caffe_pb2.AugmentationParameter, channels: str) -> caffe_pb2.AugmentationParameter:
+    """The same changes for records whose channels are in that order: BGR or RGB."""
+    made = caffe_pb2.AugmentationParameter()
+    made.CopyFrom(changes)
+    if channels == "RGB":
+        made.rgb = True
+    return made
+
+
 def changed(image: np.ndarray, param: caffe_pb2.AugmentationParameter, seed: tuple[int, ...]) -> np.ndarray:
     """A changed copy of an image, uint8, height × width × 3 (BGR) or height × width; equal seeds change it alike."""
     augmentation = Augmentation(param, "augmentation", np.random.default_rng(seed))

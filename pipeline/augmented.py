@@ -18,7 +18,7 @@ import numpy as np
 from caffe.augmentation import Augmentation
 from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
-from pipeline.augmentation import parsed
+from pipeline.augmentation import of_records, parsed
 from pipeline.command import run
 from pipeline.database import channels_of
 from pipeline.errors import InputError
@@ -35,9 +35,7 @@ def examples(database: Path, changes: caffe_pb2.AugmentationParameter, seed: int
     """Thumbnails of the first images of a database, each as it is and COLUMNS - 1 times changed."""
     shown: list[np.ndarray] = []
     channels = channels_of(database)
-    of_records = caffe_pb2.AugmentationParameter(rgb=channels == "RGB")
-    of_records.MergeFrom(changes)
-    augmentation = Augmentation(of_records, "augmentation", np.random.default_rng(seed))
+    augmentation = Augmentation(of_records(changes, channels), "augmentation", np.random.default_rng(seed))
     with closing(lmdb.open(str(database), readonly=True, lock=False)) as environment, environment.begin() as transaction:
         for key, value in islice(transaction.cursor(), ROWS):
             image = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")

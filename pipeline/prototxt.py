@@ -12,7 +12,7 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
 from pipeline import models, solver, solver_fields
-from pipeline.augmentation import parsed
+from pipeline.augmentation import of_records, parsed
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -86,8 +86,8 @@ def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[s
     sizes = _sizes(template, dataset, experiment.batch_size)
     train = _data(template, dataset, "TRAIN", experiment.batch_size)
     if experiment.augmentation is not None:
-        changes = {field.name: value for field, value in experiment.augmentation.ListFields()}
-        train["transform_param"]["augmentation_param"] = changes | ({"rgb": True} if dataset.channels == "RGB" else {})
+        changes = of_records(experiment.augmentation, dataset.channels)
+        train["transform_param"]["augmentation_param"] = {field.name: value for field, value in changes.ListFields()}
     return {
         "train": _net(template, last, experiment, train, dataset),
         "test": _net(template, last, experiment, _data(template, dataset, "TEST", sizes.test_batch), dataset),
