@@ -82,7 +82,6 @@ class Checkpoints:
 
     def save(self, solver: caffe.Solver, monitor: dict, log: Path, best: Path) -> None:
         """Write one, whole, then remove those before."""
-        earlier = list(self.folder.glob("[0-9]*"))
         prefix = Path(solver.param.snapshot_prefix)
         with written_whole(self.folder / str(solver.iter)) as part:
             (part / SNAPSHOTS).mkdir(parents=True)
@@ -94,7 +93,7 @@ class Checkpoints:
                 _link(best, part / BEST)
             shutil.copyfile(log, part / LOG)
             (part / STATE).write_text(json.dumps({"identity": self._identity, "monitor": monitor}))
-        for folder in earlier:
+        for folder in self.folder.glob("[0-9]*"):
             if folder.name != str(solver.iter):
                 shutil.rmtree(folder)
         self._due = time.monotonic() + self._seconds

@@ -46,9 +46,8 @@ def images(folder: Path, val_labels: Path | None) -> Iterator[tuple[str, str, st
 def listing(folder: Path) -> str:
     """A digest of the paths of all images in the folders of a folder: another where one was added, removed or renamed."""
     digest = hashlib.sha256()
-    for one in _folders(folder):
-        for path in filter(_is_image, _below(one)):
-            digest.update(os.fsencode(path) + b"\0")
+    for _, path in _within(folder):
+        digest.update(os.fsencode(path) + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -78,9 +77,15 @@ def _parts(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _classes(folder: Path, split: str) -> Iterator[tuple[str, str, str]]:
+    for one, path in _within(folder):
+        yield Path(path).resolve().as_uri(), utf8(one.name, folder), split
+
+
+def _within(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Each folder in a folder with each image in it or below."""
     for one in _folders(folder):
         for path in filter(_is_image, _below(one)):
-            yield Path(path).resolve().as_uri(), utf8(one.name, folder), split
+            yield one, path
 
 
 def _labelled(folder: Path, val_labels: Path | None, split: str) -> list[tuple[str, str, str]]:

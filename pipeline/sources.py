@@ -141,9 +141,8 @@ def _tables(path: Path, root: Path | None, columns: dict[str, str]) -> Iterator[
         named = pd.DataFrame(
             {name: table[column].str.strip() if column in table else "" for name, column in wanted.items()}, table.index
         )
-        named["label"] = named.label.str.replace(
-            r"\s+", " ", regex=True
-        )  # a cell may have several lines, a name of a class has one
+        # A cell may have several lines, the name of a class has one.
+        named["label"] = named.label.str.replace(r"\s+", " ", regex=True)
         named["split"] = named.split.str.lower().map(SPLITS)
         for name, bad in ((place, named[place] == ""), ("label", named.label == ""), ("split", named.split.isna())):
             if bad.any():
