@@ -1,14 +1,18 @@
 """Nets as pycaffe shows them: NumPy views, partial passes, weights by name, and what is said of a net that cannot work."""
 
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.overrides import TorchFunctionMode
 
 import caffe
-from caffe import glog
+from caffe import glog, machine
 
 NET = """
 name: "small"
@@ -475,6 +479,24 @@ def test_numbers_that_slow_the_processor_down_are_0_within_a_pass_alone(net):
     net.forward()
     assert not net.blobs["conv"].data.any()
     assert (data * 1).all()
+
+
+def test_kernels_of_functions_are_chosen_before_several_threads_may_call_them():
+    """Of the functions that PyTorch's own header has MKL compute, all but those whose results are exact."""
+    header = (Path(torch.__file__).parent / "include/ATen/cpu/vml.h").read_text()
+    functions = {*re.findall(r"^IMPLEMENT_VML_MKL\((\w+),", header, re.MULTILINE)} - {"trunc"}
+    called = set()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, _types, args=(), kwargs=None):
+            if args and isinstance(args[0], torch.Tensor):
+                called.add((function.__name__, args[0].dtype, args[0].numel()))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        machine.prepare.__wrapped__()
+    assert len(functions) > 10
+    assert {(name, kind, 1) for name in functions for kind in (torch.float32, torch.float64)} <= called
 
 
 def test_force_backward_reaches_the_tops_of_data_layers(write):
