@@ -20,6 +20,8 @@ _HOME = {
     "layers": "net_spec",
     "params": "net_spec",
     "to_proto": "net_spec",
+    "check_bottoms": "topology",
+    "layer_places": "prototxt",
     "read_net": "prototxt",
     "read_solver": "prototxt",
     "write_prototxt": "prototxt",

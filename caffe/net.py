@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,10 +62,7 @@ class Net:
         machine.prepare()
         self.phase = definition.state.phase
         self.device = mode.device()
-        # An Input layer made from `input:` fields stands before the file's own layers.
-        offset = len(definition.layer) - len(lines)
-        wheres = [_place(self.path, lines, index - offset, param) for index, param in enumerate(definition.layer)]
-        included, wheres = topology.filtered(definition, wheres)
+        included, wheres = topology.filtered(definition, prototxt.placed(self.path, definition, lines))
         glog.info("net.cpp:53", "Initializing net from parameters: \n" + prototxt.text_of(included).rstrip("\n"))
         self.definition, wheres = topology.with_splits(included, wheres, _loss_weight)
         self.name = definition.name
@@ -533,8 +529,3 @@ def _loss_weight(param: caffe_pb2.LayerParameter, slot: int) -> float:
         return param.loss_weight[slot]
     layer_type = layers.known_types().get(param.type)
     return float(slot == 0 and layer_type is not None and layer_type.is_loss and not param.loss_weight)
-
-
-def _place(path: str, lines: list[int], index: int, param: caffe_pb2.LayerParameter) -> str:
-    line = f":{lines[index]}" if 0 <= index < len(lines) else ""
-    return f'{Path(path)}{line}: layer "{param.name}"'

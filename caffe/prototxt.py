@@ -177,3 +177,16 @@ def layer_lines(path: str) -> list[int]:
         elif token["padding"] and depth == 2 and lines:
             lines.pop()
     return lines
+
+
+def layer_places(path: str, net: caffe_pb2.NetParameter) -> list[str]:
+    """Where each layer of the net that was read from a prototxt stands, as errors name it: `train.prototxt:17: layer "conv1"`."""
+    return placed(path, net, layer_lines(path))
+
+
+def placed(path: str, net: caffe_pb2.NetParameter, lines: list[int]) -> list[str]:
+    """As `layer_places`; of a net that comes from no file, `lines` is empty."""
+    # An Input layer made from `input:` fields stands before the file's own layers.
+    numbers = dict(enumerate(lines, len(net.layer) - len(lines)))
+    lines_of = (f":{numbers[index]}" if index in numbers else "" for index in range(len(net.layer)))
+    return [f'{Path(path)}{line}: layer "{layer.name}"' for line, layer in zip(lines_of, net.layer, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from caffe import glog
 from caffe.errors import LayerError
 from caffe.proto import caffe_pb2
@@ -54,21 +56,31 @@ def meets(state: caffe_pb2.NetState, rule: caffe_pb2.NetStateRule, layer: str) -
     return reason is None
 
 
+def check_bottoms(layers: Iterable[caffe_pb2.LayerParameter], wheres: Iterable[str]) -> None:
+    """Raise an error for the first layer that reads a blob which no layer before it makes.
+
+    wheres  where each layer stands, as errors name it: `caffe.layer_places`
+    """
+    known: dict[str, None] = {}
+    for layer, where in zip(layers, wheres, strict=True):
+        for name in layer.bottom:
+            if name not in known:
+                blobs = ", ".join(f'"{blob}"' for blob in known) or "none"
+                raise LayerError(where, f'bottom "{name}" is produced by no layer before it', do=f"the blobs so far are {blobs}")
+        known.update(dict.fromkeys(layer.top))
+
+
 def with_splits(net: caffe_pb2.NetParameter, wheres: list[str], loss_weight) -> tuple[caffe_pb2.NetParameter, list[str]]:
     """The net with a Split layer behind every top that several bottoms (or a loss and a bottom) read, and the layers' places.
 
     loss_weight(layer, index)  the loss weight that a top has of itself or by its layer's type; 0 where it is no loss
     """
+    check_bottoms(net.layer, wheres)
     producer: dict[str, tuple[int, int]] = {}
     readers: dict[tuple[int, int], int] = {}
     source: dict[tuple[int, int], tuple[int, int]] = {}
     for index, layer in enumerate(net.layer):
         for slot, name in enumerate(layer.bottom):
-            if name not in producer:
-                known = ", ".join(f'"{blob}"' for blob in producer) or "none"
-                raise LayerError(
-                    wheres[index], f'bottom "{name}" is produced by no layer before it', do=f"the blobs so far are {known}"
-                )
             top = producer[name]
             source[index, slot] = top
             readers[top] = readers.get(top, 0) + 1

@@ -89,7 +89,9 @@ class Adapted:
 def read(path: Path) -> Adapted:
     """The net in a prototxt. Raises an error that says where, where it is none that can be adapted."""
     net = caffe.read_net(str(path))
-    layers = [layer for layer in net.layer if in_phase(layer, caffe.TRAIN)]
+    placed = zip(net.layer, caffe.layer_places(str(path), net), strict=True)
+    places = [(layer, place) for layer, place in placed if in_phase(layer, caffe.TRAIN)]
+    layers = [layer for layer, _ in places]
     if not layers:
         raise InputError(path, "no layers", "a net for training or for use is wanted")
     sources = [layer for layer in layers if not layer.bottom]
@@ -97,20 +99,22 @@ def read(path: Path) -> Adapted:
         raise InputError(path, "no data layer and no input", "a net's images come from one of them")
     images = sources[0].top[0]
     labels = {"label", *sources[0].top[1:], *(top for layer in sources[1:] for top in layer.top)}
-    body, heads = [], {}
-    for layer in layers:
+    kept, heads = [], {}
+    for layer, place in places:
         if not layer.bottom:
-            continue
-        if layer.type.endswith("Loss"):
+            kept.append((layer, place))
+        elif layer.type.endswith("Loss"):
             if layer.type != "SoftmaxWithLoss":
                 wanted = "nets that end in SoftmaxWithLoss or Softmax are classifiers"
-                raise InputError(f'{path}: layer "{layer.name}"', f"a {layer.type}", wanted, "give the net of a classifier")
+                raise InputError(place, f"a {layer.type}", wanted, "give the net of a classifier")
             loss_param = layer.loss_param if layer.HasField("loss_param") else None
             heads[layer.bottom[0]] = (layer.loss_weight[0] if layer.loss_weight else 1.0, loss_param)
         elif layer.type == "Softmax" and not _read_later(layer, layers):
             heads.setdefault(layer.bottom[0], (1.0, None))  # a loss that reads the same blob says more
         elif layer.type not in OF_LABELS and not labels & set(layer.bottom):
-            body.append(_with_data(layer, images))
+            kept.append((layer, place))
+    caffe.check_bottoms(*zip(*kept, strict=True))
+    body = [_with_data(layer, images) for layer, _ in kept if layer.bottom]
     heads = heads or {layer.top[0]: (1.0, None) for layer in body[-1:]}
     found = [Head(_classifier(path, body, blob), blob, *of_loss) for blob, of_loss in heads.items() if of_loss[0]]
     found.sort(key=lambda head: head.weight)  # stable: of equals, the last counts

@@ -136,6 +136,10 @@ def test_a_name_of_its_own_is_kept_where_it_is_not_renamed(write):
         (DEPLOY + 'layer { name: "l" type: "EuclideanLoss" bottom: "out" bottom: "label" }', 'layer "l": a EuclideanLoss'),
         (NO_LAST, 'no last layer for the scores "r"'),
         ("layer { nme: 3 }", "nme"),
+        (
+            DEPLOY.replace('type: "ReLU" bottom: "conv"', 'type: "ReLU" bottom: "cnov"'),
+            ':4: layer "relu": bottom "cnov" is produced by no layer before it; the blobs so far are "pixels", "conv"',
+        ),
     ],
 )
 def test_what_is_no_classifier_is_named(write, text, said):
