@@ -1,4 +1,4 @@
-"""What the processor and the C library are told, so that passes run at full speed."""
+"""What the processor and its libraries are told, so that passes run at full speed and with full precision."""
 
 from __future__ import annotations
 
