@@ -218,7 +218,10 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
     with written_whole(folder) as part:
         part.mkdir()
         for name, net in made.items():
-            caffe.write_prototxt(part / f"{name}.prototxt", net)
+            file = part / f"{name}.prototxt"
+            caffe.write_prototxt(file, net)
+            if models.is_file(experiment.model):  # errors of layers name the written file
+                file.write_text(f"# Written from {experiment.model}, which is the one to edit.\n{file.read_text()}")
         channels, *size = dataset.shape
         resized = Options(Size(*size), mode, interpolation, channels == 3)
         how = Preprocessing(resized, made["test"].layer[0].transform_param, dataset.channels)

@@ -182,6 +182,8 @@ def test_a_strategy_that_is_chosen_is_that_strategy(small, command, strategy):
         made.append({path.name: path.read_text() for path in (small / "nets").iterdir()})
     assert made[0] == made[1]
     assert len(made[0]) == 5
+    said = "# Written from ./own.prototxt, which is the one to edit.\n"
+    assert all(made[0][f"{net}.prototxt"].startswith(said) for net in ("train", "test", "deploy"))
 
 
 def test_why_a_value_was_chosen_stands_beside_it(small, command):
