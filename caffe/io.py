@@ -12,7 +12,7 @@ import numpy as np
 
 from caffe.errors import ImageError
 from caffe.proto import caffe_pb2
-from caffe.stored import shape_of, values_of
+from caffe.stored import add_array, add_values, shape_of, values_of
 
 
 def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> np.ndarray:
@@ -23,10 +23,9 @@ def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> 
 def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> caffe_pb2.BlobProto:
     """An array, and its gradient if given, as a stored blob."""
     blob = caffe_pb2.BlobProto()
-    blob.shape.dim.extend(array.shape)
-    blob.data.extend(array.astype(float).flat)
+    add_array(blob, array)
     if diff is not None:
-        blob.diff.extend(diff.astype(float).flat)
+        add_values(blob, diff, diff=True)
     return blob
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -36,9 +37,16 @@ def read_weights(path: str) -> caffe_pb2.WeightsParameter:
     return weights
 
 
-def write_prototxt(path: str, message: Message) -> None:
-    """Write a message as text."""
-    Path(path).write_text(text_of(message))
+def write_prototxt(path: str, message: Message, comments: Mapping[str, str] | None = None) -> None:
+    """Write a message as text.
+
+    comments  {field: what is said of it}, each before the first line of its field
+    """
+    lines, left = [], dict(comments or {})
+    for line in text_of(message).split("\n"):
+        comment = left.pop(line.split(":")[0], None)
+        lines += [f"# {comment}", line] if comment else [line]
+    Path(path).write_text("\n".join(lines))
 
 
 def write_binary(path: str, message: Message) -> None:

@@ -254,8 +254,7 @@ def _layer(classifier: Classifier) -> caffe_pb2.LayerParameter:
     """The classifier as a layer with its parameters."""
     layer = caffe_pb2.LayerParameter(name=strategies.LINEAR, type="InnerProduct")
     for values in (classifier.weights, classifier.bias):
-        blob = layer.blobs.add(data=values.ravel())
-        blob.shape.dim.extend(values.shape)
+        layer.blobs.append(caffe.io.array_to_blobproto(values))
     return layer
 
 

@@ -217,16 +217,16 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         reasons["test_initialization"] = "before training BatchNorm may have no statistics, and the scores would be no numbers"
     with written_whole(folder) as part:
         part.mkdir()
+        # Errors of layers name the written file.
+        said = f"Written from {experiment.model}, which is the one to edit."
+        edited = {"name": said} if models.is_file(experiment.model) else {}
         for name, net in made.items():
-            file = part / f"{name}.prototxt"
-            caffe.write_prototxt(file, net)
-            if models.is_file(experiment.model):  # errors of layers name the written file
-                file.write_text(f"# Written from {experiment.model}, which is the one to edit.\n{file.read_text()}")
+            caffe.write_prototxt(part / f"{name}.prototxt", net, edited)
         channels, *size = dataset.shape
         resized = Options(Size(*size), mode, interpolation, channels == 3)
         how = Preprocessing(resized, made["test"].layer[0].transform_param, dataset.channels)
         how.write(part / "preprocessing.json")
-        solver.write(part / "solver.prototxt", param, reasons)
+        caffe.write_prototxt(part / "solver.prototxt", param, reasons)
 
 
 def main(argv: list[str] | None = None) -> None:

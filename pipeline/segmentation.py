@@ -179,7 +179,7 @@ def write(options: Options, train: Pairs, val: Pairs, folder: Path) -> list[str]
         part.mkdir()
         for kind, one in made.items():
             caffe.write_prototxt(part / f"{kind}.prototxt", one)
-        solver.write(part / "solver.prototxt", param, reasons)
+        caffe.write_prototxt(part / "solver.prototxt", param, reasons)
         net.save(part / "start.caffemodel")
     return anew
 

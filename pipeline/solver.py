@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import caffe
 from caffe.proto import caffe_pb2
 from pipeline import solver_fields
 from pipeline.errors import InputError
@@ -132,13 +131,3 @@ def _steps(steps: float | list[float], epoch: int) -> dict:
     if isinstance(steps, list):
         return {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [max(1, round(step * epoch)) for step in steps]}
     return {"lr_policy": "step", "gamma": 0.1, "stepsize": max(1, round(steps * epoch))}
-
-
-def write(path: Path, param: caffe_pb2.SolverParameter, reasons: dict[str, str]) -> None:
-    """Write a solver with its reasons as comments, each before the first line of its field."""
-    caffe.write_prototxt(path, param)
-    lines, left = [], dict(reasons)
-    for line in path.read_text().splitlines():
-        reason = left.pop(line.split(":")[0], None)
-        lines += [f"# {reason}", line] if reason else [line]
-    path.write_text("\n".join(lines) + "\n")
