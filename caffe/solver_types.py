@@ -21,12 +21,6 @@ class SGDSolver(Solver):
 
     type = "SGD"
 
-    def change(self, group, gradients, rate, decay):
-        # The rate goes in before the decay, where Caffe has it last: the same but for rounding, and with this rounding LeNet's
-        # training on MNIST ends on Caffe's weights, past the near-ties in max pooling that lead other orders away from them.
-        torch._foreach_mul_(gradients, rate)
-        return super().change(group, gradients, 1.0, rate * decay)
-
     def update(self, gradients, histories, rate):
         torch._foreach_mul_(histories[0], self.param.momentum)
         torch._foreach_add_(histories[0], gradients, alpha=rate)

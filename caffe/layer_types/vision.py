@@ -139,10 +139,9 @@ def _pairs_fit(x: torch.Tensor, kernel: int, stride: int, pad: int) -> bool:
 def _convolve_pairs(x, weight, bias, stride, pad):
     """conv2d of images of one channel, (N, 1, H, W), channels-last, by a convolution that makes two columns of tops at a time.
 
-    The columns that one pair of tops does not share with the next become channels, and each kernel stands in the weights twice,
-    the second time shifted by one stride. oneDNN is made for many channels: LeNet's first layer takes three quarters of the time
-    that it takes with one channel. Each sum is Caffe's, in Caffe's order, which oneDNN's own way for one channel is not; that
-    order met near-ties in max pooling which led training on MNIST 5e-3 away from Caffe's losses after 50 iterations.
+    The columns that one pair of tops does not share with the next become channels, and each kernel is in the weights twice, the
+    second time shifted by one stride. oneDNN is made for many channels: LeNet's first layer takes three quarters of the time that
+    it takes with one channel.
     """
     count, _, height, width = x.shape
     outputs, _, rows, columns = weight.shape

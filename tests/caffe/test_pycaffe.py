@@ -54,12 +54,11 @@ def test_the_compiled_modules_names_are_the_same_objects():
     assert importlib.import_module("caffe._caffe").SolverParameter is caffe.proto.caffe_pb2.SolverParameter
 
 
-def test_import_is_quick_without_pytorch():
-    code = (
-        "import time; t = time.perf_counter(); import caffe; caffe.NetSpec, caffe.io, caffe.proto; print(time.perf_counter() - t)"
-    )
-    times = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) for _ in range(3)]
-    assert min(times) < 0.3
+def test_proto_io_and_net_spec_are_imported_without_heavy_packages():
+    code = "import sys, caffe; caffe.NetSpec, caffe.io, caffe.proto.caffe_pb2; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "cv2", "h5py", "matplotlib", "pandas", "scipy", "sklearn", "onnx", "snakemake", "PIL"}
+    assert heavy & set(done.stdout.split()) == set()
 
 
 # ---- the process
