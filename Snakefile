@@ -29,6 +29,7 @@ include: "rules/train.smk"
 include: "rules/features.smk"
 include: "rules/export.smk"
 include: "rules/report.smk"
+include: "rules/manifest.smk"
 
 
 localrules:
@@ -39,3 +40,4 @@ rule all:
     default_target: True
     input:
         results,
+        rules.manifest.output,

@@ -125,8 +125,8 @@ def _row(values: pd.Series) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--names", nargs="+", required=True)
-    parser.add_argument("--datasets", nargs="+", required=True, help="each experiment's dataset")
+    parser.add_argument("--names", nargs="+", action="extend", required=True)
+    parser.add_argument("--datasets", nargs="+", action="extend", required=True, help="each experiment's dataset")
     parser.add_argument("--metrics", nargs="+", type=Path, required=True)
     parser.add_argument("--summaries", nargs="+", type=Path, required=True)
     parser.add_argument("--bests", nargs="+", type=Path, required=True, help="best.json of each train step")

@@ -52,8 +52,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("net", type=Path, help="a prototxt with a Data layer")
     parser.add_argument("weights", type=Path)
     parser.add_argument("folder", type=Path, help="where the features go")
-    parser.add_argument("--blobs", nargs="+", required=True)
-    parser.add_argument("--formats", nargs="+", choices=feature_files.FORMATS, default=DEFAULT, help="default: %(default)s")
+    parser.add_argument("--blobs", nargs="+", action="extend", required=True)
+    formats = f"default: {' '.join(DEFAULT)}"
+    parser.add_argument("--formats", nargs="+", action="extend", choices=feature_files.FORMATS, help=formats)
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--database", type=Path, help="an LMDB or LevelDB in the place of the net's own")
@@ -71,7 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     if a.list:
         how = a.preprocessing or a.net.with_name("preprocessing.json")
         listed = extraction.listed(a.list, a.root, how, a.color == "color")
-    images = write(Run(a.net, a.weights, a.gpu, a.database, listed), a.blobs, a.folder, tuple(dict.fromkeys(a.formats)))
+    images = write(
+        Run(a.net, a.weights, a.gpu, a.database, listed), a.blobs, a.folder, tuple(dict.fromkeys(a.formats or DEFAULT))
+    )
     print(f"{a.folder}: {', '.join(a.blobs)} of {images} images")
 
 

@@ -109,9 +109,16 @@ def layers_of(net: caffe.Net, taken: Sequence[Taken]) -> pd.DataFrame:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of steps that start from weights: those of `Given`."""
     parser.add_argument(
-        "--weights", nargs="+", type=Path, default=[], help=".caffemodels to start from; of layers of one name, the last one's"
+        "--weights",
+        nargs="+",
+        action="extend",
+        type=Path,
+        default=[],
+        help=".caffemodels to start from; of layers of one name, the last one's",
     )
-    parser.add_argument("--skip", nargs="+", default=[], metavar="LAYER", help="layers that are not copied from them")
+    parser.add_argument(
+        "--skip", nargs="+", action="extend", default=[], metavar="LAYER", help="layers that are not copied from them"
+    )
     parser.add_argument(
         "--same-classes", action="store_true", help="they are of the same classes: that the last layer is copied is meant"
     )
@@ -125,8 +132,8 @@ def given_by(arguments: argparse.Namespace) -> Given:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Download weights, checked by their SHA-256.")
-    parser.add_argument("url")
     parser.add_argument("file", type=Path, help="the file to write")
+    parser.add_argument("--url", required=True)
     parser.add_argument("--sha256", required=True)
     a = parser.parse_args(argv)
     fetch(a.url, a.sha256, a.file)

@@ -1,31 +1,46 @@
-import hashlib
-import importlib.util
+import json
+import os
 from pathlib import Path
 
 import caffe
 from snakemake.exceptions import WorkflowError
 
 from pipeline import configuration
+from pipeline.closure import code_of
+from pipeline.configuration import fixed as fixed_config
 from pipeline.files import stem_of
 
+# The main process checks the config and fixes it; a cluster's jobs take what it has fixed, whatever the config file says by then.
+# The variable is numbered, as another workflow may use this one as a module several times.
+FIXED = Path(".snakemake/roastery")
+workflow.uses_of_roastery = getattr(workflow, "uses_of_roastery", 0) + 1
+DIGEST = f"ROASTERY_CONFIG_{workflow.uses_of_roastery}"
 try:
-    schema = Path(workflow.basedir) / "config" / "schema.yaml"
-    config.update(
-        configuration.checked(config, str((workflow.configfiles or ["config"])[-1]), schema)
-    )
+    if workflow.is_main_process:
+        path = str((workflow.configfiles or ["config"])[-1])
+        schema = Path(workflow.basedir) / "config" / "schema.yaml"
+        os.environ[DIGEST] = fixed_config.write(configuration.checked(config, path, schema), FIXED)
+    fixed = fixed_config.read(os.environ.get(DIGEST, ""), FIXED)
 except caffe.Error as error:
     raise WorkflowError(str(error)) from None
+config.clear()
+config.update(fixed)
+
+
+envvars:
+    DIGEST,
+
 
 GPUS = int(config["compute"] == "gpu")
-GPU_FLAG = "--gpu" if GPUS else ""
 
 
-READY = "|".join(
-    name
-    for name, dataset in config["datasets"].items()
-    if configuration.keys.kind_of(dataset["source"]) in ("published", "database")
-)
-"""Pattern of the datasets whose records are there already; of no name where there are none."""
+def datasets_from(kind):
+    """Regex of the datasets whose source is of a kind; matches nothing if there are none."""
+    sources = {name: dataset["source"] for name, dataset in config["datasets"].items()}
+    return (
+        "|".join(name for name in sources if configuration.keys.kind_of(sources[name]) == kind)
+        or "(?!)"
+    )
 
 
 DUPLICATES = report(
@@ -69,14 +84,20 @@ wildcard_constraints:
     shard=r"\d+",
     part="train|val|test",
     of="|_train|_test",
-    blob="[^/]+",
+    blob="[A-Za-z0-9_.-]+",
 
 
-def source(module):
-    """Digest of a step's module: an edit of the step is seen, a touch is not."""
-    return hashlib.sha256(Path(importlib.util.find_spec(module).origin).read_bytes()).hexdigest()[
-        :16
-    ]
+def as_json(options):
+    """Params function: a step's options, of a function of wildcards, as one JSON argument.
+
+    No quoting can break it, and Snakemake sees each value that changes.
+    """
+    return lambda wildcards: json.dumps(options(wildcards), sort_keys=True)
+
+
+def on_device(wildcards):
+    """The options of a step that computes on the config's device and has no others."""
+    return {"gpu": bool(GPUS)}
 
 
 def dataset_of(wildcards):

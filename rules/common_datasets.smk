@@ -1,9 +1,6 @@
 # What the rules ask of a dataset's config.
-import json
-import shlex
 from pathlib import Path
 
-from pipeline import configuration
 from pipeline.folders import listing
 
 
@@ -35,66 +32,55 @@ def list_of_shard(wildcards):
     return f"{folder}/{wildcards.shard}.csv"
 
 
-def val_flag(wildcards):
-    """How the label step divides images: a share of each class, a fold, by the list's column, or as it finds them."""
-    split = config["datasets"][wildcards.dataset]["split"]
-    share = f"--val {split.get('val', 0.2)}"
-    flags = {"column": "", "fraction": share}
-    flags["fold"] = f"--folds {split.get('folds')} --fold {split.get('fold')}"
-    return (
-        flags[split["by"]] if "by" in split else share if "val" in split else f"{share} --own-split"
-    )
-
-
 def source_of(wildcards):
     """Where a dataset's images come from, as the config says."""
     return config["datasets"][wildcards.dataset]["source"]
 
 
-def download_flags(keys):
-    """Params function: how a dataset is downloaded, as the step takes it; image files on this machine are file:// URLs."""
-
-    def flags(wildcards):
-        named = dict(source_of(wildcards))
-        named["allow_file"] |= bool(named.keys() & {"folder", "root"})
-        given = {key.replace("_", "-"): named[key] for key in keys}
-        flags = [
-            f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items()
-        ]
-        return shlex.join(flag for flag in flags if not flag.endswith("=False"))
-
-    return flags
+def shard_options(wildcards):
+    """What the shards step makes its lists of."""
+    source = source_of(wildcards)
+    options = {key: source[key] for key in configuration.keys.SOURCE_FLAGS if key in source}
+    options["column"] = [f"{key}={name}" for key, name in source["columns"].items()]
+    options["size"] = config["datasets"][wildcards.dataset]["shard_size"]
+    return options
 
 
-def patience_flags(wildcards, input):
-    """How long and how hard a download is tried: no reason to repeat one that has succeeded.
+def download_options(wildcards):
+    """What is downloaded; image files on this machine are file:// URLs."""
+    source = source_of(wildcards)
+    options = {key: source[key] for key in configuration.keys.DOWNLOAD_FLAGS}
+    options["allow_file"] |= bool(source.keys() & {"folder", "root"})
+    return options
 
-    A params function that takes `input` is one of which Snakemake does not note what it gave.
+
+def patience(wildcards, input):
+    """How long and how hard a download is tried, as JSON: no reason to repeat one that has succeeded.
+
+    Snakemake does not record the value of a params function that takes `input`.
     """
-    return download_flags(configuration.keys.PATIENCE_FLAGS)(wildcards)
+    source = source_of(wildcards)
+    return json.dumps({key: source[key] for key in configuration.keys.PATIENCE_FLAGS})
 
 
-def source_flags(wildcards):
-    """A dataset's source, as the shards step takes it."""
-    named = source_of(wildcards)
-    flags = [
-        f"--{key.replace('_', '-')}={named[key]}"
-        for key in configuration.keys.SOURCE_FLAGS
-        if key in named
-    ]
-    flags += [f"--column={key}={name}" for key, name in named["columns"].items()]
-    return shlex.join(flags)
+def resize_options(wildcards):
+    """How images are resized."""
+    dataset = config["datasets"][wildcards.dataset]
+    options = {key: dataset[key] for key in ("interpolation", "color")}
+    return options | dataset["size"] | {"mode": dataset["resize_mode"]}
 
 
-def counts_flag(wildcards):
-    """How many training images of each class are listed."""
-    split = config["datasets"][wildcards.dataset]["split"]
-    flags = [
-        f"--{key.replace('_', '-')} {split[key]}"
-        for key in ("min_per_class", "max_per_class")
-        if key in split
-    ]
-    return " ".join([*flags, "--repeat"] if split["balance"] == "repeat" else flags)
+def label_options(wildcards):
+    """How images are divided and counted: a share of each class, a fold, the list's column, or the folder's own split."""
+    dataset = config["datasets"][wildcards.dataset]
+    split = dataset["split"]
+    ways = {"column": {}, "fraction": {"val": split.get("val", 0.2)}}
+    ways["fold"] = {key: split.get(key) for key in ("folds", "fold")}
+    by = split.get("by", "fraction")
+    options = ways[by] | {"own_split": "by" not in split and "val" not in split}
+    options |= {key: split.get(key) for key in ("min_per_class", "max_per_class")}
+    options["repeat"] = split["balance"] == "repeat"
+    return options | {key: dataset.get(key) for key in ("names", "duplicates", "seed")}
 
 
 def names_of(wildcards):
@@ -102,34 +88,21 @@ def names_of(wildcards):
     return config["datasets"][wildcards.dataset].get("names", [])
 
 
-def names_flag(wildcards):
-    """The names of the classes, where a file has them."""
-    names = config["datasets"][wildcards.dataset].get("names")
-    return f"--names {shlex.quote(names)}" if names else ""
+def fetch_options(wildcards):
+    """Where a published collection's files are taken from, where they are not downloaded."""
+    return {"copy": source_of(wildcards).get("copy")}
 
 
-def copy_flag(wildcards):
-    """Where a published collection's files are taken from, when they are not downloaded."""
-    copy = source_of(wildcards).get("copy")
-    return f"--copy {shlex.quote(copy)}" if copy else ""
+def databases_of(wildcards):
+    """Input function: the databases that a dataset's records are copied from."""
+    databases = source_of(wildcards)["database"]
+    return [databases["train"], databases["val"]]
 
 
-def records_of(wildcards):
-    """Input function: where a dataset's records are: a published collection's files, or databases."""
-    databases = source_of(wildcards).get("database")
-    if databases:
-        return [databases["train"], databases["val"]]
-    return [f"results/datasets/{wildcards.dataset}/published"]
-
-
-def ready_command(wildcards):
-    """The step that makes a dataset of its records, with its arguments."""
-    target, records = f"results/datasets/{wildcards.dataset}", shlex.join(records_of(wildcards))
-    if published := source_of(wildcards).get("published"):
-        return f"pipeline.published build {published} {records} {target}"
-    channels = config["datasets"][wildcards.dataset]["channels"]
-    flags = f"--channels {channels} {encode_flag(wildcards)} {names_flag(wildcards)}"
-    return f"pipeline.reuse {records} {target} {flags}"
+def reuse_options(wildcards):
+    """How a dataset is made of databases."""
+    dataset = config["datasets"][wildcards.dataset]
+    return {key: dataset.get(key) for key in ("channels", "encode", "names")}
 
 
 def list_of(wildcards):
@@ -156,22 +129,23 @@ def listing_of(wildcards):
 
 
 def augmentation_of(dataset):
-    """How a dataset's training images are changed, as JSON, and how many changed copies its database has."""
+    """How a dataset's training images are changed, and how many changed copies its database has."""
     changes = dict(config["datasets"][dataset].get("augmentation", {}))
     copies = changes.pop("copies", 0)
-    return json.dumps(changes, sort_keys=True) if changes else "", copies
+    return changes or None, copies
 
 
-def encode_flag(wildcards):
-    """How records are stored, where the config says it."""
-    encode = config["datasets"][wildcards.dataset].get("encode")
-    return f"--encode {encode}" if encode else ""
-
-
-def copies_flag(wildcards):
-    """The changed copies in a training database."""
+def database_options(wildcards):
+    """How a database's records are made; only training images have changed copies."""
+    dataset = config["datasets"][wildcards.dataset]
+    options = {key: dataset.get(key) for key in ("color", "channels", "encode")}
     changes, copies = augmentation_of(wildcards.dataset)
-    if wildcards.part != "train" or not changes or not copies:
-        return ""
-    seed = config["datasets"][wildcards.dataset]["seed"]
-    return f"--copies {copies} --seed {seed} --augmentation {shlex.quote(changes)}"
+    if wildcards.part == "train" and changes and copies:
+        options |= {"copies": copies, "seed": dataset["seed"], "augmentation": changes}
+    return options
+
+
+def augmented_options(wildcards):
+    """How the examples of changed images are made."""
+    changes, _ = augmentation_of(wildcards.dataset)
+    return {"augmentation": changes, "seed": config["datasets"][wildcards.dataset]["seed"]}

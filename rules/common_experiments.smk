@@ -1,10 +1,7 @@
 # What the rules ask of an experiment's config.
-import json
-import shlex
 from pathlib import Path
 
-from pipeline import configuration, models, strategies
-from pipeline.files import stem_of
+from pipeline import models, strategies
 
 
 def of_evaluated(path):
@@ -28,18 +25,6 @@ def infogain_of(wildcards):
     return f"results/datasets/{name}/lists/infogain.binaryproto" if weighed else []
 
 
-def infogain_flag(wildcards):
-    """The matrix that weighs an experiment's classes, where there is one."""
-    matrix = infogain_of(wildcards)
-    return f"--infogain {matrix}" if matrix else ""
-
-
-def augmentation_flag(wildcards):
-    """How training images are changed on their way into the net: not where the database has changed copies."""
-    changes, copies = augmentation_of(dataset_of(wildcards))
-    return f"--augmentation {shlex.quote(changes)}" if changes and not copies else ""
-
-
 def fitted(file):
     """Input function: `file` of the fitted linear classifier, where an experiment's strategy has one or is chosen by it."""
 
@@ -52,38 +37,6 @@ def fitted(file):
         )
 
     return path
-
-
-def features_flags(wildcards):
-    """How a linear classifier is fitted to an experiment's features."""
-    experiment = config["experiments"][wildcards.experiment]
-    balanced = "--balanced" if infogain_of(wildcards) else ""
-    return f"--strategy {experiment['strategy']} --features-from {shlex.quote(experiment['features_from'])} {balanced}"
-
-
-def strategy_flags(wildcards):
-    """What of an experiment's net is learned."""
-    if chosen := fitted("strategy.json")(wildcards):
-        return f"--chosen {chosen}"
-    experiment = config["experiments"][wildcards.experiment]
-    freeze_to = experiment.get("freeze_to")
-    return f"--strategy {experiment['strategy']}" + (
-        f" --freeze-to {shlex.quote(freeze_to)}" if freeze_to else ""
-    )
-
-
-def resized_flags(wildcards):
-    """How the images of an experiment's dataset were resized."""
-    dataset = config["datasets"][dataset_of(wildcards)]
-    return f"--resize-mode {dataset['resize_mode']} --interpolation {dataset['interpolation']}"
-
-
-def model_source(wildcards):
-    """Digest of the module of an experiment's template."""
-    model = config["experiments"][wildcards.experiment]["model"]
-    if models.is_file(model):
-        return source("pipeline.models.adapted")
-    return source(models.TEMPLATES[model].body.__module__)
 
 
 def net_of(wildcards):
@@ -119,67 +72,116 @@ def weights_of(wildcards):
     return paths
 
 
-def url_of(wildcards):
-    """Where the weights with a SHA-256 are."""
+def train_options(wildcards):
+    """What a training starts from and when it ends."""
+    experiment = config["experiments"][wildcards.experiment]
+    named = [origin.get("experiment") for origin in configuration.keys.origins(experiment)]
+    others = {config["experiments"].get(name, {}).get("dataset") for name in named}
+    sweeps = config["sweeps"].values()
+    return {
+        "weights": weights_of(wildcards),
+        "skip": experiment["skip_layers"],
+        "same_classes": others == {experiment["dataset"]},
+        "chosen": fitted("strategy.json")(wildcards),
+        "fitted": fitted("classifier.caffemodel")(wildcards),
+        "early_stopping": experiment["early_stopping"],
+        "diverging": any(wildcards.experiment in sweep["members"] for sweep in sweeps),
+    }
+
+
+def linear_options(wildcards):
+    """How a linear classifier is fitted to an experiment's features."""
+    experiment = config["experiments"][wildcards.experiment]
+    options = {key: experiment[key] for key in ("model", "strategy", "features_from")}
+    balanced = bool(infogain_of(wildcards))
+    return options | on_device(wildcards) | {"weights": weights_of(wildcards), "balanced": balanced}
+
+
+def prototxt_options(wildcards):
+    """What an experiment's nets and solver are written of."""
+    name = wildcards.experiment
+    experiment, dataset = config["experiments"][name], config["datasets"][dataset_of(wildcards)]
+    chosen = fitted("strategy.json")(wildcards)
+    keys = ("model", "batch_size", "solver", "last_lr_mult", "batch_norm")
+    options = {key: experiment.get(key) for key in keys}
+    options |= {key: dataset[key] for key in ("resize_mode", "interpolation")}
+    options |= {"chosen": chosen} if chosen else {"strategy": experiment["strategy"]}
+    options |= {} if chosen else {"freeze_to": experiment.get("freeze_to")}
+    changes, copies = augmentation_of(dataset_of(wildcards))
+    return options | {
+        "name": name,
+        "last": configuration.keys.last_layer(experiment),
+        "pretrained": bool(experiment["weights"]),
+        "infogain": infogain_of(wildcards),
+        "augmentation": changes if not copies else None,
+        "gpu": bool(GPUS),
+    }
+
+
+def feature_options(wildcards):
+    """Which blobs are extracted, and to which formats."""
+    experiment = config["experiments"][wildcards.experiment]
+    options = {"blobs": experiment["features"], "formats": experiment["feature_formats"]}
+    return options | on_device(wildcards)
+
+
+def classify_options(wildcards):
+    """How images are classified."""
+    crops = config["experiments"][wildcards.experiment]["classify"]["oversample"]
+    return {"oversample": crops} | on_device(wildcards)
+
+
+def visualize_options(wildcards):
+    """Which images the pictures of a trained net show, and how many."""
+    pictures = config["experiments"][wildcards.experiment]["pictures"]
+    kind = "images" if "images" in pictures else "database"
+    return {kind: shown_images(wildcards), "count": pictures["count"]} | on_device(wildcards)
+
+
+def evaluated_options(wildcards):
+    """The suffix of the file names of an evaluation's pictures: of the part that was evaluated."""
+    return {"suffix": wildcards.of}
+
+
+def neighbour_options(wildcards):
+    """The blob whose features are compared."""
+    blobs = config["experiments"][wildcards.experiment]["features"]
+    return {"blob": next(blob for blob in blobs if stem_of(blob) == wildcards.blob)}
+
+
+def convolutional_options(wildcards):
+    """The size of the images that the fully convolutional net is made for."""
+    return config["experiments"][wildcards.experiment]["export"]["convolutional"]
+
+
+def average_options(wildcards):
+    """How many of the last snapshots are averaged."""
+    return {"last": config["experiments"][wildcards.experiment]["export"]["average"]}
+
+
+def weights_options(wildcards):
+    """Where the weights with a SHA-256 are downloaded from."""
     given = [
         origin
         for experiment in config["experiments"].values()
         for origin in configuration.keys.origins(experiment)
     ]
-    return next(origin["url"] for origin in given if origin.get("sha256") == wildcards.sha256)
+    url = next(origin["url"] for origin in given if origin.get("sha256") == wildcards.sha256)
+    return {"url": url, "sha256": wildcards.sha256}
 
 
-def start_flags(wildcards):
-    """What a training starts from and when it ends, as the train step takes them."""
-    experiment = config["experiments"][wildcards.experiment]
-    chosen, classifier = (
-        fitted(file)(wildcards) for file in ("strategy.json", "classifier.caffemodel")
-    )
-    flags = ["--chosen", chosen] if chosen else []
-    if weights := weights_of(wildcards):
-        flags += ["--weights", *weights]
-        named = [origin.get("experiment") for origin in configuration.keys.origins(experiment)]
-        others = [config["experiments"].get(name, {}).get("dataset") for name in named]
-        flags += ["--same-classes"] if set(others) == {experiment["dataset"]} else []
-    flags += ["--skip", *experiment["skip_layers"]] if experiment["skip_layers"] else []
-    flags += ["--fitted", classifier] if classifier else []
-    patience = experiment["early_stopping"]
-    flags += ["--early-stopping", str(patience)] if patience else []
-    swept = any(wildcards.experiment in sweep["members"] for sweep in config["sweeps"].values())
-    return shlex.join([*flags, "--diverging"] if swept else flags)
+COMPARED = {
+    "names": list(config["experiments"]),
+    "datasets": [experiment["dataset"] for experiment in config["experiments"].values()],
+    "sweeps": config["sweeps"],
+}
+"""The options of the comparison."""
 
 
 def shown_images(wildcards):
     """Input function: what the pictures of a trained net show: images of the user's, or the validation records."""
     images = config["experiments"][wildcards.experiment]["pictures"].get("images")
     return images or f"results/datasets/{dataset_of(wildcards)}/lmdb/val"
-
-
-def images_flag(wildcards):
-    """Which images the pictures of a trained net show, and how many."""
-    pictures = config["experiments"][wildcards.experiment]["pictures"]
-    kind = "images" if "images" in pictures else "database"
-    return f"--{kind} {shlex.quote(shown_images(wildcards))} --count {pictures['count']}"
-
-
-def last_flags(wildcards):
-    """The last layer's name, whether it is new beside weights, and how fast it learns where the config says."""
-    experiment = config["experiments"][wildcards.experiment]
-    flags = ["--last", configuration.keys.last_layer(experiment)]
-    flags += ["--pretrained"] if experiment["weights"] else []
-    rate = experiment.get("last_lr_mult")
-    return shlex.join(flags if rate is None else [*flags, "--last-lr-mult", str(rate)])
-
-
-def blob_of(wildcards):
-    """The blob of an experiment's features that files are named after."""
-    blobs = config["experiments"][wildcards.experiment]["features"]
-    return next(blob for blob in blobs if stem_of(blob) == wildcards.blob)
-
-
-def solver_fields(wildcards):
-    """The solver fields that the config gives, as JSON."""
-    return json.dumps(config["experiments"][wildcards.experiment]["solver"], sort_keys=True)
 
 
 def without_suffix(wildcards, output):

@@ -7,9 +7,9 @@ rule digits:
         mem_mb=500,
         runtime=5,
     params:
-        code=source("pipeline.digits"),
+        code=code_of("pipeline.digits"),
     shell:
-        "python -m pipeline.digits {output.folder} 2>&1 | tee {log}"
+        "python -m pipeline.digits {output.folder:q} 2>&1 | tee {log:q}"
 
 
 checkpoint shards:
@@ -24,13 +24,11 @@ checkpoint shards:
         mem_mb=1000,
         runtime=10,
     params:
-        source=source_flags,
+        options=as_json(shard_options),
         listing=listing_of,
-        size=lookup(dpath="datasets/{dataset}/shard_size", within=config),
-        code=source("pipeline.shards"),
-        reader=[source(f"pipeline.{module}") for module in ("sources", "folders")],
+        code=code_of("pipeline.shards"),
     shell:
-        "python -m pipeline.shards {output.folder} {params.source} --size {params.size} 2>&1 | tee {log}"
+        "python -m pipeline.shards {output.folder:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule download:
@@ -45,10 +43,9 @@ rule download:
         mem_mb=1000,
         runtime=120,
     params:
-        options=download_flags(configuration.keys.DOWNLOAD_FLAGS),
-        patience=patience_flags,
-        code=source("pipeline.download"),
-        fetcher=source("pipeline.web"),
+        options=as_json(download_options),
+        patience=patience,
+        code=code_of("pipeline.download"),
     shell:
-        "python -m pipeline.download {input.list} {output.images} --table {output.table} {params.options}"
-        " {params.patience} 2>&1 | tee {log}"
+        "python -m pipeline.download {input.list:q} {output.images:q} --table {output.table:q}"
+        " --options {params.options:q} --options {params.patience:q} 2>&1 | tee {log:q}"

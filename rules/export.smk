@@ -16,13 +16,10 @@ rule export:
         mem_mb=4000,
         runtime=30,
     params:
-        code=[
-            source(f"pipeline.{module}")
-            for module in ("export", "onnx_graph", "onnx_layers", "parameters")
-        ],
+        code=code_of("pipeline.export"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.export {wildcards.format} {input.net} {input.weights} {output}"
-        " --labels {input.labels} --preprocessing {input.preprocessing} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.export {wildcards.format} {input.net:q} {input.weights:q} {output:q}"
+        " --labels {input.labels:q} --preprocessing {input.preprocessing:q} 2>&1 | tee {log:q}"
 
 
 rule merge:
@@ -40,10 +37,10 @@ rule merge:
         runtime=30,
     params:
         stem=without_suffix,
-        code=[source(f"pipeline.{module}") for module in ("surgery", "merging")],
+        code=code_of("pipeline.surgery"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.surgery merge {input.net} {input.weights} --output {params.stem}"
-        " 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.surgery merge {input.net:q} {input.weights:q} --output {params.stem:q}"
+        " 2>&1 | tee {log:q}"
 
 
 rule convolutional:
@@ -61,12 +58,11 @@ rule convolutional:
         runtime=30,
     params:
         stem=without_suffix,
-        height=lookup(dpath="experiments/{experiment}/export/convolutional/height", within=config),
-        width=lookup(dpath="experiments/{experiment}/export/convolutional/width", within=config),
-        code=[source(f"pipeline.{module}") for module in ("surgery", "convolutional")],
+        options=as_json(convolutional_options),
+        code=code_of("pipeline.surgery"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.surgery convolutional {input.net} {input.weights}"
-        " --height {params.height} --width {params.width} --output {params.stem} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.surgery convolutional {input.net:q} {input.weights:q}"
+        " --output {params.stem:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule crop:
@@ -83,9 +79,9 @@ rule crop:
         runtime=30,
     params:
         stem=without_suffix,
-        code=source("pipeline.surgery"),
+        code=code_of("pipeline.surgery"),
     shell:
-        "python -m pipeline.surgery crop {input.net:q} {input.weights} --output {params.stem} 2>&1 | tee {log}"
+        "python -m pipeline.surgery crop {input.net:q} {input.weights:q} --output {params.stem:q} 2>&1 | tee {log:q}"
 
 
 rule average:
@@ -104,8 +100,8 @@ rule average:
         runtime=30,
     params:
         stem=without_suffix,
-        last=lookup(dpath="experiments/{experiment}/export/average", within=config),
-        code=source("pipeline.surgery"),
+        options=as_json(average_options),
+        code=code_of("pipeline.surgery"),
     shell:
-        "python -m pipeline.surgery average {input.net} {input.snapshots} --last {params.last} --best {input.best}"
-        " --output {params.stem} 2>&1 | tee {log}"
+        "python -m pipeline.surgery average {input.net:q} {input.snapshots:q} --best {input.best:q}"
+        " --output {params.stem:q} --options {params.options:q} 2>&1 | tee {log:q}"

@@ -14,15 +14,11 @@ rule features:
         runtime=120,
         gpu=GPUS,
     params:
-        blobs=lookup(dpath="experiments/{experiment}/features", within=config),
-        formats=lookup(dpath="experiments/{experiment}/feature_formats", within=config),
-        gpu=GPU_FLAG,
-        code=[
-            source(f"pipeline.{module}") for module in ("features", "feature_files", "extraction")
-        ],
+        options=as_json(feature_options),
+        code=code_of("pipeline.features"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.features {input.net} {input.weights} {output.folder}"
-        " --blobs {params.blobs} --formats {params.formats} {params.gpu} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.features {input.net:q} {input.weights:q} {output.folder:q}"
+        " --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule evaluate:
@@ -58,11 +54,12 @@ rule evaluate:
         gpu=GPUS,
     params:
         folder=subpath(output.summary, parent=True),
-        gpu=GPU_FLAG,
-        code=[source(f"pipeline.{module}") for module in ("evaluate", "extraction")],
+        options=as_json(on_device),
+        code=code_of("pipeline.evaluate"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.evaluate {input.net} {input.weights} {params.folder}"
-        " --list {input.list} --labels {input.labels} --database {input.database} {params.gpu} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.evaluate {input.net:q} {input.weights:q} {params.folder:q}"
+        " --list {input.list:q} --labels {input.labels:q} --database {input.database:q}"
+        " --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule classify:
@@ -88,13 +85,8 @@ rule classify:
         runtime=120,
         gpu=GPUS,
     params:
-        crops=lambda wildcards: (
-            "--oversample"
-            if config["experiments"][wildcards.experiment]["classify"]["oversample"]
-            else ""
-        ),
-        gpu=GPU_FLAG,
-        code=[source(f"pipeline.{module}") for module in ("classify", "preprocessing")],
+        options=as_json(classify_options),
+        code=code_of("pipeline.classify"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.classify {input.net} {input.weights} {input.images:q}"
-        " --labels {input.labels} --csv {output} {params.crops} {params.gpu} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.classify {input.net:q} {input.weights:q} {input.images:q}"
+        " --labels {input.labels:q} --csv {output:q} --options {params.options:q} 2>&1 | tee {log:q}"

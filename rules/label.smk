@@ -15,12 +15,8 @@ rule label:
         tables=of_images("download"),
         resized=of_images("resize"),
         folder="results/datasets/{dataset}/lists",
-        val=val_flag,
-        names=names_flag,
-        counts=counts_flag,
-        seed=lookup(dpath="datasets/{dataset}/seed", within=config),
-        duplicates=lookup(dpath="datasets/{dataset}/duplicates", within=config),
-        code=[source(f"pipeline.{module}") for module in ("label", "split", "duplicates")],
+        options=as_json(label_options),
+        code=code_of("pipeline.label"),
     shell:
-        "python -m pipeline.label {input.shards} {params.tables} {params.resized} --output {params.folder} {params.val}"
-        " {params.counts} {params.names} --duplicates {params.duplicates} --seed {params.seed} 2>&1 | tee {log}"
+        "python -m pipeline.label {input.shards:q} {params.tables:q} {params.resized:q} --output {params.folder:q}"
+        " --options {params.options:q} 2>&1 | tee {log:q}"

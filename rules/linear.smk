@@ -32,12 +32,8 @@ rule linear:
     params:
         folder=subpath(output.strategy, parent=True),
         val=of_dataset("lmdb/val"),
-        model=lookup(dpath="experiments/{experiment}/model", within=config),
-        strategy=features_flags,
-        gpu=GPU_FLAG,
-        code=[source(f"pipeline.{module}") for module in ("linear", "strategies")],
-        model_code=model_source,
+        options=as_json(linear_options),
+        code=code_of("pipeline.linear"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.linear {params.folder} --model {params.model:q}"
-        " --weights {input.weights} --train {input.train} --val {params.val} --mean {input.mean}"
-        " {params.strategy} {params.gpu} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.linear {params.folder:q} --train {input.train:q} --val {params.val:q}"
+        " --mean {input.mean:q} --options {params.options:q} 2>&1 | tee {log:q}"

@@ -14,12 +14,8 @@ rule lmdb:
         runtime=60,
     params:
         root=of_images("resize"),
-        color=lookup(dpath="datasets/{dataset}/color", within=config),
-        channels=lookup(dpath="datasets/{dataset}/channels", within=config),
-        encode=encode_flag,
-        copies=copies_flag,
-        code=source("pipeline.database"),
+        options=as_json(database_options),
+        code=code_of("pipeline.database"),
     shell:
-        "python -m pipeline.database {input.list} {params.root} {output.database} --labels {input.labels}"
-        " --manifest {output.manifest} --color {params.color} --channels {params.channels} {params.encode} {params.copies}"
-        " --threads {threads} 2>&1 | tee {log}"
+        "python -m pipeline.database {input.list:q} {params.root:q} {output.database:q} --labels {input.labels:q}"
+        " --manifest {output.manifest:q} --options {params.options:q} --threads {threads} 2>&1 | tee {log:q}"

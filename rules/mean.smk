@@ -11,6 +11,6 @@ rule mean:
         mem_mb=1000,
         runtime=30,
     params:
-        code=source("pipeline.mean"),
+        code=code_of("pipeline.mean"),
     shell:
-        "python -m pipeline.mean {input.database} {output.mean} --values {output.values} 2>&1 | tee {log}"
+        "python -m pipeline.mean {input.database:q} {output.mean:q} --values {output.values:q} 2>&1 | tee {log:q}"

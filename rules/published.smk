@@ -8,15 +8,44 @@ rule fetch:
         runtime=120,
     params:
         name=lookup(dpath="datasets/{dataset}/source/published", within=config),
-        taken=copy_flag,
-        code=source("pipeline.published"),
+        options=as_json(fetch_options),
+        code=code_of("pipeline.published"),
     shell:
-        "python -m pipeline.published fetch {params.name} {output.folder} {params.taken} 2>&1 | tee {log}"
+        "python -m pipeline.published fetch {params.name} {output.folder:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
-rule databases:
+rule build:
     input:
-        records=records_of,
+        records="results/datasets/{dataset}/published",
+    output:
+        databases=directory(
+            expand("results/datasets/{{dataset}}/lmdb/{part}", part=["train", "val"])
+        ),
+        manifests=expand(
+            "results/datasets/{{dataset}}/lmdb/{part}.manifest.json",
+            part=["train", "val"],
+        ),
+        lists=LISTS,
+    log:
+        "logs/datasets/{dataset}/databases.log",
+    wildcard_constraints:
+        dataset=datasets_from("published"),
+    threads: 8
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        name=lookup(dpath="datasets/{dataset}/source/published", within=config),
+        folder=subpath(input.records, parent=True),
+        code=code_of("pipeline.published"),
+    shell:
+        "python -m pipeline.published build {params.name} {input.records:q} {params.folder:q}"
+        " --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule reuse:
+    input:
+        records=databases_of,
         names=names_of,
     output:
         databases=directory(
@@ -30,17 +59,21 @@ rule databases:
     log:
         "logs/datasets/{dataset}/databases.log",
     wildcard_constraints:
-        dataset=READY or "(?!)",
+        dataset=datasets_from("database"),
     threads: 8
     resources:
         mem_mb=2000,
         runtime=60,
     params:
-        command=ready_command,
-        code=[source(f"pipeline.{module}") for module in ("published", "reuse", "ready")],
+        folder="results/datasets/{dataset}",
+        options=as_json(reuse_options),
+        code=code_of("pipeline.reuse"),
     shell:
-        "python -m {params.command} --threads {threads} 2>&1 | tee {log}"
+        "python -m pipeline.reuse {input.records:q} {params.folder:q} --options {params.options:q}"
+        " --threads {threads} 2>&1 | tee {log:q}"
 
 
-ruleorder: databases > label
-ruleorder: databases > lmdb
+ruleorder: build > label
+ruleorder: build > lmdb
+ruleorder: reuse > label
+ruleorder: reuse > lmdb

@@ -1,6 +1,3 @@
-import json
-
-
 rule pictures:
     input:
         lists=expand("results/datasets/{{dataset}}/lists/{part}.txt", part=["train", "val"]),
@@ -51,9 +48,9 @@ rule pictures:
     params:
         dataset=subpath(input.mean, parent=True),
         folder=subpath(output.overview, parent=True),
-        code=source("pipeline.pictures"),
+        code=code_of("pipeline.pictures"),
     shell:
-        "python -m pipeline.pictures {params.dataset} {params.folder} 2>&1 | tee {log}"
+        "python -m pipeline.pictures {params.dataset:q} {params.folder:q} 2>&1 | tee {log:q}"
 
 
 rule augmented:
@@ -73,12 +70,10 @@ rule augmented:
         mem_mb=1000,
         runtime=5,
     params:
-        changes=lambda wildcards: augmentation_of(wildcards.dataset)[0],
-        seed=lookup(dpath="datasets/{dataset}/seed", within=config),
-        code=source("pipeline.augmented"),
+        options=as_json(augmented_options),
+        code=code_of("pipeline.augmented"),
     shell:
-        "python -m pipeline.augmented {input.database} {output} --augmentation {params.changes:q} --seed {params.seed}"
-        " 2>&1 | tee {log}"
+        "python -m pipeline.augmented {input.database:q} {output:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule plots:
@@ -99,9 +94,9 @@ rule plots:
         runtime=5,
     params:
         folder=subpath(output.curves, parent=True),
-        code=source("pipeline.plots"),
+        code=code_of("pipeline.plots"),
     shell:
-        "python -m pipeline.plots {params.folder} --metrics {input.metrics} 2>&1 | tee {log}"
+        "python -m pipeline.plots {params.folder:q} --metrics {input.metrics:q} 2>&1 | tee {log:q}"
 
 
 rule evaluated:
@@ -143,10 +138,11 @@ rule evaluated:
     params:
         evaluation=subpath(input.summary, parent=True),
         folder=subpath(output.mistakes, parent=True),
-        suffix=lambda wildcards: f"--suffix={wildcards.of}" if wildcards.of else "",
-        code=[source(f"pipeline.{module}") for module in ("evaluated", "plots", "shown")],
+        options=as_json(evaluated_options),
+        code=code_of("pipeline.evaluated"),
     shell:
-        "python -m pipeline.evaluated {params.evaluation} {input.database} {params.folder} {params.suffix} 2>&1 | tee {log}"
+        "python -m pipeline.evaluated {params.evaluation:q} {input.database:q} {params.folder:q}"
+        " --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule neighbours:
@@ -178,11 +174,11 @@ rule neighbours:
         runtime=30,
     params:
         folder=subpath(output.map, parent=True),
-        blob=blob_of,
-        code=[source(f"pipeline.{module}") for module in ("neighbours", "feature_files", "shown")],
+        options=as_json(neighbour_options),
+        code=code_of("pipeline.neighbours"),
     shell:
-        "OMP_NUM_THREADS=1 python -m pipeline.neighbours {input.features} {input.database} {params.folder}"
-        " --blob {params.blob} --labels {input.labels} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS=1 python -m pipeline.neighbours {input.features:q} {input.database:q} {params.folder:q}"
+        " --labels {input.labels:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule visualize:
@@ -237,15 +233,11 @@ rule visualize:
         gpu=GPUS,
     params:
         folder=subpath(output.filters, parent=True),
-        images=images_flag,
-        gpu=GPU_FLAG,
-        code=[
-            source(f"pipeline.{module}")
-            for module in ("visualize", "tiles", "diagram", "layout", "preprocessing", "shown")
-        ],
+        options=as_json(visualize_options),
+        code=code_of("pipeline.visualize"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.visualize {input.net} {input.weights} {params.folder}"
-        " --labels {input.labels} {params.images} {params.gpu} 2>&1 | tee {log}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.visualize {input.net:q} {input.weights:q} {params.folder:q}"
+        " --labels {input.labels:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule comparison:
@@ -278,11 +270,8 @@ rule comparison:
         runtime=5,
     params:
         folder=subpath(output.table, parent=True),
-        names=list(config["experiments"]),
-        datasets=[experiment["dataset"] for experiment in config["experiments"].values()],
-        sweeps=json.dumps(config["sweeps"]),
-        code=source("pipeline.comparison"),
+        options=json.dumps(COMPARED),
+        code=code_of("pipeline.comparison"),
     shell:
-        "python -m pipeline.comparison {params.folder} --names {params.names} --datasets {params.datasets}"
-        " --metrics {input.metrics} --summaries {input.summaries} --bests {input.bests}"
-        " --sweeps {params.sweeps:q} 2>&1 | tee {log}"
+        "python -m pipeline.comparison {params.folder:q} --metrics {input.metrics:q} --summaries {input.summaries:q}"
+        " --bests {input.bests:q} --options {params.options:q} 2>&1 | tee {log:q}"

@@ -10,12 +10,8 @@ rule resize:
         mem_mb=1000,
         runtime=30,
     params:
-        height=lookup(dpath="datasets/{dataset}/size/height", within=config),
-        width=lookup(dpath="datasets/{dataset}/size/width", within=config),
-        mode=lookup(dpath="datasets/{dataset}/resize_mode", within=config),
-        interpolation=lookup(dpath="datasets/{dataset}/interpolation", within=config),
-        color=lookup(dpath="datasets/{dataset}/color", within=config),
-        code=source("pipeline.resize"),
+        options=as_json(resize_options),
+        code=code_of("pipeline.resize"),
     shell:
-        "python -m pipeline.resize {input.images} {output.images} --height {params.height} --width {params.width}"
-        " --mode {params.mode} --interpolation {params.interpolation} --color {params.color} --threads {threads} 2>&1 | tee {log}"
+        "python -m pipeline.resize {input.images:q} {output.images:q} --options {params.options:q}"
+        " --threads {threads} 2>&1 | tee {log:q}"

@@ -10,10 +10,10 @@ rule weights:
         mem_mb=500,
         runtime=120,
     params:
-        url=url_of,
-        code=source("pipeline.weights"),
+        options=as_json(weights_options),
+        code=code_of("pipeline.weights"),
     shell:
-        "python -m pipeline.weights {params.url:q} {output} --sha256 {wildcards.sha256} 2>&1 | tee {log}"
+        "python -m pipeline.weights {output:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 # With -i, tee shows what the step says where Ctrl-C ends it: that it goes on from there.
@@ -65,13 +65,10 @@ rule train:
         gpu=GPUS,
     params:
         folder=subpath(output.weights, parent=True),
-        start=start_flags,
+        options=as_json(train_options),
         failed="logs/experiments/{experiment}/failed",
         checkpoint="results/experiments/{experiment}/checkpoint",
-        code=[
-            source(f"pipeline.{module}")
-            for module in ("train", "weights", "preflight", "monitor", "diagnosis", "checkpoint")
-        ],
+        code=code_of("pipeline.train"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver} {params.folder} --failed {params.failed}"
-        " --checkpoint {params.checkpoint} {params.start} 2>&1 | tee -i {log}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver:q} {params.folder:q} --failed {params.failed:q}"
+        " --checkpoint {params.checkpoint:q} --options {params.options:q} 2>&1 | tee -i {log:q}"

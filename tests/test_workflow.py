@@ -8,6 +8,7 @@ import pytest
 
 import caffe
 from tests.conftest import ROOT
+from tests.workflows import options
 
 
 def snakemake(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -111,9 +112,7 @@ def test_the_order_of_channels_reaches_the_database(elsewhere):
     config.write_text(config.read_text().replace("    color: gray", "    channels: RGB"))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    commands = [line for line in done.stdout.splitlines() if "pipeline.database" in line]
-    assert len(commands) == 4
-    assert all("--channels RGB" in line for line in commands)
+    assert [given["channels"] for given in options(done.stdout, "database")] == ["RGB"] * 4
 
 
 @pytest.mark.parametrize(("copies", "in_database", "in_net"), [(0, 0, 1), (3, 1, 0)])
@@ -125,10 +124,13 @@ def test_images_are_changed_in_the_database_or_on_their_way_into_the_net(elsewhe
         "-n", "--printshellcmds", "results/report/comparison.csv", "results/datasets/digits_base/augmented.png", cwd=elsewhere
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    commands = [line for line in done.stdout.splitlines() if "--augmentation '{\"brightness\": 0.5}'" in line]
-    assert sum("pipeline.database" in line and "--copies 3" in line for line in commands) == in_database
-    assert sum("pipeline.prototxt" in line for line in commands) == in_net
-    assert sum("pipeline.augmented" in line for line in commands) == 1
+    changed = {
+        step: [given for given in options(done.stdout, step) if given.get("augmentation") == {"brightness": 0.5}]
+        for step in ("database", "prototxt", "augmented")
+    }
+    assert [given["copies"] for given in changed["database"]] == [3] * in_database
+    assert len(changed["prototxt"]) == in_net
+    assert len(changed["augmented"]) == 1
 
 
 def test_pictures_of_a_net_are_of_the_images_and_as_many_as_the_config_says(elsewhere):
@@ -138,12 +140,11 @@ def test_pictures_of_a_net_are_of_the_images_and_as_many_as_the_config_says(else
     config.write_text(text.replace("    batch_size: 20", "    batch_size: 20\n    pictures: {count: 0}", 1))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    commands = [line for line in done.stdout.splitlines() if "pipeline.visualize" in line]
-    assert len(commands) == 2
-    (base,) = (line for line in commands if "experiments/base" in line)
-    assert "--database results/datasets/digits_base/lmdb/val --count 2" in base
-    (finetuned,) = (line for line in commands if "experiments/finetuned" in line)
-    assert "--images look --count 5" in finetuned
+    assert len(options(done.stdout, "visualize")) == 2
+    (base,) = options(done.stdout, "visualize", "experiments/base")
+    assert (base["database"], base["count"]) == ("results/datasets/digits_base/lmdb/val", 2)
+    (finetuned,) = options(done.stdout, "visualize", "experiments/finetuned")
+    assert (finetuned["images"], finetuned["count"]) == ("look", 5)
 
 
 def test_images_to_classify_are_classified_by_the_trained_net(elsewhere):
@@ -154,7 +155,7 @@ def test_images_to_classify_are_classified_by_the_trained_net(elsewhere):
     assert done.returncode == 0, done.stdout + done.stderr
     (command,) = (line for line in done.stdout.splitlines() if "pipeline.classify" in line)
     assert "experiments/finetuned/train/final.caffemodel look" in command
-    assert "--oversample" in command
+    assert options(command, "classify")[0]["oversample"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,8 @@ def test_another_experiment_gives_the_weights_that_it_is_used_by(elsewhere, weig
     config.write_text(text.replace("weights: {experiment: base}", f"weights: {{{weights}}}"))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"--weights results/experiments/base/train/{which}.caffemodel" in done.stdout
+    (given,) = options(done.stdout, "train", "experiments/finetuned")
+    assert given["weights"] == [f"results/experiments/base/train/{which}.caffemodel"]
 
 
 def test_a_net_is_evaluated_on_images_for_testing(elsewhere):

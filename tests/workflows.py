@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +18,17 @@ def command(*arguments: str) -> list[str]:
     # A word after a --configfile would be one more of them.
     files = ("-s", str(ROOT / "Snakefile"), "--configfile", "config.yaml", "--workflow-profile", str(ROOT / "profiles/default"))
     return [sys.executable, "-m", "snakemake", "--cores", "2", *files, *arguments]
+
+
+def options(output: str, step: str, about: str = "") -> list[dict]:
+    """Of each command of a step that --printshellcmds has shown: what its `--options` hold, all together.
+
+    about  text that the command has
+    """
+    lines = [line for line in output.splitlines() if f"python -m pipeline.{step} " in line and about in line]
+    words = [shlex.split(line) for line in lines]
+    held = [[json.loads(given) for flag, given in itertools.pairwise(one) if flag == "--options"] for one in words]
+    return [{key: value for part in parts for key, value in part.items()} for parts in held]
 
 
 def environment() -> dict[str, str]:

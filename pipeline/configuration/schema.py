@@ -106,7 +106,7 @@ def _explained(error: jsonschema.ValidationError) -> list[str]:
             else f"{key}: {value!r} is less than {low:g}"
         ]
     if error.validator == "pattern":
-        return [f"{key}: {value!r} is no name; letters, digits, _ and - are allowed"]
+        return [f"{key}: {value!r}: {error.schema.get('description', 'letters, digits, _ and - are allowed')}"]
     if error.validator == "propertyNames":
         return [f"{key}: {error.instance!r} is no name; letters, digits, _ and - are allowed"]
     return [f"{key}: {error.message}"]

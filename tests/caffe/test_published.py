@@ -49,9 +49,9 @@ def losses() -> list[float]:
     return recorded(r"Iteration \d+ \(.*loss = (\S+)")
 
 
-# A training of some hundred iterations is chaotic: of two almost equal values in a max-pooling window, the last bit of a sum decides
-# which is larger, and processors, numbers of threads and libraries round differently. So the first iterations are compared closely,
-# from the start and from Caffe's own snapshot, and the rest by how well the net classifies.
+# A training of some hundred iterations is chaotic: of two almost equal values in a max-pooling window, the last bit of a sum
+# decides which is larger, and processors, numbers of threads and libraries round differently. So the first iterations are
+# compared closely, from the start and from Caffe's own snapshot, and the rest by how well the net classifies.
 
 
 def test_lenet_trains_as_recorded(mnist, monkeypatch):

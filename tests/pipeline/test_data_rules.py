@@ -113,18 +113,18 @@ def test_other_names_of_classes_are_noticed_and_missing_ones_before_anything_run
 
 @pytest.mark.usefixtures("of_folder")
 @pytest.mark.parametrize(
-    ("split", "flags"),
+    ("split", "val", "own"),
     [
-        ("", "--val 0.2 --own-split"),
-        ("    split: {val: 0.3}\n", "--val 0.3"),
-        ("    split: {by: fraction}\n", "--val 0.2"),
-        ("    split: {by: column}\n", ""),
+        ("", 0.2, True),
+        ("    split: {val: 0.3}\n", 0.3, False),
+        ("    split: {by: fraction}\n", 0.2, False),
+        ("    split: {by: column}\n", None, False),
     ],
 )
-def test_images_keep_their_own_split_unless_the_config_says_how_to_divide_them(tmp_path, split, flags):
+def test_images_keep_their_own_split_unless_the_config_says_how_to_divide_them(tmp_path, split, val, own):
     config = FOLDER.replace("    split: {by: fraction, val: 0.34}\n", split)
     (tmp_path / "config.yaml").write_text(config)
     code, output = workflows.snakemake(tmp_path, "-n", "--printshellcmds", "results/datasets/few/lists/val.txt")
     assert code == 0, output
-    command = next(line for line in output.splitlines() if "pipeline.label" in line)
-    assert command.split("--output results/datasets/few/lists ")[1].split("--names")[0].split() == flags.split()
+    (given,) = workflows.options(output, "label")
+    assert (given.get("val"), given["own_split"]) == (val, own)

@@ -116,12 +116,14 @@ def test_weights_from_a_url_and_an_early_stop_are_what_the_train_step_is_told(sn
     code, output = snakemake("-n", "--printshellcmds", target)
     assert code == 0, output
     path = f"results/weights/{sha256}.caffemodel.h5"
-    assert f"python -m pipeline.weights {url} {path} --sha256 {sha256}" in output
-    start = f"--weights results/experiments/base/train/final.caffemodel {path} --skip ip2 --early-stopping 3 2>&1"
-    assert start in output
+    assert workflows.options(output, "weights", path) == [{"url": url, "sha256": sha256}]
+    (given,) = workflows.options(output, "train", "experiments/tuned")
+    assert given["weights"] == ["results/experiments/base/train/final.caffemodel", path]
+    assert (given["skip"], given["early_stopping"], given["same_classes"]) == (["ip2"], 3, False)
     (tmp_path / "config.yaml").write_text(CONFIG.replace("    rename_last: true\n", "    strategy: features\n"))
-    start = "best.caffemodel --same-classes --fitted results/experiments/tuned/linear/classifier.caffemodel 2>&1"
-    assert start in snakemake("-n", "--printshellcmds", target)[1]
+    (given,) = workflows.options(snakemake("-n", "--printshellcmds", target)[1], "train", "experiments/tuned")
+    assert given["same_classes"]
+    assert given["fitted"] == "results/experiments/tuned/linear/classifier.caffemodel"
 
 
 def test_one_of_a_sweep_that_diverges_does_not_end_the_others(snakemake, tmp_path):
@@ -139,7 +141,7 @@ def test_what_a_training_is_told_of_its_end(snakemake, tmp_path):
     code, output = snakemake("-n", "--printshellcmds")
     assert code == 0, output
     commands = [line for line in output.splitlines() if "pipeline.train " in line]
-    assert sorted("--diverging" in line for line in commands) == [False, True, True]
+    assert sorted(given["diverging"] for given in workflows.options(output, "train")) == [False, True, True]
     assert all(f"--failed logs/experiments/{line.split('/')[2]}/failed" in line for line in commands)
 
 

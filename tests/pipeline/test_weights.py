@@ -25,17 +25,17 @@ SHA256 = hashlib.sha256(b"weights").hexdigest()
 
 
 def test_weights_of_the_right_hash_are_written(address, command, tmp_path):
-    done = command("pipeline.weights", f"{address}/net.caffemodel", "here/net.caffemodel", "--sha256", SHA256)
+    done = command("pipeline.weights", "here/net.caffemodel", "--url", f"{address}/net.caffemodel", "--sha256", SHA256)
     assert (done.returncode, done.stdout) == (0, "here/net.caffemodel: 7 bytes\n"), done.stderr
     assert (tmp_path / "here/net.caffemodel").read_bytes() == b"weights"
 
 
 def test_weights_of_another_hash_are_refused(address, fails):
     said = [f"/net.caffemodel: SHA-256 {SHA256}, but sha256 is {'0' * 64}"]
-    fails(said, "pipeline.weights", f"{address}/net.caffemodel", "net.caffemodel", "--sha256", "0" * 64)
+    fails(said, "pipeline.weights", "net.caffemodel", "--url", f"{address}/net.caffemodel", "--sha256", "0" * 64)
 
 
 @pytest.mark.parametrize(("url", "error"), [("{}/absent", "not_found"), ("file:///etc/hostname", "refused")])
 def test_a_url_that_gives_no_file_is_named_with_the_reason(address, fails, url, error):
     url = url.format(address)
-    fails([f"{url}: {error}; correct the URL"], "pipeline.weights", url, "net.caffemodel", "--sha256", SHA256)
+    fails([f"{url}: {error}; correct the URL"], "pipeline.weights", "net.caffemodel", "--url", url, "--sha256", SHA256)

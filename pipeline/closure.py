@@ -1,0 +1,61 @@
+"""The modules of pipeline/ that a step runs, and a digest of them: how rules notice that a step's code has changed."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+PACKAGE = ROOT.name
+
+
+def code_of(module: str) -> str:
+    """Digest of a step's module and of all modules of pipeline/ that it imports, directly or not: 16 hexadecimal digits.
+
+    An edit of any of them changes it, a touch does not. The engine is left out on purpose, so that another version of it does not
+    by itself repeat trainings; its version is in the manifest of results.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(imported_by(module)):
+        digest.update(name.encode() + b"\0" + _path(name).read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def imported_by(module: str) -> set[str]:
+    """`module` and the modules of pipeline/ that it imports, directly or not, inside of functions too."""
+    seen, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += _imports(name)
+    return seen
+
+
+@functools.cache
+def _imports(module: str) -> tuple[str, ...]:
+    """The modules of pipeline/ that a module's own statements import, with the packages that they are in."""
+    found = set()
+    for node in ast.walk(ast.parse(_path(module).read_bytes())):
+        for name in _named(node):
+            parts = name.split(".")
+            if parts[0] == PACKAGE:
+                found.update(".".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return tuple(name for name in sorted(found) if _path(name).is_file())
+
+
+def _named(node: ast.AST) -> Iterator[str]:
+    """What an import statement may import: of `from a import b`, both a and a.b, of which b may be a function."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _path(module: str) -> Path:
+    """The file of a module of pipeline/, whether or not there is one."""
+    folder = ROOT.joinpath(*module.split(".")[1:])
+    return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")

@@ -1,0 +1,42 @@
+"""One build's config, fixed when it starts: an edit of the config file in mid-run does not reach the jobs that come later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+
+
+def write(config: dict, folder: Path) -> str:
+    """Write a checked config to `folder`/DIGEST.json; return the digest, 16 hexadecimal digits of the file's SHA-256."""
+    content = json.dumps(config, indent=1).encode()
+    digest = _digest(content)
+    with written_whole(folder / f"{digest}.json") as part:
+        part.write_bytes(content)
+    return digest
+
+
+def read(digest: str, folder: Path) -> dict:
+    """The config that `write` gave this digest.
+
+    digest  as the build's main process gave it to its jobs; empty where a job did not get it
+
+    Raises InputError where the digest or the file is missing, or the file has been changed.
+    """
+    if not digest:
+        found = "this job was not given the digest of its build's config"
+        raise InputError("config", found, "its executor passes ROASTERY_CONFIG_… on", "let it pass the environment to jobs")
+    path = folder / f"{digest}.json"
+    if not path.is_file():
+        raise InputError(path, "no such file", "the config of this build", "start the build again")
+    content = path.read_bytes()
+    if _digest(content) != digest:
+        raise InputError(path, f"changed: its digest is {_digest(content)}", digest, "remove it, and start the build again")
+    return json.loads(content)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

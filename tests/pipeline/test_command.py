@@ -1,0 +1,108 @@
+"""Options as JSON: what a rule hands over reaches the step unchanged, whatever it holds."""
+
+import json
+import shlex
+import subprocess
+
+import pytest
+
+from pipeline import closure
+from pipeline.command import expand_options
+from pipeline.errors import InputError
+
+HOSTILE = [
+    "$(touch pwned)",
+    "'\"; touch pwned #",
+    "`touch pwned`",
+    "a b\tc\nd",
+    "-rf",
+    "--csv=x",
+    "é ü 日本",
+    "{output} {{x}}",
+    "x" * 200,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_text_reaches_a_flag_as_it_is(text):
+    assert expand_options(["in", "--options", json.dumps({"freeze_to": text}), "out"]) == ["in", f"--freeze-to={text}", "out"]
+
+
+def test_each_kind_of_value_becomes_its_flags():
+    options = {
+        "val": 0.2,
+        "seed": 0,
+        "own_split": True,
+        "repeat": False,
+        "names": None,
+        "copy": "",
+        "blobs": ["a", "-b"],
+        "solver": {"x": 1},
+    }
+    assert expand_options(["--options", json.dumps(options)]) == [
+        *("--val=0.2", "--seed=0", "--own-split", "--blobs=a", "--blobs=-b"),
+        '--solver={"x": 1}',
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
+def test_options_that_are_no_json_object_are_refused(text):
+    with pytest.raises(InputError) as raised:
+        expand_options(["--options", text])
+    assert raised.value.where == "--options"
+
+
+def test_no_text_reaches_the_shell(tmp_path, command):
+    """As a rule's shell command has it: the one JSON argument, quoted by shlex."""
+    done = command("pipeline.shards", "list", "--options", json.dumps({"list": "$(touch pwned).txt"}))
+    assert done.returncode == 1
+    assert "$(touch pwned).txt" in done.stderr
+    text = " ".join(HOSTILE)
+    echoed = subprocess.run(
+        ["bash", "-c", f"printf %s {shlex.quote(json.dumps(text))}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert json.loads(echoed.stdout) == text
+    assert not (tmp_path / "pwned").exists()
+
+
+# ---- the code that a rule depends on
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of a step, what it imports, what that imports inside of a function, and a module that nobody imports."""
+    folder = tmp_path / "pipeline"
+    (folder / "deep").mkdir(parents=True)
+    texts = {
+        "__init__.py": "",
+        "step.py": "import numpy\nfrom pipeline.near import tool\n",
+        "near.py": "def tool():\n    from pipeline.deep import far\n",
+        "deep/__init__.py": "",
+        "deep/far.py": "x = 1\n",
+        "other.py": "y = 1\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    monkeypatch.setattr(closure, "ROOT", folder)
+    closure._imports.cache_clear()
+    yield folder
+    closure._imports.cache_clear()
+
+
+def test_a_steps_code_is_all_that_it_imports(package):
+    names = ("step", "near", "deep", "deep.far")
+    assert closure.imported_by("pipeline.step") == {"pipeline", *(f"pipeline.{name}" for name in names)}
+
+
+@pytest.mark.parametrize(("edited", "seen"), [("step", True), ("near", True), ("deep/far", True), ("other", False)])
+def test_an_edit_of_what_a_step_imports_is_seen_and_of_nothing_else(package, edited, seen):
+    before = closure.code_of("pipeline.step")
+    path = package / f"{edited}.py"
+    path.touch()
+    assert closure.code_of("pipeline.step") == before
+    path.write_text(path.read_text() + "# edited\n")
+    assert (closure.code_of("pipeline.step") != before) == seen
+
+
+def test_the_resize_step_depends_on_the_decoder():
+    assert "pipeline.images" in closure.imported_by("pipeline.resize")
