@@ -51,6 +51,11 @@ def listing(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def splits(folder: Path) -> set[str]:
+    """The splits that the folders of a folder are of: train, val, test; "" where they are classes."""
+    return {split for split, _ in _parts(folder)}
+
+
 def left_out(folder: Path) -> str:
     """What of a folder is no image of any class, in words; empty where there is nothing."""
     empty, kinds, beside = [], Counter(), 0

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+from pathlib import Path
+
+from pipeline import folders
 from pipeline.configuration.keys import (
     DOWNLOAD_FLAGS,
     KINDS,
@@ -42,7 +47,7 @@ def problems(name: str, datasets: dict[str, dict]) -> list[str]:
     """What is wrong with one dataset, in a line each; defaults are filled in."""
     dataset = datasets[name]
     found = _of_source(name, datasets) if isinstance(dataset.get("source"), dict) else []
-    divided = _of_split(mapping(dataset.get("split")))
+    divided = _of_split(mapping(dataset.get("split"))) + _of_column(dataset)
     return [f"datasets.{name}.{key}{one}" for key, ones in (("source", found), ("split", divided)) for one in ones]
 
 
@@ -72,3 +77,30 @@ def _of_split(split: dict) -> list[str]:
     if isinstance(split["folds"], int) and isinstance(split["fold"], int) and split["fold"] >= split["folds"]:
         return [f".fold: {split['fold']} is not one of 0 to {split['folds'] - 1}"]
     return []
+
+
+def _of_column(dataset: dict) -> list[str]:
+    """What is wrong with images that are to be divided as their list or folder says, which does not say it."""
+    if mapping(dataset.get("split")).get("by") == "column" and known_splits(dataset) == {""}:
+        source = dataset["source"]
+        lacking = "no train/ and val/" if "folder" in source else "no column of splits"
+        return [f".by: column, but {source.get('folder') or source['list']} has {lacking}; use by: fraction"]
+    return []
+
+
+def known_splits(dataset: dict) -> set[str] | None:
+    """The splits that a dataset's images have, {""} where they have none; None where that is not known before they are read."""
+    source = mapping(dataset.get("source"))
+    folder, path = (Path(source[key]) if isinstance(source.get(key), str) else None for key in ("folder", "list"))
+    if folder and folder.is_dir():
+        return folders.splits(folder)
+    if path is None or not path.is_file():
+        return None
+    if path.suffix.lower() in (".txt", ""):
+        return {""}
+    if not {".csv", ".tsv"} & set(path.suffixes):
+        return None
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        header = file.readline().decode("utf-8-sig", "replace")
+    names = [name.strip(" \r\n\"") for name in re.split("[,;\t]", header)]
+    return None if mapping(source.get("columns")).get("split", "split") in names else {""}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import caffe
 from pipeline import models, solver_fields, strategies
+from pipeline.configuration.datasets import known_splits
 from pipeline.configuration.keys import kind_of, last_layer, mapping, origins, unknown
 from pipeline.errors import InputError
 
@@ -45,8 +46,12 @@ def _of_testing(experiment: dict, dataset: dict) -> list[str]:
     if kind in ("published", "database"):
         return [f"evaluate: test: a dataset from {kind} has train and val; name one of these"]
     split = mapping(dataset.get("split"))
-    if split.get("by", "fraction" if "val" in split else "column") != "column":
+    known = known_splits(dataset)
+    if split.get("by", "fraction" if "val" in split else "column") != "column" or known == {""}:
         return ["evaluate: test: no images are for testing; say which in the list's split column, and split: {by: column}"]
+    if missing := [part for part in ("test", "val") if known is not None and part not in known]:
+        why = "" if "test" in missing else ", so that its test images are for validation"
+        return [f"evaluate: test: {mapping(dataset.get('source'))['folder']} has no {missing[0]}/{why}; add it, or remove test"]
     return []
 
 

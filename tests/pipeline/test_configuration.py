@@ -668,3 +668,51 @@ def test_what_a_source_says_of_downloading_is_what_the_step_takes_with_its_defau
     taken = {field.name: field.default for field in dataclasses.fields(Options)}
     flags = (*configuration.keys.DOWNLOAD_FLAGS, *configuration.keys.PATIENCE_FLAGS)
     assert {name: source[name] for name in flags} == taken
+
+
+@pytest.mark.parametrize(
+    ("made", "split", "evaluate", "said"),
+    [
+        (["train/a", "test/a"], {}, ["test"], "evaluate: test: photos has no val/, so that its test images are for validation"),
+        (["train/a", "val/a"], {}, ["val", "test"], "evaluate: test: photos has no test/; add it"),
+        (["a", "b"], {}, ["test"], "evaluate: test: no images are for testing"),
+        (["a", "b"], {"by": "column"}, ["val"], "split.by: column, but photos has no train/ and val/; use by: fraction"),
+        (["train/a", "val/a", "test/a"], {"by": "column"}, ["val", "test"], ""),
+        (["train/a", "test/a"], {}, ["val"], ""),
+    ],
+)
+def test_what_a_folder_lacks_is_said_before_anything_runs(tmp_path, monkeypatch, made, split, evaluate, said):
+    monkeypatch.chdir(tmp_path)
+    for name in made:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    config = {"datasets": {"d": {"source": {"folder": "photos"}, "split": split}}}
+    config["experiments"] = {"e": {"dataset": "d", "model": "lenet", "evaluate": evaluate}}
+    assert_said(config, said)
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "columns", "said"),
+    [
+        ("l.csv", "url,label", {}, "split.by: column, but l.csv has no column of splits"),
+        ("l.tsv", "url\tlabel\tpart", {}, "split.by: column, but l.tsv has no column of splits"),
+        ("l.csv", 'url,label,"part"', {"split": "part"}, ""),
+        ("l.csv", "url;label;split", {}, ""),
+        ("l.txt", "http://x/a.jpg 0", {}, "split.by: column, but l.txt has no column of splits"),
+        ("absent.csv", "", {}, ""),
+    ],
+)
+def test_a_list_without_splits_is_told_from_its_header(tmp_path, monkeypatch, name, header, columns, said):
+    monkeypatch.chdir(tmp_path)
+    if header:
+        (tmp_path / name).write_text(header + "\n")
+    assert_said({"datasets": {"d": {"source": {"list": name, "columns": columns}, "split": {"by": "column"}}}}, said)
+
+
+def assert_said(config: dict, said: str) -> None:
+    """A config has one problem, with these words, or none where they are empty."""
+    if not said:
+        checked(config, "config.yaml", SCHEMA)
+        return
+    with pytest.raises(InputError) as raised:
+        checked(config, "config.yaml", SCHEMA)
+    assert said in str(raised.value)
