@@ -145,8 +145,11 @@ def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[s
     """What is wrong with keeping BatchNorm's statistics as they are."""
     if not experiment.get("weights"):
         return ["batch_norm: freeze keeps the statistics of the weights, but there are no weights; give weights, or use learn"]
-    if template and all(layer.type != "BatchNorm" for layer in template.built(models.Last(template.last, 1)).layers):
-        return [f"batch_norm: no effect, {experiment['model']} has no BatchNorm; remove it"]
+    try:
+        if template and not any(map(strategies.has_statistics, template.built(models.Last(template.last, 1)).layers)):
+            return [f"batch_norm: no effect, {experiment['model']} has no BatchNorm; remove it"]
+    except caffe.Error as error:
+        return [f"model: {error}"]
     return []
 
 
