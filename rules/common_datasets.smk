@@ -77,11 +77,12 @@ def patience_flags(wildcards, input):
 def source_flags(wildcards):
     """A dataset's source, as the shards step takes it."""
     named = source_of(wildcards)
-    flags = [
-        f"--{key.replace('_', '-')}={named[key]}"
+    given = {
+        key.replace("_", "-"): named[key]
         for key in configuration.keys.SOURCE_FLAGS
-        if key in named
-    ]
+        if named.get(key, False) is not False
+    }
+    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items()]
     flags += [f"--column={key}={name}" for key, name in named["columns"].items()]
     return shlex.join(flags)
 
