@@ -45,6 +45,7 @@ _HOME = {
     "Classifier": "classifier",
     "Detector": "detector",
     "Layer": "python_layer",
+    "layer_type": "layer",
     "layer_type_list": "layer",
     "AdaDeltaSolver": "solver_types",
     "AdaGradSolver": "solver_types",

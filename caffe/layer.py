@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import NamedTuple
 
 import torch
 
@@ -34,6 +35,19 @@ _GROUPS = (
 )
 
 
+class BlobSpec(NamedTuple):
+    """One blob of a layer: its name, as PyTorch names a module's tensors, and whether the solver learns it from its gradient.
+
+    What is not learned is a running statistic: the layer updates it in its forward pass in training.
+    """
+
+    name: str
+    learned: bool = True
+
+
+WEIGHT, BIAS = BlobSpec("weight"), BlobSpec("bias")
+
+
 class Layer:
     """What one `layer { … }` of a net computes.
 
@@ -60,6 +74,8 @@ class Layer:
     """Whether the gradient is computed from the output, so that a following layer may not overwrite it."""
     keeps_shape = False
     """Whether every top has the shape of the first bottom."""
+    is_linear = False
+    """Whether the tops are weighted sums of the bottom's values, plus a bias: the layers that a net's depth is counted in."""
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
@@ -69,6 +85,18 @@ class Layer:
         self.where = where
         self.device = device
         self.blobs: list[Parameter] = []
+
+    @classmethod
+    def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...] | None:
+        """The blobs of a layer of this type, in Caffe's order, as its prototxt determines them; the net need not be built.
+
+        None if only the built layer knows them (Python layers).
+        """
+        return ()
+
+    @classmethod
+    def freeze_statistics(cls, param: caffe_pb2.LayerParameter) -> None:
+        """Change `param` so that training uses the stored running statistics and does not update them."""
 
     def setup(self, *shapes: tuple[int, ...]) -> None:
         """Check the parameters against the bottoms' shapes and declare `blobs`; called once."""
@@ -133,10 +161,19 @@ def layer_type_list() -> list[str]:
     return sorted(known_types())
 
 
-def create(param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device) -> Layer:
-    """The layer that `param` asks for; an unknown type is answered with the nearest known ones."""
+def layer_type(name: str, where: str = "") -> type[Layer]:
+    """The class of a layer type, whose attributes describe it: `caffe.layer_type("Scale").blob_specs(param)`.
+
+    where  the layer that has the type, as the error names it: file, line and layer
+    Raises LayerError, with the nearest known types, if there is no such type.
+    """
     types = known_types()
-    if param.type not in types:
-        hint = nearest(param.type, types) or "caffe.layer_type_list() names the known ones"
-        raise LayerError(where, f'unknown type "{param.type}"', do=hint)
-    return types[param.type](param, phase, where, device)
+    if name not in types:
+        hint = nearest(name, types) or "caffe.layer_type_list() names the known ones"
+        raise LayerError(where, f'unknown type "{name}"', do=hint)
+    return types[name]
+
+
+def create(param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device) -> Layer:
+    """The layer that `param` describes; LayerError for an unknown type."""
+    return layer_type(param.type, where)(param, phase, where, device)

@@ -131,6 +131,8 @@ class Net:
         if param.propagate_down:
             propagates = list(param.propagate_down)
         layer.setup(*shapes)
+        specs = layer.blob_specs(param)
+        assert specs is None or len(specs) == len(layer.blobs), f"{layer.type}.blob_specs does not describe its blobs"
         for name, shape in zip(param.top, layer.top_shapes(*shapes), strict=True):
             if name in self.blobs:
                 self.blobs[name].reshape(*shape)

@@ -9,7 +9,6 @@ and records' digests, and channels where they are RGB) is what later steps depen
 from __future__ import annotations
 
 import argparse
-import collections
 import functools
 import hashlib
 import itertools
@@ -33,9 +32,12 @@ from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.images import Files, Resized, below
 from pipeline.progress import progress
+from pipeline.roots import Root
 
 BATCH = 32
 """Records put in one transaction."""
+LONGEST_NAME = 511 - len("000000000000_")
+"""Bytes of a path: LMDB's keys have 511, and one begins with the image's number, of 12 digits at most."""
 MAP_SIZE = 1 << 28
 """Bytes that a database may have at first."""
 
@@ -69,8 +71,8 @@ def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, i
     return list(entries_of(path, classes))
 
 
-def entries_of(path: Path, classes: int | None = None) -> Iterator[tuple[str, int]]:
-    """`read_image_list`, a line after the other."""
+def entries_of(path: Path, classes: int | None = None, root: Root | None = None) -> Iterator[tuple[str, int]]:
+    """`read_image_list`, a line after the other; a path that leads out of `root`, where it is given, is an error."""
     if not path.is_file():
         raise InputError(path, "no such image list", do="build it first, or correct its path")
     number = 0
@@ -85,6 +87,8 @@ def entries_of(path: Path, classes: int | None = None) -> Iterator[tuple[str, in
                 f"there are {classes} classes (0–{classes - 1})",
                 "Caffe's labels start from 0",
             )
+        if root is not None:
+            root.path_of(name, f"{path}:{number}", "correct the line, or give a folder that has all of the list's files")
         yield name, int(label)
     if not number:
         do = "name some in the source's split; where it names none for val, those for testing are taken for it"
@@ -113,7 +117,7 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
     Records are good until the next batch is asked for.
     """
     first, _ = next(entries_of(source, options.classes))
-    collections.deque(entries_of(source, options.classes), 0)  # a line that is wrong is named before hours of work
+    _check(source, images, options)
     first = images[first]
     shape = None if first is None else first.shape
     # Two batches at once: the one that is put and the one that is made.
@@ -145,6 +149,16 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
         while batch := list(following):
             following = pool.map(one, list(itertools.islice(entries, BATCH)))  # made while this one is put
             yield batch
+
+
+def _check(source: Path, images: Resized | Files, options: Options) -> None:
+    """Look at every line of a list, so that one that is wrong is named before hours of work."""
+    root = Root(images.root) if isinstance(images, Files) else None
+    for line, (name, _) in enumerate(entries_of(source, options.classes, root), 1):
+        size = len(name.encode(errors="surrogateescape"))
+        if size > LONGEST_NAME:
+            expected = f"LMDB's keys, NUMBER_PATH, have room for {LONGEST_NAME}"
+            raise InputError(f"{source}:{line}", f"a path of {size} bytes", expected, "give the file a shorter name")
 
 
 def record(image: np.ndarray, label: int, encode: str = "raw", room: np.ndarray | None = None) -> bytes | memoryview:

@@ -22,6 +22,7 @@ from pipeline.database import entries_of
 from pipeline.errors import InputError
 from pipeline.images import Files, Resized, below
 from pipeline.preprocessing import Fitted
+from pipeline.roots import Root
 from pipeline.solver import FEW, MANY, most_tested
 
 BATCH = 32
@@ -90,7 +91,11 @@ def entries(job: Run) -> Iterator[tuple[str, int]]:
 
 def count(job: Run) -> int:
     """How many images there are; every line of a list is looked at."""
-    return sum(1 for _ in entries_of(job.listed.list)) if job.listed else len(_database(job))
+    if not job.listed:
+        return len(_database(job))
+    images = job.listed.images
+    root = None if isinstance(images, Resized) else Root(images.root)
+    return sum(1 for _ in entries_of(job.listed.list, root=root))
 
 
 def _database(job: Run) -> LMDBFile | LevelDB:

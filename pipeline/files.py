@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import os
+import re
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+LONGEST_STEM = 100
+"""Bytes of a blob's name in the names of files, which may have 255 with all that is put around it."""
 
 
 @contextlib.contextmanager
@@ -32,13 +38,24 @@ def written_whole(target: str | os.PathLike) -> Iterator[Path]:
 
 
 def stem_of(blob: str) -> str:
-    """What a blob is called in the names of files: GoogLeNet's have a `/`."""
-    return blob.replace("/", "_")
+    """What a blob is called in the names of files: GoogLeNet's have a `/`, which becomes `_`.
+
+    A name that has other characters than letters of ASCII, digits, `_`, `-` and `.`, or that is long, is cut down to those, with
+    a digest behind it that tells it from others.
+    """
+    stem = blob.replace("/", "_")
+    if len(stem) <= LONGEST_STEM and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", stem):
+        return stem
+    ascii_only = unicodedata.normalize("NFKD", blob).encode("ascii", "ignore").decode()
+    digest = hashlib.sha256(blob.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{plain_name(ascii_only, LONGEST_STEM).lstrip('-')}_{digest}"
 
 
-def plain_name(words: str, letters: int) -> str:
-    """Words as a part of a file's name: letters, digits, `-` and `_`, at most so many."""
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in words)[:letters]
+def plain_name(words: str, size: int) -> str:
+    """Words as a part of a file's name: letters, digits, `-` and `_`, in at most `size` bytes of UTF-8."""
+    words = unicodedata.normalize("NFC", words)
+    plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in words)
+    return plain.encode()[:size].decode(errors="ignore")
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable]) -> None:

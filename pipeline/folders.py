@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.lines import numbered, utf8
+from pipeline.lines import FORM, class_name, numbered
 
 SPLITS = {
     **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
@@ -58,12 +59,12 @@ def splits(folder: Path) -> set[str]:
 
 def left_out(folder: Path) -> str:
     """What of a folder is no image of any class, in words; empty where there is nothing."""
-    empty, kinds, beside = [], Counter(), 0
+    empty, kinds, beside, loops = [], Counter(), 0, []
     for split, part in _parts(folder):
         classes = _folders(part)
         beside += len(_files(part)) if classes or not split else 0
         for one in classes:
-            suffixes = Counter(map(_suffix, _below(one)))
+            suffixes = Counter(map(_suffix, _below(one, part, loops)))
             if split in ("", "train") and not suffixes.keys() & IMAGES:
                 empty.append(str(one.relative_to(folder)))
             kinds.update({suffix or "without suffix": n for suffix, n in suffixes.items() if suffix not in IMAGES})
@@ -71,6 +72,8 @@ def left_out(folder: Path) -> str:
     said = [f"classes without images ({', '.join(empty[:5])}{' …' if empty[5:] else ''})"] if empty else []
     said += [f"files of other kinds ({others})"] if kinds else []
     said += [f"images in no folder of a class ({beside})"] if beside else []
+    upwards = [os.path.relpath(path, folder) for path in loops[:5]]
+    said += [f"links to a folder that they are in ({', '.join(upwards)}{' …' if loops[5:] else ''})"] if loops else []
     return "; ".join(said)
 
 
@@ -83,13 +86,13 @@ def _parts(folder: Path) -> list[tuple[str, Path]]:
 
 def _classes(folder: Path, split: str) -> Iterator[tuple[str, str, str]]:
     for one, path in _within(folder):
-        yield Path(path).resolve().as_uri(), utf8(one.name, folder), split
+        yield _url(path), class_name(one.name, folder), split
 
 
 def _within(folder: Path) -> Iterator[tuple[Path, str]]:
     """Each folder in a folder with each image in it or below."""
     for one in _folders(folder):
-        for path in filter(_is_image, _below(one)):
+        for path in filter(_is_image, _below(one, folder)):
             yield one, path
 
 
@@ -107,16 +110,19 @@ def _labelled(folder: Path, val_labels: Path | None, split: str) -> list[tuple[s
     if not any(named):
         if len(lines) != len(files):
             raise InputError(val_labels, f"{len(lines)} lines", f"{folder} has {len(files)} images")
-        return [(path.resolve().as_uri(), label, split) for path, (_, label) in zip(files, lines, strict=True)]
-    by_name = {path.name: path for path in files}
+        numbers = zip(files, lines, strict=True)
+        return [(_url(path), class_name(label, f"{val_labels}:{number}"), split) for path, (number, label) in numbers]
+    by_name = {unicodedata.normalize(FORM, path.name): path for path in files} | {path.name: path for path in files}
     rows = []
     for (number, line), pair in zip(lines, named, strict=True):
+        where = f"{val_labels}:{number}"
         name, label = pair.groups() if pair else (line, "")
-        if Path(name).name not in by_name:
-            raise InputError(f"{val_labels}:{number}", f'"{name}"', f"no such image in {folder}")
+        path = by_name.get(Path(name).name) or by_name.get(unicodedata.normalize(FORM, Path(name).name))
+        if path is None:
+            raise InputError(where, f'"{name}"', f"no such image in {folder}")
         if not label:
-            raise InputError(f"{val_labels}:{number}", f'"{line}"', "`image label` lines are wanted", "give each image a label")
-        rows.append((by_name[Path(name).name].resolve().as_uri(), label, split))
+            raise InputError(where, f'"{line}"', "`image label` lines are wanted", "give each image a label")
+        rows.append((_url(path), class_name(label, where), split))
     return rows
 
 
@@ -127,19 +133,53 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _below(folder: str | Path, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The files in a folder and in those in it, sorted; none that are hidden, and no folder that a link leads back up to."""
+def _below(folder: Path, source: Path, loops: list[str] | None = None) -> Iterator[str]:
+    """The files in a folder of `source` and in those in it, sorted; none that are hidden.
+
+    Links are followed, also those that lead out of `source`: who can put one there can put the images there. Each folder is
+    entered once; a link to a folder that it is in, or to one above `source`, is skipped, and appended to `loops`.
+    """
+    top = os.path.realpath(source)
+    seen = {top, *map(str, Path(top).parents)}
     real = os.path.realpath(folder)
-    if real in above:
+    if real in seen:
+        if loops is not None:
+            loops.append(str(folder))
         return
+    above, levels = [*seen, real], [_entries(folder)]
+    seen.add(real)
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+            above.pop()
+        elif not _is_folder(entry):
+            yield entry.path
+        elif (real := os.path.realpath(entry.path)) not in seen:
+            seen.add(real)
+            above.append(real)
+            levels.append(_entries(entry.path))
+        elif real in above and loops is not None:
+            loops.append(entry.path)
+
+
+def _entries(folder: str | Path) -> Iterator[os.DirEntry]:
+    """What is in a folder, sorted by name; nothing that is hidden."""
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _below(entry.path, (*above, real))
-            else:
-                yield entry.path
+        return iter(sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, or a link to one; False for a link that leads to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _url(path: str | Path) -> str:
+    """The file:// URL of a file, where its links lead."""
+    return Path(os.path.realpath(path)).as_uri()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -132,7 +132,7 @@ class Resized:
         folder = self.root / name
         if not (folder / TABLE).is_file():
             raise InputError(folder, "no resized images", do="run the resize step first, or correct the path")
-        with (folder / TABLE).open(newline="", encoding="utf-8") as file:
+        with (folder / TABLE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return list(csv.DictReader(file))
 
     def shard(self, name: str) -> tuple[dict[str, int], np.ndarray]:

@@ -257,7 +257,7 @@ def write_duplicates(folder: Path, rows: Iterable[tuple[str, str, int, str, str]
 
 def write_lines(path: Path, lines: list[str]) -> None:
     """Write a text file of these lines."""
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
 
 
 def main(argv: list[str] | None = None) -> None:

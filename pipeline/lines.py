@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError
+
+FORM = "NFC"
+"""Unicode's normal form of names: an umlaut is one character, however a Mac or a list writes it."""
 
 
 def numbered(path: Path) -> Iterator[tuple[int, str]]:
@@ -23,3 +27,8 @@ def utf8(text: str, where: str | Path) -> str:
     if any("\udc80" <= letter <= "\udcff" for letter in text):
         raise InputError(where, ascii(text), "UTF-8 is wanted", "save the list as UTF-8, or rename the folder")
     return text
+
+
+def class_name(text: str, where: str | Path) -> str:
+    """A class's name on one line, in normal form: folders and lists that write it in another form mean the same class."""
+    return " ".join(unicodedata.normalize(FORM, utf8(text, where)).split())

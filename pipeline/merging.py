@@ -9,14 +9,11 @@ from caffe.proto import caffe_pb2
 from pipeline import graph
 from pipeline.graph import Node, Value
 
-LINEAR = ("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise", "Deconvolution", "InnerProduct")
-"""Types that take in what follows them."""
-
 
 def merged(net: caffe.Net) -> tuple[caffe.Net, list[str], list[str]]:
     """The net without the layers that can be merged; those layers, and the BatchNorm layers that stay.
 
-    A layer of LINEAR takes in what alone reads its top, as long as that multiplies and adds channel by channel with numbers that
+    A linear layer takes in what alone reads its top, as long as that multiplies and adds channel by channel with numbers that
     are known: BatchNorm by its averages, Scale, Bias. What a layer after an activation, a sum or a concatenation does stays.
     """
     definition = graph.definition_of(net)
@@ -62,7 +59,7 @@ def _shared(definition: caffe_pb2.NetParameter) -> set[str]:
 def _takes_in(net: caffe.Net, node: Node) -> bool:
     """Whether a layer's channels can be multiplied and added to by its own parameters."""
     layer = node.layer
-    if layer.type not in LINEAR or len(node.tops) != 1:
+    if not caffe.layer_type(layer.type).is_linear or len(node.tops) != 1:
         return False
     axis = layer.inner_product_param.axis if layer.type == "InnerProduct" else layer.convolution_param.axis
     return axis in (1, 1 - len(net.blobs[layer.bottom[0]].shape))

@@ -7,33 +7,20 @@ import numpy as np
 import caffe
 from caffe.proto import caffe_pb2
 
-NAMES = {
-    **dict.fromkeys(
-        ("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise", "Deconvolution", "InnerProduct", "Embed", "Scale"),
-        ("weight", "bias"),
-    ),
-    "Bias": ("bias",),
-    **dict.fromkeys(("PReLU", "Normalize", "Parameter"), ("weight",)),
-}
-
 
 def tensors_of(layer: caffe_pb2.LayerParameter, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """{name: values} of a layer's parameters, in Caffe's shapes: weight, bias, running_mean, running_var.
+    """{name: values} of a layer's parameters, in Caffe's shapes; named as its type says: weight, bias, running_mean, running_var.
 
-    BatchNorm's sums are divided by their weight, which is not kept. Types that are not known here have "0", "1", ….
+    BatchNorm's sums are divided by their weight, which is not kept. A Python layer's are called "0", "1", ….
     """
-    if layer.type == "BatchNorm":
-        mean, variance, weight, *learned = blobs
-        share = 1.0 if learned else (1 / weight[0] if weight[0] else 0.0)
-        averages = {"running_mean": mean * np.float32(share), "running_var": variance * np.float32(share)}
-        return averages | dict(zip(("weight", "bias"), learned, strict=False))
-    if layer.type == "BN":
-        names = ("weight", "bias", "running_mean", "running_var")
-        return {name: blob.reshape(-1) for name, blob in zip(names, blobs, strict=False)}
-    if layer.type == "Scale" and len(layer.bottom) > 1:
-        return dict(zip(("bias",), blobs, strict=False))
-    names = NAMES.get(layer.type, [str(index) for index in range(len(blobs))])
-    return dict(zip(names, blobs, strict=False))
+    specs = caffe.layer_type(layer.type).blob_specs(layer)
+    names = map(str, range(len(blobs))) if specs is None else [spec.name for spec in specs]
+    tensors = dict(zip(names, blobs, strict=True))
+    weight = tensors.pop("running_weight", None)
+    if weight is not None and "weight" not in tensors:  # NVIDIA's, with a scale, are averages
+        share = np.float32(1 / weight[0] if weight[0] else 0.0)
+        tensors |= {name: tensors[name] * share for name in ("running_mean", "running_var")}
+    return {name: values.reshape(-1) for name, values in tensors.items()} if layer.type == "BN" else tensors
 
 
 def named_tensors(net: caffe.Net) -> dict[str, np.ndarray]:

@@ -138,14 +138,18 @@ def _net(template: Template, last: Last, experiment: Experiment, data: dict | No
     training = data is not None and data["include"]["phase"] == caffe.TRAIN
     for layer in built.layers:
         if layer.type == "BatchNorm":
-            layer.batch_norm_param.use_global_stats = not training or experiment.batch_norm == "freeze"
+            layer.batch_norm_param.use_global_stats = not training
+        if training and experiment.batch_norm == "freeze":
+            caffe.layer_type(layer.type, f'layer "{layer.name}"').freeze_statistics(layer)
+    side = template.crop_size
+    channels, height, width = dataset.shape
+    shape = [channels // (2 if template.pairs else 1), side or height, side or width]
     if training:
-        freeze(built.layers, frozen(built, experiment.strategy, experiment.freeze_to))
+        names = frozen(built, experiment.strategy, experiment.freeze_to)
+        freeze(built.layers, names, [experiment.batch_size, *shape])
     n, layers, scores = caffe.NetSpec(), built.layers, built.heads[-1][0]
     if data is None:
-        side = template.crop_size
-        channels, height, width = dataset.shape
-        n.data = L.Input(shape={"dim": [1, channels // (2 if template.pairs else 1), side or height, side or width]})
+        n.data = L.Input(shape={"dim": [1, *shape]})
         after = [] if template.pairs else [_layer("Softmax", "prob", scores)]
     elif template.pairs:
         n[siamese.PAIR], n[siamese.SAME] = L.Data(ntop=2, **data)

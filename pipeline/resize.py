@@ -110,7 +110,7 @@ def resize_folder(source: Path, target: Path, options: Options) -> Counter:
 
             work = pool.map(one, range(len(paths)))
             rows = list(progress(work, total=len(paths), desc=f"resize {source.name}"))
-        with (part / TABLE).open("w", newline="", encoding="utf-8") as file:
+        with (part / TABLE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "reason", "height", "width", "fingerprint"])
             writer.writerows((path.name, *row) for path, row in zip(paths, rows, strict=True))

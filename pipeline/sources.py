@@ -28,7 +28,8 @@ import caffe
 from pipeline import folders
 from pipeline.errors import InputError
 from pipeline.folders import SPLITS
-from pipeline.lines import numbered, utf8
+from pipeline.lines import FORM, class_name, numbered, utf8
+from pipeline.roots import Root
 
 COLUMNS = ("url", "label", "split", "group", "sha256")
 CHUNK = 10_000
@@ -43,6 +44,7 @@ class Source:
     columns     {"url": name in the list, …} for columns that are called otherwise; `path` is that of files below `root`
     val_labels  for a folder whose val/ has no classes: `image label` lines, or the class of each file, in sorted order
     sample      how many images are drawn, 0 for all: the first of a permutation by `seed`, as Caffe's flickr_style example draws
+    allow_outside_root  whether the paths of a list may lead out of `root`: by `..`, as absolute paths, through links
     """
 
     list: Path | None = None
@@ -52,6 +54,11 @@ class Source:
     val_labels: Path | None = None
     sample: int = 0
     seed: int = 1
+    allow_outside_root: bool = False
+
+    def list_root(self) -> Root | None:
+        """The root of the list's paths; None for a list of URLs."""
+        return None if self.root is None else Root(self.root, self.allow_outside_root)
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -83,9 +90,9 @@ def _chunks(source: Source) -> Iterator[pd.DataFrame]:
     if source.folder is not None:
         tables = _rows(folders.images(source.folder, source.val_labels))
     elif source.list.suffix.lower() == ".txt" or not source.list.suffix:
-        tables = _rows(_text(source.list, source.root))
+        tables = _rows(_text(source.list, source.list_root()))
     else:
-        tables = _tables(source.list, source.root, source.columns)
+        tables = _tables(source.list, source.list_root(), source.columns)
     for table in tables:
         yield table[list(COLUMNS)].reset_index(drop=True)
 
@@ -97,35 +104,33 @@ def _rows(rows: Iterable[tuple[str, str, str]]) -> Iterator[pd.DataFrame]:
         yield pd.DataFrame(some, columns=["url", "label", "split"], dtype=object).assign(group="", sha256="")
 
 
-def _text(path: Path, root: Path | None) -> Iterator[tuple[str, str, str]]:
+def _text(path: Path, root: Root | None) -> Iterator[tuple[str, str, str]]:
     """`path label` or `URL label` a line."""
     name = None
     for number, line in numbered(path):
+        where = f"{path}:{number}"
         name, label = re.fullmatch(r"(.*\S)\s+(\S+)", line).groups() if re.search(r"\s", line) else (line, "")
         if not label:
-            raise InputError(
-                f"{path}:{number}", f'"{line}"', "each image has a label behind it", "correct the line, or remove it"
-            )
+            raise InputError(where, f'"{line}"', "each image has a label behind it", "correct the line, or remove it")
         if root is not None:
-            name = _file(root, name)
+            name = _file(root, name, where)
         elif "://" not in name:
-            raise _no_address(f"{path}:{number}", name)
-        yield utf8(name, f"{path}:{number}"), utf8(label, f"{path}:{number}"), ""
+            raise _no_address(where, name)
+        yield utf8(name, where), class_name(label, where), ""
     if name is None:
         raise InputError(path, "no images", "there is one line for each image")
 
 
-def _file(root: Path, name: str) -> str:
-    """The URL of a file below `root`; a path may be as Windows writes it."""
-    path = root / name
-    return (root / name.replace("\\", "/") if "\\" in name and not path.exists() else path).resolve().as_uri()
+def _file(root: Root, name: str, where: str) -> str:
+    """The URL of a file below `root`."""
+    return root.path_of(name, where, "correct the line, or set source.allow_outside_root: true").as_uri()
 
 
 def _no_address(where: str, found: str) -> InputError:
     return InputError(where, f'"{found}"', "an address is wanted", "give source.root, where the list's paths begin")
 
 
-def _tables(path: Path, root: Path | None, columns: dict[str, str]) -> Iterator[pd.DataFrame]:
+def _tables(path: Path, root: Root | None, columns: dict[str, str]) -> Iterator[pd.DataFrame]:
     """The rows of a CSV, TSV or parquet file, under our names for its columns."""
     place = "path" if root is not None else "url"
     wanted = {name: columns.get(name, name) for name in (place, "label", "split", "group", "sha256")}
@@ -142,7 +147,8 @@ def _tables(path: Path, root: Path | None, columns: dict[str, str]) -> Iterator[
             {name: table[column].str.strip() if column in table else "" for name, column in wanted.items()}, table.index
         )
         # A cell may have several lines, the name of a class has one.
-        named["label"] = named.label.str.replace(r"\s+", " ", regex=True)
+        named["label"] = named.label.str.replace(r"\s+", " ", regex=True).str.normalize(FORM)
+        named["group"] = named["group"].str.normalize(FORM)
         named["split"] = named.split.str.lower().map(SPLITS)
         for name, bad in ((place, named[place] == ""), ("label", named.label == ""), ("split", named.split.isna())):
             if bad.any():
@@ -151,7 +157,7 @@ def _tables(path: Path, root: Path | None, columns: dict[str, str]) -> Iterator[
                 expected = "it is train, val or test" if name == "split" else "each image has one"
                 raise InputError(f"{path}:{line}", found, expected, "correct the line, or remove it")
         if root is not None:
-            named["url"] = [_file(root, name) for name in named.path]
+            named["url"] = [_file(root, name, f"{path}:{line}") for line, name in named.path.items()]
         elif not any_at_all and len(named) and not named.url.str.contains("://").any():
             raise _no_address(f"{path}:{named.index[0]}", named.url.iloc[0])
         any_at_all |= not named.empty
@@ -220,6 +226,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--list", type=Path, help="CSV, TSV or parquet, or a text of `URL label` or `path label` lines")
     kind.add_argument("--folder", type=Path, help="CLASS/image, or train/CLASS/image and val/…")
     parser.add_argument("--root", type=Path, help="the list has paths that begin from here")
+    parser.add_argument("--allow-outside-root", action="store_true", help="those paths may lead to files elsewhere")
     parser.add_argument(
         "--column", action="append", default=[], metavar="url=NAME", help="what the list calls url, path, label …"
     )
@@ -232,4 +239,4 @@ def of_arguments(arguments: argparse.Namespace) -> Source:
     """The source that the arguments say."""
     columns = dict(one.split("=", 1) for one in arguments.column)
     a = arguments
-    return Source(a.list, a.folder, a.root, columns, a.val_labels, a.sample, a.seed)
+    return Source(a.list, a.folder, a.root, columns, a.val_labels, a.sample, a.seed, a.allow_outside_root)

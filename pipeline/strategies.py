@@ -7,7 +7,7 @@ the train log says of each layer whether it needs backward computation.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import caffe
@@ -24,8 +24,6 @@ FITTED = ("features", AUTO)
 """Those for which a linear classifier is fitted before the nets are written."""
 LINEAR = "linear"
 """The linear classifier's layer and blob."""
-LEARNED = ("Convolution", "Deconvolution", "InnerProduct")
-"""Types of the layers that a net's depth is counted in."""
 
 
 def chosen(path: Path) -> tuple[str, str]:
@@ -37,18 +35,24 @@ def chosen(path: Path) -> tuple[str, str]:
         raise InputError(path, f"no strategy ({error})", "it is strategy.json of pipeline.linear", "correct the path") from None
 
 
-def _blobs(layer: caffe_pb2.LayerParameter) -> int:
-    """How many blobs a layer learns; 0 for one without weights."""
-    by_itself = len(layer.bottom) == 1  # Scale and Bias may take theirs from a second bottom
-    counts = {
-        "Convolution": 1 + layer.convolution_param.bias_term,
-        "Deconvolution": 1 + layer.convolution_param.bias_term,
-        "InnerProduct": 1 + layer.inner_product_param.bias_term,
-        "Embed": 1 + layer.embed_param.bias_term,
-        "Scale": by_itself + layer.scale_param.bias_term,
-        "Bias": int(by_itself),
-    }
-    return {"BatchNorm": 3, "PReLU": 1, "Parameter": 1, "LSTM": 3, "RNN": 5, **counts}.get(layer.type, 0)
+def _type_of(layer: caffe_pb2.LayerParameter):
+    """The class of a layer's type; a LayerError names the layer if there is no such type."""
+    return caffe.layer_type(layer.type, f'layer "{layer.name}"')
+
+
+def _has_weights(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether a layer has blobs; True for a Python layer, of which only the built net knows."""
+    return _type_of(layer).blob_specs(layer) != ()
+
+
+def has_statistics(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether a layer stores running statistics, which training updates unless they are frozen."""
+    return not all(spec.learned for spec in _type_of(layer).blob_specs(layer) or ())
+
+
+def _is_linear(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether a net's depth counts a layer."""
+    return _type_of(layer).is_linear
 
 
 def frozen(built: Built, strategy: str, freeze_to: str) -> list[str]:
@@ -56,7 +60,7 @@ def frozen(built: Built, strategy: str, freeze_to: str) -> list[str]:
 
     freeze_to  the last of them, with all that lead to it; empty leaves it to the strategy
     """
-    names = [layer.name for layer in built.layers if _blobs(layer)]
+    names = [layer.name for layer in built.layers if _has_weights(layer)]
     if freeze_to:
         if freeze_to not in names:
             hint = caffe.nearest(freeze_to, names)
@@ -71,25 +75,39 @@ def frozen(built: Built, strategy: str, freeze_to: str) -> list[str]:
         below = built.layers
     elif strategy == "half":
         below = leading_to(built.layers, built.heads[-1][0])
-        learned = [number for number, layer in enumerate(below) if layer.type in LEARNED]
+        learned = [number for number, layer in enumerate(below) if _is_linear(layer)]
         below = below[: learned[len(learned) // 2]] if learned else []
     else:
         below = []
-    return [layer.name for layer in below if _blobs(layer) and layer.name not in built.classifiers]
+    return [layer.name for layer in below if _has_weights(layer) and layer.name not in built.classifiers]
 
 
-def freeze(layers: Iterable[caffe_pb2.LayerParameter], names: Iterable[str]) -> None:
-    """Let the layers of these names not be learned, in place; a frozen BatchNorm keeps its statistics, too."""
+def freeze(layers: Sequence[caffe_pb2.LayerParameter], names: Iterable[str], shape: Sequence[int]) -> None:
+    """Set lr_mult and decay_mult 0 for every blob of the layers of these names, in place, and keep their running statistics.
+
+    shape  of the blob `data` (N, C, H, W); a net is built with it if one of the layers is a Python layer
+    """
     names = set(names)
-    for layer in layers:
-        if layer.name not in names:
-            continue
-        while len(layer.param) < _blobs(layer):
+    frozen_layers = [layer for layer in layers if layer.name in names]
+    specs = {layer.name: _type_of(layer).blob_specs(layer) for layer in frozen_layers}
+    built = _built_blobs(layers, shape) if None in specs.values() else {}
+    for layer in frozen_layers:
+        known = specs[layer.name]
+        count = built.get(layer.name, 0) if known is None else len(known)
+        del layer.param[count:]  # a layer has no more settings than blobs, says Caffe
+        while len(layer.param) < count:
             layer.param.add()
         for spec in layer.param:
             spec.lr_mult = spec.decay_mult = 0
-        if layer.type == "BatchNorm":
-            layer.batch_norm_param.use_global_stats = True
+        _type_of(layer).freeze_statistics(layer)
+
+
+def _built_blobs(layers: Sequence[caffe_pb2.LayerParameter], shape: Sequence[int]) -> dict[str, int]:
+    """{layer: number of its blobs} of the built net."""
+    net = caffe_pb2.NetParameter()
+    net.layer.add(name="data", type="Input", top=["data"]).input_param.shape.add(dim=shape)
+    net.layer.extend(layers)
+    return {name: len(blobs) for name, blobs in caffe.Net(net, caffe.TRAIN).params.items()}
 
 
 def features(built: Built, wanted: str) -> str:
@@ -112,11 +130,11 @@ def features(built: Built, wanted: str) -> str:
 
 
 def _middle(layers: list[caffe_pb2.LayerParameter]) -> str:
-    half = sum(layer.type in LEARNED for layer in layers) // 2
+    half = sum(map(_is_linear, layers)) // 2
     read_last = {blob: number for number, layer in enumerate(layers) for blob in layer.bottom}
     found, depth, made = "", 0, set()
     for number, layer in enumerate(layers):
-        depth += layer.type in LEARNED
+        depth += _is_linear(layer)
         made |= set(layer.top)
         needed = {blob for blob in made if read_last.get(blob, -1) > number}
         if depth and len(needed) == 1 and (depth <= half or not found):
@@ -145,7 +163,7 @@ def linear(built: Built, blob: str, outputs: int) -> Built:
 def _has_maps(layers: list[caffe_pb2.LayerParameter], blob: str) -> bool:
     """Whether a blob has height and width, by the layer that gave it its shape."""
     for layer in reversed(layers):
-        if blob in layer.top and layer.type in (*LEARNED, "Flatten", "Pooling"):
+        if blob in layer.top and (layer.type in ("Flatten", "Pooling") or _is_linear(layer)):
             return layer.type not in ("InnerProduct", "Flatten")
         if blob in layer.top and blob not in layer.bottom:
             blob = layer.bottom[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
+import os
 import random
 import shutil
 import socket
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 import pycurl
 
@@ -285,7 +286,7 @@ def _pause_asked_for(retry_after: str) -> float | None:
 
 def _copy(url: str, path: Path, max_bytes: int) -> Fetched:
     try:
-        source = Path(unquote(urlsplit(url).path))
+        source = Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)))
         if not source.is_file():
             raise Failed("not_found")
         if source.stat().st_size > max_bytes:

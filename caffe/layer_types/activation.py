@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional
 
-from caffe.layer import Layer, register
+from caffe.layer import WEIGHT, Layer, register
 from caffe.proto import caffe_pb2
 
 
@@ -34,6 +34,10 @@ class PReLU(Layer):
 
     bottoms = (1, 1)
     keeps_shape = True
+
+    @classmethod
+    def blob_specs(cls, param):
+        return (WEIGHT,)
 
     def setup(self, shape):
         p = self.param.prelu_param

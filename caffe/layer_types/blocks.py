@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from caffe.layer import Layer, register
+from caffe.layer import BIAS, WEIGHT, BlobSpec, Layer, register
 from caffe.layer_types.vision import Convolution
 from caffe.proto import caffe_pb2
 
@@ -109,6 +109,10 @@ class Normalize(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
+    @classmethod
+    def blob_specs(cls, param):
+        return (WEIGHT,)
+
     def setup(self, shape):
         p = self.param.norm_param
         if not 2 <= len(shape) <= 4:
@@ -138,11 +142,27 @@ class BN(Layer):
     tops = (1, 3)
     keeps_output = False
 
+    @staticmethod
+    def is_segnets(param) -> bool:
+        """Whether a layer is SegNet's, which stores no statistics."""
+        return any(param.bn_param.HasField(field) for field in ("scale_filler", "shift_filler", "bn_mode"))
+
+    @classmethod
+    def blob_specs(cls, param):
+        if cls.is_segnets(param):
+            return WEIGHT, BIAS
+        return WEIGHT, BIAS, BlobSpec("running_mean", learned=False), BlobSpec("running_var", learned=False)
+
+    @classmethod
+    def freeze_statistics(cls, param):
+        if not cls.is_segnets(param):
+            param.bn_param.frozen = True
+
     def setup(self, shape):
         p = self.param.bn_param
         if len(shape) < 2:
             raise self.error(f"a bottom of shape {shape}", "BN wants a channel axis, the second")
-        self.segnets = any(p.HasField(field) for field in ("scale_filler", "shift_filler", "bn_mode"))
+        self.segnets = self.is_segnets(self.param)
         if self.segnets:
             for filler in (p.scale_filler, p.shift_filler):
                 self.add_blob((1, shape[1], 1, 1), filler)

@@ -6,7 +6,7 @@ import math
 
 from torch.nn import functional
 
-from caffe.layer import Layer, register
+from caffe.layer import BIAS, WEIGHT, Layer, register
 from caffe.proto import caffe_pb2
 
 
@@ -19,6 +19,11 @@ class InnerProduct(Layer):
 
     bottoms = (1, 1)
     keeps_output = False
+    is_linear = True
+
+    @classmethod
+    def blob_specs(cls, param):
+        return (WEIGHT, BIAS)[: 1 + param.inner_product_param.bias_term]
 
     def setup(self, shape):
         p = self.param.inner_product_param
@@ -60,6 +65,10 @@ class Embed(Layer):
     bottoms = (1, 1)
     differentiable_bottoms = ()
 
+    @classmethod
+    def blob_specs(cls, param):
+        return (WEIGHT, BIAS)[: 1 + param.embed_param.bias_term]
+
     def setup(self, shape):
         p = self.param.embed_param
         for name in ("num_output", "input_dim"):
@@ -91,6 +100,10 @@ class Parameter(Layer):
     """A learned blob of the given shape as a top; 0 at first."""
 
     bottoms = (0, 0)
+
+    @classmethod
+    def blob_specs(cls, param):
+        return (WEIGHT,)
 
     def setup(self):
         self.add_blob(tuple(self.param.parameter_param.shape.dim), caffe_pb2.FillerParameter())

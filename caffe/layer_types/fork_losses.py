@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional
 
-from caffe.layer import register
+from caffe.layer import BlobSpec, register
 from caffe.layer_types.loss import FLT_MIN, LOSS, Loss, _OfLabels, divisor, normalization_of
 
 
@@ -111,6 +111,10 @@ class CenterLoss(Loss):
 
     bottoms = (2, 2)
     differentiable_bottoms = (0,)
+
+    @classmethod
+    def blob_specs(cls, param):
+        return (BlobSpec("centers"),)
 
     def setup(self, features, labels):
         p = self.param.center_loss_param

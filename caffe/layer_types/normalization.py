@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from caffe.layer import Layer, register
+from caffe.layer import BIAS, WEIGHT, BlobSpec, Layer, register
 from caffe.proto import caffe_pb2
 
 
@@ -90,9 +90,22 @@ class BatchNorm(Layer):
     keeps_output = False
 
     def __new__(cls, param, *_arguments):
+        return super().__new__(_ScaledBatchNorm if cls.is_scaled(param) else cls)
+
+    @staticmethod
+    def is_scaled(param) -> bool:
+        """Whether a layer is NVIDIA's, with a scale and a bias."""
         p = param.batch_norm_param
-        scaled = p.scale_bias or p.HasField("scale_filler") or p.HasField("bias_filler")
-        return super().__new__(_ScaledBatchNorm if scaled else cls)
+        return p.scale_bias or p.HasField("scale_filler") or p.HasField("bias_filler")
+
+    @classmethod
+    def blob_specs(cls, param):
+        sums = (BlobSpec(name, learned=False) for name in ("running_mean", "running_var", "running_weight"))
+        return (*sums, WEIGHT, BIAS) if cls.is_scaled(param) else tuple(sums)
+
+    @classmethod
+    def freeze_statistics(cls, param):
+        param.batch_norm_param.use_global_stats = True
 
     def by_averages(self) -> bool:
         """Whether mean and variance are those that were kept."""
@@ -138,7 +151,8 @@ class _ScaledBatchNorm(BatchNorm):
     """BatchNorm as NVIDIA's fork has it with scale_bias: y = scale · (x - mean) / √(variance + eps) + bias; shape of x.
 
     Averages of mean and variance + eps are kept, the variance by the number of values; the first two batches replace them.
-    Blobs: average mean (C,), average variance (C,), 1 (1,), scale (C,), bias (C,). The last two are learned, at lr_mult 1.
+    Blobs: average mean (C,), average variance (C,), 1 (1,), scale (C,), bias (C,). The last two are learned; unlike NVIDIA's, at
+    the lr_mult and decay_mult that their `param` gives, so that they can be frozen.
     """
 
     passes = 0
@@ -157,9 +171,9 @@ class _ScaledBatchNorm(BatchNorm):
             (channels, p.bias_filler),
         ):
             self.add_blob((size,), filler)
-        for index in range(5):
+        for index in range(3):
             spec = self.param.param[index] if index < len(self.param.param) else self.param.param.add()
-            spec.lr_mult = spec.decay_mult = int(index > 2)
+            spec.lr_mult = spec.decay_mult = 0
 
     def forward(self, x):
         columns = x if x.dim() > 1 else x[:, None]
@@ -219,6 +233,10 @@ class Scale(_AlongAxes):
     s has the shape of `num_axes` axes of x from `axis` on (-1: all of them), and is applied alike over the others.
     """
 
+    @classmethod
+    def blob_specs(cls, param):
+        return (WEIGHT,) * (len(param.bottom) < 2) + (BIAS,) * param.scale_param.bias_term
+
     def setup(self, *shapes):
         p = self.param.scale_param
         filler = p.filler if p.HasField("filler") else caffe_pb2.FillerParameter(type="constant", value=1)
@@ -237,6 +255,10 @@ class Scale(_AlongAxes):
 @register("Bias")
 class Bias(_AlongAxes):
     """y = x + b; b is the second bottom, or learned, and lies along axes as Scale's factor does; shape of x."""
+
+    @classmethod
+    def blob_specs(cls, param):
+        return (BIAS,) * (len(param.bottom) < 2)
 
     def setup(self, *shapes):
         p = self.param.bias_param

@@ -58,6 +58,10 @@ class Python(Layer):
     def __new__(cls, param, *_arguments):
         return super().__new__(cls if param.bottom else _WrittenSource)
 
+    @classmethod
+    def blob_specs(cls, param):
+        return None
+
     def __getattr__(self, name):
         if name == "written" or name.startswith("__"):
             raise AttributeError(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from caffe.layer import Layer, register
+from caffe.layer import BlobSpec, Layer, register
 from caffe.stored import add_array, shape_of, values_of
 
 
@@ -21,6 +21,18 @@ class _Recurrent(Layer):
     tops = (1, None)
     states = 0
     """Number of arrays (1, N, D) that a step hands to the next."""
+    names: tuple[str, ...] = ()
+    """Names of the blobs of a layer with a static input."""
+
+    @classmethod
+    def has_static_input(cls, param) -> bool:
+        """Whether a layer's bottoms are x, marks and a static input; further ones are the states before the first step."""
+        return len(param.bottom) - 2 - cls.states * param.recurrent_param.expose_hidden > 0
+
+    @classmethod
+    def blob_specs(cls, param):
+        static = cls.has_static_input(param)
+        return tuple(BlobSpec(name) for name in cls.names if static or name != "weight_static")
 
     def setup(self, x, marks, *others):
         p = self.param.recurrent_param
@@ -31,7 +43,7 @@ class _Recurrent(Layer):
                 f"x of shape {x} and marks of shape {marks}", "x is (steps, sequences, values, …) and marks (steps, sequences)"
             )
         hidden = self.states if p.expose_hidden else 0
-        self.static = len(others) - hidden == 1
+        self.static = self.has_static_input(self.param)
         if len(others) - hidden not in (0, 1):
             raise self.error(f"{2 + len(others)} bottoms", f"{2 + hidden}, or {3 + hidden} with a static input, are wanted")
         if len(self.param.top) != 1 + hidden:
@@ -95,6 +107,7 @@ class RNN(_Recurrent):
     """
 
     states = 1
+    names = ("weight_input", "bias_hidden", "weight_static", "weight_hidden", "weight_output", "bias_output")
 
     def declare(self, inputs, statics, p):
         size = p.num_output
@@ -125,6 +138,7 @@ class LSTM(_Recurrent):
     """
 
     states = 2
+    names = ("weight_input", "bias", "weight_static", "weight_hidden")
 
     def declare(self, inputs, statics, p):
         size = p.num_output

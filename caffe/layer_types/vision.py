@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional
 
-from caffe.layer import Layer, register
+from caffe.layer import BIAS, WEIGHT, Layer, register
 from caffe.proto import caffe_pb2
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
@@ -74,6 +74,11 @@ class _Convolving(Layer):
     bottoms = (1, None)
     tops = (1, None)
     keeps_output = False
+    is_linear = True
+
+    @classmethod
+    def blob_specs(cls, param):
+        return (WEIGHT, BIAS)[: 1 + param.convolution_param.bias_term]
 
     def setup(self, *shapes):
         p = self.param.convolution_param

@@ -21,7 +21,7 @@ def checked(config: dict, path: str, schema_file: Path) -> dict:
     schema_file  a JSON schema, as YAML
     """
     wanted = yaml.safe_load(schema_file.read_text())
-    problems = [*schema.repeated(Path(path)), *schema.not_finite(config)]
+    problems = [*schema.repeated(Path(path)), *schema.not_finite(config), *schema.too_long(config)]
     swept: dict[str, dict] = {}
     if isinstance(config.get("experiments"), dict):
         expanded, swept = sweeps.expanded(config["experiments"])

@@ -24,11 +24,13 @@ def without_effect(name: str, dataset: dict) -> list[str]:
     problems = []
     source, split = mapping(dataset.get("source")), mapping(dataset.get("split"))
     kind = kind_of(source)
-    wanted = {"copy": ("published",), "root": ("list",), "val_labels": ("folder",)}
+    wanted = {"copy": ("published",), "root": ("list",), "allow_outside_root": ("list",), "val_labels": ("folder",)}
     wanted |= dict.fromkeys((*DOWNLOAD_FLAGS, *PATIENCE_FLAGS, "sample", "seed", "columns"), ("list", "folder"))
     for key, kinds in wanted.items():
         if key in source and kind and kind not in kinds:
             problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")
+    if kind == "list" and source.get("allow_outside_root") and "root" not in source:
+        problems.append(f"datasets.{name}.source.allow_outside_root: no effect without root")
     images = {"list": (), "folder": (), "dataset": OF_IMAGES}.get(kind, (*OF_IMAGES, *OF_LISTS))
     images = (*images, "encode") if kind == "published" else images
     for key in images:

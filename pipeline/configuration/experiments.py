@@ -7,6 +7,7 @@ from pipeline import models, solver_fields, strategies
 from pipeline.configuration.datasets import known_splits
 from pipeline.configuration.keys import kind_of, last_layer, mapping, origins, unknown
 from pipeline.errors import InputError
+from pipeline.files import stem_of
 
 
 def without_effect(name: str, experiment: dict) -> list[str]:
@@ -105,7 +106,12 @@ def _of_layers(experiment: dict, template: models.Template) -> list[str]:
     blobs += [f"{blob}{models.SECOND}" for blob in blobs if template.pairs]
     names = [blob for blob in wanted if isinstance(blob, str)] if isinstance(wanted, list) else []
     why = " (auto may choose the features of the middle)" if strategy == strategies.AUTO else ""
-    return [f"features: {problem}{why}" for blob in names for problem in unknown(blob, blobs)]
+    found = [f"features: {problem}{why}" for blob in names for problem in unknown(blob, blobs)]
+    stems: dict[str, str] = {}
+    for blob in names:
+        if (other := stems.setdefault(stem_of(blob), blob)) != blob:
+            found.append(f"features: files of {other!r} and {blob!r} would have one name, {stem_of(blob)}; remove one of them")
+    return found
 
 
 def _of_skipped(experiment: dict, template: models.Template) -> list[str]:
@@ -150,8 +156,11 @@ def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[s
     """What is wrong with keeping BatchNorm's statistics as they are."""
     if not experiment.get("weights"):
         return ["batch_norm: freeze keeps the statistics of the weights, but there are no weights; give weights, or use learn"]
-    if template and all(layer.type != "BatchNorm" for layer in template.built(models.Last(template.last, 1)).layers):
-        return [f"batch_norm: no effect, {experiment['model']} has no BatchNorm; remove it"]
+    try:
+        if template and not any(map(strategies.has_statistics, template.built(models.Last(template.last, 1)).layers)):
+            return [f"batch_norm: no effect, {experiment['model']} has no BatchNorm; remove it"]
+    except caffe.Error as error:
+        return [f"model: {error}"]
     return []
 
 

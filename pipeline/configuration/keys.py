@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import caffe
 from pipeline import models
 
-SOURCE_FLAGS = ("list", "folder", "root", "val_labels", "sample", "seed")
+SOURCE_FLAGS = ("list", "folder", "root", "allow_outside_root", "val_labels", "sample", "seed")
 """Keys of a source that the shards step takes as flags."""
 KINDS = ("list", "folder", "published", "database", "dataset")
 """What images can come from."""

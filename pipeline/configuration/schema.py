@@ -13,6 +13,9 @@ import yaml
 import caffe
 from pipeline import solver_fields
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes that file systems and Linux have for the name of a file, and for a path."""
+
 
 def problems(config: dict, schema: dict) -> list[str]:
     """What is wrong with each key by itself: the key, the value, what is allowed."""
@@ -69,6 +72,17 @@ def not_finite(value: object, key: str = "") -> Iterator[str]:
         yield from not_finite(one, f"{key}.{name}" if key else str(name))
 
 
+def too_long(value: object, key: str = "") -> Iterator[str]:
+    """Paths that no file system has, as they have a part of more than 255 bytes (umlauts have two), or more than 4095 in all."""
+    if isinstance(value, str) and "://" not in value:
+        longest = max(len(part.encode(errors="surrogateescape")) for part in value.split("/"))
+        if longest > LONGEST_NAME or len(value.encode(errors="surrogateescape")) > LONGEST_PATH:
+            yield f"{key}: {value[:40]!r}… is too long: names of files have at most {LONGEST_NAME} bytes, paths {LONGEST_PATH}"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in inner:
+        yield from too_long(one, f"{key}.{name}" if key else str(name))
+
+
 def _explained(error: jsonschema.ValidationError) -> list[str]:
     """One line for each thing that a schema error says: the key, the value, what is allowed."""
     key = ".".join(map(str, error.absolute_path))
@@ -87,6 +101,8 @@ def _explained(error: jsonschema.ValidationError) -> list[str]:
     if error.validator == "enum":
         hint = caffe.nearest(str(value), map(str, allowed))
         return [f"{key}: {value!r} is not one of {', '.join(map(str, allowed))}" + (f"; {hint}" if hint else "")]
+    if error.validator == "maxLength":
+        return [f"{key}: the name {value[:40]!r}… has {len(value)} characters; files are named after it, so at most {allowed}"]
     if error.validator == "type" and "propertyNames" in error.schema_path:
         return [f"{key}: the name {value!r} is no text; put it into quotation marks"]
     if error.validator == "type":

@@ -158,7 +158,7 @@ def _make_last(layer: caffe_pb2.LayerParameter, name: str, last: Last) -> None:
     param = layer.inner_product_param if layer.type == "InnerProduct" else layer.convolution_param
     param.num_output = last.outputs
     if last.lr_mult != 1:
-        while len(layer.param) < 1 + param.bias_term:
+        while len(layer.param) < len(caffe.layer_type(layer.type).blob_specs(layer)):
             layer.param.add()
         for spec in layer.param:
             spec.lr_mult *= last.lr_mult

@@ -191,6 +191,13 @@ def test_nvidias_batch_norm_scales_and_keeps_averages(write, settings):
     assert net.params["layer"][2].data == 1
 
 
+def test_nvidias_batch_norm_takes_the_multipliers_that_its_prototxt_gives(write):
+    given = "param { lr_mult: 1 } " * 3 + "param { lr_mult: 0 decay_mult: 2 } param { lr_mult: 0.5 decay_mult: 0 }"
+    net = made(write, f"{SCALED % 'scale_bias: true'} {given}", [(3, 2, 2, 3)])
+    multipliers = [(blob.lr_mult, blob.decay_mult) for blob in net.params["layer"]]
+    assert multipliers == [(0, 0)] * 3 + [(0, 2), (0.5, 0)]
+
+
 def test_nvidias_batch_norm_tests_by_its_averages(write):
     def by_averages(x, mean, variance, one, scale, bias):
         y = np.zeros_like(x)

@@ -33,6 +33,20 @@ def problems(change) -> list[str]:
     return str(error.value).splitlines()
 
 
+def test_features_whose_files_would_have_one_name_are_told(tmp_path):
+    data, ip = (NET % "dim: 3 dim: 256 dim: 256").strip().splitlines()
+    powers = [
+        f'layer {{ name: "{top}" type: "Power" bottom: "{bottom}" top: "{top}" }}'
+        for bottom, top in [("data", "ip_a"), ("ip_a", "ip/a")]
+    ]
+    text = "\n".join([data, *powers, ip.replace('bottom: "data"', 'bottom: "ip/a"')])
+    (tmp_path / "net.prototxt").write_text(text)
+    found = problems(lambda c: c["experiments"]["breeds"].update(model=str(tmp_path / "net.prototxt"), features=["ip_a", "ip/a"]))
+    assert found == [
+        "my.yaml: experiments.breeds.features: files of 'ip_a' and 'ip/a' would have one name, ip_a; remove one of them"
+    ]
+
+
 def test_images_for_testing_may_be_found_where_the_list_or_the_folder_decides():
     for split in ({}, {"by": "column"}):
         config = copy.deepcopy(GOOD)
@@ -143,6 +157,30 @@ CASES = {
     "a list's key of a folder": (
         lambda c: c["datasets"]["cats"].update(source={"folder": "cats", "root": "."}),
         "my.yaml: datasets.cats.source.root: no effect without list",
+    ),
+    "a way out of a root that is not given": (
+        lambda c: c["datasets"]["cats"]["source"].update(allow_outside_root=True),
+        "my.yaml: datasets.cats.source.allow_outside_root: no effect without root",
+    ),
+    "a way out of the root of a folder": (
+        lambda c: c["datasets"]["cats"].update(source={"folder": "cats", "allow_outside_root": True}),
+        "my.yaml: datasets.cats.source.allow_outside_root: no effect without list",
+    ),
+    "a dataset with a long name": (
+        lambda c: c["datasets"].update({"x" * 129: {"source": {"list": "x.csv"}}}),
+        f"my.yaml: datasets: the name '{'x' * 40}'… has 129 characters; files are named after it, so at most 128",
+    ),
+    "a sweep with a long name": (
+        lambda c: c["experiments"].update({"x" * 127: {"dataset": "cats", "model": "lenet", "batch_size": [16]}}),
+        f"my.yaml: experiments: the name '{'x' * 40}'… has 130 characters; files are named after it, so at most 128",
+    ),
+    "a name of two lines": (
+        lambda c: c["datasets"].update({"x\n": {"source": {"list": "x.csv"}}}),
+        "my.yaml: datasets: 'x\\n' is no name; letters, digits, _ and - are allowed",
+    ),
+    "a path that no file system has": (
+        lambda c: c["datasets"]["cats"]["source"].update(list="lists/" + "ä" * 130),
+        f"my.yaml: datasets.cats.source.list: 'lists/{'ä' * 34}'… is too long: names of files have at most 255 bytes, paths 4095",
     ),
     "a copy of what is not published": (
         lambda c: c["datasets"]["cats"]["source"].update(copy="there"),

@@ -11,6 +11,7 @@ import pytest
 
 import caffe
 from caffe.proto import caffe_pb2
+from pipeline import models
 from pipeline.evaluate import scores_blob
 from pipeline.models import TEMPLATES
 from pipeline.prototxt import Dataset, Experiment, nets, write
@@ -218,6 +219,27 @@ def test_batch_norm_takes_statistics_by_phase(batch_norm, in_training):
     for part, net in nets(TEMPLATES["resnet18"], DATASET, experiment).items():
         taken = {layer.batch_norm_param.use_global_stats for layer in net.layer if layer.type == "BatchNorm"}
         assert taken == {in_training if part == "train" else True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "frozen", "learned"),
+    [({}, False, [1] * 4), ({"batch_norm": "freeze"}, True, [1] * 4), ({"strategy": "last_layer"}, True, [0] * 4)],
+)
+def test_a_forks_batch_normalisation_is_frozen_in_training_alone(tmp_path, fields, frozen, learned):
+    layers = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 32 dim: 32 } } }
+layer { name: "conv" type: "DepthwiseConvolution" bottom: "data" top: "conv" convolution_param { num_output: 3 kernel_size: 3 } }
+layer { name: "bn" type: "BN" bottom: "conv" top: "bn" %s }
+layer { name: "ip" type: "InnerProduct" bottom: "bn" top: "ip" inner_product_param { num_output: 2 } }
+"""
+    (tmp_path / "net.prototxt").write_text(layers % ("param { lr_mult: 1 } " * 4))
+    experiment = Experiment("e", str(tmp_path / "net.prototxt"), "ip", 1, 8, False, {}, **fields)
+    made = nets(models.template(experiment.model), DATASET, experiment)
+    norms = {part: next(layer for layer in net.layer if layer.name == "bn") for part, net in made.items()}
+    assert {part: norm.bn_param.frozen for part, norm in norms.items()} == {"train": frozen, "test": False, "deploy": False}
+    assert [spec.lr_mult for spec in norms["train"].param] == learned
+    convolution = next(layer for layer in made["train"].layer if layer.name == "conv")
+    assert [spec.lr_mult for spec in convolution.param] == ([0, 0] if fields.get("strategy") else [])
 
 
 @pytest.mark.parametrize(

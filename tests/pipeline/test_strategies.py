@@ -81,8 +81,8 @@ def test_an_unknown_layer_is_named():
 def test_frozen_layers_stay_as_they_are_and_the_others_learn(name, strategy, tmp_path):
     made = built(name)
     names = frozen(made, strategy, "")
-    freeze(made.layers, names)
     side = 32 if name == "cifar10_quick" else 224
+    freeze(made.layers, names, (4, 3, side, side))
     net = caffe_pb2.NetParameter()
     for top, shape, filler in (("data", [4, 3, side, side], {"type": "gaussian", "std": 1}), ("label", [4], {"value": 1})):
         layer = net.layer.add(name=top, type="DummyData", top=[top])
