@@ -104,5 +104,5 @@ def known_splits(dataset: dict) -> set[str] | None:
         return None
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         header = file.readline().decode("utf-8-sig", "replace")
-    names = [name.strip(" \r\n\"") for name in re.split("[,;\t]", header)]
+    names = [name.strip(' \r\n"') for name in re.split("[,;\t]", header)]
     return None if mapping(source.get("columns")).get("split", "split") in names else {""}

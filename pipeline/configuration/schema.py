@@ -14,6 +14,7 @@ import caffe
 from pipeline import solver_fields
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
+NO_NAME = " is no name; letters, digits, _ and - are allowed"
 """Bytes that file systems and Linux have for the name of a file, and for a path."""
 
 
@@ -122,9 +123,10 @@ def _explained(error: jsonschema.ValidationError) -> list[str]:
             else f"{key}: {value!r} is less than {low:g}"
         ]
     if error.validator == "pattern":
-        return [f"{key}: {value!r}: {error.schema.get('description', 'letters, digits, _ and - are allowed')}"]
+        is_path = "description" in error.schema
+        return [f"{key}: {value!r}{': ' + error.schema['description'] if is_path else NO_NAME}"]
     if error.validator == "propertyNames":
-        return [f"{key}: {error.instance!r} is no name; letters, digits, _ and - are allowed"]
+        return [f"{key}: {error.instance!r}{NO_NAME}"]
     return [f"{key}: {error.message}"]
 
 
