@@ -1,12 +1,19 @@
-"""How a step ends when it is run as a command: 0, or one line on standard error and 1."""
+"""How a step ends when it is run as a command.
+
+Exit codes: 0; 1 after an error, with one line on standard error; 128 + N where signal N interrupted it (130 for Ctrl-C, 143 for
+SIGTERM), as shells have it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from collections.abc import Callable
 
 import caffe
 from caffe.allocator import keep_freed_memory
+from pipeline.interruption import Interrupted, ignore_signals
 
 
 def run(main: Callable[[], None]) -> None:
@@ -20,5 +27,10 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as interrupted:
+        ignore_signals()
+        with contextlib.suppress(OSError):  # what ended this process may have ended the reader of its output
+            print(interrupted, file=sys.stderr, flush=True)
+        sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)

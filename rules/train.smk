@@ -1,3 +1,6 @@
+import shutil
+
+
 rule weights:
     output:
         "results/weights/{sha256}.{kind}",
@@ -16,7 +19,17 @@ rule weights:
         "python -m pipeline.weights {params.url:q} {output} --sha256 {wildcards.sha256} 2>&1 | tee {log}"
 
 
-# With -i, tee shows what the step says where Ctrl-C ends it: that it goes on from there.
+# Only now are outputs safe: Snakemake removes those of a training that has ended, too, if the job is killed or cancelled before
+# Snakemake has seen its end. Until then the checkpoint folder keeps the results (as hard links where there are any).
+onsuccess:
+    for job in workflow.dag.jobs:
+        if job.rule.name == "train":
+            shutil.rmtree(job.params.checkpoint, ignore_errors=True)
+
+
+# A time limit, scancel and Ctrl-C signal every process of a job, often twice. The training ends by itself after its checkpoint;
+# until then the shell must wait, or Snakemake takes the job for ended, and tee must read, or the training cannot say where it
+# stopped. The signals are those of pipeline.interruption; SIGPIPE comes where tee's own reader has gone.
 rule train:
     input:
         solver="results/experiments/{experiment}/prototxt/solver.prototxt",
@@ -70,8 +83,18 @@ rule train:
         checkpoint="results/experiments/{experiment}/checkpoint",
         code=[
             source(f"pipeline.{module}")
-            for module in ("train", "weights", "preflight", "monitor", "diagnosis", "checkpoint")
+            for module in (
+                "train",
+                "weights",
+                "preflight",
+                "monitor",
+                "diagnosis",
+                "checkpoint",
+                "session",
+            )
         ],
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver} {params.folder} --failed {params.failed}"
-        " --checkpoint {params.checkpoint} {params.start} 2>&1 | tee -i {log}"
+        "trap : HUP INT TERM USR1 USR2 XCPU;"
+        " OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver} {params.folder} --failed {params.failed}"
+        " --checkpoint {params.checkpoint} --keep-results {params.start} 2>&1"
+        " | (trap '' HUP INT TERM USR1 USR2 XCPU PIPE; exec tee {log})"

@@ -88,7 +88,7 @@ def test_a_training_that_was_told_to_end_goes_on_to_the_bit(here, monkeypatch, c
     assert [path.name for path in CHECKPOINT.iterdir()] == ["16"]
     cut_off(monkeypatch, 25, number)
     metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
-    assert "goes on at iteration 26, from checkpoint/26" in capsys.readouterr().out
+    assert "resumes at iteration 26, from checkpoint/26" in capsys.readouterr().out
     assert results(metrics) == undisturbed
     assert metrics.seconds.is_monotonic_increasing
     assert not CHECKPOINT.exists()
@@ -159,7 +159,7 @@ def test_what_is_another_training_does_not_go_on(here, monkeypatch, capsys, chan
     cut_off(monkeypatch, 15, signal.SIGTERM, Given([Path("start.caffemodel")]))
     fields = {"given": Given([Path("start.caffemodel")])} | change()
     metrics, _ = train(Path("solver.prototxt"), Path("out"), fields.pop("given"), ends(**fields))
-    assert "goes on at" not in capsys.readouterr().out
+    assert "resumes at" not in capsys.readouterr().out
     assert metrics.iteration.tolist() == list(range(0, 41, 5))
     assert not CHECKPOINT.exists()
 
@@ -169,7 +169,7 @@ def test_what_a_net_does_not_read_is_nothing_to_it(here, monkeypatch, capsys):
     Path("data").mkdir()  # as the first layer is called
     (Path("data") / "cat.jpg").touch()
     train(Path("solver.prototxt"), Path("out"), NONE, ends())
-    assert "goes on at iteration 16" in capsys.readouterr().out
+    assert "resumes at iteration 16" in capsys.readouterr().out
 
 
 def test_weights_that_are_not_there_are_named_as_ever(here):
@@ -253,7 +253,7 @@ def test_a_workflow_that_ctrl_c_has_ended_goes_on_in_its_training(tmp_path):
     assert f"ended by SIGINT at iteration {folder.name}; run again" in said
     code, said = workflows.snakemake(tmp_path, "--", target)
     assert code == 0, said
-    assert f"goes on at iteration {folder.name}" in said
+    assert f"resumes at iteration {folder.name}" in said
     names = [out / "final.caffemodel", *out.glob("best.*"), *(out / "snapshots").glob("base_iter_*")]
     cut_off = {path.name: path.read_bytes() for path in names}
     assert len(cut_off) == 1 + 2 + 3 * 2
