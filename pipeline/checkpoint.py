@@ -131,12 +131,12 @@ class Checkpoints:
         self._last = solver.iter
         for folder in self._iterations():
             if int(folder.name) != solver.iter:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def where_to_resume(self) -> str:
-        """What running again does, for messages."""
-        return f"run again to resume at iteration {self._last}" if self._last else "run again, from the first iteration"
+        """What to do after an interruption, for messages."""
+        return f"run again to resume at iteration {self._last}" if self._last else "run again to start over"
 
     def finish(self, target: Path) -> None:
         """Note that training has ended; `target` is the folder of the snapshots."""
