@@ -46,11 +46,11 @@ def started(folder: Path) -> subprocess.Popen:
 
 
 def training(workflow: subprocess.Popen) -> list[psutil.Process]:
-    """The processes of its training, once they run: shell, trainer and tee; none if the workflow ends before."""
+    """The processes of its rule `train`, once they run: shell, trainer and tee; none if the workflow ends before."""
     while workflow.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes = psutil.Process(workflow.pid).children(recursive=True)
-            if {"bash", "tee"} < {process.name() for process in processes}:
+            if "tee" in {process.name() for process in processes} and any("pipeline.train" in p.cmdline() for p in processes):
                 return processes
         time.sleep(0.02)
     return []
