@@ -278,6 +278,25 @@ def test_a_training_killed_while_it_writes_a_checkpoint_keeps_the_one_before(her
     assert not list(Path().rglob("*.part"))
 
 
+def test_a_training_killed_while_its_results_are_published_only_publishes_them_when_run_again(here, capsys):
+    expected = undisturbed()
+    killed = in_process("""
+        called = os.link
+
+        def killing(*arguments, **options):
+            if Path("out/best.json").exists() or Path("out/train.log").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return called(*arguments, **options)
+
+        os.link = killing
+    """)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not Path("snap").exists()
+    capsys.readouterr()
+    assert resumed() == expected
+    assert "training has ended before" in capsys.readouterr().out
+
+
 FULL = """
 def at_test(iteration):
     if iteration == 25:
