@@ -151,8 +151,13 @@ def test_a_training_told_twice_to_end_says_where_and_resumes_there(undisturbed, 
     workflow = started(folder)
     processes = training(workflow)
     wait_for_snapshot(folder, workflow)
+    trainer = [process for process in processes if process.name().startswith("python")]
+    send(signal.SIGSTOP, trainer)
     for _ in range(2):
         send(signal.SIGTERM, processes)
+        time.sleep(1)
+    assert all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    send(signal.SIGCONT, trainer)
     said, _ = workflow.communicate()
     assert workflow.returncode == 1
     (iteration,) = iterations(folder)
