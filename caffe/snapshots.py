@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,19 +20,23 @@ if TYPE_CHECKING:
     from caffe.solver import Solver
 
 
-def write(solver: Solver, stem: str) -> str:
-    """Write `stem`.caffemodel and .solverstate (or .h5 of each); returns the path of the weights."""
+def write(solver: Solver, stem: str, folder: str | os.PathLike | None = None) -> str:
+    """Write `stem`.caffemodel and .solverstate (or .h5 of each); returns the path of the weights.
+
+    folder  where the files are written if they will be moved to `stem` later: the state names the weights by `stem`
+    """
     p = solver.param
-    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    written = str(Path(folder) / Path(stem).name) if folder else stem
+    Path(written).parent.mkdir(parents=True, exist_ok=True)
     if p.snapshot_format == caffe_pb2.SolverParameter.HDF5:
-        model, state = f"{stem}.caffemodel.h5", f"{stem}.solverstate.h5"
+        model, state = f"{written}.caffemodel.h5", f"{written}.solverstate.h5"
         solver.net.save_hdf5(model, p.snapshot_diff)
-        _write_hdf5(solver, model, state)
+        _write_hdf5(solver, f"{stem}.caffemodel.h5", state)
     else:
-        model, state = f"{stem}.caffemodel", f"{stem}.solverstate"
+        model, state = f"{written}.caffemodel", f"{written}.solverstate"
         solver.net.save(model, p.snapshot_diff)
         glog.info("sgd_solver.cpp:284", f"Snapshotting solver state to binary proto file {state}")
-        proto = caffe_pb2.SolverState(iter=solver.iter, learned_net=model, current_step=solver.current_step)
+        proto = caffe_pb2.SolverState(iter=solver.iter, learned_net=f"{stem}.caffemodel", current_step=solver.current_step)
         for tensor in solver.history:
             add_array(proto.history.add(), tensor.cpu().numpy())
         proto.run.CopyFrom(_run_of(solver))

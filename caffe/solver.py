@@ -75,6 +75,7 @@ class Solver:
     iter       iterations done
     param      the SolverParameter
     metrics    what a row of metrics holds, by name; see `on_metrics`
+    snapshot_folder  where the loop writes snapshots that will be moved to snapshot_prefix's folder later; None: to the latter
     """
 
     type = ""
@@ -90,6 +91,7 @@ class Solver:
             mode.set_random_seed(self.param.random_seed)
         self.iter = 0
         self.current_step = 0
+        self.snapshot_folder: str | os.PathLike | None = None
         self._callbacks: list[tuple[Callable, Callable]] = []
         self._on_metrics: list[Callable[[dict], None]] = []
         self._on_test: list[Callable[[dict], None]] = []
@@ -456,7 +458,9 @@ class Solver:
 
     def snapshot(self, stem: str | None = None) -> str:
         """Write weights and solver state as PREFIX_iter_N, or as `stem` says; returns the path of the weights."""
-        return snapshots.write(self, stem or f"{self.param.snapshot_prefix}_iter_{self.iter}")
+        if stem:
+            return snapshots.write(self, stem)
+        return snapshots.write(self, f"{self.param.snapshot_prefix}_iter_{self.iter}", self.snapshot_folder)
 
     def restore(self, path: str) -> None:
         """Take up training where a .solverstate or .solverstate.h5 left it, data included; after one of ours, to the bit."""

@@ -1,30 +1,38 @@
-"""What a training that was cut off goes on from, so that it ends as an undisturbed one, to the bit.
+"""Resumable checkpoints: a resumed training is bit-identical to an uninterrupted one.
 
-A checkpoint is a folder named by its iteration: weights and solver state, what the monitor knows, the log, the best weights, and
-links to the snapshots so far. It lies outside of what Snakemake removes where a job fails, and is gone once training has ended.
+The folder lies outside of the rule's outputs, which Snakemake removes as soon as a job has failed, even while the training is
+still writing a checkpoint. So a training writes nothing to the outputs before its end:
+
+files/         all that it writes besides snapshots, published to its final place at the end
+snapshots/     likewise
+ITERATION/     weights and solver state after so many iterations, the log, the best weights, and what the monitor knows
+finished.json  training has ended, and the two folders above are its results
+lock           held by the process that trains
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
-import os
+import re
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from google.protobuf.message import Message
 
 import caffe
-from pipeline.files import written_whole
+import pipeline
+from pipeline.files import link_or_copy, sync, sync_entry, written_whole
 
-MINUTES = 10.0
-"""How much training is lost at most where a process is killed; writing takes a second or so for weights of 240 MB."""
-RUN, BEST, LOG, STATE, SNAPSHOTS = "run", "best.caffemodel", "train.log", "state.json", "snapshots"
+RUN, BEST, LOG, STATE = "run", "best.caffemodel", "train.log", "state.json"
+LAYOUT = "2"
+"""Of the folder; checkpoints of another layout are not resumed."""
 
 
 @dataclass(frozen=True)
@@ -41,76 +49,145 @@ class Checkpoint:
 
     @property
     def solverstate(self) -> Path:
-        """What the solver goes on from."""
+        """The solver's state, beside its weights."""
         (path,) = self.folder.glob(f"{RUN}.solverstate*")
         return path
 
-    def put_back(self, best: Path, snapshots: Path) -> None:
-        """Let the best weights and the snapshots stand where they stood."""
+    def restore_best(self, best: Path) -> None:
+        """Put the best weights so far, if there were any, in their place."""
         if (self.folder / BEST).exists():
-            shutil.copyfile(self.folder / BEST, best)
-        for path in (self.folder / SNAPSHOTS).iterdir():
-            if not (snapshots / path.name).exists():
-                _link(path, snapshots / path.name)
+            link_or_copy(self.folder / BEST, best)
 
 
 class Checkpoints:
     """The checkpoints of one training in a folder; those of another are removed.
 
-    identity  what the training follows from, as `identity_of` gives it
-    minutes   between checkpoints
+    identity  what the result of the training depends on, as `identity_of` gives it
     """
 
-    def __init__(self, folder: Path, identity: str, minutes: float = MINUTES):
-        self.folder, self._identity, self._seconds = folder, identity, 60 * minutes
-        self._due = time.monotonic() + self._seconds
+    def __init__(self, folder: Path, identity: str):
+        self.folder, self._identity = folder, identity
+        self.files, self.snapshots = folder / "files", folder / "snapshots"
+        self.resumed: Checkpoint | None = None
+        self._finished = folder / "finished.json"
+        self._last: int | None = None
+        self._code = _code()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock while the block runs; wait while another process has it. No-op on file systems without locks."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as file:
+            told = False
+            while not _lock(file):
+                if not told:
+                    print(f"waiting for another process that trains with {self.folder}", flush=True)
+                told = True
+                time.sleep(1)
+            yield
+
+    # ---- an earlier process
+
+    def finished(self) -> bool:
+        """Whether this training has ended already, and all of it was computed by the code of today."""
+        state = self._read(self._finished)
+        return (state.get("identity"), state.get("code")) == (self._identity, self._code)
+
+    def open(self) -> None:
+        """Find the last checkpoint, as `resumed`, and bring `files` and `snapshots` to where they were then."""
+        self._finished.unlink(missing_ok=True)
+        for folder in sorted(self._iterations(), key=lambda path: int(path.name), reverse=True):
+            state = self._read(folder / STATE)
+            if state.get("identity") == self._identity:
+                self.resumed, self._last = Checkpoint(folder, state["monitor"]), int(folder.name)
+                self._code = self._code if state["code"] == self._code else "several versions"
+                break
+        else:
+            self.remove_iterations()
+        shutil.rmtree(self.files, ignore_errors=True)
+        self.files.mkdir()
+        self.snapshots.mkdir(exist_ok=True)
+        for path in self.snapshots.iterdir():
+            written = re.search(r"_iter_(\d+)\.(caffemodel|solverstate)(\.h5)?$", path.name)
+            if not (written and int(written[1]) <= (self._last or 0)):
+                path.unlink()
+        if self.resumed:
+            shutil.copyfile(self.resumed.folder / LOG, self.files / LOG)
+
+    # ---- this process
+
+    def save(self, solver: caffe.Solver, monitor: dict, best: Path) -> None:
+        """Write a checkpoint, whole or not at all, then remove those before. OSError where that fails: the one before stays."""
+        sync(self.snapshots)
+        with written_whole(self.folder / str(solver.iter)) as part:
+            part.mkdir()
+            solver.snapshot(str(part / RUN))
+            if best.exists():
+                link_or_copy(best, part / BEST)
+            shutil.copyfile(self.files / LOG, part / LOG)
+            (part / STATE).write_text(json.dumps(self._whose() | {"monitor": monitor}))
+            sync(part)
+        sync_entry(self.folder)
+        self._last = solver.iter
+        for folder in self._iterations():
+            if int(folder.name) != solver.iter:
+                shutil.rmtree(folder, ignore_errors=True)
 
     @property
-    def due(self) -> bool:
-        """Whether it is time for another one."""
-        return time.monotonic() >= self._due
+    def where_to_resume(self) -> str:
+        """What to do after an interruption, for messages."""
+        return f"run again to resume at iteration {self._last}" if self._last else "run again to start over"
 
-    def last(self) -> Checkpoint | None:
-        """The last one, if there is one of this training."""
-        for folder in sorted(self.folder.glob("[0-9]*"), key=lambda path: int(path.name), reverse=True):
-            with contextlib.suppress(OSError, ValueError):
-                state = json.loads((folder / STATE).read_text())
-                if state["identity"] == self._identity:
-                    return Checkpoint(folder, state["monitor"])
-        self.remove()
-        return None
+    def finish(self, target: Path) -> None:
+        """Note that training has ended; `target` is the folder of the snapshots."""
+        for folder in (self.files, self.snapshots):
+            sync(folder)
+        with written_whole(self._finished) as part:
+            part.write_text(json.dumps(self._whose() | {"snapshots": str(target)}))
+            sync(part)
+        sync_entry(self.folder)
+        self.remove_iterations()
 
-    def save(self, solver: caffe.Solver, monitor: dict, log: Path, best: Path) -> None:
-        """Write one, whole, then remove those before."""
-        prefix = Path(solver.param.snapshot_prefix)
-        with written_whole(self.folder / str(solver.iter)) as part:
-            (part / SNAPSHOTS).mkdir(parents=True)
-            solver.snapshot(str(part / RUN))
-            for path in prefix.parent.iterdir():
-                if path.name.startswith(f"{prefix.name}_iter_"):
-                    _link(path, part / SNAPSHOTS / path.name)
-            if best.exists():
-                _link(best, part / BEST)
-            shutil.copyfile(log, part / LOG)
-            (part / STATE).write_text(json.dumps({"identity": self._identity, "monitor": monitor}))
-        for folder in self.folder.glob("[0-9]*"):
-            if folder.name != str(solver.iter):
-                shutil.rmtree(folder)
-        self._due = time.monotonic() + self._seconds
+    def publish(self, folder: Path) -> None:
+        """Give the results of a training that has ended their place in `folder`, and its snapshots theirs, each whole."""
+        for source, target in ((self.files, folder), (self.snapshots, Path(self._read(self._finished)["snapshots"]))):
+            target.mkdir(parents=True, exist_ok=True)
+            for path in source.iterdir():
+                with written_whole(target / path.name) as part:
+                    link_or_copy(path, part)
+
+    def remove_iterations(self) -> None:
+        """Remove all checkpoints."""
+        for folder in self._iterations():
+            shutil.rmtree(folder)
 
     def remove(self) -> None:
-        """Remove all."""
+        """Remove the whole folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _whose(self) -> dict[str, str]:
+        return {"identity": self._identity, "code": self._code}
+
+    def _iterations(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.name.isdecimal()]
+
+    @staticmethod
+    def _read(path: Path) -> dict:
+        """A JSON file's mapping; empty where the file is missing or damaged."""
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError):
+            return {}
 
 
 def identity_of(solver_file: Path, *others: object) -> str:
-    """A hash of all that a training follows from: its solver, the nets, each file and database that they name, and `others`.
+    """A hash of all that the result of a training depends on: its solver, nets, the files and databases they name, and `others`.
 
     others  paths, whose contents count, and values
     """
     solver = caffe.read_solver(solver_file)
     nets = [path for path in (solver.net, solver.train_net, *solver.test_net) if path]
-    parts: list[object] = [solver.SerializeToString(deterministic=True)]
+    parts: list[object] = [LAYOUT, solver.SerializeToString(deterministic=True)]
     for net in map(caffe.read_net, nets):
         parts += [net.SerializeToString(deterministic=True), *(_content(Path(path)) for path in sorted(set(_paths(net))))]
     parts += [_content(other) if isinstance(other, Path) else other for other in others]
@@ -141,29 +218,22 @@ def _content(path: Path) -> object:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _link(path: Path, target: Path) -> None:
-    """A second name for a file that is replaced, never changed; a copy where there are no links."""
+def _code() -> str:
+    """A hash of the engine's and the pipeline's Python files."""
+    digest = hashlib.sha256()
+    for package in (caffe, pipeline):
+        root = Path(package.__file__).parent
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _lock(file: IO) -> bool:
+    """Whether this process has the lock on an open file now; true, too, where the file system has no locks."""
     try:
-        os.link(path, target)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError:
-        shutil.copyfile(path, target)
-
-
-@contextlib.contextmanager
-def noted_signals() -> Iterator[list[signal.Signals]]:
-    """Only note Ctrl-C, and SIGTERM, which a cluster sends when time is up, while the block runs; a second one counts as ever."""
-    noted: list[signal.Signals] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}  # in the background
-
-    def note(number: int, _frame: object) -> None:
-        noted.append(signal.Signals(number))
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return True
+    return True

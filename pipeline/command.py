@@ -1,14 +1,21 @@
-"""How a step is run as a command: its options as flags or as JSON; it exits with 0, or with 1 and one line on standard error."""
+"""How a step is run as a command: its options as flags or as JSON, and how it ends.
+
+Exit codes: 0; 1 after an error, with one line on standard error; 128 + N where signal N interrupted it (130 for Ctrl-C, 143 for
+SIGTERM), as shells have it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import caffe
 from caffe.allocator import keep_freed_memory
 from pipeline.errors import InputError
+from pipeline.interruption import Interrupted, ignore_signals
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -22,8 +29,13 @@ def run(main: Callable[[list[str]], None]) -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as interrupted:
+        ignore_signals()
+        with contextlib.suppress(OSError):  # what ended this process may have ended the reader of its output
+            print(interrupted, file=sys.stderr, flush=True)
+        sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
 
 
 def expand_options(argv: Sequence[str]) -> list[str]:

@@ -37,6 +37,36 @@ def written_whole(target: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that is replaced, never changed, or a folder of such files, a second name; copy where there are no links."""
+    if source.is_dir():
+        target.mkdir()
+        for path in source.iterdir():
+            link_or_copy(path, target / path.name)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder with all that is in it, to the disk, so that it outlives a power failure."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            sync(entry)
+    sync_entry(path)
+
+
+def sync_entry(path: Path) -> None:
+    """Bring a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def stem_of(blob: str) -> str:
     """What a blob is called in the names of files: GoogLeNet's have a `/`, which becomes `_`.
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -40,6 +41,7 @@ class Monitor:
         shutil.rmtree(board, ignore_errors=True)
         self._solver, self._best_file, self._patience = solver, best, patience
         self.rows: list[dict] = []
+        self._times: list[float] = []
         self.best: dict | None = None
         self.tests = 0
         self.stopped = False
@@ -61,12 +63,13 @@ class Monitor:
 
     def state(self) -> dict:
         """All that `resume` wants; it can be JSON."""
-        return {"rows": self.rows, "best": self.best, "tests": self.tests, "since": self._since, "last": self._last}
+        counts = {"best": self.best, "tests": self.tests, "since": self._since, "last": self._last}
+        return {"rows": self.rows, "times": self._times, **counts}
 
     def resume(self, state: dict) -> None:
         """Go on where another monitor was; its best weights are in place."""
-        for row in state["rows"]:
-            self._write(row)
+        for row, measured_at in zip(state["rows"], state["times"], strict=True):
+            self._write(row, measured_at)
         self.best, self.tests, self._since, self._last = (state[name] for name in ("best", "tests", "since", "last"))
         self._seconds = max((row["seconds"] for row in self.rows), default=0.0)
 
@@ -119,12 +122,15 @@ class Monitor:
 
     def _measured(self, row: dict) -> None:
         tested = row["test_loss"] is not None or row["test_accuracy"] is not None
-        self._write({**row, "seconds": row["seconds"] + self._seconds, "since_best": self._since if tested else None})
+        more = {"seconds": row["seconds"] + self._seconds, "since_best": self._since if tested else None}
+        self._write(row | more, time.time())
 
-    def _write(self, row: dict) -> None:
+    def _write(self, row: dict, measured_at: float) -> None:
+        """Add a row to the table and the event files; `measured_at`, in seconds since 1970, is TensorBoard's wall time."""
         self.rows.append(row)
+        self._times.append(measured_at)
         self._table.writerow(row)
         self._file.flush()
         for name, value in row.items():
             if value is not None and name not in ("iteration", "seconds", "since_best"):
-                self._board.add_scalar(TAGS.get(name, name.removeprefix("test_")), value, row["iteration"])
+                self._board.add_scalar(TAGS.get(name, name.removeprefix("test_")), value, row["iteration"], measured_at)

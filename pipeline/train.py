@@ -8,13 +8,15 @@ layers.csv           what each layer started from, and whether it is learned
 preflight.csv        what may be wrong with nets, weights and databases; an error ends the step before it trains
 train.log            the log in glog's form
 
-With --checkpoint, a training that was cut off goes on where it was when it is run again, and ends with the same weights.
+With --checkpoint, an interrupted training resumes when it is run again, and ends with the same bytes. All files are then below
+that folder (files/, snapshots/) until training has ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,11 +28,14 @@ from tqdm import tqdm
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline import devices, preflight, strategies, weights
-from pipeline.checkpoint import LOG, MINUTES, Checkpoints, identity_of, noted_signals
+from pipeline.checkpoint import LOG, Checkpoints, identity_of
 from pipeline.command import run
 from pipeline.diagnosis import diagnosed
 from pipeline.files import written_whole
+from pipeline.interruption import noted_signals
 from pipeline.monitor import Monitor
+from pipeline.schedule import MINUTES
+from pipeline.session import Session
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,9 @@ class Ends:
     early_stopping  after how many tests without a better one; 0: it does not
     diverging       well, where the loss is no number: with the weights of the best test, or else of the beginning
     failed          a folder that gets the log and the metrics so far where it fails; None: they are lost
-    checkpoint      a folder for what a run that is cut off goes on from; None: it starts again
-    minutes         between checkpoints
+    checkpoint      a folder for all that an interrupted training resumes from; None: it starts again
+    minutes         between checkpoints; 0: one after each iteration
+    keep            do not remove `checkpoint` at the end: the caller may lose the results and run again to get them from there
     """
 
     early_stopping: int = 0
@@ -49,6 +55,7 @@ class Ends:
     failed: Path | None = None
     checkpoint: Path | None = None
     minutes: float = MINUTES
+    keep: bool = False
 
 
 def train(solver_file: Path, folder: Path, given: weights.Given, ends: Ends = Ends()) -> tuple[pd.DataFrame, dict]:
@@ -56,20 +63,40 @@ def train(solver_file: Path, folder: Path, given: weights.Given, ends: Ends = En
 
     given  the weights to start from
 
-    Columns of the metrics: those of the solver's `on_metrics`, empty where not measured, and since_best. KeyboardInterrupt where
-    the process was asked to end, and there is a checkpoint to go on from.
+    Columns of the metrics: those of the solver's `on_metrics`, empty where not measured, and since_best. With a checkpoint
+    folder, nothing is written to `folder` before training has ended; Interrupted if the process was asked to stop before.
     """
+    if not ends.checkpoint:
+        return _train(solver_file, folder, given, ends)
+    with noted_signals() as interruption:
+        checkpoints = _checkpoints(solver_file, given, ends)
+        with checkpoints.locked():
+            if checkpoints.finished():
+                print(f"training has ended before; its results are in {ends.checkpoint}; remove it to train again", flush=True)
+            else:
+                checkpoints.open()
+                _train(solver_file, checkpoints.files, given, ends, Session(checkpoints, interruption))
+            interruption.defer()
+            checkpoints.publish(folder)
+            if not ends.keep:
+                checkpoints.remove()
+    return pd.read_csv(folder / "metrics.csv"), json.loads((folder / "best.json").read_text())
+
+
+def _train(
+    solver_file: Path, folder: Path, given: weights.Given, ends: Ends, session: Session | None = None
+) -> tuple[pd.DataFrame, dict]:
+    """Train as `train` does; in a session `folder` and the snapshots are not in their final place."""
     wants_gpu = caffe.read_solver(solver_file).solver_mode == caffe_pb2.SolverParameter.GPU
-    log = folder / "train.log"
+    log = folder / LOG
+    last = session.checkpoints.resumed if session else None
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.unlink(missing_ok=True)
+    if last:
+        print(f"resumes at iteration {last.iteration}, from {last.folder}", flush=True)
+    else:
+        log.unlink(missing_ok=True)
     if ends.failed:
         shutil.rmtree(ends.failed, ignore_errors=True)
-    checkpoints = _checkpoints(solver_file, given, ends) if ends.checkpoint else None
-    last = checkpoints.last() if checkpoints else None
-    if last:
-        print(f"goes on at iteration {last.iteration}, from {last.folder}", flush=True)
-        shutil.copyfile(last.folder / LOG, log)
     with contextlib.ExitStack() as stack:
         stack.enter_context(caffe.log_to_file(log, stderr=False))
         stack.enter_context(devices.on_gpu(wants_gpu))
@@ -85,20 +112,22 @@ def train(solver_file: Path, folder: Path, given: weights.Given, ends: Ends = En
         )
         preflight.write(found, warnings)
         weights.layers_of(solver.net, taken).to_csv(layers, index=False)
-        Path(solver.param.snapshot_prefix).parent.mkdir(parents=True, exist_ok=True)
+        prefix = Path(solver.param.snapshot_prefix)
+        if not session:
+            prefix.parent.mkdir(parents=True, exist_ok=True)
         table = stack.enter_context(metrics.open("w", newline=""))
         monitor = Monitor(solver, table, folder / "tensorboard", best, ends.early_stopping)
         stack.callback(monitor.close)
-        _show(stack, solver, folder.parent.name, last.iteration if last else 0)
+        _show(stack, solver, prefix.name, last.iteration if last else 0)
         if ends.failed:
-            stack.enter_context(_kept({"train.log": log, "metrics.csv": metrics}, ends.failed))
+            stack.enter_context(_kept({LOG: log, "metrics.csv": metrics}, ends.failed))
         if ends.diverging:
             solver.net.save(final)
         if last:
             monitor.resume(last.monitor)
-            last.put_back(best, Path(solver.param.snapshot_prefix).parent)
-        if checkpoints:
-            stack.enter_context(_saved(checkpoints, solver, monitor, log, best))
+            last.restore_best(best)
+        if session:
+            session.begin(solver, monitor, best, ends.minutes)
         try:
             solver.solve(str(last.solverstate) if last else None)
             monitor.test_last()
@@ -116,8 +145,8 @@ def train(solver_file: Path, folder: Path, given: weights.Given, ends: Ends = En
         if monitor.best is None:
             shutil.copyfile(final, best)
         monitor.write_summary(summary)
-    if checkpoints:
-        checkpoints.remove()
+    if session:
+        session.checkpoints.finish(prefix.parent)
     return pd.DataFrame(monitor.rows), monitor.summary()
 
 
@@ -125,24 +154,7 @@ def _checkpoints(solver_file: Path, given: weights.Given, ends: Ends) -> Checkpo
     """The checkpoints of this training and no other."""
     files = [*given.files, *([given.fitted] if given.fitted else [])]
     identity = identity_of(solver_file, *files, tuple(given.skip), ends.early_stopping, ends.diverging)
-    return Checkpoints(ends.checkpoint, identity, ends.minutes)
-
-
-@contextlib.contextmanager
-def _saved(checkpoints: Checkpoints, solver: caffe.Solver, monitor: Monitor, log: Path, best: Path) -> Iterator[None]:
-    """Write checkpoints while the block trains; KeyboardInterrupt after the one that is written where the process is to end."""
-    with noted_signals() as noted:
-
-        def save() -> None:
-            if noted or checkpoints.due:
-                checkpoints.save(solver, monitor.state(), log, best)
-            if noted:
-                with contextlib.suppress(OSError):  # Ctrl-C ends what the output goes to, too
-                    print(f"ended by {noted[0].name} at iteration {solver.iter}; run again, it goes on from there", flush=True)
-                raise KeyboardInterrupt
-
-        solver.on_iteration(save)
-        yield
+    return Checkpoints(ends.checkpoint, identity)
 
 
 @contextlib.contextmanager
@@ -197,12 +209,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--failed", type=Path, metavar="FOLDER", help="where log and metrics go if training fails")
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="FOLDER", help="where a training that is cut off leaves what it goes on from"
+        "--checkpoint", type=Path, metavar="FOLDER", help="resumable checkpoints, and all files until training has ended"
     )
     parser.add_argument("--minutes", type=float, default=MINUTES, help="between checkpoints (default: %(default)g)")
+    parser.add_argument(
+        "--keep-results", action="store_true", help="keep the results in --checkpoint, to give them again if they are lost"
+    )
     a = parser.parse_args(argv)
     scratch = a.chosen and strategies.chosen(a.chosen)[0] == "scratch"
-    ends = Ends(a.early_stopping, a.diverging, a.failed, a.checkpoint, a.minutes)
+    ends = Ends(a.early_stopping, a.diverging, a.failed, a.checkpoint, a.minutes, a.keep_results)
     _, best = train(a.solver, a.folder, weights.Given() if scratch else weights.given_by(a), ends)
     final = a.folder / "final.caffemodel"
     if best["test_accuracy"] is None:

@@ -1,3 +1,6 @@
+import shutil
+
+
 rule weights:
     output:
         "results/weights/{sha256}.{kind}",
@@ -16,7 +19,17 @@ rule weights:
         "python -m pipeline.weights {output:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
-# With -i, tee shows what the step says where Ctrl-C ends it: that it goes on from there.
+# Only now are outputs safe: Snakemake removes those of a training that has ended, too, if the job is killed or cancelled before
+# Snakemake has seen its end. Until then the checkpoint folder keeps the results (as hard links where there are any).
+onsuccess:
+    for job in workflow.dag.jobs:
+        if job.rule.name == "train":
+            shutil.rmtree(job.params.checkpoint, ignore_errors=True)
+
+
+# A time limit, scancel and Ctrl-C signal every process of a job, often twice. The training ends by itself after its checkpoint;
+# until then the shell must wait, or Snakemake takes the job for ended, and tee must read, or the training cannot say where it
+# stopped. The signals are those of pipeline.interruption; SIGPIPE comes where tee's own reader has gone.
 rule train:
     input:
         solver="results/experiments/{experiment}/prototxt/solver.prototxt",
@@ -70,5 +83,7 @@ rule train:
         checkpoint="results/experiments/{experiment}/checkpoint",
         code=code_of("pipeline.train"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver:q} {params.folder:q} --failed {params.failed:q}"
-        " --checkpoint {params.checkpoint:q} --options {params.options:q} 2>&1 | tee -i {log:q}"
+        "trap : HUP INT TERM USR1 USR2 XCPU;"
+        " OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver:q} {params.folder:q} --failed {params.failed:q}"
+        " --checkpoint {params.checkpoint:q} --keep-results --options {params.options:q} 2>&1"
+        " | (trap '' HUP INT TERM USR1 USR2 XCPU PIPE; exec tee {log:q})"
