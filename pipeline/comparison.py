@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.command import run
-from pipeline.files import written_whole
+from pipeline.files import write_table, written_whole
 from pipeline.plots import COLOURS, STYLE, read_metrics, save
 
 REPEATED = ("dataset", "random_seed")
@@ -52,7 +52,7 @@ def comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> plt.Fig
 def comparison_table(
     names: list[str], datasets: list[str], summaries: list[Path], metrics: dict[str, pd.DataFrame], bests: list[Path]
 ) -> pd.DataFrame:
-    """One row an experiment: experiment, dataset, images (validation), accuracy, best_accuracy, iterations, seconds.
+    """One row an experiment: experiment, dataset, images (validation), accuracy, best_accuracy, iterations.
 
     Where one has diverged there is a column `note`, which says when, and it has no accuracies.
 
@@ -70,7 +70,6 @@ def comparison_table(
                 "accuracy": round(summary["accuracy"], 4),
                 "best_accuracy": round(float(measured.test_accuracy.max()), 4),
                 "iterations": int(measured.iteration.max()),
-                "seconds": round(float(measured.seconds.max()), 1),
             }
         )
         if diverged is not None:
@@ -130,6 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--metrics", nargs="+", type=Path, required=True)
     parser.add_argument("--summaries", nargs="+", type=Path, required=True)
     parser.add_argument("--bests", nargs="+", type=Path, required=True, help="best.json of each train step")
+    parser.add_argument("--seconds", nargs="+", type=Path, required=True, help="seconds.csv of each train step")
     parser.add_argument("--sweeps", type=json.loads, default={}, help="the config's sweeps, as JSON")
     a = parser.parse_args(argv)
     plt.rcParams.update(STYLE)
@@ -143,6 +143,9 @@ def main(argv: list[str] | None = None) -> None:
             rows.to_csv(part, index=False)
     with written_whole(a.folder / "comparison.csv") as part:
         table.to_csv(part, index=False)
+    with written_whole(a.folder / "seconds.csv") as part:
+        seconds = [(name, pd.read_csv(path).seconds.max()) for name, path in zip(a.names, a.seconds, strict=True)]
+        write_table(part, ("experiment", "seconds"), seconds)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -40,6 +41,25 @@ def on_gpu(wanted: bool) -> Iterator[None]:
         caffe.set_device(number)
         caffe.set_mode_gpu()
         yield
+
+
+def machine(is_gpu: bool) -> dict[str, str | int]:
+    """What this process computes with, on which the last bits of a training depend: processor, vector code, threads, device."""
+    return {
+        "processor": _processor(),
+        "vector_code": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if is_gpu else "cpu",
+    }
+
+
+def _processor() -> str:
+    """The processor's name as Linux has it, or elsewhere as Python has it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Write the embedded example: scikit-learn's 1,797 handwritten digits as PNG files, and two lists of their file:// URLs.
+"""Write the embedded example: scikit-learn's 1,797 handwritten digits as PNG files, and two lists of their URLs.
 
 base.csv    digits 0 to 4, a fifth of each for validation
 target.csv  digits 5 to 9, 20 of each for training and the rest for validation
@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.datasets import load_digits
 
 from pipeline.command import run
-from pipeline.files import written_whole
+from pipeline.files import file_url, written_whole
 from pipeline.images import write_png
 
 TARGET_TRAINING_IMAGES = 20
@@ -32,7 +32,7 @@ def write_digits(folder: Path) -> None:
             name = f"{digit}_{number:04d}.png"
             pixels = np.pad(np.round(image * (255 / 16)).astype(np.uint8), MARGIN)  # stored as 0 to 16
             write_png(part / "images" / name, pixels)
-            rows.append(((folder.resolve() / "images" / name).as_uri(), int(digit)))
+            rows.append((file_url(folder.resolve() / "images" / name), int(digit)))
         table = pd.DataFrame(rows, columns=["url", "label"])
         # The digits lie writer by writer; drawn at random, both splits have all writers.
         rank = table.sample(frac=1, random_state=0).groupby("label").cumcount().sort_index()

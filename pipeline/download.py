@@ -1,11 +1,12 @@
 """Download the images of one shard, and write a table of what became of every URL.
 
 The table's columns: path (relative to the folder), url, label, split, group, status (HTTP status, or 200 for a file), error
-(empty for an image that arrived), bytes, sha256, seconds. Errors: not_found, http_STATUS, timeout, connection, truncated,
+(empty for an image that arrived), bytes, sha256. Errors: not_found, http_STATUS, timeout, connection, truncated,
 unknown_host, bad_url, too_large, too_many_redirects, not_an_image, too_many_pixels, other_sha256, opted_out, refused.
 
 What has arrived waits beside the folder, in .NAME.resume, until all is there: a run that was killed, or in which too little
-arrived, is taken up by the next one with the same list.
+arrived, is taken up by the next one with the same list. How
+long each image took is in a table beside it, SHARD.seconds.csv.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Image.MAX_IMAGE_PIXELS = None  # this step has a limit of its own
 EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
 LISTED = ("url", "label", "split", "group", "sha256")
 """Columns of a shard; all but the first may be missing."""
-COLUMNS = ["path", "url", "label", "split", "group", "status", "error", "bytes", "sha256", "seconds"]
+COLUMNS = ["path", "url", "label", "split", "group", "status", "error", "bytes", "sha256"]
 
 ALLOWED_BY = {
     "refused": "allow files by source.allow_file, and hosts of private networks by source.allow_private",
@@ -80,7 +81,10 @@ def read_shard(path: Path) -> list[dict[str, str]]:
 
 
 def download(source: Path, folder: Path, table: Path, options: Options) -> list[dict]:
-    """Download the URLs of the list `source` into `folder` and write `table`; both whole or not at all. Returns its rows."""
+    """Download the URLs of the list `source` into `folder` and write `table` and how long each took; all whole or not at all.
+
+    Returns the table's rows.
+    """
     listed = read_shard(source)
     journal = Journal(folder.with_name(f".{folder.name}.resume"), hashlib.sha256(source.read_bytes()).hexdigest())
     with journal:
@@ -99,8 +103,10 @@ def download(source: Path, folder: Path, table: Path, options: Options) -> list[
             f"at least {options.min_yield:.0%} must",
             do,
         )
-    with written_whole(folder) as part, written_whole(table) as part_table:
+    seconds = table.with_suffix(".seconds.csv")
+    with written_whole(folder) as part, written_whole(table) as part_table, written_whole(seconds) as part_seconds:
         write_table(part_table, COLUMNS, ([row[name] for name in COLUMNS] for row in result))
+        write_table(part_seconds, ("path", "seconds"), ((row["path"], row["seconds"]) for row in result))
         journal.images.rename(part)
     journal.remove()
     return result

@@ -11,6 +11,7 @@ import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 LONGEST_STEM = 100
 """Bytes of a blob's name in the names of files, which may have 255 with all that is put around it."""
@@ -86,6 +87,18 @@ def plain_name(words: str, size: int) -> str:
     words = unicodedata.normalize("NFC", words)
     plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in words)
     return plain.encode()[:size].decode(errors="ignore")
+
+
+def file_url(path: str | os.PathLike) -> str:
+    """The URL of a file: file:PATH, relative, if it is below the working directory; else file:///PATH.
+
+    So the lists of a workflow that has its images beside it are the same wherever the folder lies.
+
+    path  absolute, without links
+    """
+    here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118, a million paths are compared with it
+    path = os.fspath(path)
+    return f"file:{quote(os.fsencode(path[len(here) :]))}" if path.startswith(here) else Path(path).as_uri()
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable]) -> None:

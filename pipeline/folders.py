@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.files import file_url
 from pipeline.lines import FORM, class_name, numbered
 
 SPLITS = {
@@ -178,8 +179,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _url(path: str | Path) -> str:
-    """The file:// URL of a file, where its links lead."""
-    return Path(os.path.realpath(path)).as_uri()
+    """The URL of a file, where its links lead."""
+    return file_url(os.path.realpath(path))
 
 
 def _files(folder: Path) -> list[Path]:

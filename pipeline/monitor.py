@@ -25,6 +25,7 @@ class Monitor:
     solver    is not training yet
     table     takes the metrics, a CSV row as soon as it is measured: those of the solver, and since_best, how many tests it is
               since the best one
+    clock     takes how many seconds of training each row came after, which no two trainings share
     board     a folder for TensorBoard's event files; those that are there are removed
     best      the file that gets the weights of the best test
     patience  after so many tests without a better one, training is asked to stop; 0: never
@@ -35,7 +36,7 @@ class Monitor:
     then on, and training would be slower and end on other last digits.
     """
 
-    def __init__(self, solver: caffe.Solver, table: TextIO, board: Path, best: Path, patience: int):
+    def __init__(self, solver: caffe.Solver, table: TextIO, clock: TextIO, board: Path, best: Path, patience: int):
         from torch.utils.tensorboard import SummaryWriter  # loaded where it is needed: the preflight has none
 
         shutil.rmtree(board, ignore_errors=True)
@@ -49,10 +50,14 @@ class Monitor:
         self._since: int | None = None
         self._last: dict = {}
         self._seconds = 0.0
-        self._file = table
-        self._table = csv.DictWriter(table, [*solver.metrics, "since_best"], lineterminator="\n")
-        self._table.writeheader()
-        table.flush()
+        columns = [name for name in solver.metrics if name != "seconds"]
+        self._tables = [
+            csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+            for file, names in ((table, [*columns, "since_best"]), (clock, ["iteration", "seconds"]))
+        ]
+        self._files = (table, clock)
+        for one in self._tables:
+            one.writeheader()
         self._board = SummaryWriter(str(board), flush_secs=10)
         solver.on_test(self._tested)
         solver.on_metrics(self._measured)
@@ -129,8 +134,9 @@ class Monitor:
         """Add a row to the table and the event files; `measured_at`, in seconds since 1970, is TensorBoard's wall time."""
         self.rows.append(row)
         self._times.append(measured_at)
-        self._table.writerow(row)
-        self._file.flush()
+        for table, file in zip(self._tables, self._files, strict=True):
+            table.writerow(row)
+            file.flush()
         for name, value in row.items():
             if value is not None and name not in ("iteration", "seconds", "since_best"):
                 self._board.add_scalar(TAGS.get(name, name.removeprefix("test_")), value, row["iteration"], measured_at)

@@ -5,7 +5,7 @@ A folder     CLASS/image, or train/CLASS/image and val/CLASS/image, as ImageNet 
              Folders in that of a class are of this class, too
 Image files  a list in Caffe's form, `path label` a line, or a list with a column of paths, below a folder
 
-Files are file:// URLs in the table.
+Files are file: URLs in the table, relative where they are below the working directory (`pipeline.files.file_url`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import pyarrow.parquet
 import caffe
 from pipeline import folders
 from pipeline.errors import InputError
+from pipeline.files import file_url
 from pipeline.folders import SPLITS
 from pipeline.lines import FORM, class_name, numbered, utf8
 from pipeline.roots import Root
@@ -114,7 +115,7 @@ def _text(path: Path, root: Root | None) -> Iterator[tuple[str, str, str]]:
             raise InputError(where, f'"{line}"', "each image has a label behind it", "correct the line, or remove it")
         if root is not None:
             name = _file(root, name, where)
-        elif "://" not in name:
+        elif "://" not in name and not name.startswith("file:"):
             raise _no_address(where, name)
         yield utf8(name, where), class_name(label, where), ""
     if name is None:
@@ -123,7 +124,7 @@ def _text(path: Path, root: Root | None) -> Iterator[tuple[str, str, str]]:
 
 def _file(root: Root, name: str, where: str) -> str:
     """The URL of a file below `root`."""
-    return root.path_of(name, where, "correct the line, or set source.allow_outside_root: true").as_uri()
+    return file_url(root.path_of(name, where, "correct the line, or set source.allow_outside_root: true"))
 
 
 def _no_address(where: str, found: str) -> InputError:
@@ -158,7 +159,7 @@ def _tables(path: Path, root: Root | None, columns: dict[str, str]) -> Iterator[
                 raise InputError(f"{path}:{line}", found, expected, "correct the line, or remove it")
         if root is not None:
             named["url"] = [_file(root, name, f"{path}:{line}") for line, name in named.path.items()]
-        elif not any_at_all and len(named) and not named.url.str.contains("://").any():
+        elif not any_at_all and len(named) and not named.url.str.contains("://|^file:").any():
             raise _no_address(f"{path}:{named.index[0]}", named.url.iloc[0])
         any_at_all |= not named.empty
         yield named

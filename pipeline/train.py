@@ -3,6 +3,8 @@
 final.caffemodel     the weights at the end
 best.caffemodel      those of the best test; best.json says which that was, and where training diverged
 metrics.csv          a row for each display and test; until the end it is .metrics.csv.part
+seconds.csv          how many seconds of training each of these rows came after
+machine.json         what trained: processor, vector code, threads, device
 tensorboard/         the same as TensorBoard's event files, while it trains
 layers.csv           what each layer started from, and whether it is learned
 preflight.csv        what may be wrong with nets, weights and databases; an error ends the step before it trains
@@ -63,8 +65,9 @@ def train(solver_file: Path, folder: Path, given: weights.Given, ends: Ends = En
 
     given  the weights to start from
 
-    Columns of the metrics: those of the solver's `on_metrics`, empty where not measured, and since_best. With a checkpoint
-    folder, nothing is written to `folder` before training has ended; Interrupted if the process was asked to stop before.
+    Columns of the metrics: those of the solver's `on_metrics` but for seconds, empty where not measured, and since_best. With a
+    checkpoint folder, nothing is written to `folder` before training has ended; Interrupted if the process was asked to stop
+    before.
     """
     if not ends.checkpoint:
         return _train(solver_file, folder, given, ends)
@@ -106,17 +109,21 @@ def _train(
         found = preflight.findings(solver, taken, given.same_classes)
         preflight.refuse(found)
         preflight.tell(found)
-        final, best, metrics, summary, layers, warnings = (
+        final, best, metrics, seconds, summary, machine, layers, warnings = (
             stack.enter_context(written_whole(folder / name))
-            for name in ("final.caffemodel", "best.caffemodel", "metrics.csv", "best.json", "layers.csv", "preflight.csv")
+            for name in (
+                *("final.caffemodel", "best.caffemodel", "metrics.csv", "seconds.csv"),
+                *("best.json", "machine.json", "layers.csv", "preflight.csv"),
+            )
         )
+        machine.write_text(json.dumps(devices.machine(wants_gpu), indent=1) + "\n")
         preflight.write(found, warnings)
         weights.layers_of(solver.net, taken).to_csv(layers, index=False)
         prefix = Path(solver.param.snapshot_prefix)
         if not session:
             prefix.parent.mkdir(parents=True, exist_ok=True)
-        table = stack.enter_context(metrics.open("w", newline=""))
-        monitor = Monitor(solver, table, folder / "tensorboard", best, ends.early_stopping)
+        table, clock = (stack.enter_context(path.open("w", newline="")) for path in (metrics, seconds))
+        monitor = Monitor(solver, table, clock, folder / "tensorboard", best, ends.early_stopping)
         stack.callback(monitor.close)
         _show(stack, solver, prefix.name, last.iteration if last else 0)
         if ends.failed:
@@ -147,7 +154,7 @@ def _train(
         monitor.write_summary(summary)
     if session:
         session.checkpoints.finish(prefix.parent)
-    return pd.DataFrame(monitor.rows), monitor.summary()
+    return pd.DataFrame(monitor.rows).drop(columns="seconds", errors="ignore"), monitor.summary()
 
 
 def _checkpoints(solver_file: Path, given: weights.Given, ends: Ends) -> Checkpoints:

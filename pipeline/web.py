@@ -54,7 +54,7 @@ class Options:
     timeout         seconds to connect, and between two pieces of an answer; total_timeout, for a whole answer
     max_bytes       the largest file taken
     max_redirects   how often an answer may point to another address
-    allow_file      take file:// URLs
+    allow_file      take file: URLs, which may be relative to the working directory
     allow_private   ask hosts of private networks and of this machine
     ignore_opt_out  take images whose server says by X-Robots-Tag that they are not to be collected
     """

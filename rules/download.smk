@@ -37,6 +37,7 @@ rule download:
     output:
         images=directory("results/datasets/{dataset}/download/{shard}"),
         table="results/datasets/{dataset}/download/{shard}.csv",
+        seconds="results/datasets/{dataset}/download/{shard}.seconds.csv",
     log:
         "logs/datasets/{dataset}/download/{shard}.log",
     resources:

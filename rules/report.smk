@@ -244,6 +244,7 @@ rule comparison:
     input:
         metrics=expand("results/experiments/{name}/train/metrics.csv", name=config["experiments"]),
         bests=expand("results/experiments/{name}/train/best.json", name=config["experiments"]),
+        seconds=expand("results/experiments/{name}/train/seconds.csv", name=config["experiments"]),
         summaries=expand(
             "results/experiments/{name}/evaluate/summary.json", name=config["experiments"]
         ),
@@ -261,6 +262,7 @@ rule comparison:
             labels={"result": "curves"},
         ),
         vector="results/report/comparison.svg",
+        seconds="results/report/seconds.csv",
         sweeps=SWEPT,
         sweep_vectors=expand("results/report/{sweep}.svg", sweep=config["sweeps"]),
     log:
@@ -274,4 +276,4 @@ rule comparison:
         code=code_of("pipeline.comparison"),
     shell:
         "python -m pipeline.comparison {params.folder:q} --metrics {input.metrics:q} --summaries {input.summaries:q}"
-        " --bests {input.bests:q} --options {params.options:q} 2>&1 | tee {log:q}"
+        " --bests {input.bests:q} --seconds {input.seconds:q} --options {params.options:q} 2>&1 | tee {log:q}"

@@ -50,6 +50,8 @@ rule train:
             "results/experiments/{{experiment}}/train/best.{kind}", kind=["caffemodel", "json"]
         ),
         metrics="results/experiments/{experiment}/train/metrics.csv",
+        seconds="results/experiments/{experiment}/train/seconds.csv",
+        machine="results/experiments/{experiment}/train/machine.json",
         log="results/experiments/{experiment}/train/train.log",
         layers=report(
             "results/experiments/{experiment}/train/layers.csv",

@@ -30,7 +30,6 @@ def test_the_table_has_the_last_accuracy_and_the_best(tmp_path):
         "accuracy": 0.8,
         "best_accuracy": 0.9,
         "iterations": 10,
-        "seconds": 0.3,
     }
 
 

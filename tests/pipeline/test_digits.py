@@ -19,7 +19,7 @@ def test_all_digits_are_written_with_the_lists_of_both_datasets(command, tmp_pat
 def test_a_png_holds_the_pixels_of_its_digit_with_a_black_margin(command, tmp_path):
     assert command("pipeline.digits", "digits").returncode == 0
     url = pd.read_csv(tmp_path / "digits/base.csv").url[0]
-    image = cv2.imread(url2pathname(url.removeprefix("file://")), cv2.IMREAD_UNCHANGED)
+    image = cv2.imread(str(tmp_path / url2pathname(url.removeprefix("file:"))), cv2.IMREAD_UNCHANGED)
     digit = load_digits().images[int(url[-8:-4])] * (255 / 16)
     margin = (image.shape[0] - 8) // 2
     np.testing.assert_allclose(image, np.pad(digit, margin), atol=0.5)

@@ -13,7 +13,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
 
@@ -69,7 +68,7 @@ def results(folder: Path) -> dict[str, str]:
     paths = [out / "layers.csv", out / "preflight.csv", *out.glob("*.caffemodel"), *out.glob("best.json")]
     paths += (out / "snapshots").glob("base_iter_*")
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    return found | {"metrics.csv": pd.read_csv(out / "metrics.csv").drop(columns="seconds").to_csv(index=False)}
+    return found | {"metrics.csv": (out / "metrics.csv").read_text()}
 
 
 def build(folder: Path) -> str:
