@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test test-long lint bench proto clean
+.PHONY: help env demo test test-long test-scalar lint bench proto clean rebuild-check example-manifest check-all
+
+# The checked config of the example, as the last build in a folder fixed it.
+FIXED = $$(ls -t $(1)/.snakemake/roastery/*.json | head -1)
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -21,6 +24,8 @@ demo: env  ## build the example: data, two nets, features, evaluation and report
 	@$(MAKE) --no-print-directory report.html
 	@$(BIN)/python -m pipeline.summary results
 	@echo "report.html has the curves, the confusion matrices, pictures of the nets and every prediction"
+	@echo "Against the build that is recorded in config/example.manifest.json:"
+	@$(BIN)/python -m pipeline.verify config/example.manifest.json results/manifest.json --kinds data --accuracies || true
 
 # All that the report shows: it is written again when one of them is newer.
 report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/pictures/* results/experiments/*/evaluate/* report/*)
@@ -31,6 +36,34 @@ test: env  ## run the tests
 
 test-long: env  ## run the tests that take long: tutorials, published configs and nets, the report in a browser
 	pytest -n auto -m long
+
+test-scalar: env  ## run the numeric tests as a processor without AVX would, on one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long" tests/caffe tests/pipeline/test_recorded_nets.py
+
+rebuild-check: env  ## build the example twice, and its data without vector code, in folders of their own, and compare
+	rm -rf .rebuild && mkdir -p .rebuild/first .rebuild/second .rebuild/scalar
+	snakemake --cores all --quiet rules host --configfile config/config.yaml --directory .rebuild/first
+	snakemake --cores all --quiet rules host --configfile config/config.yaml --directory .rebuild/second
+	$(BIN)/python -m tests.without_vector_code snakemake --cores all --quiet rules host --configfile config/config.yaml \
+	  --directory .rebuild/scalar -- $(foreach name,base target,results/datasets/digits_$(name)/mean.binaryproto \
+	  results/datasets/digits_$(name)/lmdb/val.manifest.json)
+	$(BIN)/python -m pipeline.manifest .rebuild/scalar/results .rebuild/scalar/results/manifest.json --config $(call FIXED,.rebuild/scalar)
+	$(BIN)/python -m pipeline.verify .rebuild/first/results/manifest.json
+	$(BIN)/python -m pipeline.verify .rebuild/first/results/manifest.json .rebuild/second/results/manifest.json
+	$(BIN)/python -m pipeline.verify .rebuild/first/results/manifest.json .rebuild/scalar/results/manifest.json --kinds data
+	rm -rf .rebuild
+
+example-manifest: env  ## record the data and the accuracies of the example in config/, after a demo
+	$(BIN)/python -m pipeline.manifest results config/example.manifest.json --config $(call FIXED,.) --kinds data
+
+check-all: env  ## everything, before a release: all tests natively with 1 and 2 threads, without vector code, under load; a rebuild
+	$(MAKE) lint
+	OMP_NUM_THREADS=1 pytest -n auto -m "not long"
+	OMP_NUM_THREADS=2 pytest -n 1 -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long"
+	$(BIN)/python -m tests.under_load pytest -n 1 -m "not long"
+	$(MAKE) test-long
+	$(MAKE) rebuild-check
 
 lint: env  ## check code and workflow
 	ruff check .
@@ -45,4 +78,4 @@ proto: env  ## regenerate caffe_pb2.py after an edit of caffe.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. caffe/proto/caffe.proto
 
 clean:  ## remove what the example made; the environment stays
-	rm -rf results logs report.html .snakemake
+	rm -rf results logs report.html .snakemake .rebuild

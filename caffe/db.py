@@ -13,12 +13,22 @@ from caffe.lmdb_file import LMDBFile
 from caffe.proto import caffe_pb2
 
 
+def _plyvel(source: str | Path):
+    """The package that reads and writes LevelDBs; it has no wheels for Python 3.13 and later, so it is an extra."""
+    try:
+        import plyvel
+    except ImportError:
+        found = "a LevelDB, but the package plyvel is not installed"
+        do = "install roastery[leveldb] (Python 3.11 or 3.12, or a C++ compiler and LevelDB's headers), or use an LMDB"
+        raise FileError(source, found, do=do) from None
+    return plyvel
+
+
 class LevelDB:
     """The records of a LevelDB, with LMDBFile's methods."""
 
     def __init__(self, source: str):
-        import plyvel
-
+        plyvel = _plyvel(source)
         if not (Path(source) / "CURRENT").exists():
             found = "an LMDB" if (Path(source) / "data.mdb").exists() else "no LevelDB"
             raise FileError(
@@ -39,8 +49,7 @@ class LevelDB:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Keys and records, in key order."""
-        import plyvel
-
+        plyvel = _plyvel(self.source)
         try:
             yield from self._db.iterator()
         except plyvel.Error as error:
@@ -102,8 +111,7 @@ class DatabaseWriter:
 
             self._db = lmdb.open(str(self.part), map_size=1 << 28)
         else:
-            import plyvel
-
+            plyvel = _plyvel(self.part)
             self._db = plyvel.DB(str(self.part), create_if_missing=True, error_if_exists=True)
         return self.write
 

@@ -156,13 +156,15 @@ def digests(results: Path, found: dict[str, Found]) -> dict[str, tuple[str, int]
         return dict(zip(found, pool.map(lambda key: digest(results / key, found[key].files), found), strict=True))
 
 
-def make(results: Path, config: dict, config_digest: str) -> dict:
+def make(results: Path, config: dict, config_digest: str, kinds: tuple[str, ...] = KINDS) -> dict:
     """The manifest of a build.
 
     results  the folder of its results
     config   the checked config
+    kinds    of the results that it lists
     """
     found = find(results, [*config["datasets"], *config["experiments"]])
+    found = {path: one for path, one in found.items() if one.kind in kinds}
     measured = digests(results, found)
     return {
         "format": FORMAT,
@@ -243,8 +245,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("results", type=Path, help="the folder of the results")
     parser.add_argument("manifest", type=Path, help="the file to write")
     parser.add_argument("--config", type=Path, required=True, help="the checked config, as JSON")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of the results that are listed")
     a = parser.parse_args(argv)
-    made = make(a.results, json.loads(a.config.read_text()), a.config.stem)
+    made = make(a.results, json.loads(a.config.read_text()), a.config.stem, tuple(a.kinds))
     with written_whole(a.manifest) as part:
         part.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{a.manifest}: {len(made['results'])} results")

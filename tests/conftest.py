@@ -1,5 +1,6 @@
 """What tests share: where recordings and real data are, and small files to work on."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 SHARED = ROOT.parent / "shared"
 
+needs_leveldb = pytest.mark.skipif(importlib.util.find_spec("plyvel") is None, reason="plyvel, which reads LevelDBs, is not here")
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the recordings and data of ../shared are not here")
 
 

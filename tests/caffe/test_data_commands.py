@@ -14,7 +14,7 @@ from caffe import cli
 from caffe.db import DatabaseWriter, open_db
 from caffe.lmdb_file import LMDBFile
 from caffe.proto import caffe_pb2
-from tests.conftest import GOLDEN, SHARED, needs_shared
+from tests.conftest import GOLDEN, SHARED, needs_leveldb, needs_shared
 
 DATA = GOLDEN / "data"
 
@@ -51,6 +51,7 @@ def test_convert_imageset_gives_caffes_keys_and_records(path, folder):
         assert datum.SerializeToString() == want.SerializeToString()
 
 
+@needs_leveldb
 def test_a_leveldb_is_written_and_read(folder):
     words = ["-backend", "leveldb", "-resize_height=8", "-resize_width=8", "-gray=true", "images/", "list.txt"]
     assert cli.main(["convert_imageset", *words, "db"]) == 0
@@ -148,7 +149,7 @@ def test_features_are_extracted_on_a_gpu_by_its_number(number, message, folder, 
     assert message in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("backend", ["lmdb", "leveldb"])
+@pytest.mark.parametrize("backend", ["lmdb", pytest.param("leveldb", marks=needs_leveldb)])
 def test_large_records_do_not_wait_in_memory_for_others(tmp_path, monkeypatch, backend):
     monkeypatch.setattr(DatabaseWriter, "BYTES", 5000)
     writer, waiting = DatabaseWriter(str(tmp_path / "db"), backend), []

@@ -1,6 +1,7 @@
 """Layers that read files, databases and memory, against BVLC Caffe's recorded batches and by hand."""
 
 import shutil
+import sys
 
 import cv2
 import h5py
@@ -9,7 +10,7 @@ import pytest
 
 import caffe
 from caffe.layer_types.windows import WindowData
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, needs_leveldb
 
 DATA = GOLDEN / "data"
 BATCHES = sorted(DATA.glob("batches_*.npz"))
@@ -25,7 +26,9 @@ def data(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[needs_leveldb] if "leveldb" in path.stem else [], id=path.stem) for path in BATCHES]
+)
 def test_batches_are_caffes(path, data, write):
     recorded = np.load(path)
     net = caffe.Net(write("net.prototxt", str(recorded["prototxt"])), caffe.TEST)
@@ -35,6 +38,14 @@ def test_batches_are_caffes(path, data, write):
         for top in ("data", "label"):
             np.testing.assert_allclose(net.blobs[top].data, recorded[f"{top}_{number}"], atol=2.01)
     net.close()
+
+
+def test_a_leveldb_without_the_package_that_reads_it_is_said(data, write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plyvel", None)
+    with pytest.raises(caffe.Error) as raised:
+        caffe.Net(write("net.prototxt", str(np.load(DATA / "batches_data_leveldb.npz")["prototxt"])), caffe.TEST)
+    assert "plyvel" in raised.value.found
+    assert "roastery[leveldb]" in raised.value.do
 
 
 def net_of(write, text):

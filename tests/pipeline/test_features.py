@@ -9,7 +9,6 @@ import h5py
 import lmdb
 import numpy as np
 import pandas as pd
-import plyvel
 import pytest
 
 import caffe
@@ -22,6 +21,7 @@ from pipeline.feature_files import file_names, read
 from pipeline.images import Size
 from pipeline.preprocessing import Preprocessing
 from pipeline.resize import Mode, Options, resize_folder
+from tests.conftest import needs_leveldb
 from tests.pipeline.test_train import change
 
 FEATURES = ("pipeline.features", "test.prototxt", "out/final.caffemodel", "features", "--blobs")
@@ -45,6 +45,7 @@ def test_features_are_those_of_every_image_in_the_lists_order(trained, command):
     assert (trained / "features/images.txt").read_text() == (trained / "lists/val.txt").read_text()
 
 
+@needs_leveldb
 def test_all_formats_hold_the_same_features_labels_and_paths(trained, step):
     step(*FEATURES, "hidden", "data", "--formats", "hdf5", "leveldb", "lmdb", "npy", "parquet")
     folder = trained / "features"
@@ -53,6 +54,8 @@ def test_all_formats_hold_the_same_features_labels_and_paths(trained, step):
         assert set(file) == {"hidden", "data", "label", "path"}
         assert file["data"].shape == (3, 3, 8, 8)
         assert [[path.decode(), str(label)] for path, label in zip(file["path"], file["label"], strict=True)] == listed
+    import plyvel
+
     database = plyvel.DB(str(folder / "data.leveldb"))
     stored = [(key, caffe_pb2.Datum.FromString(value)) for key, value in database]
     database.close()
@@ -147,6 +150,7 @@ def test_an_image_that_cannot_be_read_is_named_with_its_line(photographs, fails)
     fails(["photos.txt:4: photos/00000/3.png cannot be read"], *FEATURES, "data", *LISTED)
 
 
+@needs_leveldb
 def test_a_leveldb_may_take_the_place_of_the_nets_own(trained, step):
     with DatabaseWriter(str(trained / "level"), "leveldb") as put:
         for key, value in LMDBFile(trained / "lmdb/train").items():

@@ -10,6 +10,7 @@ import pytest
 from caffe.db import DatabaseWriter
 from caffe.proto import caffe_pb2
 from pipeline.database import channels_of
+from tests.conftest import needs_leveldb
 
 REUSE = ("pipeline.reuse", "mine/train", "mine/val", "out")
 
@@ -48,7 +49,7 @@ def records(folder):
         return dict(transaction.cursor())
 
 
-@pytest.mark.parametrize("backend", ["lmdb", "leveldb"])
+@pytest.mark.parametrize("backend", ["lmdb", pytest.param("leveldb", marks=needs_leveldb)])
 @pytest.mark.parametrize("encode", [None, "png"])
 def test_records_stay_as_they_are(command, tmp_path, mine, backend, encode):
     written = mine(backend, encode)
