@@ -75,6 +75,8 @@ class Solver:
     iter       iterations done
     param      the SolverParameter
     metrics    what a row of metrics holds, by name; see `on_metrics`
+    history    what the update rule remembers: one array for each parameter of `net.learnable_params()`, then, for rules with two
+               histories, one more for each. Those of frozen parameters (lr_mult 0) are zeros without memory, and read-only.
     """
 
     type = ""
@@ -108,7 +110,9 @@ class Solver:
         for net in (self.net, *self.test_nets):
             net.debug_info = net.debug_info or self.param.debug_info
         self._parameters = self.net.learnable_params()
-        self.history = [torch.zeros_like(blob.tensor) for _ in range(self.histories) for blob in self._parameters]
+        self._frozen = [blob for blob in self._parameters if not blob.lr_mult]
+        self._with_gradient = [blob for blob in self._parameters if blob.has_gradient]
+        self.history = [_empty_history(blob) for _ in range(self.histories) for blob in self._parameters]
         self._groups = self._grouped()
         glog.info("solver.cpp:57", "Solver scaffolding done.")
 
@@ -180,15 +184,23 @@ class Solver:
         return nets
 
     def _grouped(self) -> list[Group]:
-        """Parameters that share their multipliers, so that one operation updates them all."""
+        """The parameters that are not frozen, by their multipliers: one operation updates all that share them."""
         groups: dict[tuple[float, float], Group] = {}
         for index, blob in enumerate(self._parameters):
+            if not blob.lr_mult:
+                continue
             key = (blob.lr_mult, blob.decay_mult)
             group = groups.setdefault(key, Group(*key, [], [[] for _ in range(self.histories)]))
             group.blobs.append(blob)
             for part in range(self.histories):
                 group.remembered[part].append(self.history[part * len(self._parameters) + index])
         return list(groups.values())
+
+    def load_history(self, arrays: Iterable[torch.Tensor]) -> None:
+        """Replace `history`; what a frozen parameter's holds in `arrays` is dropped, and it stays 0."""
+        for mine, values, blob in zip(self.history, arrays, self._parameters * self.histories, strict=True):
+            if blob.lr_mult:
+                mine.copy_(values.view(mine.shape))
 
     @staticmethod
     def _net(source, state: caffe_pb2.NetState, given: caffe_pb2.NetState) -> Net:
@@ -368,7 +380,7 @@ class Solver:
             self._row["learning_rate"] = rate
         p = self.param
         if p.clip_gradients >= 0:
-            self._clip([blob.gradient_or_zeros() for blob in self._parameters])
+            self._clip([blob.gradient_or_zeros() for blob in self._with_gradient])
         for group in self._groups:
             group.arrange()
             gradients = group.gradients()
@@ -376,6 +388,8 @@ class Solver:
                 torch._foreach_mul_(gradients, 1 / p.iter_size)
             updates = self.change(group, gradients, rate * group.lr_mult, p.weight_decay * group.decay_mult)
             group.show_updates(updates)
+        for blob in self._frozen:
+            blob.clear_gradient()  # after an update, a diff is what was subtracted
 
     def change(self, group: Group, gradients: Tensors, rate: float, decay: float) -> Tensors:
         """Add the decay to a group's gradients and subtract the rule's updates from its parameters; returns the updates."""
@@ -461,6 +475,13 @@ class Solver:
     def restore(self, path: str) -> None:
         """Take up training where a .solverstate or .solverstate.h5 left it, data included; after one of ours, to the bit."""
         snapshots.restore(self, os.fsdecode(path))
+
+
+def _empty_history(blob: Parameter) -> torch.Tensor:
+    """Zeros of a parameter's shape and layout; for a frozen one, a single zero that is repeated."""
+    if blob.lr_mult:
+        return torch.zeros_like(blob.tensor)
+    return torch.zeros((), device=blob.device).expand(blob.shape)
 
 
 METRICS = ("iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy")
