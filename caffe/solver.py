@@ -98,6 +98,7 @@ class Solver:
         self._on_iteration: list[Callable[[], None]] = []
         self._row: dict = {}
         self._request: str | None = None
+        self._agreed_to_stop: bool | None = None
         self._losses: deque[torch.Tensor] = deque()
         self._recalled = False
         self._last_loss: float | None = None
@@ -220,7 +221,7 @@ class Solver:
         self.step(p.max_iter - self.iter)
         if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot):
             self.snapshot()
-        if self._request == "stop":
+        if self._stops():
             self._emit()
             glog.info("solver.cpp:314", "Optimization stopped early.")
             return
@@ -240,12 +241,14 @@ class Solver:
         self._losses = deque(self._losses if self._recalled else (), p.average_loss)
         self._recalled = False
         self._request = None
+        if self._agreed_to_stop:
+            self._agreed_to_stop = False
         displayed, displayed_at = self.iter, time.monotonic()
         while self.iter < stop:
             self.net.clear_param_diffs()
             if p.test_interval and self.iter % p.test_interval == 0 and (self.iter > 0 or p.test_initialization):
                 self.test_all()
-                if self._request == "stop":
+                if self._stops():
                     break
             for on_start, _ in self._callbacks:
                 on_start()
@@ -277,7 +280,7 @@ class Solver:
                 self._request = None if self._request == "snapshot" else self._request
             for callback in self._on_iteration:
                 callback()
-            if self._request == "stop":
+            if self._stops():
                 break
 
     def _check_loss(self, loss: float) -> None:
@@ -310,6 +313,17 @@ class Solver:
     def request(self, action: str) -> None:
         """Ask the running loop to "stop" or "snapshot" after its iteration; what signals do."""
         self._request = action
+
+    def wants_to_stop(self) -> bool:
+        """Whether this solver was asked to stop."""
+        return self._request == "stop"
+
+    def agree_to_stop(self, stop: bool) -> None:
+        """Let several solvers stop at one iteration: from the first call on, this one only stops when it is told here to."""
+        self._agreed_to_stop = stop
+
+    def _stops(self) -> bool:
+        return self.wants_to_stop() if self._agreed_to_stop is None else self._agreed_to_stop
 
     def add_callback(self, on_start, on_gradients: Callable[[], None] | None = None) -> None:
         """Call `on_start` before each iteration and `on_gradients` before each update; or both of a caffe.NCCL, given alone."""
