@@ -1,6 +1,6 @@
 """One training iteration of a published net, by `caffe` and by hand in PyTorch, in one run.
 
-    python benchmarks/train_step.py [lenet] [cifar10_quick] --rounds 40
+    python benchmarks/train_step.py [lenet] [cifar10_quick] [frozen_body] --rounds 40
 
 Each net trains on DummyData: a Gaussian batch drawn anew for every iteration, by both sides. Turns of twenty iterations alternate
 between the two, so that the machine's drift meets both; the first five of a turn, which find the other side's memory in the
@@ -74,11 +74,23 @@ def cifar10_quick():
     return n.to_proto(), by_hand.cifar10_quick(), (100, 3, 32, 32)
 
 
+def frozen_body():
+    """A net with 10.5 M frozen parameters under a small learned layer at batch 16: the net, and the same by hand."""
+    n = caffe.NetSpec()
+    n.data, n.label = _data([16, 64, 4, 4])
+    frozen = {"weight_filler": {"type": "xavier"}, "param": [{"lr_mult": 0}, {"lr_mult": 0}]}
+    n.ip1 = L.InnerProduct(n.data, num_output=10240, **frozen)
+    n.relu1 = L.ReLU(n.ip1, in_place=True)
+    n.ip2 = L.InnerProduct(n.relu1, num_output=10, **FILLED)
+    n.loss = L.SoftmaxWithLoss(n.ip2, n.label)
+    return n.to_proto(), by_hand.frozen_body(), (16, 64, 4, 4)
+
+
 def hand_written(module: nn.Module, shape: tuple[int, ...], channels_last: bool):
     """A training step of the usual kind."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     module = module.to(memory_format=layout)
-    optimizer = torch.optim.SGD(module.parameters(), lr=1e-9, momentum=0.9, weight_decay=0.0005)
+    optimizer = torch.optim.SGD((p for p in module.parameters() if p.requires_grad), lr=1e-9, momentum=0.9, weight_decay=0.0005)
     label = torch.ones(shape[0], dtype=torch.long)
 
     def step():
@@ -124,7 +136,7 @@ def measure(name: str, rounds: int) -> float:
     return ratio
 
 
-NETS = {"lenet": lenet, "cifar10_quick": cifar10_quick}
+NETS = {"lenet": lenet, "cifar10_quick": cifar10_quick, "frozen_body": frozen_body}
 
 
 def main() -> None:

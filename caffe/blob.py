@@ -277,6 +277,11 @@ class Parameter(Blob):
             gradient = self.gradient = torch.zeros_like(self.tensor)
         return gradient
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether its gradient matters: it is learned, or, with lr_mult 0, computed all the same (force_backward)."""
+        return self.lr_mult != 0 or self.owner.leaf.requires_grad
+
     def graph_tensor(self) -> torch.Tensor:
         """The values as layers use them: the leaf, whose gradient is `diff`."""
         self.fetch()

@@ -111,6 +111,13 @@ class Layer:
         """The tops."""
         raise NotImplementedError
 
+    def batch_dependence(self) -> str:
+        """Why gradients depend on which records form a batch, or on chance, as a phrase; "" where they do not.
+
+        A net without such layers learns the same from n processes as from one with iter_size n.
+        """
+        return ""
+
     def keep(self, state: caffe_pb2.LayerState) -> None:
         """Write what the layer carries from one iteration to the next, besides `blobs`, for a snapshot."""
 

@@ -348,8 +348,14 @@ class Net:
         self._callbacks["before_backward"].append(function)
 
     def after_backward(self, function) -> None:
-        """Call `function(layer index)` after each layer's gradient was computed."""
-        self._callbacks["after_backward"].append(function)
+        """Call `function(layer index)` after each layer's gradient was computed.
+
+        A caffe.NCCL asks autograd to be called instead: layers would have to be computed one by one for it.
+        """
+        if hasattr(function, "exchange_during_backward"):
+            function.exchange_during_backward()
+        else:
+            self._callbacks["after_backward"].append(function)
 
     def _layer_index(self, name: str) -> int:
         try:

@@ -109,8 +109,7 @@ def restore(solver: Solver, path: str) -> None:
     if stored.model:
         beside = Path(path).parent / Path(stored.model).name
         solver.net.copy_from(stored.model if Path(stored.model).exists() or not beside.exists() else beside)
-    for mine, (_, values) in zip(solver.history, stored.history, strict=True):
-        mine.copy_(torch.from_numpy(values).view(mine.shape))
+    solver.load_history(torch.from_numpy(values) for _, values in stored.history)
     solver.iter, solver.current_step = stored.iteration, stored.step
     for layer in solver.net.layers:
         if hasattr(layer, "seek"):

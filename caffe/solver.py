@@ -75,6 +75,8 @@ class Solver:
     iter       iterations done
     param      the SolverParameter
     metrics    what a row of metrics holds, by name; see `on_metrics`
+    history    what the update rule remembers: one array for each parameter of `net.learnable_params()`, then, for rules with two
+               histories, one more for each. Those of frozen parameters (lr_mult 0) are zeros without memory, and read-only.
     snapshot_folder  where the loop writes snapshots that will be moved to snapshot_prefix's folder later; None: to the latter
     """
 
@@ -98,6 +100,7 @@ class Solver:
         self._on_iteration: list[Callable[[], None]] = []
         self._row: dict = {}
         self._request: str | None = None
+        self._agreed_to_stop: bool | None = None
         self._losses: deque[torch.Tensor] = deque()
         self._recalled = False
         self._last_loss: float | None = None
@@ -110,7 +113,9 @@ class Solver:
         for net in (self.net, *self.test_nets):
             net.debug_info = net.debug_info or self.param.debug_info
         self._parameters = self.net.learnable_params()
-        self.history = [torch.zeros_like(blob.tensor) for _ in range(self.histories) for blob in self._parameters]
+        self._frozen = [blob for blob in self._parameters if not blob.lr_mult]
+        self._with_gradient = [blob for blob in self._parameters if blob.has_gradient]
+        self.history = [_empty_history(blob) for _ in range(self.histories) for blob in self._parameters]
         self._groups = self._grouped()
         glog.info("solver.cpp:57", "Solver scaffolding done.")
 
@@ -182,15 +187,23 @@ class Solver:
         return nets
 
     def _grouped(self) -> list[Group]:
-        """Parameters that share their multipliers, so that one operation updates them all."""
+        """The parameters that are not frozen, by their multipliers: one operation updates all that share them."""
         groups: dict[tuple[float, float], Group] = {}
         for index, blob in enumerate(self._parameters):
+            if not blob.lr_mult:
+                continue
             key = (blob.lr_mult, blob.decay_mult)
             group = groups.setdefault(key, Group(*key, [], [[] for _ in range(self.histories)]))
             group.blobs.append(blob)
             for part in range(self.histories):
                 group.remembered[part].append(self.history[part * len(self._parameters) + index])
         return list(groups.values())
+
+    def load_history(self, arrays: Iterable[torch.Tensor]) -> None:
+        """Replace `history`; what a frozen parameter's holds in `arrays` is dropped, and it stays 0."""
+        for mine, values, blob in zip(self.history, arrays, self._parameters * self.histories, strict=True):
+            if blob.lr_mult:
+                mine.copy_(values.view(mine.shape))
 
     @staticmethod
     def _net(source, state: caffe_pb2.NetState, given: caffe_pb2.NetState) -> Net:
@@ -210,7 +223,7 @@ class Solver:
         self.step(p.max_iter - self.iter)
         if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot):
             self.snapshot()
-        if self._request == "stop":
+        if self._stops():
             self._emit()
             glog.info("solver.cpp:314", "Optimization stopped early.")
             return
@@ -230,12 +243,14 @@ class Solver:
         self._losses = deque(self._losses if self._recalled else (), p.average_loss)
         self._recalled = False
         self._request = None
+        if self._agreed_to_stop:
+            self._agreed_to_stop = False
         displayed, displayed_at = self.iter, time.monotonic()
         while self.iter < stop:
             self.net.clear_param_diffs()
             if p.test_interval and self.iter % p.test_interval == 0 and (self.iter > 0 or p.test_initialization):
                 self.test_all()
-                if self._request == "stop":
+                if self._stops():
                     break
             for on_start, _ in self._callbacks:
                 on_start()
@@ -267,7 +282,7 @@ class Solver:
                 self._request = None if self._request == "snapshot" else self._request
             for callback in self._on_iteration:
                 callback()
-            if self._request == "stop":
+            if self._stops():
                 break
 
     def _check_loss(self, loss: float) -> None:
@@ -300,6 +315,17 @@ class Solver:
     def request(self, action: str) -> None:
         """Ask the running loop to "stop" or "snapshot" after its iteration; what signals do."""
         self._request = action
+
+    def wants_to_stop(self) -> bool:
+        """Whether this solver was asked to stop."""
+        return self._request == "stop"
+
+    def agree_to_stop(self, stop: bool) -> None:
+        """Let several solvers stop at one iteration: from the first call on, this one only stops when it is told here to."""
+        self._agreed_to_stop = stop
+
+    def _stops(self) -> bool:
+        return self.wants_to_stop() if self._agreed_to_stop is None else self._agreed_to_stop
 
     def add_callback(self, on_start, on_gradients: Callable[[], None] | None = None) -> None:
         """Call `on_start` before each iteration and `on_gradients` before each update; or both of a caffe.NCCL, given alone."""
@@ -370,7 +396,7 @@ class Solver:
             self._row["learning_rate"] = rate
         p = self.param
         if p.clip_gradients >= 0:
-            self._clip([blob.gradient_or_zeros() for blob in self._parameters])
+            self._clip([blob.gradient_or_zeros() for blob in self._with_gradient])
         for group in self._groups:
             group.arrange()
             gradients = group.gradients()
@@ -378,6 +404,8 @@ class Solver:
                 torch._foreach_mul_(gradients, 1 / p.iter_size)
             updates = self.change(group, gradients, rate * group.lr_mult, p.weight_decay * group.decay_mult)
             group.show_updates(updates)
+        for blob in self._frozen:
+            blob.clear_gradient()  # after an update, a diff is what was subtracted
 
     def change(self, group: Group, gradients: Tensors, rate: float, decay: float) -> Tensors:
         """Add the decay to a group's gradients and subtract the rule's updates from its parameters; returns the updates."""
@@ -465,6 +493,13 @@ class Solver:
     def restore(self, path: str) -> None:
         """Take up training where a .solverstate or .solverstate.h5 left it, data included; after one of ours, to the bit."""
         snapshots.restore(self, os.fsdecode(path))
+
+
+def _empty_history(blob: Parameter) -> torch.Tensor:
+    """Zeros of a parameter's shape and layout; for a frozen one, a single zero that is repeated."""
+    if blob.lr_mult:
+        return torch.zeros_like(blob.tensor)
+    return torch.zeros((), device=blob.device).expand(blob.shape)
 
 
 METRICS = ("iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy")

@@ -43,6 +43,13 @@ class AnnotatedData(Data):
     def top_shapes(self):
         return self.shapes[: len(self.param.top)]
 
+    def batch_dependence(self):
+        random = self.phase == caffe_pb2.TRAIN and (
+            self.param.annotated_data_param.batch_sampler
+            or any(self.param.transform_param.HasField(field) for field in ("distort_param", "expand_param", "noise_param"))
+        )
+        return "samples or changes images at random" if random else super().batch_dependence()
+
     def pixels(self, record):
         """Image, truths (None where the record has no annotations) and label of a record."""
         source = self.param.data_param.source

@@ -178,6 +178,11 @@ class BN(Layer):
             if index > 1 or p.frozen:
                 spec.lr_mult = spec.decay_mult = 0
 
+    def batch_dependence(self):
+        inference = self.param.bn_param.bn_mode == caffe_pb2.BNParameter.INFERENCE
+        by_averages = inference if self.segnets else self.by_averages
+        return "" if by_averages else "batch statistics are of each process's own batch"
+
     def top_shapes(self, shape):
         return [shape, *[(1, shape[1], 1, 1)] * (len(self.param.top) - 1)]
 

@@ -128,5 +128,8 @@ class Dropout(Layer):
         if not 0 < ratio < 1:
             raise self.error(f"dropout_ratio {ratio:g}", "it lies between 0 and 1")
 
+    def batch_dependence(self):
+        return "drops values at random" if self.phase == caffe_pb2.TRAIN else ""
+
     def forward(self, x):
         return functional.dropout(x, self.param.dropout_param.dropout_ratio, self.phase == caffe_pb2.TRAIN)

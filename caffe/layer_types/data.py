@@ -28,6 +28,10 @@ class Source(Layer):
         """Shapes of the tops."""
         raise NotImplementedError
 
+    def share(self) -> tuple[int, int]:
+        """(n, r): this solver reads the records r, r + n, r + 2 n, …; in testing, which one solver does, (1, 0)."""
+        return (mode.solver_count(), mode.solver_rank()) if self.phase == caffe_pb2.TRAIN else (1, 0)
+
 
 @register("Input")
 class Input(Source):
@@ -81,6 +85,9 @@ class DummyData(Source):
                 fillers.fill(self.values[index], filler, self.where)
         return tuple(self.values)
 
+    def batch_dependence(self):
+        return "" if all(filler.type == "constant" for filler in self.fillers) else "draws its values at random"
+
 
 class Prefetching(Source):
     """A source whose batches are made ahead of need on a thread, in one order whatever the timing.
@@ -121,6 +128,13 @@ class Prefetching(Source):
     def resume(self, state):
         self.seek(state.position)
         self._generator = self.rng.bit_generator.state = json.loads(state.generator)
+
+    def batch_dependence(self):
+        transform = self.param.transform_param
+        crops = transform.crop_size and self.phase == caffe_pb2.TRAIN
+        if crops or transform.mirror or transform.HasField("augmentation_param"):
+            return "crops, mirrors or changes images at random"
+        return ""
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -214,7 +228,7 @@ class Data(Prefetching):
 
     def records(self, position: int):
         """Images and labels from `position`, over and over; n solvers that train together take every n-th record each."""
-        solvers, rank = (mode.solver_count(), mode.solver_rank()) if self.phase == caffe_pb2.TRAIN else (1, 0)
+        solvers, rank = self.share()
         offset = position * solvers
         start = offset % len(self.database)
         while True:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -59,7 +59,8 @@ def read_image(path: str, color: bool, size: tuple[int, int] | None = None, how:
 class ImageData(Prefetching):
     """Images and labels from a list of `path label` lines, over and over: → (N, C, H, W), (N,).
 
-    shuffle draws a new order for each epoch; rand_skip leaves out up to so many lines at the start.
+    shuffle draws a new order for each epoch; rand_skip leaves out up to so many lines at the start. Of n solvers that train
+    together, each takes every n-th line, or, with shuffle, all lines in an order of its own.
     """
 
     tops = (2, 2)
@@ -108,6 +109,11 @@ class ImageData(Prefetching):
         if self.seed is not None and state.HasField("seed"):
             self.seed = state.seed
 
+    def batch_dependence(self):
+        p = self.settings
+        random = "shuffles its lines" if p.shuffle else "skips lines at random (rand_skip)" if p.rand_skip else ""
+        return random or super().batch_dependence()
+
     def listed(self) -> list[tuple]:
         """The path of an image and its label, for each line of the list."""
         return [(self.settings.root_folder + path, label) for path, label in labelled_lines(self.settings.source)]
@@ -121,23 +127,25 @@ class ImageData(Prefetching):
         return np.asarray([label for _, label in lines], np.float32)
 
     def ordered(self, position: int):
-        """Lines from `position`, over and over; each epoch's order follows from the seed and its number."""
-        position += self.skipped
-        epoch, start = divmod(position, len(self.lines))
-        while True:
-            order = range(len(self.lines))
-            if self.seed is not None:
-                order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lines))
-            for index in order[start:]:
-                yield self.lines[index]
-            epoch, start = epoch + 1, 0
-            glog.info("image_data_layer.cpp:160", "Restarting data prefetching from start.")
+        """This solver's lines from `position`, over and over; each epoch's order follows from the seed and its number."""
+        solvers, rank = self.share() if self.seed is None else (1, 0)
+        count = len(self.lines)
+        last, order = None, range(count)
+        for number in itertools.count(position * solvers + rank + self.skipped, solvers):
+            epoch, index = divmod(number, count)
+            if epoch != last:
+                if last is not None:
+                    glog.info("image_data_layer.cpp:160", "Restarting data prefetching from start.")
+                if self.seed is not None:
+                    order = np.random.default_rng([self.seed, epoch]).permutation(count)
+                last = epoch
+            yield self.lines[order[index]]
 
     def read(self, position):
         lines = self.ordered(position)
         with ThreadPoolExecutor(2) as pool:
             while True:
-                batch = list(islice(lines, self.batch_size))
+                batch = list(itertools.islice(lines, self.batch_size))
                 images = list(pool.map(self.pixels, batch))
                 yield self.transformer(images), self.labels(batch)
 
@@ -178,7 +186,8 @@ class DenseImageData(ImageData):
 class HDF5Data(Source):
     """Rows of HDF5 datasets named as the tops, from a list of files, over and over: → (N, …) each.
 
-    shuffle draws the order of the files, and of the rows in each, anew for every epoch.
+    shuffle draws the order of the files, and of the rows in each, anew for every epoch. Of n solvers that train together, each
+    takes every n-th row, or, with shuffle, all rows in an order of its own.
     """
 
     def setup(self, *shapes):
@@ -204,8 +213,12 @@ class HDF5Data(Source):
         return [(self.batch_size, *shape) for shape in self.shapes]
 
     def seek(self, position: int) -> None:
-        """Continue at the row `position`, counted over all epochs."""
-        self.position, self.rows = position, self._rows(position)
+        """Continue at the row `position` of this solver's, counted over all epochs."""
+        solvers, rank = (1, 0) if self.param.hdf5_data_param.shuffle else self.share()
+        self.position, self.rows = position, itertools.islice(self._rows(position * solvers), rank, None, solvers)
+
+    def batch_dependence(self):
+        return "shuffles its rows" if self.param.hdf5_data_param.shuffle else ""
 
     def keep(self, state):
         state.position, state.seed = self.position, self.seed
@@ -262,7 +275,7 @@ class HDF5Data(Source):
 
     def forward(self):
         self.position += self.batch_size
-        columns = zip(*islice(self.rows, self.batch_size), strict=True)
+        columns = zip(*itertools.islice(self.rows, self.batch_size), strict=True)
         try:
             return tuple(torch.from_numpy(np.stack(column)).to(self.device) for column in columns)
         except ValueError as error:

@@ -125,6 +125,9 @@ class CenterLoss(Loss):
             raise self.error(f"labels of shape {labels} for features of shape {features}", "there is one label for each image")
         self.add_blob((p.num_output, math.prod(features[self.first :])), p.center_filler)
 
+    def batch_dependence(self):
+        return "moves a centre by the mean over its images in the batch"
+
     def forward(self, features, labels):
         (centres,) = self.parameters()
         rows = features.reshape(-1, centres.shape[1])

@@ -25,6 +25,10 @@ class Loss(Layer):
     def top_shapes(self, *shapes):
         return [(), shapes[0]][: len(self.param.top)]
 
+    def batch_dependence(self):
+        valid = getattr(self, "ignored", None) is not None and self.normalization == LOSS.VALID
+        return "divides by the number of labels in its batch that are not ignored (normalization: VALID)" if valid else ""
+
 
 class _OfLabels(Layer):
     """What layers share that compare scores along an axis with one label for each of the other positions."""

@@ -89,6 +89,9 @@ class MultiBoxLoss(Loss):
         learns = list(self.param.propagate_down) or [True, True]
         self.learns_boxes, self.learns_classes = learns[:2]
 
+    def batch_dependence(self):
+        return "divides by the number of matches in its batch" if self.normalization == LOSS.VALID else ""
+
     def top_shapes(self, offsets, scores, priors, truths):
         p = self.param.multibox_loss_param
         check_counts(self, offsets, scores, priors, 1 if p.share_location else p.num_classes, p.num_classes)

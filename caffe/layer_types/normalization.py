@@ -125,6 +125,9 @@ class BatchNorm(Layer):
         for _ in range(len(self.param.param), 3):
             self.param.param.add(lr_mult=0)
 
+    def batch_dependence(self):
+        return "batch statistics are of each process's own batch" if self.batch_statistics else ""
+
     def forward(self, x):
         p = self.param.batch_norm_param
         columns = x if x.dim() > 1 else x[:, None]

@@ -142,3 +142,6 @@ class Python(Layer):
 
 class _WrittenSource(Python, Source):
     """A Python layer without bottoms."""
+
+    def batch_dependence(self):
+        return "may give every process the same records, unless its code reads caffe.solver_rank()"

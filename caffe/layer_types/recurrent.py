@@ -59,6 +59,9 @@ class _Recurrent(Layer):
         self.declare(inputs, statics, p)
         self.kept: list[torch.Tensor] | None = None
 
+    def batch_dependence(self):
+        return "a sequence's records are dealt to the processes in turn"
+
     def declare(self, inputs: int, statics: int | None, p) -> None:
         """Declare the blobs, in Caffe's order."""
         raise NotImplementedError

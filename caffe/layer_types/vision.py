@@ -293,6 +293,10 @@ class Pooling(Layer):
         self.reshape(shape)
         return [(*shape[:2], *self.sizes)] * len(self.param.top)
 
+    def batch_dependence(self):
+        draws = self.method == caffe_pb2.PoolingParameter.STOCHASTIC and self.phase == caffe_pb2.TRAIN
+        return "draws values at random" if draws else ""
+
     def forward(self, x):
         if x.shape != self.known_shape:
             self.reshape(x.shape)

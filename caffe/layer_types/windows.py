@@ -106,6 +106,9 @@ class WindowData(Prefetching):
     def batch_size(self):
         return self.param.window_data_param.batch_size
 
+    def batch_dependence(self):
+        return "draws its windows at random"
+
     def read(self, position):
         while True:
             yield self.batch()

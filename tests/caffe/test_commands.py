@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 from google.protobuf import text_format
@@ -216,82 +215,6 @@ def test_a_signal_without_effect_is_not_heard(folder):
     finally:
         stop(process)
     assert not list(folder.glob("run_iter_*"))
-
-
-# ---- several solvers
-
-TOGETHER = """
-import argparse
-import sys
-from caffe import prototxt
-from caffe.commands import train
-arguments = argparse.Namespace(solver="solver.prototxt", snapshot=sys.argv[1], sigint_effect="stop", sighup_effect="snapshot")
-train._train_together(arguments, prototxt.read_solver("solver.prototxt"), [None, None])
-"""
-
-
-def together(folder, snapshot=""):
-    """What two solvers on the CPU write to standard error, as `caffe train` lets those of two GPUs train."""
-    done = subprocess.run(
-        [sys.executable, "-c", TOGETHER, snapshot], cwd=folder, stderr=subprocess.PIPE, text=True, timeout=120, check=False
-    )
-    return done.returncode, done.stderr
-
-
-def test_two_solvers_read_other_records_and_train_as_one_with_a_double_batch(folder):
-    environment = lmdb.open(str(folder / "db"), map_size=1 << 20)
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 12), np.uint8)
-    with environment.begin(write=True) as transaction:
-        for number, row in enumerate(pixels):
-            datum = caffe_pb2.Datum(channels=3, height=2, width=2, data=row.tobytes(), label=number % 3)
-            transaction.put(b"%d" % number, datum.SerializeToString())
-    environment.close()
-    text = """
-    layer { name: "data" type: "Data" top: "data" top: "label" transform_param { scale: 0.01 }
-      data_param { source: "db" backend: LMDB batch_size: BATCH } }
-    layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
-      inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
-    layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
-    """
-    solver = 'net: "net.prototxt" base_lr: 0.5 lr_policy: "fixed" max_iter: 5 snapshot: 2 random_seed: 4 snapshot_prefix: "run" '
-    (folder / "net.prototxt").write_text(text.replace("BATCH", "2"))
-    (folder / "solver.prototxt").write_text(solver + "display: 1 test_iter: 1 test_interval: 3 solver_mode: CPU")
-    code, log = together(folder)
-    assert code == 0, log
-    assert log.count("Iteration 4 (") == log.count("Iteration 3, Testing net") == 1
-    two = weights("run_iter_5.caffemodel")
-
-    (folder / "net.prototxt").write_text(text.replace("BATCH", "4"))
-    (folder / "solver.prototxt").write_text(solver.replace('"run"', '"alone"'))
-    alone = caffe.get_solver("solver.prototxt")
-    alone.step(5)
-    np.testing.assert_allclose(two, alone.net.params["ip"][0].data, rtol=1e-4, atol=1e-6)
-
-    (folder / "net.prototxt").write_text(text.replace("BATCH", "2"))
-    (folder / "solver.prototxt").write_text(solver + "solver_mode: CPU")
-    code, log = together(folder, "run_iter_2.solverstate")
-    assert code == 0, log
-    np.testing.assert_allclose(weights("run_iter_5.caffemodel"), two, rtol=1e-5, atol=1e-6)
-
-
-def test_where_one_solver_fails_the_first_ends_too(folder):
-    failing = """
-import caffe
-class Failing(caffe.Layer):
-    def reshape(self, bottom, top):
-        top[0].reshape(1)
-    def forward(self, bottom, top):
-        if caffe.solver_rank() == 1:
-            raise ValueError("mine")
-"""
-    (folder / "failing.py").write_text(failing)
-    layer = 'layer { name: "f" type: "Python" top: "f" python_param { module: "failing" layer: "Failing" } }'
-    (folder / "net.prototxt").write_text(NET + layer)
-    (folder / "solver.prototxt").write_text(SOLVER.replace("max_iter: 8", "max_iter: 100000"))
-    code, log = together(folder)
-    assert code == 1
-    assert "ValueError: mine" in log
-    assert "Solver 1 has ended with code 1." in log or "another solver's gradients do not come" in log
 
 
 # ---- test and time

@@ -1,0 +1,189 @@
+"""Several processes that train one net: started here for `-gpu 0,1`, or by a launcher such as torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import connection
+
+from caffe import glog
+from caffe.errors import Error
+from caffe.proto import caffe_pb2
+
+_OF_THE_FIRST = ("display", "snapshot", "test_interval", "test_iter", "test_net", "test_net_param", "test_state")
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process's place among those that train together.
+
+    rank, count  its number, from 0, and how many there are
+    local        its number on its own host
+    uid          where all meet, as `caffe.NCCL` takes it
+    """
+
+    rank: int
+    count: int
+    local: int
+    uid: str
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that logs, tests and snapshots."""
+        return self.rank == 0
+
+
+ALONE = Place(0, 1, 0, "")
+
+
+def place_from_environment() -> Place:
+    """The place that a launcher gave to this process by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or ALONE."""
+    given = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+    if "RANK" not in given or given.get("WORLD_SIZE", "1") == "1":
+        return ALONE
+    missing = [name for name in _VARIABLES if name not in given]
+    if missing:
+        raise Error(
+            "environment",
+            f"RANK without {' and '.join(missing)}",
+            do="start with torchrun, or unset RANK to train in one process",
+        )
+    numbers = {"LOCAL_RANK": os.environ.get("LOCAL_RANK") or "0", **given}
+    del numbers["MASTER_ADDR"]
+    for name, value in numbers.items():
+        if not value.isdecimal():
+            raise Error("environment", f"{name}={value}", "it is a whole number")
+    rank, count = int(given["RANK"]), int(given["WORLD_SIZE"])
+    if rank >= count:
+        raise Error("environment", f"RANK={rank}", f"WORLD_SIZE={count}: ranks are 0 to {count - 1}")
+    host = given["MASTER_ADDR"]
+    address = f"[{host}]" if ":" in host else host
+    return Place(rank, count, int(numbers["LOCAL_RANK"]), f"tcp://{address}:{given['MASTER_PORT']}")
+
+
+@contextlib.contextmanager
+def joined(place: Place, met: threading.Event | None = None) -> Iterator[None]:
+    """Take a place, before any layer reads, wait until all processes have taken theirs, and part from them after the block.
+
+    met  set when all have met
+    """
+    if place.count == 1:
+        yield
+        return
+    from caffe import mode, nccl
+
+    mode.set_solver_count(place.count)
+    mode.set_solver_rank(place.rank)
+    mode.set_multiprocess(True)
+    if not place.is_first:
+        _ignore_signals()
+    nccl.join(place.uid)
+    if met is not None:
+        met.set()
+    try:
+        yield
+    except BaseException as error:
+        nccl.leave(error)
+        raise
+    nccl.leave()
+
+
+def share_of(param: caffe_pb2.SolverParameter, place: Place) -> caffe_pb2.SolverParameter:
+    """The solver of one process: those after the first neither display, test nor snapshot, and draw other random numbers."""
+    mine = caffe_pb2.SolverParameter()
+    mine.CopyFrom(param)
+    if not place.is_first:
+        for field in _OF_THE_FIRST:
+            mine.ClearField(field)
+        mine.snapshot_after_train = False
+        if mine.random_seed >= 0:
+            mine.random_seed += place.rank
+    return mine
+
+
+def connect(solver, place: Place) -> None:
+    """Begin with the first process's parameters, and update by the mean gradient of all."""
+    from caffe import nccl
+
+    joined = nccl.NCCL(solver, place.uid)
+    joined.bcast()
+    solver.add_callback(joined)
+    if solver.param.layer_wise_reduce:
+        solver.net.after_backward(joined)
+    if place.is_first:
+        for reason in _dependences(solver.net):
+            glog.info("parallel.cpp:300", f"{place.count} processes differ from one with iter_size {place.count}: {reason}")
+
+
+def _dependences(net) -> list[str]:
+    """`BatchNorm "bn1": batch statistics are …` for each layer that makes several processes differ from one."""
+    reasons = ((layer, layer.batch_dependence()) for layer in net.layers)
+    return [f'{layer.type} "{layer.param.name}": {reason}' for layer, reason in reasons if reason]
+
+
+# ---- processes of this command's own
+
+
+def spawn(train: Callable, arguments: argparse.Namespace, param: caffe_pb2.SolverParameter, gpus: list[int | None]) -> None:
+    """Call `train(arguments, param, gpu, place, met)` for each of `gpus` (None: the CPU): for the first here, else in processes.
+
+    met  an event, to be set when all processes have met
+    """
+    from caffe.nccl import NCCL
+
+    uid = NCCL.new_uid().decode()
+    places = [Place(rank, len(gpus), rank, uid) for rank in range(len(gpus))]
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_work, args=(train, arguments, param.SerializeToString(), gpu, place), daemon=True)
+        for gpu, place in zip(gpus[1:], places[1:], strict=True)
+    ]
+    for worker in workers:
+        worker.start()
+    met = threading.Event()
+    _end_with([worker.sentinel for worker in workers], "A solver has ended before training began.", met)
+    try:
+        train(arguments, param, gpus[0], places[0], met)
+    finally:
+        met.set()
+        deadline = time.monotonic() + 30
+        for worker in workers:
+            worker.join(max(0, deadline - time.monotonic()))  # one left over is a daemon, and terminated at exit
+
+
+def _work(train, arguments, serialized: bytes, gpu: int | None, place: Place) -> None:
+    """A process that `spawn` has started."""
+    met = threading.Event()
+    _end_with([multiprocessing.parent_process().sentinel], "The first solver has ended before training began.", met)
+    glog.init_log(max(1, arguments.minloglevel or 0))
+    try:
+        train(arguments, caffe_pb2.SolverParameter.FromString(serialized), gpu, place, met)
+    except Error as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _end_with(sentinels: list[int], message: str, met: threading.Event) -> None:
+    """End this process where another one ends before all have met; after that, `Peers` watches."""
+
+    def watch():
+        connection.wait(sentinels)
+        if not met.is_set():
+            glog.error("parallel.cpp:331", message)
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _ignore_signals() -> None:
+    """Leave signals to the first process, whose decision the others learn."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
