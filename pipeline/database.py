@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,7 +218,19 @@ def digest(key: bytes, value: bytes) -> bytes:
 
 def build(source: Path, images: Resized | Files, database: Path, options: Options) -> dict:
     """Write the images of the list `source` to `database`, whole; return the manifest."""
-    return write(records(source, images, options), database, options)
+    with _without_fused_additions(options.copies > 0):
+        return write(records(source, images, options), database, options)
+
+
+@contextmanager
+def _without_fused_additions(wanted: bool) -> Iterator[None]:
+    """Let OpenCV compute without AVX2 in the block, in all threads: else its affine warps round some pixels by the processor."""
+    before = cv2.useOptimized()
+    cv2.setUseOptimized(before and not wanted)
+    try:
+        yield
+    finally:
+        cv2.setUseOptimized(before)
 
 
 def write(batches: Iterable[list[tuple[bytes, bytes, bytes]]], database: Path, options: Options) -> dict:

@@ -15,8 +15,6 @@ import simplejpeg
 
 from pipeline.errors import InputError
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the steps' tables name what cannot be decoded
-
 PIXELS, TABLE = "pixels.npy", "images.csv"
 MAPPED = 256
 """Shards whose pixels are mapped into memory at once; each is an open file, of which most systems allow 1024."""
