@@ -229,7 +229,7 @@ def at_test(iteration):
     pass
 
 {prepare}
-run(lambda: train(Path("solver.prototxt"), Path("out"), Given(), Ends(checkpoint=Path("checkpoint"), minutes={minutes})))
+run(lambda _: train(Path("solver.prototxt"), Path("out"), Given(), Ends(checkpoint=Path("checkpoint"), minutes={minutes})))
 """
 
 

@@ -118,7 +118,6 @@ def test_other_names_of_classes_are_noticed_and_missing_ones_before_anything_run
         ("", 0.2, True),
         ("    split: {val: 0.3}\n", 0.3, False),
         ("    split: {by: fraction}\n", 0.2, False),
-        ("    split: {by: column}\n", None, False),
     ],
 )
 def test_images_keep_their_own_split_unless_the_config_says_how_to_divide_them(tmp_path, split, val, own):
