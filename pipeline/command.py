@@ -72,4 +72,4 @@ def _flags(text: str) -> Iterator[str]:
             if value is True:
                 yield flag
             elif value is not None and value is not False and value != "":
-                yield f"{flag}={json.dumps(value, sort_keys=True) if isinstance(value, dict) else value}"
+                yield f"{flag}={json.dumps(value) if isinstance(value, dict) else value}"
