@@ -37,7 +37,7 @@ def test_each_kind_of_value_becomes_its_flags():
         "names": None,
         "copy": "",
         "blobs": ["a", "-b"],
-        "solver": {"x": 1},
+        "solver": {"x": 1, "a": 2},
     }
     assert expand_options(["--options", json.dumps(options)]) == [
         *("--val=0.2", "--seed=0", "--own-split", "--blobs=a", "--blobs=-b"),
