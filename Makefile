@@ -37,7 +37,7 @@ test: env  ## run the tests
 test-long: env  ## run the tests that take long: tutorials, published configs and nets, the report in a browser
 	pytest -n auto -m long
 
-test-scalar: env  ## run the numeric tests as a processor without AVX would, on one thread
+test-scalar: env  ## run the engine's tests as a processor without AVX would, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long" tests/caffe tests/pipeline/test_recorded_nets.py
 
 rebuild-check: env  ## build the example twice, and its data without vector code, in folders of their own, and compare
@@ -53,16 +53,17 @@ rebuild-check: env  ## build the example twice, and its data without vector code
 	$(BIN)/python -m pipeline.verify .rebuild/first/results/manifest.json .rebuild/scalar/results/manifest.json --kinds data
 	rm -rf .rebuild
 
-example-manifest: env  ## record the data and the accuracies of the example in config/, after a demo
+example-manifest: demo  ## record the data and the accuracies of the example in config/, after a demo
 	$(BIN)/python -m pipeline.manifest results config/example.manifest.json --config $(call FIXED,.) --kinds data
 
-check-all: env  ## everything, before a release: all tests natively with 1 and 2 threads, without vector code, under load; a rebuild
+check-all: env  ## everything, before a release: all tests with 1 and 2 threads, without vector code, under load; a rebuild
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 pytest -n auto -m "not long"
 	OMP_NUM_THREADS=2 pytest -n 1 -m "not long"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long"
 	$(BIN)/python -m tests.under_load pytest -n 1 -m "not long"
-	$(MAKE) test-long
+	ROASTERY_SHARED=/nowhere pytest -n auto -m "not long"
+	ROASTERY_KILLS=30 $(MAKE) test-long
 	$(MAKE) rebuild-check
 
 lint: env  ## check code and workflow

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -27,7 +28,7 @@ from typing import IO
 from google.protobuf.message import Message
 
 import caffe
-import pipeline
+from pipeline.closure import code_of
 from pipeline.files import link_or_copy, sync, sync_entry, written_whole
 
 RUN, BEST, LOG, STATE = "run", "best.caffemodel", "train.log", "state.json"
@@ -71,27 +72,31 @@ class Checkpoints:
         self.resumed: Checkpoint | None = None
         self._finished = folder / "finished.json"
         self._last: int | None = None
-        self._code = _code()
+        self._code = code_of("pipeline.train")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder's lock while the block runs; wait while another process has it. No-op on file systems without locks."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
-            told = False
-            while not _lock(file):
-                if not told:
-                    print(f"waiting for another process that trains with {self.folder}", flush=True)
-                told = True
-                time.sleep(1)
-            yield
+        told = False
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "lock").open("w") as file:
+                while not _lock(file):
+                    if not told:
+                        print(f"waiting for another process that trains with {self.folder}", flush=True)
+                    told = True
+                    time.sleep(1)
+                if _is_at(file, self.folder / "lock"):  # else the other process has removed the folder at its end
+                    yield
+                    return
 
     # ---- an earlier process
 
     def finished(self) -> bool:
-        """Whether this training has ended already, and all of it was computed by the code of today."""
+        """Whether this training has ended already, by today's code of the step, and its results are undamaged."""
         state = self._read(self._finished)
-        return (state.get("identity"), state.get("code")) == (self._identity, self._code)
+        own = (state.get("identity"), state.get("code")) == (self._identity, self._code)
+        return own and state["results"] == self._digests()
 
     def open(self) -> None:
         """Find the last checkpoint, as `resumed`, and bring `files` and `snapshots` to where they were then."""
@@ -100,7 +105,6 @@ class Checkpoints:
             state = self._read(folder / STATE)
             if state.get("identity") == self._identity:
                 self.resumed, self._last = Checkpoint(folder, state["monitor"]), int(folder.name)
-                self._code = self._code if state["code"] == self._code else "several versions"
                 break
         else:
             self.remove_iterations()
@@ -125,7 +129,7 @@ class Checkpoints:
             if best.exists():
                 link_or_copy(best, part / BEST)
             shutil.copyfile(self.files / LOG, part / LOG)
-            (part / STATE).write_text(json.dumps(self._whose() | {"monitor": monitor}))
+            (part / STATE).write_text(json.dumps({"identity": self._identity, "monitor": monitor}))
             sync(part)
         sync_entry(self.folder)
         self._last = solver.iter
@@ -143,7 +147,8 @@ class Checkpoints:
         for folder in (self.files, self.snapshots):
             sync(folder)
         with written_whole(self._finished) as part:
-            part.write_text(json.dumps(self._whose() | {"snapshots": str(target)}))
+            whose = {"identity": self._identity, "code": self._code}
+            part.write_text(json.dumps(whose | {"snapshots": str(target), "results": self._digests()}))
             sync(part)
         sync_entry(self.folder)
         self.remove_iterations()
@@ -165,8 +170,10 @@ class Checkpoints:
         """Remove the whole folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _whose(self) -> dict[str, str]:
-        return {"identity": self._identity, "code": self._code}
+    def _digests(self) -> dict[str, str]:
+        """{path: SHA-256} of the results, which may be hard links of what somebody has changed since."""
+        paths = [path for folder in (self.files, self.snapshots) for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {path.relative_to(self.folder).as_posix(): _content(path) for path in paths}
 
     def _iterations(self) -> list[Path]:
         return [path for path in self.folder.iterdir() if path.name.isdecimal()]
@@ -218,14 +225,12 @@ def _content(path: Path) -> object:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _code() -> str:
-    """A hash of the engine's and the pipeline's Python files."""
-    digest = hashlib.sha256()
-    for package in (caffe, pipeline):
-        root = Path(package.__file__).parent
-        for path in sorted(root.rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+def _is_at(file: IO, path: Path) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _lock(file: IO) -> bool:

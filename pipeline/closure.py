@@ -24,6 +24,14 @@ def code_of(module: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def code_of_package(folder: Path) -> str:
+    """Digest of all modules in a folder: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
 def imported_by(module: str) -> set[str]:
     """`module` and the modules of pipeline/ that it imports, directly or not, inside of functions too."""
     seen, waiting = set(), [module]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.metadata
 import os
 import platform
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 import caffe
+from pipeline.closure import code_of_package
 from pipeline.errors import InputError
 
 
@@ -44,8 +46,14 @@ def on_gpu(wanted: bool) -> Iterator[None]:
 
 
 def machine(is_gpu: bool) -> dict[str, str | int]:
-    """What this process computes with, on which the last bits of a training depend: processor, vector code, threads, device."""
+    """What this process computes with, on which the bits of a training depend.
+
+    Versions of Roastery and PyTorch, a digest of the engine's code, processor, vector code, threads, device.
+    """
     return {
+        "roastery": importlib.metadata.version("roastery"),
+        "torch": torch.__version__,
+        "engine": code_of_package(Path(caffe.__file__).parent),
         "processor": _processor(),
         "vector_code": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

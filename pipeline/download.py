@@ -5,8 +5,7 @@ The table's columns: path (relative to the folder), url, label, split, group, st
 unknown_host, bad_url, too_large, too_many_redirects, not_an_image, too_many_pixels, other_sha256, opted_out, refused.
 
 What has arrived waits beside the folder, in .NAME.resume, until all is there: a run that was killed, or in which too little
-arrived, is taken up by the next one with the same list. How
-long each image took is in a table beside it, SHARD.seconds.csv.
+arrived, is taken up by the next one with the same list. How long each image took is in a table beside it, SHARD.seconds.csv.
 """
 
 from __future__ import annotations

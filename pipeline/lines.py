@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,18 @@ def numbered(path: Path) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, line.strip()
+
+
+def separator(header: str) -> str:
+    """What is between the columns of a table: of comma, semicolon (as some Excels write CSV) and tab, what gives most columns."""
+
+    def columns(mark: str) -> int:
+        try:
+            return len(next(csv.reader([header], delimiter=mark, strict=True), []))
+        except csv.Error:  # it is within quotation marks
+            return 0
+
+    return max(",;\t", key=columns)
 
 
 def utf8(text: str, where: str | Path) -> str:

@@ -18,14 +18,15 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.command import run
 from pipeline.errors import InputError
-from pipeline.files import written_whole
+from pipeline.files import stem_of, written_whole
 
 FORMAT = 1
 """Of the manifest; another number is another layout."""
@@ -66,8 +67,19 @@ OUTPUTS = (
     Output("evaluate", "predictions", ("experiments/*/evaluate*/predictions.csv",)),
     Output("evaluate", "metrics", ("experiments/*/evaluate*/*",)),
     Output("classify", "predictions", ("experiments/*/classify.csv",)),
-    Output("export", "weights", ("experiments/*/export/*",)),
+    *(
+        Output(step, "weights", (f"experiments/*/export/{stem}.*",))
+        for step, stem in (
+            *(("export", "model"), ("merge", "merged"), ("convolutional", "convolutional")),
+            *(("crop", "cropped"), ("average", "averaged")),
+        )
+    ),
     Output("plots", "pictures", ("experiments/*/report/curves.*",)),
+    Output(
+        "evaluated",
+        "pictures",
+        tuple(f"experiments/*/report/{name}*.*" for name in ("confusion", "calibration", "mistakes")),
+    ),
     Output("neighbours", "pictures", ("experiments/*/report/*.png", "experiments/*/report/*.svg")),
     Output("neighbours", "tables", ("experiments/*/report/*",)),
     Output("visualize", "pictures", ("experiments/*/pictures/*.*", "experiments/*/pictures/feature_maps/")),
@@ -80,7 +92,6 @@ STEPS_OF_A_NET = frozenset({"linear", "train", "features", "evaluate", "classify
 NOT_COMPARED = {
     "manifest.json": "this file",
     "lock.mdb": "LMDB's table of the processes that had the database open",
-    ".snakemake_timestamp": "Snakemake's own",
     "seconds.csv": "how long things took",
     "*.seconds.csv": "how long each download took",
     "machine.json": "what trained: threads, processor, device",
@@ -100,22 +111,62 @@ class Found(NamedTuple):
     files: list[Path]
 
 
-def find(results: Path, names: Iterable[str]) -> dict[str, Found]:
-    """{path below `results`: what lies there}, in the order of steps.
+def find(results: Path, config: dict) -> dict[str, Found]:
+    """{path below `results`: the files there}, in the order of steps.
 
-    names  the datasets and experiments of the config; those of other configs in the same folder are left out
+    config  whose results; those of other configs, and of this one before it was edited, may be in the same folder
     """
     found: dict[str, Found] = {}
-    names = set(names)
     for path in sorted(_files(results)):
         relative = path.relative_to(results)
-        of_other = relative.parts[0] in ("datasets", "experiments") and relative.parts[1] not in names
-        if of_other or not_compared(path.name) or not (placed := place(relative.as_posix())):
+        if not_compared(path.name) or not _is_of(config, results, relative.parts) or not (placed := place(relative.as_posix())):
             continue
         key, output = placed
         found.setdefault(key, Found(output.step, output.kind, [])).files.append(path)
     order = [output.step for output in OUTPUTS]
     return dict(sorted(found.items(), key=lambda item: (order.index(item[1].step), item[0])))
+
+
+EXPORTS = {
+    "model.onnx": "onnx",
+    "model.safetensors": "safetensors",
+    **{
+        f"{stem}.{kind}": key
+        for stem, key in (
+            *(("merged", "merged"), ("convolutional", "convolutional")),
+            *(("cropped", "crop"), ("averaged", "average")),
+        )
+        for kind in ("prototxt", "caffemodel")
+    },
+}
+"""The key of an experiment's `export` that asks for a file."""
+
+
+def _is_of(config: dict, results: Path, parts: tuple[str, ...]) -> bool:
+    """Whether a file below the results folder is a result of this config."""
+    if parts[0] == "datasets":
+        if parts[1] not in config["datasets"]:
+            return False
+        lists = results / "datasets" / parts[1] / "list"
+        return parts[2] not in ("download", "resize") or (lists / f"{parts[3].partition('.')[0]}.csv").exists()
+    if parts[0] == "experiments":
+        return parts[1] in config["experiments"] and _is_asked_for(config["experiments"][parts[1]], parts[2:])
+    return True
+
+
+def _is_asked_for(experiment: dict, parts: tuple[str, ...]) -> bool:
+    """Whether an experiment's config asks for a file in the experiment's folder."""
+    part, name = parts[0], parts[-1]
+    if part.startswith("evaluate"):
+        return (part.removeprefix("evaluate").removeprefix("_") or "val") in experiment["evaluate"]
+    if part == "report" and (suffix := re.fullmatch(r"(?:confusion|calibration|mistakes)_(train|test)\..*", name)):
+        return suffix[1] in experiment["evaluate"]
+    if part == "report" and (blob := re.fullmatch(r"(?:map|neighbours)_(.*)\.[a-z]+", name)):
+        return blob[1] in map(stem_of, experiment["features"])
+    if part == "export":
+        return bool(experiment["export"].get(EXPORTS.get(name, "")))
+    wanted = {"features": bool(experiment["features"]), "classify.csv": "classify" in experiment}
+    return wanted.get(part, part != "checkpoint")
 
 
 def place(path: str) -> tuple[str, Output] | None:
@@ -150,27 +201,27 @@ def digest(folder: Path, files: list[Path]) -> tuple[str, int]:
     return whole.hexdigest(), size
 
 
-def digests(results: Path, found: dict[str, Found]) -> dict[str, tuple[str, int]]:
+def digests(results: Path, found: dict[str, Found], threads: int = 1) -> dict[str, tuple[str, int]]:
     """`digest` of each result that was found."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         return dict(zip(found, pool.map(lambda key: digest(results / key, found[key].files), found), strict=True))
 
 
-def make(results: Path, config: dict, config_digest: str, kinds: tuple[str, ...] = KINDS) -> dict:
+def make(results: Path, config: dict, config_digest: str, kinds: tuple[str, ...] = KINDS, threads: int = 1) -> dict:
     """The manifest of a build.
 
     results  the folder of its results
     config   the checked config
     kinds    of the results that it lists
     """
-    found = find(results, [*config["datasets"], *config["experiments"]])
+    found = find(results, config)
     found = {path: one for path, one in found.items() if one.kind in kinds}
-    measured = digests(results, found)
+    measured = digests(results, found, threads)
     return {
         "format": FORMAT,
         "config_digest": config_digest,
         "config": config,
-        "accuracies": {name: _accuracy(results / "experiments" / name) for name in config["experiments"]},
+        "accuracies": {name: _accuracies(results / "experiments" / name, one) for name, one in config["experiments"].items()},
         "machines": {name: _json(results / "experiments" / name / "train/machine.json") for name in config["experiments"]},
         "versions": versions(),
         "inputs": {path: digest(Path(path), _files_at(Path(path)))[0] for path in sorted(set(named_files(config)))},
@@ -183,7 +234,7 @@ def make(results: Path, config: dict, config_digest: str, kinds: tuple[str, ...]
 
 
 def read(path: Path) -> dict:
-    """A manifest. Raises InputError for a file that is none, or has another format."""
+    """Read a manifest. Raises InputError for any other file, and for one of another format."""
     try:
         manifest = json.loads(path.read_text())
         form, _, _ = (manifest[key] for key in ("format", "results", "config"))
@@ -197,7 +248,8 @@ def read(path: Path) -> dict:
 
 def versions() -> dict[str, str]:
     """{package: version} of all that is installed, with Python's."""
-    installed = {one.metadata["Name"].lower(): one.version for one in importlib.metadata.distributions()}
+    named = [(one.metadata["Name"], one.version) for one in importlib.metadata.distributions()]
+    installed = {name.lower(): version for name, version in named if name}  # an aborted installation leaves one without
     return {"python": platform.python_version(), **dict(sorted(installed.items()))}
 
 
@@ -221,19 +273,25 @@ def _existing(*paths: str | None) -> Iterator[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder):
-        yield from (Path(root) / name for name in names)
+    """The files in a folder and in those in it, links followed; none that are hidden, which are of steps that were cut off."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is_loop(root, name)]
+        yield from (Path(root) / name for name in names if not name.startswith("."))
+
+
+def _is_loop(root: str, name: str) -> bool:
+    """Whether a folder is a link to one that it is in."""
+    return Path(root).resolve().is_relative_to(Path(root, name).resolve())
 
 
 def _files_at(path: Path) -> list[Path]:
     return [one for one in sorted(_files(path)) if not not_compared(one.name)] if path.is_dir() else [path]
 
 
-def _accuracy(experiment: Path) -> dict[str, float | None]:
-    """{part: accuracy} of each evaluation of an experiment."""
-    summaries = sorted(experiment.glob("evaluate*/summary.json"))
-    parts = [(path.parent.name.removeprefix("evaluate").removeprefix("_") or "val", _json(path)) for path in summaries]
-    return {part: summary.get("accuracy") for part, summary in parts}
+def _accuracies(folder: Path, experiment: dict) -> dict[str, float | None]:
+    """{part: accuracy} of each evaluation that an experiment's config asks for."""
+    paths = {part: folder / f"evaluate{'' if part == 'val' else '_' + part}" / "summary.json" for part in experiment["evaluate"]}
+    return {part: _json(path).get("accuracy") for part, path in paths.items()}
 
 
 def _json(path: Path) -> dict:
@@ -246,8 +304,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("manifest", type=Path, help="the file to write")
     parser.add_argument("--config", type=Path, required=True, help="the checked config, as JSON")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of the results that are listed")
+    parser.add_argument("--threads", type=int, default=1, help="files hashed at once (default: %(default)s)")
     a = parser.parse_args(argv)
-    made = make(a.results, json.loads(a.config.read_text()), a.config.stem, tuple(a.kinds))
+    made = make(a.results, json.loads(a.config.read_text()), a.config.stem, tuple(a.kinds), a.threads)
     with written_whole(a.manifest) as part:
         part.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{a.manifest}: {len(made['results'])} results")

@@ -56,8 +56,9 @@ class Monitor:
             for file, names in ((table, [*columns, "since_best"]), (clock, ["iteration", "seconds"]))
         ]
         self._files = (table, clock)
-        for one in self._tables:
+        for one, file in zip(self._tables, self._files, strict=True):
             one.writeheader()
+            file.flush()
         self._board = SummaryWriter(str(board), flush_secs=10)
         solver.on_test(self._tested)
         solver.on_metrics(self._measured)

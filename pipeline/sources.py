@@ -29,7 +29,7 @@ from pipeline import folders
 from pipeline.errors import InputError
 from pipeline.files import file_url
 from pipeline.folders import SPLITS
-from pipeline.lines import FORM, class_name, numbered, utf8
+from pipeline.lines import FORM, class_name, numbered, separator, utf8
 from pipeline.roots import Root
 
 COLUMNS = ("url", "label", "split", "group", "sha256")
@@ -201,12 +201,11 @@ def _read_tables(path: Path) -> Iterator[pd.DataFrame]:
 
 
 def _separator(path: Path) -> str:
-    """What stands between the columns of a table: of comma, semicolon (as some Excels write CSV) and tab, what its header has."""
+    """What is between the columns of a table."""
     if ".tsv" in path.suffixes:
         return "\t"
     with _opened(path) as file:
-        header = file.readline()
-    return max(",;\t", key=lambda mark: header.count(mark.encode()))
+        return separator(file.readline().decode("utf-8-sig", "replace"))
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -1,4 +1,4 @@
-"""Compare two builds by their manifests, or a manifest with what lies there: the first step at which they part, and why.
+"""Compare two builds by their manifests, or a manifest with the files beside it: the first step at which they differ, and why.
 
     python -m pipeline.verify results/manifest.json                 has anything been truncated, changed or lost since?
     python -m pipeline.verify a/results/manifest.json b/results/manifest.json
@@ -9,6 +9,7 @@ Nothing is built. Exit code 1 where something differs.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from pipeline import manifest
 from pipeline.command import run
+from pipeline.errors import InputError
 
 SHOWN = 5
 """How many differences of a kind are named."""
@@ -23,7 +25,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Difference:
-    """A result that differs: its path, step and kind, and what is the matter with it."""
+    """A result that differs: its path, step and kind, and how it differs."""
 
     path: str
     step: str
@@ -51,8 +53,7 @@ def compare(first: dict, second: dict, kinds: tuple[str, ...] = manifest.KINDS) 
 
 def check(recorded: dict, results: Path) -> list[Difference]:
     """What of a manifest's results is missing, truncated or changed in a folder, in the order of steps."""
-    config = recorded["config"]
-    found = manifest.find(results, [*config["datasets"], *config["experiments"]])
+    found = manifest.find(results, recorded["config"])
     measured = manifest.digests(results, {path: one for path, one in found.items() if path in recorded["results"]})
     differences = []
     for path, one in recorded["results"].items():
@@ -70,7 +71,7 @@ def _in_order(differences: list[Difference]) -> list[Difference]:
 
 
 def reasons(first: dict, second: dict, step: str) -> list[str]:
-    """Why two builds may part at a step: what differs between what they were made of, the most likely reason first.
+    """Why two builds may differ from a step on: what differs between what they were made of, the most likely reason first.
 
     Empty where nothing does: then the difference is unexplained.
     """
@@ -124,7 +125,8 @@ def report(differences: list[Difference], why: list[str] | None) -> str:
         lines += [f"  and {len(why) - SHOWN} more"] if len(why) > SHOWN else []
     elif why is not None:
         lines.append("unexplained: inputs, config, versions, threads and devices are the same")
-    lines.append(f"to rebuild from there: snakemake --cores all --forcerun {step}")
+    targets = shlex.join(f"results/{one.path}" for one in here[:SHOWN])
+    lines.append(f"to build them again, and what depends on them: snakemake --cores all --forcerun {targets}")
     return "\n".join(lines)
 
 
@@ -159,6 +161,8 @@ def main(argv: list[str] | None = None) -> None:
         print(report(differences, why))
         sys.exit(1)
     compared = sum(one["kind"] in a.kinds for one in first["results"].values())
+    if not compared:
+        raise InputError(a.manifest, f"no results of the kinds {', '.join(a.kinds)}", do="build again, or give other --kinds")
     print(f"all {compared} results are the same, to the byte ({', '.join(a.kinds)})")
 
 

@@ -7,11 +7,12 @@ rule manifest:
         "logs/manifest.log",
     threads: 8
     resources:
-        mem_mb=500,
-        runtime=60,
+        mem_mb=2000,
+        runtime=240,
     params:
         folder=subpath(output[0], parent=True),
         config=str(FIXED / f"{os.environ[DIGEST]}.json"),
         code=code_of("pipeline.manifest"),
     shell:
-        "python -m pipeline.manifest {params.folder:q} {output:q} --config {params.config:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.manifest {params.folder:q} {output:q} --config {params.config:q}"
+        " --threads {threads} 2>&1 | tee {log:q}"

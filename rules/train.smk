@@ -24,7 +24,9 @@ rule weights:
 onsuccess:
     for job in workflow.dag.jobs:
         if job.rule.name == "train":
-            shutil.rmtree(job.params.checkpoint, ignore_errors=True)
+            checkpoint = Path(job.params.experiment, "checkpoint")
+            if (checkpoint / "finished.json").exists() and Path(job.output.weights).exists():
+                shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 # A time limit, scancel and Ctrl-C signal every process of a job, often twice. The training ends by itself after its checkpoint;
@@ -82,10 +84,10 @@ rule train:
         folder=subpath(output.weights, parent=True),
         options=as_json(train_options),
         failed="logs/experiments/{experiment}/failed",
-        checkpoint="results/experiments/{experiment}/checkpoint",
+        experiment=subpath(output.weights, ancestor=2),
         code=code_of("pipeline.train"),
     shell:
         "trap : HUP INT TERM USR1 USR2 XCPU;"
         " OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver:q} {params.folder:q} --failed {params.failed:q}"
-        " --checkpoint {params.checkpoint:q} --keep-results --options {params.options:q} 2>&1"
+        " --checkpoint {params.experiment:q}/checkpoint --keep-results --options {params.options:q} 2>&1"
         " | (trap '' HUP INT TERM USR1 USR2 XCPU PIPE; exec tee {log:q})"

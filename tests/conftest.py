@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-SHARED = ROOT.parent / "shared"
+SHARED = Path(os.environ.get("ROASTERY_SHARED", ROOT.parent / "shared"))
 
 needs_leveldb = pytest.mark.skipif(importlib.util.find_spec("plyvel") is None, reason="plyvel, which reads LevelDBs, is not here")
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the recordings and data of ../shared are not here")

@@ -120,7 +120,13 @@ TEXTS = strings(yaml.safe_load(SCHEMA.read_text()), yaml.safe_load(SCHEMA.read_t
 
 def test_the_schema_has_the_texts_that_are_tried():
     keys = {key[2:] for key in TEXTS}
-    assert {("source", "list"), ("source", "columns", "label"), ("freeze_to",), ("features", 0), ("else", "file")} <= keys
+    assert {
+        ("source", "list"),
+        ("source", "columns", "label"),
+        ("freeze_to",),
+        ("features", 0),
+        ("weights", "else", "file"),
+    } <= keys
     assert len(TEXTS) >= 25
 
 

@@ -47,14 +47,15 @@ ALONE = Place(0, 1, 0, "")
 def place_from_environment() -> Place:
     """The place that a launcher gave to this process by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or ALONE."""
     given = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
-    if "RANK" not in given or given.get("WORLD_SIZE", "1") == "1":
+    if given.get("WORLD_SIZE") == "1" or not {"RANK", "WORLD_SIZE"} & given.keys():
         return ALONE
     missing = [name for name in _VARIABLES if name not in given]
     if missing:
         raise Error(
             "environment",
-            f"RANK without {' and '.join(missing)}",
-            do="start with torchrun, or unset RANK to train in one process",
+            f"no {' and '.join(missing)} beside {' and '.join(given)}",
+            "a launcher of several processes sets all of them",
+            "start with torchrun, or unset RANK and WORLD_SIZE to train in one process",
         )
     numbers = {"LOCAL_RANK": os.environ.get("LOCAL_RANK") or "0", **given}
     del numbers["MASTER_ADDR"]

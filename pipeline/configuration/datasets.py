@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
-import re
 from pathlib import Path
 
 from pipeline import folders
@@ -17,6 +17,7 @@ from pipeline.configuration.keys import (
     mapping,
     unknown,
 )
+from pipeline.lines import separator
 
 
 def without_effect(name: str, dataset: dict) -> list[str]:
@@ -102,7 +103,10 @@ def known_splits(dataset: dict) -> set[str] | None:
         return {""}
     if not {".csv", ".tsv"} & set(path.suffixes):
         return None
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        header = file.readline().decode("utf-8-sig", "replace")
-    names = [name.strip(' \r\n"') for name in re.split("[,;\t]", header)]
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.readline().decode("utf-8-sig", "replace")
+    except (OSError, EOFError):  # the shards step says what is wrong with it
+        return None
+    names = [name.strip() for name in next(csv.reader([header], delimiter=separator(header)), [])]
     return None if mapping(source.get("columns")).get("split", "split") in names else {""}

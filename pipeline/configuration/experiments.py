@@ -23,7 +23,7 @@ def problems(experiment: dict, datasets: dict) -> list[str]:
     found = [f"solver.{problem}" for problem in solver_fields.problems(mapping(experiment.get("solver")))]
     if isinstance(dataset, str):
         found += [f"dataset: {problem}" for problem in unknown(dataset, datasets)]
-    found += _of_testing(experiment, mapping(datasets.get(dataset)) if isinstance(dataset, str) else {})
+    found += _of_testing(experiment, _with_images(dataset, datasets) if isinstance(dataset, str) else {})
     found += _of_strategy(experiment)
     found += _of_average(experiment)
     template, unfit = _template(model) if isinstance(model, str) else (None, [])
@@ -37,6 +37,13 @@ def problems(experiment: dict, datasets: dict) -> list[str]:
     if experiment.get("batch_norm") == "freeze":
         found += _of_batch_norm(experiment, template)
     return found
+
+
+def _with_images(name: str, datasets: dict) -> dict:
+    """A dataset with the source that its images are of, its own or another dataset's."""
+    dataset = mapping(datasets.get(name))
+    other = mapping(dataset.get("source")).get("dataset")
+    return dataset | {"source": mapping(datasets.get(other)).get("source")} if isinstance(other, str) else dataset
 
 
 def _of_testing(experiment: dict, dataset: dict) -> list[str]:

@@ -14,8 +14,8 @@ import caffe
 from pipeline import solver_fields
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
-NO_NAME = " is no name; letters, digits, _ and - are allowed"
 """Bytes that file systems and Linux have for the name of a file, and for a path."""
+NO_NAME = " is no name; letters, digits, _ and - are allowed, - not at its beginning"
 
 
 def problems(config: dict, schema: dict) -> list[str]:

@@ -369,19 +369,30 @@ def test_results_that_were_lost_after_the_end_are_given_again(here, capsys):
 def test_results_of_other_code_are_not_given_again(here, monkeypatch, capsys):
     resumed(keep=True)
     remove_outputs()
-    monkeypatch.setattr(checkpoint, "_code", lambda: "edited")
+    monkeypatch.setattr(checkpoint, "code_of", lambda _: "edited")
     resumed(keep=True)
     assert "training has ended before" not in capsys.readouterr().out
 
 
-def test_results_of_a_training_that_an_edit_of_the_code_has_parted_are_not_given_again(here, monkeypatch, capsys):
+def test_a_training_that_resumed_after_an_edit_of_the_code_and_ended_is_not_lost(here, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_code", lambda: "before the edit")
+        patch.setattr(checkpoint, "code_of", lambda _: "before the edit")
         interrupt(monkeypatch, 15, signal.SIGTERM)
-    resumed(keep=True)
+    first = resumed(keep=True)
     assert "resumes at iteration 16" in capsys.readouterr().out
     remove_outputs()
-    resumed(keep=True)
+    assert resumed(keep=True) == first
+    assert "training has ended before" in capsys.readouterr().out
+
+
+def test_kept_results_that_were_damaged_are_not_given_again(here, capsys):
+    first = resumed(keep=True)
+    weights = Path("out/final.caffemodel")  # where there are hard links, a change in place reaches the kept file, too
+    with (CHECKPOINT / "files/final.caffemodel").open("r+b") as file:
+        file.truncate(weights.stat().st_size - 10)
+    remove_outputs()
+    capsys.readouterr()
+    assert resumed(keep=True) == first
     assert "training has ended before" not in capsys.readouterr().out
 
 

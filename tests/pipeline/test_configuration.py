@@ -176,7 +176,7 @@ CASES = {
     ),
     "a name of two lines": (
         lambda c: c["datasets"].update({"x\n": {"source": {"list": "x.csv"}}}),
-        "my.yaml: datasets: 'x\\n' is no name; letters, digits, _ and - are allowed",
+        "my.yaml: datasets: 'x\\n' is no name; letters, digits, _ and - are allowed, - not at its beginning",
     ),
     "a path that no file system has": (
         lambda c: c["datasets"]["cats"]["source"].update(list="lists/" + "ä" * 130),
@@ -725,6 +725,9 @@ def test_what_a_folder_lacks_is_said_before_anything_runs(tmp_path, monkeypatch,
         (tmp_path / "photos" / name).mkdir(parents=True)
     config = {"datasets": {"d": {"source": {"folder": "photos"}, "split": split}}}
     config["experiments"] = {"e": {"dataset": "d", "model": "lenet", "evaluate": evaluate}}
+    assert_said(config, said)
+    config["datasets"]["same"] = {"source": {"dataset": "d"}, "split": split}
+    config["experiments"]["e"]["dataset"] = "same"
     assert_said(config, said)
 
 

@@ -11,6 +11,7 @@ import pytest
 from pipeline import manifest, verify
 from pipeline.errors import InputError
 from tests import standins, workflows
+from tests.conftest import ROOT
 
 CONFIG = """\
 datasets:
@@ -51,7 +52,8 @@ def test_a_build_in_another_folder_gives_the_same_bytes(built, tmp_path):
 def test_every_file_of_a_build_is_a_result_or_is_said_not_to_be_compared(built):
     folder, _ = built
     files = [path.relative_to(folder / "results") for path in (folder / "results").rglob("*") if path.is_file()]
-    assert [str(path) for path in files if not manifest.not_compared(path.name) and not manifest.place(path.as_posix())] == []
+    compared = [path for path in files if not path.name.startswith(".") and not manifest.not_compared(path.name)]
+    assert [str(path) for path in compared if not manifest.place(path.as_posix())] == []
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,8 @@ def test_verify_finds_a_damaged_result_and_names_its_step(built, command, tmp_pa
     assert done.returncode == 1, done.stderr
     assert f"first at the step {step}" in done.stdout
     assert what in done.stdout
-    assert f"--forcerun {step}" in done.stdout
+    targets = done.stdout.split("--forcerun ")[1].split()
+    assert all(file.startswith(target.removeprefix("results/")) for target in targets)
 
 
 def edited(made: dict, step: str, **parts) -> dict:
@@ -148,3 +151,29 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(InputError):
         manifest.read(tmp_path / "m.json")
+
+
+def test_every_step_of_a_result_is_a_rule():
+    rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    named = set(re.findall(r"^(?:rule|checkpoint) (\w+):", rules, re.MULTILINE))
+    assert {output.step for output in manifest.OUTPUTS} <= named
+
+
+def test_results_of_an_earlier_config_are_not_of_this_one(built, tmp_path):
+    folder = shutil.copytree(built[0] / "results", tmp_path / "results")
+    for stale in ("datasets/few/resize/00007/pixels.npy", "datasets/few/download/00007.csv", "datasets/other/mean.json"):
+        (folder / stale).parent.mkdir(parents=True, exist_ok=True)
+        (folder / stale).write_bytes(b"x")
+    for stale in ("evaluate_test/summary.json", "report/map_fc7.png", "export/merged.caffemodel", "checkpoint/files/x"):
+        (folder / "experiments/first" / stale).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "experiments/first" / stale).write_text("{}")
+    assert list(manifest.find(folder, built[1]["config"])) == list(built[1]["results"])
+
+
+def test_results_behind_a_link_are_results(built, tmp_path):
+    shutil.copytree(built[0] / "results", tmp_path / "elsewhere")
+    (tmp_path / "results").mkdir()
+    for path in (tmp_path / "elsewhere").iterdir():
+        (tmp_path / "results" / path.name).symlink_to(path)
+    assert set(manifest.find(tmp_path / "results", built[1]["config"])) == set(built[1]["results"])
+    assert verify.check(built[1], tmp_path / "results") == []
