@@ -108,5 +108,7 @@ def known_splits(dataset: dict) -> set[str] | None:
             header = file.readline().decode("utf-8-sig", "replace")
     except (OSError, EOFError):  # the shards step says what is wrong with it
         return None
+    if not header.strip():
+        return None
     names = [name.strip() for name in next(csv.reader([header], delimiter=separator(header)), [])]
     return None if mapping(source.get("columns")).get("split", "split") in names else {""}
