@@ -136,8 +136,11 @@ def accuracies(recorded: dict, made: dict) -> str:
     for name, parts in recorded["accuracies"].items():
         for part, value in parts.items():
             own = made["accuracies"].get(name, {}).get(part)
-            said = "not evaluated" if own is None else f"{own:.2%}, {100 * (own - value):+.2f} points"
-            lines.append(f"{name}, {part}: recorded {value:.2%}, here {said}")
+            both = own is not None and value is not None
+            was, here = ("none" if one is None else f"{one:.2%}" for one in (value, own))
+            lines.append(
+                f"{name}, {part}: recorded {was}, here {here}" + (f", {100 * (own - value):+.2f} points" if both else "")
+            )
     return "\n".join(lines)
 
 

@@ -80,14 +80,20 @@ def build(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A folder in which all but the training is done, the results of a training that nothing disturbs, and its seconds."""
+    """A folder in which all but the training is done, the results of a training that nothing disturbs, and its times.
+
+    The times are the seconds before its first iteration, and from then on.
+    """
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "config.yaml").write_text(CONFIG)
     workflow = started(folder)
     processes = training(workflow)
-    begun = time.monotonic()
+    times = [time.monotonic()]
+    wait_for_iterations(folder, workflow)
+    times.append(time.monotonic())
     psutil.wait_procs(processes)
-    seconds = time.monotonic() - begun
+    times.append(time.monotonic())
+    seconds = (times[1] - times[0], times[2] - times[1])
     said, _ = workflow.communicate()
     assert workflow.returncode == 0, said
     expected = results(folder)
@@ -105,6 +111,13 @@ def folder(undisturbed, tmp_path):
 def iterations(folder: Path) -> list[int]:
     """Those that there are checkpoints of."""
     return [int(path.name) for path in (folder / EXPERIMENT / "checkpoint").glob("[0-9]*")]
+
+
+def wait_for_iterations(folder: Path, workflow: subprocess.Popen) -> None:
+    """Wait until the training has begun."""
+    log = folder / EXPERIMENT / "checkpoint/files/train.log"
+    while workflow.poll() is None and not (log.exists() and "Iteration 0 (" in log.read_text()):
+        time.sleep(0.02)
 
 
 def wait_for_snapshot(folder: Path, workflow: subprocess.Popen) -> None:
@@ -129,11 +142,13 @@ def kill(processes: list[psutil.Process], _chance: random.Random) -> None:
 @pytest.mark.parametrize("ending", [end_twice, kill])
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_training_ended_at_any_moment_ends_with_the_same_bytes(undisturbed, folder, number, ending):
-    _, expected, seconds = undisturbed
+    _, expected, (loading, iterating) = undisturbed
     chance = random.Random(number)
     workflow = started(folder)
     processes = training(workflow)
-    time.sleep(chance.uniform(0, 1) * seconds)
+    if number % 5:
+        wait_for_iterations(folder, workflow)
+    time.sleep(chance.uniform(0, 1) * (iterating if number % 5 else loading))
     ending(processes, chance)
     said, _ = workflow.communicate()
     assert workflow.returncode in (0, 1), said
