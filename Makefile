@@ -37,8 +37,11 @@ test: env  ## run the tests
 test-long: env  ## run the tests that take long: tutorials, published configs and nets, the report in a browser
 	pytest -n auto -m long
 
-test-scalar: env  ## run the engine's tests as a processor without AVX would, on one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long" tests/caffe tests/pipeline/test_recorded_nets.py
+NUMERIC := $(foreach name,recordings gradients published fork_layers fork_nets detection_layers net data_layers,tests/caffe/test_$(name).py) \
+  tests/pipeline/test_recorded_nets.py
+
+test-scalar: env  ## run the numeric tests as a processor without AVX would, on one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long" $(NUMERIC)
 
 rebuild-check: env  ## build the example twice, and its data without vector code, in folders of their own, and compare
 	rm -rf .rebuild && mkdir -p .rebuild/first .rebuild/second .rebuild/scalar

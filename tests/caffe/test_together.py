@@ -401,7 +401,7 @@ def test_where_a_process_fails_before_all_have_met_the_command_ends(folder, monk
 @pytest.mark.parametrize(
     ("variables", "where", "found"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "environment", "RANK without MASTER_ADDR and MASTER_PORT"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "environment", "no MASTER_ADDR and MASTER_PORT beside RANK and WORLD_SIZE"),
         ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "environment", "RANK=x"),
         ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "environment", "RANK=2"),
     ],
