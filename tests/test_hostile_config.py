@@ -1,7 +1,12 @@
 """Nothing that a config, a list or a prototxt says reaches a shell: hostile names build, or end in one clear error."""
 
 import csv
+import hashlib
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -19,7 +24,7 @@ SCHEMA = ROOT / "config/schema.yaml"
 HOSTILE = {
     "command": "$(touch pwned) '\"; touch pwned #",
     "spaces": "two  words `touch pwned` && touch pwned | tee pwned > pwned",
-    "braces": "{output} {{x}} {wildcards.dataset} %s \\n",
+    "braces": "{output.images} {wildcards.dataset} {0!r} %s \\n",
     "umlauts": "Käfer ß 日本",
     "long": "x" * 200,
 }
@@ -100,6 +105,74 @@ def test_a_workflow_whose_every_name_is_hostile_builds(tmp_path, text):
     assert (tmp_path / "results/manifest.json").is_file()
     table = (tmp_path / "results/experiments/first/classify.csv").read_text(encoding="utf-8")
     assert " ".join(text.split()) in table.replace('""', '"')
+
+
+SHA256 = hashlib.sha256(b"net").hexdigest()
+
+
+def other_config(text: str) -> tuple[dict, list[str]]:
+    """A config that has a text in the keys that `write_files` has not, and the files that it names."""
+    names = {key: f"{key} {text}"[:200] for key in ("folder", "names", "train", "val", "list", "labels", "crop", "one", "two")}
+    config = {
+        "datasets": {
+            "f": {"source": {"folder": names["folder"], "val_labels": names["labels"]}},
+            "n": {
+                "source": {"list": f"{names['list']}.csv", "columns": dict.fromkeys(("url", "group", "split", "sha256"), text)},
+                "names": names["names"],
+                "split": {"by": "fraction"},
+            },
+            "d": {"source": {"database": {"train": names["train"], "val": names["val"]}}, "names": names["names"]},
+            "p": {"source": {"published": "mnist", "copy": names["folder"]}},
+        },
+        "experiments": {
+            "e": {
+                **{"dataset": "n", "model": "lenet", "export": {"crop": names["crop"]}, "pictures": {"count": 0}},
+                "weights": [
+                    {"file": names["one"]},
+                    {"file": names["two"]},
+                    {"url": f"http://x/{text}", "sha256": hashlib.sha256(b"net").hexdigest()},
+                ],
+            }
+        },
+    }
+    others = [name for key, name in names.items() if key not in ("folder", "list")]
+    return config, [f"{names['folder']}/train/a/1.jpg", f"{names['list']}.csv", *others]
+
+
+PYTHON = """\
+#!/bin/bash
+# In the place of python: notes its arguments, one a line in JSON, and does nothing.
+exec {python} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@" >>{noted}
+"""
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_every_command_hands_a_hostile_text_over_as_a_part_of_one_argument(tmp_path, text):
+    config, files = other_config(text)
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    code, output = workflows.snakemake(tmp_path, "-n", "--printshellcmds")
+    assert code == 0, output
+    commands = [line.partition("Shell command: ")[2] for line in output.splitlines() if "python -m pipeline." in line]
+    assert {re.search(r"pipeline\.(\w+)", line)[1] for line in commands} >= {"shards", "reuse", "published", "weights"}
+    noted, fake = tmp_path / "noted", tmp_path / "bin/python"
+    fake.parent.mkdir()
+    fake.write_text(PYTHON.format(python=sys.executable, noted=noted))
+    fake.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    for line in commands:
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        subprocess.run(["bash", "-euo", "pipefail", "-c", line.split(" 2>&1")[0]], cwd=tmp_path, env=environment, check=True)
+    given = [json.loads(line) for line in noted.read_text().splitlines()]
+    assert len(given) == len(commands)
+    words = {word for words in given for word in words}
+    assert {f"train {text}"[:200], f"val {text}"[:200]} <= words  # the databases, as inputs
+    options = [json.loads(words[words.index("--options") + 1]) for words in given if "--options" in words]
+    assert any(one.get("folder") == f"folder {text}"[:200] for one in options)
+    assert any(one.get("url") == f"http://x/{text}" for one in options)
+    assert not list(tmp_path.rglob("pwned"))
 
 
 def strings(schema: dict, root: dict, key: tuple = ()) -> list[tuple]:

@@ -402,6 +402,7 @@ def test_where_a_process_fails_before_all_have_met_the_command_ends(folder, monk
     ("variables", "where", "found"),
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, "environment", "no MASTER_ADDR and MASTER_PORT beside RANK and WORLD_SIZE"),
+        ({"RANK": "1"}, "environment", "no WORLD_SIZE and MASTER_ADDR and MASTER_PORT beside RANK"),
         ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "environment", "RANK=x"),
         ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "environment", "RANK=2"),
     ],
