@@ -24,11 +24,14 @@ SCHEMA = ROOT / "config/schema.yaml"
 HOSTILE = {
     "command": "$(touch pwned) '\"; touch pwned #",
     "spaces": "two  words `touch pwned` && touch pwned | tee pwned > pwned",
-    "braces": "{output.images} {wildcards.dataset} {0!r} %s \\n",
+    "escapes": "%s \\n \\x41 $'x' $HOME !! ~ * ? [a-z]",
     "umlauts": "Käfer ß 日本",
     "long": "x" * 200,
 }
-LONGER = {**HOSTILE, "dash": "-rf", "options": "--options={}", "newline": "a\ntouch pwned", "too_long": "ü" * 300}
+LONGER = {
+    **(HOSTILE | {"braces": "{output.images} {wildcards.dataset} {0!r}", "dash": "-rf", "options": "--options={}"}),
+    **{"newline": "a\ntouch pwned", "too_long": "ü" * 300},
+}
 
 
 def net_of(text: str) -> str:

@@ -26,7 +26,7 @@ def problems(name: str, experiments: dict) -> list[str]:
             found.append(f"{key}: sha256 is missing; it says which file the url gives")
         if isinstance(origin.get("sha256"), str) and not re.fullmatch("[0-9a-f]{64}", origin["sha256"]):
             found.append(f"{key}.sha256: {origin['sha256']!r} is not 64 digits of 0 to 9 and a to f")
-        if isinstance(file := origin.get("file"), str) and (left := re.search(r"{\w+}", file)):
+        if isinstance(file := origin.get("file"), str) and (left := re.search(r"{[^{}]*}|[{}]", file)):
             found.append(
                 f"{key}.file: {left[0]} stands for nothing; in braces goes a key that the experiment has a list of, such as model"
             )
