@@ -18,17 +18,19 @@ def code_of(module: str) -> str:
     An edit of any of them changes it, a touch does not. The engine is left out on purpose, so that another version of it does not
     by itself repeat trainings; its version is in the manifest of results.
     """
-    digest = hashlib.sha256()
-    for name in sorted(imported_by(module)):
-        digest.update(name.encode() + b"\0" + _path(name).read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    return _digest({name: _path(name) for name in imported_by(module)})
 
 
 def code_of_package(folder: Path) -> str:
     """Digest of all modules in a folder: 16 hexadecimal digits."""
+    return _digest({path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")})
+
+
+def _digest(files: dict[str, Path]) -> str:
+    """Digest of the names and contents of files, {name: path}."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for name, path in sorted(files.items()):
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.command import run
+from pipeline.configuration import keys
 from pipeline.errors import InputError
 from pipeline.files import stem_of, written_whole
 
@@ -87,7 +88,9 @@ OUTPUTS = (
     Output("comparison", "pictures", ("report/*",)),
 )
 """All results, in the order in which steps make them; of several patterns that match, the first one counts."""
-STEPS_OF_A_NET = frozenset({"linear", "train", "features", "evaluate", "classify", "export", "neighbours", "visualize"})
+STEPS = list(dict.fromkeys(output.step for output in OUTPUTS))
+"""The steps, in their order."""
+STEPS_OF_A_NET = {output.step for output in OUTPUTS if output.patterns[0].startswith(("experiments/", "report/"))}
 """Steps whose bits may depend on the machine: on its processor, threads and device."""
 NOT_COMPARED = {
     "manifest.json": "this file",
@@ -117,38 +120,24 @@ def find(results: Path, config: dict) -> dict[str, Found]:
     config  whose results; those of other configs, and of this one before it was edited, may be in the same folder
     """
     found: dict[str, Found] = {}
+    shards = {name: {path.stem for path in (results / "datasets" / name / "list").glob("*.csv")} for name in config["datasets"]}
     for path in sorted(_files(results)):
         relative = path.relative_to(results)
-        if not_compared(path.name) or not _is_of(config, results, relative.parts) or not (placed := place(relative.as_posix())):
+        if not_compared(path.name) or not _is_of(config, shards, relative.parts) or not (placed := place(relative.as_posix())):
             continue
         key, output = placed
         found.setdefault(key, Found(output.step, output.kind, [])).files.append(path)
-    order = [output.step for output in OUTPUTS]
-    return dict(sorted(found.items(), key=lambda item: (order.index(item[1].step), item[0])))
+    return dict(sorted(found.items(), key=lambda item: (STEPS.index(item[1].step), item[0])))
 
 
-EXPORTS = {
-    "model.onnx": "onnx",
-    "model.safetensors": "safetensors",
-    **{
-        f"{stem}.{kind}": key
-        for stem, key in (
-            *(("merged", "merged"), ("convolutional", "convolutional")),
-            *(("cropped", "crop"), ("averaged", "average")),
-        )
-        for kind in ("prototxt", "caffemodel")
-    },
-}
-"""The key of an experiment's `export` that asks for a file."""
+def _is_of(config: dict, shards: dict[str, set[str]], parts: tuple[str, ...]) -> bool:
+    """Whether a file below the results folder is a result of this config.
 
-
-def _is_of(config: dict, results: Path, parts: tuple[str, ...]) -> bool:
-    """Whether a file below the results folder is a result of this config."""
+    shards  {dataset: its shards}
+    """
     if parts[0] == "datasets":
-        if parts[1] not in config["datasets"]:
-            return False
-        lists = results / "datasets" / parts[1] / "list"
-        return parts[2] not in ("download", "resize") or (lists / f"{parts[3].partition('.')[0]}.csv").exists()
+        is_of_shard = len(parts) > 3 and parts[2] in ("download", "resize")
+        return parts[1] in shards and (not is_of_shard or parts[3].partition(".")[0] in shards[parts[1]])
     if parts[0] == "experiments":
         return parts[1] in config["experiments"] and _is_asked_for(config["experiments"][parts[1]], parts[2:])
     return True
@@ -164,7 +153,7 @@ def _is_asked_for(experiment: dict, parts: tuple[str, ...]) -> bool:
     if part == "report" and (blob := re.fullmatch(r"(?:map|neighbours)_(.*)\.[a-z]+", name)):
         return blob[1] in map(stem_of, experiment["features"])
     if part == "export":
-        return bool(experiment["export"].get(EXPORTS.get(name, "")))
+        return name.replace(".prototxt", ".caffemodel") in keys.exports(experiment)
     wanted = {"features": bool(experiment["features"]), "classify.csv": "classify" in experiment}
     return wanted.get(part, part != "checkpoint")
 
@@ -260,9 +249,8 @@ def named_files(config: dict) -> Iterator[str]:
         yield from _existing(source.get("list"), source.get("val_labels"), dataset.get("names"))
         yield from _existing(*source.get("database", {}).values())
     for experiment in config["experiments"].values():
-        weights = experiment["weights"]
-        origins = weights if isinstance(weights, list) else [weights]
-        yield from _existing(*(origin.get("file") for origin in origins), experiment["model"], experiment["export"].get("crop"))
+        files = [origin.get("file") for origin in keys.origins(experiment)]
+        yield from _existing(*files, experiment["model"], experiment["export"].get("crop"))
         yield from _existing(experiment["pictures"].get("images"), experiment.get("classify", {}).get("images"))
 
 

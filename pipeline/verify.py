@@ -66,8 +66,7 @@ def check(recorded: dict, results: Path) -> list[Difference]:
 
 
 def _in_order(differences: list[Difference]) -> list[Difference]:
-    order = [output.step for output in manifest.OUTPUTS]
-    return sorted(differences, key=lambda one: (order.index(one.step), one.path))
+    return sorted(differences, key=lambda one: (manifest.STEPS.index(one.step), one.path))
 
 
 def reasons(first: dict, second: dict, step: str) -> list[str]:

@@ -110,17 +110,6 @@ def of_dataset(path):
     return lambda wildcards: f"results/datasets/{dataset_of(wildcards)}/{path}"
 
 
-EXPORTS = {
-    "onnx": "model.onnx",
-    "safetensors": "model.safetensors",
-    "merged": "merged.caffemodel",
-    "convolutional": "convolutional.caffemodel",
-    "crop": "cropped.caffemodel",
-    "average": "averaged.caffemodel",
-}
-"""The file that each key of an experiment's `export` asks for."""
-
-
 def results(wildcards):
     """Everything that `snakemake` makes when it is not told what."""
     experiments = config["experiments"]
@@ -156,6 +145,6 @@ def results(wildcards):
             paths.append(f"results/experiments/{name}/pictures/filters.png")
         if "classify" in experiment:
             paths.append(f"results/experiments/{name}/classify.csv")
-        asked = [file for key, file in EXPORTS.items() if experiment["export"].get(key)]
-        paths += [f"results/experiments/{name}/export/{file}" for file in asked]
+        exports = configuration.keys.exports(experiment)
+        paths += [f"results/experiments/{name}/export/{file}" for file in exports]
     return paths

@@ -23,6 +23,22 @@ PATIENCE_FLAGS = ("min_yield", "concurrency", "per_host", "timeout", "total_time
 """Those that say how long and how hard it is tried."""
 
 
+EXPORTS = {
+    "onnx": "model.onnx",
+    "safetensors": "model.safetensors",
+    "merged": "merged.caffemodel",
+    "convolutional": "convolutional.caffemodel",
+    "crop": "cropped.caffemodel",
+    "average": "averaged.caffemodel",
+}
+"""The file that each key of an experiment's `export` asks for; a .caffemodel has its prototxt beside it."""
+
+
+def exports(experiment: dict) -> list[str]:
+    """The files that an experiment's `export` asks for, without the prototxts beside them."""
+    return [file for key, file in EXPORTS.items() if experiment["export"].get(key)]
+
+
 def kind_of(source: dict) -> str | None:
     """What a dataset's images come from, the first of KINDS that is given."""
     return next((kind for kind in KINDS if kind in source), None)

@@ -64,24 +64,30 @@ def repeated(path: Path) -> Iterator[str]:
         yield from within(yaml.compose(path.read_text(encoding="utf-8"), yaml.CSafeLoader), "")
 
 
-def not_finite(value: object, key: str = "") -> Iterator[str]:
+def not_finite(config: dict) -> Iterator[str]:
     """Values that are no numbers, though YAML takes them for some."""
-    if isinstance(value, float) and not math.isfinite(value):
-        yield f"{key}: {value} is no number to reckon with"
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, one in inner:
-        yield from not_finite(one, f"{key}.{name}" if key else str(name))
+    for key, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{key}: {value} is no number to reckon with"
 
 
-def too_long(value: object, key: str = "") -> Iterator[str]:
+def too_long(config: dict) -> Iterator[str]:
     """Paths that no file system has, as they have a part of more than 255 bytes (umlauts have two), or more than 4095 in all."""
-    if isinstance(value, str) and "://" not in value:
-        longest = max(len(part.encode(errors="surrogateescape")) for part in value.split("/"))
-        if longest > LONGEST_NAME or len(value.encode(errors="surrogateescape")) > LONGEST_PATH:
-            yield f"{key}: {value[:40]!r}… is too long: names of files have at most {LONGEST_NAME} bytes, paths {LONGEST_PATH}"
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, one in inner:
-        yield from too_long(one, f"{key}.{name}" if key else str(name))
+    for key, value in _leaves(config):
+        if isinstance(value, str) and "://" not in value:
+            longest = max(len(part.encode(errors="surrogateescape")) for part in value.split("/"))
+            if longest > LONGEST_NAME or len(value.encode(errors="surrogateescape")) > LONGEST_PATH:
+                limits = f"names of files have at most {LONGEST_NAME} bytes, paths {LONGEST_PATH}"
+                yield f"{key}: {value[:40]!r}… is too long: {limits}"
+
+
+def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """(key, value) of each value of a config that is neither a mapping nor a list."""
+    if not isinstance(value, dict | list):
+        yield key, value
+        return
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
 
 
 def _explained(error: jsonschema.ValidationError) -> list[str]:
