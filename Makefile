@@ -22,10 +22,10 @@ env: .venv/.installed  ## make the environment in .venv
 demo: env  ## build the example: data, two nets, features, evaluation and report.html
 	snakemake --cores all --quiet rules host
 	@$(MAKE) --no-print-directory report.html
-	@$(BIN)/python -m pipeline.summary results
+	@$(BIN)/python -m pipeline.report.summary results
 	@echo "report.html has the curves, the confusion matrices, pictures of the nets and every prediction"
 	@echo "Against the build that is recorded in config/example.manifest.json:"
-	@$(BIN)/python -m pipeline.verify config/example.manifest.json results/manifest.json --kinds data --accuracies || true
+	@$(BIN)/python -m pipeline.report.verify config/example.manifest.json results/manifest.json --kinds data --accuracies || true
 
 # All that the report shows: it is written again when one of them is newer.
 report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/pictures/* results/experiments/*/evaluate/* report/*)
@@ -37,8 +37,8 @@ test: env  ## run the tests
 test-long: env  ## run the tests that take long: tutorials, published configs and nets, the report in a browser
 	pytest -n auto -m long
 
-NUMERIC := $(foreach name,recordings gradients published fork_layers fork_nets detection_layers net data_layers,tests/caffe/test_$(name).py) \
-  tests/pipeline/test_recorded_nets.py
+NUMERIC := tests/caffe/layer_types tests/caffe/engine/test_gradients.py tests/caffe/engine/test_net.py \
+  tests/pipeline/training/test_recorded_nets.py
 
 test-scalar: env  ## run the numeric tests as a processor without AVX would, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long" $(NUMERIC)
@@ -50,14 +50,14 @@ rebuild-check: env  ## build the example twice, and its data without vector code
 	$(BIN)/python -m tests.without_vector_code snakemake --cores all --quiet rules host --configfile config/config.yaml \
 	  --directory .rebuild/scalar -- $(foreach name,base target,results/datasets/digits_$(name)/mean.binaryproto \
 	  results/datasets/digits_$(name)/lmdb/val.manifest.json)
-	$(BIN)/python -m pipeline.manifest .rebuild/scalar/results .rebuild/scalar/results/manifest.json --config $(call FIXED,.rebuild/scalar)
-	$(BIN)/python -m pipeline.verify .rebuild/first/results/manifest.json
-	$(BIN)/python -m pipeline.verify .rebuild/first/results/manifest.json .rebuild/second/results/manifest.json
-	$(BIN)/python -m pipeline.verify .rebuild/first/results/manifest.json .rebuild/scalar/results/manifest.json --kinds data
+	$(BIN)/python -m pipeline.report.manifest .rebuild/scalar/results .rebuild/scalar/results/manifest.json --config $(call FIXED,.rebuild/scalar)
+	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json
+	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json .rebuild/second/results/manifest.json
+	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json .rebuild/scalar/results/manifest.json --kinds data
 	rm -rf .rebuild
 
 example-manifest: demo  ## record the data and the accuracies of the example in config/, after a demo
-	$(BIN)/python -m pipeline.manifest results config/example.manifest.json --config $(call FIXED,.) --kinds data
+	$(BIN)/python -m pipeline.report.manifest results config/example.manifest.json --config $(call FIXED,.) --kinds data
 
 check-all: env  ## everything, before a release: all tests with 1 and 2 threads, without vector code, under load; a rebuild
 	$(MAKE) lint
@@ -78,8 +78,8 @@ lint: env  ## check code and workflow
 bench: env  ## compare speed with the same nets by hand in PyTorch
 	$(BIN)/python benchmarks/train_step.py
 
-proto: env  ## regenerate caffe_pb2.py after an edit of caffe.proto
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. caffe/proto/caffe.proto
+proto: env  ## regenerate caffe_pb2 after an edit of caffe.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. caffe/proto/caffe.proto
 
 clean:  ## remove what the example made; the environment stays
 	rm -rf results logs report.html .snakemake .rebuild

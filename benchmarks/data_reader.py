@@ -18,10 +18,10 @@ from itertools import cycle, islice
 import lmdb
 import numpy as np
 
-from caffe.datum import parse, pixels_of
-from caffe.db import open_db
+from caffe.formats.datum import parse, pixels_of
+from caffe.formats.db import open_db
 from caffe.proto import caffe_pb2
-from caffe.transform import Transformer
+from caffe.transforms.transform import Transformer
 
 CHANGES = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "min_area": 0.3, "max_aspect": 1.33, "rotation": 10}
 

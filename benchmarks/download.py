@@ -70,10 +70,10 @@ def steps(folder: Path) -> None:
     shards = sorted(path.stem for path in (folder / "list").iterdir())
     with ThreadPoolExecutor(THREADS) as pool:
         flags = [(f"list/{shard}.csv", f"download/{shard}", "--table", f"download/{shard}.csv") for shard in shards]
-        list(pool.map(lambda one: run(folder, sys.executable, "-m", "pipeline.download", *one, "--allow-private"), flags))
+        list(pool.map(lambda one: run(folder, sys.executable, "-m", "pipeline.dataset.download", *one, "--allow-private"), flags))
     fit = ("--mode", "crop", "--interpolation", "area", "--threads", str(THREADS))
     for shard in shards:
-        run(folder, sys.executable, "-m", "pipeline.resize", f"download/{shard}", f"resize/{shard}", *fit)
+        run(folder, sys.executable, "-m", "pipeline.dataset.resize", f"download/{shard}", f"resize/{shard}", *fit)
 
 
 def peer(folder: Path, command: Path) -> None:

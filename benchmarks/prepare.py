@@ -68,11 +68,11 @@ def photographs(source: Path, folder: Path, count: int, width: int, height: int)
 def steps(folder: Path) -> None:
     """Resize, label and LMDB of both parts."""
     threads = ("--threads", str(os.cpu_count()))
-    run(folder, "pipeline.resize", "download/00000", "resize/00000", *threads)
-    run(folder, "pipeline.label", "list", "download", "resize", "--output", "lists", "--val", "0.2")
+    run(folder, "pipeline.dataset.resize", "download/00000", "resize/00000", *threads)
+    run(folder, "pipeline.dataset.label", "list", "download", "resize", "--output", "lists", "--val", "0.2")
     for part in ("train", "val"):
         files = ("--labels", "lists/labels.txt", "--manifest", f"{part}.json", *threads)
-        run(folder, "pipeline.database", f"lists/{part}.txt", "resize", f"lmdb/{part}", *files)
+        run(folder, "pipeline.dataset.database", f"lists/{part}.txt", "resize", f"lmdb/{part}", *files)
 
 
 def run(folder: Path, module: str, *arguments: str) -> None:

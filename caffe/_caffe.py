@@ -29,8 +29,8 @@ from caffe import (
     solver_count,
     solver_rank,
 )
+from caffe.engine.python_layer import BlobVec
 from caffe.proto.caffe_pb2 import SolverParameter
-from caffe.python_layer import BlobVec
 
 __all__ = [
     "NCCL",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffe import io
-from caffe.net import Net
+from caffe.engine.net import Net
 from caffe.proto.caffe_pb2 import TEST
 
 

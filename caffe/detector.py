@@ -10,8 +10,8 @@ import numpy as np
 
 from caffe import io
 from caffe.classifier import transformer
+from caffe.engine.net import Net
 from caffe.errors import Error
-from caffe.net import Net
 from caffe.proto.caffe_pb2 import TEST
 
 

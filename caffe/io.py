@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from caffe.errors import ImageError
+from caffe.formats.stored import add_array, add_values, shape_of, values_of
 from caffe.proto import caffe_pb2
-from caffe.stored import add_array, add_values, shape_of, values_of
 
 
 def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> np.ndarray:

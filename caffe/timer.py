@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from caffe import mode
+from caffe.engine import mode
 
 
 class Timer:

@@ -6,6 +6,6 @@ import os
 # have nothing to do: PyTorch, which computes, has threads of its own.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Intel's library in OpenCV has a cubic interpolation of its own, which not every OpenCV has: without it a dataset's bytes are the
-# same with and without vector code (tests/pipeline/test_vector_code.py).
+# same with and without vector code (tests/pipeline/dataset/test_vector_code.py).
 os.environ.setdefault("OPENCV_IPP", "disabled")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # the steps' tables name what cannot be decoded

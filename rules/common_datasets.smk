@@ -1,7 +1,7 @@
 # What the rules ask of a dataset's config.
 from pathlib import Path
 
-from pipeline.folders import listing
+from pipeline.sources.folders import listing
 
 
 def images_of(wildcards):

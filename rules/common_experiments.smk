@@ -1,7 +1,7 @@
 # What the rules ask of an experiment's config.
 from pathlib import Path
 
-from pipeline import models, strategies
+from pipeline.nets import models, strategies
 
 
 def of_evaluated(path):

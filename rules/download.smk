@@ -7,9 +7,9 @@ rule digits:
         mem_mb=500,
         runtime=5,
     params:
-        code=code_of("pipeline.digits"),
+        code=code_of("pipeline.sources.digits"),
     shell:
-        "python -m pipeline.digits {output.folder:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.sources.digits {output.folder:q} 2>&1 | tee {log:q}"
 
 
 checkpoint shards:
@@ -26,9 +26,9 @@ checkpoint shards:
     params:
         options=as_json(shard_options),
         listing=listing_of,
-        code=code_of("pipeline.shards"),
+        code=code_of("pipeline.sources.shards"),
     shell:
-        "python -m pipeline.shards {output.folder:q} --options {params.options:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.sources.shards {output.folder:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule download:
@@ -46,7 +46,7 @@ rule download:
     params:
         options=as_json(download_options),
         patience=patience,
-        code=code_of("pipeline.download"),
+        code=code_of("pipeline.dataset.download"),
     shell:
-        "python -m pipeline.download {input.list:q} {output.images:q} --table {output.table:q}"
+        "python -m pipeline.dataset.download {input.list:q} {output.images:q} --table {output.table:q}"
         " --options {params.options:q} --options {params.patience:q} 2>&1 | tee {log:q}"

@@ -16,9 +16,9 @@ rule export:
         mem_mb=4000,
         runtime=30,
     params:
-        code=code_of("pipeline.export"),
+        code=code_of("pipeline.export.export"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.export {wildcards.format} {input.net:q} {input.weights:q} {output:q}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.export.export {wildcards.format} {input.net:q} {input.weights:q} {output:q}"
         " --labels {input.labels:q} --preprocessing {input.preprocessing:q} 2>&1 | tee {log:q}"
 
 
@@ -37,9 +37,9 @@ rule merge:
         runtime=30,
     params:
         stem=without_suffix,
-        code=code_of("pipeline.surgery"),
+        code=code_of("pipeline.export.surgery"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.surgery merge {input.net:q} {input.weights:q} --output {params.stem:q}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.export.surgery merge {input.net:q} {input.weights:q} --output {params.stem:q}"
         " 2>&1 | tee {log:q}"
 
 
@@ -59,9 +59,9 @@ rule convolutional:
     params:
         stem=without_suffix,
         options=as_json(convolutional_options),
-        code=code_of("pipeline.surgery"),
+        code=code_of("pipeline.export.surgery"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.surgery convolutional {input.net:q} {input.weights:q}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.export.surgery convolutional {input.net:q} {input.weights:q}"
         " --output {params.stem:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
@@ -79,9 +79,9 @@ rule crop:
         runtime=30,
     params:
         stem=without_suffix,
-        code=code_of("pipeline.surgery"),
+        code=code_of("pipeline.export.surgery"),
     shell:
-        "python -m pipeline.surgery crop {input.net:q} {input.weights:q} --output {params.stem:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.export.surgery crop {input.net:q} {input.weights:q} --output {params.stem:q} 2>&1 | tee {log:q}"
 
 
 rule average:
@@ -101,7 +101,7 @@ rule average:
     params:
         stem=without_suffix,
         options=as_json(average_options),
-        code=code_of("pipeline.surgery"),
+        code=code_of("pipeline.export.surgery"),
     shell:
-        "python -m pipeline.surgery average {input.net:q} {input.snapshots:q} --best {input.best:q}"
+        "python -m pipeline.export.surgery average {input.net:q} {input.snapshots:q} --best {input.best:q}"
         " --output {params.stem:q} --options {params.options:q} 2>&1 | tee {log:q}"

@@ -15,9 +15,9 @@ rule features:
         gpu=GPUS,
     params:
         options=as_json(feature_options),
-        code=code_of("pipeline.features"),
+        code=code_of("pipeline.inference.features"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.features {input.net:q} {input.weights:q} {output.folder:q}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.inference.features {input.net:q} {input.weights:q} {output.folder:q}"
         " --options {params.options:q} 2>&1 | tee {log:q}"
 
 
@@ -55,9 +55,9 @@ rule evaluate:
     params:
         folder=subpath(output.summary, parent=True),
         options=as_json(on_device),
-        code=code_of("pipeline.evaluate"),
+        code=code_of("pipeline.inference.evaluate"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.evaluate {input.net:q} {input.weights:q} {params.folder:q}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.inference.evaluate {input.net:q} {input.weights:q} {params.folder:q}"
         " --list {input.list:q} --labels {input.labels:q} --database {input.database:q}"
         " --options {params.options:q} 2>&1 | tee {log:q}"
 
@@ -86,7 +86,7 @@ rule classify:
         gpu=GPUS,
     params:
         options=as_json(classify_options),
-        code=code_of("pipeline.classify"),
+        code=code_of("pipeline.inference.classify"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.classify {input.net:q} {input.weights:q} {input.images:q}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.inference.classify {input.net:q} {input.weights:q} {input.images:q}"
         " --labels {input.labels:q} --csv {output:q} --options {params.options:q} 2>&1 | tee {log:q}"

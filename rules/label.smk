@@ -16,7 +16,7 @@ rule label:
         resized=of_images("resize"),
         folder="results/datasets/{dataset}/lists",
         options=as_json(label_options),
-        code=code_of("pipeline.label"),
+        code=code_of("pipeline.dataset.label"),
     shell:
-        "python -m pipeline.label {input.shards:q} {params.tables:q} {params.resized:q} --output {params.folder:q}"
+        "python -m pipeline.dataset.label {input.shards:q} {params.tables:q} {params.resized:q} --output {params.folder:q}"
         " --options {params.options:q} 2>&1 | tee {log:q}"

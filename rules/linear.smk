@@ -33,7 +33,7 @@ rule linear:
         folder=subpath(output.strategy, parent=True),
         val=of_dataset("lmdb/val"),
         options=as_json(linear_options),
-        code=code_of("pipeline.linear"),
+        code=code_of("pipeline.training.linear"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.linear {params.folder:q} --train {input.train:q} --val {params.val:q}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.training.linear {params.folder:q} --train {input.train:q} --val {params.val:q}"
         " --mean {input.mean:q} --options {params.options:q} 2>&1 | tee {log:q}"

@@ -15,7 +15,7 @@ rule lmdb:
     params:
         root=of_images("resize"),
         options=as_json(database_options),
-        code=code_of("pipeline.database"),
+        code=code_of("pipeline.dataset.database"),
     shell:
-        "python -m pipeline.database {input.list:q} {params.root:q} {output.database:q} --labels {input.labels:q}"
+        "python -m pipeline.dataset.database {input.list:q} {params.root:q} {output.database:q} --labels {input.labels:q}"
         " --manifest {output.manifest:q} --options {params.options:q} --threads {threads} 2>&1 | tee {log:q}"

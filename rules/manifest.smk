@@ -12,7 +12,7 @@ rule manifest:
     params:
         folder=subpath(output[0], parent=True),
         config=str(FIXED / f"{os.environ[DIGEST]}.json"),
-        code=code_of("pipeline.manifest"),
+        code=code_of("pipeline.report.manifest"),
     shell:
-        "python -m pipeline.manifest {params.folder:q} {output:q} --config {params.config:q}"
+        "python -m pipeline.report.manifest {params.folder:q} {output:q} --config {params.config:q}"
         " --threads {threads} 2>&1 | tee {log:q}"

@@ -11,6 +11,6 @@ rule mean:
         mem_mb=1000,
         runtime=30,
     params:
-        code=code_of("pipeline.mean"),
+        code=code_of("pipeline.dataset.mean"),
     shell:
-        "python -m pipeline.mean {input.database:q} {output.mean:q} --values {output.values:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.dataset.mean {input.database:q} {output.mean:q} --values {output.values:q} 2>&1 | tee {log:q}"

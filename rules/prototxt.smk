@@ -23,7 +23,7 @@ rule prototxt:
         train=of_dataset("lmdb/train"),
         val=of_dataset("lmdb/val"),
         options=as_json(prototxt_options),
-        code=code_of("pipeline.prototxt"),
+        code=code_of("pipeline.nets.prototxt"),
     shell:
-        "python -m pipeline.prototxt {params.folder:q} --train {params.train:q} --val {params.val:q} --mean {input.mean:q}"
+        "python -m pipeline.nets.prototxt {params.folder:q} --train {params.train:q} --val {params.val:q} --mean {input.mean:q}"
         " --options {params.options:q} 2>&1 | tee {log:q}"

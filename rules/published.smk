@@ -9,9 +9,9 @@ rule fetch:
     params:
         name=lookup(dpath="datasets/{dataset}/source/published", within=config),
         options=as_json(fetch_options),
-        code=code_of("pipeline.published"),
+        code=code_of("pipeline.sources.published"),
     shell:
-        "python -m pipeline.published fetch {params.name} {output.folder:q} --options {params.options:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.sources.published fetch {params.name} {output.folder:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule build:
@@ -37,9 +37,9 @@ rule build:
     params:
         name=lookup(dpath="datasets/{dataset}/source/published", within=config),
         folder=subpath(input.records, parent=True),
-        code=code_of("pipeline.published"),
+        code=code_of("pipeline.sources.published"),
     shell:
-        "python -m pipeline.published build {params.name} {input.records:q} {params.folder:q}"
+        "python -m pipeline.sources.published build {params.name} {input.records:q} {params.folder:q}"
         " --threads {threads} 2>&1 | tee {log:q}"
 
 
@@ -67,9 +67,9 @@ rule reuse:
     params:
         folder="results/datasets/{dataset}",
         options=as_json(reuse_options),
-        code=code_of("pipeline.reuse"),
+        code=code_of("pipeline.sources.databases"),
     shell:
-        "python -m pipeline.reuse {input.records:q} {params.folder:q} --options {params.options:q}"
+        "python -m pipeline.sources.databases {input.records:q} {params.folder:q} --options {params.options:q}"
         " --threads {threads} 2>&1 | tee {log:q}"
 
 

@@ -48,9 +48,9 @@ rule pictures:
     params:
         dataset=subpath(input.mean, parent=True),
         folder=subpath(output.overview, parent=True),
-        code=code_of("pipeline.pictures"),
+        code=code_of("pipeline.report.dataset_pictures"),
     shell:
-        "python -m pipeline.pictures {params.dataset:q} {params.folder:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.report.dataset_pictures {params.dataset:q} {params.folder:q} 2>&1 | tee {log:q}"
 
 
 rule augmented:
@@ -71,9 +71,9 @@ rule augmented:
         runtime=5,
     params:
         options=as_json(augmented_options),
-        code=code_of("pipeline.augmented"),
+        code=code_of("pipeline.report.augmentation_examples"),
     shell:
-        "python -m pipeline.augmented {input.database:q} {output:q} --options {params.options:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.report.augmentation_examples {input.database:q} {output:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule plots:
@@ -94,9 +94,9 @@ rule plots:
         runtime=5,
     params:
         folder=subpath(output.curves, parent=True),
-        code=code_of("pipeline.plots"),
+        code=code_of("pipeline.report.plots"),
     shell:
-        "python -m pipeline.plots {params.folder:q} --metrics {input.metrics:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.report.plots {params.folder:q} --metrics {input.metrics:q} 2>&1 | tee {log:q}"
 
 
 rule evaluated:
@@ -139,9 +139,9 @@ rule evaluated:
         evaluation=subpath(input.summary, parent=True),
         folder=subpath(output.mistakes, parent=True),
         options=as_json(evaluated_options),
-        code=code_of("pipeline.evaluated"),
+        code=code_of("pipeline.report.evaluation"),
     shell:
-        "python -m pipeline.evaluated {params.evaluation:q} {input.database:q} {params.folder:q}"
+        "python -m pipeline.report.evaluation {params.evaluation:q} {input.database:q} {params.folder:q}"
         " --options {params.options:q} 2>&1 | tee {log:q}"
 
 
@@ -175,9 +175,9 @@ rule neighbours:
     params:
         folder=subpath(output.map, parent=True),
         options=as_json(neighbour_options),
-        code=code_of("pipeline.neighbours"),
+        code=code_of("pipeline.report.neighbours"),
     shell:
-        "OMP_NUM_THREADS=1 python -m pipeline.neighbours {input.features:q} {input.database:q} {params.folder:q}"
+        "OMP_NUM_THREADS=1 python -m pipeline.report.neighbours {input.features:q} {input.database:q} {params.folder:q}"
         " --labels {input.labels:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
@@ -234,9 +234,9 @@ rule visualize:
     params:
         folder=subpath(output.filters, parent=True),
         options=as_json(visualize_options),
-        code=code_of("pipeline.visualize"),
+        code=code_of("pipeline.report.visualize"),
     shell:
-        "OMP_NUM_THREADS={threads} python -m pipeline.visualize {input.net:q} {input.weights:q} {params.folder:q}"
+        "OMP_NUM_THREADS={threads} python -m pipeline.report.visualize {input.net:q} {input.weights:q} {params.folder:q}"
         " --labels {input.labels:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
@@ -273,7 +273,7 @@ rule comparison:
     params:
         folder=subpath(output.table, parent=True),
         options=json.dumps(COMPARED),
-        code=code_of("pipeline.comparison"),
+        code=code_of("pipeline.report.comparison"),
     shell:
-        "python -m pipeline.comparison {params.folder:q} --metrics {input.metrics:q} --summaries {input.summaries:q}"
+        "python -m pipeline.report.comparison {params.folder:q} --metrics {input.metrics:q} --summaries {input.summaries:q}"
         " --bests {input.bests:q} --seconds {input.seconds:q} --options {params.options:q} 2>&1 | tee {log:q}"

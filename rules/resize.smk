@@ -11,7 +11,7 @@ rule resize:
         runtime=30,
     params:
         options=as_json(resize_options),
-        code=code_of("pipeline.resize"),
+        code=code_of("pipeline.dataset.resize"),
     shell:
-        "python -m pipeline.resize {input.images:q} {output.images:q} --options {params.options:q}"
+        "python -m pipeline.dataset.resize {input.images:q} {output.images:q} --options {params.options:q}"
         " --threads {threads} 2>&1 | tee {log:q}"

@@ -14,9 +14,9 @@ rule weights:
         runtime=120,
     params:
         options=as_json(weights_options),
-        code=code_of("pipeline.weights"),
+        code=code_of("pipeline.training.initial_weights"),
     shell:
-        "python -m pipeline.weights {output:q} --options {params.options:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.training.initial_weights {output:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 # Only now are outputs safe: Snakemake removes those of a training that has ended, too, if the job is killed or cancelled before
@@ -85,9 +85,9 @@ rule train:
         options=as_json(train_options),
         failed="logs/experiments/{experiment}/failed",
         experiment=subpath(output.weights, ancestor=2),
-        code=code_of("pipeline.train"),
+        code=code_of("pipeline.training.train"),
     shell:
         "trap : HUP INT TERM USR1 USR2 XCPU;"
-        " OMP_NUM_THREADS={threads} python -m pipeline.train {input.solver:q} {params.folder:q} --failed {params.failed:q}"
+        " OMP_NUM_THREADS={threads} python -m pipeline.training.train {input.solver:q} {params.folder:q} --failed {params.failed:q}"
         " --checkpoint {params.experiment:q}/checkpoint --keep-results --options {params.options:q} 2>&1"
         " | (trap '' HUP INT TERM USR1 USR2 XCPU PIPE; exec tee {log:q})"

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.models import TEMPLATES, Last
+from pipeline.nets.models import TEMPLATES, Last
 
 _KEPT = tempfile.TemporaryDirectory(prefix="standins_")
 

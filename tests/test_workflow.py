@@ -154,7 +154,7 @@ def test_images_to_classify_are_classified_by_the_trained_net(elsewhere):
     config.write_text(config.read_text().replace("    features: [ip1]", "    classify: {images: look, oversample: true}"))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    (command,) = (line for line in done.stdout.splitlines() if "pipeline.classify" in line)
+    (command,) = (line for line in done.stdout.splitlines() if "pipeline.inference.classify" in line)
     assert "experiments/finetuned/train/final.caffemodel look" in command
     assert options(command, "classify")[0]["oversample"]
 

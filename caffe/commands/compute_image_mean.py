@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from caffe import glog, prototxt
+from caffe import glog
 from caffe.commands import flags
 from caffe.errors import Error
+from caffe.formats import prototxt
 from caffe.proto import caffe_pb2
 
 
@@ -33,8 +34,8 @@ def main(argv: list[str]) -> int:
 
 def mean_of(source: str, backend: str) -> np.ndarray:
     """The mean of all images of a database, channels × height × width, float32; encoded ones are decoded."""
-    from caffe.datum import pixels_of
-    from caffe.db import open_db
+    from caffe.formats.datum import pixels_of
+    from caffe.formats.db import open_db
 
     names = caffe_pb2.DataParameter
     total, count = None, 0

@@ -52,7 +52,7 @@ def _words(argv: list[str]) -> list[str]:
 
 def convert(arguments) -> None:
     """Write the database."""
-    from caffe.db import DatabaseWriter
+    from caffe.formats.db import DatabaseWriter
     from caffe.layer_types.files import labelled_lines
 
     lines = labelled_lines(arguments.list)

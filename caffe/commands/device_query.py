@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from caffe import glog, mode
+from caffe import glog
 from caffe.commands import devices, flags
+from caffe.engine import mode
 
 _PROPERTIES = (
     ("Major revision number:", "major"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from caffe import glog, mode
+from caffe import glog
+from caffe.engine import mode
 from caffe.errors import Error
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from caffe import draw, prototxt
+from caffe import draw
 from caffe.commands import flags
+from caffe.formats import prototxt
 from caffe.proto import caffe_pb2
 
 

@@ -47,8 +47,8 @@ def _device(words: list[str]) -> str:
 
 def extract(arguments, blobs: list[str], databases: list[str], gpu: str) -> None:
     """Write the databases."""
-    from caffe.db import DatabaseWriter
-    from caffe.net import Net
+    from caffe.engine.net import Net
+    from caffe.formats.db import DatabaseWriter
 
     devices.use_one(gpu, (54, 58, 63))
     net = Net(arguments.net, arguments.weights, caffe_pb2.TEST)

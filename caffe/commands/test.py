@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
 
 def score(arguments) -> None:
     """Run the batches, and log each output of each batch and the means."""
-    from caffe.net import Net
+    from caffe.engine.net import Net
     from caffe.proto.caffe_pb2 import TEST
 
     devices.use_one(arguments.gpu, (270, 274, 279))

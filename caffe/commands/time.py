@@ -76,8 +76,8 @@ def _net(arguments):
     """The net, with gradients of every blob where it has no loss, so that there is a backward pass."""
     import torch
 
-    from caffe import prototxt
-    from caffe.net import Net
+    from caffe.engine.net import Net
+    from caffe.formats import prototxt
     from caffe.proto import caffe_pb2
 
     phase = caffe_pb2.Phase.Value(arguments.phase)

@@ -79,7 +79,8 @@ def joined(place: Place, met: threading.Event | None = None) -> Iterator[None]:
     if place.count == 1:
         yield
         return
-    from caffe import mode, nccl
+    from caffe.engine import mode
+    from caffe.training import nccl
 
     mode.set_solver_count(place.count)
     mode.set_solver_rank(place.rank)
@@ -112,7 +113,7 @@ def share_of(param: caffe_pb2.SolverParameter, place: Place) -> caffe_pb2.Solver
 
 def connect(solver, place: Place) -> None:
     """Begin with the first process's parameters, and update by the mean gradient of all."""
-    from caffe import nccl
+    from caffe.training import nccl
 
     joined = nccl.NCCL(solver, place.uid)
     joined.bcast()
@@ -138,7 +139,7 @@ def spawn(train: Callable, arguments: argparse.Namespace, param: caffe_pb2.Solve
 
     met  an event, to be set when all processes have met
     """
-    from caffe.nccl import NCCL
+    from caffe.training.nccl import NCCL
 
     uid = NCCL.new_uid().decode()
     places = [Place(rank, len(gpus), rank, uid) for rank in range(len(gpus))]

@@ -50,7 +50,8 @@ def train(arguments, place: Place) -> None:
     """Train a net: as one of several processes of a launcher, or alone, on several GPUs with a process for each."""
     import torch
 
-    from caffe import mode, prototxt
+    from caffe.engine import mode
+    from caffe.formats import prototxt
 
     param = prototxt.read_solver(arguments.solver)
     gpus = _gpus(arguments.gpu, param, place)
@@ -103,7 +104,7 @@ def _own(gpus: list[int], place: Place) -> list[int]:
 
 def _use(gpu: int | None) -> None:
     """Compute on a GPU, or on the CPU."""
-    from caffe import mode
+    from caffe.engine import mode
 
     if gpu is None:
         mode.set_mode_cpu()
@@ -117,7 +118,7 @@ def _optimise(arguments, param, gpu: int | None, place: Place, met: threading.Ev
 
     met  set as soon as all processes have met, where there are several
     """
-    from caffe.solver_types import get_solver
+    from caffe.training.solver_types import get_solver
 
     _use(gpu)
     with together.joined(place, met):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from caffe import prototxt
 from caffe.commands import upgrade_net_proto_text
+from caffe.formats import prototxt
 
 
 def main(argv: list[str]) -> int:

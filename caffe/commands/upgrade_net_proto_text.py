@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from caffe import glog, prototxt, upgrade
+from caffe import glog
 from caffe.commands import flags
+from caffe.formats import prototxt, upgrade
 from caffe.proto import caffe_pb2
 
 

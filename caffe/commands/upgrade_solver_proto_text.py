@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from caffe import glog, prototxt, upgrade
+from caffe import glog
 from caffe.commands import flags
+from caffe.formats import prototxt, upgrade
 from caffe.proto import caffe_pb2
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional
 
-from caffe.layer import WEIGHT, Layer, register
+from caffe.engine.layer import WEIGHT, Layer, register
 from caffe.proto import caffe_pb2
 
 

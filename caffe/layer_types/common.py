@@ -6,7 +6,7 @@ import math
 
 from torch.nn import functional
 
-from caffe.layer import BIAS, WEIGHT, Layer, register
+from caffe.engine.layer import BIAS, WEIGHT, Layer, register
 from caffe.proto import caffe_pb2
 
 

@@ -9,13 +9,14 @@ import threading
 import numpy as np
 import torch
 
-from caffe import fillers, glog, mode
-from caffe.datum import parse, pixels_of
-from caffe.db import open_db
+from caffe import glog
+from caffe.engine import fillers, mode
+from caffe.engine.layer import Layer, register
 from caffe.errors import Error
-from caffe.layer import Layer, register
+from caffe.formats.datum import parse, pixels_of
+from caffe.formats.db import open_db
 from caffe.proto import caffe_pb2
-from caffe.transform import Transformer
+from caffe.transforms.transform import Transformer
 
 
 class Source(Layer):
@@ -23,6 +24,7 @@ class Source(Layer):
 
     bottoms = (0, 0)
     tops = (1, None)
+    is_source = True
 
     def top_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the tops."""
@@ -36,6 +38,8 @@ class Source(Layer):
 @register("Input")
 class Input(Source):
     """Blobs that the caller fills: their tensors are what the caller sees as `net.blobs[name].data`."""
+
+    is_input = True
 
     def top_shapes(self):
         shapes = [tuple(shape.dim) for shape in self.param.input_param.shape]
@@ -84,6 +88,10 @@ class DummyData(Source):
                 self.values[index] = torch.empty_like(self.values[index])
                 fillers.fill(self.values[index], filler, self.where)
         return tuple(self.values)
+
+    def use_channels_last(self):
+        layouts = [torch.channels_last if value.dim() == 4 else torch.contiguous_format for value in self.values]
+        self.values = [value.contiguous(memory_format=layout) for value, layout in zip(self.values, layouts, strict=True)]
 
     def batch_dependence(self):
         return "" if all(filler.type == "constant" for filler in self.fillers) else "draws its values at random"

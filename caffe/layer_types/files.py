@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from caffe import glog
+from caffe.engine.layer import Layer, register
 from caffe.errors import Error, FileError
-from caffe.layer import Layer, register
 from caffe.layer_types.data import Prefetching, Source
-from caffe.transform import Transformer
+from caffe.transforms.transform import Transformer
 
 
 def lines_of(path: str, what: str) -> list[str]:

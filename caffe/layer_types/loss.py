@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 from caffe import glog
-from caffe.layer import Layer, register
+from caffe.engine.layer import Layer, register
+from caffe.formats.stored import read_array
 from caffe.proto import caffe_pb2
-from caffe.stored import read_array
 
 LOSS = caffe_pb2.LossParameter
 LOG_THRESHOLD = 1e-20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from caffe.layer import BIAS, WEIGHT, BlobSpec, Layer, register
+from caffe.engine.layer import BIAS, WEIGHT, BlobSpec, Layer, register
 from caffe.proto import caffe_pb2
 
 

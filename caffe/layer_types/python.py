@@ -7,10 +7,10 @@ import importlib
 import torch
 from torch.autograd.function import once_differentiable
 
-from caffe import python_layer
-from caffe.blob import Blob
+from caffe.engine import python_layer
+from caffe.engine.blob import Blob
+from caffe.engine.layer import Layer, register
 from caffe.errors import nearest
-from caffe.layer import Layer, register
 from caffe.layer_types.data import Source
 
 

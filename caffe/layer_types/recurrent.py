@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from caffe.layer import BlobSpec, Layer, register
-from caffe.stored import add_array, shape_of, values_of
+from caffe.engine.layer import BlobSpec, Layer, register
+from caffe.formats.stored import add_array, shape_of, values_of
 
 
 class _Recurrent(Layer):

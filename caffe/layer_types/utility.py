@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from caffe.layer import Layer, register
+from caffe.engine.layer import Layer, register
 from caffe.proto import caffe_pb2
 
 

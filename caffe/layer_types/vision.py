@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional
 
-from caffe.layer import BIAS, WEIGHT, Layer, register
+from caffe.engine.layer import BIAS, WEIGHT, Layer, register
 from caffe.proto import caffe_pb2
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 
 from caffe import glog
+from caffe.engine.layer import register
 from caffe.errors import Error
-from caffe.layer import register
 from caffe.layer_types.data import Prefetching
 from caffe.layer_types.files import lines_of, read_image
-from caffe.transform import Transformer
+from caffe.transforms.transform import Transformer
 
 
 @dataclass(frozen=True)

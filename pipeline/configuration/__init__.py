@@ -6,8 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import sweeps
-from pipeline.configuration import datasets, experiments, keys, schema, weights
+from pipeline.configuration import datasets, experiments, keys, schema, sweeps, weights
 from pipeline.configuration.keys import mapping, mappings
 from pipeline.errors import InputError
 

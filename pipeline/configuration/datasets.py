@@ -6,18 +6,9 @@ import csv
 import gzip
 from pathlib import Path
 
-from pipeline import folders
-from pipeline.configuration.keys import (
-    DOWNLOAD_FLAGS,
-    KINDS,
-    OF_IMAGES,
-    OF_LISTS,
-    PATIENCE_FLAGS,
-    kind_of,
-    mapping,
-    unknown,
-)
-from pipeline.lines import separator
+from pipeline.configuration.keys import DOWNLOAD_FLAGS, KINDS, OF_IMAGES, OF_LISTS, PATIENCE_FLAGS, kind_of, mapping, unknown
+from pipeline.formats.text import separator
+from pipeline.sources import folders
 
 
 def without_effect(name: str, dataset: dict) -> list[str]:

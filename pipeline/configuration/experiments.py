@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import caffe
-from pipeline import models, solver_fields, strategies
 from pipeline.configuration.datasets import known_splits
 from pipeline.configuration.keys import kind_of, last_layer, mapping, origins, unknown
 from pipeline.errors import InputError
 from pipeline.files import stem_of
+from pipeline.nets import models, solver_fields, strategies
 
 
 def without_effect(name: str, experiment: dict) -> list[str]:

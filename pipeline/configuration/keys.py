@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import caffe
-from pipeline import models
+from pipeline.nets import models
 
 SOURCE_FLAGS = ("list", "folder", "root", "allow_outside_root", "val_labels", "sample", "seed")
 """Keys of a source that the shards step takes as flags."""

@@ -11,7 +11,7 @@ import jsonschema
 import yaml
 
 import caffe
-from pipeline import solver_fields
+from pipeline.nets import solver_fields
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes that file systems and Linux have for the name of a file, and for a path."""

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.duplicates import fingerprint
+from pipeline.dataset.duplicates import fingerprint
 from tests.conftest import ROOT
 
 
 @pytest.fixture
 def command(tmp_path):
-    """command("pipeline.resize", "in", "out") runs a step in the test's own folder, as a user would."""
+    """command("pipeline.dataset.resize", "in", "out") runs a step in the test's own folder, as a user would."""
 
     def run_command(module: str, *arguments) -> subprocess.CompletedProcess:
         return _run(tmp_path, module, *arguments)
@@ -27,7 +27,7 @@ def command(tmp_path):
 
 @pytest.fixture
 def fails(command, tmp_path):
-    """fails(said, "pipeline.resize", …): the step ends with 1 and one line that says all of `said`, and leaves no new file.
+    """fails(said, "pipeline.dataset.resize", …): the step ends with 1, one line that says all of `said`, and no new file.
 
     leaves  names of files that it may leave: logs
     """
@@ -77,11 +77,11 @@ def built(tmp_path_factory):
     (folder / "train.prototxt").write_text(NET.format(part="train", accuracy=""))
     (folder / "test.prototxt").write_text(NET.format(part="val", accuracy=ACCURACY))
     (folder / "solver.prototxt").write_text(SOLVER)
-    steps = [("pipeline.label", "list", "download", "resize", "--output", "lists")]
+    steps = [("pipeline.dataset.label", "list", "download", "resize", "--output", "lists")]
     for part in ("train", "val"):
         files = ("--labels", "lists/labels.txt", "--manifest", f"lmdb/{part}.manifest.json")
-        steps.append(("pipeline.database", f"lists/{part}.txt", "resize", f"lmdb/{part}", *files))
-    steps.append(("pipeline.mean", "lmdb/train", "mean.binaryproto", "--values", "mean.json"))
+        steps.append(("pipeline.dataset.database", f"lists/{part}.txt", "resize", f"lmdb/{part}", *files))
+    steps.append(("pipeline.dataset.mean", "lmdb/train", "mean.binaryproto", "--values", "mean.json"))
     steps.append(TRAIN)
     for module, *arguments in steps:
         done = _run(folder, module, *arguments)
@@ -104,7 +104,7 @@ SOLVER = """
 train_net: "train.prototxt" test_net: "test.prototxt" test_iter: 1 test_interval: 5 base_lr: 0.05 momentum: 0.9
 lr_policy: "fixed" display: 5 max_iter: 20 snapshot_prefix: "snap/s" random_seed: 1 solver_mode: CPU
 """
-TRAIN = ("pipeline.train", "solver.prototxt", "out")
+TRAIN = ("pipeline.training.train", "solver.prototxt", "out")
 
 
 def write_resized(folder: Path, images: dict[str, np.ndarray | None]) -> None:

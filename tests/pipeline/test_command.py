@@ -54,7 +54,7 @@ def test_options_that_are_no_json_object_are_refused(text):
 
 def test_no_text_reaches_the_shell(tmp_path, command):
     """As a rule's shell command has it: the one JSON argument, quoted by shlex."""
-    done = command("pipeline.shards", "list", "--options", json.dumps({"list": "$(touch pwned).txt"}))
+    done = command("pipeline.sources.shards", "list", "--options", json.dumps({"list": "$(touch pwned).txt"}))
     assert done.returncode == 1
     assert "$(touch pwned).txt" in done.stderr
     text = " ".join(HOSTILE)
@@ -105,4 +105,4 @@ def test_an_edit_of_what_a_step_imports_is_seen_and_of_nothing_else(package, edi
 
 
 def test_the_resize_step_depends_on_the_decoder():
-    assert "pipeline.images" in closure.imported_by("pipeline.resize")
+    assert "pipeline.formats.images" in closure.imported_by("pipeline.dataset.resize")

@@ -11,11 +11,11 @@ from pathlib import Path
 import cv2
 import pytest
 
-from pipeline import folders
 from pipeline.errors import InputError
 from pipeline.files import plain_name, stem_of
-from pipeline.roots import Root
-from pipeline.sources import Source, read
+from pipeline.formats.roots import Root
+from pipeline.sources import folders
+from pipeline.sources.tables import Source, read
 
 COMMAND = "$(touch pwned) '\"; touch pwned #"
 UMLAUT = "K\u00e4fer \u00d6l"
@@ -43,14 +43,14 @@ def made(tmp_path, command):
         assert done.returncode == 0, done.stderr
 
     def run(*source):
-        step("pipeline.shards", "list", *source)
-        step("pipeline.download", "list/00000.csv", "download/00000", "--table", "download/00000.csv", "--allow-file")
-        step("pipeline.resize", "download/00000", "resize/00000", "--height", 8, "--width", 8)
-        step("pipeline.label", "list", "download", "resize", "--output", "lists", "--val", 0.34)
+        step("pipeline.sources.shards", "list", *source)
+        step("pipeline.dataset.download", "list/00000.csv", "download/00000", "--table", "download/00000.csv", "--allow-file")
+        step("pipeline.dataset.resize", "download/00000", "resize/00000", "--height", 8, "--width", 8)
+        step("pipeline.dataset.label", "list", "download", "resize", "--output", "lists", "--val", 0.34)
         images = 0
         for part in ("train", "val"):
             files = ("--labels", "lists/labels.txt", "--manifest", f"{part}.json")
-            step("pipeline.database", f"lists/{part}.txt", "resize", part, *files)
+            step("pipeline.dataset.database", f"lists/{part}.txt", "resize", part, *files)
             images += json.loads((tmp_path / f"{part}.json").read_text())["images"]
         assert not list(tmp_path.rglob("pwned"))
         return (tmp_path / "lists/labels.txt").read_text().splitlines(), images
@@ -143,7 +143,7 @@ def test_a_list_that_leads_out_of_its_root_is_refused_with_its_line(outside, wri
 @pytest.mark.usefixtures("outside")
 def test_the_shards_step_says_which_option_allows_a_list_to_lead_out_of_its_root(write, fails, command):
     write("all.csv", LISTS["csv"].format("out.jpg"))
-    source = ("pipeline.shards", "list", "--list=all.csv", "--root=root")
+    source = ("pipeline.sources.shards", "list", "--list=all.csv", "--root=root")
     fails(["error: all.csv:3", "leads out of the root", "source.allow_outside_root: true"], *source)
     done = command(*source, "--allow-outside-root")
     assert done.returncode == 0, done.stderr
@@ -164,7 +164,7 @@ def test_a_root_that_is_a_link_is_the_folder_it_leads_to(outside, write, tmp_pat
 
 def test_a_path_with_a_nul_character_is_refused_with_its_line(write, fails, outside):
     write("all.txt", "cats/1.jpg b\na\0b.jpg a\n")
-    fails(["all.txt:2", "NUL"], "pipeline.shards", "list", "--list=all.txt", f"--root={outside}")
+    fails(["all.txt:2", "NUL"], "pipeline.sources.shards", "list", "--list=all.txt", f"--root={outside}")
 
 
 @pytest.mark.usefixtures("outside")
@@ -172,8 +172,8 @@ def test_paths_that_no_file_has_are_not_found(outside, write, command):
     (outside / "loop.jpg").symlink_to("loop.jpg")
     write("all.txt", f"{'x' * 300} a\n{'y/' * 3000} a\nloop.jpg a\ncats/1.jpg b\n")
     for step in (
-        ("pipeline.shards", "list", "--list=all.txt", "--root=root"),
-        ("pipeline.download", "list/00000.csv", "d", "--table", "d.csv", "--allow-file", "--min-yield", 0),
+        ("pipeline.sources.shards", "list", "--list=all.txt", "--root=root"),
+        ("pipeline.dataset.download", "list/00000.csv", "d", "--table", "d.csv", "--allow-file", "--min-yield", 0),
     ):
         done = command(*step)
         assert done.returncode == 0, done.stderr
@@ -226,7 +226,7 @@ def test_links_to_a_folder_that_they_are_in_are_skipped_and_told(loops, tmp_path
     other = (tmp_path / "other/dogs/1.jpg").as_uri()  # a link out of the folder is followed
     taken = [((loops / f"{path}.jpg").as_uri(), path[:4]) for path in ("cats/deep/1", "dogs/1", "dogs/self")]
     assert sorted(found) == sorted((url, label, "") for url, label in [*taken, (other, "dogs")])
-    done = command("pipeline.shards", "list", "--folder=src")
+    done = command("pipeline.sources.shards", "list", "--folder=src")
     assert done.returncode == 0, done.stderr
     assert LOOPS in done.stdout
 
@@ -262,7 +262,7 @@ def test_a_database_of_files_takes_none_outside_of_their_folder(write, fails, pi
     write("train.txt", f"cats/1.jpg 0\n{name} 0\n")
     write("labels.txt", "a\n")
     arguments = ("train.txt", "root", "train", "--labels", "labels.txt", "--manifest", "train.json")
-    fails(["train.txt:2", said], "pipeline.database", *arguments)
+    fails(["train.txt:2", said], "pipeline.dataset.database", *arguments)
 
 
 BLOBS = [

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 import caffe
-from pipeline.models import TEMPLATES, Last
+from pipeline.nets.models import TEMPLATES, Last
 from tests.conftest import SHARED
 
 

@@ -1,0 +1,1 @@
+"""Nets: blobs, layers, their execution."""

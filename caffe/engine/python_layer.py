@@ -1,0 +1,73 @@
+"""caffe.Layer: what people derive layers of their own from."""
+
+from __future__ import annotations
+
+import enum
+
+import torch
+
+from caffe.engine.blob import Blob, Parameter
+from caffe.proto import caffe_pb2
+
+
+class Phase(enum.IntEnum):
+    """A phase is a number, as in Caffe; R-CNN's layers look settings up by the name that their Caffe wrote it as."""
+
+    TRAIN = caffe_pb2.TRAIN
+    TEST = caffe_pb2.TEST
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class BlobVec(list[Parameter]):
+    """The parameters that a layer learns."""
+
+    def __init__(self, device: torch.device | None = None):
+        super().__init__()
+        self._device = device
+
+    def add_blob(self, *shape: int) -> None:
+        """Append a parameter of that shape, filled with zeros."""
+        self.append(Parameter(shape, self._device))
+
+
+class Layer:
+    """A layer written in Python; a net takes it by the name of its module, which Python must find, and of its class:
+
+        layer { name: "loss" type: "Python" bottom: "scores" bottom: "label" top: "loss" loss_weight: 1
+                python_param { module: "my_layers" layer: "MyLoss" param_str: "{'margin': 1}" } }
+
+    `bottom` and `top` are lists of blobs, whose `data` and `diff` are NumPy arrays to read and to write into. Where a top has
+    the name of a bottom they are one blob.
+
+    param_str  the text of the prototxt's param_str
+    phase      caffe.TRAIN or caffe.TEST; as text "TRAIN" or "TEST"
+    blobs      learned parameters: self.blobs.add_blob(10, 3) in `setup` appends one; `backward` adds to their diffs
+
+    A source of records may also have `batch_size` and `seek(position)`, which a restored solver calls with the number of records
+    that were read before, and `close()`, which net.close() calls.
+    """
+
+    type = "Python"
+    param_str = ""
+    phase = Phase.TEST
+    blobs: BlobVec
+
+    def __init__(self, param: caffe_pb2.LayerParameter, *_arguments):
+        self.layer_param = param
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        """Read `param_str` and check the bottoms; called once."""
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        """Give the tops their shapes, `top[0].reshape(10, 3)`; called before every `forward`."""
+        raise NotImplementedError(f"{type(self).__name__} has no reshape(self, bottom, top)")
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        """Write the tops' data."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward(self, bottom, top)")
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        """Write the bottoms' diffs from the tops', where propagate_down asks for them, and add to the diffs of `self.blobs`."""
+        raise NotImplementedError(f"{type(self).__name__} has no backward(self, top, propagate_down, bottom)")

@@ -1,0 +1,150 @@
+"""Databases of Datum records, read in key order: LMDB and LevelDB."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from caffe.errors import FileError
+from caffe.formats.lmdb_file import LMDBFile
+from caffe.proto import caffe_pb2
+
+
+def _plyvel(source: str | Path):
+    """The package that reads and writes LevelDBs; it has no wheels for Python 3.13 and later, so it is an extra."""
+    try:
+        import plyvel
+    except ImportError:
+        found = "a LevelDB, but the package plyvel is not installed"
+        do = "install roastery[leveldb] (Python 3.11 or 3.12, or a C++ compiler and LevelDB's headers), or use an LMDB"
+        raise FileError(source, found, do=do) from None
+    return plyvel
+
+
+class LevelDB:
+    """The records of a LevelDB, with LMDBFile's methods."""
+
+    def __init__(self, source: str):
+        plyvel = _plyvel(source)
+        if not (Path(source) / "CURRENT").exists():
+            found = "an LMDB" if (Path(source) / "data.mdb").exists() else "no LevelDB"
+            raise FileError(
+                source, found, "backend LEVELDB wants a LevelDB's folder", "give backend: LMDB, or correct the source"
+            )
+        try:
+            self._db = plyvel.DB(str(source), create_if_missing=False)
+        except plyvel.Error as error:
+            raise FileError(source, f"not a readable LevelDB ({error})", do="is another process reading it?") from error
+        self.source = source
+
+    @functools.cached_property
+    def _entries(self) -> int:
+        return sum(1 for _ in self._db.iterator(include_value=False))
+
+    def __len__(self) -> int:
+        return self._entries
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and records, in key order."""
+        plyvel = _plyvel(self.source)
+        try:
+            yield from self._db.iterator()
+        except plyvel.Error as error:
+            raise FileError(self.source, f"a damaged LevelDB ({error})", do="build it again") from error
+
+    def values(self, start: int = 0) -> Iterator[bytes]:
+        """Records from position `start` on."""
+        for position, (_, value) in enumerate(self.items()):
+            if position >= start:
+                yield value
+
+
+# A process may open a LevelDB once; nets that read the same one share it.
+_open: weakref.WeakValueDictionary[str, LevelDB] = weakref.WeakValueDictionary()
+
+
+def open_db(source: str, backend: int) -> LMDBFile | LevelDB:
+    """The database that a data_param names."""
+    if backend == caffe_pb2.DataParameter.LMDB:
+        database = LMDBFile(source)
+    else:
+        key = str(Path(source).resolve())
+        database = _open.get(key) or LevelDB(source)
+        _open[key] = database
+    if len(database) == 0:
+        raise FileError(source, "the database has no records")
+    return database
+
+
+class DatabaseWriter:
+    """A new LMDB or LevelDB, written whole or not at all: it has its name once the `with` block has ended well.
+
+        with DatabaseWriter("train_lmdb", "lmdb") as write:
+            write(key, record)
+
+    Keys in rising order are written fastest. An error where the database exists already.
+    """
+
+    BATCH = 1000
+    """Records put in one transaction, at most."""
+    BYTES = 1 << 26
+    """The size of the records that wait for it, from which they wait no longer."""
+
+    def __init__(self, source: str, backend: str):
+        if backend not in ("lmdb", "leveldb"):
+            raise FileError(source, f'backend "{backend}"', 'it is "lmdb" or "leveldb"')
+        if Path(source).exists():
+            raise FileError(source, "it exists already", do="delete it, or give another name")
+        self.source, self.backend = Path(source), backend
+        self.part = self.source.with_name(f"{self.source.name}.part")
+        self._waiting: list[tuple[bytes, bytes]] = []
+        self._size = 0
+
+    def __enter__(self):
+        self.source.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.part, ignore_errors=True)
+        if self.backend == "lmdb":
+            import lmdb
+
+            self._db = lmdb.open(str(self.part), map_size=1 << 28)
+        else:
+            plyvel = _plyvel(self.part)
+            self._db = plyvel.DB(str(self.part), create_if_missing=True, error_if_exists=True)
+        return self.write
+
+    def write(self, key: bytes, record: bytes) -> None:
+        """Add one record."""
+        self._waiting.append((key, record))
+        self._size += len(record)
+        if len(self._waiting) == self.BATCH or self._size >= self.BYTES:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self.backend == "leveldb":
+            with self._db.write_batch() as batch:
+                for key, record in self._waiting:
+                    batch.put(key, record)
+        else:
+            import lmdb
+
+            while True:
+                try:
+                    with self._db.begin(write=True) as transaction:
+                        for key, record in self._waiting:
+                            transaction.put(key, record)
+                    break
+                except lmdb.MapFullError:
+                    self._db.set_mapsize(2 * self._db.info()["map_size"])
+        self._waiting, self._size = [], 0
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            self._commit()
+        self._db.close()
+        if kind is None:
+            self.part.rename(self.source)
+        else:
+            shutil.rmtree(self.part, ignore_errors=True)

@@ -1,0 +1,154 @@
+"""Older formats of nets and solvers made into today's: V1 layers (2014), data transforms, input fields, solver enums."""
+
+from __future__ import annotations
+
+from caffe import glog
+from caffe.errors import FileError
+from caffe.formats import upgrade_v0
+from caffe.proto import caffe_pb2
+
+V1 = caffe_pb2.V1LayerParameter
+
+# Names of V1's layer types whose spelling does not follow from the enum's.
+_SPELLED = {
+    "ABSVAL": "AbsVal",
+    "ARGMAX": "ArgMax",
+    "BNLL": "BNLL",
+    "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output",
+    "IM2COL": "Im2col",
+    "LRN": "LRN",
+    "MVN": "MVN",
+    "NONE": "",
+    "RELU": "ReLU",
+    "SOFTMAX_LOSS": "SoftmaxWithLoss",
+    "TANH": "TanH",
+}
+
+_TRANSFORMED = {V1.DATA: "data_param", V1.IMAGE_DATA: "image_data_param", V1.WINDOW_DATA: "window_data_param"}
+V1_TYPES: dict[str, int] = dict(V1.LayerType.items())
+_SOLVERS = {0: "SGD", 1: "Nesterov", 2: "AdaGrad", 3: "RMSProp", 4: "AdaDelta", 5: "Adam"}
+
+
+def v1_type(value: int) -> str:
+    """Today's name of a V1 layer type: 14 (INNER_PRODUCT) is InnerProduct."""
+    name = V1.LayerType.Name(value)
+    return _SPELLED.get(name, "".join(part.capitalize() for part in name.split("_")))
+
+
+def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> list[str]:
+    """Bring a net of any version to today's form, in place; returns what had no place there, and logs it as Caffe does."""
+    if net.layers and net.layer:
+        raise FileError(
+            path, "both layer and layers", "a net has one or the other", "rename layers to layer and write types as strings"
+        )
+    problems: list[str] = []
+    if any(layer.HasField("layer") for layer in net.layers):
+        _log_start(23, "V0LayerParameter", path)
+        problems = upgrade_v0.upgrade(net, path)
+        for problem in problems:
+            glog.error("upgrade_proto.cpp:525", problem)
+        if problems:
+            glog.error(
+                "upgrade_proto.cpp:27",
+                "Warning: had one or more problems upgrading V0NetParameter to NetParameter (see above); continuing anyway.",
+            )
+    if net.layers:
+        _log_start(52, "V1LayerParameter", path)
+    for layer in net.layers:
+        if layer.type in _TRANSFORMED:
+            _upgrade_transform(layer, getattr(layer, _TRANSFORMED[layer.type]))
+        _upgrade_v1(layer, net.layer.add())
+    del net.layers[:]
+    if net.input:
+        _log_start(66, "input fields", path)
+        _upgrade_inputs(net, path)
+    for layer in net.layer:
+        _upgrade_batch_norm(layer)
+    return problems
+
+
+def upgrade_solver(solver: caffe_pb2.SolverParameter, path: str) -> None:
+    """Replace the solver_type enum by `type`, and bring the nets that stand in the solver to today's form; in place."""
+    if solver.HasField("solver_type"):
+        if solver.HasField("type"):
+            raise FileError(path, "both type and solver_type", "one of them is wanted", "keep type")
+        _log_start(1113, "'solver_type' field (enum)'", path)
+        solver.type = _SOLVERS[solver.solver_type]
+        solver.ClearField("solver_type")
+    for field in ("net_param", "train_net_param"):
+        if solver.HasField(field):
+            upgrade_net(getattr(solver, field), path)
+    for net in solver.test_net_param:
+        upgrade_net(net, path)
+
+
+def _log_start(line: int, what: str, path: str) -> None:
+    glog.info(f"upgrade_proto.cpp:{line}", f"Attempting to upgrade input file specified using deprecated {what}: {path}")
+
+
+def _upgrade_v1(old: V1, new: caffe_pb2.LayerParameter) -> None:
+    new.bottom.extend(old.bottom)
+    new.top.extend(old.top)
+    if old.HasField("name"):
+        new.name = old.name
+    new.include.extend(old.include)
+    new.exclude.extend(old.exclude)
+    if old.HasField("type"):
+        new.type = v1_type(old.type)
+    new.blobs.extend(old.blobs)
+    new.loss_weight.extend(old.loss_weight)
+    settings = max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))
+    for index in range(settings):
+        spec = new.param.add()
+        for values, field in (
+            (old.param, "name"),
+            (old.blob_share_mode, "share_mode"),
+            (old.blobs_lr, "lr_mult"),
+            (old.weight_decay, "decay_mult"),
+        ):
+            if index < len(values):
+                setattr(spec, field, values[index])
+    for field, value in old.ListFields():
+        if field.name.endswith("_param"):
+            getattr(new, field.name).CopyFrom(value)
+
+
+def _upgrade_transform(layer: V1, param) -> None:
+    """scale, mean_file, crop_size and mirror moved from a V1 data layer's own parameters to transform_param.
+
+    Where they stand in a layer of today's format, Caffe reads them nowhere.
+    """
+    for field in ("scale", "mean_file", "crop_size", "mirror"):
+        if param.HasField(field):
+            setattr(layer.transform_param, field, getattr(param, field))
+            param.ClearField(field)
+
+
+def _upgrade_batch_norm(layer: caffe_pb2.LayerParameter) -> None:
+    """The statistics of BatchNorm are never learned: three settings with lr_mult other than 0 become 0."""
+    if layer.type == "BatchNorm" and len(layer.param) == 3:
+        for spec in layer.param:
+            spec.lr_mult = 0
+            spec.decay_mult = 0
+
+
+def _upgrade_inputs(net: caffe_pb2.NetParameter, path: str) -> None:
+    """input with input_shape or input_dim became an Input layer; input alone says nothing."""
+    inputs, shapes, dims = len(net.input), len(net.input_shape), len(net.input_dim)
+    if shapes and shapes not in (1, inputs):
+        raise FileError(path, f"{shapes} input_shape for {inputs} inputs", "there is one for each")
+    if dims and not shapes and dims < 4 * inputs:
+        raise FileError(path, f"{dims} input_dim for {inputs} inputs", "there are four for each")
+    if shapes or dims:
+        layer = caffe_pb2.LayerParameter(name="input", type="Input", top=net.input)
+        for index in range(inputs):
+            if shapes:
+                layer.input_param.shape.add().CopyFrom(net.input_shape[index if shapes > 1 else 0])
+            else:
+                layer.input_param.shape.add().dim.extend(net.input_dim[4 * index : 4 * index + 4])
+        net.layer.insert(0, layer)
+    else:
+        glog.warning("upgrade_proto.cpp:1000", f"{path}: inputs without input_shape or input_dim are left out")
+    for field in ("input", "input_shape", "input_dim"):
+        net.ClearField(field)

@@ -1,0 +1,164 @@
+"""What forks minimise: SmoothL1Loss, FocalLoss, CenterLoss, TripletLoss."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional
+
+from caffe.engine.layer import BlobSpec, register
+from caffe.layer_types.loss import FLT_MIN, LOSS, Loss, _OfLabels, divisor, normalization_of
+
+
+@register("SmoothL1Loss")
+class SmoothL1Loss(Loss):
+    """Σ outside · f(inside · (x - t)) / N: (x, t[, inside[, outside]]), all of shape (N, …) → scalar (Girshick 2015).
+
+    f(d) = (sigma · d)² / 2 up to |d| = 1 / sigma², and |d| - 1 / (2 sigma²) beyond.
+    """
+
+    bottoms = (2, 4)
+    differentiable_bottoms = (0, 1)
+
+    def setup(self, *shapes):
+        if any(math.prod(shape) != math.prod(shapes[0]) for shape in shapes[1:]):
+            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "they have as many values")
+        if self.param.smooth_l1_loss_param.sigma <= 0:
+            raise self.error(f"sigma {self.param.smooth_l1_loss_param.sigma:g}", "it is larger than 0")
+
+    def forward(self, x, target, inside=None, outside=None):
+        target = target.reshape(x.shape)
+        if inside is not None:
+            x, target = x * inside.reshape(x.shape), target * inside.reshape(x.shape)
+        knee = self.param.smooth_l1_loss_param.sigma**-2
+        if outside is None:
+            return functional.smooth_l1_loss(x, target, reduction="sum", beta=knee) / x.shape[0]
+        terms = functional.smooth_l1_loss(x, target, reduction="none", beta=knee)
+        return (terms * outside.reshape(x.shape)).sum() / x.shape[0]
+
+
+@register("FocalLoss")
+class FocalLoss(_OfLabels, Loss):
+    """-alpha (1 - p)^gamma log p of the label's probability p (Lin et al. 2017): (scores, labels) → scalar[, probabilities].
+
+    p is a softmax along an axis, and the sum is divided, as SoftmaxWithLoss has it. alpha: one weight for all classes (0.25 if
+    none is given), or one each; alpha_balance: false makes it 1.
+    """
+
+    bottoms = (2, 2)
+    tops = (1, 2)
+    differentiable_bottoms = (0,)
+
+    def setup(self, scores, labels):
+        p = self.param.focal_loss_param
+        self.along = self.label_axis(scores, labels, self.param.softmax_param.axis)
+        self.ignored = self.param.loss_param.ignore_label if self.param.loss_param.HasField("ignore_label") else None
+        self.normalization = normalization_of(self, LOSS.VALID)
+        alpha = list(p.alpha) or [0.25]
+        if p.HasField("alpha_balance"):
+            alpha = list(p.alpha) if p.alpha_balance else [1.0]
+        classes = scores[self.along]
+        if len(alpha) not in (1, classes) or (p.alpha_balance and len(alpha) != classes):
+            raise self.error(f"{len(alpha)} values of alpha", f"there are {classes} classes")
+        self.alpha = torch.tensor(alpha, device=self.device)
+
+    def compare(self, scores, target, counted):
+        logarithms = torch.log_softmax(scores, self.along)
+        chosen = logarithms.gather(self.along, target)
+        # Above 0, so that a gamma below 1 has a gradient where p is 1.
+        missing = 1 + 1e-6 - chosen.exp()
+        floored = chosen + (chosen.clamp_min(math.log(FLT_MIN)) - chosen).detach()
+        terms = missing**self.param.focal_loss_param.gamma * floored
+        alpha = self.alpha.to(scores.device)
+        terms = terms * (alpha[target] if alpha.numel() > 1 else alpha)
+        if counted is not None:
+            counted = counted.to(scores.dtype)
+            terms = terms * counted
+        count = divisor(self.normalization, scores.shape[: self.along].numel(), target.numel(), counted)
+        return (-terms.sum() / count, logarithms.detach().exp())[: max(1, len(self.param.top))]
+
+
+@register("SoftmaxFocalLoss")
+class SoftmaxFocalLoss(FocalLoss):
+    """FocalLoss by the name that another fork gave it."""
+
+
+class _ToCentres(torch.autograd.Function):
+    """Half the mean of |x - c|²; a centre's gradient is Σ (c - x) / (1 + its number of images), whatever the loss weight."""
+
+    @staticmethod
+    def forward(ctx, features, centres, labels):
+        difference = features - centres[labels]
+        ctx.save_for_backward(difference, labels)
+        ctx.classes = len(centres)
+        return difference.square().sum() / (2 * len(features))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        difference, labels = ctx.saved_tensors
+        towards = difference.new_zeros(ctx.classes, difference.shape[1]).index_add_(0, labels, difference, alpha=-1)
+        counts = torch.bincount(labels, minlength=ctx.classes)
+        return difference * (gradient / len(difference)), towards / (1 + counts)[:, None], None
+
+
+@register("CenterLoss")
+class CenterLoss(Loss):
+    """Half the mean squared distance of features from their class's centre (Wen et al. 2016): (x (N, …), labels (N,)) → scalar.
+
+    Blob: the centres (classes, values of an image), learned by a rule of their own. Axes from `axis` on are an image's.
+    """
+
+    bottoms = (2, 2)
+    differentiable_bottoms = (0,)
+
+    @classmethod
+    def blob_specs(cls, param):
+        return (BlobSpec("centers"),)
+
+    def setup(self, features, labels):
+        p = self.param.center_loss_param
+        if p.num_output < 1:
+            raise self.error("num_output is not given", "it is the number of classes, at least 1")
+        self.first = self.axis(p.axis, len(features))
+        if math.prod(labels) != math.prod(features[: self.first]):
+            raise self.error(f"labels of shape {labels} for features of shape {features}", "there is one label for each image")
+        self.add_blob((p.num_output, math.prod(features[self.first :])), p.center_filler)
+
+    def batch_dependence(self):
+        return "moves a centre by the mean over its images in the batch"
+
+    def forward(self, features, labels):
+        (centres,) = self.parameters()
+        rows = features.reshape(-1, centres.shape[1])
+        labels = labels.reshape(-1).long()
+        low, high = (int(end) for end in labels.aminmax())
+        if low < 0 or high >= len(centres):
+            raise self.error(
+                f"label {high if low >= 0 else low}", f"num_output is {len(centres)}: labels go from 0 to {len(centres) - 1}"
+            )
+        return _ToCentres.apply(rows, centres, labels)
+
+
+@register("TripletLoss")
+class TripletLoss(Loss):
+    """Σ w · max(0, margin + |a - p|² - |a - n|²) / 2N: (a, p, n, all (N, …)[, w (N,)]) → scalar (Schroff et al. 2015).
+
+    a is an anchor, p of its class, n of another; w weighs the triplets, 1 if it is not given.
+    """
+
+    bottoms = (3, 4)
+    differentiable_bottoms = (0, 1, 2)
+
+    def setup(self, anchor, positive, negative, weights=None):
+        if not anchor == positive == negative:
+            raise self.error(f"bottoms of shapes {anchor}, {positive} and {negative}", "all three have the same")
+        if weights is not None and math.prod(weights) != anchor[0]:
+            raise self.error(f"weights of shape {weights}", f"there is one for each of {anchor[0]} triplets")
+
+    def forward(self, anchor, positive, negative, weights=None):
+        near, far = ((anchor - other).flatten(1).square().sum(1) for other in (positive, negative))
+        missing = torch.relu(self.param.triplet_loss_param.margin + near - far)
+        if weights is not None:
+            missing = missing * weights.reshape(-1)
+        return missing.sum() / (2 * anchor.shape[0])

@@ -1,0 +1,280 @@
+"""What SSD learns from (Liu et al. 2016): MultiBoxLoss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from caffe.engine.layer import register
+from caffe.layer_types.forks.detection import check_counts, prior_arrays
+from caffe.layer_types.loss import FLT_MIN, LOSS, Loss, normalization_of
+from caffe.proto import caffe_pb2
+from caffe.transforms import boxes
+
+MULTIBOX = caffe_pb2.MultiBoxLossParameter
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true boxes of one image: corners (G, 4) and labels (G,)."""
+
+    corners: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Positives:
+    """Priors that have a true box: image, prior, which of the prior's predictions (a class, or 0), its place among the truths."""
+
+    image: np.ndarray
+    prior: np.ndarray
+    slot: np.ndarray
+    truth: np.ndarray
+
+
+def _smooth_or_square(kind: int, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    if kind == MULTIBOX.SMOOTH_L1:
+        return functional.smooth_l1_loss(x, target, reduction="none")
+    return (x - target).square() / 2
+
+
+def _class_losses(kind: int, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Loss of each row of scores (N, C) for its label; -1 is no class, which only LOGISTIC knows."""
+    if kind == MULTIBOX.LOGISTIC:
+        targets = (torch.arange(scores.shape[1], device=scores.device) == labels[:, None]).to(scores.dtype)
+        return functional.binary_cross_entropy_with_logits(scores, targets, reduction="none").sum(1)
+    losses = functional.cross_entropy(scores, labels, reduction="none")
+    # Caffe's logarithm is of FLT_MIN or more, and its gradient that of the softmax all the same.
+    return losses + (losses.clamp_max(-math.log(FLT_MIN)) - losses).detach()
+
+
+@register("MultiBoxLoss")
+class MultiBoxLoss(Loss):
+    """Loss of predicted boxes and classes: (offsets, scores, priors, truths) → scalar.
+
+    offsets (N, P · 4, or P · classes · 4 where share_location is false), scores (N, P · classes) before softmax, priors
+    (1, 2, P · 4), truths (1, 1, boxes, 8): image, label, a number, xmin, ymin, xmax, ymax, whether it is difficult; image -1 is
+    no box. Priors are matched to truths; matched ones learn box and class, and of the others the hardest learn background.
+    Divided as loss_param says, where VALID is by the number of matches.
+    """
+
+    bottoms = (4, 4)
+    differentiable_bottoms = (0, 1)
+
+    def setup(self, offsets, scores, priors, truths):
+        p = self.param.multibox_loss_param
+        if p.num_classes < 1:
+            raise self.error("num_classes is not given", "it counts the background, too")
+        mines = p.mining_type != MULTIBOX.NONE
+        if p.HasField("do_neg_mining") and p.do_neg_mining != mines:
+            raise self.error(
+                f"do_neg_mining: {str(p.do_neg_mining).lower()} and mining_type: {MULTIBOX.MiningType.Name(p.mining_type)}",
+                "they say the same",
+                "leave do_neg_mining out",
+            )
+        if mines and not p.share_location:
+            raise self.error("mining with share_location: false", "only shared locations are mined", "set mining_type: NONE")
+        if p.mining_type == MULTIBOX.HARD_EXAMPLE and p.sample_size < 1:
+            raise self.error(f"sample_size {p.sample_size}", "it is at least 1")
+        if p.conf_loss_type == MULTIBOX.SOFTMAX and p.background_label_id >= p.num_classes:
+            raise self.error(f"background_label_id {p.background_label_id}", f"a softmax has classes 0 to {p.num_classes - 1}")
+        if p.map_object_to_agnostic and p.num_classes != 2:
+            raise self.error(f"{p.num_classes} classes with map_object_to_agnostic", "there are two: background and object")
+        self.code = p.code_type
+        self.normalization = normalization_of(self, LOSS.VALID)
+        learns = list(self.param.propagate_down) or [True, True]
+        self.learns_boxes, self.learns_classes = learns[:2]
+
+    def batch_dependence(self):
+        return "divides by the number of matches in its batch" if self.normalization == LOSS.VALID else ""
+
+    def top_shapes(self, offsets, scores, priors, truths):
+        p = self.param.multibox_loss_param
+        check_counts(self, offsets, scores, priors, 1 if p.share_location else p.num_classes, p.num_classes)
+        if math.prod(truths) % 8:
+            raise self.error(f"truths of shape {truths}", "each is 8 numbers: (1, 1, boxes, 8)")
+        return [()]
+
+    def forward(self, offsets, scores, priors, truths):
+        p = self.param.multibox_loss_param
+        corners, variances = prior_arrays(self, priors, self.code)
+        images = scores.shape[0]
+        offsets = offsets.reshape(images, len(corners), -1, 4)
+        scores = scores.reshape(images, len(corners), p.num_classes)
+        found = self.truths(truths.detach().float().cpu().numpy().reshape(-1, 8), images)
+        tables = [self.matches(truth, offsets[image], corners, variances) for image, truth in enumerate(found)]
+        if p.mining_type == MULTIBOX.NONE:
+            negatives = None
+        else:
+            positives = self.positives(tables)
+            difficulty = self.difficulty(positives, found, offsets, scores, corners, variances)
+            negatives = [
+                self.mine(table, difficulty[image], offsets[image], corners, variances) if table else np.empty(0, np.int64)
+                for image, table in enumerate(tables)
+            ]
+        positives = self.positives(tables)
+        count = max(
+            1,
+            {LOSS.VALID: len(positives.image), LOSS.FULL: images * len(corners), LOSS.BATCH_SIZE: images}.get(
+                self.normalization, 1
+            ),
+        )
+        loss = offsets.new_zeros(())
+        if self.learns_boxes and len(positives.image):
+            loss = loss + self.box_losses(positives, found, offsets, corners, variances).sum() * (p.loc_weight / count)
+        if self.learns_classes:
+            loss = loss + self.class_loss(positives, negatives, found, scores) / count
+        return loss
+
+    def truths(self, rows: np.ndarray, images: int) -> list[Truth]:
+        """The true boxes of each image, from rows (boxes, 8)."""
+        p = self.param.multibox_loss_param
+        rows = rows[rows[:, 0] != -1]
+        if not p.use_difficult_gt:
+            rows = rows[rows[:, 7] == 0]
+        labels = rows[:, 1].astype(np.int64)
+        wrong = labels == p.background_label_id
+        if not p.map_object_to_agnostic:
+            wrong |= (labels < 0) | (labels >= p.num_classes)
+        if wrong.any():
+            raise self.error(
+                f"label {labels[wrong][0]} of a true box",
+                f"classes are 0 to {p.num_classes - 1}, and {p.background_label_id} is the background",
+                "num_classes counts the background and all of the label map",
+            )
+        if p.map_object_to_agnostic:
+            labels[:] = p.background_label_id + 1
+        if self.code == boxes.CODES.CENTER_SIZE and (rows[:, 5:7] <= rows[:, 3:5]).any():
+            raise self.error("a true box without width or height", "code_type CENTER_SIZE needs both", "leave it out of the data")
+        return [Truth(rows[own, 3:7], labels[own]) for own in (rows[:, 0].astype(int) == image for image in range(images))]
+
+    def matches(self, truth: Truth, offsets, corners, variances) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """For each of a prior's predictions, what `boxes.match` gives; nothing for an image without true boxes."""
+        p = self.param.multibox_loss_param
+        if not len(truth.labels):
+            return {}
+        threshold = p.overlap_threshold if p.match_type == MULTIBOX.PER_PREDICTION else None
+        if p.use_prior_for_matching:
+            matches, greatest = boxes.match(corners, truth.corners, threshold, p.ignore_cross_boundary_bbox)
+            if p.share_location:
+                return {0: (matches, greatest)}
+            # The last label stands for those that have no truth.
+            labels = np.append(truth.labels, -1)[np.maximum(matches, boxes.UNMATCHED)]
+            return {slot: (np.where(labels == slot, matches, boxes.UNMATCHED), greatest) for slot in self.slots()}
+        decoded = self.decoded(offsets, corners, variances)
+        tables = {}
+        for slot in self.slots():
+            own = np.flatnonzero(truth.labels == slot) if not p.share_location else np.arange(len(truth.labels))
+            matches, greatest = boxes.match(decoded[:, slot], truth.corners[own], threshold, p.ignore_cross_boundary_bbox)
+            tables[slot] = np.where(matches >= 0, own[matches] if len(own) else matches, matches), greatest
+        return tables
+
+    def slots(self) -> list[int]:
+        """Which predictions of a prior learn: one for all classes, or those of the classes but the background's."""
+        p = self.param.multibox_loss_param
+        return [0] if p.share_location else [label for label in range(p.num_classes) if label != p.background_label_id]
+
+    def decoded(self, offsets, corners, variances) -> np.ndarray:
+        """The predicted boxes of an image, (P, slots, 4)."""
+        offsets = offsets.detach().float().cpu().numpy().swapaxes(0, 1)
+        if self.param.multibox_loss_param.encode_variance_in_target:
+            variances = np.ones_like(variances)
+        return boxes.decode(offsets, corners, variances, self.code).swapaxes(0, 1)
+
+    @staticmethod
+    def positives(tables) -> Positives:
+        """All matches of all images."""
+        parts = [
+            np.stack((np.full(len(priors), image), priors, np.full(len(priors), slot), matches[priors]))
+            for image, table in enumerate(tables)
+            for slot, (matches, _) in table.items()
+            for priors in [np.flatnonzero(matches >= 0)]
+        ]
+        return Positives(*(np.concatenate(parts, 1) if parts else np.empty((4, 0))).astype(np.int64))
+
+    # ---- mining
+
+    def difficulty(self, positives, found, offsets, scores, corners, variances) -> np.ndarray:
+        """Loss of each prior, (N, P): of its class, and for HARD_EXAMPLE of its box."""
+        p = self.param.multibox_loss_param
+        with torch.no_grad():
+            labels = self.labels(positives, found, scores.shape[:2], p.background_label_id)
+            losses = _class_losses(p.conf_loss_type, scores.flatten(0, 1), torch.from_numpy(labels.reshape(-1)).to(scores.device))
+            losses = losses.float().cpu().numpy().reshape(labels.shape)
+            if p.mining_type == MULTIBOX.HARD_EXAMPLE and len(positives.image):
+                of_boxes = self.box_losses(positives, found, offsets, corners, variances).sum(1)
+                losses[positives.image, positives.prior] += of_boxes.float().cpu().numpy()
+        return losses
+
+    def mine(self, table, difficulty, offsets, corners, variances) -> np.ndarray:
+        """The priors of an image that learn background; HARD_EXAMPLE also takes easy matches out of the table."""
+        p = self.param.multibox_loss_param
+        matches, greatest = table[0]
+        if p.mining_type == MULTIBOX.MAX_NEGATIVE:
+            eligible = np.flatnonzero((matches == boxes.UNMATCHED) & (greatest < np.float32(p.neg_overlap)))
+            wanted = int(np.float32(p.neg_pos_ratio) * np.count_nonzero(matches >= 0))
+        else:
+            eligible, wanted = np.arange(len(matches)), p.sample_size
+        hardest = eligible[np.argsort(-difficulty[eligible], kind="stable")]
+        if p.nms_param.nms_threshold > 0 and p.HasField("nms_param"):
+            candidates = corners if p.use_prior_for_nms else self.decoded(offsets, corners, variances)[:, 0]
+            hardest = hardest[: p.nms_param.top_k] if p.nms_param.top_k > -1 else hardest
+            hardest = hardest[boxes.areas(candidates[hardest]) >= 1e-5]
+            hardest = hardest[boxes.suppress(candidates[hardest], p.nms_param.nms_threshold)]
+        chosen = np.zeros(len(matches), bool)
+        chosen[hardest[:wanted]] = True
+        negatives = np.flatnonzero(chosen & (matches == boxes.UNMATCHED))
+        if p.mining_type == MULTIBOX.HARD_EXAMPLE:
+            matches[(matches >= 0) & ~chosen] = boxes.UNMATCHED
+        return negatives
+
+    # ---- losses
+
+    def labels(self, positives, found, shape, otherwise: int) -> np.ndarray:
+        """The label that each prior is to have, (N, P); `otherwise` where it has no truth."""
+        labels = np.full(shape, otherwise)
+        for image, truth in enumerate(found):
+            own = positives.image == image
+            labels[image, positives.prior[own]] = truth.labels[positives.truth[own]]
+        return labels
+
+    def box_losses(self, positives, found, offsets, corners, variances) -> torch.Tensor:
+        """Loss of each coordinate of each match, (matches, 4)."""
+        p = self.param.multibox_loss_param
+        predicted = offsets[positives.image, positives.prior, positives.slot]
+        truths = np.empty((len(positives.image), 4), np.float32)
+        for image, truth in enumerate(found):
+            truths[positives.image == image] = truth.corners[positives.truth[positives.image == image]]
+        priors, variances = corners[positives.prior], variances[positives.prior]
+        targets = torch.from_numpy(boxes.encode(truths, priors, variances, self.code)).to(offsets)
+        if p.encode_variance_in_target:
+            # Predictions and targets are both divided by the variances, but only in the loss.
+            predicted = predicted / torch.from_numpy(variances).to(offsets)
+        if p.bp_inside:
+            ends = priors
+            if not p.use_prior_for_matching:
+                plain = np.ones_like(variances) if p.encode_variance_in_target else variances
+                own = offsets[positives.image, positives.prior, positives.slot].detach().float().cpu().numpy()
+                ends = boxes.decode(own, priors, plain, self.code)
+            predicted = torch.where(torch.from_numpy((ends < 0) | (ends > 1)).to(offsets.device), targets, predicted)
+        return _smooth_or_square(p.loc_loss_type, predicted, targets)
+
+    def class_loss(self, positives, negatives, found, scores) -> torch.Tensor:
+        """Sum over the priors that count: all of them, or with mining the matches and the negatives."""
+        p = self.param.multibox_loss_param
+        kind, background = p.conf_loss_type, p.background_label_id
+        if negatives is None:
+            labels = self.labels(positives, found, scores.shape[:2], -1 if kind == MULTIBOX.LOGISTIC else background).reshape(-1)
+            rows = scores.flatten(0, 1)
+        else:
+            images = np.concatenate([positives.image, *(np.full(len(priors), image) for image, priors in enumerate(negatives))])
+            priors = np.concatenate([positives.prior, *negatives])
+            labels = np.full(len(images), background)
+            matched = self.labels(positives, found, scores.shape[:2], background)
+            labels[: len(positives.image)] = matched[positives.image, positives.prior]
+            rows = scores[images, priors]
+        return _class_losses(kind, rows, torch.from_numpy(labels).to(scores.device)).sum()

@@ -1,0 +1,1 @@
+"""Solvers, snapshots, several processes."""

@@ -1,0 +1,63 @@
+"""Why a loss is no longer a number: what a diverged net shows, in plain words."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from caffe.errors import Error
+
+if TYPE_CHECKING:
+    from caffe.engine.net import Net
+    from caffe.training.solver import Solver
+
+LARGEST_LOSS = -math.log(torch.finfo(torch.float32).tiny)
+"""87.3365: the loss of a label whose probability is 0, for SoftmaxWithLoss takes no logarithm of less than FLT_MIN."""
+
+
+class DivergenceError(Error):
+    """Training has left the numbers."""
+
+
+def divergence(solver: Solver, loss: float, before: float | None) -> DivergenceError:
+    """The error for a loss that is NaN or infinite: where it began, and what commonly leads there.
+
+    before  the last loss that was a number
+    """
+    rate = solver.learning_rate()
+    found = f"the loss is {loss:g} at iteration {solver.iter}" + (f" (before: {before:g})" if before is not None else "")
+    causes = [_first_place(solver.net), *_labels(solver.net), f"learning rate {rate:g}"]
+    if before is not None and abs(before - LARGEST_LOSS) < 0.01:
+        causes.append("a loss of 87.3365 is -log(FLT_MIN): before, the labels' probabilities were already 0")
+    advice = (
+        "if the labels are within range and the inputs are scaled (mean, scale), try a base_lr ten times smaller, "
+        "or clip_gradients; debug_info: true shows every layer's magnitudes"
+    )
+    return DivergenceError(solver.path, "; ".join([found, *causes]), do=advice)
+
+
+def _first_place(net: Net) -> str:
+    """The first layer with something that is not finite: a parameter, or a top."""
+    for layer in net.layers:
+        name, tops, bottoms = layer.param.name, layer.param.top, layer.param.bottom
+        for position, blob in enumerate(layer.blobs):
+            if not torch.isfinite(blob.tensor).all():
+                return f'first in layer "{name}": its parameter {position} is not finite, so an earlier update was too large'
+        for top in tops:
+            value = net.blobs[top].tensor
+            if not torch.isfinite(value).all():
+                source = "the data" if not bottoms else "its values"
+                return f'first in layer "{name}": top "{top}", {source}, from finite parameters'
+    return "all layers' values are finite, and only their sum is not"
+
+
+def _labels(net: Net):
+    """The range of the labels that losses have read, against the number of classes."""
+    for layer in net.layers:
+        along = getattr(layer, "along", None)
+        if layer.is_loss and along is not None and len(layer.param.bottom) > 1:
+            scores, labels = (net.blobs[bottom] for bottom in layer.param.bottom[:2])
+            low, high = (float(end) for end in labels.tensor.aminmax())
+            yield f"labels {low:g} to {high:g} for {scores.shape[along]} classes"

@@ -1,0 +1,159 @@
+"""Random changes of training images: where their pixels come from, their colours, blur and noise.
+
+Changes are drawn for a batch, then made: image by image by OpenCV, or for the whole batch on a GPU. All that moves pixels is one
+affine map and all that recolours them one matrix, so that an image is sampled once, however many changes there are. Images are
+uint8, of 1 or 3 channels (BGR, or RGB where the parameter says so), and keep their size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from caffe.errors import Error
+from caffe.proto import caffe_pb2
+
+LUMINANCE = np.array([0.114, 0.587, 0.299])
+"""What blue, green and red contribute to gray (ITU-R BT.601)."""
+COLOUR_AXES = (
+    np.array([0.2175, 0.0188, 0.0045])
+    * np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+)[::-1] * 255
+"""Principal components of the colours of ImageNet's pixels, each times its eigenvalue: B, G, R × 3 (Krizhevsky et al. 2012)."""
+
+SHARES = ("brightness", "contrast", "saturation", "min_area", "horizontal_flip", "vertical_flip", "translation")
+
+
+@dataclass
+class Changes:
+    """What is drawn for N images; None where nothing of the kind is asked for.
+
+    matrices   N × 2 × 3: from x, y of a changed image to those of the image, both from the centre; the third column, what is
+               added, in shares of width and height
+    factors    N × 3: brightness, contrast and saturation
+    shifts     N × 3: what is added to each channel
+    blurs      N: standard deviation in pixels
+    noises     N: standard deviation in levels of 0–255
+    seeds      N: what the noise is drawn by
+    """
+
+    matrices: np.ndarray | None
+    factors: np.ndarray | None
+    shifts: np.ndarray | None
+    blurs: np.ndarray | None
+    noises: np.ndarray | None
+    seeds: np.ndarray
+
+
+class Augmentation:
+    """Draws and makes the changes of an AugmentationParameter.
+
+    where  what an error calls it
+    rng    the generator that all is drawn from
+    """
+
+    def __init__(self, param: caffe_pb2.AugmentationParameter, where: str, rng: np.random.Generator):
+        for field, value in param.ListFields():
+            top = 1 if field.name in SHARES else np.inf
+            if not 0 <= value <= top:
+                raise Error(where, f"augmentation_param.{field.name} {value:g}", f"it lies between 0 and {top:g}")
+        if param.min_area == 0 or param.max_aspect < 1:
+            found = f"augmentation_param.min_area {param.min_area:g} and max_aspect {param.max_aspect:g}"
+            raise Error(where, found, "an area is above 0 and up to 1, an aspect ratio at least 1")
+        self.param, self.where, self.rng = param, where, rng
+        order = slice(None, None, -1 if param.rgb else 1)
+        self._luminance, self._colour_axes = LUMINANCE[order], COLOUR_AXES[order]
+
+    def draw(self, count: int) -> Changes:
+        """What becomes of `count` images."""
+        p, uniform = self.param, self.rng.uniform
+        factors = shifts = None
+        if p.brightness or p.contrast or p.saturation:
+            spread = np.array([p.brightness, p.contrast, p.saturation])
+            factors = uniform(1 - spread, 1 + spread, (count, 3))
+        if p.pca:
+            shifts = self.rng.normal(0, p.pca, (count, 3)) @ self._colour_axes.T
+        return Changes(
+            matrices=self._matrices(count),
+            factors=factors,
+            shifts=shifts,
+            blurs=uniform(0, p.blur, count) if p.blur else None,
+            noises=uniform(0, p.noise, count) if p.noise else None,
+            seeds=self.rng.integers(2**31, size=count),
+        )
+
+    def _matrices(self, count: int) -> np.ndarray | None:
+        p, uniform = self.param, self.rng.uniform
+        moved = (p.rotation, p.shear, p.translation, p.horizontal_flip, p.vertical_flip, 1 - p.min_area, p.max_aspect - 1)
+        if not any(moved):
+            return None
+        area = uniform(p.min_area, 1, count)
+        bound = np.minimum(np.log(p.max_aspect), -np.log(area))  # a part is no wider or higher than the image
+        aspect = np.exp(bound * uniform(-1, 1, count))
+        sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], 1)
+        offset = uniform(-1, 1, (count, 2)) * (1 - sides) / 2 + uniform(-p.translation, p.translation, (count, 2))
+        flipped = np.where(self.rng.random((count, 2)) < (p.horizontal_flip, p.vertical_flip), -1.0, 1.0)
+        angle, slant = (np.deg2rad(uniform(-limit, limit, count)) for limit in (p.rotation, p.shear))
+        turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], 1).reshape(-1, 2, 2)
+        turn[:, :, 1] += turn[:, :, 0] * np.tan(slant)[:, None]
+        return np.concatenate([sides[:, :, None] * turn * flipped[:, None, :], offset[:, :, None]], 2)
+
+    def changed(self, image: np.ndarray, changes: Changes, index: int) -> np.ndarray:
+        """One image, channels × height × width, with the changes of that index; it may be the same array where there are none."""
+        self.check(image.shape[0], image.dtype == np.uint8)
+        pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+        if changes.factors is not None or changes.shifts is not None:
+            pixels = cv2.transform(pixels, self.colours(np.array(cv2.mean(pixels)[: len(image)]), changes, index))
+        if changes.matrices is not None:
+            height, width = image.shape[1:]
+            matrix = in_pixels(changes.matrices[index], height, width)
+            how = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REFLECT_101}
+            pixels = cv2.warpAffine(pixels, matrix, (width, height), **how)
+        if changes.blurs is not None and (sigma := changes.blurs[index]) > LEAST_BLUR:
+            side = 2 * reach(sigma) + 1
+            pixels = cv2.GaussianBlur(pixels, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
+        if changes.noises is not None:
+            cv2.setRNGSeed(int(changes.seeds[index]))  # OpenCV's generator of this thread
+            noise = cv2.randn(np.empty((pixels.shape[0], pixels.size // pixels.shape[0]), np.float32), 0, changes.noises[index])
+            pixels = cv2.add(pixels, noise.reshape(pixels.shape), dtype=cv2.CV_8U)
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def check(self, channels: int, is_bytes: bool) -> None:
+        """An error for images that cannot be changed."""
+        if channels not in (1, 3) or not is_bytes:
+            found = f"augmentation_param for images of {channels} channels" + ("" if is_bytes else " of floats")
+            raise Error(self.where, found, "it changes images of 1 or 3 channels of bytes", "leave it out")
+
+    def colours(self, mean: np.ndarray, changes: Changes, index: int) -> np.ndarray:
+        """Channels × (channels + 1): what colours are multiplied by, and what is added, for an image of that mean colour.
+
+        Brightness scales, contrast then goes away from the mean gray, saturation from each pixel's gray; of gray images only the
+        first two change anything.
+        """
+        channels = len(mean)
+        gray = self._luminance if channels == 3 else np.ones(1)
+        brightness, contrast, saturation = np.ones(3) if changes.factors is None else changes.factors[index]
+        matrix = brightness * contrast * np.eye(channels)
+        if channels == 3:
+            matrix = (saturation * np.eye(3) + (1 - saturation) * gray) @ matrix
+        term = np.full(channels, brightness * (1 - contrast) * (gray @ mean))
+        if changes.shifts is not None and channels == 3:
+            term += changes.shifts[index]
+        return np.concatenate([matrix, term[:, None]], 1)
+
+
+LEAST_BLUR = 0.2
+"""Standard deviation in pixels below which a blur changes nothing that is seen."""
+
+
+def in_pixels(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A map from centre to centre, which is moved by shares of the sides, as one between places of pixels."""
+    linear, centre = matrix[:, :2], np.array([width - 1, height - 1]) / 2
+    return np.concatenate([linear, (matrix[:, 2] * (width, height) + centre - linear @ centre)[:, None]], 1)
+
+
+def reach(sigma: float) -> int:
+    """Pixels on each side that a Gaussian blur takes in."""
+    return max(1, int(np.ceil(3 * sigma)))

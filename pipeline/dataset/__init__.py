@@ -1,0 +1,1 @@
+"""From sources to resized images, labels, databases and means."""

@@ -1,0 +1,247 @@
+"""Download the images of one shard, and write a table of what became of every URL.
+
+The table's columns: path (relative to the folder), url, label, split, group, status (HTTP status, or 200 for a file), error
+(empty for an image that arrived), bytes, sha256. Errors: not_found, http_STATUS, timeout, connection, truncated,
+unknown_host, bad_url, too_large, too_many_redirects, not_an_image, too_many_pixels, other_sha256, opted_out, refused.
+
+What has arrived waits beside the folder, in .NAME.resume, until all is there: a run that was killed, or in which too little
+arrived, is taken up by the next one with the same list. How long each image took is in a table beside it, SHARD.seconds.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image
+
+from pipeline.command import run
+from pipeline.errors import InputError
+from pipeline.files import plain_name, write_table, written_whole
+from pipeline.formats.images import Size, content_of, decode
+from pipeline.progress import progress
+from pipeline.sources import fetch
+from pipeline.sources.fetch import Failed
+
+Image.MAX_IMAGE_PIXELS = None  # this step has a limit of its own
+EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
+LISTED = ("url", "label", "split", "group", "sha256")
+"""Columns of a shard; all but the first may be missing."""
+COLUMNS = ["path", "url", "label", "split", "group", "status", "error", "bytes", "sha256"]
+
+ALLOWED_BY = {
+    "refused": "allow files by source.allow_file, and hosts of private networks by source.allow_private",
+    "opted_out": "see source.ignore_opt_out",
+    "too_large": "raise source.max_bytes",
+    "too_many_pixels": "raise source.max_pixels",
+    "too_many_redirects": "raise source.max_redirects",
+    "timeout": "raise source.timeout and source.total_timeout",
+}
+"""What to do about errors that a setting is the reason of."""
+SMALL = 1 << 16
+"""Bytes of a file that is checked sooner than it is handed to a thread."""
+
+
+@dataclass(frozen=True)
+class Options(fetch.Options):
+    """How to download: how to fetch, and what is taken of that.
+
+    max_pixels  the largest image, known from its header before it is decoded
+    min_yield   the least share of images that must arrive, else the step fails
+    """
+
+    max_pixels: int = 64_000_000
+    min_yield: float = 0.5
+
+
+def read_shard(path: Path) -> list[dict[str, str]]:
+    """The rows of a shard, as pipeline.sources.shards writes them."""
+    if not path.is_file():
+        raise InputError(path, "no such shard", do="run pipeline.sources.shards first")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if "url" not in (reader.fieldnames or []):
+            found = f"columns {', '.join(reader.fieldnames or ['none'])}"
+            raise InputError(f"{path}:1", found, "one called url is wanted", "make shards with pipeline.sources.shards")
+        return [{name: row.get(name) or "" for name in LISTED} for row in reader]
+
+
+def download(source: Path, folder: Path, table: Path, options: Options) -> list[dict]:
+    """Download the URLs of the list `source` into `folder` and write `table` and how long each took; all whole or not at all.
+
+    Returns the table's rows.
+    """
+    listed = read_shard(source)
+    journal = Journal(folder.with_name(f".{folder.name}.resume"), hashlib.sha256(source.read_bytes()).hexdigest())
+    with journal:
+        asyncio.run(_download_all(listed, journal, options, folder.name))
+    result = [one | journal.rows[number] for number, one in enumerate(listed)]
+    failed = [row for row in result if row["error"]]
+    arrived = len(result) - len(failed)
+    if arrived < options.min_yield * len(result):
+        journal.forget_failures()
+        errors = Counter(row["error"] for row in failed).most_common()
+        reasons = ", ".join(f"{error} {count}" for error, count in errors)
+        do = "; ".join(["correct the list, or lower source.min_yield", *filter(None, [ALLOWED_BY.get(errors[0][0])])])
+        raise InputError(
+            source,
+            f"{arrived} of {len(result)} images arrived ({reasons}; the first: {failed[0]['url']})",
+            f"at least {options.min_yield:.0%} must",
+            do,
+        )
+    seconds = table.with_suffix(".seconds.csv")
+    with written_whole(folder) as part, written_whole(table) as part_table, written_whole(seconds) as part_seconds:
+        write_table(part_table, COLUMNS, ([row[name] for name in COLUMNS] for row in result))
+        write_table(part_seconds, ("path", "seconds"), ((row["path"], row["seconds"]) for row in result))
+        journal.images.rename(part)
+    journal.remove()
+    return result
+
+
+class Journal:
+    """What has been done of a list, on disk: images, and a line for each URL that is through."""
+
+    def __init__(self, folder: Path, listed: str):
+        """`listed` tells one list from another: what is there of another one is dropped."""
+        self.folder, self.images, self._listed = folder, folder / "images", listed
+        self.rows: dict[int, dict] = {}
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "journal.jsonl"
+
+    def __enter__(self) -> Journal:
+        try:
+            lines = self._path.read_text(encoding="utf-8").split("\n")
+            if json.loads(lines[0]) != {"list": self._listed}:
+                raise ValueError("another list")
+            rows = [json.loads(line) for line in lines[1:-1]]  # what follows the last end of line was cut by the kill
+        except (OSError, ValueError):
+            self.remove()
+            rows = []
+        self.rows = {row["number"]: row for row in rows if row["error"] or (self.images / row["path"]).is_file()}
+        self.images.mkdir(parents=True, exist_ok=True)
+        self._write()
+        self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, row: dict) -> None:
+        """Note that a URL is through."""
+        self.rows[row["number"]] = row
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def forget_failures(self) -> None:
+        """Let the next run try again what has failed."""
+        self.rows = {number: row for number, row in self.rows.items() if not row["error"]}
+        self._write()
+
+    def _write(self) -> None:
+        with written_whole(self._path) as part:
+            part.write_text("".join(f"{json.dumps(line)}\n" for line in ({"list": self._listed}, *self.rows.values())))
+
+    def remove(self) -> None:
+        """Delete it all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+async def _download_all(listed: list[dict[str, str]], journal: Journal, options: Options, name: str) -> None:
+    waiting = [(number, row["url"], row["sha256"]) for number, row in enumerate(listed) if number not in journal.rows]
+    with (
+        ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as checkers,
+        progress(total=len(waiting), desc=f"download {name}") as bar,
+    ):
+        async with fetch.Fetcher(options) as fetcher, asyncio.TaskGroup() as tasks:
+            room = asyncio.Semaphore(4 * options.concurrency)
+
+            async def one(number: int, url: str, sha256: str) -> None:
+                try:
+                    journal.add(await _download_one(fetcher, checkers, journal.images, number, url, sha256))
+                    bar.update()
+                finally:
+                    room.release()
+
+            for entry in waiting:
+                await room.acquire()
+                tasks.create_task(one(*entry))
+
+
+async def _download_one(
+    fetcher: fetch.Fetcher, checkers: ThreadPoolExecutor, images: Path, number: int, url: str, sha256: str
+) -> dict:
+    start = time.monotonic()
+    row = {"number": number, "path": "", "status": 0, "error": "", "bytes": 0, "sha256": ""}
+    path = images / f".{number}.part"
+    try:
+        fetched = await fetcher.fetch(url, path)
+        row |= dataclasses.asdict(fetched)
+        if sha256 and sha256.lower() != fetched.sha256:
+            raise Failed("other_sha256", fetched.status)
+        if fetched.bytes <= SMALL:
+            extension = checked_image(path, fetcher.options.max_pixels)
+        else:
+            loop = asyncio.get_running_loop()
+            extension = await loop.run_in_executor(checkers, checked_image, path, fetcher.options.max_pixels)
+        stem = plain_name(Path(unquote(urlsplit(url).path)).stem, 60)
+        row["path"] = f"{number:06d}_{stem}{extension}"
+        path.rename(images / row["path"])
+    except Failed as failure:
+        path.unlink(missing_ok=True)
+        row["error"], row["status"] = failure.error, failure.status or row["status"]
+    row["seconds"] = round(time.monotonic() - start, 3)
+    return row
+
+
+def checked_image(path: Path, max_pixels: int) -> str:
+    """The extension that suits the image in a file. Raises Failed where it is none, or too large to be decoded."""
+    content = content_of(path)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            kind, (width, height) = image.format, image.size
+    except Exception:  # Pillow's readers raise errors of many kinds
+        raise Failed("not_an_image") from None
+    if width * height > max_pixels:
+        raise Failed("too_many_pixels")
+    if decode(content, color=True, least=Size(1, 1)) is None:
+        raise Failed("not_an_image")
+    return EXTENSIONS.get(kind, ".img")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("list", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--table", type=Path, required=True, help="where the table goes")
+    for field in dataclasses.fields(Options):
+        name = f"--{field.name.replace('_', '-')}"
+        if field.default is False:
+            parser.add_argument(name, action="store_true")
+        else:
+            parser.add_argument(name, type=type(field.default), default=field.default, help="(default: %(default)s)")
+    arguments = vars(parser.parse_args(argv))
+    source, folder, table = (arguments.pop(name) for name in ("list", "folder", "table"))
+    result = download(source, folder, table, Options(**arguments))
+    counts = Counter(row["error"] for row in result)
+    arrived = counts.pop("", 0)
+    reasons = "".join(f", {count} {error}" for error, count in counts.most_common())
+    print(f"{folder}: {arrived} of {len(result)} images arrived{reasons}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,161 @@
+"""Resize a folder of images to one size, without loss, setting aside what cannot be read.
+
+Written to a folder: pixels.npy (images × height × width × 3, BGR, or without the last axis for gray; uint8), which later steps
+map into memory, and images.csv: path, reason, height and width of the file, and fingerprint, for every file in the order of
+pixels.npy. The reason is empty, or says why there are no pixels, which are 0 then: `empty`, `damaged` or `not_an_image`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import enum
+import errno
+import math
+import os
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pipeline.command import run
+from pipeline.dataset.duplicates import fingerprint
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+from pipeline.formats.images import PIXELS, TABLE, Resized, Size, content_of, decode, jpeg_size, why_unreadable, write_png
+from pipeline.progress import progress
+
+
+class Mode(enum.StrEnum):
+    """How an image of another shape is fitted."""
+
+    SQUASH = "squash"
+    """Both sides are scaled, each as it must be."""
+    CROP = "crop"
+    """The shorter side is scaled to fit, and the middle of the longer one kept."""
+    FIT = "fit"
+    """The longer side is scaled to fit, and the rest is black."""
+
+
+INTERPOLATIONS = {
+    "nearest": cv2.INTER_NEAREST,
+    "linear": cv2.INTER_LINEAR,
+    "area": cv2.INTER_AREA,
+    "cubic": cv2.INTER_CUBIC,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The size, how images are fitted to it and sampled (`linear` is convert_imageset's), BGR or gray, images at once."""
+
+    size: Size
+    mode: Mode = Mode.SQUASH
+    interpolation: str = "linear"
+    color: bool = True
+    threads: int = 1
+
+
+def resize(image: np.ndarray, options: Options) -> np.ndarray:
+    """One image, height × width (× channels), uint8, to the size."""
+    (height, width), size = image.shape[:2], options.size
+    interpolation = INTERPOLATIONS[options.interpolation]
+    if options.mode == Mode.FIT:
+        scale = min(size.height / height, size.width / width)
+        inner = Size(max(1, round(height * scale)), max(1, round(width * scale)))
+        top, left = (size.height - inner.height) // 2, (size.width - inner.width) // 2
+        framed = np.zeros((*size, *image.shape[2:]), np.uint8)
+        image = cv2.resize(image, (inner.width, inner.height), interpolation=interpolation)
+        framed[top : top + inner.height, left : left + inner.width] = image
+        return framed
+    if options.mode == Mode.CROP:
+        scale = max(size.height / height, size.width / width)
+        kept = Size(min(height, round(size.height / scale)), min(width, round(size.width / scale)))
+        top, left = (height - kept.height) // 2, (width - kept.width) // 2
+        image = image[top : top + kept.height, left : left + kept.width]
+    return cv2.resize(image, (size.width, size.height), interpolation=interpolation)
+
+
+def resize_folder(source: Path, target: Path, options: Options) -> Counter:
+    """Write every readable image of `source` to `target`, whole or not at all; return how many there are for each reason."""
+    if not source.is_dir():
+        raise InputError(source, "no such folder", "a folder of images is wanted")
+    if min(options.size) < 1:
+        raise InputError("size", f"{options.size.height}×{options.size.width}", "both sides are at least 1 pixel")
+    cv2.setNumThreads(1)  # images are worked on side by side
+    paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
+    with written_whole(target) as part:
+        part.mkdir()
+        with (part / PIXELS).open("wb", buffering=0) as pixels, ThreadPoolExecutor(options.threads) as pool:
+            shape = (len(paths), *options.size, *([3] if options.color else []))
+            np.lib.format.write_array_header_1_0(pixels, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            begin, size = pixels.tell(), math.prod(shape[1:])
+            _reserve(pixels.fileno(), begin + size * len(paths))
+
+            def one(position: int) -> tuple[str, int, int, str]:
+                content = content_of(paths[position])
+                image = decode(content, options.color, options.size)
+                if image is None:
+                    return why_unreadable(content), 0, 0, ""
+                resized = resize(image, options)
+                written = os.pwrite(pixels.fileno(), resized.data, begin + position * size)
+                if written < size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+                return "", *(jpeg_size(content) or image.shape[:2]), fingerprint(resized).hex()
+
+            work = pool.map(one, range(len(paths)))
+            rows = list(progress(work, total=len(paths), desc=f"resize {source.name}"))
+        with (part / TABLE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "reason", "height", "width", "fingerprint"])
+            writer.writerows((path.name, *row) for path, row in zip(paths, rows, strict=True))
+    return Counter(reason for reason, *_ in rows)
+
+
+def _reserve(number: int, size: int) -> None:
+    """Make a file that long; on disk, where the system can: a full one is seen at once, and writing is faster."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(number, 0, size)
+    else:
+        os.ftruncate(number, size)
+
+
+def export(target: Path, folder: Path) -> int:
+    """Write the images of the resized folder `target` to `folder` as PNG files, whole; return how many there are."""
+    positions, pixels = Resized(target.parent).shard(target.name)
+    with written_whole(folder) as part:
+        part.mkdir()
+        for name, position in positions.items():
+            write_png(part / f"{name}.png", pixels[position])
+    return len(positions)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path, help="the folder to write; replaced if it exists")
+    parser.add_argument("--height", type=int, default=256)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.SQUASH)
+    parser.add_argument("--interpolation", choices=list(INTERPOLATIONS), default="linear")
+    parser.add_argument("--color", choices=["color", "gray"], default="color")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--png", type=Path, metavar="FOLDER", help="also write the resized images there, to be looked at")
+    a = parser.parse_args(argv)
+    options = Options(Size(a.height, a.width), a.mode, a.interpolation, a.color == "color", a.threads)
+    start = time.monotonic()
+    counts = resize_folder(a.source, a.target, options)
+    rate = counts.total() / (time.monotonic() - start)
+    others = "".join(f", {count} {reason}" for reason, count in counts.items() if reason)
+    print(f"{a.target}: {counts['']} images{others} ({rate:.0f} images/s)")
+    if a.png:
+        export(a.target, a.png)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Trained nets in other formats and forms: ONNX, safetensors, merged, convolutional, averaged."""

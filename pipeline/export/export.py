@@ -1,0 +1,114 @@
+"""Export a trained net: as an ONNX model, or its weights as safetensors.
+
+An ONNX model is written only if onnxruntime computes from it what the net computes: for random images no output, nor the scores
+before a Softmax, may differ by more than 1e-4 of its largest value. Both files carry the net's name and, where they are given,
+preprocessing.json and the classes' names.
+
+Tensors are called LAYER.weight, LAYER.bias, LAYER.running_mean and LAYER.running_var in both, in Caffe's shapes; BatchNorm's sums
+are divided by their weight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from safetensors.numpy import save
+
+import caffe
+from caffe.transform import read_mean
+from pipeline.command import run
+from pipeline.export import agreement, onnx_graph
+from pipeline.files import written_whole
+from pipeline.formats.lists import read_labels
+from pipeline.inference.trained import loaded
+from pipeline.nets import preprocessing
+from pipeline.nets.parameters import named_tensors
+
+
+def write_onnx(net: caffe.Net, output: Path, metadata: Mapping[str, str], scale: float = 1.0) -> float:
+    """Write the net as an ONNX model; the largest relative difference of what onnxruntime computes from the file.
+
+    metadata  goes into metadata_props
+    scale     what images are multiplied by before they go into the net
+    """
+    with written_whole(output) as part:
+        onnx.save(onnx_graph.model(net, metadata), part)
+        return checked(part, net, str(output), scale)
+
+
+def checked(file: Path, net: caffe.Net, where: str, scale: float = 1.0) -> float:
+    """The largest difference between a model's outputs and the net's; raises an error where it is more than rounding.
+
+    Where the batch is free, one of another size than the net's own is computed.
+    """
+    model = onnx.load(file)
+    onnx.checker.check_model(model)
+    shape = model.graph.input[0].type.tensor_type.shape.dim
+    free, batch = bool(shape and shape[0].dim_param), net.blobs[model.graph.input[0].name].shape[:1]
+    blobs = agreement.telling(net)
+    outputs = [output.name for output in model.graph.output]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in blobs if name not in outputs)
+    options = onnxruntime.SessionOptions()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    options.intra_op_num_threads = int(threads) if threads.isdigit() else 0
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    inputs = agreement.random_inputs(net, (2 if batch[0] == 1 else 1) if free else None, scale)
+    return agreement.agreed(where, agreement.computed(net, inputs, blobs), session.run(blobs, inputs))
+
+
+def write_safetensors(net: caffe.Net, output: Path, metadata: Mapping[str, str]) -> int:
+    """Write the net's parameters as safetensors; how many tensors there are."""
+    tensors = {name: np.ascontiguousarray(values) for name, values in named_tensors(net).items()}
+    types = {name: net.layer_dict[name].type for name in net.params}
+    with written_whole(output) as part:
+        part.write_bytes(save(tensors, {"net": net.name, "layer_types": json.dumps(types), **metadata}))
+    return len(tensors)
+
+
+def metadata_of(preprocessing_file: Path | None, labels: Path | None) -> dict[str, str]:
+    """What is known besides the net, each as JSON, as far as it is given.
+
+    preprocessing  the file's content
+    mean           where it names a mean image: the mean of each channel, in the records' order, to subtract without that file
+    classes        the names in order
+    """
+    metadata = {}
+    if preprocessing_file:
+        mean_file = preprocessing.read(preprocessing_file).transform.mean_file
+        metadata["preprocessing"] = json.dumps(json.loads(preprocessing_file.read_text()))
+        if mean_file:
+            metadata["mean"] = json.dumps([round(float(mean), 4) for mean in read_mean(mean_file).mean((1, 2), np.float64)])
+    if labels:
+        metadata["classes"] = json.dumps(read_labels(labels), ensure_ascii=False)
+    return metadata
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("format", choices=("onnx", "safetensors"))
+    parser.add_argument("net", type=Path, help="deploy.prototxt")
+    parser.add_argument("weights", type=Path, help="the .caffemodel")
+    parser.add_argument("output", type=Path, help="the file to write")
+    parser.add_argument("--preprocessing", type=Path, help="preprocessing.json: how images become inputs")
+    parser.add_argument("--labels", type=Path, help="labels.txt: the classes' names")
+    a = parser.parse_args(argv)
+    metadata = metadata_of(a.preprocessing, a.labels)
+    net = loaded(a.net, a.weights)
+    if a.format == "safetensors":
+        print(f"{a.output}: {write_safetensors(net, a.output, metadata)} tensors")
+        return
+    scale = preprocessing.read(a.preprocessing).transform.scale if a.preprocessing else 1.0
+    difference = write_onnx(net, a.output, metadata, scale)
+    print(f"{a.output}: ONNX, opset {onnx_graph.OPSET}; largest difference from the net {difference:.1e}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""File formats that all stages share: images, lists and records."""

@@ -1,0 +1,1 @@
+"""What trained nets say: features, evaluation, classification."""

@@ -1,0 +1,175 @@
+"""Evaluate a trained net on its validation set, on other records, or on image files.
+
+Written to a folder:
+  summary.json     accuracy, images; top_k (share of images whose class is among the k most probable); macro_accuracy (mean of the
+                   classes' accuracies); mean_probability (of what is predicted), calibration_error and log_loss
+  per_class.csv    class, images, accuracy (its recall), precision, f1; empty where there is nothing to divide by
+  confusion.csv    rows: the class an image has; columns: the class predicted
+  calibration.csv  images by the probability of what is predicted, in ten bins: low, high, images, mean_probability, accuracy
+  predictions.csv  path, label, predicted, probability, rank (of the label, from 1), loss (-ln of its probability)
+The calibration error is the mean, over images, of what lies between a bin's mean probability and its accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import caffe
+from pipeline.command import run
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+from pipeline.formats.lists import read_image_list, read_labels
+from pipeline.inference import extraction
+from pipeline.inference.extraction import Run, batches
+
+TOP = (2, 3, 5, 10)
+"""Numbers of most probable classes that accuracies are given for, where there are more classes."""
+BINS = 10
+"""Of the calibration."""
+
+
+def scores_blob(net_file: Path) -> str:
+    """The blob of class scores: what the loss reads first; for a loss of another kind, what the accuracy does."""
+    layers = caffe.read_net(net_file).layer
+    for kinds in (("SoftmaxWithLoss", "InfogainLoss"), ("Accuracy",)):
+        for layer in layers:
+            if layer.type in kinds:
+                return layer.bottom[0]
+    raise InputError(
+        net_file, "no SoftmaxWithLoss or InfogainLoss layer", "the scores are what it reads", "give the test net of a classifier"
+    )
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities from scores, images × classes, float64."""
+    exponentials = np.exp(scores - scores.max(1, keepdims=True), dtype=np.float64)
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def judged(scores: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """One row an image: label, predicted (numbers), probability (of the predicted class), rank and loss (of the label).
+
+    scores  images × classes
+    labels  a number an image
+    """
+    probabilities, images = softmax(scores), np.arange(len(scores))
+    own = scores[images, labels][:, None]
+    before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))  # of equals, the first
+    below = (scores - scores.max(1, keepdims=True)).astype(np.float64)
+    return pd.DataFrame(
+        {
+            "label": labels,
+            "predicted": scores.argmax(1),
+            "probability": probabilities.max(1),
+            "rank": before.sum(1) + 1,
+            "loss": np.log(np.exp(below).sum(1)) - below[images, labels],
+        }
+    )
+
+
+def predictions(job: Run, source: Path, names: list[str]) -> pd.DataFrame:
+    """`judged` for every image of the list `source`, with its path before."""
+    entries = read_image_list(source, len(names))
+    records = extraction.count(job)
+    if records < len(entries):
+        raise InputError(source, f"{len(entries)} images", f"there are {records} records", "give the list they were made from")
+    scores, top = scores_blob(job.net), extraction.data_layer(job.net, caffe.read_net(job.net)).top
+    labels, parts, start = np.array([number for _, number in entries]), [], 0
+    for batch in batches(job, [scores, *top[1:]], len(entries)):
+        values = batch[scores].reshape(len(batch[scores]), -1)
+        here = labels[start : start + len(values)]
+        stored = batch[top[1]].ravel() if len(top) > 1 else here
+        if values.shape[1] != len(names):
+            raise InputError(job.net, f"{values.shape[1]} outputs", f"the dataset has {len(names)} classes")
+        if not np.isfinite(values).all():
+            path = entries[start + np.isfinite(values).all(1).argmin()][0]
+            raise InputError(job.weights, f"scores of {path} that are no numbers", do="train again with a lower base_lr")
+        if len(other := np.flatnonzero(stored != here)):
+            where, found, wanted = f"{source}:{start + other[0] + 1}", here[other[0]], int(stored[other[0]])
+            do = "give the list that the records were made from"
+            raise InputError(where, f"label {found}", f"the record has label {wanted}", do)
+        parts.append(judged(values, here))
+        start += len(values)
+    table = pd.concat(parts, ignore_index=True)
+    table.insert(0, "path", [path for path, _ in entries])
+    return table
+
+
+def by_class(confusion: np.ndarray) -> pd.DataFrame:
+    """images, accuracy, precision and f1 of each class, from a confusion matrix; nan where there is nothing to divide by."""
+    right, images, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    with np.errstate(invalid="ignore"):
+        figures = {"accuracy": right / images, "precision": right / predicted, "f1": 2 * right / (images + predicted)}
+    return pd.DataFrame({"images": images, **figures})
+
+
+def calibration(table: pd.DataFrame) -> pd.DataFrame:
+    """low, high, images, mean_probability and accuracy of BINS bins of the predicted classes' probabilities."""
+    number = np.minimum((table.probability * BINS).astype(int), BINS - 1)
+    right = table.label == table.predicted
+    bins = pd.DataFrame({"low": np.arange(BINS) / BINS, "high": np.arange(1, BINS + 1) / BINS})
+    bins["images"] = number.value_counts().reindex(bins.index, fill_value=0)
+    bins["mean_probability"] = table.probability.groupby(number).mean()
+    bins["accuracy"] = right.groupby(number).mean()
+    return bins
+
+
+def summary(table: pd.DataFrame, classes: pd.DataFrame, bins: pd.DataFrame) -> dict:
+    """What summary.json says."""
+    gap = (bins.mean_probability - bins.accuracy).abs() * bins.images / len(table)
+    return {
+        "accuracy": float((table.label == table.predicted).mean()),
+        "images": len(table),
+        "top_k": {str(k): float((table["rank"] <= k).mean()) for k in TOP if k < len(classes)},
+        "macro_accuracy": float(classes.accuracy.mean()),
+        "mean_probability": float(table.probability.mean()),
+        "calibration_error": float(gap.sum()),
+        "log_loss": float(table.loss.mean()),
+    }
+
+
+def write(table: pd.DataFrame, names: list[str], folder: Path) -> dict:
+    """Write the files to `folder`, whole; return the summary."""
+    confusion = np.zeros((len(names), len(names)), int)
+    np.add.at(confusion, (table.label, table.predicted), 1)
+    classes, bins = by_class(confusion), calibration(table)
+    made = summary(table, classes, bins)
+    named = table.assign(**{column: [names[number] for number in table[column]] for column in ("label", "predicted")})
+    with written_whole(folder) as part:
+        part.mkdir()
+        named.round({"probability": 6, "loss": 6}).to_csv(part / "predictions.csv", index=False)
+        classes.set_axis(names).to_csv(part / "per_class.csv", index_label="class")
+        pd.DataFrame(confusion, names, names).to_csv(part / "confusion.csv", index_label="class")
+        bins.to_csv(part / "calibration.csv", index=False)
+        (part / "summary.json").write_text(json.dumps(made, indent=1) + "\n")
+    return made
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("net", type=Path, help="the test prototxt")
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("folder", type=Path, help="where the results go; replaced if it exists")
+    parser.add_argument("--list", type=Path, required=True, help="the image list that the records were made from")
+    parser.add_argument("--labels", type=Path, required=True, help="labels.txt")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--database", type=Path, help="records in the place of the net's own")
+    source.add_argument("--files", type=Path, metavar="ROOT", help="the list's image files below ROOT in their place")
+    parser.add_argument("--preprocessing", type=Path, help="how files are resized; by default preprocessing.json beside the net")
+    parser.add_argument("--gpu", action="store_true")
+    a = parser.parse_args(argv)
+    names, listed = read_labels(a.labels), None
+    if a.files:
+        how = a.preprocessing or a.net.with_name("preprocessing.json")
+        listed = extraction.listed(a.list, a.files, how)
+    made = write(predictions(Run(a.net, a.weights, a.gpu, a.database, listed), a.list, names), names, a.folder)
+    print(f"{a.folder}: accuracy {made['accuracy']:.4f}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""From a template or a prototxt to nets and solvers for training."""

@@ -1,0 +1,186 @@
+"""Any classifier's prototxt, for training or for use, of any version of the format, as a template for another dataset.
+
+Its data layers, losses and accuracies are taken off. What is left has one or more heads: blobs of scores, each made by a last
+convolution or fully connected layer, which gets the dataset's number of classes and, where it is learned anew, another name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import caffe
+from caffe.proto import caffe_pb2
+from pipeline.errors import InputError
+from pipeline.nets.models.base import Built, Last, head_name, in_phase, leading_to
+
+LEARNED = ("InnerProduct", "Convolution")
+"""Types of a last layer."""
+OF_LABELS = ("Accuracy", "Softmax", "ArgMax", "Silence")
+"""Types that come after the scores, besides losses."""
+BATCH_SIZE = 32
+"""Images in a training batch, where the prototxt does not say it."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier: its layer, the blob of its scores, and its loss's weight and loss_param, where it has one."""
+
+    layer: str
+    scores: str
+    weight: float
+    loss_param: caffe_pb2.LossParameter | None = None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A net of the user's.
+
+    path         the prototxt, as errors name it
+    layers       from the images, a blob called `data`, to the scores
+    heads        the last is the one that counts; the others only help training
+    crop_size … batch_size  as of a Template, from the prototxt's own data layer
+    mean_values  values to subtract in the place of the dataset's mean image; empty takes that
+    input        channels, height and width of the images that an input is for; empty where a data layer takes any
+    """
+
+    path: Path
+    layers: tuple[caffe_pb2.LayerParameter, ...]
+    heads: tuple[Head, ...]
+    crop_size: int = 0
+    mirror: bool = False
+    scale: float = 1.0
+    mean: bool = True
+    mean_values: tuple[float, ...] = ()
+    batch_size: int = BATCH_SIZE
+    input: tuple[int, ...] = ()
+
+    pairs = False
+
+    @property
+    def last(self) -> str:
+        """The name of the classifier that counts."""
+        return self.heads[-1].layer
+
+    def built(self, last: Last, deploy: bool = False) -> Built:
+        """The layers with `last` as the classifier; the names of the other heads' change as its own does."""
+        names = {head.layer: head_name(head.layer, self.last, last.name) for head in self.heads} | {self.last: last.name}
+        layers, renamed = [], {}
+        for layer in self.layers:
+            copy = caffe_pb2.LayerParameter()
+            copy.CopyFrom(layer)
+            copy.bottom[:] = [renamed.get(blob, blob) for blob in copy.bottom]
+            if layer.name in names:
+                _make_last(copy, names[layer.name], last)
+                renamed |= dict(zip(layer.top, copy.top, strict=True))
+            else:
+                copy.top[:] = [renamed.get(blob, blob) if blob in layer.bottom else blob for blob in copy.top]
+            if copy.type == "BatchNorm":
+                copy.batch_norm_param.ClearField("use_global_stats")  # the phase decides
+            layers.append(copy)
+        heads = [(renamed.get(head.scores, head.scores), head.weight) for head in self.heads]
+        if deploy:
+            return Built(leading_to(layers, heads[-1][0]), heads[-1:], {last.name})
+        params = {scores: head.loss_param for (scores, _), head in zip(heads, self.heads, strict=True) if head.loss_param}
+        return Built(layers, heads, set(names.values()), params)
+
+
+def read(path: Path) -> Adapted:
+    """The net in a prototxt. Raises an error that says where, where it is none that can be adapted."""
+    net = caffe.read_net(str(path))
+    placed = zip(net.layer, caffe.layer_places(str(path), net), strict=True)
+    places = [(layer, place) for layer, place in placed if in_phase(layer, caffe.TRAIN)]
+    layers = [layer for layer, _ in places]
+    if not layers:
+        raise InputError(path, "no layers", "a net for training or for use is wanted")
+    sources = [layer for layer in layers if not layer.bottom]
+    if not sources or not sources[0].top:
+        raise InputError(path, "no data layer and no input", "a net's images come from one of them")
+    images = sources[0].top[0]
+    labels = {"label", *sources[0].top[1:], *(top for layer in sources[1:] for top in layer.top)}
+    kept, heads = [], {}
+    for layer, place in places:
+        if not layer.bottom:
+            kept.append((layer, place))
+        elif layer.type.endswith("Loss"):
+            if layer.type != "SoftmaxWithLoss":
+                wanted = "nets that end in SoftmaxWithLoss or Softmax are classifiers"
+                raise InputError(place, f"a {layer.type}", wanted, "give the net of a classifier")
+            loss_param = layer.loss_param if layer.HasField("loss_param") else None
+            heads[layer.bottom[0]] = (layer.loss_weight[0] if layer.loss_weight else 1.0, loss_param)
+        elif layer.type == "Softmax" and not _read_later(layer, layers):
+            heads.setdefault(layer.bottom[0], (1.0, None))  # a loss that reads the same blob says more
+        elif layer.type not in OF_LABELS and not labels & set(layer.bottom):
+            kept.append((layer, place))
+    caffe.check_bottoms(*zip(*kept, strict=True))
+    body = [_with_data(layer, images) for layer, _ in kept if layer.bottom]
+    heads = heads or {layer.top[0]: (1.0, None) for layer in body[-1:]}
+    found = [Head(_classifier(path, body, blob), blob, *of_loss) for blob, of_loss in heads.items() if of_loss[0]]
+    found.sort(key=lambda head: head.weight)  # stable: of equals, the last counts
+    if not found:
+        raise InputError(path, "no scores", "a net for training or for use is wanted")
+    return Adapted(path, tuple(body), tuple(found), **_transformation(sources[0]))
+
+
+def _read_later(layer: caffe_pb2.LayerParameter, layers: Iterable[caffe_pb2.LayerParameter]) -> bool:
+    return any(top in other.bottom for other in layers for top in layer.top if other.type not in OF_LABELS)
+
+
+def _with_data(layer: caffe_pb2.LayerParameter, images: str) -> caffe_pb2.LayerParameter:
+    """A copy whose blob of images is called `data`, and that is in every phase."""
+    copy = caffe_pb2.LayerParameter()
+    copy.CopyFrom(layer)
+    for blobs in (copy.bottom, copy.top):
+        blobs[:] = ["data" if blob == images else blob for blob in blobs]
+    copy.ClearField("include")
+    copy.ClearField("exclude")
+    return copy
+
+
+def _classifier(path: Path, body: list[caffe_pb2.LayerParameter], blob: str) -> str:
+    """The last layer with weights that a blob of scores is made by."""
+    made = blob
+    for layer in reversed(body):
+        if made in layer.top:
+            if layer.type in LEARNED:
+                return layer.name
+            if len(layer.bottom) != 1:
+                break
+            made = layer.bottom[0]
+    raise InputError(path, f'no last layer for the scores "{blob}"', f"they are made by a layer of type {' or '.join(LEARNED)}")
+
+
+def _make_last(layer: caffe_pb2.LayerParameter, name: str, last: Last) -> None:
+    """Give a classifier its name, its number of classes and its learning rates."""
+    layer.top[:] = [name if top == layer.name else f"{top}{name.removeprefix(layer.name)}" for top in layer.top]
+    layer.name = name
+    param = layer.inner_product_param if layer.type == "InnerProduct" else layer.convolution_param
+    param.num_output = last.outputs
+    if last.lr_mult != 1:
+        while len(layer.param) < len(caffe.layer_type(layer.type).blob_specs(layer)):
+            layer.param.add()
+        for spec in layer.param:
+            spec.lr_mult *= last.lr_mult
+    if not param.HasField("weight_filler"):  # a net for use has none, and zeros cannot learn
+        param.weight_filler.type, param.weight_filler.std = "gaussian", 0.01
+
+
+def _transformation(source: caffe_pb2.LayerParameter) -> dict:
+    """What a data layer or an input says of the images that go in."""
+    if source.type == "Input":
+        shape = source.input_param.shape[0].dim if source.input_param.shape else []
+        if len(shape) != 4:
+            return {}
+        channels, height, width = map(int, shape[1:])
+        return {"crop_size": height if height == width else 0, "input": (channels, height, width)}
+    transform = source.transform_param
+    sizes = (source.data_param.batch_size, source.image_data_param.batch_size, source.memory_data_param.batch_size)
+    return {
+        "crop_size": transform.crop_size,
+        "mirror": transform.mirror,
+        "scale": transform.scale,
+        "mean": bool(transform.mean_file),
+        "mean_values": tuple(transform.mean_value),
+        "batch_size": next((size for size in sizes if size), BATCH_SIZE),
+    }

@@ -1,0 +1,68 @@
+"""The siamese net of Caffe's example: LeNet's layers down to two values for an image, trained on pairs of images.
+
+Images of one kind come to lie together, others at least MARGIN apart (Hadsell et al. 2006). A pair is a record of two images'
+channels, and its label says whether they are of one kind, 1, or not, 0. Both go through the same layers with the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import caffe
+from caffe import layers as L
+from caffe.proto import caffe_pb2
+from pipeline.nets.models import lenet
+from pipeline.nets.models.base import Last
+
+LAST = "feat"
+PAIR, SAME = "pair_data", "sim"
+"""The blobs of pairs and of their labels."""
+SECOND = "_p"
+"""What is behind the names of the second image's layers and blobs."""
+MARGIN = 1.0
+
+
+def body(n, last):
+    """LeNet, whose ten outputs say nothing by themselves, and as many values as are asked for."""
+    n[last.name] = L.InnerProduct(lenet.body(n, Last("ip2", 10)), num_output=last.outputs, **lenet.learned(last.lr_mult))
+    return n[last.name]
+
+
+def paired(layers: Iterable[caffe_pb2.LayerParameter], channels: int) -> list[caffe_pb2.LayerParameter]:
+    """From PAIR to both images' values: the layers from `data`, which are for an image of so many channels, twice."""
+    n = caffe.NetSpec()
+    n[PAIR] = L.Input()
+    n.data, n[f"data{SECOND}"] = L.Slice(n[PAIR], ntop=2, name="slice_pair", slice_dim=1, slice_point=channels)
+    made = list(n.to_proto().layer)[1:]
+    for suffix in ("", SECOND):
+        for layer in layers:
+            copy = caffe_pb2.LayerParameter()
+            copy.CopyFrom(layer)
+            copy.name += suffix
+            for blobs in (copy.bottom, copy.top):
+                blobs[:] = [blob + suffix for blob in blobs]
+            for spec, kind in zip(copy.param, "wb", strict=False):
+                spec.name = f"{layer.name}_{kind}"
+            made.append(copy)
+    return made
+
+
+def compared(values: str, training: bool) -> list[caffe_pb2.LayerParameter]:
+    """The loss of pairs; and in testing scores for "different" and "same", and how often the higher one is right.
+
+    values  the blob of an image's values
+    The scores are how far the squared distance lies above and below that of half the margin.
+    """
+    n = caffe.NetSpec()
+    n[values], n[values + SECOND], n[SAME] = (L.Input() for _ in range(3))
+    if not training:
+        limit = (MARGIN / 2) ** 2
+        n.difference = L.Eltwise(n[values], n[values + SECOND], coeff=[1, -1])
+        n.squares = L.Reduction(n.difference, operation=caffe.params.Reduction.SUMSQ, axis=1)
+        n.distance = L.Reshape(n.squares, shape={"dim": [-1, 1]})
+        n.apart = L.Power(n.distance, shift=-limit)
+        n.together = L.Power(n.distance, scale=-1, shift=limit)
+        n.scores = L.Concat(n.apart, n.together)
+        n.accuracy = L.Accuracy(n.scores, n[SAME])
+    n.loss = L.ContrastiveLoss(n[values], n[values + SECOND], n[SAME], margin=MARGIN)
+    return list(n.to_proto().layer)[3:]

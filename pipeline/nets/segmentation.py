@@ -1,0 +1,205 @@
+"""Write what trains a fully convolutional net: train, test, deploy and solver prototxt, and the weights to start from.
+
+Images and label maps come from two LMDBs whose records have the same keys: images of any sizes, and maps of the same sizes with a
+single channel, whose values are classes, or 255 where nothing is asked. Images go in one by one. The weights are those of the
+classifier (VGG's or CaffeNet's), or of another net of this kind; layers of scores that they lack begin with zeros.
+
+    caffe train --solver FOLDER/solver.prototxt
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lmdb
+import numpy as np
+from google.protobuf.message import DecodeError
+
+import caffe
+from caffe import layers as L
+from caffe import params as P
+from caffe.datum import parse, pixels_of
+from caffe.proto import caffe_pb2
+from pipeline.command import run
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+from pipeline.nets import solver_defaults, solver_fields
+from pipeline.nets.models import fcn
+
+IGNORED = 255
+"""The value of pixels that neither loss nor accuracy counts."""
+SIDE = 500
+"""Height and width of the deploy net's input, which is reshaped for other images."""
+SOLVER = {
+    **{"momentum": 0.99, "weight_decay": 0.0005, "epochs": 12, "average_loss": 20, "display": 20, "snapshot": 4000},
+    "test_initialization": False,
+}
+"""The authors' solver; the loss is a sum over pixels, for which a small rate and a large momentum are right."""
+RATES = {"fcn32s": 1e-10, "fcn16s": 1e-12, "fcn8s": 1e-14, "fcn_alexnet": 1e-10}
+"""Learning rates: the authors' for VGG-16, each net of which starts from the one before it."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A database of images and one of their label maps, how many pairs there are, and the images' channels."""
+
+    images: Path
+    labels: Path
+    count: int
+    channels: int
+
+    @classmethod
+    def read(cls, images: Path, labels: Path) -> Pairs:
+        """From databases with the same keys; the first pair is looked at."""
+        (keys, image), (others, map_) = (_first(path) for path in (images, labels))
+        if keys != others:
+            found = next((key for key in sorted(keys ^ others)), b"").decode(errors="replace")
+            raise InputError(labels, f"other keys than {images} has, such as {found}", "a map has its image's key")
+        if len(map_) != 1 or map_.shape[1:] != image.shape[1:]:
+            raise InputError(
+                labels, f"first a map of shape {map_.shape}", f"1 × {image.shape[1]} × {image.shape[2]} is its image's"
+            )
+        return cls(images, labels, len(keys), len(image))
+
+
+def _first(path: Path) -> tuple[set[bytes], np.ndarray]:
+    """All keys of a database, and the first record's pixels."""
+    if not (path / "data.mdb").exists():
+        raise InputError(path, "no LMDB", do="build it first")
+    with closing(lmdb.open(str(path), readonly=True, lock=False)) as environment, environment.begin() as transaction:
+        keys = set(transaction.cursor().iternext(values=False))
+        for key, value in transaction.cursor():
+            return keys, pixels_of(parse(value), None, f"{path}: {key.decode(errors='replace')}")
+    raise InputError(path, "the database has no records", do="build it again")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is trained: one of fcn.NETS, for so many classes, from which weights, and how.
+
+    mean    a value of each channel to subtract; empty for none
+    solver  solver fields, epochs and step_epochs that are not the default
+    """
+
+    model: str
+    classes: int
+    weights: Path
+    mean: tuple[float, ...] = ()
+    solver: dict = field(default_factory=dict)
+    gpu: bool = False
+
+
+def nets(options: Options, train: Pairs, val: Pairs) -> dict[str, caffe_pb2.NetParameter]:
+    """{"train", "test", "deploy"}: the three nets."""
+    if len(options.mean) not in (0, 1, train.channels):
+        raise InputError("--mean", f"{len(options.mean)} values", f"the images have {train.channels} channels")
+    layers = fcn.layers(options.model, options.classes)
+    deploy = caffe.NetSpec()
+    deploy.data = L.Input(shape={"dim": [1, train.channels, SIDE, SIDE]})
+    made = {"deploy": deploy.to_proto()}
+    made["deploy"].layer.extend(layers)
+    for part, pairs in (("train", train), ("test", val)):
+        n = caffe.NetSpec()
+        database = {"batch_size": 1, "backend": P.Data.LMDB}
+        n.data = L.Data(data_param={"source": str(pairs.images), **database}, transform_param={"mean_value": list(options.mean)})
+        n.label = L.Data(data_param={"source": str(pairs.labels), **database})
+        made[part] = n.to_proto()
+        made[part].layer.extend([*layers, *_measured(part)])
+    for net in made.values():
+        net.name = options.model
+    return made
+
+
+def _measured(part: str) -> list[caffe_pb2.LayerParameter]:
+    n = caffe.NetSpec()
+    n.score, n.label = L.Input(), L.Input()
+    if part == "test":
+        n.accuracy = L.Accuracy(n.score, n.label, ignore_label=IGNORED)
+    n.loss = L.SoftmaxWithLoss(n.score, n.label, loss_param={"ignore_label": IGNORED, "normalize": False})
+    return list(n.to_proto().layer)[2:]
+
+
+def started(deploy: caffe_pb2.NetParameter, weights: Path) -> tuple[caffe.Net, list[str]]:
+    """The net with the weights that training starts from, and the layers of scores that begin with zeros.
+
+    weights  a .caffemodel; a fully connected layer's weights become those of the convolution of its name
+    """
+    given, small = _stored(weights), caffe_pb2.NetParameter()
+    small.CopyFrom(deploy)
+    small.layer[0].input_param.shape[0].dim[2:] = [1, 1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.prototxt"
+        caffe.write_prototxt(path, small)
+        net = caffe.Net(str(path), caffe.TEST)
+    upsampling = [layer.name for layer in deploy.layer if layer.type == "Deconvolution"]
+    fcn.set_upsampling(net, upsampling)
+    anew = []
+    for name in (name for name in net.params if name not in upsampling):
+        blobs, values = net.params[name], given.get(name, [])
+        if [blob.data.size for blob in blobs] == [one.size for one in values]:
+            for blob, one in zip(blobs, values, strict=True):
+                blob.data[...] = one.reshape(blob.data.shape)
+        elif name.startswith("score"):
+            anew.append(name)
+        else:
+            found = f"{' and '.join(str(one.size) for one in values) or 'no'} values for {name}"
+            wanted = f"the net has {' and '.join(str(blob.data.size) for blob in blobs)}"
+            raise InputError(weights, found, wanted, "give the weights of the classifier that it is made of, or of such a net")
+    return net, anew
+
+
+def _stored(path: Path) -> dict[str, list[np.ndarray]]:
+    """The parameters in a .caffemodel by layer, each as a vector."""
+    try:
+        found = caffe_pb2.WeightsParameter.FromString(path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise InputError(path, f"no weights ({error})", "a .caffemodel is wanted") from None
+    return {layer.name: [np.array(blob.data, np.float32) for blob in layer.blobs] for layer in (*found.layer, *found.layers)}
+
+
+def write(options: Options, train: Pairs, val: Pairs, folder: Path) -> list[str]:
+    """Write all files to `folder`, whole; return the layers of scores that begin with zeros."""
+    made = nets(options, train, val)
+    defaults = SOLVER | {"base_lr": RATES[options.model]}
+    if "max_iter" in options.solver:
+        del defaults["epochs"]
+    snapshots = folder.with_name(f"{folder.name}_snapshots") / options.model
+    param, reasons = solver_defaults.solver(
+        solver_defaults.Sizes(train.count, val.count, 1, 1),
+        solver_defaults.Run(folder, snapshots, options.gpu, defaults | options.solver),
+        "--solver",
+    )
+    param.weights.append(str(folder / "start.caffemodel"))
+    net, anew = started(made["deploy"], options.weights)
+    with closing(net), written_whole(folder) as part:
+        part.mkdir()
+        for kind, one in made.items():
+            caffe.write_prototxt(part / f"{kind}.prototxt", one)
+        caffe.write_prototxt(part / "solver.prototxt", param, reasons)
+        net.save(part / "start.caffemodel")
+    return anew
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the files go; replaced if it exists")
+    parser.add_argument("--model", required=True, choices=list(fcn.NETS))
+    parser.add_argument("--classes", type=int, required=True, help="classes of pixels, with the background's")
+    for part in ("train", "val"):
+        parser.add_argument(f"--{part}", type=Path, nargs=2, required=True, metavar=("IMAGES", "LABELS"), help="two LMDBs")
+    parser.add_argument("--weights", type=Path, required=True, help="a .caffemodel to start from")
+    parser.add_argument("--mean", type=float, nargs="*", default=[], help="a value of each channel to subtract, in BGR order")
+    parser.add_argument("--solver", type=solver_fields.parsed, default={}, help="solver fields, epochs and step_epochs as JSON")
+    parser.add_argument("--gpu", action="store_true", help="train on a GPU")
+    a = parser.parse_args(argv)
+    options = Options(a.model, a.classes, a.weights, tuple(a.mean), a.solver, a.gpu)
+    anew = write(options, Pairs.read(*a.train), Pairs.read(*a.val), a.folder)
+    print(f"{a.folder}: {a.model}" + (f", with {', '.join(anew)} from zeros" if anew else ""))
+
+
+if __name__ == "__main__":
+    run(main)

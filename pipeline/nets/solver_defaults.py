@@ -1,0 +1,133 @@
+"""A solver for a dataset: tests that cover the validation set, and iterations worked out from epochs, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from caffe.proto import caffe_pb2
+from pipeline.errors import InputError
+from pipeline.nets import solver_fields
+
+TEST_BATCH = 256
+"""Most images in a test batch."""
+TEST_PIXELS = 32 * 227**2
+"""Most pixels in a test batch: of such images 32, for which ResNet-50 holds 2 GB in testing."""
+FEW, MANY = 8, 100
+"""Tests in batches of fewer than FEW are slow, which is said where there are MANY images."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Images for training and validation, in a training batch, and at most in a test batch."""
+
+    train_images: int
+    val_images: int
+    batch_size: int
+    most_tested: int
+
+    @property
+    def test_batch(self) -> int:
+        """Images in a test batch."""
+        return test_batch(self.val_images, self.most_tested)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a solver's nets are and its snapshots go, whether it trains on a GPU, and what is not the default.
+
+    nets       the folder of train.prototxt and test.prototxt
+    snapshots  what their paths begin with
+    given      fields of SolverParameter by name, and epochs and step_epochs
+    fitted     whether all weights are there already, so that the net is only tested
+    """
+
+    nets: Path
+    snapshots: Path
+    gpu: bool
+    given: dict
+    fitted: bool = False
+
+
+def most_tested(pixels: int) -> int:
+    """How many images of so many pixels are tested at once, at most."""
+    return max(1, min(TEST_BATCH, TEST_PIXELS // pixels))
+
+
+def test_batch(images: int, most: int) -> int:
+    """Images in a test batch, at most so many, so that test_iter whole batches are the validation set, each image once."""
+    return max(size for size in range(1, min(images, most) + 1) if images % size == 0)
+
+
+def slow_test(images: int, batch: int, most: int) -> tuple[str, str] | None:
+    """What makes a test slow, and what to do about it, where it is made of many batches that are smaller than they could be."""
+    if images < MANY or batch >= min(FEW, most):
+        return None
+    found = f"a test is {images // batch} batches of {batch}, which is slow"
+    best = test_batch(images, most)
+    if best > batch:
+        return found, f"set batch_size: {best} and test_iter: {images // best}"
+    near = (other for far in range(1, FEW + 1) for other in (images - far, images + far))
+    near = next(other for other in near if test_batch(other, most) >= min(FEW, most))
+    why = f"no number from {batch + 1} to {most} divides {images}"
+    return f"{found}: {why}", f"hold out {near} images, of which {test_batch(near, most)} make a batch"
+
+
+def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParameter, dict[str, str]]:
+    """The solver, and {field: why it has this value} for what was worked out from the dataset.
+
+    where  what errors call the fields that are given
+    """
+    given = dict(run.given)
+    if problems := solver_fields.problems(given):
+        raise InputError("", "\n".join(f"{where}.{problem}" for problem in problems))
+    accumulated = given.get("iter_size", 1)
+    batches = f"batches of {sizes.batch_size}" + (f" × {accumulated}" if accumulated > 1 else "")
+    epoch = max(1, round(sizes.train_images / (sizes.batch_size * accumulated)))
+    epochs, steps = given.pop("epochs", solver_fields.DEFAULT_EPOCHS), given.pop("step_epochs", None)
+    end = given.get("max_iter", max(1, round(epochs * epoch)))
+    values = {
+        "train_net": str(run.nets / "train.prototxt"),
+        "test_net": [str(run.nets / "test.prototxt")],
+        "test_iter": [sizes.val_images // sizes.test_batch],
+        "test_interval": max(1, min(epoch, end)),
+        "base_lr": 0.01,
+        "lr_policy": "fixed",
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "display": max(1, epoch // 4),
+        "max_iter": end,
+        "snapshot_prefix": str(run.snapshots),
+        "random_seed": 1,
+        "solver_mode": "GPU" if run.gpu else "CPU",
+    }
+    reasons = {
+        "test_iter": f"{sizes.val_images} validation images in batches of {sizes.test_batch}, each image once",
+        "test_interval": f"an epoch: {sizes.train_images} training images in {batches}"
+        if end >= epoch
+        else f"the whole training, shorter than an epoch of {epoch} iterations",
+        "display": "four times an epoch",
+        "max_iter": f"{epochs:g} epochs of {epoch} iterations",
+    }
+    if slow := slow_test(sizes.val_images, sizes.test_batch, sizes.most_tested):
+        reasons["test_iter"] = "; ".join((reasons["test_iter"], *slow))
+    if steps is not None:
+        values |= _steps(steps, epoch)
+        places = ", ".join(f"{step:g}" for step in steps) if isinstance(steps, list) else f"every {steps:g}"
+        reasons |= dict.fromkeys(("stepsize", "stepvalue"), f"{places} epochs of {epoch} iterations")
+        reasons |= {"lr_policy": "the rate falls at these steps", "gamma": "to a tenth at each step"}
+    if run.fitted:
+        given.pop("max_iter", None)
+        values["max_iter"], reasons["max_iter"] = 0, "the classifier is fitted to the features before: nothing is left to learn"
+    values |= given
+    param = caffe_pb2.SolverParameter()
+    for field, value in values.items():
+        solver_fields.assign(param, field, value)
+    return param, {field: reason for field, reason in reasons.items() if field not in given}
+
+
+def _steps(steps: float | list[float], epoch: int) -> dict:
+    """The solver's fields that lower the rate after so many epochs, again and again, or after each of several."""
+    if isinstance(steps, list):
+        return {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [max(1, round(step * epoch)) for step in steps]}
+    return {"lr_policy": "step", "gamma": 0.1, "stepsize": max(1, round(steps * epoch))}

@@ -1,0 +1,1 @@
+"""Plots, pictures and tables of the report; the manifest of results."""

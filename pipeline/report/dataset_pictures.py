@@ -1,0 +1,168 @@
+"""Show what a dataset looks like: images of each class, how many there are, and the mean image.
+
+Written to a folder: overview.png (a row of images for each class), classes.png and classes.svg (images of each class by split),
+sizes.png and sizes.svg (height and width of the images' files), mean.png, and sheets/NUMBER_CLASS.jpg, a contact sheet for each
+class. Images are those of the training database.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+
+import caffe
+from caffe.datum import pixels_of
+from caffe.proto import caffe_pb2
+from pipeline.command import run
+from pipeline.figures import COLOURS, STYLE, save, save_png
+from pipeline.files import plain_name, written_whole
+from pipeline.formats.images import write_png
+from pipeline.formats.lists import read_image_list, read_labels
+from pipeline.formats.records import channels_of
+from pipeline.report.gallery import in_order, labelled
+
+ROW, COLUMNS, ROWS = 8, 8, 6
+"""Images of a class in the overview, and in a row and a column of its sheet."""
+SIDE = 96
+"""Pixels of an image's longer side."""
+SHOWN = 40
+"""Most classes in the overview and the plot; the sheets show all."""
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """An image, channels × height × width, as height × width × 3 (BGR) in a square of SIDE, on white; a pair side by side."""
+    gray = np.hstack(image)[None] if len(image) == 2 else image[:1]
+    planes = image if len(image) == 3 else np.repeat(gray, 3, 0)
+    height, width = planes.shape[1:]
+    scale = SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    small = cv2.resize(np.ascontiguousarray(planes.transpose(1, 2, 0)), size, interpolation=interpolation)
+    framed = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    top, left = (SIDE - size[1]) // 2, (SIDE - size[0]) // 2
+    framed[top : top + size[1], left : left + size[0]] = small
+    return framed
+
+
+def first_of_each(database: Path, classes: int, count: int) -> list[list[np.ndarray]]:
+    """Thumbnails of the first `count` images of each class, in the order of a database; it is read no further than they are."""
+    found: list[list[np.ndarray]] = [[] for _ in range(classes)]
+    wanted, channels = classes * count, channels_of(database)
+    for where, record in labelled(database, classes):
+        if len(found[record.label]) < count:
+            found[record.label].append(thumbnail(in_order(pixels_of(record, None, where), channels, "BGR")))
+            wanted -= 1
+        if not wanted:
+            break
+    return found
+
+
+def sheet(images: list[np.ndarray], columns: int) -> np.ndarray:
+    """Thumbnails in rows, with a margin between them."""
+    margin = 4
+    rows = -(-len(images) // columns)
+    whole = np.full((rows * (SIDE + margin) - margin, columns * (SIDE + margin) - margin, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        top, left = (number // columns) * (SIDE + margin), (number % columns) * (SIDE + margin)
+        whole[top : top + SIDE, left : left + SIDE] = image
+    return whole
+
+
+def overview(images: list[list[np.ndarray]], names: list[str]) -> plt.Figure:
+    """A row of images for each of the first SHOWN classes, with its name."""
+    rows = [sheet(one[:ROW], ROW) if one else np.full((SIDE, SIDE, 3), 255, np.uint8) for one in images[:SHOWN]]
+    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 0.95 * len(rows)), squeeze=False, layout="constrained")
+    for axis, row, name in zip(axes[:, 0], rows, names, strict=False):
+        axis.imshow(row[:, :, ::-1], aspect="equal")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)
+    return figure
+
+
+def class_sizes(counts: dict[str, Counter], names: list[str]) -> plt.Figure:
+    """Images of each class by split: a bar for each class, or their distribution where there are many."""
+    parts = {part: np.array([counter[number] for number in range(len(names))]) for part, counter in counts.items()}
+    if len(names) > SHOWN:
+        figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
+        for (part, sizes), colour in zip(parts.items(), COLOURS, strict=False):
+            axis.plot(np.sort(sizes)[::-1], label=part, color=colour)
+        axis.set_xlabel("classes, largest first")
+        axis.set_ylabel("images")
+        axis.set_ylim(0)
+    else:
+        figure, axis = plt.subplots(figsize=(6.4, 1.2 + 0.3 * len(names)), layout="constrained")
+        left = np.zeros(len(names))
+        for (part, sizes), colour in zip(parts.items(), COLOURS, strict=False):
+            axis.barh(range(len(names)), sizes, left=left, label=part, color=colour)
+            left += sizes
+        axis.set_yticks(range(len(names)), names)
+        axis.invert_yaxis()
+        axis.grid(axis="y", visible=False)
+        axis.set_xlabel("images")
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+def file_sizes(sizes: np.ndarray, resized: tuple[int, int]) -> plt.Figure:
+    """Where the images' files lie by width and height.
+
+    sizes    rows of height, width and the number of images
+    resized  height and width that they were resized to
+    """
+    heights, widths, counts = sizes.T
+    figure, axis = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
+    areas = 12 + 300 * counts / counts.max()
+    axis.scatter(widths, heights, areas, color=COLOURS[0], alpha=0.4, linewidths=0, label="images, by number")
+    axis.scatter([resized[1]], [resized[0]], 60, color=COLOURS[1], marker="x", label=f"resized to {resized[1]}×{resized[0]}")
+    for set_scale, values in ((axis.set_xscale, widths), (axis.set_yscale, heights)):
+        if values.max() > 4 * values.min():
+            set_scale("log")
+    axis.set_xlabel("width in pixels")
+    axis.set_ylabel("height in pixels")
+    figure.legend(loc="outside upper right", ncols=2, markerscale=0.6)
+    return figure
+
+
+def write(dataset: Path, folder: Path) -> None:
+    """Write all pictures of the dataset in `dataset` to `folder`, whole."""
+    names = read_labels(dataset / "lists/labels.txt")
+    lists = {part: read_image_list(dataset / f"lists/{part}.txt", len(names)) for part in ("train", "val")}
+    images = first_of_each(dataset / "lmdb/train", len(names), COLUMNS * ROWS)
+    mean = caffe.io.blobproto_to_array(caffe_pb2.BlobProto.FromString((dataset / "mean.binaryproto").read_bytes()))[0]
+    with written_whole(folder) as part:
+        (part / "sheets").mkdir(parents=True)
+        for number, (name, shown) in enumerate(zip(names, images, strict=True)):
+            if shown:
+                _, content = cv2.imencode(".jpg", sheet(shown, COLUMNS), [cv2.IMWRITE_JPEG_QUALITY, 75])
+                (part / f"sheets/{number:04d}_{plain_name(name, 60)}.jpg").write_bytes(content)
+        with plt.rc_context(STYLE):
+            save_png(overview(images, names), part / "overview.png", tight=True)
+            counts = {one: Counter(label for _, label in entries) for one, entries in lists.items()}
+            save(class_sizes(counts, names), part / "classes")
+            sizes = np.loadtxt(dataset / "lists/sizes.csv", int, delimiter=",", skiprows=1, ndmin=2)
+            save(file_sizes(sizes, mean.shape[1:]), part / "sizes")
+        planes = in_order(mean, channels_of(dataset / "lmdb/train"), "BGR") if len(mean) == 3 else mean[:1]
+        write_png(part / "mean.png", np.ascontiguousarray(planes.round().astype(np.uint8).transpose(1, 2, 0)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path, help="the folder of a dataset, with lists/, lmdb/ and mean.binaryproto")
+    parser.add_argument("folder", type=Path, help="where the pictures go; replaced if it exists")
+    a = parser.parse_args(argv)
+    write(a.dataset, a.folder)
+    print(f"{a.folder}: pictures of {len(list((a.folder / 'sheets').iterdir()))} classes")
+
+
+if __name__ == "__main__":
+    run(main)

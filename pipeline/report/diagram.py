@@ -1,0 +1,203 @@
+"""Draw a net as a graph: an SVG whose boxes are layers, top to bottom, with the shapes of what they make.
+
+Layers that work in place (ReLU, Dropout, BatchNorm and Scale of residual nets) stand in the box of the layer whose blob they
+change. What labels lead to is left out. The drawing needs no other program, so that it is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import caffe
+from caffe.proto import caffe_pb2
+from pipeline.command import run
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+from pipeline.nets.models.base import in_phase
+from pipeline.report.layout import Layout, laid_out
+
+FONT, LINE = 12, 15
+"""Size of the text, and from one line to the next, in pixels."""
+NARROWEST, WIDEST = 96, 168
+"""Widths of a box; longer text is pressed together."""
+
+COLOURS = {
+    "#cfe5f5": ("Convolution", "Deconvolution", "DepthwiseConvolution", "ConvolutionDepthwise"),
+    "#fbe3b5": ("Pooling", "SPP"),
+    "#e3d3ee": ("InnerProduct", "Embed", "LSTM", "RNN"),
+    "#cdebd9": ("Concat", "Eltwise", "Slice", "Split", "Flatten", "Reshape"),
+    "#f7d3c4": ("SoftmaxWithLoss", "InfogainLoss", "EuclideanLoss", "Softmax", "Accuracy"),
+}
+"""Fill of a box by type of layer; others are gray."""
+
+
+@dataclass
+class Box:
+    """A layer with what works in place behind it: its number of the boxes that it reads from, and its text."""
+
+    name: str
+    kind: str
+    window: str
+    shape: str
+    reads: list[int]
+    in_place: list[str] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[str]:
+        return [text for text in (self.name, f"{self.kind} {self.window}".strip(), " · ".join(self.in_place), self.shape) if text]
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in pixels."""
+        longest = max(map(_width, self.lines))
+        return min(max(NARROWEST, longest + 12), WIDEST), LINE * len(self.lines) + 10
+
+
+def _width(text: str) -> float:
+    """About as many pixels as a text takes, bold."""
+    return 0.62 * FONT * len(text)
+
+
+def of_phase(net: caffe_pb2.NetParameter, phase: int) -> caffe_pb2.NetParameter:
+    """The net with the layers that a phase has."""
+    kept = caffe_pb2.NetParameter()
+    kept.CopyFrom(net)
+    del kept.layer[:]
+    kept.layer.extend(layer for layer in net.layer if in_phase(layer, phase))
+    return kept
+
+
+def shapes_of(net: caffe_pb2.NetParameter, image: tuple[int, ...], phase: int) -> dict[str, tuple[int, ...]]:
+    """{blob: shape} of a net for one image; what reads data gives an image and labels in its place.
+
+    image  channels, height and width
+    """
+    bare = caffe_pb2.NetParameter()
+    bare.CopyFrom(net)
+    for layer in bare.layer:
+        for _, param in layer.ListFields():  # nobody looks at the weights: they are not drawn at random
+            for filler in ("weight_filler", "bias_filler"):
+                if filler in getattr(getattr(param, "DESCRIPTOR", None), "fields_by_name", ()):
+                    param.ClearField(filler)
+        if _reads_data(layer):
+            given = caffe_pb2.LayerParameter(name=layer.name, type="Input", top=layer.top)
+            for number in range(len(layer.top)):
+                given.input_param.shape.add().dim.extend([1] if number else [1, *image])
+            layer.CopyFrom(given)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.prototxt"
+        caffe.write_prototxt(path, bare)
+        made = caffe.Net(str(path), phase)
+        shapes = {name: tuple(blob.shape) for name, blob in made.blobs.items()}
+        made.close()
+    return shapes
+
+
+def _reads_data(layer: caffe_pb2.LayerParameter) -> bool:
+    return not layer.bottom and layer.type not in ("Input", "DummyData", "Parameter", "Python")
+
+
+def boxes(net: caffe_pb2.NetParameter, shapes: dict[str, tuple[int, ...]]) -> list[Box]:
+    """The boxes of a net, each behind those that it reads from."""
+    made: list[Box] = []
+    maker: dict[str, int] = {}
+    labels: set[str] = set()
+    for layer in net.layer:
+        if len(layer.top) == 1 and list(layer.top) == list(layer.bottom) and layer.top[0] in maker:
+            made[maker[layer.top[0]]].in_place.append(layer.type)
+            continue
+        labels |= set(layer.top[1:]) if _reads_data(layer) else set()
+        reads = [maker[name] for name in layer.bottom if name in maker and name not in labels]
+        shape = shapes.get(layer.top[0], ())[1:] if layer.top else ()
+        maker |= dict.fromkeys(layer.top, len(made))
+        made.append(Box(layer.name, layer.type, _window(layer), "×".join(map(str, shape)), list(dict.fromkeys(reads))))
+    return made
+
+
+def _window(layer: caffe_pb2.LayerParameter) -> str:
+    """The window of a convolution or pooling, and by what it moves: `3×3 /2`."""
+    if layer.HasField("convolution_param"):
+        param = layer.convolution_param
+        sides = [param.kernel_h, param.kernel_w] if param.HasField("kernel_h") else list(param.kernel_size)
+        stride = param.stride_h if param.HasField("stride_h") else max(param.stride, default=1)
+    elif layer.HasField("pooling_param"):
+        param = layer.pooling_param
+        if param.global_pooling:
+            return "global"
+        sides = [param.kernel_h, param.kernel_w] if param.HasField("kernel_h") else [param.kernel_size]
+        stride = param.stride_h if param.HasField("stride_h") else param.stride
+    else:
+        return ""
+    sides = sides * 2 if len(sides) == 1 else sides
+    return "×".join(map(str, sides)) + (f" /{stride}" if stride > 1 else "")
+
+
+def svg(shown: list[Box], layout: Layout) -> str:
+    """The drawing. A box's text can be searched for; its title says all of it."""
+    width, height = map(round, layout.size)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+        f' font-family="DejaVu Sans, Verdana, sans-serif" font-size="{FONT}" text-anchor="middle">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        '<g fill="none" stroke="#888" stroke-width="1.5">',
+    ]
+    for points in layout.lines:
+        (x, y), *rest = points
+        path = f"M{x:.1f} {y:.1f}"
+        for right, down in rest:
+            middle = (y + down) / 2
+            path += f"C{x:.1f} {middle:.1f} {right:.1f} {middle:.1f} {right:.1f} {down:.1f}"
+            x, y = right, down
+        parts.append(f'<path d="{path}"/>')
+    parts.append("</g>")
+    fills = {kind: colour for colour, kinds in COLOURS.items() for kind in kinds}
+    for box, (x, y) in zip(shown, layout.centres, strict=True):
+        wide, high = box.size
+        parts.append(f"<g><title>{escape(', '.join(box.lines))}</title>")
+        parts.append(
+            f'<rect x="{x - wide / 2:.1f}" y="{y - high / 2:.1f}" width="{wide:.1f}" height="{high:.1f}" rx="5"'
+            f' fill="{fills.get(box.kind, "#eee")}" stroke="#777"/>'
+        )
+        for number, line in enumerate(box.lines):
+            at = y - high / 2 + 5 + LINE * (number + 0.78)
+            bold = ' font-weight="bold"' if number == 0 else ""
+            room = wide - 12
+            pressed = f' textLength="{room:.0f}" lengthAdjust="spacingAndGlyphs"' if _width(line) > room else ""
+            parts.append(f'<text x="{x:.1f}" y="{at:.1f}"{bold}{pressed}>{escape(line)}</text>')
+        parts.append("</g>")
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def drawn(path: Path, image: tuple[int, ...] | None = None, phase: int = caffe.TRAIN) -> str:
+    """The SVG of a prototxt's net.
+
+    image  channels, height and width of what the net reads; not needed where an Input layer says it
+    """
+    net = of_phase(caffe.read_net(path), phase)
+    if image is None and any(_reads_data(layer) for layer in net.layer):
+        raise InputError(path, "no Input layer that says the images' shape", "a net that reads a database", "give --image")
+    shown = boxes(net, shapes_of(net, image or (), phase))
+    if not shown:
+        raise InputError(path, "no layers", "the drawing is of layers", "give a net's prototxt")
+    return svg(shown, laid_out([box.size for box in shown], [box.reads for box in shown]))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("net", type=Path, help="a prototxt")
+    parser.add_argument("picture", type=Path, help="the SVG to write")
+    parser.add_argument("--image", type=int, nargs=3, metavar=("CHANNELS", "HEIGHT", "WIDTH"), help="of a net that reads data")
+    parser.add_argument("--phase", choices=["train", "test"], default="train", help="whose layers (default: %(default)s)")
+    a = parser.parse_args(argv)
+    picture = drawn(a.net, a.image and tuple(a.image), caffe.TRAIN if a.phase == "train" else caffe.TEST)
+    with written_whole(a.picture) as part:
+        part.write_text(picture, encoding="utf-8")
+    print(a.picture)
+
+
+if __name__ == "__main__":
+    run(main)

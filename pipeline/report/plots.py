@@ -1,0 +1,120 @@
+"""Draw what an experiment's training gave, as PNG and SVG."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import LogLocator
+
+from pipeline.command import run
+from pipeline.errors import InputError
+from pipeline.figures import COLOURS, STYLE, save
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """A metrics table of the train step; tests whose loss is no number, which Caffe counts as right, have no accuracy."""
+    if not path.is_file():
+        raise InputError(path, "no such table", "it is metrics.csv of the train step", "train first, or correct the path")
+    table = pd.read_csv(path)
+    missing = [name for name in ("iteration", "loss", "learning_rate", "test_loss", "test_accuracy") if name not in table]
+    if missing:
+        raise InputError(path, f"no column {missing[0]}", "it is metrics.csv of the train step", "correct the path")
+    if table.empty:
+        raise InputError(path, "no metrics", do="set display and test_interval in the solver")
+    table = table.replace([np.inf, -np.inf], np.nan)
+    if table.test_loss.notna().any():
+        table.loc[table.test_loss.isna(), [name for name in table if name.startswith("test_accuracy")]] = np.nan
+    return table
+
+
+def curves(metrics: pd.DataFrame) -> plt.Figure:
+    """Loss and accuracy in training and testing, the best of the test accuracy marked, and the learning rate, over iterations.
+
+    The loss in training is the weighted sum of all heads' losses; where a test gives those of several, `test_loss`, `test_loss1`
+    and so on, their sum is drawn beside it. Accuracy in training is drawn where there is a column `accuracy`; so is every column
+    whose name begins with test_accuracy.
+    """
+    figure, (losses, accuracies, rates) = plt.subplots(
+        3, 1, figsize=(5.6, 7.6), sharex=True, height_ratios=[3, 3, 1.4], layout="constrained"
+    )
+    heads = [name for name in metrics if re.fullmatch(r"test_loss\d*", name)]
+    drawn = {"training": metrics.loss, "validation": metrics[heads].sum(axis=1, skipna=False)}
+    for (label, values), marker in zip(drawn.items(), ("", "o"), strict=True):
+        there = values.notna()
+        losses.plot(metrics.iteration[there], values[there], marker=marker, markersize=4, label=label)
+    losses.set_ylabel("loss")
+    if any(values.max() > 0 for values in drawn.values()):
+        losses.set_yscale("log")
+        _plain(losses)
+    losses.legend(title=f"weighted sum of {len(heads)} heads" if len(heads) > 1 else None)
+    _accuracies(accuracies, metrics)
+    rate = metrics.dropna(subset="learning_rate")
+    rates.plot(rate.iteration, rate.learning_rate, color="#555555", drawstyle="steps-post")
+    if rate.learning_rate.min() > 0 and rate.learning_rate.max() > 9 * rate.learning_rate.min():
+        rates.set_yscale("log")
+        _plain(rates)
+    else:
+        rates.set_ylim(0)
+        rates.yaxis.get_major_locator().set_params(nbins=3)
+        rates.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("iteration")
+    return figure
+
+
+def _accuracies(axes: plt.Axes, metrics: pd.DataFrame) -> None:
+    more = [name for name in metrics if name.startswith("test_accuracy") and name != "test_accuracy"]
+    labels = {"accuracy": "training", "test_accuracy": "validation"}
+    labels |= {name: f"validation, {name.removeprefix('test_accuracy').strip('_') or name}" for name in more}
+    for colour, (column, label) in zip(COLOURS, labels.items(), strict=False):
+        if column in metrics and metrics[column].notna().any():
+            values = metrics.dropna(subset=column)
+            marker = "" if column == "accuracy" else "o"
+            axes.plot(values.iteration, 100 * values[column], marker=marker, markersize=4, color=colour, label=label)
+    tests = metrics.dropna(subset="test_accuracy")
+    if len(tests):
+        best = tests.loc[tests.test_accuracy.idxmax()]
+        axes.annotate(
+            f"best {100 * best.test_accuracy:.1f} % at {best.iteration:.0f}",
+            (best.iteration, 100 * best.test_accuracy),
+            xytext=(0, -28),
+            textcoords="offset points",
+            ha="right" if best.iteration > metrics.iteration.max() / 2 else "left",
+            arrowprops={"arrowstyle": "-", "alpha": 0.5},
+        )
+    if len(axes.lines) > 1:
+        axes.set_ylabel("accuracy, %")
+        axes.legend(loc="lower right")
+    else:
+        axes.set_ylabel("validation accuracy, %")
+
+
+def _plain(axes: plt.Axes) -> None:
+    """Numbers at a logarithmic axis as people write them; between the powers of ten only where there are few of those."""
+    low, high = axes.get_ylim()
+    few = np.log10(high / low) < 2.5
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if few else ()))
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv of the train step")
+    a = parser.parse_args(argv)
+    plt.rcParams.update(STYLE)
+    save(curves(read_metrics(a.metrics)), a.folder / "curves")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Where images come from: lists, folders, published collections, databases, shards."""

@@ -1,0 +1,259 @@
+"""MNIST, pairs of it, CIFAR-10 and CIFAR-100: fetch the files, or take a local copy, and build databases as Caffe's own tools do.
+
+`fetch` writes the files as published, unpacked, each checked by its SHA-256. `build` writes lmdb/train and lmdb/val with the keys
+and records of convert_mnist_data and convert_cifar_data (CIFAR-100 likewise, by its fine labels), the manifests beside them, and
+lists/, whose train.txt and val.txt have keys in the place of paths. Pairs are as convert_mnist_siamese_data makes them, of images
+drawn by a seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from caffe.proto import caffe_pb2
+from pipeline.command import run
+from pipeline.errors import InputError
+from pipeline.files import written_whole
+from pipeline.formats import records as database
+from pipeline.sources import fetch, prebuilt
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A published set of images.
+
+    addresses  where its archives are, each whole, in the order in which they are tried
+    archives   the archives' names; one file in a .gz, or many in a .tar.gz
+    train, val files by part: {name: SHA-256 of what is in it}
+    read       (files' contents) → images (N, channels × height × width, uint8), labels (N,)
+    shape      channels, height, width
+    key        how the numbers of records are written
+    classes    their names, by number
+    channels   their order: BGR or RGB
+    """
+
+    addresses: tuple[str, ...]
+    archives: tuple[str, ...]
+    train: dict[str, str]
+    val: dict[str, str]
+    read: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]
+    shape: tuple[int, int, int]
+    key: str
+    classes: tuple[str, ...]
+    channels: str = "BGR"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """All files and the SHA-256 of each."""
+        return {**self.train, **self.val}
+
+
+def _idx(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of two idx files: two zeros, the type, the number of axes, each axis in four bytes, the values."""
+    images, labels = (np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]) for content in contents)
+    return images.reshape(len(labels), -1), labels
+
+
+def _pairs(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """As many pairs as there are images, each of two drawn at random; labels: 1 for two of one class, else 0."""
+    images, labels = _idx(contents)
+    first, second = np.random.default_rng(1).integers(len(labels), size=(2, len(labels)))
+    return np.hstack([images[first], images[second]]), (labels[first] == labels[second]).astype(np.uint8)
+
+
+def _rows(label_bytes: int) -> Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]:
+    """A reader of CIFAR's rows: labels, of which the last counts, and 3 × 32 × 32 bytes."""
+
+    def read(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, label_bytes + 3072)
+        return rows[:, label_bytes:], rows[:, label_bytes - 1]
+
+    return read
+
+
+FINE_LABELS = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
+wolf woman worm
+"""
+"""CIFAR-100's classes, by number."""
+MNIST = Collection(
+    ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+    tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
+    {
+        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    },
+    {
+        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    _idx,
+    (1, 28, 28),
+    "{:08d}",
+    tuple("0123456789"),
+)
+TORONTO = ("https://www.cs.toronto.edu/~kriz/",)
+COLLECTIONS = {
+    "mnist": MNIST,
+    "mnist_pairs": replace(MNIST, read=_pairs, shape=(2, 28, 28), classes=("different", "same")),
+    "cifar10": Collection(
+        TORONTO,
+        ("cifar-10-binary.tar.gz",),
+        {
+            "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+            "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+            "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+            "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+            "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+        },
+        {"test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"},
+        _rows(1),
+        (3, 32, 32),
+        "{:05d}",
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        "RGB",
+    ),
+    "cifar100": Collection(
+        TORONTO,
+        ("cifar-100-binary.tar.gz",),
+        {"train.bin": "f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29"},
+        {"test.bin": "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a"},
+        _rows(2),
+        (3, 32, 32),
+        "{:05d}",
+        tuple(FINE_LABELS.split()),
+        "RGB",
+    ),
+}
+
+
+def fetch_collection(name: str, folder: Path, copy: Path | None = None) -> None:
+    """Write the files of a collection to `folder`, whole: from `copy`, which holds them or their archives, or downloaded."""
+    collection = COLLECTIONS[name]
+    with written_whole(folder) as part:
+        part.mkdir()
+        if copy is not None:
+            _take(collection, copy, part)
+        else:
+            for archive in collection.archives:
+                _unpack(archive, _download(collection, archive, part), part, collection)
+        missing = [file for file in collection.files if not (part / file).exists()]
+        if missing:
+            found = f"no {missing[0]}" + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
+            what = " and ".join(collection.archives[:2]) + (" …" if len(collection.archives) > 2 else "")
+            raise InputError(copy or name, found, f"the files of {name} are wanted", f"put {what} there, or leave copy out")
+        for file, sha256 in collection.files.items():
+            _check(part / file, sha256, copy)
+
+
+def _take(collection: Collection, copy: Path, part: Path) -> None:
+    if not copy.is_dir():
+        raise InputError(
+            copy, "no such folder", "it holds the published files", "correct source.copy, or leave it out to download"
+        )
+    for path in sorted(copy.rglob("*")):
+        if path.name in collection.archives:
+            _unpack(path.name, path.read_bytes(), part, collection)
+        elif path.name in collection.files:
+            (part / path.name).write_bytes(path.read_bytes())
+
+
+def _unpack(archive: str, content: bytes, part: Path, collection: Collection) -> None:
+    """Write the collection's files that are in an archive, and no others, whatever the names in it say."""
+    try:
+        if not archive.endswith(".tar.gz"):
+            (part / archive.removesuffix(".gz")).write_bytes(gzip.decompress(content))
+            return
+        with tarfile.open(fileobj=io.BytesIO(content)) as files:
+            for member in files:
+                name = Path(member.name).name
+                if name in collection.files and member.isfile():
+                    (part / name).write_bytes(files.extractfile(member).read())
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise InputError(archive, f"not a whole archive ({error})", do="fetch it again") from None
+
+
+def _check(path: Path, sha256: str, copy: Path | None) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise InputError(
+            f"{copy or 'download'}/{path.name}", f"SHA-256 {found}", f"as published it is {sha256}", "fetch it again"
+        )
+
+
+def _download(collection: Collection, archive: str, folder: Path) -> bytes:
+    """An archive from the first address that gives it; `folder` takes it meanwhile."""
+    reasons = []
+    for address in collection.addresses:
+        try:
+            fetch.fetch_url(address + archive, folder / archive)
+            return (folder / archive).read_bytes()
+        except fetch.Failed as failure:
+            reasons.append(f"{address}{archive}: {failure.error}")
+        finally:
+            (folder / archive).unlink(missing_ok=True)
+    raise InputError("; ".join(reasons), "nothing came", do="try again later, or give source.copy a folder with the files")
+
+
+def records(collection: Collection, contents: list[bytes]) -> Iterator[list[tuple[bytes, bytes, bytes]]]:
+    """Key, record and digest of every image, as convert_mnist_data and convert_cifar_data write them, a batch at a time."""
+    images, labels = collection.read(contents)
+    channels, height, width = collection.shape
+    for start in range(0, len(labels), database.BATCH):
+        batch = []
+        for number in range(start, min(start + database.BATCH, len(labels))):
+            key = collection.key.format(number).encode()
+            value = caffe_pb2.Datum(
+                channels=channels, height=height, width=width, data=images[number].tobytes(), label=int(labels[number])
+            ).SerializeToString()
+            batch.append((key, value, database.digest(key, value)))
+        yield batch
+
+
+def build(name: str, folder: Path, target: Path, threads: int) -> dict[str, dict]:
+    """Write databases, manifests and lists of the files in `folder` below `target`, each whole; return the manifests."""
+    collection = COLLECTIONS[name]
+    parts = {}
+    for part, files in (("train", collection.train), ("val", collection.val)):
+        parts[part] = records(collection, [(folder / file).read_bytes() for file in files])
+    return prebuilt.write(parts, list(collection.classes), target, threads, collection.channels)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    first = commands.add_parser("fetch", help="write the files, unpacked and checked")
+    second = commands.add_parser("build", help="write databases and lists of them")
+    for command in (first, second):
+        command.add_argument("name", choices=list(COLLECTIONS))
+        command.add_argument("folder", type=Path, help="where the files are")
+    first.add_argument(
+        "--copy", type=Path, help="a folder that holds the files or their archives; without it, they are downloaded"
+    )
+    second.add_argument("target", type=Path, help="the folder that gets lmdb/ and lists/")
+    second.add_argument("--threads", type=int, default=1)
+    a = parser.parse_args(argv)
+    if a.command == "fetch":
+        fetch_collection(a.name, a.folder, a.copy)
+        print(f"{a.folder}: {', '.join(COLLECTIONS[a.name].files)}")
+    else:
+        for part, manifest in build(a.name, a.folder, a.target, a.threads).items():
+            print(f"{a.target}/lmdb/{part}: {manifest['images']} records, {manifest['classes']} classes")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Fine-tuning: initial weights, checks before training, the training and its checkpoints."""

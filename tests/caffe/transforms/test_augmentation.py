@@ -1,0 +1,230 @@
+"""Random changes of training images, image by image and for a batch at once, and records read without copying their pixels."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from google.protobuf.message import DecodeError
+
+import caffe
+from caffe.formats import datum
+from caffe.proto import caffe_pb2
+from caffe.transforms.augmentation import Augmentation
+from caffe.transforms.batch_augmentation import changed_batch
+from caffe.transforms.transform import Transformer
+
+ALL = {
+    **{"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "pca": 0.1},
+    **{"min_area": 0.3, "max_aspect": 1.5, "horizontal_flip": 0.5, "vertical_flip": 0.5},
+    **{"rotation": 20, "shear": 10, "translation": 0.1, "blur": 2},
+}
+
+
+@pytest.fixture(params=[3, 1], ids=["color", "gray"])
+def image(request):
+    """A smooth image with an edge, channels × 40 × 60."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (5, 8, 3), dtype=np.uint8)
+    smooth = cv2.resize(small, (60, 40), interpolation=cv2.INTER_CUBIC)
+    smooth[:, :20] = 255 - smooth[:, :20]
+    return np.ascontiguousarray(smooth.transpose(2, 0, 1)[: request.param])
+
+
+def augmentation(seed=1, **fields):
+    return Augmentation(caffe_pb2.AugmentationParameter(**fields), "here", np.random.default_rng(seed))
+
+
+def changed(image, count=8, **fields):
+    """`count` images as they become one by one, and all at once."""
+    made = augmentation(**fields)
+    changes = made.draw(count)
+    whole = torch.from_numpy(np.repeat(image[None], count, 0))
+    return np.stack([made.changed(image, changes, index) for index in range(count)]), changed_batch(made, whole, changes).numpy()
+
+
+@pytest.mark.parametrize("fields", [{name: ALL[name]} for name in ALL] + [ALL], ids=[*ALL, "all"])
+def test_one_by_one_and_all_at_once_are_the_same(image, fields):
+    one, batch = changed(image, **fields)
+    assert one.shape == batch.shape == (8, *image.shape)
+    difference = np.abs(one.astype(int) - batch)
+    assert difference.max() <= 3
+    assert difference.mean() < 0.1
+
+
+def test_nothing_asked_for_changes_nothing(image):
+    for made in changed(image):
+        np.testing.assert_array_equal(made, np.repeat(image[None], 8, 0))
+
+
+def test_flips_are_exact(image):
+    for fields, meant in (({"horizontal_flip": 1}, image[:, :, ::-1]), ({"vertical_flip": 1}, image[:, ::-1])):
+        for made in changed(image, **fields):
+            np.testing.assert_array_equal(made, np.repeat(meant[None], 8, 0))
+    halves, _ = changed(image, count=200, horizontal_flip=0.5)
+    assert 70 < sum(np.array_equal(one, image) for one in halves) < 130
+
+
+def test_a_part_of_the_image_is_scaled_to_the_whole():
+    ramp = np.broadcast_to(np.arange(100, dtype=np.uint8), (1, 100, 100)).copy()
+    made, _ = changed(ramp, count=50, min_area=0.25)
+    spans = made[:, 0, 50, -1].astype(int) - made[:, 0, 50, 0]
+    assert 49 <= spans.min() < 60  # a quarter of the area is half of the side
+    assert spans.max() <= 99
+    assert made[:, 0, 50, 0].min() < 10
+    assert made[:, 0, 50, -1].max() > 89
+
+
+def test_a_rotation_keeps_shapes_in_images_that_are_not_square():
+    disc = np.zeros((1, 100, 200), np.uint8)
+    cv2.circle(disc[0], (100, 50), 30, 255, -1)
+    made, _ = changed(disc, rotation=45)
+    assert np.abs(made.astype(int) - disc).mean() < 2
+
+
+@pytest.mark.parametrize("fields", [{"saturation": 1}, {"contrast": 1}, {"pca": 0.5}], ids=["saturation", "contrast", "pca"])
+def test_an_rgb_image_is_changed_as_the_same_image_in_bgr(fields):
+    image = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    for bgr, rgb in zip(changed(image, **fields), changed(np.ascontiguousarray(image[::-1]), rgb=True, **fields), strict=True):
+        assert np.abs(bgr.astype(int) - rgb[:, ::-1]).max() <= 1
+        assert (bgr != image).any()
+
+
+def test_brightness_and_contrast_are_factors_of_the_values_and_of_the_distance_from_the_mean():
+    image = np.array([[[60, 80], [100, 120]]], np.uint8)
+    made = augmentation(brightness=0.5, contrast=0.5)
+    changes = made.draw(1)
+    bright, contrast, _ = changes.factors[0]
+    meant = (image.astype(float) - 90) * bright * contrast + 90 * bright
+    assert np.abs(made.changed(image, changes, 0) - meant).max() <= 0.51
+
+
+def test_saturation_goes_between_gray_and_twice_the_colour_and_keeps_the_gray():
+    image = np.array([100, 110, 130], np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    made, _ = changed(image, count=100, saturation=1)
+    spread = made[:, 2, 0, 0].astype(int) - made[:, 0, 0, 0]
+    assert spread.min() < 6
+    assert spread.max() > 54
+    assert np.abs(made[:, :, 0, 0] @ [0.114, 0.587, 0.299] - image[:, 0, 0] @ [0.114, 0.587, 0.299]).max() < 1
+
+
+def test_pca_moves_all_pixels_alike_mostly_along_gray():
+    image = np.full((3, 6, 6), 128, np.uint8)
+    made, _ = changed(image, count=200, pca=0.5)
+    assert (made == made[:, :, :1, :1]).all()
+    shifts = made[:, :, 0, 0].astype(float) - 128
+    assert 10 < shifts.std() < 30
+    assert np.corrcoef(shifts.T).min() > 0.9
+
+
+def test_noise_has_up_to_the_deviation_asked_for_and_is_drawn_by_seed():
+    image = np.full((3, 64, 64), 128, np.uint8)
+    for made in changed(image, count=40, noise=10):
+        deviations = made.std((1, 2, 3))
+        assert deviations.max() < 10.5
+        assert deviations.max() > 8
+        assert deviations.min() < 3
+        assert abs(made.mean() - 128) < 0.3
+    np.testing.assert_array_equal(changed(image, noise=10)[0], changed(image, noise=10)[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"brightness": 1.5}, "brightness 1.5"),
+        ({"rotation": -3}, "rotation -3"),
+        ({"min_area": 0}, "min_area 0 and max_aspect 1"),
+        ({"max_aspect": 0.5}, "max_aspect 0.5"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(fields, found):
+    with pytest.raises(caffe.Error) as error:
+        augmentation(**fields)
+    assert found in str(error.value)
+
+
+def test_images_of_other_kinds_are_named():
+    made = augmentation(brightness=0.1)
+    for image in (np.zeros((2, 4, 4), np.uint8), np.zeros((3, 4, 4), np.float32)):
+        with pytest.raises(caffe.Error, match="1 or 3 channels of bytes"):
+            made.changed(image, made.draw(1), 0)
+
+
+# ---- in a transformation
+
+
+def transformer(phase=caffe_pb2.TRAIN, **fields):
+    return Transformer(caffe_pb2.TransformationParameter(**fields), phase, "here", np.random.default_rng(3))
+
+
+@pytest.mark.parametrize(
+    "mean", [{}, {"mean_value": [1, 2, 3]}, {"mean_file": "mean.binaryproto"}], ids=["none", "values", "file"]
+)
+def test_what_a_gpu_is_given_to_do_gives_the_same_batch(mean, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    blob = caffe.io.array_to_blobproto(rng.random((1, 3, 12, 10)))
+    (tmp_path / "mean.binaryproto").write_bytes(blob.SerializeToString())
+    images = [rng.integers(0, 256, (3, 12, 10), dtype=np.uint8) for _ in range(9)]
+    made = transformer(crop_size=8, mirror=True, scale=0.5, **mean)
+    windows = made.draw(images)
+    assert len(set(zip(*windows, strict=True))) > 3
+    here = made.values(made.cut(images, windows), windows)
+    there = made.values_there(made.cut_there(torch.from_numpy(np.stack(images)), windows), windows)
+    np.testing.assert_array_equal(here, there.numpy())
+
+
+def test_training_images_are_changed_before_the_crop_and_test_images_are_not():
+    image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4)
+    fields = {"crop_size": 2, "augmentation_param": {"vertical_flip": 1}}
+    np.testing.assert_array_equal(transformer(caffe_pb2.TEST, **fields)([image])[0], image[:, 1:3, 1:3])
+    made = transformer(**fields)
+    windows = made.draw([image])
+    top, left = windows.tops[0], windows.lefts[0]
+    made.rng = np.random.default_rng(3)
+    np.testing.assert_array_equal(made([image])[0], image[:, ::-1][:, top : top + 2, left : left + 2])
+
+
+def test_batches_are_the_same_however_many_threads_make_them(monkeypatch):
+    images = [np.random.default_rng(0).integers(0, 256, (3, 20, 20), dtype=np.uint8) for _ in range(7)]
+    fields = {"mirror": True, "crop_size": 16, "augmentation_param": {**ALL, "noise": 5}}
+    first = transformer(**fields)(images)
+    monkeypatch.setattr("caffe.transforms.transform.WORKERS", 5)
+    assert torch.equal(first, transformer(**fields)(images))
+
+
+# ---- records
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"channels": 3, "height": 2, "width": 1, "data": b"abcdef", "label": 7},
+        {"channels": 300, "height": 70000, "width": 1, "data": b"x" * 300, "label": -5, "encoded": True},
+        {"channels": 1, "height": 1, "width": 2, "float_data": [1.5, 2], "label": 2**31 - 1},
+        {},
+    ],
+)
+def test_records_are_what_protocol_buffers_read(fields):
+    message = caffe_pb2.Datum(**fields)
+    found = datum.parse(memoryview(message.SerializeToString()))
+    for name in datum.Record._fields:
+        value, meant = getattr(found, name), getattr(message, name)
+        kind = {"data": bytes, "float_data": list}.get(name, int)
+        assert kind(value) == kind(meant)
+
+
+def test_damaged_records_are_errors():
+    whole = caffe_pb2.Datum(channels=3, height=2, width=1, data=b"abcdef", label=7).SerializeToString()
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        damaged = bytearray(whole[: rng.integers(len(whole) + 1)])
+        if damaged:
+            damaged[rng.integers(len(damaged))] = rng.integers(256)
+        try:
+            meant = caffe_pb2.Datum.FromString(bytes(damaged))
+        except DecodeError:
+            with pytest.raises(DecodeError):
+                datum.parse(bytes(damaged))
+        else:
+            found = datum.parse(bytes(damaged))
+            assert (found.channels, bytes(found.data), found.label) == (meant.channels, meant.data, meant.label)

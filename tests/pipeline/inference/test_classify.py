@@ -1,0 +1,135 @@
+"""Classification of image files: agrees with the evaluation of the same images' records, crops as Caffe's oversample does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+import caffe
+from caffe.proto import caffe_pb2
+from pipeline.dataset.mean import to_blob
+from pipeline.dataset.resize import Mode, Options
+from pipeline.errors import InputError
+from pipeline.formats.images import Resized, Size
+from pipeline.nets import preprocessing
+from pipeline.nets.preprocessing import Preprocessing
+from tests.pipeline.conftest import NET
+
+CLASSIFY = ("pipeline.inference.classify", "deploy.prototxt", "out/final.caffemodel", "look", "--labels", "lists/labels.txt")
+
+
+@pytest.fixture
+def files(trained):
+    """The trained net for use, and the validation images as PNG files in look/."""
+    data = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }'
+    layers = NET.format(part="val", accuracy="").split("layer {")
+    body = "".join(f"layer {{{layer}" for layer in layers[2:-1])
+    prob = 'layer { name: "prob" type: "Softmax" bottom: "scores" top: "prob" }'
+    (trained / "deploy.prototxt").write_text(data + body + prob)
+    transform = caffe_pb2.TransformationParameter(scale=0.004)
+    Preprocessing(Options(Size(8, 8)), transform).write(trained / "preprocessing.json")
+    images = Resized(trained / "resize")
+    for line in (trained / "lists/val.txt").read_text().splitlines():
+        path = trained / "look" / line.rpartition(" ")[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path.with_suffix(".png")), images[line.rpartition(" ")[0]])
+    return trained
+
+
+def test_files_are_taken_for_what_their_records_are(command, files):
+    done = command(*CLASSIFY, "--csv", "guesses.csv")
+    assert done.returncode == 0, done.stderr
+    evaluate = ("pipeline.inference.evaluate", "test.prototxt", "out/final.caffemodel", "evaluate", "--list", "lists/val.txt")
+    assert command(*evaluate, "--labels", "lists/labels.txt").returncode == 0
+    guesses = pd.read_csv(files / "guesses.csv")
+    assert (guesses.groupby("path")["rank"].apply(list).apply(lambda ranks: ranks == [1, 2, 3])).all()
+    assert guesses.groupby("path").probability.sum().to_numpy() == pytest.approx(1, abs=1e-5)
+    best = guesses[guesses["rank"] == 1].set_index("path")
+    predictions = pd.read_csv(files / "evaluate/predictions.csv")
+    assert len(best) == len(predictions) == 3
+    for row in predictions.itertuples():
+        guess = best.loc[f"look/{row.path.removesuffix('.jpg')}.png"]
+        assert guess["class"] == row.predicted
+        assert guess.probability == pytest.approx(row.probability, abs=1e-5)
+        assert f"look/{row.path.removesuffix('.jpg')}.png: {row.predicted} " in done.stdout
+
+
+def test_a_file_that_cannot_be_read_says_why_and_the_others_are_classified(command, files):
+    (files / "look/page.jpg").write_text("<html></html>")
+    (files / "look/note.txt").write_text("not looked at")
+    done = command(*CLASSIFY, "--csv", "guesses.csv", "--top", 1, "--oversample")
+    assert done.returncode == 0, done.stderr
+    guesses = pd.read_csv(files / "guesses.csv")
+    assert len(guesses) == 4
+    assert guesses[guesses["rank"] == 0][["path", "class"]].to_numpy().tolist() == [["look/page.jpg", "not_an_image"]]
+    assert "look/page.jpg: not_an_image" in done.stdout
+
+
+def other_names(net) -> None:
+    """Let a net's layers have names that no weights have."""
+    net.write_text(net.read_text().replace('name: "', 'name: "x_'))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: (folder / "lists/labels.txt").write_text("a\nb\n"), ["3 outputs", "there are 2 class names"]),
+        (lambda folder: shutil.copy(folder / "test.prototxt", folder / "deploy.prototxt"), ["no input", "give deploy.prototxt"]),
+        (lambda folder: other_names(folder / "deploy.prototxt"), ["final.caffemodel: no weights of layers"]),
+        (lambda folder: (folder / "preprocessing.json").unlink(), ["preprocessing.json: no such file"]),
+        (lambda folder: (folder / "preprocessing.json").write_text("{}"), ["not a preprocessing.json"]),
+        (lambda folder: [path.unlink() for path in (folder / "look").rglob("*.png")], ["look: no images"]),
+    ],
+)
+def test_what_cannot_work_is_named(fails, files, change, said):
+    change(files)
+    fails(said, *CLASSIFY, "--csv", "guesses.csv")
+
+
+def test_images_of_which_none_can_be_read_are_an_error(fails, files):
+    for number, path in enumerate(sorted((files / "look").rglob("*.png"))):
+        path.write_bytes(b"" if number else b"no image")
+    fails(["not_an_image, nor 2 more", "give one that can be read"], *CLASSIFY, "--csv", "guesses.csv")
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    made = Preprocessing(
+        Options(Size(20, 30), Mode.CROP, "area", False),
+        caffe_pb2.TransformationParameter(crop_size=9, mean_value=[3.5], scale=0.5),
+    )
+    made.write(tmp_path / "preprocessing.json")
+    assert preprocessing.read(tmp_path / "preprocessing.json") == made
+    assert json.loads((tmp_path / "preprocessing.json").read_text())["resize"]["color"] == "gray"
+
+
+def test_the_mean_is_found_from_elsewhere(tmp_path, monkeypatch):
+    home, nets = tmp_path / "project", tmp_path / "project/results/experiments/e/prototxt"
+    nets.mkdir(parents=True)
+    (home / "results/mean.binaryproto").write_bytes(to_blob(np.ones((3, 8, 8))).SerializeToString())
+    made = Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter(mean_file="results/mean.binaryproto"))
+    made.write(nets / "preprocessing.json")
+    monkeypatch.chdir(tmp_path)
+    seen = preprocessing.read(Path("project/results/experiments/e/prototxt/preprocessing.json"))
+    assert (seen.inputs(np.full((3, 8, 8), 3, np.uint8)) == 2).all()
+    shutil.copy(nets / "preprocessing.json", "preprocessing.json")
+    with pytest.raises(InputError) as error:
+        preprocessing.read(Path("preprocessing.json"))
+    assert "put the mean beside this file" in error.value.do
+    shutil.copy(home / "results/mean.binaryproto", "mean.binaryproto")
+    assert preprocessing.read(Path("preprocessing.json")).transform.mean_file == "mean.binaryproto"
+
+
+def test_ten_crops_are_caffes():
+    image = np.random.default_rng(0).integers(0, 256, (3, 20, 24), dtype=np.uint8)
+    made = Preprocessing(Options(Size(20, 24)), caffe_pb2.TransformationParameter(crop_size=15, mean_value=[1, 2, 3], scale=0.5))
+    values = ((image - np.array([1, 2, 3], np.float32)[:, None, None]) * np.float32(0.5)).transpose(1, 2, 0)
+    theirs = caffe.io.oversample([values], (15, 15)).transpose(0, 3, 1, 2)
+    ours = made.inputs(image, oversample=True)
+    assert sorted(crop.tobytes() for crop in ours) == sorted(np.ascontiguousarray(crop).tobytes() for crop in theirs)
+    middle = made.inputs(image)
+    assert middle.shape == (1, 3, 15, 15)
+    np.testing.assert_array_equal(middle[0], values[2:17, 4:19].transpose(2, 0, 1))

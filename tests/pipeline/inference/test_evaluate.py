@@ -1,0 +1,193 @@
+"""Evaluation: agrees with the net's own Accuracy layer and with scikit-learn's figures; every table has the same numbers."""
+
+import json
+import random
+import shutil
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics
+
+import caffe
+from pipeline.dataset import database, mean, resize
+from pipeline.inference import classify, evaluate
+from pipeline.inference.evaluate import by_class, calibration, judged, softmax, summary, write
+from pipeline.nets import prototxt
+from tests.conftest import SHARED, needs_shared
+
+EVALUATE = ("pipeline.inference.evaluate", "test.prototxt", "out/final.caffemodel", "evaluate")
+EVALUATE += ("--list", "lists/val.txt", "--labels", "lists/labels.txt")
+
+
+def test_evaluation_agrees_with_the_nets_own_accuracy(trained, command):
+    done = command(*EVALUATE)
+    assert done.returncode == 0, done.stderr
+    accuracy = json.loads((trained / "evaluate/summary.json").read_text())["accuracy"]
+    assert accuracy == pytest.approx(pd.read_csv(trained / "out/metrics.csv").test_accuracy.iloc[-1], abs=1e-6)
+    predictions = pd.read_csv(trained / "evaluate/predictions.csv")
+    confusion = pd.read_csv(trained / "evaluate/confusion.csv", index_col=0)
+    assert (predictions.label == predictions.predicted).mean() == accuracy
+    assert ((predictions["rank"] == 1) == (predictions.label == predictions.predicted)).all()
+    assert np.trace(confusion) == (predictions.label == predictions.predicted).sum()
+    assert set(pd.read_csv(trained / "evaluate/per_class.csv")["class"]) == {"cat", "dog", "owl"}
+
+
+def test_other_records_may_be_evaluated_in_the_place_of_the_nets_own(trained, command):
+    train = ["lists/train.txt" if word == "lists/val.txt" else word for word in EVALUATE]
+    done = command(*train, "--database", "lmdb/train")
+    assert done.returncode == 0, done.stderr
+    listed = [line.rsplit(" ", 1)[0] for line in (trained / "lists/train.txt").read_text().splitlines()]
+    assert list(pd.read_csv(trained / "evaluate/predictions.csv").path) == listed
+
+
+def test_more_classes_than_the_net_has_outputs_are_refused(trained, fails):
+    with (trained / "lists/labels.txt").open("a") as file:
+        file.write("wolf\n")
+    fails(["test.prototxt", "3 outputs", "the dataset has 4 classes"], *EVALUATE)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: [lines[1], lines[0], lines[2]], ["val.txt:1: label", "the record has label"]),
+        (lambda lines: [*lines, lines[0]], ["val.txt: 4 images", "there are 3 records"]),
+    ],
+)
+def test_a_list_of_other_records_is_refused(trained, fails, change, said):
+    lines = (trained / "lists/val.txt").read_text().splitlines()
+    (trained / "lists/val.txt").write_text("\n".join(change(lines)) + "\n")
+    fails(said, *EVALUATE)
+
+
+def test_weights_that_are_no_numbers_are_named(trained, fails):
+    weights = caffe.proto.caffe_pb2.NetParameter.FromString((trained / "out/final.caffemodel").read_bytes())
+    next(layer for layer in weights.layer if layer.name == "scores").blobs[1].data[0] = np.nan
+    (trained / "out/final.caffemodel").write_bytes(weights.SerializeToString())
+    fails(["final.caffemodel: scores of", "no numbers", "lower base_lr"], *EVALUATE)
+
+
+def test_figures_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=(300, 7)).astype(np.float32) * 2, rng.integers(0, 7, 300)
+    table = judged(scores, labels)
+    confusion = metrics.confusion_matrix(table.label, table.predicted)
+    classes = by_class(confusion)
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(table.label, table.predicted)
+    for column, expected in (("precision", precision), ("accuracy", recall), ("f1", f1), ("images", support)):
+        np.testing.assert_allclose(classes[column], expected)
+    made = summary(table, classes, calibration(table))
+    assert made["accuracy"] == metrics.accuracy_score(labels, scores.argmax(1))
+    assert made["macro_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, scores.argmax(1)))
+    assert made["log_loss"] == pytest.approx(metrics.log_loss(labels, softmax(scores)))
+    assert list(made["top_k"]) == ["2", "3", "5"]
+    for k, share in made["top_k"].items():
+        assert share == metrics.top_k_accuracy_score(labels, scores, k=int(k))
+
+
+def test_of_equal_scores_the_first_comes_first_as_in_what_is_predicted():
+    table = judged(np.array([[1.0, 1, 1], [0, 2, 2]]), np.array([2, 1]))
+    assert table["rank"].tolist() == [3, 1]
+    assert table.predicted.tolist() == [0, 1]
+    assert table.loss.tolist() == pytest.approx([np.log(3), np.log(2 + np.exp(-2))])
+
+
+def test_the_calibration_error_is_what_lies_between_probability_and_accuracy():
+    rows = [(0, 0, 0.95), (0, 0, 1.0), (0, 1, 0.96), (1, 0, 0.35), (1, 1, 0.3)]
+    table = pd.DataFrame(rows, columns=["label", "predicted", "probability"]).assign(rank=1, loss=0.0)
+    bins = calibration(table)
+    assert bins.images.tolist() == [0, 0, 0, 2, 0, 0, 0, 0, 0, 3]
+    assert bins.accuracy[[3, 9]].tolist() == pytest.approx([1 / 2, 2 / 3])
+    assert bins.mean_probability[9] == pytest.approx(0.97)
+    expected = (2 * abs(0.325 - 1 / 2) + 3 * abs(0.97 - 2 / 3)) / 5
+    assert summary(table, by_class(np.eye(2)), bins)["calibration_error"] == pytest.approx(expected)
+
+
+def test_a_class_without_validation_images_has_a_row_all_the_same(tmp_path):
+    table = judged(np.array([[3.0, 1], [1, 2]]), np.array([0, 0]))
+    table.insert(0, "path", ["a", "b"])
+    assert write(table, ["cat", "dog"], tmp_path / "out")["accuracy"] == 0.5
+    lines = (tmp_path / "out/per_class.csv").read_text().splitlines()
+    assert lines == ["class,images,accuracy,precision,f1", "cat,2,0.5,1.0,0.6666666666666666", "dog,0,,0.0,0.0"]
+    confusion = pd.read_csv(tmp_path / "out/confusion.csv", index_col=0)
+    np.testing.assert_array_equal(confusion, [[1, 1], [0, 0]])
+
+
+def test_classes_of_one_name_are_two_classes(tmp_path):
+    table = judged(np.array([[3.0, 1], [1, 2]]), np.array([0, 0]))
+    table.insert(0, "path", ["a", "b"])
+    assert write(table, ["crane", "crane"], tmp_path / "out")["accuracy"] == 0.5
+    assert [line.split(",")[1] for line in (tmp_path / "out/per_class.csv").read_text().splitlines()] == ["images", "2", "0"]
+
+
+def test_large_scores_make_probabilities_all_the_same():
+    np.testing.assert_allclose(softmax(np.array([[1000.0, 1000.0], [-1000.0, 0.0]])), [[0.5, 0.5], [0, 1]])
+
+
+NET = """
+layer { name: "data" type: "Data" top: "data" top: "label" data_param { source: "x" batch_size: 4 backend: LMDB }
+  transform_param { crop_size: 30 mirror: true mean_file: "x" } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 4 kernel_size: 5 stride: 2
+  weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "scores" type: "InnerProduct" bottom: "conv" top: "scores" inner_product_param { num_output: 3
+  weight_filler { type: "gaussian" std: 0.002 } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "label" top: "loss" }
+"""
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("mode", "interpolation", "encode", "channels"),
+    [
+        ("crop", "linear", "raw", "BGR"),
+        ("fit", "area", "png", "BGR"),
+        ("crop", "area", "raw", "RGB"),
+        ("squash", "linear", "png", "RGB"),
+    ],
+)
+def test_records_and_image_files_give_the_same_predictions(tmp_path, monkeypatch, mode, interpolation, encode, channels):
+    monkeypatch.chdir(tmp_path)
+    names, lines = ["bonsai", "ketch", "watch"], []
+    for label, name in enumerate(names):
+        for photograph in sorted((SHARED / "data/caltech101-subset" / name).rglob("*.jpg"))[:4]:
+            (tmp_path / "photos/00000").mkdir(parents=True, exist_ok=True)
+            shutil.copy(photograph, tmp_path / f"photos/00000/{name}_{photograph.name}")
+            lines.append(f"00000/{name}_{photograph.name} {label}")
+    random.Random(0).shuffle(lines)
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "labels.txt").write_text("\n".join(names) + "\n")
+    (tmp_path / "net.prototxt").write_text(NET)
+    sizes = ["--height", "36", "--width", "44"]
+    resize.main(["photos/00000", "resize/00000", *sizes, "--mode", mode, "--interpolation", interpolation])
+    for part in ("train", "val"):
+        files = ["--labels", "labels.txt", "--manifest", f"lmdb/{part}.manifest.json"]
+        database.main(["list.txt", "resize", f"lmdb/{part}", *files, "--encode", encode, "--channels", channels])
+    mean.main(["lmdb/train", "mean.binaryproto", "--values", "mean.json"])
+    given = ["--train", "lmdb/train", "--val", "lmdb/val", "--mean", "mean.binaryproto"]
+    how = ["--resize-mode", mode, "--interpolation", interpolation]
+    prototxt.main(["nets", "--name", "e", "--model", "net.prototxt", *given, *how])
+    caffe.set_random_seed(3)
+    caffe.Net("nets/train.prototxt", caffe.TRAIN).save("final.caffemodel")
+    common = ["final.caffemodel", "--labels", "labels.txt"]
+    evaluate.main(["nets/test.prototxt", *common, "records", "--list", "list.txt"])
+    evaluate.main(["nets/test.prototxt", *common, "files", "--list", "list.txt", "--files", "photos"])
+    classify.main(["nets/deploy.prototxt", *common, "photos", "--csv", "guesses.csv"])
+    records, files = (pd.read_csv(tmp_path / f"{made}/predictions.csv") for made in ("records", "files"))
+    assert records.probability.std() > 0.01
+    assert records.predicted.nunique() > 1
+    pd.testing.assert_frame_equal(records, files, atol=1e-5, rtol=0)
+    assert json.loads((tmp_path / "nets/preprocessing.json").read_text())["resize"]["color"] == channels
+    guesses = pd.read_csv(tmp_path / "guesses.csv").query("rank == 1").set_index("path").loc["photos/" + records.path]
+    assert guesses["class"].tolist() == records.predicted.tolist()
+    np.testing.assert_allclose(guesses.probability, records.probability, atol=1e-5)
+    read = [json.loads((tmp_path / f"{made}/summary.json").read_text()) for made in ("records", "files")]
+    assert read[0].pop("top_k") == read[1].pop("top_k")
+    assert read[0] == pytest.approx(read[1], abs=1e-5)
+
+
+def test_files_without_a_word_on_how_they_are_resized_are_refused(trained, fails, picture):
+    (trained / "look/00000").mkdir(parents=True)
+    cv2.imwrite(str(trained / "look/00000/a.png"), picture())
+    fails(["preprocessing.json: no such file", "run that first"], *EVALUATE, "--files", "look")

@@ -1,0 +1,490 @@
+"""A training that is interrupted or killed, and run again, ends with the bytes of an undisturbed one."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import h5py
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import caffe
+from caffe.proto import caffe_pb2
+from pipeline.interruption import SIGNALS, Interrupted
+from pipeline.training import checkpoint
+from pipeline.training.initial_weights import Given
+from pipeline.training.train import Ends, train
+from tests.conftest import ROOT
+from tests.pipeline.conftest import ACCURACY, TRAIN
+
+CHECKPOINT = Path("checkpoint")
+NONE = Given()
+
+
+@pytest.fixture
+def here(small, monkeypatch):
+    """The small dataset's folder, as the current one: 40 iterations with dropout, mirrors, and snapshots."""
+    monkeypatch.chdir(small)
+    text = Path("train.prototxt").read_text()
+    dropout = 'layer { name: "drop" type: "Dropout" bottom: "hidden" top: "hidden" }\nlayer { name: "scores"'
+    text = text.replace('layer { name: "scores"', dropout).replace("scale: 0.004", "scale: 0.004 mirror: true")
+    Path("train.prototxt").write_text(text)
+    solver = Path("solver.prototxt").read_text().replace("max_iter: 20", "max_iter: 40 snapshot: 10 average_loss: 3")
+    Path("solver.prototxt").write_text(solver)
+    return small
+
+
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """Let signals act as on a terminal: where tests run in the background, some are ignored."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def change(name: str, old: str, new: str) -> None:
+    """Replace a text in a file."""
+    text = Path(name).read_text()
+    assert old in text
+    Path(name).write_text(text.replace(old, new))
+
+
+def ends(**fields):
+    return Ends(checkpoint=CHECKPOINT, **fields)
+
+
+def results(metrics: pd.DataFrame) -> dict:
+    """All that a training leaves, but for its times."""
+    files = {path.name: path.read_bytes() for path in (*Path("snap").iterdir(), *Path("out").glob("*.caffemodel"))}
+    rows = metrics.to_csv(index=False)
+    return files | {"metrics": rows, "best": json.loads(Path("out/best.json").read_text())}
+
+
+def remove_outputs() -> None:
+    """What Snakemake does where a job has failed."""
+    shutil.rmtree("out")
+    shutil.rmtree("snap")
+
+
+def undisturbed(**fields) -> dict:
+    """The results of a training that nothing interrupts, which are then removed."""
+    found = results(train(Path("solver.prototxt"), Path("out"), NONE, Ends(**fields))[0])
+    remove_outputs()
+    return found
+
+
+def resumed(**fields) -> dict:
+    """The results of the same training, run again with its checkpoint folder."""
+    return results(train(Path("solver.prototxt"), Path("out"), NONE, ends(**fields))[0])
+
+
+def interrupt(monkeypatch, iteration: int, *numbers: signal.Signals, given: Given = NONE, **fields) -> str:
+    """Train, and send signals while the net is tested at that iteration; the text of what is raised."""
+    measured = caffe.SGDSolver.test_all
+
+    def signalled(solver):
+        measured(solver)
+        if solver.iter == iteration:
+            for number in numbers:
+                signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caffe.SGDSolver, "test_all", signalled)
+        with pytest.raises(Interrupted) as raised:
+            train(Path("solver.prototxt"), Path("out"), given, ends(**fields))
+    assert not Path("out").exists()
+    assert not Path("snap").exists()
+    return str(raised.value)
+
+
+def iterations() -> list[int]:
+    """Those that there are checkpoints of."""
+    return sorted(int(path.name) for path in CHECKPOINT.iterdir() if path.name.isdecimal())
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_an_interrupted_training_resumes_to_the_bit(here, monkeypatch, capsys, number):
+    expected = undisturbed()
+    assert len(expected) == 4 * 2 + 2 + 2
+    said = interrupt(monkeypatch, 15, number)
+    assert said == f"interrupted by {number.name} at iteration 16; run again to resume at iteration 16"
+    assert iterations() == [16]
+    interrupt(monkeypatch, 25, number)
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    assert "resumes at iteration 26, from checkpoint/26" in capsys.readouterr().out
+    assert results(metrics) == expected
+    assert pd.read_csv("out/seconds.csv").seconds.is_monotonic_increasing
+    assert not CHECKPOINT.exists()
+    tested = re.findall(r"Iteration (\d+), Testing", Path("out/train.log").read_text())
+    assert [int(number) for number in tested] == list(range(0, 41, 5))
+
+
+def test_further_signals_do_not_disturb_the_checkpoint(here, monkeypatch):
+    expected = undisturbed()
+    before = signal.getsignal(signal.SIGTERM)
+    saved = caffe.SGDSolver.snapshot
+
+    def signalled(solver, *stem):
+        if solver.iter == 16:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+        return saved(solver, *stem)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caffe.SGDSolver, "snapshot", signalled)
+        interrupt(monkeypatch, 15, signal.SIGTERM, signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert iterations() == [16]
+    assert resumed() == expected
+
+
+def test_a_training_interrupted_in_its_last_iteration_only_ends_when_run_again(here, monkeypatch):
+    change("solver.prototxt", "test_interval: 5", "test_interval: 39")
+    expected = undisturbed()
+    interrupt(monkeypatch, 39, signal.SIGTERM)
+    assert iterations() == [40]
+    assert resumed() == expected
+
+
+def test_a_resumed_training_stops_early_where_an_uninterrupted_one_does(here, monkeypatch):
+    change("solver.prototxt", "max_iter: 40", "max_iter: 400")
+    expected = undisturbed(early_stopping=4)
+    stopped = max(int(iteration) for iteration in re.findall(r"s_iter_(\d+)\.", " ".join(expected)))
+    assert 20 < stopped < 400
+    interrupt(monkeypatch, stopped - 5, signal.SIGTERM, early_stopping=4)
+    assert resumed(early_stopping=4) == expected
+
+
+@pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
+def test_snapshots_name_the_weights_at_their_final_place(here, monkeypatch, form):
+    change("solver.prototxt", "snapshot: 10", f"snapshot: 10 snapshot_format: {form}")
+    interrupt(monkeypatch, 15, signal.SIGTERM)
+    resumed()
+    states = sorted(Path("snap").glob("*.solverstate*"))
+    assert len(states) == 4
+    for path in states:
+        if form == "HDF5":
+            with h5py.File(path) as file:
+                named = file["learned_net"][()].decode()
+        else:
+            named = caffe_pb2.SolverState.FromString(path.read_bytes()).learned_net
+        assert named == str(path).replace("solverstate", "caffemodel")
+        assert Path(named).exists()
+
+
+def test_without_hard_links_files_are_copied(here, monkeypatch):
+    expected = undisturbed()
+
+    def refused(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    interrupt(monkeypatch, 15, signal.SIGTERM)
+    assert resumed(keep=True) == expected
+    assert all(path.stat().st_nlink == 1 for path in Path().rglob("*") if path.is_file())
+
+
+def test_curves_are_whole_after_an_interruption(here, monkeypatch):
+    interrupt(monkeypatch, 15, signal.SIGTERM)
+    (interrupted_at,) = (path.stat().st_mtime for path in CHECKPOINT.glob("16/state.json"))
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    (events,) = Path("out/tensorboard").iterdir()
+    scalars = EventAccumulator(str(events)).Reload().Scalars("loss/train")
+    assert [scalar.step for scalar in scalars] == list(metrics.iteration) == list(range(0, 41, 5))
+    assert [scalar.value for scalar in scalars] == pytest.approx(list(metrics.loss))
+    assert [scalar.wall_time <= interrupted_at for scalar in scalars] == [scalar.step < 20 for scalar in scalars]
+
+
+SCRIPT = """
+import os, resource, signal, shutil
+from pathlib import Path
+import caffe
+from pipeline.command import run
+from pipeline.training.train import Ends, train
+from pipeline.training.initial_weights import Given
+
+measured, iteration = caffe.SGDSolver.test_all, [0]
+
+def tested(solver):
+    iteration[0] = solver.iter
+    at_test(solver.iter)
+    measured(solver)
+
+caffe.SGDSolver.test_all = tested
+
+def at_test(iteration):
+    pass
+
+{prepare}
+run(lambda _: train(Path("solver.prototxt"), Path("out"), Given(), Ends(checkpoint=Path("checkpoint"), minutes={minutes})))
+"""
+
+
+def in_process(prepare: str, minutes: float = 0) -> subprocess.CompletedProcess:
+    """Train in a process of its own, with a checkpoint after each iteration; `prepare` is code that disturbs it."""
+    script = SCRIPT.format(prepare=textwrap.dedent(prepare), minutes=minutes)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True, text=True)
+
+
+def test_a_killed_training_resumes_to_the_bit(here):
+    expected = undisturbed()
+    killed = in_process("""
+        def at_test(iteration):
+            if iteration == 25:
+                os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert iterations() == [25]
+    assert {path.name for path in (CHECKPOINT / "snapshots").iterdir()} > {"s_iter_20.caffemodel"}
+    assert resumed() == expected
+
+
+CALLS = ["os.fsync", "os.link", "Path.replace", "Path.mkdir", "Path.write_text", "shutil.copyfile", "shutil.rmtree"]
+
+
+@pytest.mark.parametrize("which", CALLS)
+def test_a_training_killed_while_it_writes_a_checkpoint_keeps_the_one_before(here, which):
+    expected = undisturbed()
+    where, name = which.split(".")
+    killed = in_process(f"""
+        called = {where}.{name}
+
+        def killing(*arguments, **options):
+            if iteration[0] == 25 and Path("checkpoint/25").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return called(*arguments, **options)
+
+        {where}.{name} = killing
+    """)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    last = iterations()
+    assert last in ([25], [25, 26])  # the latter if it was killed while it removed the older one
+    assert (CHECKPOINT / str(last[-1]) / "state.json").exists()
+    assert resumed() == expected
+    assert not list(Path().rglob("*.part"))
+
+
+def test_a_training_killed_while_its_results_are_published_only_publishes_them_when_run_again(here, capsys):
+    expected = undisturbed()
+    killed = in_process("""
+        called = os.link
+
+        def killing(*arguments, **options):
+            if Path("out/best.json").exists() or Path("out/train.log").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return called(*arguments, **options)
+
+        os.link = killing
+    """)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not Path("snap").exists()
+    capsys.readouterr()
+    assert resumed() == expected
+    assert "training has ended before" in capsys.readouterr().out
+
+
+FULL = """
+def at_test(iteration):
+    if iteration == 25:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, resource.RLIM_INFINITY))  # more than the log, less than the weights
+        {then}
+    if iteration == 30:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+
+
+@pytest.fixture
+def large(here):
+    """The training with 3 MB of weights, so that they meet a limit that log and metrics do not, and with no snapshots between."""
+    for name in ("train.prototxt", "test.prototxt"):
+        change(name, "num_output: 6", "num_output: 4000")
+    change("solver.prototxt", "snapshot: 10", "")
+    change("solver.prototxt", "base_lr: 0.05", "base_lr: 0.001")
+    change("solver.prototxt", "test_interval: 5", "test_interval: 5 test_initialization: false")
+    change("test.prototxt", ACCURACY, "")
+    return here
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(large):
+    done = in_process(FULL.format(then=""))
+    assert done.returncode == 0, done.stderr
+    assert "warning: iteration 26: no checkpoint could be written ([Errno 27] File too large); training continues" in done.stdout
+    assert Path("out/final.caffemodel").exists()
+
+
+def test_an_interrupted_training_says_that_its_checkpoint_could_not_be_written(large):
+    done = in_process(FULL.format(then="os.kill(os.getpid(), signal.SIGTERM)"))
+    assert done.returncode == 128 + signal.SIGTERM
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("interrupted by SIGTERM at iteration 26; no checkpoint could be written ([Errno 27]")
+    assert line.endswith("; run again to resume at iteration 25")
+    assert iterations() == [25]
+
+
+def test_a_training_interrupted_before_its_first_iteration_ends_at_once_and_keeps_its_checkpoint(here, monkeypatch):
+    expected = undisturbed()
+    interrupt(monkeypatch, 15, signal.SIGTERM)
+    done = in_process("""
+        made = caffe.get_solver
+
+        def signalled(path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return made(path)
+
+        caffe.get_solver = signalled
+    """)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == "interrupted by SIGTERM before training began; nothing is lost, run again\n"
+    assert iterations() == [16]
+    assert resumed() == expected
+
+
+def test_results_that_were_lost_after_the_end_are_given_again(here, capsys):
+    first = resumed(keep=True)
+    assert iterations() == []
+    remove_outputs()
+    capsys.readouterr()
+    assert resumed(keep=True) == first
+    assert "training has ended before; its results are in checkpoint; remove it to train again" in capsys.readouterr().out
+    remove_outputs()
+    change("solver.prototxt", "base_lr: 0.05", "base_lr: 0.06")
+    assert resumed(keep=True) != first
+    assert "training has ended before" not in capsys.readouterr().out
+
+
+def test_results_of_other_code_are_not_given_again(here, monkeypatch, capsys):
+    resumed(keep=True)
+    remove_outputs()
+    monkeypatch.setattr(checkpoint, "code_of", lambda _: "edited")
+    resumed(keep=True)
+    assert "training has ended before" not in capsys.readouterr().out
+
+
+def test_a_training_that_resumed_after_an_edit_of_the_code_and_ended_is_not_lost(here, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "code_of", lambda _: "before the edit")
+        interrupt(monkeypatch, 15, signal.SIGTERM)
+    first = resumed(keep=True)
+    assert "resumes at iteration 16" in capsys.readouterr().out
+    remove_outputs()
+    assert resumed(keep=True) == first
+    assert "training has ended before" in capsys.readouterr().out
+
+
+def test_kept_results_that_were_damaged_are_not_given_again(here, capsys):
+    first = resumed(keep=True)
+    weights = Path("out/final.caffemodel")  # where there are hard links, a change in place reaches the kept file, too
+    with (CHECKPOINT / "files/final.caffemodel").open("r+b") as file:
+        file.truncate(weights.stat().st_size - 10)
+    remove_outputs()
+    capsys.readouterr()
+    assert resumed(keep=True) == first
+    assert "training has ended before" not in capsys.readouterr().out
+
+
+def test_a_second_process_waits_until_the_first_has_ended(here):
+    CHECKPOINT.mkdir()
+    with (CHECKPOINT / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        arguments = [sys.executable, "-m", *TRAIN, "--checkpoint", "checkpoint"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "waiting for another process that trains with checkpoint\n"
+        assert [path.name for path in CHECKPOINT.iterdir()] == ["lock"]
+    said, _ = process.communicate()
+    assert process.returncode == 0
+    assert said.startswith("out/final.caffemodel")
+
+
+def changed_rate():
+    change("solver.prototxt", "base_lr: 0.05", "base_lr: 0.06")
+    return {}
+
+
+def changed_net():
+    change("train.prototxt", "scale: 0.004", "scale: 0.005")
+    return {}
+
+
+def changed_records():
+    path = Path("lmdb/train.manifest.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": "another"}))
+    return {}
+
+
+def changed_weights():
+    caffe.Net("train.prototxt", caffe.TRAIN).save("start.caffemodel")
+    return {"given": Given([Path("start.caffemodel")])}
+
+
+def changed_end():
+    return {"early_stopping": 100}
+
+
+@pytest.mark.parametrize("change", [changed_rate, changed_net, changed_records, changed_weights, changed_end])
+def test_what_is_another_training_does_not_go_on(here, monkeypatch, capsys, change):
+    caffe.Net("train.prototxt", caffe.TRAIN).save("start.caffemodel")
+    interrupt(monkeypatch, 15, signal.SIGTERM, given=Given([Path("start.caffemodel")]))
+    fields = {"given": Given([Path("start.caffemodel")])} | change()
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), fields.pop("given"), ends(**fields))
+    assert "resumes at" not in capsys.readouterr().out
+    assert metrics.iteration.tolist() == list(range(0, 41, 5))
+    assert not CHECKPOINT.exists()
+
+
+def test_what_a_net_does_not_read_is_nothing_to_it(here, monkeypatch, capsys):
+    interrupt(monkeypatch, 15, signal.SIGTERM)
+    Path("data").mkdir()  # as the first layer is called
+    (Path("data") / "cat.jpg").touch()
+    train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    assert "resumes at iteration 16" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_there_are_named_as_ever(here):
+    with pytest.raises(caffe.FileError) as raised:
+        train(Path("solver.prototxt"), Path("out"), Given([Path("none.caffemodel")]), ends())
+    assert (raised.value.where, raised.value.found) == ("none.caffemodel", "no such file")
+
+
+def test_in_the_background_ctrl_c_is_ignored(here, monkeypatch):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    measured = caffe.SGDSolver.test_all
+
+    def told(solver):
+        measured(solver)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(caffe.SGDSolver, "test_all", told)
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    assert metrics.iteration.iloc[-1] == 40
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_an_interrupted_command_says_so_in_one_line_and_leaves_no_results(here, number, code):
+    change("solver.prototxt", "max_iter: 40", "max_iter: 1000000")
+    arguments = [sys.executable, "-m", *TRAIN, "--checkpoint", "checkpoint", "--failed", "failed"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (CHECKPOINT / "snapshots/s_iter_10.solverstate").exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    said, errors = process.communicate()
+    (iteration,) = iterations()
+    assert (process.returncode, said) == (code, "")
+    assert errors == f"interrupted by {number.name} at iteration {iteration}; run again to resume at iteration {iteration}\n"
+    assert not Path("out").exists()
+    assert not Path("failed").exists()

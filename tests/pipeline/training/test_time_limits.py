@@ -1,0 +1,219 @@
+"""A workflow whose training is ended by signals, and that is run again, ends with the bytes of an undisturbed one.
+
+ROASTERY_KILLS says how many random moments are tried for each way of ending it; 2 where it does not.
+"""
+
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import workflows
+
+KILLS = int(os.environ.get("ROASTERY_KILLS", "2"))
+CONFIG = """
+datasets:
+  digits:
+    source: {list: results/example/digits/base.csv, allow_file: true}
+    size: {height: 28, width: 28}
+    color: gray
+    split: {by: column}
+experiments:
+  base:
+    dataset: digits
+    model: lenet
+    batch_size: 8
+    solver: {base_lr: 0.01, max_iter: 400, test_interval: 50, display: 50, snapshot: 100}
+"""
+EXPERIMENT = Path("results/experiments/base")
+TARGET = str(EXPERIMENT / "train/final.caffemodel")
+GOAL = ("--cores", "1", "--", TARGET)
+
+
+def started(folder: Path) -> subprocess.Popen:
+    """The workflow, in a process group of its own."""
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": workflows.environment()}
+    return subprocess.Popen(workflows.command(*GOAL), cwd=folder, start_new_session=True, **output)
+
+
+def training(workflow: subprocess.Popen) -> list[psutil.Process]:
+    """The processes of its rule `train`, once they run: shell, trainer and tee; none if the workflow ends before."""
+    while workflow.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes = psutil.Process(workflow.pid).children(recursive=True)
+            if "tee" in {process.name() for process in processes} and any(
+                "pipeline.training.train" in p.cmdline() for p in processes
+            ):
+                return processes
+        time.sleep(0.02)
+    return []
+
+
+def send(number: signal.Signals, processes: list[psutil.Process]) -> None:
+    """Signal those that have not ended."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Digests of all that a training leaves, but for times and TensorBoard's event files."""
+    out = folder / EXPERIMENT / "train"
+    paths = [out / "layers.csv", out / "preflight.csv", *out.glob("*.caffemodel"), *out.glob("best.json")]
+    paths += (out / "snapshots").glob("base_iter_*")
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return found | {"metrics.csv": (out / "metrics.csv").read_text()}
+
+
+def build(folder: Path) -> str:
+    """Run the workflow to its end; returns its output."""
+    code, said = workflows.snakemake(folder, *GOAL)
+    assert code == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A folder in which all but the training is done, the results of a training that nothing disturbs, and its times.
+
+    The times are the seconds before its first iteration, and from then on.
+    """
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "config.yaml").write_text(CONFIG)
+    workflow = started(folder)
+    processes = training(workflow)
+    times = [time.monotonic()]
+    wait_for_iterations(folder, workflow)
+    times.append(time.monotonic())
+    psutil.wait_procs(processes)
+    times.append(time.monotonic())
+    seconds = (times[1] - times[0], times[2] - times[1])
+    said, _ = workflow.communicate()
+    assert workflow.returncode == 0, said
+    expected = results(folder)
+    assert len(expected) == 2 + 2 + 1 + 4 * 2 + 1
+    shutil.rmtree(folder / EXPERIMENT / "train")
+    return folder, expected, seconds
+
+
+@pytest.fixture
+def folder(undisturbed, tmp_path):
+    """A copy of that folder, in which the training is to be done."""
+    return Path(shutil.copytree(undisturbed[0], tmp_path / "workflow"))
+
+
+def iterations(folder: Path) -> list[int]:
+    """Those that there are checkpoints of."""
+    return [int(path.name) for path in (folder / EXPERIMENT / "checkpoint").glob("[0-9]*")]
+
+
+def wait_for_iterations(folder: Path, workflow: subprocess.Popen) -> None:
+    """Wait until the training has begun."""
+    log = folder / EXPERIMENT / "checkpoint/files/train.log"
+    while workflow.poll() is None and not (log.exists() and "Iteration 0 (" in log.read_text()):
+        time.sleep(0.02)
+
+
+def wait_for_snapshot(folder: Path, workflow: subprocess.Popen) -> None:
+    """Wait until the training has passed iteration 100."""
+    while workflow.poll() is None and not (folder / EXPERIMENT / "checkpoint/snapshots/base_iter_100.solverstate").exists():
+        time.sleep(0.02)
+
+
+def end_twice(processes: list[psutil.Process], chance: random.Random) -> None:
+    """What Slurm does at a time limit: SIGTERM to the job, then to its step."""
+    send(signal.SIGTERM, processes)
+    time.sleep(chance.uniform(0, 2))
+    send(signal.SIGTERM, processes)
+
+
+def kill(processes: list[psutil.Process], _chance: random.Random) -> None:
+    """What a cluster does after that."""
+    send(signal.SIGKILL, processes)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ending", [end_twice, kill])
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_training_ended_at_any_moment_ends_with_the_same_bytes(undisturbed, folder, number, ending):
+    _, expected, (loading, iterating) = undisturbed
+    chance = random.Random(number)
+    workflow = started(folder)
+    processes = training(workflow)
+    if number % 5:
+        wait_for_iterations(folder, workflow)
+    time.sleep(chance.uniform(0, 1) * (iterating if number % 5 else loading))
+    ending(processes, chance)
+    said, _ = workflow.communicate()
+    assert workflow.returncode in (0, 1), said
+    if workflow.returncode:
+        assert not (folder / TARGET).exists()
+    print(number, ending.__name__, iterations(folder), said.partition("interrupted by ")[2].partition("\n")[0])
+    build(folder)
+    assert results(folder) == expected
+    assert not list((folder / EXPERIMENT).rglob("*.part"))
+    assert not (folder / EXPERIMENT / "checkpoint").exists()
+
+
+def test_a_training_told_twice_to_end_says_where_and_resumes_there(undisturbed, folder):
+    workflow = started(folder)
+    processes = training(workflow)
+    wait_for_snapshot(folder, workflow)
+    trainer = [process for process in processes if process.name().startswith("python")]
+    send(signal.SIGSTOP, trainer)
+    for _ in range(2):
+        send(signal.SIGTERM, processes)
+        time.sleep(1)
+    assert all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    send(signal.SIGCONT, trainer)
+    said, _ = workflow.communicate()
+    assert workflow.returncode == 1
+    (iteration,) = iterations(folder)
+    last_line = f"interrupted by SIGTERM at iteration {iteration}; run again to resume at iteration {iteration}\n"
+    assert last_line in said
+    assert (folder / "logs/experiments/base/train.log").read_text().endswith(last_line)
+    assert f"resumes at iteration {iteration}, from " in build(folder)
+    assert results(folder) == undisturbed[1]
+
+
+@pytest.mark.long
+def test_a_workflow_interrupted_by_ctrl_c_resumes_its_training_and_a_forced_one_starts_over(undisturbed, folder):
+    workflow = started(folder)
+    training(workflow)
+    wait_for_snapshot(folder, workflow)
+    os.killpg(workflow.pid, signal.SIGINT)
+    said, _ = workflow.communicate()
+    assert workflow.returncode == 1
+    (iteration,) = iterations(folder)
+    assert f"interrupted by SIGINT at iteration {iteration}; run again" in said
+    assert f"resumes at iteration {iteration}, from " in build(folder)
+    assert results(folder) == undisturbed[1]
+    code, said = workflows.snakemake(folder, "--forcerun", "train", *GOAL)
+    assert code == 0, said
+    assert "resumes at iteration" not in said
+    assert "training has ended before" not in said
+    assert results(folder) == undisturbed[1]
+
+
+@pytest.mark.long
+def test_a_training_that_ended_after_its_workflow_was_killed_need_not_be_done_again(undisturbed, folder):
+    workflow = started(folder)
+    processes = training(workflow)
+    wait_for_snapshot(folder, workflow)
+    workflow.kill()
+    psutil.wait_procs(processes)
+    workflow.communicate()
+    assert (folder / EXPERIMENT / "checkpoint/finished.json").exists()
+    code, said = workflows.snakemake(folder, "--unlock")
+    assert code == 0, said
+    assert "training has ended before; its results are in " in build(folder)
+    assert results(folder) == undisturbed[1]
+    assert not (folder / EXPERIMENT / "checkpoint").exists()
