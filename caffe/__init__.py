@@ -37,6 +37,8 @@ _HOME = {
     "set_solver_rank": "engine.mode",
     "solver_count": "engine.mode",
     "solver_rank": "engine.mode",
+    "open_db": "formats.db",
+    "written_whole": "formats.files",
     "Blob": "engine.blob",
     "Timer": "timer",
     "NCCL": "training.nccl",

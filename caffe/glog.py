@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_SEVERITIES = "IWEF"
+INFO, WARNING, ERROR = range(3)
+_SEVERITIES = "IWE"
 _state = {"level": None, "stderr": True, "files": []}
 
 
@@ -29,7 +30,7 @@ def init_log(level: int | None = None, stderr: bool = True) -> None:
 
 def log(message: str) -> None:
     """Write one line at severity info, as pycaffe's `caffe.log` does."""
-    info("_caffe.cpp:138", message)
+    write(INFO, "_caffe.cpp:138", "{}", message)
 
 
 @contextlib.contextmanager
@@ -49,22 +50,8 @@ def log_to_file(path: str | os.PathLike, stderr: bool | None = None) -> Iterator
             _state["stderr"] = before
 
 
-def info(place: str, message: str) -> None:
-    """Log at severity info; `place` is the file and line of BVLC Caffe that says this."""
-    _write(0, place, message)
-
-
-def warning(place: str, message: str) -> None:
-    """Log at severity warning."""
-    _write(1, place, message)
-
-
-def error(place: str, message: str) -> None:
-    """Log at severity error."""
-    _write(2, place, message)
-
-
-def _write(severity: int, place: str, message: str) -> None:
+def write(severity: int, place: str, text: str, *values: object) -> None:
+    """Log `text` with its replacement fields filled in; `place` is the file and line of BVLC Caffe that logs the same."""
     level = _state["level"]
     if level is None:
         level = int(os.environ.get("GLOG_minloglevel", "0") or 0)  # noqa: SIM112 - glog spells it so
@@ -73,7 +60,7 @@ def _write(severity: int, place: str, message: str) -> None:
         return
     now = time.time()
     stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now))
-    line = f"{_SEVERITIES[severity]}{stamp}.{int(now % 1 * 1e6):06d} {os.getpid():5d} {place}] {message}\n"
+    line = f"{_SEVERITIES[severity]}{stamp}.{int(now % 1 * 1e6):06d} {os.getpid():5d} {place}] {text.format(*values)}\n"
     if loud:
         sys.stderr.write(line)
     for file in _state["files"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import errno
 import hashlib
@@ -10,33 +9,16 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+from caffe import written_whole
+
+__all__ = ["file_url", "link_or_copy", "plain_name", "stem_of", "sync", "sync_entry", "write_table", "written_whole"]
+
 LONGEST_STEM = 100
 """Bytes of a blob's name in the names of files, which may have 255 with all that is put around it."""
-
-
-@contextlib.contextmanager
-def written_whole(target: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path beside `target` to write a file or a folder to; it takes its name when the block ends well.
-
-    What stood at `target` is replaced only then. When the block raises, the temporary path is removed and `target` is as before.
-    A process that is killed leaves at most the temporary path, `.NAME.part`, which the next run replaces.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    _remove(part)
-    try:
-        yield part
-        if part.is_dir():
-            _remove(target)
-        part.replace(target)
-    except BaseException:
-        _remove(part)
-        raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -111,10 +93,3 @@ def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable]) ->
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

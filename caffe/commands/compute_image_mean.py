@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from caffe import glog
+from caffe import events
 from caffe.commands import flags
 from caffe.errors import Error
 from caffe.formats import prototxt
@@ -21,14 +21,14 @@ def main(argv: list[str]) -> int:
     with flags.logging(arguments):
         mean = mean_of(arguments.database, arguments.backend)
         if arguments.output:
-            glog.info("compute_image_mean.cpp:105", f"Write to {arguments.output}")
+            events.mean_written(arguments.output)
             channels, height, width = mean.shape
             blob = caffe_pb2.BlobProto(num=1, channels=channels, height=height, width=width)
             blob.data.extend(mean.ravel())
             prototxt.write_binary(arguments.output, blob)
-        glog.info("compute_image_mean.cpp:110", f"Number of channels: {len(mean)}")
+        events.mean_channels(len(mean))
         for channel, value in enumerate(mean.mean((1, 2), dtype=np.float64)):
-            glog.info("compute_image_mean.cpp:116", f"mean_value channel [{channel}]: {value:g}")
+            events.mean_of_channel(channel, value)
     return 0
 
 
@@ -39,7 +39,7 @@ def mean_of(source: str, backend: str) -> np.ndarray:
 
     names = caffe_pb2.DataParameter
     total, count = None, 0
-    glog.info("compute_image_mean.cpp:74", "Starting iteration")
+    events.mean_begun()
     for key, value in open_db(source, names.LMDB if backend == "lmdb" else names.LEVELDB).items():
         datum = caffe_pb2.Datum()
         try:
@@ -59,7 +59,7 @@ def mean_of(source: str, backend: str) -> np.ndarray:
         total += pixels
         count += 1
         if count % 10000 == 0:
-            glog.info("compute_image_mean.cpp:94", f"Processed {count} files.")
+            events.mean_progressed(count)
     if count % 10000:
-        glog.info("compute_image_mean.cpp:99", f"Processed {count} files.")
+        events.mean_read(count)
     return (total / count).astype(np.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from caffe import glog
+from caffe import events
 from caffe.commands import flags
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     if bool(arguments.resize_width) != bool(arguments.resize_height):
         raise Error("caffe convert_imageset", "one of -resize_width and -resize_height", "both are given, or neither")
     if arguments.encode_type and not arguments.encoded:
-        glog.info("convert_imageset.cpp:74", "encode_type specified, assuming encoded=true.")
+        events.encoding_assumed()
         arguments.encoded = True
     with flags.logging(arguments):
         convert(arguments)
@@ -57,15 +57,15 @@ def convert(arguments) -> None:
 
     lines = labelled_lines(arguments.list)
     if arguments.shuffle:
-        glog.info("convert_imageset.cpp:84", "Shuffling data")
+        events.records_shuffled()
         np.random.default_rng().shuffle(lines)
-    glog.info("convert_imageset.cpp:87", f"A total of {len(lines)} images.")
+    events.records_listed(len(lines))
     written, size = 0, None
     with DatabaseWriter(arguments.database, arguments.backend) as write:
         for number, (path, label) in enumerate(lines):
             datum = record(arguments.root + path, label, arguments)
             if datum is None:
-                glog.error("io.cpp:80", f"Could not open or find file {arguments.root + path}")
+                events.image_unreadable(arguments.root + path)
                 continue
             if arguments.check_size:
                 size = len(datum.data) if size is None else size
@@ -74,11 +74,11 @@ def convert(arguments) -> None:
             write(b"%08d_%s" % (number, path.encode()), datum.SerializeToString())
             written += 1
             if written % 1000 == 0:
-                glog.info("convert_imageset.cpp:145", f"Processed {written} files.")
+                events.records_progressed(written)
         if not written:
             raise Error(arguments.list, f"none of {len(lines)} images could be read", do=f"are they in {arguments.root}?")
     if written % 1000:
-        glog.info("convert_imageset.cpp:153", f"Processed {written} files.")
+        events.records_written(written)
 
 
 def record(path: str, label: int, arguments) -> caffe_pb2.Datum | None:
@@ -96,7 +96,7 @@ def record(path: str, label: int, arguments) -> caffe_pb2.Datum | None:
     ending = Path(path).suffix.removeprefix(".").lower()
     kind = arguments.encode_type or ending
     if not kind:
-        glog.warning("convert_imageset.cpp:117", "Failed to guess the encoding of '" + path + "'")
+        events.encoding_unknown(path)
         raise Error(path, "a name without an ending, and no -encode_type", do="give -encode_type: png, jpg …")
     if not resized and {"jpeg": "jpg"}.get(kind, kind) == {"jpeg": "jpg"}.get(ending, ending):
         return caffe_pb2.Datum(data=Path(path).read_bytes(), label=label, encoded=True)

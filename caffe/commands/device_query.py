@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from caffe import glog
+from caffe import events
 from caffe.commands import devices, flags
 from caffe.engine import mode
-
-_PROPERTIES = (
-    ("Major revision number:", "major"),
-    ("Minor revision number:", "minor"),
-    ("Name:", "name"),
-    ("Total global memory:", "total_memory"),
-    ("Total shared memory per block:", "shared_memory_per_block"),
-    ("Warp size:", "warp_size"),
-    ("Maximum threads per block:", "max_threads_per_block"),
-    ("Clock rate:", "clock_rate"),
-    ("Number of multiprocessors:", "multi_processor_count"),
-)
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +13,7 @@ def main(argv: list[str]) -> int:
     flags.add(parser, "gpu", "numbers of the GPUs, separated by commas, or all (the default)", default="all")
     arguments = flags.parse(parser, argv)
     with flags.logging(arguments):
-        glog.info("caffe.cpp:138", f"Querying GPUs {arguments.gpu}")
+        events.gpus_queried(arguments.gpu)
         for number in devices.numbers(arguments.gpu):
             query(number)
     return 0
@@ -38,8 +26,7 @@ def query(number: int) -> None:
     mode.set_device(number)
     mode.set_mode_gpu()
     properties = torch.cuda.get_device_properties(number)
-    glog.info("common.cpp:181", f"{'Device id:':30} {number}")
-    for line, (title, name) in enumerate(_PROPERTIES, 182):
-        value = getattr(properties, name, None)
+    for name, event in events.gpu_properties.items():
+        value = number if name == "number" else getattr(properties, name, None)
         if value is not None:
-            glog.info(f"common.cpp:{line}", f"{title:30} {value}")
+            event(value)

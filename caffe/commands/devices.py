@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from caffe import glog
+from caffe import events
 from caffe.engine import mode
 from caffe.errors import Error
 
@@ -21,19 +21,16 @@ def numbers(flag: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def use_one(flag: str, places: tuple[int, int, int]) -> None:
-    """Compute on the first GPU that -gpu names, or on the CPU.
-
-    places  lines of caffe.cpp that say so: for a GPU, for its name, for the CPU
-    """
+def use_one(command: str, flag: str) -> None:
+    """Compute on the first GPU that -gpu names, or on the CPU; log which as the command does."""
     gpus = numbers(flag)
     for number in reversed(gpus[1:]):
-        glog.info(f"caffe.cpp:{places[0] - 6}", f"Not using GPU #{number} for single-GPU function")
+        events.gpu_left_out[command](number)
     if gpus:
         mode.set_device(gpus[0])
         mode.set_mode_gpu()
-        glog.info(f"caffe.cpp:{places[0]}", f"Use GPU with device ID {gpus[0]}")
-        glog.info(f"caffe.cpp:{places[1]}", f"GPU device name: {torch.cuda.get_device_name(gpus[0])}")
+        events.gpu_used[command](gpus[0])
+        events.gpu_named[command](torch.cuda.get_device_name(gpus[0]))
     else:
         mode.set_mode_cpu()
-        glog.info(f"caffe.cpp:{places[2]}", "Use CPU.")
+        events.cpu_used[command]()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 
-from caffe import glog
+from caffe import events
 from caffe.commands import devices, flags
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
@@ -50,12 +50,12 @@ def extract(arguments, blobs: list[str], databases: list[str], gpu: str) -> None
     from caffe.engine.net import Net
     from caffe.formats.db import DatabaseWriter
 
-    devices.use_one(gpu, (54, 58, 63))
+    devices.use_one("extract_features", gpu)
     net = Net(arguments.net, arguments.weights, caffe_pb2.TEST)
     missing = [name for name in blobs if name not in net.blobs]
     if missing:
         raise Error(arguments.net, f'no blob "{missing[0]}"', do=f"there are {', '.join(net.blobs)}")
-    glog.info("extract_features.cpp:133", "Extracting Features")
+    events.extraction_begun()
     count = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(DatabaseWriter(path, arguments.backend)) for path in databases]
@@ -76,5 +76,5 @@ def extract(arguments, blobs: list[str], databases: list[str], gpu: str) -> None
             count += rows.pop()
     net.close()
     for name in blobs:
-        glog.info("extract_features.cpp:175", f"Extracted features of {count} query images for feature blob {name}")
-    glog.info("extract_features.cpp:181", "Successfully extracted the features!")
+        events.features_extracted(count, name)
+    events.extraction_ended()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from caffe import glog
+from caffe import events, glog
 
 # Caffe's `caffe` is one program: train, test, time and device_query all take these, whether they have a use for them or not.
 _OF_THE_PROGRAM = ("gpu", "level", "stage", "solver", "model", "weights", "snapshot", "iterations", "phase")
@@ -74,7 +74,7 @@ def parse(command: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
     if unknown:
         command.error(f"unrecognized arguments: {' '.join(unknown)}")
     for name in vars(unused):
-        glog.warning("caffe.cpp:443", f"-{name} changes nothing of {command.prog}")
+        events.flag_unused(name, command.prog)
     return arguments
 
 

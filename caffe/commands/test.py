@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from caffe import glog
+from caffe import events
 from caffe.commands import devices, flags
 from caffe.errors import Error
 
@@ -29,11 +29,11 @@ def score(arguments) -> None:
     from caffe.engine.net import Net
     from caffe.proto.caffe_pb2 import TEST
 
-    devices.use_one(arguments.gpu, (270, 274, 279))
+    devices.use_one("test", arguments.gpu)
     net = Net(arguments.model, TEST, level=arguments.level, stages=arguments.stage.split(","))
     for path in arguments.weights.split(","):
         net.copy_from(path.strip())
-    glog.info("caffe.cpp:285", f"Running for {arguments.iterations} iterations.")
+    events.scoring_begun(arguments.iterations)
     totals = {name: np.zeros(()) for name in net.outputs}
     loss = 0.0
     for batch in range(arguments.iterations):
@@ -42,11 +42,11 @@ def score(arguments) -> None:
             values = net.blobs[name].data.reshape(-1).astype(np.float64)
             totals[name] = totals[name] + values
             for value in values:
-                glog.info("caffe.cpp:308", f"Batch {batch}, {name} = {value:g}")
+                events.batch_scored(batch, name, value)
     net.close()
-    glog.info("caffe.cpp:313", f"Loss: {loss / arguments.iterations:g}")
+    events.loss_scored(loss / arguments.iterations)
     for name, total in totals.items():
         weight = net.blob_loss_weights[name]
         for mean in np.atleast_1d(total) / arguments.iterations:
             weighted = f" (* {weight:g} = {weight * mean:g} loss)" if weight else ""
-            glog.info("caffe.cpp:325", f"{name} = {mean:g}{weighted}")
+            events.output_scored(name, mean, weighted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caffe import glog
+from caffe import events
 from caffe.commands import devices, flags
 from caffe.errors import Error
 
@@ -32,14 +32,14 @@ def measure(arguments) -> None:
     """Run the passes, and log what they took in milliseconds."""
     from caffe.timer import Timer
 
-    devices.use_one(arguments.gpu, (348, 348, 352))
+    devices.use_one("time", arguments.gpu)
     net = _net(arguments)
-    glog.info("caffe.cpp:360", "Performing Forward")
-    glog.info("caffe.cpp:365", f"Initial loss: {_forward(net):g}")
-    glog.info("caffe.cpp:366", "Performing Backward")
+    events.first_forward()
+    events.first_loss(_forward(net))
+    events.first_backward()
     _backward(net)
-    glog.info("caffe.cpp:374", "*** Benchmark begins ***")
-    glog.info("caffe.cpp:375", f"Testing for {arguments.iterations} iterations.")
+    events.benchmark_begun()
+    events.benchmark_sized(arguments.iterations)
     count = len(net.layers)
     passes = {_forward: 0.0, _backward: 0.0}
     layers_forward, layers_backward = [0.0] * count, [0.0] * count
@@ -50,7 +50,7 @@ def measure(arguments) -> None:
             timer.start()
             run(net)
             passes[run] += timer.ms
-        glog.info("caffe.cpp:403", f"Iteration: {iteration + 1} forward-backward time: {sum(passes.values()) - before:g} ms.")
+        events.passes_timed(iteration + 1, sum(passes.values()) - before)
         for index in range(count):
             timer.start()
             net._forward(index, index)
@@ -60,16 +60,16 @@ def measure(arguments) -> None:
             net._backward(index, index)
             layers_backward[index] += timer.ms
     net.close()
-    glog.info("caffe.cpp:406", "Average time per layer: ")
+    events.layer_times_begun()
     for index, name in enumerate(net._layer_names):
-        glog.info("caffe.cpp:409", f"{name:>10}\tforward: {layers_forward[index] / arguments.iterations:g} ms.")
-        glog.info("caffe.cpp:412", f"{name:>10}\tbackward: {layers_backward[index] / arguments.iterations:g} ms.")
+        events.layer_forward_timed(name, layers_forward[index] / arguments.iterations)
+        events.layer_backward_timed(name, layers_backward[index] / arguments.iterations)
     total = sum(passes.values())
-    glog.info("caffe.cpp:417", f"Average Forward pass: {passes[_forward] / arguments.iterations:g} ms.")
-    glog.info("caffe.cpp:419", f"Average Backward pass: {passes[_backward] / arguments.iterations:g} ms.")
-    glog.info("caffe.cpp:421", f"Average Forward-Backward: {total / arguments.iterations:g} ms.")
-    glog.info("caffe.cpp:423", f"Total Time: {total:g} ms.")
-    glog.info("caffe.cpp:424", "*** Benchmark ends ***")
+    events.forward_timed(passes[_forward] / arguments.iterations)
+    events.backward_timed(passes[_backward] / arguments.iterations)
+    events.forward_backward_timed(total / arguments.iterations)
+    events.total_timed(total)
+    events.benchmark_ended()
 
 
 def _net(arguments):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 
-from caffe import glog
+from caffe import events, glog
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
 
@@ -122,7 +122,7 @@ def connect(solver, place: Place) -> None:
         solver.net.after_backward(joined)
     if place.is_first:
         for reason in _dependences(solver.net):
-            glog.info("parallel.cpp:300", f"{place.count} processes differ from one with iter_size {place.count}: {reason}")
+            events.processes_differ(place.count, place.count, reason)
 
 
 def _dependences(net) -> list[str]:
@@ -178,7 +178,7 @@ def _end_with(sentinels: list[int], message: str, met: threading.Event) -> None:
     def watch():
         connection.wait(sentinels)
         if not met.is_set():
-            glog.error("parallel.cpp:331", message)
+            events.process_failed(message)
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

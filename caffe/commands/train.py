@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 
-from caffe import glog
+from caffe import events
 from caffe.commands import flags, together
 from caffe.commands.together import ALONE, Place
 from caffe.errors import Error
@@ -56,13 +56,13 @@ def train(arguments, place: Place) -> None:
     param = prototxt.read_solver(arguments.solver)
     gpus = _gpus(arguments.gpu, param, place)
     if gpus:
-        glog.info("caffe.cpp:204", f"Using GPUs {', '.join(map(str, gpus))}")
+        events.train_on_gpus(", ".join(map(str, gpus)))
         for number in gpus:
             mode.set_device(number)
-            glog.info("caffe.cpp:209", f"GPU {number}: {torch.cuda.get_device_name(number)}")
+            events.train_gpu_named(number, torch.cuda.get_device_name(number))
         param.device_id = gpus[0]
     else:
-        glog.info("caffe.cpp:197", "Use CPU.")
+        events.train_on_cpu()
     param.train_state.level = arguments.level
     param.train_state.stage.extend(arguments.stage.split(","))
     if arguments.snapshot or arguments.weights:
@@ -72,7 +72,7 @@ def train(arguments, place: Place) -> None:
         together.spawn(_optimise, arguments, param, gpus)
     else:
         _optimise(arguments, param, gpus[0] if gpus else None, place)
-    glog.info("caffe.cpp:250", "Optimization Done.")
+    events.train_ended()
 
 
 def _gpus(flag: str, param, place: Place) -> list[int]:
@@ -89,7 +89,7 @@ def _gpus(flag: str, param, place: Place) -> list[int]:
         return _own(devices.numbers(flag), place)
     if torch.cuda.is_available():
         return [param.device_id] if place is ALONE else _own(devices.numbers("all"), place)
-    glog.warning("caffe.cpp:197", "solver_mode is GPU, but there is no CUDA device.")
+    events.train_gpu_missing()
     return []
 
 
@@ -128,11 +128,11 @@ def _optimise(arguments, param, gpu: int | None, place: Place, met: threading.Ev
                 if hasattr(signal, name):
                     _let_ask(solver, getattr(signal, name), effect)
         if arguments.snapshot:
-            glog.info("caffe.cpp:235", f"Resuming from {arguments.snapshot}")
+            events.snapshot_given(arguments.snapshot)
             solver.restore(arguments.snapshot)
         if place.count > 1:
             together.connect(solver, place)
-        glog.info("caffe.cpp:239", "Starting Optimization")
+        events.train_begun()
         solver.solve()
         solver.close()
 

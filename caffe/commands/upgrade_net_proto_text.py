@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from caffe import glog
+from caffe import events
 from caffe.commands import flags
 from caffe.formats import prototxt, upgrade
 from caffe.proto import caffe_pb2
@@ -17,8 +17,7 @@ def main(argv: list[str]) -> int:
 
 def run(form: str, what: str, read: Callable, write: Callable, argv: list[str]) -> int:
     """The command for one form of nets, `text` or `binary`."""
-    command = f"upgrade_net_proto_{form}"
-    parser = flags.parser(command, f"Write {what} of any version (V0 of 2013, V1 of 2014) in today's form.")
+    parser = flags.parser(f"upgrade_net_proto_{form}", f"Write {what} of any version (V0 of 2013, V1 of 2014) in today's form.")
     parser.add_argument("old", help="the file to read")
     parser.add_argument("new", help="the file to write")
     arguments = parser.parse_args(argv)
@@ -28,9 +27,9 @@ def run(form: str, what: str, read: Callable, write: Callable, argv: list[str]) 
         net.CopyFrom(before)
         problems = upgrade.upgrade_net(net, arguments.old)
         if problems:
-            glog.error(f"{command}.cpp:38", "Encountered error(s) while upgrading prototxt; see details above.")
+            events.net_upgrade_incomplete[form]()
         elif net == before:
-            glog.error(f"{command}.cpp:42", f"File already in latest proto format: {arguments.old}")
+            events.net_latest[form](arguments.old)
         write(arguments.new, net)
-        glog.info(f"{command}.cpp:47", f"Wrote upgraded NetParameter {form} proto to {arguments.new}")
+        events.net_written[form](form, arguments.new)
     return int(bool(problems))

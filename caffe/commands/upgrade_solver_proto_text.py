@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caffe import glog
+from caffe import events
 from caffe.commands import flags
 from caffe.formats import prototxt, upgrade
 from caffe.proto import caffe_pb2
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
         solver.CopyFrom(before)
         upgrade.upgrade_solver(solver, arguments.old)
         if solver == before:
-            glog.error("upgrade_solver_proto_text.cpp:43", f"File already in latest proto format: {arguments.old}")
+            events.solver_text_latest(arguments.old)
         prototxt.write_prototxt(arguments.new, solver)
-        glog.info("upgrade_solver_proto_text.cpp:49", f"Wrote upgraded SolverParameter text proto to {arguments.new}")
+        events.solver_text_written(arguments.new)
     return 0

@@ -8,19 +8,17 @@ the diffs of the blobs at its end, as Caffe goes through layers.
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from caffe.engine import machine
+from caffe.engine.blob import Blob
 from caffe.errors import Error, LayerError
-
-if TYPE_CHECKING:
-    from caffe.engine.net import Net
-
+from caffe.proto import caffe_pb2
 
 Place = torch.Tensor | GradientEdge
 """A value in the graph; where it has been overwritten, its edge."""
@@ -63,6 +61,26 @@ class Step:
         return place if _is_in_graph(place) else None
 
 
+@dataclass
+class BuiltNet:
+    """A net whose layers are set up: what the executor runs.
+
+    definition  the layers that the net's state includes, with splits
+    steps       one for each of them
+    blobs       {name: Blob} in the order in which layers produce them
+    outputs     names of the blobs that no layer reads
+    """
+
+    definition: caffe_pb2.NetParameter
+    device: torch.device
+    steps: list[Step] = field(default_factory=list)
+    blobs: OrderedDict[str, Blob] = field(default_factory=OrderedDict)
+    blob_loss_weights: OrderedDict[str, float] = field(default_factory=OrderedDict)
+    """Weights of the blobs in the objective, by name; 0 for those that are no loss."""
+    blob_needs_backward: dict[str, bool] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+
+
 class Plan:
     """What a forward pass over a range of layers does, worked out once.
 
@@ -72,7 +90,7 @@ class Plan:
     made      names of the blobs that are computed: those that are fresh, and those that enter and are `changed` in place
     """
 
-    def __init__(self, net: Net, steps: list[Step]):
+    def __init__(self, net: BuiltNet, steps: list[Step]):
         self.inputs = [step for step in steps if step.is_input]
         computing = [step for step in steps if not step.is_input]
         self.steps = [(step, list(zip(step.bottoms, step.propagates, strict=True))) for step in computing]
@@ -128,9 +146,9 @@ class BackwardPlan:
 class Executor:
     """Runs the layers of `net` from any layer to any layer."""
 
-    def __init__(self, net: Net, steps: list[Step]):
+    def __init__(self, net: BuiltNet):
         self.net = net
-        self.steps = steps
+        self.steps = steps = net.steps
         self._segments = 0
         self._objectives: list[tuple[str, torch.Tensor]] = []
         self.channels_last = _prefers_channels_last([step.layer for step in steps])

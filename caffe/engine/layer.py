@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from caffe.engine import fillers
-from caffe.engine.blob import Parameter
+from caffe.engine.parameter import Parameter
 from caffe.errors import LayerError, nearest
 from caffe.proto import caffe_pb2
 

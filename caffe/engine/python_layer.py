@@ -6,7 +6,8 @@ import enum
 
 import torch
 
-from caffe.engine.blob import Blob, Parameter
+from caffe.engine.blob import Blob
+from caffe.engine.parameter import Parameter
 from caffe.proto import caffe_pb2
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from caffe import glog
+from caffe import events
 from caffe.errors import LayerError
 from caffe.proto import caffe_pb2
 
@@ -31,29 +31,20 @@ def filtered(net: caffe_pb2.NetParameter, wheres: list[str]) -> tuple[caffe_pb2.
 
 
 def meets(state: caffe_pb2.NetState, rule: caffe_pb2.NetStateRule, layer: str) -> bool:
-    """Whether a net's state meets a rule; the reason why not is logged as Caffe logs it."""
-    reason = None
+    """Whether a net's state meets a rule; the first reason why not is logged."""
     if rule.HasField("phase") and rule.phase != state.phase:
-        phases = _PHASES[state.phase], _PHASES[rule.phase]
-        reason = "296] The NetState phase ({}) differed from the phase ({}) specified by a rule in".format(*phases)
+        events.phase_differs(_PHASES[state.phase], _PHASES[rule.phase], layer)
     elif rule.HasField("min_level") and state.level < rule.min_level:
-        reason = f"304] The NetState level ({state.level}) is above the min_level ({rule.min_level}) specified by a rule in"
+        events.level_too_low(state.level, rule.min_level, layer)
     elif rule.HasField("max_level") and state.level > rule.max_level:
-        reason = f"312] The NetState level ({state.level}) is above the max_level ({rule.max_level}) specified by a rule in"
+        events.level_too_high(state.level, rule.max_level, layer)
+    elif missing := [stage for stage in rule.stage if stage not in state.stage]:
+        events.stage_missing(missing[0], layer)
+    elif excluded := [stage for stage in rule.not_stage if stage in state.stage]:
+        events.stage_excluded(excluded[0], layer)
     else:
-        for stage in rule.stage:
-            if stage not in state.stage:
-                reason = f"328] The NetState did not contain stage '{stage}' specified by a rule in"
-                break
-        else:
-            for stage in rule.not_stage:
-                if stage in state.stage:
-                    reason = f"343] The NetState contained a not_stage '{stage}' specified by a rule in"
-                    break
-    if reason:
-        line, message = reason.split("] ")
-        glog.info(f"net.cpp:{line}", f"{message} layer {layer}")
-    return reason is None
+        return True
+    return False
 
 
 def check_bottoms(layers: Iterable[caffe_pb2.LayerParameter], wheres: Iterable[str]) -> None:

@@ -1,23 +1,20 @@
-"""Copy parameters between nets and weight files."""
+"""How parameters are copied, shared and saved: between the layers of nets, and from and to weight files."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from caffe import glog
-from caffe.engine.blob import Parameter
-from caffe.errors import WeightsError
+from caffe import events
+from caffe.engine.layer import Layer
+from caffe.engine.parameter import Parameter
+from caffe.errors import Error, WeightsError
 from caffe.formats import weight_files
+from caffe.formats.files import written_whole
 from caffe.proto import caffe_pb2
-
-if TYPE_CHECKING:
-    from caffe.engine.net import Net
 
 
 @dataclass
@@ -34,8 +31,17 @@ class Copied:
     """Layers with parameters of the net that the file does not have; they keep their values."""
 
 
-def copy(net: Net, path: str, skip: Collection[str] = ()) -> Copied:
-    """Copy parameters into `net` from the layers of the same names, but for those of `skip`; layers of one name count as one.
+def parameters_by_layer(layers: Sequence[Layer]) -> dict[str, list[Parameter]]:
+    """{layer name: parameters} as files and other nets know them: layers of one name count as one."""
+    named: dict[str, list[Parameter]] = {}
+    for layer in layers:
+        if layer.blobs:
+            named.setdefault(layer.param.name, []).extend(layer.blobs)
+    return named
+
+
+def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ()) -> Copied:
+    """Copy parameters from a file into a net's layers of the same names, except those of `skip`; layers of one name count as one.
 
     Layers that only one side has are left alone and logged. Layers of the same name with other shapes are a WeightsError that
     names all of them and says what to do, and leaves the net as it was.
@@ -44,17 +50,17 @@ def copy(net: Net, path: str, skip: Collection[str] = ()) -> Copied:
     result = Copied()
     arrays: list[tuple[Parameter, np.ndarray]] = []
     wrong: dict[str, tuple[str, str, str]] = {}
-    known, params = set(net._layer_names), net.named_params()
+    types, params = {layer.param.name: layer.type for layer in layers}, parameters_by_layer(layers)
     for name, blobs in stored.items():
-        if name not in known:
-            glog.info("net.cpp:744", f"Ignoring source layer {name}")
+        if name not in types:
+            events.source_layer_ignored(name)
             if blobs:
                 result.ignored.append(name)
             continue
         targets = params.get(name, [])
         if not targets and not blobs:
             continue
-        unfit = _unfit(net, name, targets, blobs)
+        unfit = _unfit(types[name], targets, blobs)
         if name in skip:
             result.skipped[name] = f"{unfit[0]}, but {unfit[1]}" if unfit else ""
         elif unfit:
@@ -71,10 +77,10 @@ def copy(net: Net, path: str, skip: Collection[str] = ()) -> Copied:
     return result
 
 
-def _unfit(net: Net, name: str, targets: list[Parameter], blobs: list[weight_files.Stored]) -> tuple[str, str, str] | None:
+def _unfit(kind: str, targets: list[Parameter], blobs: list[weight_files.Stored]) -> tuple[str, str, str] | None:
     """Why a layer's parameters cannot be copied: what was found, what was expected, what to do; None where they can."""
     if len(targets) != len(blobs):
-        nvidias = len(blobs) == 5 and net.layer_dict[name].type == "BatchNorm"
+        nvidias = len(blobs) == 5 and kind == "BatchNorm"
         do = (
             "give the net's layer batch_norm_param { scale_bias: true }"
             if nvidias
@@ -100,30 +106,39 @@ def _refusal(path: str, wrong: dict[str, tuple[str, str, str]]) -> WeightsError:
     return WeightsError(path, f"{len(wrong)} layers do not fit: {each}", do=do, layers=wrong)
 
 
-def save(net: Net, path: str, diff: bool = False) -> None:
-    """Write a .caffemodel: the net's layers with their blobs."""
-    glog.info("solver.cpp:464", f"Snapshotting to binary proto file {path}")
-    proto = caffe_pb2.NetParameter(name=net.name)
-    for layer in net.layers:
+def share_weights(layers: Sequence[Layer], owners: Sequence[Layer]) -> None:
+    """Let layers use the memory of the parameters of other layers of the same names."""
+    sources = parameters_by_layer(owners)
+    for name, blobs in parameters_by_layer(layers).items():
+        for blob, source in zip(blobs, sources.get(name, []), strict=False):
+            if blob.shape != source.shape:
+                raise Error(f'layer "{name}"', f"parameters of shape {source.shape}", f"this net has {blob.shape}")
+            blob.share(source)
+
+
+def save_weights(net: str, layers: Sequence[Layer], path: str, diff: bool = False) -> None:
+    """Write a .caffemodel: the net's name and its layers with their blobs; whole or not at all."""
+    events.weights_saved(path)
+    proto = caffe_pb2.NetParameter(name=net)
+    for layer in layers:
         stored = proto.layer.add()
         stored.CopyFrom(layer.param)
         stored.ClearField("blobs")
         stored.blobs.extend(blob.to_proto(diff) for blob in layer.blobs)
-    weight_files.write_whole(path, proto.SerializeToString())
+    with written_whole(path, sync=True) as part:
+        part.write_bytes(proto.SerializeToString())
 
 
-def save_hdf5(net: Net, path: str, diff: bool = False) -> None:
-    """Write a .caffemodel.h5: data/LAYER/INDEX, and diff/LAYER/INDEX on request; shared parameters once."""
+def save_weights_hdf5(layers: Sequence[Layer], path: str, diff: bool = False) -> None:
+    """Write a .caffemodel.h5: data/LAYER/INDEX, and diff/LAYER/INDEX on request; shared parameters once, whole or not at all."""
     import h5py
 
-    glog.info("solver.cpp:475", f"Snapshotting to HDF5 file {path}")
-    part = Path(f"{path}.part")
-    with h5py.File(part, "w") as file:
+    events.weights_saved_hdf5(path)
+    with written_whole(path) as part, h5py.File(part, "w") as file:
         for group in ("data", "diff") if diff else ("data",):
             file.create_group(group)
-            for name, blobs in net.named_params().items():
+            for name, blobs in parameters_by_layer(layers).items():
                 layer = file[group].create_group(name)
                 for index, blob in enumerate(blobs):
                     if blob.owner is blob:
                         layer.create_dataset(str(index), data=blob.peek(group == "diff"))
-    part.replace(path)

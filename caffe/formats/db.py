@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 from caffe.errors import FileError
+from caffe.formats.files import written_whole
 from caffe.formats.lmdb_file import LMDBFile
 from caffe.proto import caffe_pb2
 
@@ -66,10 +67,15 @@ class LevelDB:
 _open: weakref.WeakValueDictionary[str, LevelDB] = weakref.WeakValueDictionary()
 
 
-def open_db(source: str, backend: int) -> LMDBFile | LevelDB:
-    """The database that a data_param names."""
-    if backend == caffe_pb2.DataParameter.LMDB:
-        database = LMDBFile(source)
+def open_db(source: str | Path, backend: int | None = None) -> LMDBFile | LevelDB:
+    """The database of records in a folder, to be read in the order of keys: `len(db)`, `db.items()`, `db.values(start)`.
+
+    backend  as data_param has it, LMDB or LEVELDB; by default the one whose files are there
+    Raises FileError where there is no such database, where it is damaged, and where it has no records.
+    """
+    source = str(source)
+    if (_backend_of(Path(source)) if backend is None else backend) == caffe_pb2.DataParameter.LMDB:
+        database: LMDBFile | LevelDB = LMDBFile(source)
     else:
         key = str(Path(source).resolve())
         database = _open.get(key) or LevelDB(source)
@@ -77,6 +83,18 @@ def open_db(source: str, backend: int) -> LMDBFile | LevelDB:
     if len(database) == 0:
         raise FileError(source, "the database has no records")
     return database
+
+
+def _backend_of(source: Path) -> int:
+    """The backend of a database, by its files."""
+    if source.is_file() or (source / "data.mdb").exists():
+        return caffe_pb2.DataParameter.LMDB
+    if (source / "CURRENT").exists():
+        return caffe_pb2.DataParameter.LEVELDB
+    found = "no database" if source.exists() else "no such database"
+    raise FileError(
+        str(source), found, "an LMDB's folder has data.mdb, a LevelDB's CURRENT", "build it first, or correct its path"
+    )
 
 
 class DatabaseWriter:
@@ -98,21 +116,22 @@ class DatabaseWriter:
             raise FileError(source, f'backend "{backend}"', 'it is "lmdb" or "leveldb"')
         if Path(source).exists():
             raise FileError(source, "it exists already", do="delete it, or give another name")
-        self.source, self.backend = Path(source), backend
-        self.part = self.source.with_name(f"{self.source.name}.part")
+        self.source, self.backend = source, backend
+        self._stack = contextlib.ExitStack()
         self._waiting: list[tuple[bytes, bytes]] = []
         self._size = 0
 
     def __enter__(self):
-        self.source.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.part, ignore_errors=True)
-        if self.backend == "lmdb":
-            import lmdb
+        with self._stack as stack:
+            part = str(stack.enter_context(written_whole(self.source)))
+            if self.backend == "lmdb":
+                import lmdb
 
-            self._db = lmdb.open(str(self.part), map_size=1 << 28)
-        else:
-            plyvel = _plyvel(self.part)
-            self._db = plyvel.DB(str(self.part), create_if_missing=True, error_if_exists=True)
+                self._db = lmdb.open(part, map_size=1 << 28)
+            else:
+                self._db = _plyvel(part).DB(part, create_if_missing=True, error_if_exists=True)
+            stack.callback(self._db.close)
+            self._stack = stack.pop_all()
         return self.write
 
     def write(self, key: bytes, record: bytes) -> None:
@@ -141,10 +160,8 @@ class DatabaseWriter:
         self._waiting, self._size = [], 0
 
     def __exit__(self, kind, error, trace):
-        if kind is None:
-            self._commit()
-        self._db.close()
-        if kind is None:
-            self.part.rename(self.source)
+        if error is None:
+            with self._stack:
+                self._commit()
         else:
-            shutil.rmtree(self.part, ignore_errors=True)
+            self._stack.__exit__(kind, error, trace)

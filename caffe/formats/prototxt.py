@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 
 from caffe.errors import FileError, ParseError, nearest
 from caffe.formats import upgrade
+from caffe.formats.files import written_whole
 from caffe.proto import caffe_pb2
 
 
@@ -51,9 +52,8 @@ def write_prototxt(path: str, message: Message, comments: Mapping[str, str] | No
 
 def write_binary(path: str, message: Message) -> None:
     """Write a message in binary; whole or not at all."""
-    part = Path(f"{path}.part")
-    part.write_bytes(message.SerializeToString())
-    part.replace(path)
+    with written_whole(path) as part:
+        part.write_bytes(message.SerializeToString())
 
 
 _WHOLE = re.compile(r"^(\s*\w+: -?\d+)\.0$", re.MULTILINE)

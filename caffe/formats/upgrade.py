@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caffe import glog
+from caffe import events
 from caffe.errors import FileError
 from caffe.formats import upgrade_v0
 from caffe.proto import caffe_pb2
@@ -44,24 +44,21 @@ def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> list[str]:
         )
     problems: list[str] = []
     if any(layer.HasField("layer") for layer in net.layers):
-        _log_start(23, "V0LayerParameter", path)
+        events.v0_net_upgraded(path)
         problems = upgrade_v0.upgrade(net, path)
         for problem in problems:
-            glog.error("upgrade_proto.cpp:525", problem)
+            events.upgrade_problem(problem)
         if problems:
-            glog.error(
-                "upgrade_proto.cpp:27",
-                "Warning: had one or more problems upgrading V0NetParameter to NetParameter (see above); continuing anyway.",
-            )
+            events.upgrade_incomplete()
     if net.layers:
-        _log_start(52, "V1LayerParameter", path)
+        events.v1_net_upgraded(path)
     for layer in net.layers:
         if layer.type in _TRANSFORMED:
             _upgrade_transform(layer, getattr(layer, _TRANSFORMED[layer.type]))
         _upgrade_v1(layer, net.layer.add())
     del net.layers[:]
     if net.input:
-        _log_start(66, "input fields", path)
+        events.inputs_upgraded(path)
         _upgrade_inputs(net, path)
     for layer in net.layer:
         _upgrade_batch_norm(layer)
@@ -73,7 +70,7 @@ def upgrade_solver(solver: caffe_pb2.SolverParameter, path: str) -> None:
     if solver.HasField("solver_type"):
         if solver.HasField("type"):
             raise FileError(path, "both type and solver_type", "one of them is wanted", "keep type")
-        _log_start(1113, "'solver_type' field (enum)'", path)
+        events.solver_type_upgraded(path)
         solver.type = _SOLVERS[solver.solver_type]
         solver.ClearField("solver_type")
     for field in ("net_param", "train_net_param"):
@@ -81,10 +78,6 @@ def upgrade_solver(solver: caffe_pb2.SolverParameter, path: str) -> None:
             upgrade_net(getattr(solver, field), path)
     for net in solver.test_net_param:
         upgrade_net(net, path)
-
-
-def _log_start(line: int, what: str, path: str) -> None:
-    glog.info(f"upgrade_proto.cpp:{line}", f"Attempting to upgrade input file specified using deprecated {what}: {path}")
 
 
 def _upgrade_v1(old: V1, new: caffe_pb2.LayerParameter) -> None:
@@ -149,6 +142,6 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter, path: str) -> None:
                 layer.input_param.shape.add().dim.extend(net.input_dim[4 * index : 4 * index + 4])
         net.layer.insert(0, layer)
     else:
-        glog.warning("upgrade_proto.cpp:1000", f"{path}: inputs without input_shape or input_dim are left out")
+        events.inputs_without_shape(path)
     for field in ("input", "input_shape", "input_dim"):
         net.ClearField(field)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +36,6 @@ class Stored:
 def read(path: str) -> dict[str, list[Stored]]:
     """{layer: parameters} of a .caffemodel, or of a .caffemodel.h5; layers of one name count as one."""
     return _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
-
-
-def write_whole(path: str, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = Path(f"{path}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _read_proto(path: str) -> dict[str, list[Stored]]:

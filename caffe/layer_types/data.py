@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import torch
 
-from caffe import glog
+from caffe import events
 from caffe.engine import fillers, mode
 from caffe.engine.layer import Layer, register
 from caffe.errors import Error
@@ -199,10 +199,8 @@ class Data(Prefetching):
         super().__init__(*arguments)
         p = self.param.data_param
         self.database = open_db(p.source, p.backend)
-        if p.backend == caffe_pb2.DataParameter.LMDB:
-            glog.info("db_lmdb.cpp:35", f"Opened lmdb {p.source}")
-        else:
-            glog.info("db_leveldb.cpp:18", f"Opened leveldb {p.source}")
+        opened = events.lmdb_opened if p.backend == caffe_pb2.DataParameter.LMDB else events.leveldb_opened
+        opened(p.source)
 
     def setup(self, *shapes):
         super().setup()
@@ -214,7 +212,7 @@ class Data(Prefetching):
         self.color = True if p.force_encoded_color else self.transformer.color
         self.image = self.pixels(next(self.database.values()))[0].shape
         shape = self.transformer.shape(self.image)
-        glog.info("data_layer.cpp:45", "output data size: " + ",".join(map(str, (p.batch_size, *shape))))
+        events.database_batch_shaped(",".join(map(str, (p.batch_size, *shape))))
 
     def top_shapes(self):
         batch = self.param.data_param.batch_size
@@ -245,7 +243,7 @@ class Data(Prefetching):
                     yield self.pixels(record)
                 offset += 1
             start = 0
-            glog.info("data_layer.cpp:73", "Restarting data prefetching from start.")
+            events.database_restarted()
 
     def read(self, position):
         size = self.param.data_param.batch_size

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from caffe import glog
+from caffe import events
 from caffe.engine.layer import Layer, register
 from caffe.errors import Error, FileError
 from caffe.layer_types.data import Prefetching, Source
@@ -70,20 +70,20 @@ class ImageData(Prefetching):
         p = self.settings
         if bool(p.new_height) != bool(p.new_width):
             raise self.error(f"new_height {p.new_height} and new_width {p.new_width}", "both are given, or neither")
-        glog.info("image_data_layer.cpp:39", f"Opening file {p.source}")
+        events.image_list_opened(p.source)
         self.lines = self.listed()
-        glog.info("image_data_layer.cpp:63", f"A total of {len(self.lines)} images.")
+        events.images_listed(len(self.lines))
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         self.seed = int(self.rng.integers(2**63)) if p.shuffle else None
         if p.shuffle:
-            glog.info("image_data_layer.cpp:52", "Shuffling data")
+            events.image_list_shuffled()
         self.skipped = int(self.rng.integers(p.rand_skip)) if p.rand_skip else 0
         if self.skipped >= len(self.lines):
             raise self.error(f"rand_skip {p.rand_skip}", f"there are {len(self.lines)} images")
         self.size = (p.new_height, p.new_width) if p.new_height else None
         self.image = self.pixels(self.lines[0]).shape
         shape = (p.batch_size, *self.transformer.shape(self.image))
-        glog.info("image_data_layer.cpp:85", "output data size: " + ",".join(map(str, shape)))
+        events.image_batch_shaped(",".join(map(str, shape)))
 
     def top_shapes(self):
         return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size,)]
@@ -135,7 +135,7 @@ class ImageData(Prefetching):
             epoch, index = divmod(number, count)
             if epoch != last:
                 if last is not None:
-                    glog.info("image_data_layer.cpp:160", "Restarting data prefetching from start.")
+                    events.image_list_restarted()
                 if self.seed is not None:
                     order = np.random.default_rng([self.seed, epoch]).permutation(count)
                 last = epoch
@@ -196,9 +196,9 @@ class HDF5Data(Source):
             raise self.error("transform_param", "HDF5 rows are taken as they are", "transform them before they are written")
         if p.batch_size < 1:
             raise self.error("batch_size is not given", "it must be at least 1")
-        glog.info("hdf5_data_layer.cpp:80", f"Loading list of HDF5 filenames from: {p.source}")
+        events.hdf5_list_read(p.source)
         self.files = lines_of(p.source, "list of HDF5 files")
-        glog.info("hdf5_data_layer.cpp:94", f"Number of HDF5 files: {len(self.files)}")
+        events.hdf5_files_listed(len(self.files))
         self.seed = torch.randint(2**62, ()).item() if p.shuffle else 0
         self.counts: dict[str, int] = {}
         self.seek(0)
@@ -246,7 +246,7 @@ class HDF5Data(Source):
             raise FileError(
                 path, f"datasets of shapes {[array.shape for array in arrays]}", "they have as many rows, at least one"
             )
-        glog.info("hdf5_data_layer.cpp:66", f"Successfully loaded {len(arrays[0])} rows")
+        events.hdf5_rows_loaded(len(arrays[0]))
         return arrays
 
     def _count(self, path: str) -> int:
@@ -307,7 +307,7 @@ class HDF5Output(Layer):
         return []
 
     def forward(self, data, label):
-        glog.info("hdf5_output_layer.cpp:34", f"Saving HDF5 file {self.param.hdf5_output_param.file_name}")
+        events.hdf5_output_begun(self.param.hdf5_output_param.file_name)
         for name, value in (("data", data), ("label", label)):
             rows = value.detach().cpu().numpy()
             if name not in self.file:
@@ -317,7 +317,7 @@ class HDF5Output(Layer):
             dataset.resize(len(dataset) + len(rows), axis=0)
             dataset[-len(rows) :] = rows
         self.file.flush()
-        glog.info("hdf5_output_layer.cpp:40", "Successfully saved")
+        events.hdf5_output_saved()
         return ()
 
     def close(self) -> None:

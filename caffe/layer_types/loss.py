@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional
 
-from caffe import glog
+from caffe import events
 from caffe.engine.layer import Layer, register
 from caffe.formats.stored import read_array
 from caffe.proto import caffe_pb2
@@ -137,7 +137,7 @@ class SoftmaxWithLoss(_OfLabels, Loss):
     differentiable_bottoms = (0,)
 
     def setup(self, scores, labels):
-        glog.info("layer_factory.hpp:77", f"Creating layer {self.param.name}")  # BVLC Caffe's inner softmax
+        events.layer_found(self.param.name)  # BVLC Caffe's inner softmax
         self.along = self.label_axis(scores, labels, self.param.softmax_param.axis)
         p = self.param.loss_param
         self.ignored = p.ignore_label if p.HasField("ignore_label") else None

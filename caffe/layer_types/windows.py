@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from caffe import glog
+from caffe import events
 from caffe.engine.layer import register
 from caffe.errors import Error
 from caffe.layer_types.data import Prefetching
@@ -46,7 +46,7 @@ class WindowData(Prefetching):
             raise self.error(f"context_pad {p.context_pad}", f"twice as much is less than crop_size {self.crop}")
         if p.crop_mode not in ("warp", "square"):
             raise self.error(f'crop_mode "{p.crop_mode}"', 'it is "warp" or "square"')
-        glog.info("window_data_layer.cpp:45", "Window data layer:")
+        events.windows_begun()
         self.images, self.windows, self.channels = self._parsed(p.source)
         self.foreground = [window for window in self.windows if window.overlap >= p.fg_threshold]
         self.background = [window for window in self.windows if window.overlap < min(p.bg_threshold, p.fg_threshold)]
@@ -59,7 +59,7 @@ class WindowData(Prefetching):
                 raise Error(p.source, f"no {name} windows", f"{count} of them are in every batch", "correct the thresholds")
         if any(window.label < 1 for window in self.foreground):
             raise Error(p.source, "a foreground window of label 0", "0 is the background")
-        glog.info("window_data_layer.cpp:152", f"Number of images: {len(self.images)}")
+        events.window_images_listed(len(self.images))
         # Mirror, scale and mean are applied here; only the mean and its checks are the transformer's.
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         mean = self.transformer.mean
@@ -71,7 +71,7 @@ class WindowData(Prefetching):
                 )
             self.offset = (mean.shape[1] - self.crop) // 2
         self.cache: dict[int, np.ndarray] = {}
-        glog.info("window_data_layer.cpp:180", f"output data size: {p.batch_size},{self.channels},{self.crop},{self.crop}")
+        events.window_batch_shaped(p.batch_size, self.channels, self.crop, self.crop)
 
     def _parsed(self, path: str) -> tuple[list[str], list[Window], int]:
         """Image paths, windows and the number of channels."""

@@ -1,41 +1,45 @@
-"""Why a loss is no longer a number: what a diverged net shows, in plain words."""
+"""Diagnose a diverged training (NaN or infinite loss): the first layer, the labels, the learning rate."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
 
+from caffe.engine.net import Net
 from caffe.errors import Error
-
-if TYPE_CHECKING:
-    from caffe.engine.net import Net
-    from caffe.training.solver import Solver
 
 LARGEST_LOSS = -math.log(torch.finfo(torch.float32).tiny)
 """87.3365: the loss of a label whose probability is 0, for SoftmaxWithLoss takes no logarithm of less than FLT_MIN."""
 
 
 class DivergenceError(Error):
-    """Training has left the numbers."""
+    """The loss of a training is NaN or infinite."""
 
 
-def divergence(solver: Solver, loss: float, before: float | None) -> DivergenceError:
+def is_largest(loss: float) -> bool:
+    """Whether a loss is that of labels whose probability is 0."""
+    return abs(loss - LARGEST_LOSS) < 0.01
+
+
+def divergence(path: str, net: Net, found: str, rate: float, before: float | None) -> DivergenceError:
     """The error for a loss that is NaN or infinite: where it began, and what commonly leads there.
 
-    before  the last loss that was a number
+    path    of the solver's definition
+    found   which loss, and when
+    before  the last finite loss
     """
-    rate = solver.learning_rate()
-    found = f"the loss is {loss:g} at iteration {solver.iter}" + (f" (before: {before:g})" if before is not None else "")
-    causes = [_first_place(solver.net), *_labels(solver.net), f"learning rate {rate:g}"]
-    if before is not None and abs(before - LARGEST_LOSS) < 0.01:
+    if before is not None:
+        found += f" (before: {before:g})"
+    causes = [_first_place(net), *_labels(net), f"learning rate {rate:g}"]
+    if before is not None and is_largest(before):
         causes.append("a loss of 87.3365 is -log(FLT_MIN): before, the labels' probabilities were already 0")
     advice = (
         "if the labels are within range and the inputs are scaled (mean, scale), try a base_lr ten times smaller, "
         "or clip_gradients; debug_info: true shows every layer's magnitudes"
     )
-    return DivergenceError(solver.path, "; ".join([found, *causes]), do=advice)
+    return DivergenceError(path, "; ".join([found, *causes]), do=advice)
 
 
 def _first_place(net: Net) -> str:
@@ -53,7 +57,7 @@ def _first_place(net: Net) -> str:
     return "all layers' values are finite, and only their sum is not"
 
 
-def _labels(net: Net):
+def _labels(net: Net) -> Iterator[str]:
     """The range of the labels that losses have read, against the number of classes."""
     for layer in net.layers:
         along = getattr(layer, "along", None)

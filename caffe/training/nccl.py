@@ -19,7 +19,7 @@ from caffe.errors import Error
 from caffe.training.peers import Peers
 
 if TYPE_CHECKING:
-    from caffe.engine.blob import Parameter
+    from caffe.engine.parameter import Parameter
     from caffe.training.solver import Solver
 
 BUCKET = 2 << 20

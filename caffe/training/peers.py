@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from caffe import glog
+from caffe import events
 from caffe.errors import Error
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Peers:
     def _end_process(event: threading.Event, message: str) -> None:
         """Unless `event` is set soon, log `message` and exit; the main thread may be waiting in a collective for ever."""
         if not event.wait(GRACE):
-            glog.error("parallel.cpp:331", message)
+            events.process_failed(message)
             sys.stderr.flush()
             os._exit(1)
 

@@ -1,57 +1,75 @@
-"""Snapshots: a net's weights and its solver's state at one iteration, in both of Caffe's formats."""
+"""Solver states in files: what a training resumes from besides its weights, in both of Caffe's formats."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from google.protobuf.message import DecodeError
 
-from caffe import glog
+from caffe import events
 from caffe.engine import mode
-from caffe.errors import FileError, SolverError
+from caffe.engine.net import Net
+from caffe.errors import FileError
 from caffe.formats import prototxt
+from caffe.formats.files import written_whole
 from caffe.formats.stored import add_array, shape_of, values_of
-from caffe.formats.weight_files import write_whole
 from caffe.proto import caffe_pb2
 
-if TYPE_CHECKING:
-    from caffe.training.solver import Solver
 
+class State(NamedTuple):
+    """What a solver state holds.
 
-def write(solver: Solver, stem: str, folder: str | os.PathLike | None = None) -> str:
-    """Write `stem`.caffemodel and .solverstate (or .h5 of each); returns the path of the weights.
-
-    folder  where the files are written if they will be moved to `stem` later: the state names the weights by `stem`
+    model    the file of the weights
+    step     how often the rate has been changed by its steps
+    history  what the update rule remembers of each parameter
+    run      what ours hold besides; empty where BVLC Caffe wrote the state
     """
-    p = solver.param
-    written = str(Path(folder) / Path(stem).name) if folder else stem
-    Path(written).parent.mkdir(parents=True, exist_ok=True)
-    if p.snapshot_format == caffe_pb2.SolverParameter.HDF5:
-        model, state = f"{written}.caffemodel.h5", f"{written}.solverstate.h5"
-        solver.net.save_hdf5(model, p.snapshot_diff)
-        _write_hdf5(solver, f"{stem}.caffemodel.h5", state)
-    else:
-        model, state = f"{written}.caffemodel", f"{written}.solverstate"
-        solver.net.save(model, p.snapshot_diff)
-        glog.info("sgd_solver.cpp:284", f"Snapshotting solver state to binary proto file {state}")
-        proto = caffe_pb2.SolverState(iter=solver.iter, learned_net=f"{stem}.caffemodel", current_step=solver.current_step)
-        for tensor in solver.history:
-            add_array(proto.history.add(), tensor.cpu().numpy())
-        proto.run.CopyFrom(_run_of(solver))
-        write_whole(state, proto.SerializeToString())
-    return model
+
+    iteration: int
+    model: str
+    step: int
+    history: Sequence[torch.Tensor]
+    run: caffe_pb2.RunState
 
 
-def _run_of(solver: Solver) -> caffe_pb2.RunState:
-    """What goes on from one iteration to the next besides weights and history."""
-    run = caffe_pb2.RunState(generator=torch.get_rng_state().numpy().tobytes(), loss=solver.recent_losses())
+def write_state(state: State, path: str) -> None:
+    """Write a .solverstate, or a .solverstate.h5; whole or not at all."""
+    if path.endswith(".h5"):
+        _write_hdf5(state, path)
+        return
+    events.state_saved(path)
+    proto = caffe_pb2.SolverState(iter=state.iteration, learned_net=state.model, current_step=state.step)
+    for tensor in state.history:
+        add_array(proto.history.add(), tensor.cpu().numpy())
+    proto.run.CopyFrom(state.run)
+    with written_whole(path, sync=True) as part:
+        part.write_bytes(proto.SerializeToString())
+
+
+def read_state(path: str) -> State:
+    """Read a .solverstate, or a .solverstate.h5."""
+    return _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
+
+
+def weights_beside(path: str, model: str) -> str | Path:
+    """The weights that a state names, or, where they are not there, the file of that name beside the state."""
+    beside = Path(path).parent / Path(model).name
+    return model if Path(model).exists() or not beside.exists() else beside
+
+
+def run_of(nets: Iterable[Net], losses: list[float]) -> caffe_pb2.RunState:
+    """What carries over from one iteration to the next besides weights and history.
+
+    losses  the last ones, which are smoothed
+    """
+    run = caffe_pb2.RunState(generator=torch.get_rng_state().numpy().tobytes(), loss=losses)
     if mode.device().type == "cuda":
         run.gpu_generator = torch.cuda.get_rng_state(mode.device()).numpy().tobytes()
-    for index, net in enumerate((solver.net, *solver.test_nets)):
+    for index, net in enumerate(nets):
         for layer in net.layers:
             state = caffe_pb2.LayerState()
             layer.keep(state)
@@ -61,92 +79,48 @@ def _run_of(solver: Solver) -> caffe_pb2.RunState:
     return run
 
 
-def _write_hdf5(solver: Solver, model: str, state: str) -> None:
-    import h5py
-
-    glog.info("sgd_solver.cpp:300", f"Snapshotting solver state to HDF5 file {state}")
-    part = Path(f"{state}.part")
-    with h5py.File(part, "w") as file:
-        file["iter"] = np.int32(solver.iter)
-        file["learned_net"] = np.bytes_(model)
-        file["current_step"] = np.int32(solver.current_step)
-        history = file.create_group("history")
-        for index, tensor in enumerate(solver.history):
-            history.create_dataset(str(index), data=tensor.cpu().numpy())
-        file["run"] = np.frombuffer(_run_of(solver).SerializeToString(), np.uint8)
-    part.replace(state)
-
-
-class Stored(NamedTuple):
-    """What a solver state holds; `run` is empty where Caffe wrote it."""
-
-    iteration: int
-    model: str
-    step: int
-    history: list[tuple[tuple[int, ...], np.ndarray]]
-    run: caffe_pb2.RunState
-
-
-def restore(solver: Solver, path: str) -> None:
-    """Set iteration, weights, history and the position in the data from a solver state.
-
-    The weights are those that the state names, or, where they are not there, the file of that name beside the state. A state of
-    ours says besides what was drawn at random and carried on, so that training goes on to the bit as undisturbed. Caffe's states
-    hold no data position and Caffe starts over at the first record; here training goes on at the record that an undisturbed run
-    would read next. So it does where several solvers train together: each draws for itself.
-    """
-    stored = _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
-    if len(stored.history) != len(solver.history):
-        raise SolverError(
-            path,
-            f"a history of {len(stored.history)} arrays",
-            f"{solver.type} wants {len(solver.history)} for this net",
-            "use the solver that wrote it",
-        )
-    for index, (mine, (shape, values)) in enumerate(zip(solver.history, stored.history, strict=True)):
-        if values.size != mine.numel():
-            raise SolverError(
-                path, f"array {index} of the history has shape {shape}", f"the net's parameter has {tuple(mine.shape)}"
-            )
-    if stored.model:
-        beside = Path(path).parent / Path(stored.model).name
-        solver.net.copy_from(stored.model if Path(stored.model).exists() or not beside.exists() else beside)
-    solver.load_history(torch.from_numpy(values) for _, values in stored.history)
-    solver.iter, solver.current_step = stored.iteration, stored.step
-    for layer in solver.net.layers:
-        if hasattr(layer, "seek"):
-            layer.seek(stored.iteration * solver.param.iter_size * layer.batch_size)
-    if mode.solver_count() == 1 and stored.run.ListFields():
-        try:
-            _go_on(solver, stored.run)
-        except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
-            raise FileError(path, f"damaged: what was drawn at random cannot be read ({error})") from error
-
-
-def _go_on(solver: Solver, run: caffe_pb2.RunState) -> None:
-    """Take up what `_run_of` has written, as far as the solver has the same layers."""
+def resume_run(nets: Iterable[Net], run: caffe_pb2.RunState) -> None:
+    """Restore what `run_of` has written, the losses aside, as far as the nets have the same layers."""
     states: dict[tuple[int, str], list[caffe_pb2.LayerState]] = {}
     for state in run.layer:
         states.setdefault((state.net, state.name), []).append(state)
-    for index, net in enumerate((solver.net, *solver.test_nets)):
+    for index, net in enumerate(nets):
         for layer in net.layers:
             if of_name := states.get((index, layer.param.name)):
                 layer.resume(of_name.pop(0))  # layers of one name, in their order
-    solver.recall_losses(run.loss)
     torch.set_rng_state(torch.frombuffer(bytearray(run.generator), dtype=torch.uint8))
     if run.gpu_generator and mode.device().type == "cuda":
         torch.cuda.set_rng_state(torch.frombuffer(bytearray(run.gpu_generator), dtype=torch.uint8), mode.device())
 
 
-def _read_proto(path: str) -> Stored:
+def _write_hdf5(state: State, path: str) -> None:
+    import h5py
+
+    events.state_saved_hdf5(path)
+    with written_whole(path) as part, h5py.File(part, "w") as file:
+        file["iter"] = np.int32(state.iteration)
+        file["learned_net"] = np.bytes_(state.model)
+        file["current_step"] = np.int32(state.step)
+        history = file.create_group("history")
+        for index, tensor in enumerate(state.history):
+            history.create_dataset(str(index), data=tensor.cpu().numpy())
+        file["run"] = np.frombuffer(state.run.SerializeToString(), np.uint8)
+
+
+def _read_proto(path: str) -> State:
     state = prototxt.read_binary(path, caffe_pb2.SolverState())
     if isinstance(state.learned_net, bytes):
         raise FileError(path, f"the weights' name is {state.learned_net!r}, which is no text", do="the file is damaged")
-    history = [(shape_of(blob), values_of(blob)) for blob in state.history]
-    return Stored(state.iter, state.learned_net, state.current_step, history, state.run)
+    history = [_tensor(values_of(blob), shape_of(blob)) for blob in state.history]
+    return State(state.iter, state.learned_net, state.current_step, history, state.run)
 
 
-def _read_hdf5(path: str) -> Stored:
+def _tensor(values: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+    """Values in their shape; flat where a damaged file gives another number of them."""
+    return torch.from_numpy(values.reshape(shape) if np.prod(shape) == values.size else values)
+
+
+def _read_hdf5(path: str) -> State:
     import h5py
 
     if not Path(path).exists():
@@ -156,10 +130,10 @@ def _read_hdf5(path: str) -> Stored:
             model = file["learned_net"][()] if "learned_net" in file else b""
             model = model.decode() if isinstance(model, bytes) else str(model)
             group = file["history"]
-            arrays = [np.asarray(group[str(index)], np.float32) for index in range(len(group))]
+            history = [torch.from_numpy(np.asarray(group[str(index)], np.float32)) for index in range(len(group))]
             step = int(np.asarray(file["current_step"]).item()) if "current_step" in file else 0
             iteration = int(np.asarray(file["iter"]).item())
             run = caffe_pb2.RunState.FromString(bytes(np.asarray(file["run"], np.uint8)) if "run" in file else b"")
-            return Stored(iteration, model, step, [(array.shape, array.reshape(-1)) for array in arrays], run)
+            return State(iteration, model, step, history, run)
     except (OSError, KeyError, ValueError, DecodeError) as error:
         raise FileError(path, f"not a .solverstate.h5 ({error})") from error

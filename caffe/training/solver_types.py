@@ -13,7 +13,8 @@ import torch
 from caffe.errors import SolverError
 from caffe.formats import prototxt
 from caffe.proto import caffe_pb2
-from caffe.training.solver import Solver, Tensors
+from caffe.training.groups import Tensors
+from caffe.training.solver import Solver
 
 
 class SGDSolver(Solver):

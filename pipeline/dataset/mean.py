@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import lmdb
 import numpy as np
 
+import caffe
 from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
@@ -39,28 +38,20 @@ def statistics(database: Path) -> Statistics:
 
     The mean is summed in float32 in the database's order, as compute_image_mean does, so that not even the rounding differs.
     """
-    if not (database / "data.mdb").exists():
-        raise InputError(database, "no such database", do="build it first")
-    try:
-        environment = lmdb.open(str(database), readonly=True, lock=False)
-    except lmdb.Error as error:
-        raise InputError(database, f"not an LMDB ({error})", do="build it again") from None
-    total, count = None, environment.stat()["entries"]
-    with closing(environment), environment.begin() as transaction:
-        for key, value in progress(transaction.cursor(), total=count, desc="mean"):
-            image = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
-            if total is None:
-                total, sums, squares = np.zeros(image.shape, np.float32), np.zeros(len(image)), np.zeros(len(image))
-            if image.shape != total.shape:
-                found = f"shape {image.shape}"
-                raise InputError(f"{database}: {key.decode(errors='replace')}", found, f"the first image has {total.shape}")
-            total += image
-            for channel, plane in enumerate(image):
-                mean, deviation = (float(one[0, 0]) for one in cv2.meanStdDev(plane))
-                sums[channel] += mean
-                squares[channel] += deviation**2 + mean**2
-    if total is None:
-        raise InputError(database, "the database has no records")
+    records = caffe.open_db(database)
+    total, count = None, len(records)
+    for key, value in progress(records.items(), total=count, desc="mean"):
+        image = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
+        if total is None:
+            total, sums, squares = np.zeros(image.shape, np.float32), np.zeros(len(image)), np.zeros(len(image))
+        if image.shape != total.shape:
+            found = f"shape {image.shape}"
+            raise InputError(f"{database}: {key.decode(errors='replace')}", found, f"the first image has {total.shape}")
+        total += image
+        for channel, plane in enumerate(image):
+            mean, deviation = (float(one[0, 0]) for one in cv2.meanStdDev(plane))
+            sums[channel] += mean
+            squares[channel] += deviation**2 + mean**2
     return Statistics(total / np.float32(count), np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0)), count)
 
 

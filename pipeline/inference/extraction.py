@@ -14,7 +14,7 @@ import numpy as np
 
 import caffe
 from caffe.datum import parse, pixels_of
-from caffe.db import LevelDB, LMDBFile, open_db
+from caffe.db import LevelDB, LMDBFile
 from caffe.proto import caffe_pb2
 from caffe.transform import Transformer, workers
 from pipeline import devices
@@ -102,7 +102,7 @@ def count(job: Run) -> int:
 
 def _database(job: Run) -> LMDBFile | LevelDB:
     param = data_layer(job.net, _definition(job)).data_param
-    return open_db(param.source, param.backend)
+    return caffe.open_db(param.source, param.backend)
 
 
 def _definition(job: Run) -> caffe_pb2.NetParameter:

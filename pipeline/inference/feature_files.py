@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import caffe
-from caffe.db import DatabaseWriter, open_db
+from caffe.db import DatabaseWriter
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.files import stem_of
@@ -102,14 +102,14 @@ def file_names(blobs: list[str], formats: tuple[str, ...]) -> dict[str, str]:
 
 def read(folder: Path, blob: str) -> Iterator[np.ndarray]:
     """A blob's values, float32, an image after the other, from the first format in which a folder of features has them."""
-    stem, kinds = stem_of(blob), caffe_pb2.DataParameter
+    stem = stem_of(blob)
     if (path := folder / f"{stem}.npy").exists():
         yield from np.load(path, mmap_mode="r")
     elif (path := folder / f"{stem}.parquet").exists():
         for batch in pq.ParquetFile(path).iter_batches(columns=["features"]):
             yield from batch.column(0).to_numpy(zero_copy_only=False)
     elif (path := folder / f"{stem}.lmdb").exists() or (path := folder / f"{stem}.leveldb").exists():
-        for value in open_db(str(path), kinds.LMDB if path.suffix == ".lmdb" else kinds.LEVELDB).values():
+        for value in caffe.open_db(path).values():
             yield np.asarray(caffe_pb2.Datum.FromString(bytes(value)).float_data, np.float32)
     elif (path := folder / "features.h5").exists():
         import h5py

@@ -15,7 +15,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import lmdb
 import numpy as np
 from google.protobuf.message import DecodeError
 
@@ -68,13 +67,10 @@ class Pairs:
 
 def _first(path: Path) -> tuple[set[bytes], np.ndarray]:
     """All keys of a database, and the first record's pixels."""
-    if not (path / "data.mdb").exists():
-        raise InputError(path, "no LMDB", do="build it first")
-    with closing(lmdb.open(str(path), readonly=True, lock=False)) as environment, environment.begin() as transaction:
-        keys = set(transaction.cursor().iternext(values=False))
-        for key, value in transaction.cursor():
-            return keys, pixels_of(parse(value), None, f"{path}: {key.decode(errors='replace')}")
-    raise InputError(path, "the database has no records", do="build it again")
+    database = caffe.open_db(path)
+    key, value = next(database.items())
+    pixels = pixels_of(parse(value), None, f"{path}: {key.decode(errors='replace')}")
+    return {key for key, _ in database.items()}, pixels
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-import lmdb
 import matplotlib
 
 matplotlib.use("Agg")
@@ -15,12 +13,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+import caffe
 from caffe.augmentation import Augmentation
 from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.dataset.augmentation import of_records, parsed
-from pipeline.errors import InputError
 from pipeline.figures import STYLE, save_png
 from pipeline.files import written_whole
 from pipeline.formats.records import channels_of
@@ -36,13 +34,10 @@ def examples(database: Path, changes: caffe_pb2.AugmentationParameter, seed: int
     shown: list[np.ndarray] = []
     channels = channels_of(database)
     augmentation = Augmentation(of_records(changes, channels), "augmentation", np.random.default_rng(seed))
-    with closing(lmdb.open(str(database), readonly=True, lock=False)) as environment, environment.begin() as transaction:
-        for key, value in islice(transaction.cursor(), ROWS):
-            image = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
-            drawn = augmentation.draw(COLUMNS - 1)
-            shown += [image, *(augmentation.changed(image, drawn, index) for index in range(COLUMNS - 1))]
-    if not shown:
-        raise InputError(database, "the database has no records", do="build it again")
+    for key, value in islice(caffe.open_db(database).items(), ROWS):
+        image = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
+        drawn = augmentation.draw(COLUMNS - 1)
+        shown += [image, *(augmentation.changed(image, drawn, index) for index in range(COLUMNS - 1))]
     return [thumbnail(in_order(image, channels, "BGR")) for image in shown]
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import lmdb
 import matplotlib
 
 matplotlib.use("Agg")
@@ -33,17 +31,12 @@ class Cell:
 
 
 def labelled(database: Path, classes: int) -> Iterator[tuple[str, Record | caffe_pb2.Datum]]:
-    """(how errors name it, record) of each record of an LMDB; a label that is none of so many classes is an error."""
-    try:
-        opened = lmdb.open(str(database), readonly=True, lock=False)
-    except lmdb.Error as error:
-        raise InputError(database, f"not an LMDB ({error})", do="build the database first") from None
-    with closing(opened) as environment, environment.begin() as transaction:
-        for key, value in transaction.cursor():
-            record, where = parse(value), f"{database}: {key.decode(errors='replace')}"
-            if not 0 <= record.label < classes:
-                raise InputError(where, f"label {record.label}", f"there are {classes} classes", "build the database again")
-            yield where, record
+    """(how errors name it, record) of each record of a database; a label that is none of so many classes is an error."""
+    for key, value in caffe.open_db(database).items():
+        record, where = parse(value), f"{database}: {key.decode(errors='replace')}"
+        if not 0 <= record.label < classes:
+            raise InputError(where, f"label {record.label}", f"there are {classes} classes", "build the database again")
+        yield where, record
 
 
 def in_order(pixels: np.ndarray, held: str, wanted: str) -> np.ndarray:
@@ -52,10 +45,9 @@ def in_order(pixels: np.ndarray, held: str, wanted: str) -> np.ndarray:
 
 
 def images_at(database: Path, positions: Iterable[int]) -> dict[int, np.ndarray]:
-    """{position: image, height × width × 3, RGB, uint8} of records of an LMDB; the others are passed over."""
+    """{position: image, height × width × 3, RGB, uint8} of records of a database; the others are passed over."""
     wanted, found, channels = set(positions), {}, channels_of(database)
-    records = caffe.db.open_db(str(database), caffe_pb2.DataParameter.LMDB)
-    for position, (key, value) in enumerate(records.items()):
+    for position, (key, value) in enumerate(caffe.open_db(database).items()):
         if position in wanted:
             pixels = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
             planes = in_order(pixels, channels, "RGB") if len(pixels) == 3 else np.repeat(pixels[:1], 3, 0)

@@ -10,24 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+import caffe
 from caffe.datum import parse, pixels_of
-from caffe.db import LevelDB, LMDBFile, open_db
-from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.formats import records as database
 from pipeline.formats.lists import read_labels
 from pipeline.sources import prebuilt
-
-
-def opened(path: Path) -> LMDBFile | LevelDB:
-    """A database of either kind."""
-    kinds = {"data.mdb": caffe_pb2.DataParameter.LMDB, "CURRENT": caffe_pb2.DataParameter.LEVELDB}
-    for name, kind in kinds.items():
-        if (path / name).exists():
-            return open_db(str(path), kind)
-    wanted = "an LMDB's folder has data.mdb, a LevelDB's CURRENT"
-    raise InputError(path, "no database" if path.exists() else "no such folder", wanted, "correct source.database")
 
 
 def records(path: Path, encode: str | None, threads: int) -> Iterator[list[tuple[bytes, bytes, bytes]]]:
@@ -48,7 +37,7 @@ def records(path: Path, encode: str | None, threads: int) -> Iterator[list[tuple
             value = database.record(np.ascontiguousarray(image), datum.label, encode)
         return key, value, database.digest(key, value)
 
-    entries = opened(path).items()
+    entries = caffe.open_db(path).items()
     with ThreadPoolExecutor(threads) as pool:
         while batch := list(itertools.islice(entries, database.BATCH)):
             yield list(pool.map(one, batch))
@@ -56,7 +45,7 @@ def records(path: Path, encode: str | None, threads: int) -> Iterator[list[tuple
 
 def numbered(paths: list[Path]) -> list[str]:
     """Names for the classes of databases that come without: their numbers, up to the greatest label."""
-    greatest = max(parse(value).label for path in paths for _, value in opened(path).items())
+    greatest = max(parse(value).label for path in paths for _, value in caffe.open_db(path).items())
     return [str(number) for number in range(greatest + 1)]
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 import caffe
 from caffe.datum import parse, pixels_of
-from caffe.db import open_db
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.errors import InputError
@@ -162,7 +161,7 @@ def _sources(net: caffe.Net) -> dict[str, Source]:
 
 def _database(param: caffe_pb2.LayerParameter) -> Source:
     path = param.data_param.source
-    database = open_db(path, param.data_param.backend)
+    database = caffe.open_db(path, param.data_param.backend)
     labels, largest = [], 0.0
     for number, value in enumerate(itertools.islice(database.values(), RECORDS)):
         record = parse(value)

@@ -64,7 +64,7 @@ def test_a_missing_database_is_named(fails):
 def test_a_file_that_is_no_database_is_named(fails, tmp_path):
     (tmp_path / "db").mkdir()
     (tmp_path / "db/data.mdb").write_text("hello")
-    fails(["db", "not an LMDB"], "pipeline.dataset.mean", "db", "mean.binaryproto", "--values", "mean.json")
+    fails(["db", "not a readable LMDB"], "pipeline.dataset.mean", "db", "mean.binaryproto", "--values", "mean.json")
 
 
 def test_images_of_two_shapes_have_no_mean(fails, tmp_path):

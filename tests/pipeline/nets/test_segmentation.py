@@ -146,7 +146,8 @@ def test_databases_of_other_keys_and_sizes_are_named(pairs, fails):
     fails(["labels: other keys than images has, such as 00000002"], *COMMAND, *both, leaves=("lock.mdb",))
     both = ("--train", "images", "images", "--val", "images", "images")
     fails(["images: first a map of shape (3, 12, 20)", "1 × 12 × 20"], *COMMAND, *both, leaves=("lock.mdb",))
-    fails(["nowhere: no LMDB"], *COMMAND, "--train", "images", "nowhere", "--val", "images", "labels", leaves=("lock.mdb",))
+    missing = ("--train", "images", "nowhere", "--val", "images", "labels")
+    fails(["nowhere: no such database"], *COMMAND, *missing, leaves=("lock.mdb",))
 
 
 def test_weights_that_are_none_are_named(pairs, fails):

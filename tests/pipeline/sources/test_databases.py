@@ -124,5 +124,5 @@ def test_a_wrong_record_is_named_and_nothing_is_written(fails, tmp_path, mine, c
 def test_a_folder_without_a_database_is_named(fails, tmp_path, mine):
     mine()
     (tmp_path / "mine/val/data.mdb").unlink()
-    fails(["mine/val: no database", "correct source.database"], *REUSE)
-    fails(["nowhere: no such folder"], "pipeline.sources.databases", "nowhere", "mine/val", "out")
+    fails(["mine/val: no database", "an LMDB's folder has data.mdb"], *REUSE)
+    fails(["nowhere: no such database"], "pipeline.sources.databases", "nowhere", "mine/val", "out")

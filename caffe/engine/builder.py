@@ -1,0 +1,206 @@
+"""Build a net from its definition: its layers, blobs and shared parameters, and which of them need gradients."""
+
+from __future__ import annotations
+
+import torch
+
+from caffe import events
+from caffe.engine import layer as layers
+from caffe.engine import topology
+from caffe.engine.blob import Blob
+from caffe.engine.executor import BuiltNet, Step
+from caffe.engine.parameter import Parameter
+from caffe.errors import LayerError
+from caffe.formats import prototxt
+from caffe.proto import caffe_pb2
+
+
+def build(definition: caffe_pb2.NetParameter, places: list[str], device: torch.device) -> BuiltNet:
+    """Set up the layers that the definition's state includes, and the splits between them.
+
+    places  where each layer is defined, as errors name it: `caffe.layer_places`
+    """
+    included, places = topology.filtered(definition, places)
+    events.net_described(prototxt.text_of(included).rstrip("\n"))
+    included, places = topology.with_splits(included, places, loss_weight)
+    net = BuiltNet(included, device)
+    builder = _Builder(net)
+    net.steps = [builder.add(param, place) for param, place in zip(included.layer, places, strict=True)]
+    _decide_backward(net)
+    net.outputs = _outputs(net.steps)
+    for name in net.outputs:
+        events.output_produced(name)
+    for name, weight in net.blob_loss_weights.items():
+        if weight:
+            net.blobs[name].gradient = torch.full(net.blobs[name].shape, weight, device=device)
+    events.net_initialized()
+    return net
+
+
+def loss_weight(param: caffe_pb2.LayerParameter, slot: int) -> float:
+    """The weight of a top in the objective: as given, else 1 for the first top of a loss layer."""
+    if slot < len(param.loss_weight):
+        return param.loss_weight[slot]
+    layer_type = layers.known_types().get(param.type)
+    return float(slot == 0 and layer_type is not None and layer_type.is_loss and not param.loss_weight)
+
+
+class _Builder:
+    """Adds layers to a net, one after the other."""
+
+    def __init__(self, net: BuiltNet):
+        self._net = net
+        self._owners: dict[str, tuple[Parameter, str, int]] = {}
+        """{name of a shared parameter: its owner, whose layer's name and place among that layer's parameters follow}."""
+        self._count = 0
+        """Values of all tops so far."""
+
+    def add(self, param: caffe_pb2.LayerParameter, place: str) -> Step:
+        """Make one layer, its tops and its parameters."""
+        net = self._net
+        if not param.HasField("phase"):
+            param.phase = net.definition.state.phase
+        if param.propagate_down and len(param.propagate_down) != len(param.bottom):
+            raise LayerError(
+                place, f"{len(param.propagate_down)} values of propagate_down", f"there are {len(param.bottom)} bottoms"
+            )
+        events.layer_found(param.name)
+        layer = layers.create(param, net.definition.state.phase, place, net.device)
+        events.layer_created(param.name)
+        _check_counts(layer)
+        for name in param.bottom:
+            events.layer_reads(param.name, name)
+        shapes = [net.blobs[name].shape for name in param.bottom]
+        if layer.is_loss and not param.top:
+            param.top.append("(automatic)")
+        self._check_tops(param, place)
+        propagates = list(param.propagate_down) or [net.blob_needs_backward[name] for name in param.bottom]
+        layer.setup(*shapes)
+        specs = layer.blob_specs(param)
+        assert specs is None or len(specs) == len(layer.blobs), f"{layer.type}.blob_specs does not describe its blobs"
+        for name, shape in zip(param.top, layer.top_shapes(*shapes), strict=True):
+            if name in net.blobs:
+                net.blobs[name].reshape(*shape)
+            else:
+                net.blobs[name] = Blob(shape, net.device)
+            net.blob_needs_backward.setdefault(name, False)
+        self._weigh_tops(param)
+        learned = [self._add_parameter(layer, index) for index in range(len(layer.blobs))]
+        needs_backward = any(propagates) or any(learned)
+        for name in param.top:
+            net.blob_needs_backward[name] |= needs_backward
+        return Step(layer, list(param.bottom), list(param.top), needs_backward, propagates)
+
+    def _check_tops(self, param: caffe_pb2.LayerParameter, place: str) -> None:
+        for slot, name in enumerate(param.top):
+            if slot < len(param.bottom) and param.bottom[slot] == name:
+                events.layer_writes_in_place(param.name, name)
+                continue
+            events.layer_writes(param.name, name)
+            if name in self._net.blobs and name != "(automatic)":
+                raise LayerError(place, f'top "{name}" is already produced by another layer', do="give it a name of its own")
+
+    def _weigh_tops(self, param: caffe_pb2.LayerParameter) -> None:
+        """Note the tops' weights in the objective, and log their shapes."""
+        events.layer_set_up(param.name)
+        weights = self._net.blob_loss_weights
+        for slot, name in enumerate(param.top):
+            blob = self._net.blobs[name]
+            events.top_shaped("".join(f"{axis} " for axis in blob.shape), blob.count)
+            weight = loss_weight(param, slot)
+            if name not in weights or weight:
+                weights[name] = weight
+            if weight:
+                events.loss_weighted(weight)
+            self._count += blob.count
+        events.memory_required(self._count * 4)
+
+    def _add_parameter(self, layer: layers.Layer, index: int) -> bool:
+        """Give a parameter its multipliers, and the memory of its namesake where there is one; True if it is learned."""
+        blob = layer.blobs[index]
+        spec = layer.param.param[index] if index < len(layer.param.param) else caffe_pb2.ParamSpec()
+        blob.lr_mult, blob.decay_mult, blob.name = spec.lr_mult, spec.decay_mult, spec.name
+        if spec.name in self._owners:
+            self._share(layer, blob, spec)
+        elif spec.name:
+            self._owners[spec.name] = blob, layer.param.name, index
+        return blob.lr_mult != 0
+
+    def _share(self, layer: layers.Layer, blob: Parameter, spec: caffe_pb2.ParamSpec) -> None:
+        owner, owning, index = self._owners[spec.name]
+        events.parameter_shared(spec.name, owning, index)
+        if owner.count != blob.count or (spec.share_mode == caffe_pb2.ParamSpec.STRICT and owner.shape != blob.shape):
+            raise layer.error(
+                f'parameter "{spec.name}" has shape {blob.shape} here and {owner.shape} in layer "{owning}"',
+                "shared parameters have one shape",
+                "share_mode: PERMISSIVE allows another shape of the same count",
+            )
+        for field in ("lr_mult", "decay_mult"):
+            mine, owned = getattr(spec, field), getattr(owner, field)
+            if spec.HasField(field) and mine != owned:
+                raise layer.error(
+                    f'parameter "{spec.name}" has {field} {mine:g} here and {owned:g} in layer "{owning}"',
+                    "shared parameters have one",
+                )
+            setattr(blob, field, owned)
+        blob.share(owner)
+
+
+def _check_counts(layer: layers.Layer) -> None:
+    counts = (
+        ("bottom", len(layer.param.bottom), layer.bottoms),
+        ("top", max(len(layer.param.top), int(layer.is_loss)), layer.tops),
+    )
+    for kind, count, (least, most) in counts:
+        if count < least or (most is not None and count > most):
+            allowed = f"{least}" if least == most else (f"at least {least}" if most is None else f"{least} to {most}")
+            raise layer.error(f"{count} {kind}{'s' * (count != 1)}", f"{layer.type} takes {allowed}")
+    if len(layer.param.loss_weight) not in (0, len(layer.param.top)):
+        raise layer.error(f"{len(layer.param.loss_weight)} values of loss_weight", f"there are {len(layer.param.top)} tops")
+
+
+def _decide_backward(net: BuiltNet) -> None:
+    """Which layers compute gradients, and for which bottoms: those between a learned parameter and a loss."""
+    under_loss: set[str] = set()
+    skipped: set[str] = set()
+    force = net.definition.force_backward
+    for step in reversed(net.steps):
+        name = step.layer.param.name
+        contributes = any(loss_weight(step.layer.param, slot) or top in under_loss for slot, top in enumerate(step.tops))
+        if step.needs_backward and all(top in skipped for top in step.tops):
+            step.needs_backward = False
+            step.propagates = [False] * len(step.propagates)
+        if not contributes:
+            step.needs_backward = False
+        (events.backward_needed if step.needs_backward else events.backward_not_needed)(name)
+        for slot, bottom in enumerate(step.bottoms):
+            if contributes:
+                under_loss.add(bottom)
+            else:
+                step.propagates[slot] = False
+            if not step.propagates[slot]:
+                skipped.add(bottom)
+    for step in net.steps:
+        layer = step.layer
+        reachable = layer.differentiable_bottoms
+        for slot, bottom in enumerate(step.bottoms):
+            allowed = reachable is None or slot in reachable
+            if force:
+                step.propagates[slot] = step.propagates[slot] or allowed
+                net.blob_needs_backward[bottom] = net.blob_needs_backward[bottom] or step.propagates[slot]
+            step.propagates[slot] = step.propagates[slot] and allowed
+        if force and not layer.is_source:
+            step.needs_backward = reachable is None or bool(reachable) or bool(layer.blobs)
+        for blob in layer.blobs:
+            if blob.owner is blob:
+                blob.leaf.requires_grad_(step.needs_backward and (force or blob.lr_mult != 0))
+
+
+def _outputs(steps: list[Step]) -> list[str]:
+    """Names of the blobs that no later layer reads, sorted."""
+    available = {name for step in steps for name in step.tops}
+    consumed: set[str] = set()
+    for step in steps:
+        consumed.difference_update(name for name in step.tops if name not in step.bottoms)
+        consumed.update(name for name in step.bottoms if name not in step.tops)
+    return sorted(available - consumed)

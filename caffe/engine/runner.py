@@ -1,0 +1,98 @@
+"""Run a net's passes: all layers at once, or one by one where callbacks or debug_info watch each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from caffe.engine import debug
+from caffe.engine.executor import BuiltNet, Executor
+
+MOMENTS = ("before_forward", "after_forward", "before_backward", "after_backward")
+
+
+class Runner:
+    """Runs passes of a net from any layer to any layer, given by their numbers, both included.
+
+    debug_info  log mean magnitudes of each layer's values and gradients
+    callbacks   {moment: functions to call with a layer's number}, moments as in MOMENTS
+    """
+
+    def __init__(self, net: BuiltNet):
+        self._net = net
+        self._executor = Executor(net)
+        self._last = len(net.steps) - 1
+        self.debug_info = net.definition.debug_info
+        self.callbacks: dict[str, list[Callable[[int], object]]] = {moment: [] for moment in MOMENTS}
+        self._diffs = [blob.diff_side for blob in net.blobs.values()]
+        passing = [name for name, needs in net.blob_needs_backward.items() if needs and not net.blob_loss_weights.get(name)]
+        self._passing = [net.blobs[name].diff_side for name in passing]
+        self._shows_training = False
+        """Whether diffs of blobs are kept in the pass that runs."""
+
+    def forward(self, first: int, last: int) -> None:
+        """Compute the tops of layers `first` to `last`."""
+        if not self._is_watched("forward"):
+            self._executor.forward(first, last)
+            return
+        for index in range(first, last + 1):
+            self._call("before_forward", index)
+            self._executor.forward(index, index)
+            if self.debug_info:
+                debug.log_forward(self._net.steps[index].layer, self._net.blobs)
+            self._call("after_forward", index)
+
+    def backward(self, last: int, first: int) -> None:
+        """Compute gradients through layers `last` down to `first`."""
+        if not self._is_watched("backward"):
+            self._executor.backward(last, first)
+            return
+        for index in range(last, first - 1, -1):
+            self._call("before_backward", index)
+            self._executor.backward(index, index)
+            if self.debug_info:
+                step = self._net.steps[index]
+                debug.log_backward(step.layer, step.propagates, self._net.blobs)
+            self._call("after_backward", index)
+        if self.debug_info and first == 0:
+            debug.log_parameters(blob for step in self._net.steps for blob in step.layer.blobs if blob.owner is blob)
+
+    def forward_loss(self) -> torch.Tensor:
+        """One full forward pass, to be followed by `backward_params`; the weighted sum of all losses, as a scalar tensor."""
+        callbacks = self.callbacks.values()
+        self._shows_training = self.debug_info or any(callbacks) or any(side.seen for side in self._diffs)
+        if self._shows_training:
+            self.forward(0, self._last)
+        else:
+            self._executor.train_forward()
+        total = None
+        for name, weight in self._net.blob_loss_weights.items():
+            if weight:
+                value = self._net.blobs[name].tensor
+                value = value if value.dim() == 0 and weight == 1 else value.sum() * weight
+                total = value if total is None else total + value
+        return torch.zeros(()) if total is None else total
+
+    def backward_params(self) -> None:
+        """One full backward pass for the parameters, and for other blobs only where somebody has looked at a diff."""
+        if self._shows_training:
+            self.backward(self._last, 0)
+        else:
+            self._executor.train_backward()
+            for side in self._passing:
+                side.forgotten = True
+
+    def loss_of(self, first: int, last: int) -> float:
+        """The weighted sum of the losses that layers `first` to `last` have computed."""
+        names = dict.fromkeys(name for step in self._net.steps[first : last + 1] for name in step.tops)
+        weights = self._net.blob_loss_weights
+        losses = [(self._net.blobs[name].tensor, weights[name]) for name in names if weights[name]]
+        return sum(float(value.sum()) * weight for value, weight in losses)
+
+    def _is_watched(self, direction: str) -> bool:
+        return self.debug_info or bool(self.callbacks[f"before_{direction}"] or self.callbacks[f"after_{direction}"])
+
+    def _call(self, moment: str, index: int) -> None:
+        for function in self.callbacks[moment]:
+            function(index)

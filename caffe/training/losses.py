@@ -1,0 +1,41 @@
+"""The last losses of a training, which average_loss smooths."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import torch
+
+from caffe.engine import mode
+
+
+class RecentLosses:
+    """The losses of the last iterations; tensors, so that a GPU is not waited for until they are asked for."""
+
+    def __init__(self) -> None:
+        self._losses: deque[torch.Tensor] = deque()
+        self._recalled = False
+
+    def begin(self, window: int) -> None:
+        """Begin a run that keeps the last `window` losses; after `recall`, with those of the earlier run."""
+        self._losses = deque(self._losses if self._recalled else (), window)
+        self._recalled = False
+
+    def recall(self, losses: Iterable[float]) -> None:
+        """Let the next run begin with the last losses of an earlier one."""
+        self._losses = deque(torch.tensor(loss, device=mode.device()) for loss in losses)
+        self._recalled = True
+
+    def append(self, loss: torch.Tensor) -> float:
+        """Add the loss of an iteration; returns its value."""
+        self._losses.append(loss)
+        return float(loss)
+
+    def mean(self) -> float:
+        """The smoothed loss."""
+        return float(torch.stack(tuple(self._losses)).mean())
+
+    def values(self) -> list[float]:
+        """The losses, the latest last."""
+        return [float(loss) for loss in self._losses]

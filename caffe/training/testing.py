@@ -1,0 +1,41 @@
+"""Test a net: the mean of each output over a number of batches, logged as BVLC Caffe logs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from caffe import events
+from caffe.engine.net import Net
+
+
+@torch.no_grad()
+def mean_outputs(net: Net, batches: int, with_loss: bool) -> dict[str, torch.Tensor]:
+    """Run so many batches and log the mean of each output; returns the means, none for 0 batches.
+
+    with_loss  also log the mean of the weighted loss
+    """
+    totals: dict[str, torch.Tensor] = {}
+    loss = 0.0
+    for _ in range(batches):
+        batch_loss = net.forward_loss()
+        loss += float(batch_loss) if with_loss else 0.0
+        for name in net.outputs:
+            value = net.blobs[name].tensor
+            totals[name] = totals[name] + value if name in totals else value.clone()
+    means = {name: total / batches for name, total in totals.items()}
+    if with_loss and batches:
+        events.test_loss(loss / batches)
+    log_outputs(events.test_output, net, means)
+    return means
+
+
+def log_outputs(event: events.Event, net: Net, outputs: Mapping[str, torch.Tensor]) -> None:
+    """Log every value of a net's outputs, with its part of the loss."""
+    number = 0
+    for name, tensor in outputs.items():
+        weight = net.blob_loss_weights[name]
+        for value in tensor.flatten().tolist():
+            event(number, name, value, f" (* {weight:g} = {weight * value:g} loss)" if weight else "")
+            number += 1
