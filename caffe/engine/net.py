@@ -207,10 +207,6 @@ class Net:
         """Every parameter once, in the order of the layers; shared ones at their owner."""
         return [blob for layer in self.layers for blob in layer.blobs if blob.owner is blob]
 
-    def named_params(self) -> dict[str, list[Parameter]]:
-        """{layer name: parameters} as files and other nets know them: layers of one name count as one."""
-        return parameters.parameters_by_layer(self.layers)
-
     def copy_from(self, path, skip: Collection[str] = ()) -> parameters.Copied:
         """Copy parameters by layer name from a .caffemodel or .caffemodel.h5, except those of `skip`; see `copy_weights`."""
         return parameters.copy_weights(self.layers, os.fsdecode(path), skip)

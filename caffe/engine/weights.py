@@ -58,6 +58,8 @@ def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ())
                 result.ignored.append(name)
             continue
         targets = params.get(name, [])
+        if path.endswith(".h5") and len(blobs) < len(targets):  # which holds shared parameters once, at their owner
+            targets = [target for target in targets if target.owner is target]
         if not targets and not blobs:
             continue
         unfit = _unfit(types[name], targets, blobs)

@@ -96,6 +96,21 @@ def test_a_restored_run_draws_what_the_undisturbed_one_draws(images, kind, exten
     assert_goes_on(images, source(kind) + CLASSIFIED, rest, extension)
 
 
+@pytest.mark.parametrize("extension", ["", ".h5"])
+def test_a_net_with_shared_parameters_resumes(tmp_path, monkeypatch, extension):
+    monkeypatch.chdir(tmp_path)
+    layers = (
+        'layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 4 dim: 5 } data_filler { value: 1 } } }'
+    )
+    for name, bottom, top in (("one", "x", "a"), ("two", "a", "b")):
+        layers += (
+            f' layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{top}" param {{ name: "w" }}'
+            ' inner_product_param { num_output: 5 weight_filler { type: "xavier" } bias_term: false } }'
+        )
+    layers += ' layer { name: "loss" type: "EuclideanLoss" bottom: "b" bottom: "x" top: "loss" }'
+    assert_goes_on(tmp_path, layers, "snapshot_format: HDF5" if extension else "", extension)
+
+
 def test_rows_in_shuffled_order_go_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)

@@ -1,0 +1,143 @@
+"""Databases and files: what is written is whole, and what is damaged is one error."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import caffe
+from caffe.proto import caffe_pb2
+
+
+def write(path, backend="lmdb", count=40):
+    with caffe.db.DatabaseWriter(path, backend) as put:
+        for number in range(count):
+            put(b"%08d" % number, caffe.io.array_to_datum(np.full((3, 20, 20), number, np.uint8), number % 2).SerializeToString())
+
+
+def test_a_database_is_opened_by_its_files(tmp_path):
+    write(tmp_path / "db")
+    for opened in (caffe.open_db(tmp_path / "db"), caffe.open_db(str(tmp_path / "db/data.mdb"))):
+        assert (type(opened), len(opened)) == (caffe.db.LMDBFile, 40)
+        keys, values = zip(*opened.items(), strict=True)
+        assert keys == tuple(b"%08d" % number for number in range(40))
+        assert caffe.datum.parse(values[7]).label == 1
+
+
+def test_a_leveldb_is_opened_by_its_files(tmp_path):
+    pytest.importorskip("plyvel")
+    write(tmp_path / "db", "leveldb")
+    opened = caffe.open_db(tmp_path / "db")
+    assert (type(opened), len(opened)) == (caffe.db.LevelDB, 40)
+    assert opened is caffe.open_db(tmp_path / "db")  # a process may open one only once
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty"])
+def test_a_folder_that_is_no_database_is_named(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(caffe.FileError) as raised:
+        caffe.open_db(tmp_path / folder)
+    assert raised.value.where == str(tmp_path / folder)
+    assert raised.value.expected == "an LMDB's folder has data.mdb, a LevelDB's CURRENT"
+
+
+def test_a_database_without_records_is_named(tmp_path):
+    write(tmp_path / "db", count=0)
+    with pytest.raises(caffe.FileError, match="has no records"):
+        caffe.open_db(tmp_path / "db")
+
+
+READERS = {
+    "mean": "from pipeline.dataset.mean import statistics; statistics(path)",
+    "segmentation": "from pipeline.nets.segmentation import Pairs; Pairs.read(path, path)",
+    "gallery": "from pipeline.report.gallery import labelled; list(labelled(path, 2))",
+    "augmentation": "from pipeline.report.augmentation_examples import examples\n"
+    "from caffe.proto import caffe_pb2; examples(path, caffe_pb2.AugmentationParameter(), 1)",
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_damaged_database_is_one_error_of_a_step(tmp_path, reader):
+    write(tmp_path / "db")
+    content = bytearray((tmp_path / "db/data.mdb").read_bytes())
+    content[2 * 4096 :] = bytes(len(content) - 2 * 4096)  # the first pages say where the records begin, which are gone
+    (tmp_path / "db/data.mdb").write_bytes(content)
+    code = f"""
+import sys, pathlib, caffe
+path = pathlib.Path(sys.argv[1])
+try:
+    {READERS[reader].replace(chr(10), chr(10) + "    ")}
+except caffe.Error as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "db"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path / 'db'}: not a readable LMDB: page ")
+
+
+# ---- files
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+    target = tmp_path / "deep/file"
+    with caffe.written_whole(target) as part:
+        part.write_text("new")
+        assert part.parent == target.parent
+        assert not target.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+    assert target.read_text() == "new"
+
+
+def half_a_file(part):
+    part.write_text("half")
+    raise KeyError
+
+
+def half_a_folder(part):
+    part.mkdir()
+    half_a_file(part / "one")
+
+
+@pytest.mark.parametrize("write_half", [half_a_file, half_a_folder])
+def test_what_was_there_stays_when_the_block_raises(tmp_path, write_half):
+    target = tmp_path / "target"
+    target.write_text("old")
+    with pytest.raises(KeyError), caffe.written_whole(target) as part:
+        write_half(part)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"target": "old"}
+
+
+def test_a_folder_replaces_a_folder_and_what_a_killed_process_left(tmp_path):
+    for name in ("target", ".target.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text("old")
+    with caffe.written_whole(tmp_path / "target") as part:
+        part.mkdir()
+        (part / "new").write_text("new")
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"target", "target/new"}
+
+
+def test_weights_replace_weights_only_when_they_are_written(tmp_path, monkeypatch):
+    net = caffe_pb2.NetParameter(layer=[caffe_pb2.LayerParameter(name="x", type="Input", top=["x"])])
+    net.layer[0].input_param.shape.add(dim=[1])
+    monkeypatch.chdir(tmp_path)
+    made = caffe.Net(net, phase=caffe.TEST)
+    made.save("net.caffemodel")
+    before = (tmp_path / "net.caffemodel").read_bytes()
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        made.save("net.caffemodel")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.caffemodel"]
+    assert (tmp_path / "net.caffemodel").read_bytes() == before
+
+
+def test_writing_whole_loads_no_heavy_package():
+    code = "import sys, caffe; caffe.written_whole; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "numpy", "google.protobuf", "cv2", "lmdb"} & set(done.stdout.split()) == set()
