@@ -18,7 +18,7 @@ from itertools import cycle, islice
 import lmdb
 import numpy as np
 
-from caffe.formats.datum import parse, pixels_of
+from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import open_db
 from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
@@ -39,7 +39,7 @@ def write(path: str, records: int) -> None:
 def batches(path: str, size: int) -> Iterator[list[np.ndarray]]:
     """Images of the database, over and over, as the Data layer reads them."""
     database = open_db(path, caffe_pb2.DataParameter.LMDB)
-    images = (pixels_of(parse(record), None, path) for _ in cycle([0]) for record in database.values())
+    images = (pixels_of(parse_datum(record), None, path) for _ in cycle([0]) for record in database.values())
     while True:
         yield list(islice(images, size))
 

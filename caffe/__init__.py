@@ -38,6 +38,8 @@ _HOME = {
     "solver_count": "engine.mode",
     "solver_rank": "engine.mode",
     "open_db": "formats.db",
+    "parse_datum": "formats.datum",
+    "pixels_of": "formats.datum",
     "written_whole": "formats.files",
     "Blob": "engine.blob",
     "Timer": "timer",

@@ -1,5 +1,7 @@
 """Records of databases: fields and images of serialised Datum messages."""
 
-from caffe.formats.datum import Record, parse, pixels_of
+from caffe.formats.datum import Record, parse_datum, pixels_of
 
-__all__ = ["Record", "parse", "pixels_of"]
+__all__ = ["Record", "parse", "parse_datum", "pixels_of"]
+
+parse = parse_datum

@@ -61,9 +61,8 @@ class _Builder:
         if not param.HasField("phase"):
             param.phase = net.definition.state.phase
         if param.propagate_down and len(param.propagate_down) != len(param.bottom):
-            raise LayerError(
-                place, f"{len(param.propagate_down)} values of propagate_down", f"there are {len(param.bottom)} bottoms"
-            )
+            found = f"{len(param.propagate_down)} values of propagate_down"
+            raise LayerError(place, found, f"there are {len(param.bottom)} bottoms")
         events.layer_found(param.name)
         layer = layers.create(param, net.definition.state.phase, place, net.device)
         events.layer_created(param.name)

@@ -12,7 +12,7 @@ from caffe import events
 from caffe.engine.layer import Layer
 from caffe.engine.parameter import Parameter
 from caffe.errors import Error, WeightsError
-from caffe.formats import weight_files
+from caffe.formats import prototxt, weight_files
 from caffe.formats.files import written_whole
 from caffe.proto import caffe_pb2
 
@@ -127,8 +127,7 @@ def save_weights(net: str, layers: Sequence[Layer], path: str, diff: bool = Fals
         stored.CopyFrom(layer.param)
         stored.ClearField("blobs")
         stored.blobs.extend(blob.to_proto(diff) for blob in layer.blobs)
-    with written_whole(path, sync=True) as part:
-        part.write_bytes(proto.SerializeToString())
+    prototxt.write_binary(path, proto)
 
 
 def save_weights_hdf5(layers: Sequence[Layer], path: str, diff: bool = False) -> None:

@@ -31,7 +31,7 @@ class Record(NamedTuple):
     encoded: bool
 
 
-def parse(record: bytes | memoryview) -> Record | caffe_pb2.Datum:
+def parse_datum(record: bytes | memoryview) -> Record | caffe_pb2.Datum:
     """The fields of a serialised Datum. Raises google.protobuf's DecodeError where it is none.
 
     What Caffe and its tools write is read here; a record with other fields (floats), with negative numbers,

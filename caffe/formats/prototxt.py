@@ -51,8 +51,8 @@ def write_prototxt(path: str, message: Message, comments: Mapping[str, str] | No
 
 
 def write_binary(path: str, message: Message) -> None:
-    """Write a message in binary; whole or not at all."""
-    with written_whole(path) as part:
+    """Write a message in binary; whole or not at all, even after a power failure."""
+    with written_whole(path, sync=True) as part:
         part.write_bytes(message.SerializeToString())
 
 

@@ -13,7 +13,7 @@ from caffe import events
 from caffe.engine import fillers, mode
 from caffe.engine.layer import Layer, register
 from caffe.errors import Error
-from caffe.formats.datum import parse, pixels_of
+from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import open_db
 from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
@@ -225,7 +225,7 @@ class Data(Prefetching):
     def pixels(self, record) -> tuple[np.ndarray, int]:
         """Image and label of a record."""
         try:
-            datum = parse(record)
+            datum = parse_datum(record)
         except Exception as error:
             raise Error(
                 self.param.data_param.source, f"a record that is no Datum ({error})", do="rebuild the database"

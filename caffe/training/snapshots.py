@@ -46,8 +46,7 @@ def write_state(state: State, path: str) -> None:
     for tensor in state.history:
         add_array(proto.history.add(), tensor.cpu().numpy())
     proto.run.CopyFrom(state.run)
-    with written_whole(path, sync=True) as part:
-        part.write_bytes(proto.SerializeToString())
+    prototxt.write_binary(path, proto)
 
 
 def read_state(path: str) -> State:

@@ -329,16 +329,9 @@ class Solver:
 
     def _check_history(self, history: Sequence[torch.Tensor], path: str) -> None:
         if len(history) != len(self.history):
-            raise SolverError(
-                path,
-                f"a history of {len(history)} arrays",
-                f"{self.type} wants {len(self.history)} for this net",
-                "use the solver that wrote it",
-            )
+            found, expected = f"a history of {len(history)} arrays", f"{self.type} wants {len(self.history)} for this net"
+            raise SolverError(path, found, expected, "use the solver that wrote it")
         for index, (mine, stored) in enumerate(zip(self.history, history, strict=True)):
             if stored.numel() != mine.numel():
-                raise SolverError(
-                    path,
-                    f"array {index} of the history has shape {tuple(stored.shape)}",
-                    f"the net's parameter has {tuple(mine.shape)}",
-                )
+                found = f"array {index} of the history has shape {tuple(stored.shape)}"
+                raise SolverError(path, found, f"the net's parameter has {tuple(mine.shape)}")

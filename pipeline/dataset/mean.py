@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 
 import caffe
-from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.errors import InputError
@@ -41,7 +40,7 @@ def statistics(database: Path) -> Statistics:
     records = caffe.open_db(database)
     total, count = None, len(records)
     for key, value in progress(records.items(), total=count, desc="mean"):
-        image = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
+        image = caffe.pixels_of(caffe.parse_datum(value), None, f"{database}: {key.decode(errors='replace')}")
         if total is None:
             total, sums, squares = np.zeros(image.shape, np.float32), np.zeros(len(image)), np.zeros(len(image))
         if image.shape != total.shape:

@@ -15,7 +15,7 @@ import cv2
 import lmdb
 import numpy as np
 
-from caffe.datum import parse, pixels_of
+import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -124,10 +124,10 @@ def _read_back(environment: lmdb.Environment, database: Path, classes: int, thre
 
     def one(key: bytes, value: memoryview) -> tuple[tuple[int, ...], bytes]:
         where = f"{database}: {bytes(key).decode(errors='replace')}"
-        datum = parse(value)
+        datum = caffe.parse_datum(value)
         if not 0 <= datum.label < classes:
             raise InputError(where, f"label {datum.label}", f"there are {classes} classes (0–{classes - 1})")
-        return pixels_of(datum, None, where).shape, digest(key, value)
+        return caffe.pixels_of(datum, None, where).shape, digest(key, value)
 
     with environment.begin(buffers=True) as transaction, ThreadPoolExecutor(threads) as pool:
         records = iter(transaction.cursor())

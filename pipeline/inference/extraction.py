@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 import caffe
-from caffe.datum import parse, pixels_of
 from caffe.db import LevelDB, LMDBFile
 from caffe.proto import caffe_pb2
 from caffe.transform import Transformer, workers
@@ -88,7 +87,7 @@ def entries(job: Run) -> Iterator[tuple[str, int]]:
             yield path.encode(errors="surrogateescape").decode(errors="backslashreplace"), label
     else:
         for key, value in _database(job).items():
-            yield re.sub(rb"^\d{8}_", b"", bytes(key)).decode(errors="backslashreplace"), parse(value).label
+            yield re.sub(rb"^\d{8}_", b"", bytes(key)).decode(errors="backslashreplace"), caffe.parse_datum(value).label
 
 
 def count(job: Run) -> int:
@@ -198,9 +197,9 @@ def _pixels(job: Run, size: int) -> Iterator[list[tuple[np.ndarray, int]]]:
 
 
 def _of_records(job: Run, size: int) -> Iterator[list[tuple[np.ndarray, int]]]:
-    records = ((key.decode(errors="replace"), parse(value)) for key, value in _database(job).items())
+    records = ((key.decode(errors="replace"), caffe.parse_datum(value)) for key, value in _database(job).items())
     while batch := list(itertools.islice(records, size)):
-        yield [(np.array(pixels_of(record, None, where)), record.label) for where, record in batch]
+        yield [(np.array(caffe.pixels_of(record, None, where)), record.label) for where, record in batch]
 
 
 def _of_files(listed: Listed, size: int) -> Iterator[list[tuple[np.ndarray, int]]]:

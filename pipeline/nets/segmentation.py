@@ -21,7 +21,6 @@ from google.protobuf.message import DecodeError
 import caffe
 from caffe import layers as L
 from caffe import params as P
-from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.errors import InputError
@@ -69,7 +68,7 @@ def _first(path: Path) -> tuple[set[bytes], np.ndarray]:
     """All keys of a database, and the first record's pixels."""
     database = caffe.open_db(path)
     key, value = next(database.items())
-    pixels = pixels_of(parse(value), None, f"{path}: {key.decode(errors='replace')}")
+    pixels = caffe.pixels_of(caffe.parse_datum(value), None, f"{path}: {key.decode(errors='replace')}")
     return {key for key, _ in database.items()}, pixels
 
 

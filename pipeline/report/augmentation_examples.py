@@ -15,7 +15,6 @@ import numpy as np
 
 import caffe
 from caffe.augmentation import Augmentation
-from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.dataset.augmentation import of_records, parsed
@@ -35,7 +34,7 @@ def examples(database: Path, changes: caffe_pb2.AugmentationParameter, seed: int
     channels = channels_of(database)
     augmentation = Augmentation(of_records(changes, channels), "augmentation", np.random.default_rng(seed))
     for key, value in islice(caffe.open_db(database).items(), ROWS):
-        image = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
+        image = caffe.pixels_of(caffe.parse_datum(value), None, f"{database}: {key.decode(errors='replace')}")
         drawn = augmentation.draw(COLUMNS - 1)
         shown += [image, *(augmentation.changed(image, drawn, index) for index in range(COLUMNS - 1))]
     return [thumbnail(in_order(image, channels, "BGR")) for image in shown]

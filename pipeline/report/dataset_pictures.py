@@ -20,7 +20,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import caffe
-from caffe.datum import pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.figures import COLOURS, STYLE, save, save_png
@@ -59,7 +58,7 @@ def first_of_each(database: Path, classes: int, count: int) -> list[list[np.ndar
     wanted, channels = classes * count, channels_of(database)
     for where, record in labelled(database, classes):
         if len(found[record.label]) < count:
-            found[record.label].append(thumbnail(in_order(pixels_of(record, None, where), channels, "BGR")))
+            found[record.label].append(thumbnail(in_order(caffe.pixels_of(record, None, where), channels, "BGR")))
             wanted -= 1
         if not wanted:
             break

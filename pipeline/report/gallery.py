@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import caffe
-from caffe.datum import Record, parse, pixels_of
+from caffe.datum import Record
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.formats.records import channels_of
@@ -33,7 +33,7 @@ class Cell:
 def labelled(database: Path, classes: int) -> Iterator[tuple[str, Record | caffe_pb2.Datum]]:
     """(how errors name it, record) of each record of a database; a label that is none of so many classes is an error."""
     for key, value in caffe.open_db(database).items():
-        record, where = parse(value), f"{database}: {key.decode(errors='replace')}"
+        record, where = caffe.parse_datum(value), f"{database}: {key.decode(errors='replace')}"
         if not 0 <= record.label < classes:
             raise InputError(where, f"label {record.label}", f"there are {classes} classes", "build the database again")
         yield where, record
@@ -49,7 +49,7 @@ def images_at(database: Path, positions: Iterable[int]) -> dict[int, np.ndarray]
     wanted, found, channels = set(positions), {}, channels_of(database)
     for position, (key, value) in enumerate(caffe.open_db(database).items()):
         if position in wanted:
-            pixels = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
+            pixels = caffe.pixels_of(caffe.parse_datum(value), None, f"{database}: {key.decode(errors='replace')}")
             planes = in_order(pixels, channels, "RGB") if len(pixels) == 3 else np.repeat(pixels[:1], 3, 0)
             found[position] = planes.transpose(1, 2, 0).clip(0, 255).astype(np.uint8)
             if len(found) == len(wanted):

@@ -20,7 +20,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import caffe
-from caffe.datum import pixels_of
 from caffe.proto import caffe_pb2
 from pipeline import devices
 from pipeline.command import run
@@ -70,7 +69,7 @@ def first_of_classes(database: Path, names: list[str], count: int) -> list[Shown
     for where, record in labelled(database, len(names)):
         if record.label not in found:
             label = names[record.label]
-            found[record.label] = Shown(label, np.array(pixels_of(record, None, where)), label)
+            found[record.label] = Shown(label, np.array(caffe.pixels_of(record, None, where)), label)
         if len(found) == count:
             break
     if not found:

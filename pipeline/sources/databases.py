@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 import caffe
-from caffe.datum import parse, pixels_of
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.formats import records as database
@@ -26,11 +25,11 @@ def records(path: Path, encode: str | None, threads: int) -> Iterator[list[tuple
         key, value = bytes(entry[0]), bytes(entry[1])
         where = f"{path}: {key.decode(errors='replace')}"
         try:
-            datum = parse(value)
+            datum = caffe.parse_datum(value)
         except Exception as error:  # Protocol Buffers'
             raise InputError(where, f"no Datum ({error})", do="build the database again") from None
         if encode and (encode != "raw" or datum.encoded):
-            pixels = pixels_of(datum, None, where)
+            pixels = caffe.pixels_of(datum, None, where)
             if pixels.dtype != np.uint8 or len(pixels) not in (1, 3):
                 raise InputError(where, f"{len(pixels)} channels of {pixels.dtype}", "1 or 3 of bytes are encoded", "drop encode")
             image = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
@@ -45,7 +44,7 @@ def records(path: Path, encode: str | None, threads: int) -> Iterator[list[tuple
 
 def numbered(paths: list[Path]) -> list[str]:
     """Names for the classes of databases that come without: their numbers, up to the greatest label."""
-    greatest = max(parse(value).label for path in paths for _, value in caffe.open_db(path).items())
+    greatest = max(caffe.parse_datum(value).label for path in paths for _, value in caffe.open_db(path).items())
     return [str(number) for number in range(greatest + 1)]
 
 

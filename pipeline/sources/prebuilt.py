@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from caffe.datum import parse
+import caffe
 from pipeline.files import written_whole
 from pipeline.formats import lists as image_lists
 from pipeline.formats.records import Batches, write_database
@@ -42,5 +42,5 @@ def write(parts: dict[str, Batches], names: list[str], target: Path, threads: in
 def _noted(batches: Batches, entries: list[tuple[str, int]]) -> Iterator[list[tuple[bytes, bytes, bytes]]]:
     """The same batches; their keys and labels are added to `entries`."""
     for batch in batches:
-        entries += [(key.decode(errors="replace"), parse(value).label) for key, value, _ in batch]
+        entries += [(key.decode(errors="replace"), caffe.parse_datum(value).label) for key, value, _ in batch]
         yield batch

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 import caffe
-from caffe.datum import parse, pixels_of
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.errors import InputError
@@ -164,10 +163,10 @@ def _database(param: caffe_pb2.LayerParameter) -> Source:
     database = caffe.open_db(path, param.data_param.backend)
     labels, largest = [], 0.0
     for number, value in enumerate(itertools.islice(database.values(), RECORDS)):
-        record = parse(value)
+        record = caffe.parse_datum(value)
         labels.append(record.label)
         if number < LOOKED_AT:
-            largest = max(largest, float(np.abs(pixels_of(record, None, path).astype(np.float32)).max()))
+            largest = max(largest, float(np.abs(caffe.pixels_of(record, None, path).astype(np.float32)).max()))
     manifest = Path(f"{path}.manifest.json")
     classes = json.loads(manifest.read_text()).get("classes") if manifest.is_file() else None
     return Source(path, len(database), np.array(labels), classes, largest)

@@ -23,7 +23,7 @@ def test_a_database_is_opened_by_its_files(tmp_path):
         assert (type(opened), len(opened)) == (caffe.db.LMDBFile, 40)
         keys, values = zip(*opened.items(), strict=True)
         assert keys == tuple(b"%08d" % number for number in range(40))
-        assert caffe.datum.parse(values[7]).label == 1
+        assert caffe.parse_datum(values[7]).label == 1
 
 
 def test_a_leveldb_is_opened_by_its_files(tmp_path):

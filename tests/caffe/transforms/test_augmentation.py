@@ -206,7 +206,7 @@ def test_batches_are_the_same_however_many_threads_make_them(monkeypatch):
 )
 def test_records_are_what_protocol_buffers_read(fields):
     message = caffe_pb2.Datum(**fields)
-    found = datum.parse(memoryview(message.SerializeToString()))
+    found = datum.parse_datum(memoryview(message.SerializeToString()))
     for name in datum.Record._fields:
         value, meant = getattr(found, name), getattr(message, name)
         kind = {"data": bytes, "float_data": list}.get(name, int)
@@ -224,7 +224,7 @@ def test_damaged_records_are_errors():
             meant = caffe_pb2.Datum.FromString(bytes(damaged))
         except DecodeError:
             with pytest.raises(DecodeError):
-                datum.parse(bytes(damaged))
+                datum.parse_datum(bytes(damaged))
         else:
-            found = datum.parse(bytes(damaged))
+            found = datum.parse_datum(bytes(damaged))
             assert (found.channels, bytes(found.data), found.label) == (meant.channels, meant.data, meant.label)

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import caffe
-from caffe.formats.datum import parse, pixels_of
+from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import LMDBFile
 from pipeline.inference.evaluate import softmax
 from pipeline.inference.extraction import Run, extract
@@ -110,7 +110,7 @@ def test_the_first_view_is_testings_and_the_others_are_cropped_and_mirrored(trai
         8, *plain.shape
     )
     np.testing.assert_array_equal(views[0], plain)
-    whole = [np.array(pixels_of(parse(value), None, "")) for _, value in LMDBFile("lmdb/val").items()]
+    whole = [np.array(pixels_of(parse_datum(value), None, "")) for _, value in LMDBFile("lmdb/val").items()]
     for image, seen in zip(whole, views.swapaxes(0, 1), strict=True):
         windows = np.lib.stride_tricks.sliding_window_view(image, (3, 6, 6))[0].reshape(-1, 3, 6, 6) * np.float32(0.004)
         possible = {window.tobytes() for window in (*windows, *windows[..., ::-1])}
