@@ -14,6 +14,79 @@ from caffe.engine.side import Side
 _orders = itertools.count()
 
 
+class Memory:
+    """The values and the gradient of a parameter, which others may share: a leaf of the autograd graph and its NumPy views.
+
+    Values lie in memory as the engine prefers, until somebody looks: from then on row by row.
+    """
+
+    def __init__(self, leaf: torch.Tensor):
+        self._rows_only = False
+        self.update: torch.Tensor | None = None
+        """What a solver has just subtracted, which is then the diff that is shown."""
+        self.replace(leaf)
+
+    def replace(self, leaf: torch.Tensor) -> None:
+        """Take other values, with no gradient."""
+        self.leaf = leaf
+        self.diff = Side(None)
+        self._moved()
+
+    def _moved(self) -> None:
+        self.data = Side(self.leaf.detach())
+        self.order = next(_orders)
+        """Another number each time that the values move in memory."""
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Order the values in memory so, as long as nobody has looked at them."""
+        if not self._rows_only:
+            self._order(memory_format)
+
+    def keep_rows(self) -> None:
+        """Order the values in memory row by row, for good: what NumPy sees, and what can be seen in another shape."""
+        self._rows_only = True
+        if not self.leaf.is_contiguous():
+            self._order(torch.contiguous_format)
+
+    def _order(self, memory_format: torch.memory_format) -> None:
+        self.leaf.data = self.leaf.data.contiguous(memory_format=memory_format)
+        self._moved()
+
+    def look(self) -> np.ndarray:
+        """The values, writable."""
+        self.keep_rows()
+        return self.data.look(tuple(self.leaf.shape), self.leaf.device)
+
+    def look_at_diff(self) -> np.ndarray:
+        """The gradient, or what a solver has just subtracted; writable."""
+        self.keep_rows()
+        if self.update is not None:
+            self.leaf.grad, self.update = self.update.clone(), None
+        self.diff._tensor = self.leaf.grad
+        array = self.diff.look(tuple(self.leaf.shape), self.leaf.device)
+        self.leaf.grad = self.diff._tensor
+        return array
+
+    def set_gradient(self, value: torch.Tensor | None) -> None:
+        """Replace the gradient."""
+        if self.diff.seen:
+            self.diff.put(value)
+        else:
+            self.leaf.grad = value
+
+    def clear_gradient(self) -> None:
+        """Set the gradient to 0."""
+        self.update = None
+        self.set_gradient(None)
+
+    def show_update(self, update: torch.Tensor) -> None:
+        """Let the diff show what a solver has just subtracted, as Caffe does; copied only if somebody looks."""
+        if self.diff.seen:
+            self.diff.put(update)
+        else:
+            self.leaf.grad, self.update = None, update
+
+
 class Parameter(Blob):
     """A blob that is learned. Its tensor is a leaf of the autograd graph, and its gradient accumulates there.
 
@@ -23,16 +96,21 @@ class Parameter(Blob):
 
     def __init__(self, shape=(), device: torch.device | None = None):
         super().__init__(shape, device)
-        self.leaf = torch.zeros(self._shape, device=self.device, requires_grad=True)
-        self._data = Side(self.leaf.detach())
+        self._memory = Memory(torch.zeros(self._shape, device=self.device, requires_grad=True))
         self.owner = self
-        self.order = next(_orders)
-        """Another number each time that the values move in memory."""
-        self._rows_only = False
-        self._update: torch.Tensor | None = None
         self.lr_mult = 1.0
         self.decay_mult = 1.0
         self.name = ""
+
+    @property
+    def memory(self) -> Memory:
+        """The values and the gradient, those of the owner."""
+        return self.owner._memory
+
+    @property
+    def leaf(self) -> torch.Tensor:
+        """The values as a leaf of the autograd graph, in the owner's shape."""
+        return self.owner._memory.leaf
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -42,40 +120,28 @@ class Parameter(Blob):
     @property
     def data(self) -> np.ndarray:
         """The values."""
-        self.owner.keep_rows()
-        return self.owner._data.look(self.owner._shape, self.device).reshape(self._shape)
+        return self.memory.look().reshape(self._shape)
 
     @property
     def diff(self) -> np.ndarray:
         """The gradient, accumulated since it was last cleared."""
-        owner = self.owner
-        owner.keep_rows()
-        if owner._update is not None:
-            owner.leaf.grad, owner._update = owner._update.clone(), None
-        owner._diff._tensor = owner.leaf.grad
-        array = owner._diff.look(owner._shape, self.device)
-        owner.leaf.grad = owner._diff._tensor
-        return array.reshape(self._shape)
+        return self.memory.look_at_diff().reshape(self._shape)
 
     @property
     def gradient(self) -> torch.Tensor | None:
         """The gradient as a tensor; None where it is 0 and nobody has looked."""
-        self.owner._diff.fetch()
-        return self.owner.leaf.grad
+        self.memory.diff.fetch()
+        return self.memory.leaf.grad
 
     @gradient.setter
     def gradient(self, value: torch.Tensor | None) -> None:
-        owner = self.owner
-        if owner._diff.seen:
-            owner._diff.put(value)
-        else:
-            owner.leaf.grad = value
+        self.memory.set_gradient(value)
 
     def peek(self, diff=False):
         if not diff:
             return super().peek()
         # A look at `diff` would settle the order in memory, and training end on other last digits.
-        update = self.owner._update
+        update = self.memory.update
         return (self.gradient_or_zeros() if update is None else update.view(self._shape)).cpu().numpy()
 
     def gradient_or_zeros(self) -> torch.Tensor:
@@ -88,53 +154,33 @@ class Parameter(Blob):
     @property
     def has_gradient(self) -> bool:
         """Whether its gradient matters: it is learned, or, with lr_mult 0, computed all the same (force_backward)."""
-        return self.lr_mult != 0 or self.owner.leaf.requires_grad
+        return self.lr_mult != 0 or self.leaf.requires_grad
 
     def graph_tensor(self) -> torch.Tensor:
         """The values as layers use them: the leaf, whose gradient is `diff`."""
         self.fetch()
-        leaf = self.owner.leaf
+        leaf = self.leaf
         return leaf if leaf.shape == self._shape else leaf.view(self._shape)
 
     def clear_gradient(self) -> None:
         """Set the gradient to 0."""
-        self.owner._update = None
-        self.gradient = None
-
-    def show_update(self, update: torch.Tensor) -> None:
-        """Let `diff` show what a solver has just subtracted, as Caffe does; copied only if somebody looks."""
-        owner = self.owner
-        if owner._diff.seen:
-            owner._diff.put(update)
-        else:
-            owner.leaf.grad, owner._update = None, update
+        self.memory.clear_gradient()
 
     def fetch(self) -> None:
         """Take back values that were written into a copy on the host."""
-        self.owner._data.fetch()
+        self.memory.data.fetch()
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
-        """Order the values in memory as the engine prefers, as long as nobody has looked at them."""
-        if self.owner is self and not self._rows_only:
-            self._order(memory_format)
-
-    def keep_rows(self) -> None:
-        """Order the values in memory row by row, for good: what NumPy sees, and what can be seen in another shape."""
-        self._rows_only = True
-        if not self.leaf.is_contiguous():
-            self._order(torch.contiguous_format)
-
-    def _order(self, memory_format: torch.memory_format) -> None:
-        self.leaf.data = self.leaf.data.contiguous(memory_format=memory_format)
-        self._data = Side(self.leaf.detach())
-        self.order = next(_orders)
+        """Order the values in memory as the engine prefers, if they are its own and nobody has looked at them."""
+        if self.owner is self:
+            self.memory.lay_out(memory_format)
 
     def share(self, owner: Parameter) -> None:
         """Use the memory of `owner`, data and gradient, in this blob's shape."""
         self.owner = owner.owner
         if self.owner.shape != self._shape:
-            self.owner.keep_rows()
-        self.leaf = self.owner.leaf
+            self.memory.keep_rows()
+        self._memory = self.memory
 
     def reshape(self, *shape: int) -> None:
         """Change the shape, keeping values as far as the new count allows."""
@@ -145,8 +191,9 @@ class Parameter(Blob):
         old = self.tensor.reshape(-1)
         kept = min(new.numel(), old.numel())
         new[:kept] = old[:kept]
+        leaf = new.view(shape).requires_grad_(self.leaf.requires_grad)
         self._shape = shape
-        self.owner = self
-        self.leaf = new.view(shape).requires_grad_(self.leaf.requires_grad)
-        self._data, self._diff = Side(self.leaf.detach()), Side(None)
-        self.order = next(_orders)
+        if self.owner is self:
+            self.memory.replace(leaf)
+        else:
+            self.owner, self._memory = self, Memory(leaf)

@@ -36,7 +36,7 @@ class Group:
         """Follow the parameters where their memory has moved, or where a copy of it on the host was written."""
         for blob in self.blobs:
             blob.fetch()
-        orders = [blob.owner.order for blob in self.blobs]
+        orders = [blob.memory.order for blob in self.blobs]
         if orders == self.orders:
             return
         self.orders = orders
@@ -54,7 +54,7 @@ class Group:
     def show_updates(self, updates: Tensors) -> None:
         """Let the parameters' diffs show what has been subtracted."""
         for blob, update, turned in zip(self.blobs, updates, self.turned, strict=True):
-            blob.show_update(update.permute(0, 3, 1, 2) if turned else update)
+            blob.memory.show_update(update.permute(0, 3, 1, 2) if turned else update)
 
     def _in_memory_order(self, tensors: Iterable[torch.Tensor]) -> Tensors:
         return [tensor.permute(0, 2, 3, 1) if turned else tensor for tensor, turned in zip(tensors, self.turned, strict=True)]
