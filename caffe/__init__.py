@@ -42,6 +42,7 @@ _HOME = {
     "NCCL": "training.nccl",
     "has_nccl": "training.nccl",
     "Net": "engine.net",
+    "NetGraph": "engine.graph",
     "Classifier": "classifier",
     "Detector": "detector",
     "Layer": "engine.python_layer",

@@ -15,6 +15,7 @@ from caffe.engine import layer as layers
 from caffe.engine import weights as weight_copying
 from caffe.engine.blob import Blob, Parameter
 from caffe.engine.executor import Executor, Step
+from caffe.engine.graph import NetGraph
 from caffe.errors import Error, LayerError
 from caffe.formats import prototxt
 from caffe.proto import caffe_pb2
@@ -33,6 +34,7 @@ class Net:
     params   {layer name: [weights, bias, …]}; of layers with one name, those of the last
     layers   the layers, with `type` and `blobs`
     inputs, outputs  names of blobs
+    graph    which layers make and read the blobs: a NetGraph of `definition`, the layers with the inserted splits
     """
 
     def __init__(self, network_file, *args, phase=None, level=None, stages=None, weights=None):
@@ -82,13 +84,9 @@ class Net:
         self._memory = 0
         steps = [self._append(param, where) for param, where in zip(self.definition.layer, wheres, strict=True)]
         self.input_names = frozenset(self.inputs)
+        self.graph = NetGraph(self.definition.layer)
         self._decide_backward(steps)
-        available = {name for step in steps for name in step.tops}
-        consumed = set()
-        for step in steps:
-            consumed.difference_update(name for name in step.tops if name not in step.bottoms)
-            consumed.update(name for name in step.bottoms if name not in step.tops)
-        self.outputs = sorted(available - consumed)
+        self.outputs = sorted(value.blob for value in self.graph.outputs())
         for name in self.outputs:
             glog.info("net.cpp:244", f"This network produces output {name}")
         self._steps = steps
@@ -489,7 +487,7 @@ class Net:
 
         data (N, C, H, W) and labels (N,), float32, N a multiple of the layer's batch size
         """
-        if not hasattr(self.layers[0], "reset"):
+        if self.layers[0].reads != "arrays":
             raise Error(self.path, f"a first layer of type {self.layers[0].type}", "set_input_arrays feeds a MemoryData layer")
         self.layers[0].reset(data, labels)
 

@@ -74,13 +74,7 @@ def copy(net: Net, path: str, skip: Collection[str] = ()) -> Copied:
 def _unfit(net: Net, name: str, targets: list[Parameter], blobs: list[weight_files.Stored]) -> tuple[str, str, str] | None:
     """Why a layer's parameters cannot be copied: what was found, what was expected, what to do; None where they can."""
     if len(targets) != len(blobs):
-        nvidias = len(blobs) == 5 and net.layer_dict[name].type == "BatchNorm"
-        do = (
-            "give the net's layer batch_norm_param { scale_bias: true }"
-            if nvidias
-            else "rename the layer to train it from scratch"
-        )
-        return f"{len(blobs)} parameters", f"the net has {len(targets)}", do
+        return f"{len(blobs)} parameters", f"the net has {len(targets)}", net.layer_dict[name].advice_for_blobs(len(blobs))
     for index, (target, blob) in enumerate(zip(targets, blobs, strict=True)):
         if not blob.fits(target.shape) or blob.values.size != target.count:
             return (

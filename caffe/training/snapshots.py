@@ -114,8 +114,7 @@ def restore(solver: Solver, path: str) -> None:
     solver.load_history(torch.from_numpy(values) for _, values in stored.history)
     solver.iter, solver.current_step = stored.iteration, stored.step
     for layer in solver.net.layers:
-        if hasattr(layer, "seek"):
-            layer.seek(stored.iteration * solver.param.iter_size * layer.batch_size)
+        layer.seek_batch(stored.iteration * solver.param.iter_size)
     if mode.solver_count() == 1 and stored.run.ListFields():
         try:
             _go_on(solver, stored.run)
