@@ -20,6 +20,7 @@ _NAMES = {
         *("set_solver_rank", "solver_count", "solver_rank"),
     ),
     "engine.blob": ("Blob",),
+    "engine.graph": ("NetGraph",),
     "engine.layer": ("layer_type", "layer_type_list"),
     "engine.net": ("Net",),
     "engine.python_layer": ("Layer",),

@@ -14,6 +14,7 @@ from caffe.proto import caffe_pb2
 LAYER_STYLE_DEFAULT = {"shape": "record", "fillcolor": "#6495ED", "style": "filled"}
 NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}
 BLOB_STYLE = {"shape": "octagon", "fillcolor": "#E0E0E0", "style": "filled"}
+# By name: what draws need not load the layers' classes, and so PyTorch. A test compares them with `drawn_as`.
 _COLORS = {"Convolution": "#FF5050", "Deconvolution": "#FF5050", "Pooling": "#FF9900", "InnerProduct": "#CC33FF"}
 _TEXT_FORMATS = ("dot", "gv", "raw")
 
@@ -75,13 +76,10 @@ def _attributes(attributes: dict[str, str]) -> str:
 
 def get_edge_label(layer: caffe_pb2.LayerParameter) -> str:
     """What is written at the arrows from a layer: its batch or its number of outputs."""
-    if layer.type == "Data":
+    if layer.HasField("data_param"):
         return f"Batch {layer.data_param.batch_size}"
-    if layer.type in ("Convolution", "Deconvolution"):
-        return str(layer.convolution_param.num_output)
-    if layer.type == "InnerProduct":
-        return str(layer.inner_product_param.num_output)
-    return ""
+    outputs = layer.convolution_param.num_output or layer.inner_product_param.num_output
+    return str(outputs) if outputs else ""
 
 
 def get_layer_lr_mult(layer: caffe_pb2.LayerParameter) -> float:
@@ -92,14 +90,14 @@ def get_layer_lr_mult(layer: caffe_pb2.LayerParameter) -> float:
 def get_layer_label(layer: caffe_pb2.LayerParameter, rankdir: str, display_lrm: bool = False) -> str:
     """Name and type of a layer, with its windows where it has them; on lines of their own where layers stand side by side."""
     separator = " " if rankdir in ("TB", "BT") else "\\n"
-    if layer.type in ("Convolution", "Deconvolution"):
+    if layer.HasField("convolution_param"):
         param = layer.convolution_param
         lines = [f"{layer.name}({layer.type})"]
         lines += [f"kernel size: {_axes(param, 'kernel_size', 1)}", f"stride: {_axes(param, 'stride', 1)}"]
         lines += [f"pad: {_axes(param, 'pad', 0)}", f"dilation: {_axes(param, 'dilation', 1)}", f"group: {param.group}"]
         if display_lrm:
             lines.append(f"lr_mult: {get_layer_lr_mult(layer):g}")
-    elif layer.type == "Pooling":
+    elif layer.HasField("pooling_param"):
         param = layer.pooling_param
         method = caffe_pb2.PoolingParameter.PoolMethod.Name(param.pool)
         size = "global" if param.global_pooling else _axes(param, "kernel_size", 1)
@@ -107,7 +105,7 @@ def get_layer_label(layer: caffe_pb2.LayerParameter, rankdir: str, display_lrm: 
         lines += [f"kernel size: {size}", f"stride: {_axes(param, 'stride', 1)}", f"pad: {_axes(param, 'pad', 0)}"]
     else:
         lines = [f"{layer.name}({layer.type})"]
-        if display_lrm and layer.type == "InnerProduct":
+        if display_lrm and layer.HasField("inner_product_param"):
             lines.append(f"lr_mult: {get_layer_lr_mult(layer):g}")
     return separator.join(lines)
 

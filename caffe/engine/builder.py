@@ -9,6 +9,7 @@ from caffe.engine import layer as layers
 from caffe.engine import topology
 from caffe.engine.blob import Blob
 from caffe.engine.executor import BuiltNet, Step
+from caffe.engine.graph import NetGraph
 from caffe.engine.parameter import Parameter
 from caffe.errors import LayerError
 from caffe.formats import prototxt
@@ -26,8 +27,9 @@ def build(definition: caffe_pb2.NetParameter, places: list[str], device: torch.d
     net = BuiltNet(included, device)
     builder = _Builder(net)
     net.steps = [builder.add(param, place) for param, place in zip(included.layer, places, strict=True)]
+    net.graph = NetGraph(included.layer)
     _decide_backward(net)
-    net.outputs = _outputs(net.steps)
+    net.outputs = sorted(value.blob for value in net.graph.outputs())
     for name in net.outputs:
         events.output_produced(name)
     for name, weight in net.blob_loss_weights.items():
@@ -193,13 +195,3 @@ def _decide_backward(net: BuiltNet) -> None:
         for blob in layer.blobs:
             if blob.owner is blob:
                 blob.leaf.requires_grad_(step.needs_backward and (force or blob.lr_mult != 0))
-
-
-def _outputs(steps: list[Step]) -> list[str]:
-    """Names of the blobs that no later layer reads, sorted."""
-    available = {name for step in steps for name in step.tops}
-    consumed: set[str] = set()
-    for step in steps:
-        consumed.difference_update(name for name in step.tops if name not in step.bottoms)
-        consumed.update(name for name in step.bottoms if name not in step.tops)
-    return sorted(available - consumed)

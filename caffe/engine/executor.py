@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from caffe.engine import machine
 from caffe.engine.blob import Blob
+from caffe.engine.graph import NetGraph
 from caffe.errors import Error, LayerError
 from caffe.proto import caffe_pb2
 
@@ -33,8 +34,8 @@ class Step:
     tops: list[str]
     needs_backward: bool
     propagates: list[bool]
-    producers: list[tuple[Step, int] | None] = field(default_factory=list)
-    """For each bottom, the layer that makes this version of it and the number of the top; None where there is none."""
+    producers: list[tuple[Step, int]] = field(default_factory=list)
+    """For each bottom, the layer that makes this version of it and the number of the top."""
     consumers: list[int | None] = field(default_factory=list)
     """For each top, the layer that reads this version of it and passes a gradient back; None where there is none."""
     segment: int = -1
@@ -42,7 +43,7 @@ class Step:
     def __post_init__(self):
         self.is_input = self.layer.is_input
         """Whether its tops are the caller's, and stay."""
-        self.begins_layout = not self.bottoms or self.layer.type in ("Convolution", "Deconvolution")
+        self.begins_layout = not self.bottoms or self.layer.begins_layout
         """Whether its tops are put into the net's memory layout; those of the other layers inherit it."""
         self.overwritten: set[int] = set()
         """Numbers of the tops that another layer writes into."""
@@ -54,10 +55,9 @@ class Step:
     def bottom_place(self, slot: int) -> Place | None:
         """Where in the graph a bottom is, as it was when the layer read it; None where no gradient reaches it."""
         place = self.entries.get(self.bottoms[slot])
-        if self.producers[slot] is not None:
-            producer, number = self.producers[slot]
-            if producer.segment == self.segment:
-                place = producer.places[number] if producer.places else None
+        producer, number = self.producers[slot]
+        if producer.segment == self.segment:
+            place = producer.places[number] if producer.places else None
         return place if _is_in_graph(place) else None
 
 
@@ -68,6 +68,7 @@ class BuiltNet:
     definition  the layers that the net's state includes, with splits
     steps       one for each of them
     blobs       {name: Blob} in the order in which layers produce them
+    graph       which layers make and read the blobs
     outputs     names of the blobs that no layer reads
     """
 
@@ -78,6 +79,7 @@ class BuiltNet:
     blob_loss_weights: OrderedDict[str, float] = field(default_factory=OrderedDict)
     """Weights of the blobs in the objective, by name; 0 for those that are no loss."""
     blob_needs_backward: dict[str, bool] = field(default_factory=dict)
+    graph: NetGraph = field(default_factory=lambda: NetGraph([]))
     outputs: list[str] = field(default_factory=list)
 
 
@@ -154,34 +156,25 @@ class Executor:
         self.channels_last = _prefers_channels_last([step.layer for step in steps])
         if self.channels_last:
             for step in steps:
-                _prepare_convolution(step.layer, net.device)
                 step.layer.use_channels_last()
-        self._mark_producers()
-        self._mark_consumers()
+        self._join()
         self._mark_overwriting()
         self._plan = functools.cache(lambda first, last: Plan(net, steps[first : last + 1]))
         self._backward_plan = functools.cache(lambda first, last: BackwardPlan(steps[first : last + 1], last))
 
-    def _mark_producers(self) -> None:
-        writers: dict[str, tuple[Step, int]] = {}
-        for step in self.steps:
-            step.producers = [writers.get(name) for name in step.bottoms]
-            writers.update((name, (step, slot)) for slot, name in enumerate(step.tops))
-
-    def _mark_consumers(self) -> None:
-        readers: dict[str, int | None] = {}
-        for index in reversed(range(len(self.steps))):
-            step = self.steps[index]
-            step.consumers = [readers.get(name) for name in step.tops]
-            for name in step.tops:
-                readers.pop(name, None)
-            for name, propagates in zip(step.bottoms, step.propagates, strict=True):
-                readers[name] = index if propagates and step.needs_backward else None
+    def _join(self) -> None:
+        """Note for each step where its bottoms are made and where its tops are read; with the splits, by one bottom each."""
+        graph, steps = self.net.graph, self.steps
+        passing = {(i, slot) for i, step in enumerate(steps) for slot, passes in enumerate(step.propagates) if passes}
+        passing = {(i, slot) for i, slot in passing if steps[i].needs_backward}
+        for step, bottoms, tops in zip(steps, graph.bottoms, graph.tops, strict=True):
+            step.producers = [(steps[value.layer], value.top) for value in bottoms]
+            step.consumers = [next((i for i, slot in graph.readers[value] if (i, slot) in passing), None) for value in tops]
 
     def _mark_overwriting(self) -> None:
         """An in-place layer may write into its bottom where the layer before does not need that output again."""
         for step in self.steps:
-            if step.bottoms and step.tops[:1] == step.bottoms[:1] and step.producers[0] is not None:
+            if step.bottoms and step.tops[:1] == step.bottoms[:1]:
                 before, slot = step.producers[0]
                 step.layer.overwrites = not before.layer.keeps_output and not before.is_input
                 if step.layer.overwrites:
@@ -226,7 +219,7 @@ class Executor:
             try:
                 tops = step.layer.forward(*bottoms)
             except RuntimeError as error:
-                if isinstance(error, Error) or hasattr(error, "__notes__"):  # a Python layer's own, which names it
+                if isinstance(error, Error) or step.layer.runs_user_code:
                     raise
                 raise self._failed(step.layer, bottoms, error) from error
             if isinstance(tops, torch.Tensor):
@@ -298,7 +291,7 @@ class Executor:
             place = step.places[slot]
             if _is_in_graph(place):
                 seed = blobs[name].gradient
-                if seed is None and step.layer.type == "Python":  # whose backward is called whatever the gradient
+                if seed is None and step.layer.runs_user_code:
                     seed = torch.zeros_like(blobs[name].tensor)
                 if seed is not None:
                     roots.append(place)
@@ -335,18 +328,7 @@ def laid_out_as(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def _prefers_channels_last(layers) -> bool:
     """Whether channels-last is the faster layout: for two-dimensional convolutions it is, on CPUs and GPUs."""
-    return any(layer.type in ("Convolution", "Deconvolution") and len(layer.blobs[0].shape) == 4 for layer in layers)
-
-
-def _prepare_convolution(layer, device: torch.device) -> None:
-    """Let a convolution of channels-last images have its weights so; on a CPU, images of one channel as pairs of columns."""
-    if layer.type not in ("Convolution", "Deconvolution") or len(layer.blobs[0].shape) != 4:
-        return
-    plain = layer.type == "Convolution" and layer.param.convolution_param.group == 1 and layer.dilation == (1, 1)
-    if plain and layer.blobs[0].shape[1] == 1 and device.type == "cpu":
-        layer.takes_pairs = True
-    else:
-        layer.blobs[0].lay_out(torch.channels_last)
+    return any(layer.begins_layout and len(layer.blobs[0].shape) == 4 for layer in layers)
 
 
 def _channels_last(value: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from caffe.errors import LayerError, nearest
 from caffe.proto import caffe_pb2
 
 _TYPES: dict[str, type[Layer]] = {}
+_FIELDS = {name.removesuffix("_param").replace("_", ""): name for name in caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name}
 
 
 class BlobSpec(NamedTuple):
@@ -44,9 +45,9 @@ class Layer:
     """
 
     type = "Layer"
-    bottoms = (0, None)
+    bottoms: tuple[int, int | None] = (1, 1)
     """Least and greatest number of bottoms; None is no limit."""
-    tops = (1, 1)
+    tops: tuple[int, int | None] = (1, 1)
     """Least and greatest number of tops."""
     is_loss = False
     """The first top has loss weight 1 unless the prototxt says else, and a layer without tops is given one."""
@@ -54,14 +55,53 @@ class Layer:
     """Bottoms that a gradient can reach; None is all. Labels are not among them."""
     keeps_output = True
     """Whether the gradient is computed from the output, so that a following layer may not overwrite it."""
+    runs_user_code = False
+    """Whether its code is the user's: its errors name the layer already, and its backward pass runs without a gradient, too."""
+    begins_layout = False
+    """Whether its tops are put into the net's memory layout; those of other layers inherit their bottoms'."""
+
+    settings_field = ""
+    """Field of LayerParameter that holds the type's own parameters; "" if it has none."""
+    learns: tuple[BlobSpec, ...] = ()
+    """Its blobs, if they are the same in all layers of the type but for a bias, which `bias_term: false` leaves out."""
     keeps_shape = False
     """Whether every top has the shape of the first bottom."""
+    gives_maps: bool | None = None
+    """Whether the tops have height and width; None if they do where the first bottom does."""
+    copies_values = False
+    """Whether the tops have the bottom's values, possibly in another shape; Dropout in testing."""
+    is_elementwise = False
+    """Whether a value of a top depends only on the bottoms' values at the same position."""
+    is_channelwise = False
+    """Whether it treats the values of a vector as it treats the channels of a map."""
+    rescales = False
+    """Whether it can bring inputs as large as pixel values to a smaller scale."""
     is_linear = False
     """Whether the tops are weighted sums of the bottom's values, plus a bias: the layers that a net's depth is counted in."""
+    is_transposed = False
+    """Whether a linear layer's weights are (inputs, outputs / group, …) instead of (outputs, inputs / group, …)."""
+    is_classifier = False
+    """Whether it can be a classifier's last layer: `num_output` scores, each from all inputs."""
+    is_affine = False
+    """Whether it multiplies by and adds numbers that lie along some axes of the first bottom."""
+    normalizes_batch = False
+    """Whether it normalises each channel, in training by its batch's statistics; `epsilon(param)` is added to the variance."""
+    statistics_setting = ""
+    """Setting of `settings_field` that makes training use the stored running statistics."""
+    applies_softmax = False
+    """Whether it computes the softmax of its first bottom."""
+    compares_labels = False
+    """Whether it compares scores with one label for each position, as a loss or an accuracy; `along` is the class axis."""
+    reads_out = False
+    """Whether it only derives probabilities, classes or an accuracy from class scores, or discards them."""
     is_source = False
     """Whether it has no bottoms and says its tops' shapes before there are values."""
     is_input = False
     """Whether its tops are the caller's, and stay."""
+    reads = ""
+    """What a source reads: "database" (records with a label), "image list" (lines `path label`), "arrays", "records" (others)."""
+    drawn_as = ""
+    """Group whose colour a drawing gives it: convolution, pooling, inner product, arrangement, loss; "" for none of them."""
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
@@ -78,11 +118,42 @@ class Layer:
 
         None if only the built layer knows them (Python layers).
         """
-        return ()
+        return cls.learns if getattr(cls.settings_of(param), "bias_term", True) else cls.learns[:1]
+
+    @classmethod
+    def settings_of(cls, param: caffe_pb2.LayerParameter):
+        """The message in `param` with the type's own parameters; None if the type has none."""
+        return getattr(param, cls.settings_field) if cls.settings_field else None
+
+    @classmethod
+    def has_statistics(cls, param: caffe_pb2.LayerParameter) -> bool:
+        """Whether the layer stores running statistics, which training updates unless they are frozen."""
+        return not all(spec.learned for spec in cls.blob_specs(param) or ())
+
+    @classmethod
+    def updates_statistics(cls, param: caffe_pb2.LayerParameter) -> bool:
+        """Whether training updates running statistics of the layer."""
+        return cls.has_statistics(param) and not getattr(cls.settings_of(param), cls.statistics_setting)
+
+    @classmethod
+    def stores_sums(cls, param: caffe_pb2.LayerParameter) -> bool:
+        """Whether the stored mean and variance are sums, to be divided by the third blob."""
+        return False
+
+    @classmethod
+    def tests_by_batch(cls, param: caffe_pb2.LayerParameter) -> bool:
+        """Whether testing, too, normalises by the statistics of the batch."""
+        return False
 
     @classmethod
     def freeze_statistics(cls, param: caffe_pb2.LayerParameter) -> None:
         """Change `param` so that training uses the stored running statistics and does not update them."""
+        if cls.has_statistics(param):
+            setattr(cls.settings_of(param), cls.statistics_setting, True)
+
+    @classmethod
+    def choose_statistics(cls, param: caffe_pb2.LayerParameter, stored: bool | None) -> None:
+        """Change `param` so that both phases use stored (True) or batch statistics (False); None: each phase its own."""
 
     def setup(self, *shapes: tuple[int, ...]) -> None:
         """Check the parameters against the bottoms' shapes and declare `blobs`; called once."""
@@ -105,7 +176,14 @@ class Layer:
         return ""
 
     def use_channels_last(self) -> None:
-        """Make tops of four axes in that memory layout from now on, where they would be converted into it each time."""
+        """Lay out the parameters, and tops that would be converted at each pass, channels-last from now on."""
+
+    def advice_for_blobs(self, count: int) -> str:
+        """What to do about a weights file that has `count` blobs for this layer, another number than its own."""
+        return "rename the layer to train it from scratch"
+
+    def seek_batch(self, number: int) -> None:
+        """Continue with batch `number`, counted from 0 over all epochs, in a layer that reads records."""
 
     def close(self) -> None:
         """Stop threads and close files; `forward` starts again."""
@@ -137,11 +215,15 @@ class Layer:
         return axis % axes
 
 
-def register(name: str):
-    """Class decorator: make a layer type known under `name`."""
+def register(name: str, settings_field: str = ""):
+    """Class decorator: make a layer type known under `name`.
+
+    settings_field  the type's `settings_field`; by default named like the type, else the base class's
+    """
 
     def decorate(layer_type: type[Layer]) -> type[Layer]:
         layer_type.type = name
+        layer_type.settings_field = settings_field or _FIELDS.get(name.lower(), layer_type.settings_field)
         _TYPES[name] = layer_type
         return layer_type
 

@@ -33,6 +33,7 @@ class Net:
     blobs    {name: Blob} in the order in which layers produce them; data and diff are NumPy arrays
     params   {layer name: [weights, bias, …]}; of layers with one name, those of the last
     layers   the layers, with `type` and `blobs`
+    graph    which layers make and read the blobs: a NetGraph of `definition`, the layers with the inserted splits
     inputs, outputs  names of blobs
     """
 
@@ -66,6 +67,7 @@ class Net:
         net = build(definition, prototxt.placed(self.path, definition, lines), self.device)
         self._runner = Runner(net)
         self._steps = net.steps
+        self.graph = net.graph
         self.definition, self.name = net.definition, net.definition.name
         self.blobs, self.outputs = net.blobs, net.outputs
         self.blob_loss_weights, self.blob_needs_backward = net.blob_loss_weights, net.blob_needs_backward
@@ -232,7 +234,7 @@ class Net:
 
         data (N, C, H, W) and labels (N,), float32, N a multiple of the layer's batch size
         """
-        if not hasattr(self.layers[0], "reset"):
+        if self.layers[0].reads != "arrays":
             raise Error(self.path, f"a first layer of type {self.layers[0].type}", "set_input_arrays feeds a MemoryData layer")
         self.layers[0].reset(data, labels)
 

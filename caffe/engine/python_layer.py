@@ -46,11 +46,11 @@ class Layer:
     phase      caffe.TRAIN or caffe.TEST; as text "TRAIN" or "TEST"
     blobs      learned parameters: self.blobs.add_blob(10, 3) in `setup` appends one; `backward` adds to their diffs
 
-    A source of records may also have `batch_size` and `seek(position)`, which a restored solver calls with the number of records
-    that were read before, and `close()`, which net.close() calls.
+    batch_size records in a batch, of a layer that reads some and has a `seek` of its own
     """
 
     type = "Python"
+    batch_size = 0
     param_str = ""
     phase = Phase.TEST
     blobs: BlobVec
@@ -60,6 +60,12 @@ class Layer:
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Read `param_str` and check the bottoms; called once."""
+
+    def seek(self, position: int) -> None:
+        """Continue at record number `position`, counted over all epochs; a restored solver calls it."""
+
+    def close(self) -> None:
+        """Stop threads and close files; net.close() calls it."""
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Give the tops their shapes, `top[0].reshape(10, 3)`; called before every `forward`."""

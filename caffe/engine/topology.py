@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from caffe import events
+from caffe.engine.graph import NetGraph
 from caffe.errors import LayerError
 from caffe.proto import caffe_pb2
 
@@ -67,49 +68,33 @@ def with_splits(net: caffe_pb2.NetParameter, wheres: list[str], loss_weight) -> 
     loss_weight(layer, index)  the loss weight that a top has of itself or by its layer's type; 0 where it is no loss
     """
     check_bottoms(net.layer, wheres)
-    producer: dict[str, tuple[int, int]] = {}
-    readers: dict[tuple[int, int], int] = {}
-    source: dict[tuple[int, int], tuple[int, int]] = {}
-    for index, layer in enumerate(net.layer):
-        for slot, name in enumerate(layer.bottom):
-            top = producer[name]
-            source[index, slot] = top
-            readers[top] = readers.get(top, 0) + 1
-        for slot, name in enumerate(layer.top):
-            producer[name] = (index, slot)
-        # A loss top that another layer also reads is split, so that each has its own gradient.
-        for slot in range(len(layer.top)):
-            if loss_weight(layer, slot) and producer[layer.top[slot]] == (index, slot):
-                readers.setdefault((index, slot), 0)
-    weights = {(index, slot): loss_weight(layer, slot) for index, layer in enumerate(net.layer) for slot in range(len(layer.top))}
-    for top, weight in weights.items():
-        if weight and readers.get(top):
-            readers[top] += 1
+    graph = NetGraph(net.layer)
+    weights = {value: loss_weight(net.layer[value.layer], value.top) for tops in graph.tops for value in tops}
+    # A loss top that another layer also reads is split, so that each has its own gradient.
+    copies = {value: len(readers) + bool(readers and weights[value]) for value in weights for readers in [graph.readers[value]]}
 
     result = caffe_pb2.NetParameter()
     result.CopyFrom(net)
     del result.layer[:]
     places: list[str] = []
-    used: dict[tuple[int, int], int] = {}
     for index, layer in enumerate(net.layer):
         copy = result.layer.add()
         copy.CopyFrom(layer)
         places.append(wheres[index])
-        for slot, name in enumerate(layer.bottom):
-            top = source[index, slot]
-            if readers[top] > 1:
-                copy.bottom[slot] = split_blob(net.layer[top[0]].name, name, top[1], used.get(top, int(bool(weights[top]))))
-                used[top] = used.get(top, int(bool(weights[top]))) + 1
-        for slot, name in enumerate(layer.top):
-            top = (index, slot)
-            if readers.get(top, 0) > 1:
+        for slot, value in enumerate(graph.bottoms[index]):
+            if copies[value] > 1:
+                reader = graph.readers[value].index((index, slot)) + bool(weights[value])
+                copy.bottom[slot] = split_blob(net.layer[value.layer].name, value.blob, value.top, reader)
+        for value in graph.tops[index]:
+            if copies[value] > 1:
+                name, slot = value.blob, value.top
                 split = result.layer.add(name=split_layer(layer.name, name, slot), type="Split", bottom=[name])
-                split.top.extend(split_blob(layer.name, name, slot, reader) for reader in range(readers[top]))
-                if weights[top]:
-                    split.loss_weight.extend([weights[top]] + [0] * (readers[top] - 1))
+                split.top.extend(split_blob(layer.name, name, slot, reader) for reader in range(copies[value]))
+                if weights[value]:
+                    split.loss_weight.extend([weights[value]] + [0] * (copies[value] - 1))
                     # The weight moves to the split's first top.
-                    for other in range(len(copy.loss_weight), len(copy.top)):
-                        copy.loss_weight.append(weights[index, other])
+                    for other in graph.tops[index][len(copy.loss_weight) :]:
+                        copy.loss_weight.append(weights[other])
                     copy.loss_weight[slot] = 0
                 places.append(wheres[index])
     return result, places

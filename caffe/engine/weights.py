@@ -50,9 +50,9 @@ def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ())
     result = Copied()
     arrays: list[tuple[Parameter, np.ndarray]] = []
     wrong: dict[str, tuple[str, str, str]] = {}
-    types, params = {layer.param.name: layer.type for layer in layers}, parameters_by_layer(layers)
+    named, params = {layer.param.name: layer for layer in layers}, parameters_by_layer(layers)
     for name, blobs in stored.items():
-        if name not in types:
+        if name not in named:
             events.source_layer_ignored(name)
             if blobs:
                 result.ignored.append(name)
@@ -62,7 +62,7 @@ def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ())
             targets = [target for target in targets if target.owner is target]
         if not targets and not blobs:
             continue
-        unfit = _unfit(types[name], targets, blobs)
+        unfit = _unfit(named[name], targets, blobs)
         if name in skip:
             result.skipped[name] = f"{unfit[0]}, but {unfit[1]}" if unfit else ""
         elif unfit:
@@ -79,16 +79,10 @@ def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ())
     return result
 
 
-def _unfit(kind: str, targets: list[Parameter], blobs: list[weight_files.Stored]) -> tuple[str, str, str] | None:
+def _unfit(layer: Layer, targets: list[Parameter], blobs: list[weight_files.Stored]) -> tuple[str, str, str] | None:
     """Why a layer's parameters cannot be copied: what was found, what was expected, what to do; None where they can."""
     if len(targets) != len(blobs):
-        nvidias = len(blobs) == 5 and kind == "BatchNorm"
-        do = (
-            "give the net's layer batch_norm_param { scale_bias: true }"
-            if nvidias
-            else "rename the layer to train it from scratch"
-        )
-        return f"{len(blobs)} parameters", f"the net has {len(targets)}", do
+        return f"{len(blobs)} parameters", f"the net has {len(targets)}", layer.advice_for_blobs(len(blobs))
     for index, (target, blob) in enumerate(zip(targets, blobs, strict=True)):
         if not blob.fits(target.shape) or blob.values.size != target.count:
             return (

@@ -11,12 +11,16 @@ from caffe.engine.layer import WEIGHT, Layer, register
 from caffe.proto import caffe_pb2
 
 
-@register("ReLU")
-class ReLU(Layer):
-    """y = x where x > 0, else negative_slope · x; shape of x."""
+class Elementwise(Layer):
+    """y = f(x) for each value of one bottom; shape of x."""
 
-    bottoms = (1, 1)
     keeps_shape = True
+    is_elementwise = True
+
+
+@register("ReLU")
+class ReLU(Elementwise):
+    """y = x where x > 0, else negative_slope · x; shape of x."""
 
     def forward(self, x):
         slope = self.param.relu_param.negative_slope
@@ -32,12 +36,9 @@ class PReLU(Layer):
     Blob: the slopes (C,), or () with channel_shared; 0.25 at first.
     """
 
-    bottoms = (1, 1)
+    learns = (WEIGHT,)
     keeps_shape = True
-
-    @classmethod
-    def blob_specs(cls, param):
-        return (WEIGHT,)
+    is_channelwise = True
 
     def setup(self, shape):
         p = self.param.prelu_param
@@ -52,44 +53,32 @@ class PReLU(Layer):
 
 
 @register("ELU")
-class ELU(Layer):
+class ELU(Elementwise):
     """y = x where x > 0, else alpha (e^x - 1) (Clevert et al. 2015); shape of x."""
-
-    bottoms = (1, 1)
-    keeps_shape = True
 
     def forward(self, x):
         return functional.elu(x, self.param.elu_param.alpha)
 
 
 @register("Sigmoid")
-class Sigmoid(Layer):
+class Sigmoid(Elementwise):
     """y = 1 / (1 + e^-x); shape of x."""
-
-    bottoms = (1, 1)
-    keeps_shape = True
 
     def forward(self, x):
         return torch.sigmoid(x)
 
 
 @register("TanH")
-class TanH(Layer):
+class TanH(Elementwise):
     """y = tanh x; shape of x."""
-
-    bottoms = (1, 1)
-    keeps_shape = True
 
     def forward(self, x):
         return torch.tanh(x)
 
 
 @register("Swish")
-class Swish(Layer):
+class Swish(Elementwise):
     """y = x / (1 + e^(-beta x)) (Ramachandran et al. 2017); shape of x."""
-
-    bottoms = (1, 1)
-    keeps_shape = True
 
     def forward(self, x):
         beta = self.param.swish_param.beta
@@ -97,33 +86,24 @@ class Swish(Layer):
 
 
 @register("BNLL")
-class BNLL(Layer):
+class BNLL(Elementwise):
     """Binomial normal log likelihood: y = log(1 + e^x); shape of x."""
-
-    bottoms = (1, 1)
-    keeps_shape = True
 
     def forward(self, x):
         return functional.softplus(x)
 
 
 @register("AbsVal")
-class AbsVal(Layer):
+class AbsVal(Elementwise):
     """y = |x|; shape of x."""
-
-    bottoms = (1, 1)
-    keeps_shape = True
 
     def forward(self, x):
         return x.abs()
 
 
 @register("Clip")
-class Clip(Layer):
+class Clip(Elementwise):
     """y = x, no smaller than min and no larger than max; shape of x."""
-
-    bottoms = (1, 1)
-    keeps_shape = True
 
     def setup(self, shape):
         p = self.param.clip_param
@@ -139,11 +119,9 @@ class Clip(Layer):
 
 
 @register("Threshold")
-class Threshold(Layer):
+class Threshold(Elementwise):
     """y = 1 where x > threshold, else 0; shape of x. No gradient."""
 
-    bottoms = (1, 1)
-    keeps_shape = True
     differentiable_bottoms = ()
 
     def forward(self, x):
@@ -160,11 +138,8 @@ def _log_base(layer: Layer, base: float) -> float:
 
 
 @register("Exp")
-class Exp(Layer):
+class Exp(Elementwise):
     """y = base ^ (shift + scale · x), where base -1 is e; shape of x."""
-
-    bottoms = (1, 1)
-    keeps_shape = True
 
     def setup(self, shape):
         p = self.param.exp_param
@@ -176,11 +151,8 @@ class Exp(Layer):
 
 
 @register("Log")
-class Log(Layer):
+class Log(Elementwise):
     """y = log of (shift + scale · x) to a base, where base -1 is e; shape of x."""
-
-    bottoms = (1, 1)
-    keeps_shape = True
 
     def setup(self, shape):
         self.log_base = _log_base(self, self.param.log_param.base)
@@ -193,14 +165,13 @@ class Log(Layer):
 
 
 @register("Power")
-class Power(Layer):
+class Power(Elementwise):
     """y = (shift + scale · x) ^ power; shape of x.
 
     Caffe: where power · scale is 0 the output is constant and the gradient 0, whatever x is.
     """
 
-    bottoms = (1, 1)
-    keeps_shape = True
+    rescales = True
 
     def forward(self, x):
         p = self.param.power_param

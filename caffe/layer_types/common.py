@@ -17,13 +17,12 @@ class InnerProduct(Layer):
     With `transpose` the weights lie as (K, N).
     """
 
-    bottoms = (1, 1)
+    learns = (WEIGHT, BIAS)
     keeps_output = False
     is_linear = True
-
-    @classmethod
-    def blob_specs(cls, param):
-        return (WEIGHT, BIAS)[: 1 + param.inner_product_param.bias_term]
+    gives_maps = False
+    is_classifier = True
+    drawn_as = "inner product"
 
     def setup(self, shape):
         p = self.param.inner_product_param
@@ -62,12 +61,9 @@ class Embed(Layer):
     Blobs: weights (input_dim, N); bias (N,). Bottom: indices from 0 to input_dim - 1.
     """
 
-    bottoms = (1, 1)
+    learns = (WEIGHT, BIAS)
     differentiable_bottoms = ()
-
-    @classmethod
-    def blob_specs(cls, param):
-        return (WEIGHT, BIAS)[: 1 + param.embed_param.bias_term]
+    drawn_as = "inner product"
 
     def setup(self, shape):
         p = self.param.embed_param
@@ -99,11 +95,8 @@ class Embed(Layer):
 class Parameter(Layer):
     """A learned blob of the given shape as a top; 0 at first."""
 
+    learns = (WEIGHT,)
     bottoms = (0, 0)
-
-    @classmethod
-    def blob_specs(cls, param):
-        return (WEIGHT,)
 
     def setup(self):
         self.add_blob(tuple(self.param.parameter_param.shape.dim), caffe_pb2.FillerParameter())
@@ -120,8 +113,9 @@ class Parameter(Layer):
 class Dropout(Layer):
     """In training, each value is 0 with probability dropout_ratio and divided by 1 - dropout_ratio otherwise; else unchanged."""
 
-    bottoms = (1, 1)
     keeps_shape = True
+    copies_values = True
+    is_elementwise = True
 
     def setup(self, shape):
         ratio = self.param.dropout_param.dropout_ratio

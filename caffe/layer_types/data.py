@@ -26,10 +26,6 @@ class Source(Layer):
     tops = (1, None)
     is_source = True
 
-    def top_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the tops."""
-        raise NotImplementedError
-
     def share(self) -> tuple[int, int]:
         """(n, r): this solver reads the records r, r + n, r + 2 n, …; in testing, which one solver does, (1, 0)."""
         return (mode.solver_count(), mode.solver_rank()) if self.phase == caffe_pb2.TRAIN else (1, 0)
@@ -97,7 +93,25 @@ class DummyData(Source):
         return "" if all(filler.type == "constant" for filler in self.fillers) else "draws its values at random"
 
 
-class Prefetching(Source):
+class Records(Source):
+    """A source that reads records in batches, over and over, from any of them on."""
+
+    reads = "records"
+
+    @property
+    def batch_size(self) -> int:
+        """Records in a batch."""
+        return self.settings_of(self.param).batch_size
+
+    def seek(self, position: int) -> None:
+        """Continue with the batch that begins at the record `position`, counted over all epochs."""
+        raise NotImplementedError
+
+    def seek_batch(self, number):
+        self.seek(number * self.batch_size)
+
+
+class Prefetching(Records):
     """A source whose batches are made ahead of need on a thread, in one order whatever the timing.
 
     Subclasses give `batch(position)`: the tops for the batch that begins at the record `position`, and the next position.
@@ -119,13 +133,7 @@ class Prefetching(Source):
         """Yield batches for ever, the first one beginning at the record `position`."""
         raise NotImplementedError
 
-    @property
-    def batch_size(self) -> int:
-        """Records in a batch."""
-        raise NotImplementedError
-
-    def seek(self, position: int) -> None:
-        """Continue with the batch that begins at the record `position`, counted over all epochs."""
+    def seek(self, position):
         self.close()
         self._position = position
 
@@ -195,6 +203,8 @@ class Prefetching(Source):
 class Data(Prefetching):
     """Images and labels from a database of Datum records, in key order, over and over: → (N, C, H, W), (N,)."""
 
+    reads = "database"
+
     def __init__(self, *arguments):
         super().__init__(*arguments)
         p = self.param.data_param
@@ -217,10 +227,6 @@ class Data(Prefetching):
     def top_shapes(self):
         batch = self.param.data_param.batch_size
         return [(batch, *self.transformer.shape(self.image)), (batch,)][: len(self.param.top)]
-
-    @property
-    def batch_size(self):
-        return self.param.data_param.batch_size
 
     def pixels(self, record) -> tuple[np.ndarray, int]:
         """Image and label of a record."""

@@ -13,7 +13,7 @@ import torch
 from caffe import events
 from caffe.engine.layer import Layer, register
 from caffe.errors import Error, FileError
-from caffe.layer_types.data import Prefetching, Source
+from caffe.layer_types.data import Prefetching, Records, Source
 from caffe.transforms.transform import Transformer
 
 
@@ -64,10 +64,11 @@ class ImageData(Prefetching):
     """
 
     tops = (2, 2)
+    reads = "image list"
 
     def setup(self, *shapes):
         super().setup()
-        p = self.settings
+        p = self.settings_of(self.param)
         if bool(p.new_height) != bool(p.new_width):
             raise self.error(f"new_height {p.new_height} and new_width {p.new_width}", "both are given, or neither")
         events.image_list_opened(p.source)
@@ -88,15 +89,6 @@ class ImageData(Prefetching):
     def top_shapes(self):
         return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size,)]
 
-    @property
-    def settings(self):
-        """The layer's own parameters."""
-        return self.param.image_data_param
-
-    @property
-    def batch_size(self):
-        return self.settings.batch_size
-
     def keep(self, state):
         super().keep(state)
         state.skipped = self.skipped
@@ -110,17 +102,18 @@ class ImageData(Prefetching):
             self.seed = state.seed
 
     def batch_dependence(self):
-        p = self.settings
+        p = self.settings_of(self.param)
         random = "shuffles its lines" if p.shuffle else "skips lines at random (rand_skip)" if p.rand_skip else ""
         return random or super().batch_dependence()
 
     def listed(self) -> list[tuple]:
         """The path of an image and its label, for each line of the list."""
-        return [(self.settings.root_folder + path, label) for path, label in labelled_lines(self.settings.source)]
+        p = self.settings_of(self.param)
+        return [(p.root_folder + path, label) for path, label in labelled_lines(p.source)]
 
     def pixels(self, line: tuple) -> np.ndarray:
         """The image of a line."""
-        return read_image(line[0], self.settings.is_color, self.size)
+        return read_image(line[0], self.settings_of(self.param).is_color, self.size)
 
     def labels(self, lines: list[tuple]) -> np.ndarray:
         """The labels of some lines."""
@@ -157,9 +150,7 @@ class DenseImageData(ImageData):
     The labels are the gray values, which no transformation changes; where a size is given, the nearest pixel's.
     """
 
-    @property
-    def settings(self):
-        return self.param.dense_image_data_param
+    reads = "records"
 
     def setup(self, *shapes):
         if self.param.transform_param.mirror or self.param.transform_param.crop_size:
@@ -172,7 +163,7 @@ class DenseImageData(ImageData):
         return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size, 1, *self.image[1:])]
 
     def listed(self):
-        source, root = self.settings.source, self.settings.root_folder
+        source, root = self.param.dense_image_data_param.source, self.param.dense_image_data_param.root_folder
         words = [word for line in lines_of(source, "image list") for word in line.split()]
         if len(words) % 2:
             raise FileError(source, f"{len(words)} paths", "each image is followed by its image of labels")
@@ -183,7 +174,7 @@ class DenseImageData(ImageData):
 
 
 @register("HDF5Data")
-class HDF5Data(Source):
+class HDF5Data(Records):
     """Rows of HDF5 datasets named as the tops, from a list of files, over and over: → (N, …) each.
 
     shuffle draws the order of the files, and of the rows in each, anew for every epoch. Of n solvers that train together, each
@@ -204,15 +195,10 @@ class HDF5Data(Source):
         self.seek(0)
         self.shapes = [array.shape[1:] for array in self._load(self.files[0])]
 
-    @property
-    def batch_size(self):
-        """Rows in a batch."""
-        return self.param.hdf5_data_param.batch_size
-
     def top_shapes(self):
         return [(self.batch_size, *shape) for shape in self.shapes]
 
-    def seek(self, position: int) -> None:
+    def seek(self, position):
         """Continue at the row `position` of this solver's, counted over all epochs."""
         solvers, rank = (1, 0) if self.param.hdf5_data_param.shuffle else self.share()
         self.position, self.rows = position, itertools.islice(self._rows(position * solvers), rank, None, solvers)
@@ -330,6 +316,7 @@ class MemoryData(Source):
     """Images and labels that `net.set_input_arrays` gives, batch by batch, over and over: → (N, C, H, W), (N,)."""
 
     tops = (2, 2)
+    reads = "arrays"
 
     def setup(self, *shapes):
         p = self.param.memory_data_param

@@ -21,17 +21,23 @@ class Loss(Layer):
     """What is minimised: a scalar; a second top is as large as the first bottom."""
 
     is_loss = True
+    ignored: int | None = None
+    """Label that does not count; None if all do."""
 
     def top_shapes(self, *shapes):
         return [(), shapes[0]][: len(self.param.top)]
 
     def batch_dependence(self):
-        valid = getattr(self, "ignored", None) is not None and self.normalization == LOSS.VALID
+        valid = self.ignored is not None and self.normalization == LOSS.VALID
         return "divides by the number of labels in its batch that are not ignored (normalization: VALID)" if valid else ""
 
 
 class _OfLabels(Layer):
     """What layers share that compare scores along an axis with one label for each of the other positions."""
+
+    bottoms = (2, 2)
+    differentiable_bottoms = (0,)
+    compares_labels = True
 
     def label_axis(self, scores: tuple[int, ...], labels: tuple[int, ...], axis: int) -> int:
         """The class axis, after a check that there is one label for each position."""
@@ -124,7 +130,7 @@ class _SoftmaxLoss(torch.autograd.Function):
         return difference.mul_(share if weights is None else weights * share), None, None, None, None
 
 
-@register("SoftmaxWithLoss")
+@register("SoftmaxWithLoss", "softmax_param")
 class SoftmaxWithLoss(_OfLabels, Loss):
     """Multinomial logistic loss of a softmax over `axis`: (scores, labels) → scalar; the probabilities as a second top.
 
@@ -132,9 +138,9 @@ class SoftmaxWithLoss(_OfLabels, Loss):
     With weight_by_label_freqs, a label's loss is multiplied before by its class's class_weighting.
     """
 
-    bottoms = (2, 2)
     tops = (1, 2)
-    differentiable_bottoms = (0,)
+    applies_softmax = True
+    drawn_as = "loss"
 
     def setup(self, scores, labels):
         events.layer_found(self.param.name)  # BVLC Caffe's inner softmax
@@ -161,6 +167,7 @@ class EuclideanLoss(Loss):
     """Half the mean over the batch of the squared distance between two bottoms of one count: → scalar."""
 
     bottoms = (2, 2)
+    drawn_as = "loss"
 
     def setup(self, first, second):
         if torch.Size(first[1:]).numel() != torch.Size(second[1:]).numel() or first[0] != second[0]:
@@ -176,13 +183,8 @@ def _at_least(value: torch.Tensor, least: float) -> torch.Tensor:
     return value + (value.clamp_min(least) - value).detach()
 
 
-@register("MultinomialLogisticLoss")
-class MultinomialLogisticLoss(_OfLabels, Loss):
-    """-log of the probability of the label, no smaller than 1e-20, as a mean over images: (probabilities, labels) → scalar."""
-
-    bottoms = (2, 2)
-    differentiable_bottoms = (0,)
-    ignored = None
+class _OfImages(_OfLabels, Loss):
+    """A loss of scores with one label for each image: (N, …), (N,) → scalar."""
 
     def setup(self, scores, labels):
         self.along = 1
@@ -190,6 +192,11 @@ class MultinomialLogisticLoss(_OfLabels, Loss):
 
     def forward(self, scores, labels):
         return super().forward(scores.flatten(1), labels)
+
+
+@register("MultinomialLogisticLoss")
+class MultinomialLogisticLoss(_OfImages):
+    """-log of the probability of the label, no smaller than 1e-20, as a mean over images: (probabilities, labels) → scalar."""
 
     def compare(self, scores, target, counted):
         return -_at_least(scores.gather(1, target), LOG_THRESHOLD).log().sum() / scores.shape[0]
@@ -205,7 +212,8 @@ class InfogainLoss(_OfLabels, Loss):
 
     bottoms = (2, 3)
     tops = (1, 2)
-    differentiable_bottoms = (0,)
+    applies_softmax = True
+    drawn_as = "loss"
 
     def setup(self, scores, labels, matrix=None):
         p = self.param.infogain_loss_param
@@ -243,22 +251,11 @@ class InfogainLoss(_OfLabels, Loss):
 
 
 @register("HingeLoss")
-class HingeLoss(_OfLabels, Loss):
+class HingeLoss(_OfImages):
     """Margins that are missed, max(0, 1 - s) for the label's score s and max(0, 1 + s) for the others', as a mean over images.
 
     (scores, labels) → scalar; norm L2 sums their squares.
     """
-
-    bottoms = (2, 2)
-    differentiable_bottoms = (0,)
-    ignored = None
-
-    def setup(self, scores, labels):
-        self.along = 1
-        self.label_axis((scores[0], torch.Size(scores[1:]).numel()), labels, 1)
-
-    def forward(self, scores, labels):
-        return super().forward(scores.flatten(1), labels)
 
     def compare(self, scores, target, counted):
         side = torch.ones_like(scores).scatter(1, target, -1.0)
@@ -346,9 +343,10 @@ class Accuracy(_OfLabels):
     as better than it.
     """
 
-    bottoms = (2, 2)
     tops = (1, 2)
     differentiable_bottoms = ()
+    reads_out = True
+    drawn_as = "loss"
 
     def setup(self, scores, labels):
         p = self.param.accuracy_param

@@ -58,8 +58,8 @@ class LRN(Layer):
     The sum runs over `local_size` channels, or over a square window within the channel, where k is 1.
     """
 
-    bottoms = (1, 1)
     keeps_shape = True
+    rescales = True
 
     def setup(self, shape):
         p = self.param.lrn_param
@@ -85,9 +85,12 @@ class BatchNorm(Layer):
     Blobs: sum of means (C,), sum of unbiased variances (C,), sum of the weights of both (1,). None of them is learned.
     """
 
-    bottoms = (1, 1)
     keeps_shape = True
     keeps_output = False
+    is_channelwise = True
+    rescales = True
+    normalizes_batch = True
+    statistics_setting = "use_global_stats"
 
     def __new__(cls, param, *_arguments):
         return super().__new__(_ScaledBatchNorm if cls.is_scaled(param) else cls)
@@ -104,8 +107,29 @@ class BatchNorm(Layer):
         return (*sums, WEIGHT, BIAS) if cls.is_scaled(param) else tuple(sums)
 
     @classmethod
-    def freeze_statistics(cls, param):
-        param.batch_norm_param.use_global_stats = True
+    def stores_sums(cls, param):
+        return not cls.is_scaled(param)
+
+    @classmethod
+    def tests_by_batch(cls, param):
+        p = param.batch_norm_param
+        return p.HasField("use_global_stats") and not p.use_global_stats
+
+    @classmethod
+    def choose_statistics(cls, param, stored):
+        if stored is None:
+            param.batch_norm_param.ClearField("use_global_stats")
+        else:
+            param.batch_norm_param.use_global_stats = stored
+
+    @classmethod
+    def epsilon(cls, param):
+        """What is added to the variance."""
+        return max(param.batch_norm_param.eps, 1e-5) if cls.is_scaled(param) else param.batch_norm_param.eps
+
+    def advice_for_blobs(self, count):
+        scaled = "give the net's layer batch_norm_param { scale_bias: true }"
+        return scaled if count == 5 else super().advice_for_blobs(count)
 
     def by_averages(self) -> bool:
         """Whether mean and variance are those that were kept."""
@@ -165,7 +189,7 @@ class _ScaledBatchNorm(BatchNorm):
         self.batch_statistics = not self.by_averages()
         channels = shape[1] if len(shape) > 1 else 1
         one = caffe_pb2.FillerParameter(type="constant", value=1)
-        self.eps = max(p.eps, 1e-5)
+        self.eps = self.epsilon(self.param)
         for size, filler in (
             (channels, caffe_pb2.FillerParameter()),
             (channels, caffe_pb2.FillerParameter()),
@@ -202,6 +226,8 @@ class _AlongAxes(Layer):
     bottoms = (1, 2)
     keeps_shape = True
     keeps_output = False
+    is_channelwise = True
+    is_affine = True
 
     def place(self, parameters, shapes, filler: caffe_pb2.FillerParameter) -> None:
         """Declare the learned factor if there is no second bottom, and find the shape in which either is applied."""
@@ -235,6 +261,8 @@ class Scale(_AlongAxes):
 
     s has the shape of `num_axes` axes of x from `axis` on (-1: all of them), and is applied alike over the others.
     """
+
+    rescales = True
 
     @classmethod
     def blob_specs(cls, param):
@@ -296,8 +324,8 @@ class MVN(Layer):
     across_channels: one mean and deviation for all channels of an image. normalize_variance: false only subtracts the mean.
     """
 
-    bottoms = (1, 1)
     keeps_shape = True
+    rescales = True
 
     def setup(self, shape):
         if len(shape) < 2:

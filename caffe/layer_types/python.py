@@ -54,6 +54,7 @@ class Python(Layer):
     bottoms = (0, None)
     tops = (0, None)
     keeps_output = False
+    runs_user_code = True
 
     def __new__(cls, param, *_arguments):
         return super().__new__(cls if param.bottom else _WrittenSource)
@@ -70,6 +71,12 @@ class Python(Layer):
     def __setattr__(self, name, value):
         own = "written" not in self.__dict__ or name in self.__dict__ or hasattr(type(self), name)
         object.__setattr__(self if own else self.written, name, value)
+
+    def seek_batch(self, number):
+        self.written.seek(number * self.written.batch_size)
+
+    def close(self):
+        self.written.close()
 
     def setup(self, *shapes):
         self.top_blobs = [Blob((), self.device) for _ in self.param.top]

@@ -19,8 +19,11 @@ class _Recurrent(Layer):
 
     bottoms = (2, None)
     tops = (1, None)
+    drawn_as = "inner product"
     states = 0
     """Number of arrays (1, N, D) that a step hands to the next."""
+    gates = 1
+    """Sums that a step computes for each value of a state."""
     names: tuple[str, ...] = ()
     """Names of the blobs of a layer with a static input."""
 
@@ -64,7 +67,12 @@ class _Recurrent(Layer):
 
     def declare(self, inputs: int, statics: int | None, p) -> None:
         """Declare the blobs, in Caffe's order."""
-        raise NotImplementedError
+        rows, widths = self.gates * p.num_output, {"weight_input": inputs, "weight_static": statics}
+        for spec in self.blob_specs(self.param):
+            if spec.name.startswith("bias"):
+                self.add_blob((rows,), p.bias_filler)
+            else:
+                self.add_blob((rows, widths.get(spec.name, p.num_output)), p.weight_filler)
 
     def run(self, driven: torch.Tensor, marks: torch.Tensor, states: list[torch.Tensor], weights: list[torch.Tensor]):
         """Tops (T, N, D) and the last states, from the inputs' share of each step's sum (T, N, rows)."""
@@ -102,7 +110,7 @@ class _Recurrent(Layer):
         return top
 
 
-@register("RNN")
+@register("RNN", "recurrent_param")
 class RNN(_Recurrent):
     """h = tanh(W_hh (mark · h) + W_xh x + b_h [+ W_xh_static s]), y = tanh(W_ho h + b_o).
 
@@ -111,16 +119,6 @@ class RNN(_Recurrent):
 
     states = 1
     names = ("weight_input", "bias_hidden", "weight_static", "weight_hidden", "weight_output", "bias_output")
-
-    def declare(self, inputs, statics, p):
-        size = p.num_output
-        self.add_blob((size, inputs), p.weight_filler)
-        self.add_blob((size,), p.bias_filler)
-        if statics is not None:
-            self.add_blob((size, statics), p.weight_filler)
-        self.add_blob((size, size), p.weight_filler)
-        self.add_blob((size, size), p.weight_filler)
-        self.add_blob((size,), p.bias_filler)
 
     def run(self, driven, marks, states, weights):
         to_hidden, to_output, bias = weights
@@ -132,7 +130,7 @@ class RNN(_Recurrent):
         return torch.tanh(functional.linear(torch.stack(steps), to_output, bias)), [hidden]
 
 
-@register("LSTM")
+@register("LSTM", "recurrent_param")
 class LSTM(_Recurrent):
     """Long short-term memory (Hochreiter and Schmidhuber 1997), gates in the order input, forget, output, candidate:
 
@@ -141,15 +139,8 @@ class LSTM(_Recurrent):
     """
 
     states = 2
+    gates = 4
     names = ("weight_input", "bias", "weight_static", "weight_hidden")
-
-    def declare(self, inputs, statics, p):
-        size = p.num_output
-        self.add_blob((4 * size, inputs), p.weight_filler)
-        self.add_blob((4 * size,), p.bias_filler)
-        if statics is not None:
-            self.add_blob((4 * size, statics), p.weight_filler)
-        self.add_blob((4 * size, size), p.weight_filler)
 
     def run(self, driven, marks, states, weights):
         (to_hidden,) = weights

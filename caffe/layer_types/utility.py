@@ -16,6 +16,8 @@ class Concat(Layer):
     """Bottoms one after the other along `axis`; their other axes are equal."""
 
     bottoms = (1, None)
+    drawn_as = "arrangement"
+    is_channelwise = True
 
     def setup(self, *shapes):
         p = self.param.concat_param
@@ -38,9 +40,10 @@ class Concat(Layer):
 class Split(Layer):
     """The bottom, once for each consumer; nets insert it where a blob has several. The gradient is the sum of the tops'."""
 
-    bottoms = (1, 1)
     keeps_shape = True
     tops = (1, None)
+    drawn_as = "arrangement"
+    copies_values = True
 
     def forward(self, x):
         return tuple(x.view_as(x) for _ in self.param.top)
@@ -50,7 +53,9 @@ class Split(Layer):
 class Flatten(Layer):
     """Axes from `axis` to `end_axis` become one."""
 
-    bottoms = (1, 1)
+    drawn_as = "arrangement"
+    copies_values = True
+    gives_maps = False
 
     def setup(self, shape):
         p = self.param.flatten_param
@@ -74,6 +79,8 @@ class Eltwise(Layer):
     """
 
     bottoms = (2, None)
+    drawn_as = "arrangement"
+    is_elementwise = True
 
     def setup(self, *shapes):
         p = self.param.eltwise_param
@@ -111,6 +118,7 @@ class Silence(Layer):
 
     bottoms = (1, None)
     tops = (0, 0)
+    reads_out = True
 
     def top_shapes(self, *shapes):
         return []
@@ -123,8 +131,11 @@ class Silence(Layer):
 class Softmax(Layer):
     """Exponentials that sum to 1 along `axis`; shape of the bottom."""
 
-    bottoms = (1, 1)
     keeps_shape = True
+    is_channelwise = True
+    applies_softmax = True
+    reads_out = True
+    drawn_as = "loss"
 
     def setup(self, shape):
         self.along = self.axis(self.param.softmax_param.axis, len(shape))
@@ -137,8 +148,9 @@ class Softmax(Layer):
 class Slice(Layer):
     """The bottom in pieces along `axis`: at `slice_point`, or in equal parts, one for each top."""
 
-    bottoms = (1, 1)
     tops = (1, None)
+    drawn_as = "arrangement"
+    is_channelwise = True
 
     def setup(self, shape):
         p = self.param.slice_param
@@ -175,7 +187,8 @@ class Reshape(Layer):
     Only `num_axes` axes from `axis` on are replaced (-1: all that follow); those before and after stay.
     """
 
-    bottoms = (1, 1)
+    drawn_as = "arrangement"
+    copies_values = True
 
     def top_shapes(self, shape):
         p = self.param.reshape_param
@@ -208,8 +221,6 @@ class Reshape(Layer):
 class Tile(Layer):
     """The bottom `tiles` times along `axis`."""
 
-    bottoms = (1, 1)
-
     def setup(self, shape):
         p = self.param.tile_param
         if p.tiles < 1:
@@ -233,8 +244,8 @@ class ArgMax(Layer):
     top_k, and out_max_val gives the values in place of the positions. No gradient.
     """
 
-    bottoms = (1, 1)
     differentiable_bottoms = ()
+    reads_out = True
 
     def setup(self, shape):
         p = self.param.argmax_param
@@ -266,8 +277,6 @@ class ArgMax(Layer):
 @register("Reduction")
 class Reduction(Layer):
     """Sum, sum of magnitudes, sum of squares or mean over all axes from `axis` on, times coeff."""
-
-    bottoms = (1, 1)
 
     def setup(self, shape):
         self.first = self.axis(self.param.reduction_param.axis, len(shape))

@@ -71,14 +71,16 @@ def extents(layer: Convolution | Im2col, bottom: tuple[int, ...]) -> list[int]:
 class _Convolving(Layer):
     """What Convolution and Deconvolution share: the geometry, and a weight and a bias for every bottom alike."""
 
+    learns = (WEIGHT, BIAS)
     bottoms = (1, None)
     tops = (1, None)
     keeps_output = False
     is_linear = True
-
-    @classmethod
-    def blob_specs(cls, param):
-        return (WEIGHT, BIAS)[: 1 + param.convolution_param.bias_term]
+    begins_layout = True
+    gives_maps = True
+    drawn_as = "convolution"
+    takes_pairs = False
+    """Whether images of one channel are convolved as pairs of columns."""
 
     def setup(self, *shapes):
         p = self.param.convolution_param
@@ -106,6 +108,11 @@ class _Convolving(Layer):
         self.group = p.group
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
+
+    def use_channels_last(self):
+        """Lay out the weights of a two-dimensional convolution as its images."""
+        if self.begins_layout and len(self.blobs[0].shape) == 4 and not self.takes_pairs:
+            self.blobs[0].lay_out(torch.channels_last)
 
     def weight_shape(self, channels: int) -> tuple[int, ...]:
         raise NotImplementedError
@@ -168,8 +175,12 @@ class Convolution(_Convolving):
     Axes before `axis` are independent; 1 to 3 spatial axes. e = (d + 2 pad - dilation (k - 1) - 1) / stride + 1, rounded down.
     """
 
-    takes_pairs = False
-    """Set by the executor on a layer whose images of one channel are to be convolved as pairs of columns."""
+    is_classifier = True
+
+    def setup(self, *shapes):
+        super().setup(*shapes)
+        plain = self.begins_layout and len(self.kernel) == 2 and self.group == 1 and self.dilation == (1, 1)
+        self.takes_pairs = plain and self.blobs[0].shape[1] == 1 and self.device.type == "cpu"
 
     def weight_shape(self, channels):
         p = self.param.convolution_param
@@ -185,12 +196,14 @@ class Convolution(_Convolving):
         return convolution(x, weight, bias, self.stride, self.pad, self.dilation, self.group)
 
 
-@register("Deconvolution")
+@register("Deconvolution", "convolution_param")
 class Deconvolution(_Convolving):
     """The gradient of a Convolution as a forward pass: (…, C, d_1, …, d_n) × (C, O / group, k_1, …, k_n) → (…, O, e_1, …, e_n).
 
     e = stride (d - 1) + dilation (k - 1) + 1 - 2 pad.
     """
+
+    is_transposed = True
 
     def weight_shape(self, channels):
         p = self.param.convolution_param
@@ -208,11 +221,9 @@ class Deconvolution(_Convolving):
         return transposed(x, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
 
 
-@register("Im2col")
+@register("Im2col", "convolution_param")
 class Im2col(Layer):
     """Every window of an image as a column: (N, C, H, W) → (N, C · k_h · k_w, H', W'), as a convolution goes over it."""
-
-    bottoms = (1, 1)
 
     def setup(self, shape):
         p = self.param.convolution_param
@@ -243,9 +254,10 @@ class Pooling(Layer):
     in training and gives their expectation in testing (Zeiler and Fergus 2013).
     """
 
-    bottoms = (1, 1)
     tops = (1, 2)
     keeps_output = False
+    gives_maps = True
+    drawn_as = "pooling"
     known_shape: tuple[int, ...] | None = None
     """The bottom's shape that `reshape` was last called for."""
 
@@ -346,7 +358,8 @@ class Pooling(Layer):
 class SPP(Layer):
     """Spatial pyramid pooling (He et al. 2014): windows in grids of 1, 2 × 2, 4 × 4, … → (N, C · (1 + 4 + 16 + …))."""
 
-    bottoms = (1, 1)
+    gives_maps = False
+    drawn_as = "pooling"
 
     def setup(self, shape):
         p = self.param.spp_param

@@ -102,10 +102,6 @@ class WindowData(Prefetching):
         batch = self.param.window_data_param.batch_size
         return [(batch, self.channels, self.crop, self.crop), (batch,)]
 
-    @property
-    def batch_size(self):
-        return self.param.window_data_param.batch_size
-
     def batch_dependence(self):
         return "draws its windows at random"
 

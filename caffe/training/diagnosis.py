@@ -60,8 +60,7 @@ def _first_place(net: Net) -> str:
 def _labels(net: Net) -> Iterator[str]:
     """The range of the labels that losses have read, against the number of classes."""
     for layer in net.layers:
-        along = getattr(layer, "along", None)
-        if layer.is_loss and along is not None and len(layer.param.bottom) > 1:
+        if layer.is_loss and layer.compares_labels:
             scores, labels = (net.blobs[bottom] for bottom in layer.param.bottom[:2])
             low, high = (float(end) for end in labels.tensor.aminmax())
-            yield f"labels {low:g} to {high:g} for {scores.shape[along]} classes"
+            yield f"labels {low:g} to {high:g} for {scores.shape[layer.along]} classes"

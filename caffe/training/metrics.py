@@ -78,6 +78,6 @@ def _measured_outputs(net: Net) -> dict[str, str]:
 
 def _accuracies(net: Net) -> list[str]:
     """Outputs of one value that an Accuracy gives; first the one called `accuracy`, if there is one."""
-    types = {top: layer.type for layer in net.layers for top in layer.param.top}
+    accuracies = {top: layer.compares_labels and not layer.is_loss for layer in net.layers for top in layer.param.top}
     single = [name for name in net.outputs if net.blobs[name].count == 1 and not net.blob_loss_weights[name]]
-    return sorted((name for name in single if types[name] == "Accuracy"), key=lambda name: name != "accuracy")
+    return sorted((name for name in single if accuracies[name]), key=lambda name: name != "accuracy")

@@ -318,8 +318,7 @@ class Solver:
         self._groups.load_history(stored.history)
         self.iter, self.current_step = stored.iteration, stored.step
         for layer in self.net.layers:
-            if hasattr(layer, "seek"):
-                layer.seek(stored.iteration * self.param.iter_size * layer.batch_size)
+            layer.seek_batch(stored.iteration * self.param.iter_size)
         if mode.solver_count() == 1 and stored.run.ListFields():
             try:
                 snapshots.resume_run((self.net, *self.test_nets), stored.run)

@@ -164,7 +164,8 @@ def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[s
     if not experiment.get("weights"):
         return ["batch_norm: freeze keeps the statistics of the weights, but there are no weights; give weights, or use learn"]
     try:
-        if template and not any(map(strategies.has_statistics, template.built(models.Last(template.last, 1)).layers)):
+        layers = template.built(models.Last(template.last, 1)).layers if template else []
+        if template and not any(caffe.layer_type(layer.type).has_statistics(layer) for layer in layers):
             return [f"batch_norm: no effect, {experiment['model']} has no BatchNorm; remove it"]
     except caffe.Error as error:
         return [f"model: {error}"]

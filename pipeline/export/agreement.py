@@ -31,7 +31,8 @@ def random_inputs(net: caffe.Net, batch: int | None = None, scale: float = 1.0) 
 def telling(net: caffe.Net) -> list[str]:
     """The blobs that tell whether a net is the same: its outputs, and before a Softmax the scores, which differ more clearly."""
     layers = [layer for layer in graph.definition_of(net).layer if set(layer.top) & set(net.outputs)]
-    names = [name for layer in layers for name in ([*layer.bottom] if layer.type == "Softmax" else []) + [*layer.top]]
+    softmax = {layer.name for layer in layers if caffe.layer_type(layer.type).applies_softmax}
+    names = [name for layer in layers for name in ([*layer.bottom[:1]] if layer.name in softmax else []) + [*layer.top]]
     return list(dict.fromkeys(names))
 
 

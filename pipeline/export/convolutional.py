@@ -9,16 +9,6 @@ from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.nets import graph
 
-POINTWISE = (
-    *("ReLU", "ReLU6", "ELU", "Sigmoid", "TanH", "Swish", "BNLL", "AbsVal", "Clip", "Exp", "Log", "Power", "Threshold"),
-    *("Dropout", "Eltwise"),
-)
-"""Types whose tops have, place by place, what their bottoms have there: they do not care how places are arranged."""
-BY_CHANNEL = ("Softmax", "Concat", "Slice", "Scale", "Bias", "BatchNorm", "PReLU")
-"""Types that take a vector's values for channels, as they take a map's."""
-AXES = (("Softmax", "softmax_param"), ("Concat", "concat_param"), ("Slice", "slice_param"))
-"""Types that name an axis, which may count from the last."""
-
 Map = tuple[int, int, int]
 """Channels, height and width."""
 
@@ -60,18 +50,19 @@ class _Surgery:
         """Make `layer` what it is in the new net; False if it is left out."""
         bottoms, tops = list(layer.bottom), list(layer.top)
         flat = [name for name in bottoms if len(self.shape(name)) != 4]
-        if layer.type == "Input":
+        kind = caffe.layer_type(layer.type)
+        if kind.is_input:
             self.resized(layer)
-        elif layer.type == "InnerProduct":
+        elif kind.is_linear and kind.gives_maps is False:
             self.convolve(layer)
-        elif layer.type in ("Flatten", "Reshape"):
+        elif kind.copies_values and not kind.keeps_shape:
             self.flattened(layer)
             return False
-        elif layer.type == "Pooling" and layer.pooling_param.global_pooling:
+        elif layer.pooling_param.global_pooling:
             self.windowed(layer)
-        elif flat and layer.type in POINTWISE and len({self.map(layer, name) for name in bottoms}) == 1:
+        elif flat and kind.is_elementwise and len({self.map(layer, name) for name in bottoms}) == 1:
             self.maps |= dict.fromkeys(tops, self.map(layer, bottoms[0]))
-        elif flat and layer.type in BY_CHANNEL:
+        elif flat and kind.is_channelwise:
             self.by_channel(layer)
         elif flat:
             raise self.error(layer, f"{layer.type} on a bottom of shape {self.shape(flat[0])}", "it has no counterpart for a map")
@@ -145,9 +136,9 @@ class _Surgery:
         for name in layer.bottom:
             if self.map(layer, name)[1:] != (1, 1):
                 raise self.error(layer, f"{layer.type} on a flattened map", "it would take places for channels")
-        for kind, field in AXES:
-            if layer.type == kind and getattr(layer, field).axis < 0:
-                getattr(layer, field).axis += len(self.shape(layer.bottom[0]))
+        settings = caffe.layer_type(layer.type).settings_of(layer)
+        if getattr(settings, "axis", 0) < 0:
+            settings.axis += len(self.shape(layer.bottom[0]))
         self.maps |= {name: (self.shape(name)[1], 1, 1) for name in layer.top}
 
     def shape(self, blob: str) -> tuple[int, ...]:

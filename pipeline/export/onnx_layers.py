@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto
 
+import caffe
 from caffe.proto import caffe_pb2
-
-if TYPE_CHECKING:
-    from pipeline.export.onnx_graph import Part
+from pipeline.export.onnx_part import Part
 
 CONVERTERS: dict[str, Callable] = {}
+_KINDS = {name: caffe.layer_type(name) for name in caffe.layer_type_list()}
+_COMPARING = [name for name, kind in _KINDS.items() if kind.is_loss or kind.compares_labels]
+_OF_DETECTORS = ("ROIPooling", "PSROIPooling", "Reorg", "PriorBox", "DetectionOutput")
+NOT_EXPORTED = {
+    **dict.fromkeys([name for name, kind in _KINDS.items() if kind.is_source], "a model's inputs come from its caller"),
+    **dict.fromkeys((*_COMPARING, "DetectionEvaluate"), "a model for use has no targets to compare with"),
+    **dict.fromkeys(("LSTM", "RNN"), "ONNX's operators neither take continuation marks nor keep their state between runs"),
+    **dict.fromkeys(("BatchReindex", "Filter"), "which images its tops hold depends on values"),
+    **dict.fromkeys(_OF_DETECTORS, "of detectors only the layers that give features are exported"),
+    **dict.fromkeys(("Im2col", "SPP", "Parameter", "LSTMUnit"), "the published classifiers that are exported do not use it"),
+    **{"Python": "its code is the user's", "HDF5Output": "a model writes no files"},
+}
+"""Types without a converter, and why they have none."""
 
 
 def converts(*types: str):
@@ -27,34 +38,17 @@ def converts(*types: str):
     return decorate
 
 
-def _each(param, name: str, axes: int, default: int) -> list[int]:
-    """A value for each spatial axis, from `name` or from `name_h` and `name_w`."""
-    stem = name.removesuffix("_size")
-    if any(field.name in (f"{stem}_h", f"{stem}_w") for field, _ in param.ListFields()):
-        return [getattr(param, f"{stem}_h"), getattr(param, f"{stem}_w")]
-    given = getattr(param, name)
-    given = ([given] if param.HasField(name) else []) if isinstance(given, int) else list(given)
-    return given if len(given) == axes else (given or [default]) * axes
-
-
 # ---- with learned weights
 
 
 @converts("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise", "Deconvolution")
 def convolution(part: Part, *bottoms):
-    p, axes = part.param.convolution_param, len(part.shapes[0]) - 2
-    if part.axis(p.axis) != 1:
-        raise part.error(f"axis {p.axis}", "ONNX convolves with the channels on axis 1")
-    pad = _each(p, "pad", axes, 0)
-    dilation = list(p.dilation)
-    attributes = {
-        "kernel_shape": part.tensors["weight"].shape[2:],
-        "strides": _each(p, "stride", axes, 1),
-        "pads": pad + pad,
-        "dilations": dilation if len(dilation) == axes else (dilation or [1]) * axes,
-        "group": p.group,
-    }
-    operator = "ConvTranspose" if part.param.type == "Deconvolution" else "Conv"
+    layer = part.layer
+    if layer.channel_axis != 1:
+        raise part.error(f"axis {layer.channel_axis}", "ONNX convolves with the channels on axis 1")
+    windows = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.pad * 2, "dilations": layer.dilation}
+    attributes = {**windows, "group": layer.group}
+    operator = "ConvTranspose" if layer.is_transposed else "Conv"
     parameters = [part.tensor(name) for name in part.tensors]
     return [part.add(operator, x, *parameters, **attributes) for x in bottoms]
 
@@ -62,7 +56,7 @@ def convolution(part: Part, *bottoms):
 @converts("InnerProduct")
 def inner_product(part: Part, x):
     p, shape = part.param.inner_product_param, part.shapes[0]
-    axis, weight = part.axis(p.axis), part.tensors["weight"]
+    axis, weight = part.layer.first, part.tensors["weight"]
     if axis == 1:
         x = part.add("Flatten", x, axis=1) if len(shape) > 2 else x
         return part.add("Gemm", x, *[part.tensor(name) for name in part.tensors], transB=int(not p.transpose))
@@ -81,43 +75,39 @@ def embed(part: Part, x):
 @converts("BatchNorm", "BN")
 def batch_norm(part: Part, x):
     scaled = "weight" in part.tensors
-    p = part.param.bn_param if part.param.type == "BN" else part.param.batch_norm_param
-    by_batch = part.param.type == "BatchNorm" and p.HasField("use_global_stats") and not p.use_global_stats
-    if by_batch or "running_mean" not in part.tensors or len(part.shapes[0]) < 2:
+    if part.layer.tests_by_batch(part.param) or "running_mean" not in part.tensors or len(part.shapes[0]) < 2:
         raise part.error("statistics of the batch", "an exported net has kept ones", "give use_global_stats: true")
     channels = part.shapes[0][1]
     weight, bias = (
         part.tensor(name, None if scaled else np.full(channels, value, np.float32))
         for name, value in (("weight", 1), ("bias", 0))
     )
-    eps = max(p.eps, 1e-5) if scaled and part.param.type == "BatchNorm" else p.eps
     averages = part.tensor("running_mean"), part.tensor("running_var")
-    return part.add("BatchNormalization", x, weight, bias, *averages, epsilon=eps)
+    return part.add("BatchNormalization", x, weight, bias, *averages, epsilon=part.layer.epsilon(part.param))
 
 
-def _along(part: Part, param, operand: str | np.ndarray, name: str, shape: tuple[int, ...]) -> str:
+def _along(part: Part, operand: str | np.ndarray, name: str, shape: tuple[int, ...]) -> str:
     """A second operand as it is broadcast over the first bottom: with axes of extent 1 behind it."""
-    axis = part.axis(param.axis) if part.shapes[0] else 0
-    missing = len(part.shapes[0]) - axis - len(shape)
+    trailing = part.layer.trailing
     if not isinstance(operand, str):
-        return part.tensor(name, operand.reshape(operand.shape + (1,) * missing))
-    if not missing or not shape:
+        return part.tensor(name, operand.reshape(operand.shape + trailing))
+    if not trailing or not shape:
         return operand
-    return part.add("Unsqueeze", operand, part.whole("axes", range(len(shape), len(shape) + missing)))
+    return part.add("Unsqueeze", operand, part.whole("axes", range(len(shape), len(shape) + len(trailing))))
 
 
 @converts("Scale")
 def scale(part: Part, x, *factor):
     p = part.param.scale_param
     shape = part.shapes[1] if factor else part.tensors["weight"].shape
-    y = part.add("Mul", x, _along(part, p, factor[0] if factor else part.tensors["weight"], "weight", shape))
-    return part.add("Add", y, _along(part, p, part.tensors["bias"], "bias", shape)) if p.bias_term else y
+    y = part.add("Mul", x, _along(part, factor[0] if factor else part.tensors["weight"], "weight", shape))
+    return part.add("Add", y, _along(part, part.tensors["bias"], "bias", shape)) if p.bias_term else y
 
 
 @converts("Bias")
 def bias(part: Part, x, *term):
     shape = part.shapes[1] if term else part.tensors["bias"].shape
-    return part.add("Add", x, _along(part, part.param.bias_param, term[0] if term else part.tensors["bias"], "bias", shape))
+    return part.add("Add", x, _along(part, term[0] if term else part.tensors["bias"], "bias", shape))
 
 
 @converts("PReLU")
@@ -148,10 +138,10 @@ def pooling(part: Part, x):
         raise part.error("two tops" if len(part.tops) > 1 else "STOCHASTIC", "MAX and AVE with one top are exported")
     if p.global_pooling:
         return part.add("GlobalMaxPool" if largest else "GlobalAveragePool", x)
-    kernel, stride, pad = _each(p, "kernel_size", 2, 0), _each(p, "stride", 2, 1), _each(p, "pad", 2, 0)
+    kernel, stride, pad = part.layer.kernel, part.layer.stride, part.layer.pad
     geometry = list(zip(extents, counts, kernel, stride, pad, strict=True))
     behind = [max(0, (count - 1) * step + size - extent - before) for extent, count, size, step, before in geometry]
-    attributes = {"kernel_shape": kernel, "strides": stride, "pads": pad + behind}
+    attributes = {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *behind]}
     if largest:
         return part.add("MaxPool", x, **attributes)
     # Padding counts in the mean, but not what a window has beyond it.
@@ -223,13 +213,17 @@ def silence(part: Part, *bottoms):
     return []
 
 
-@converts("ReLU", "ReLU6")
+@converts("ReLU")
 def relu(part: Part, x):
-    slope, most = part.param.relu_param.negative_slope, part.param.type == "ReLU6"
-    if most and not slope:
-        return part.add("Clip", x, part.number("min", 0), part.number("max", 6))
-    y = part.add("LeakyRelu", x, alpha=slope) if slope else part.add("Relu", x)
-    return part.add("Min", y, part.number("max", 6)) if most else y
+    slope = part.param.relu_param.negative_slope
+    return part.add("LeakyRelu", x, alpha=slope) if slope else part.add("Relu", x)
+
+
+@converts("ReLU6")
+def relu6(part: Part, x):
+    if part.param.relu_param.negative_slope:
+        return part.add("Min", relu(part, x), part.number("max", 6))
+    return part.add("Clip", x, part.number("min", 0), part.number("max", 6))
 
 
 @converts("ELU")
@@ -286,7 +280,7 @@ def power(part: Part, x):
 
 @converts("Softmax")
 def softmax(part: Part, x):
-    return part.add("Softmax", x, axis=part.axis(part.param.softmax_param.axis))
+    return part.add("Softmax", x, axis=part.layer.along)
 
 
 # ---- several blobs
@@ -317,14 +311,12 @@ def axpy(part: Part, factor, x, y):
 
 @converts("Concat")
 def concat(part: Part, *bottoms):
-    p = part.param.concat_param
-    return part.add("Concat", *bottoms, axis=part.axis(p.concat_dim if p.HasField("concat_dim") else p.axis))
+    return part.add("Concat", *bottoms, axis=part.layer.along)
 
 
 @converts("Slice")
 def slices(part: Part, x):
-    p = part.param.slice_param
-    axis = part.axis(p.slice_dim if p.HasField("slice_dim") else p.axis)
+    axis = part.layer.along
     if len(part.tops) == 1:
         return x
     return part.add("Split", x, part.whole("split", [shape[axis] for shape in part.tops]), outputs=len(part.tops), axis=axis)
@@ -332,9 +324,7 @@ def slices(part: Part, x):
 
 @converts("Crop")
 def crop(part: Part, x, reference):
-    p = part.param.crop_param
-    axes = range(part.axis(p.axis), len(part.shapes[0]))
-    offsets = list(p.offset) if len(p.offset) == len(axes) else (list(p.offset) or [0]) * len(axes)
+    axes, offsets = range(part.layer.start, len(part.shapes[0])), part.layer.offsets
     ends = [offset + part.shapes[1][axis] for offset, axis in zip(offsets, axes, strict=True)]
     return part.add("Slice", x, part.whole("starts", offsets), part.whole("ends", ends), part.whole("axes", axes))
 
@@ -344,8 +334,7 @@ def crop(part: Part, x, reference):
 
 @converts("Flatten")
 def flatten(part: Part, x):
-    p = part.param.flatten_param
-    first, last = part.axis(p.axis), part.axis(p.end_axis)
+    first, last = part.layer.first, part.layer.last
     return part.add("Reshape", x, part.whole("shape", [0] * first + [-1, *part.shapes[0][last + 1 :]]))
 
 
@@ -359,8 +348,7 @@ def reshape(part: Part, x):
 
 @converts("Permute")
 def permute(part: Part, x):
-    order = list(part.param.permute_param.order)
-    return part.add("Transpose", x, perm=order + [axis for axis in range(len(part.shapes[0])) if axis not in order])
+    return part.add("Transpose", x, perm=part.layer.order)
 
 
 @converts("ShuffleChannel")
@@ -373,9 +361,8 @@ def shuffle_channel(part: Part, x):
 
 @converts("Tile")
 def tile(part: Part, x):
-    p = part.param.tile_param
     times = [1] * len(part.shapes[0])
-    times[part.axis(p.axis)] = p.tiles
+    times[part.layer.along] = part.param.tile_param.tiles
     return part.add("Tile", x, part.whole("repeats", times))
 
 
@@ -383,7 +370,7 @@ def tile(part: Part, x):
 def reduction(part: Part, x):
     p, names = part.param.reduction_param, caffe_pb2.ReductionParameter
     operator = {names.SUM: "ReduceSum", names.ASUM: "ReduceL1", names.SUMSQ: "ReduceSumSquare", names.MEAN: "ReduceMean"}
-    axes = part.whole("axes", range(part.axis(p.axis), len(part.shapes[0])))
+    axes = part.whole("axes", range(part.layer.first, len(part.shapes[0])))
     return _linear(part, part.add(operator[p.operation], x, axes, keepdims=0), p.coeff, 0)
 
 
@@ -392,8 +379,8 @@ def arg_max(part: Part, x):
     p = part.param.argmax_param
     if p.top_k != 1 or p.out_max_val:
         raise part.error("top_k or out_max_val", "the position of the largest value alone is exported")
-    axis = part.axis(p.axis) if p.HasField("axis") else 1
-    x = x if p.HasField("axis") else part.add("Reshape", x, part.whole("shape", [0, -1]))
-    y = part.add("ArgMax", x, axis=axis, keepdims=1, select_last_index=1)
+    along = part.layer.along
+    x = part.add("Reshape", x, part.whole("shape", [0, -1])) if along is None else x
+    y = part.add("ArgMax", x, axis=1 if along is None else along, keepdims=1, select_last_index=1)
     y = part.add("Cast", y, to=TensorProto.FLOAT)
-    return y if p.HasField("axis") else part.add("Reshape", y, part.whole("top", [0, *part.tops[0][1:]]))
+    return y if along is not None else part.add("Reshape", y, part.whole("top", [0, *part.tops[0][1:]]))

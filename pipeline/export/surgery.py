@@ -50,7 +50,8 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
         layers = rest
         for name, blobs in net.params.items():
             values = [blob.data.astype(np.float64) for blob in blobs]
-            if net.layer_dict[name].type == "BatchNorm" and len(values) == 3:
+            layer = net.layer_dict[name]
+            if layer.stores_sums(layer.param):
                 weight = values[2][0] or 1.0
                 values = [values[0] / weight, values[1] / weight, np.ones(1)]
             before = sums.get(name, [0.0] * len(values))

@@ -35,11 +35,10 @@ BINS = 10
 
 def scores_blob(net_file: Path) -> str:
     """The blob of class scores: what the loss reads first; for a loss of another kind, what the accuracy does."""
-    layers = caffe.read_net(net_file).layer
-    for kinds in (("SoftmaxWithLoss", "InfogainLoss"), ("Accuracy",)):
-        for layer in layers:
-            if layer.type in kinds:
-                return layer.bottom[0]
+    layers = [(layer, caffe.layer_type(layer.type)) for layer in caffe.read_net(net_file).layer]
+    losses = [layer for layer, kind in layers if kind.is_loss and kind.applies_softmax]
+    for layer in (*losses, *(layer for layer, kind in layers if kind.compares_labels and not kind.is_loss)):
+        return layer.bottom[0]
     raise InputError(
         net_file, "no SoftmaxWithLoss or InfogainLoss layer", "the scores are what it reads", "give the test net of a classifier"
     )

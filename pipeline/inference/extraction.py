@@ -75,7 +75,8 @@ def listed(source: Path, root: Path, how: Path, color: bool | None = None) -> Li
 def data_layer(path: Path, net: caffe_pb2.NetParameter) -> caffe_pb2.LayerParameter:
     """The Data layer that the TEST phase reads."""
     for layer in net.layer:
-        if layer.type == "Data" and all(rule.phase == caffe.TEST for rule in layer.include if rule.HasField("phase")):
+        reads = caffe.layer_type(layer.type).reads
+        if reads == "database" and all(rule.phase == caffe.TEST for rule in layer.include if rule.HasField("phase")):
             return layer
     raise InputError(path, "no Data layer for the TEST phase", "the images come from one", "give the test prototxt")
 

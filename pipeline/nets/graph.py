@@ -1,26 +1,12 @@
-"""A net's layers as a prototxt has them, with the values told apart that share a blob's name; and nets made of changed layers."""
+"""The layers of a net as a deploy prototxt lists them, and nets made from changed layers."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
-
-Value = tuple[str, int]
-"""A blob's name, and how many layers wrote to it before: conv1 before and after a ReLU in place."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A layer with the values that it takes and makes."""
-
-    layer: caffe_pb2.LayerParameter
-    bottoms: tuple[Value, ...]
-    tops: tuple[Value, ...]
 
 
 def definition_of(net: caffe.Net) -> caffe_pb2.NetParameter:
@@ -44,18 +30,6 @@ def definition_of(net: caffe.Net) -> caffe_pb2.NetParameter:
                 for filler in ("weight_filler", "bias_filler"):
                     getattr(layer, name).ClearField(filler)
     return definition
-
-
-def nodes(definition: caffe_pb2.NetParameter) -> list[Node]:
-    """The layers in order, with their values."""
-    writes: dict[str, int] = {}
-    found = []
-    for layer in definition.layer:
-        bottoms = tuple((name, writes[name]) for name in layer.bottom)
-        for name in layer.top:
-            writes[name] = writes.get(name, -1) + 1
-        found.append(Node(layer, bottoms, tuple((name, writes[name]) for name in layer.top)))
-    return found
 
 
 def made(definition: caffe_pb2.NetParameter, blobs: dict[str, list[np.ndarray]]) -> caffe.Net:

@@ -11,16 +11,18 @@ from caffe.proto import caffe_pb2
 def tensors_of(layer: caffe_pb2.LayerParameter, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
     """{name: values} of a layer's parameters, in Caffe's shapes; named as its type says: weight, bias, running_mean, running_var.
 
-    BatchNorm's sums are divided by their weight, which is not kept. A Python layer's are called "0", "1", ….
+    BatchNorm's sums are divided by their weight, which is not kept; statistics, and what is multiplied and added with them, are
+    vectors. A Python layer's are called "0", "1", ….
     """
-    specs = caffe.layer_type(layer.type).blob_specs(layer)
+    kind = caffe.layer_type(layer.type)
+    specs = kind.blob_specs(layer)
     names = map(str, range(len(blobs))) if specs is None else [spec.name for spec in specs]
     tensors = dict(zip(names, blobs, strict=True))
     weight = tensors.pop("running_weight", None)
-    if weight is not None and "weight" not in tensors:  # NVIDIA's, with a scale, are averages
-        share = np.float32(1 / weight[0] if weight[0] else 0.0)
+    if kind.stores_sums(layer):
+        share = weight.dtype.type(1 / weight[0] if weight[0] else 0.0)
         tensors |= {name: tensors[name] * share for name in ("running_mean", "running_var")}
-    return {name: values.reshape(-1) for name, values in tensors.items()} if layer.type == "BN" else tensors
+    return {name: values.reshape(-1) for name, values in tensors.items()} if kind.normalizes_batch else tensors
 
 
 def named_tensors(net: caffe.Net) -> dict[str, np.ndarray]:

@@ -137,10 +137,10 @@ def _net(template: Template, last: Last, experiment: Experiment, data: dict | No
         built = linear(built, features(built, experiment.features_from), last.outputs)
     training = data is not None and data["include"]["phase"] == caffe.TRAIN
     for layer in built.layers:
-        if layer.type == "BatchNorm":
-            layer.batch_norm_param.use_global_stats = not training
+        kind = caffe.layer_type(layer.type, f'layer "{layer.name}"')
+        kind.choose_statistics(layer, stored=not training)
         if training and experiment.batch_norm == "freeze":
-            caffe.layer_type(layer.type, f'layer "{layer.name}"').freeze_statistics(layer)
+            kind.freeze_statistics(layer)
     side = template.crop_size
     channels, height, width = dataset.shape
     shape = [channels // (2 if template.pairs else 1), side or height, side or width]
@@ -215,8 +215,8 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         f"experiments.{experiment.name}.solver",
     )
     made = nets(template, dataset, experiment)
-    norms = [layer.batch_norm_param for layer in made["train"].layer if layer.type == "BatchNorm"]
-    if "test_initialization" not in experiment.solver and not all(norm.use_global_stats for norm in norms):
+    learning = any(caffe.layer_type(layer.type).updates_statistics(layer) for layer in made["train"].layer)
+    if "test_initialization" not in experiment.solver and learning:
         param.test_initialization = False
         reasons["test_initialization"] = "before training BatchNorm may have no statistics, and the scores would be no numbers"
     with written_whole(folder) as part:

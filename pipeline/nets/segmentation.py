@@ -130,7 +130,7 @@ def started(deploy: caffe_pb2.NetParameter, weights: Path) -> tuple[caffe.Net, l
         path = Path(folder) / "net.prototxt"
         caffe.write_prototxt(path, small)
         net = caffe.Net(str(path), caffe.TEST)
-    upsampling = [layer.name for layer in deploy.layer if layer.type == "Deconvolution"]
+    upsampling = [layer.name for layer in deploy.layer if caffe.layer_type(layer.type).is_transposed]
     fcn.set_upsampling(net, upsampling)
     anew = []
     for name in (name for name in net.params if name not in upsampling):

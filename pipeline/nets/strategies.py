@@ -13,7 +13,7 @@ from pathlib import Path
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
-from pipeline.nets.models.base import Built, leading_to
+from pipeline.nets.models.base import Built
 
 STRATEGIES = ("full", "last_layer", "half", "features", "scratch")
 """All is learned, from given weights; the classifiers alone; the second half of the layers with weights; a linear classifier of a
@@ -47,11 +47,6 @@ def _has_weights(layer: caffe_pb2.LayerParameter) -> bool:
     return _type_of(layer).blob_specs(layer) != ()
 
 
-def has_statistics(layer: caffe_pb2.LayerParameter) -> bool:
-    """Whether a layer stores running statistics, which training updates unless they are frozen."""
-    return not all(spec.learned for spec in _type_of(layer).blob_specs(layer) or ())
-
-
 def _is_linear(layer: caffe_pb2.LayerParameter) -> bool:
     """Whether a net's depth counts a layer."""
     return _type_of(layer).is_linear
@@ -63,6 +58,7 @@ def frozen(built: Built, strategy: str, freeze_to: str) -> list[str]:
     freeze_to  the last of them, with all that lead to it; empty leaves it to the strategy
     """
     names = [layer.name for layer in built.layers if _has_weights(layer)]
+    graph = caffe.NetGraph(built.layers)
     if freeze_to:
         if freeze_to not in names:
             hint = caffe.nearest(freeze_to, names)
@@ -70,13 +66,12 @@ def frozen(built: Built, strategy: str, freeze_to: str) -> list[str]:
         if freeze_to in built.classifiers:
             expected = "a classifier is learned, or nothing would be left to learn"
             raise InputError("freeze_to", f'"{freeze_to}"', expected, "name a layer below it, or set strategy: last_layer")
-        number = next(number for number, layer in enumerate(built.layers) if layer.name == freeze_to)
-        # What works in place behind it makes its blob, too.
-        below = leading_to(built.layers[: number + 1], built.layers[number].top[0])
+        (value, *_) = next(tops for layer, tops in zip(built.layers, graph.tops, strict=True) if layer.name == freeze_to)
+        below = graph.leading_to(value)
     elif strategy in ("last_layer", "features"):
         below = built.layers
     elif strategy == "half":
-        below = leading_to(built.layers, built.heads[-1][0])
+        below = graph.leading_to(built.heads[-1][0])
         learned = [number for number, layer in enumerate(below) if _is_linear(layer)]
         below = below[: learned[len(learned) // 2]] if learned else []
     else:
@@ -133,12 +128,11 @@ def features(built: Built, wanted: str) -> str:
 
 def _middle(layers: list[caffe_pb2.LayerParameter]) -> str:
     half = sum(map(_is_linear, layers)) // 2
-    read_last = {blob: number for number, layer in enumerate(layers) for blob in layer.bottom}
-    found, depth, made = "", 0, set()
+    graph = caffe.NetGraph(layers)
+    found, depth = "", 0
     for number, layer in enumerate(layers):
         depth += _is_linear(layer)
-        made |= set(layer.top)
-        needed = {blob for blob in made if read_last.get(blob, -1) > number}
+        needed = {value.blob for value in graph.read_after(number)}
         if depth and len(needed) == 1 and (depth <= half or not found):
             (found,) = needed
     return found
@@ -149,9 +143,10 @@ def linear(built: Built, blob: str, outputs: int) -> Built:
 
     Of maps it reads the mean of each, unless a fully connected layer of the net reads all of their values.
     """
-    layers = leading_to(built.layers, blob)
-    bottom = blob
-    if _has_maps(layers, blob) and not any(layer.type == "InnerProduct" and blob in layer.bottom for layer in built.layers):
+    graph = caffe.NetGraph(built.layers)
+    layers, bottom = graph.leading_to(blob), blob
+    readers = [_type_of(layer) for layer in built.layers if blob in layer.bottom]
+    if _has_maps(graph, blob) and not any(reader.is_linear and reader.gives_maps is False for reader in readers):
         pool = caffe_pb2.LayerParameter(name=f"{LINEAR}_pool", type="Pooling", bottom=[blob], top=[f"{LINEAR}_pool"])
         pool.pooling_param.pool = caffe.params.Pooling.AVE
         pool.pooling_param.global_pooling = True
@@ -162,11 +157,7 @@ def linear(built: Built, blob: str, outputs: int) -> Built:
     return Built([*layers, classifier], [(LINEAR, 1.0)], {LINEAR})
 
 
-def _has_maps(layers: list[caffe_pb2.LayerParameter], blob: str) -> bool:
+def _has_maps(graph: caffe.NetGraph, blob: str) -> bool:
     """Whether a blob has height and width, by the layer that gave it its shape."""
-    for layer in reversed(layers):
-        if blob in layer.top and (layer.type in ("Flatten", "Pooling") or _is_linear(layer)):
-            return layer.type not in ("InnerProduct", "Flatten")
-        if blob in layer.top and blob not in layer.bottom:
-            blob = layer.bottom[0]
-    return True
+    makers = (_type_of(graph.layers[value.layer]) for value in graph.back_from(graph.last.get(blob)))
+    return next((maker.gives_maps for maker in makers if maker.gives_maps is not None), True)

@@ -26,13 +26,10 @@ NARROWEST, WIDEST = 96, 168
 """Widths of a box; longer text is pressed together."""
 
 COLOURS = {
-    "#cfe5f5": ("Convolution", "Deconvolution", "DepthwiseConvolution", "ConvolutionDepthwise"),
-    "#fbe3b5": ("Pooling", "SPP"),
-    "#e3d3ee": ("InnerProduct", "Embed", "LSTM", "RNN"),
-    "#cdebd9": ("Concat", "Eltwise", "Slice", "Split", "Flatten", "Reshape"),
-    "#f7d3c4": ("SoftmaxWithLoss", "InfogainLoss", "EuclideanLoss", "Softmax", "Accuracy"),
+    **{"convolution": "#cfe5f5", "pooling": "#fbe3b5", "inner product": "#e3d3ee", "arrangement": "#cdebd9", "loss": "#f7d3c4"},
+    "": "#eee",
 }
-"""Fill of a box by type of layer; others are gray."""
+"""Fill of a box by what its layer is drawn as."""
 
 
 @dataclass
@@ -83,7 +80,7 @@ def shapes_of(net: caffe_pb2.NetParameter, image: tuple[int, ...], phase: int) -
             for filler in ("weight_filler", "bias_filler"):
                 if filler in getattr(getattr(param, "DESCRIPTOR", None), "fields_by_name", ()):
                     param.ClearField(filler)
-        if _reads_data(layer):
+        if caffe.layer_type(layer.type).reads:
             given = caffe_pb2.LayerParameter(name=layer.name, type="Input", top=layer.top)
             for number in range(len(layer.top)):
                 given.input_param.shape.add().dim.extend([1] if number else [1, *image])
@@ -97,23 +94,22 @@ def shapes_of(net: caffe_pb2.NetParameter, image: tuple[int, ...], phase: int) -
     return shapes
 
 
-def _reads_data(layer: caffe_pb2.LayerParameter) -> bool:
-    return not layer.bottom and layer.type not in ("Input", "DummyData", "Parameter", "Python")
-
-
 def boxes(net: caffe_pb2.NetParameter, shapes: dict[str, tuple[int, ...]]) -> list[Box]:
     """The boxes of a net, each behind those that it reads from."""
     made: list[Box] = []
-    maker: dict[str, int] = {}
-    labels: set[str] = set()
-    for layer in net.layer:
-        if len(layer.top) == 1 and list(layer.top) == list(layer.bottom) and layer.top[0] in maker:
-            made[maker[layer.top[0]]].in_place.append(layer.type)
+    graph = caffe.NetGraph(net.layer)
+    box_of: dict[tuple, int] = {}
+    labels: set[tuple] = set()
+    for layer, bottoms, tops in zip(net.layer, graph.bottoms, graph.tops, strict=True):
+        if len(tops) == 1 and list(layer.bottom) == list(layer.top) and bottoms[0] in box_of:
+            box_of[tops[0]] = box_of[bottoms[0]]
+            made[box_of[tops[0]]].in_place.append(layer.type)
+            labels |= set(tops) if bottoms[0] in labels else set()
             continue
-        labels |= set(layer.top[1:]) if _reads_data(layer) else set()
-        reads = [maker[name] for name in layer.bottom if name in maker and name not in labels]
+        labels |= set(tops[1:]) if caffe.layer_type(layer.type).reads else set()
+        reads = [box_of[value] for value in bottoms if value in box_of and value not in labels]
         shape = shapes.get(layer.top[0], ())[1:] if layer.top else ()
-        maker |= dict.fromkeys(layer.top, len(made))
+        box_of |= dict.fromkeys(tops, len(made))
         made.append(Box(layer.name, layer.type, _window(layer), "×".join(map(str, shape)), list(dict.fromkeys(reads))))
     return made
 
@@ -154,13 +150,12 @@ def svg(shown: list[Box], layout: Layout) -> str:
             x, y = right, down
         parts.append(f'<path d="{path}"/>')
     parts.append("</g>")
-    fills = {kind: colour for colour, kinds in COLOURS.items() for kind in kinds}
     for box, (x, y) in zip(shown, layout.centres, strict=True):
         wide, high = box.size
         parts.append(f"<g><title>{escape(', '.join(box.lines))}</title>")
         parts.append(
             f'<rect x="{x - wide / 2:.1f}" y="{y - high / 2:.1f}" width="{wide:.1f}" height="{high:.1f}" rx="5"'
-            f' fill="{fills.get(box.kind, "#eee")}" stroke="#777"/>'
+            f' fill="{COLOURS[caffe.layer_type(box.kind).drawn_as]}" stroke="#777"/>'
         )
         for number, line in enumerate(box.lines):
             at = y - high / 2 + 5 + LINE * (number + 0.78)
@@ -178,7 +173,7 @@ def drawn(path: Path, image: tuple[int, ...] | None = None, phase: int = caffe.T
     image  channels, height and width of what the net reads; not needed where an Input layer says it
     """
     net = of_phase(caffe.read_net(path), phase)
-    if image is None and any(_reads_data(layer) for layer in net.layer):
+    if image is None and any(caffe.layer_type(layer.type).reads for layer in net.layer):
         raise InputError(path, "no Input layer that says the images' shape", "a net that reads a database", "give --image")
     shown = boxes(net, shapes_of(net, image or (), phase))
     if not shown:

@@ -50,8 +50,6 @@ FEW = 50
 """Values that have room for a bar each."""
 TOP = 5
 """Classes named for each image."""
-COPIES = ("Flatten", "Reshape", "Split", "Dropout")
-"""Layers whose tops have the values of their bottoms."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,9 @@ def filters(
     The first is in colour where it has three inputs, whose order `channels` says; of the second, rows are filters and columns
     their inputs.
     """
-    layers = [layer for layer in net.layer if layer.type == "Convolution" and params[layer.name].ndim == 4]
-    layers = [layer for layer in layers if max(params[layer.name].shape[2:]) > 1]
+    kinds = {layer.name: caffe.layer_type(layer.type) for layer in net.layer}
+    layers = [layer for layer in net.layer if kinds[layer.name].is_linear and not kinds[layer.name].is_transposed]
+    layers = [layer for layer in layers if params[layer.name].ndim == 4 and max(params[layer.name].shape[2:]) > 1]
     for number, layer in enumerate(layers[:2]):
         weights = params[layer.name]
         outputs, inputs, high, wide = weights.shape
@@ -144,7 +143,7 @@ def mapped(net: caffe_pb2.NetParameter, blobs: dict[str, np.ndarray]) -> list[st
 
 def _tops(net: caffe_pb2.NetParameter) -> list[str]:
     """What layers compute of the input, in the net's order, each blob once."""
-    computed = [layer for layer in net.layer if layer.bottom and layer.type not in COPIES]
+    computed = [layer for layer in net.layer if layer.bottom and not caffe.layer_type(layer.type).copies_values]
     return list(dict.fromkeys(top for layer in computed for top in layer.top))
 
 

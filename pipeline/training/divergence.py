@@ -28,7 +28,7 @@ def diagnosed(error: caffe.DivergenceError, solver: caffe.Solver, rows: Sequence
 def _inputs(net: caffe.Net) -> Iterator[tuple[str, caffe_pb2.TransformationParameter, np.ndarray]]:
     """Layer, transformation and last batch of each data layer."""
     for name, layer in net.layer_dict.items():
-        if layer.type in ("Data", "ImageData"):
+        if layer.reads in ("database", "image list"):
             yield name, layer.param.transform_param, net.blobs[net.top_names[name][0]].data
 
 

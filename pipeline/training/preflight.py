@@ -28,9 +28,6 @@ LOOKED_AT = 16
 """How many of them are decoded."""
 LARGE = 32
 """Input values beyond this are large for a net that has nothing to make them smaller."""
-LOSSES = ("SoftmaxWithLoss", "InfogainLoss", "MultinomialLogisticLoss", "HingeLoss")
-"""Losses of scores and a label."""
-AXES = {"SoftmaxWithLoss": "softmax_param", "InfogainLoss": "infogain_loss_param"}
 
 
 @dataclass(frozen=True)
@@ -120,28 +117,19 @@ def write(found: Iterable[Finding], path: Path) -> None:
 def _before(net: caffe.Net, layer: str, bottom: int = 0) -> Iterator[tuple[str, str]]:
     """(layer, blob that it gives) of the layers that a bottom is made by, the nearest first, along their first bottoms."""
     order = list(net.top_names)
-    position, blob = order.index(layer), net.bottom_names[layer][bottom]
-    while True:
-        makers = [number for number in range(position) if blob in net.top_names[order[number]]]
-        if not makers:
-            return
-        position = makers[-1]
-        yield order[position], blob
-        if not net.bottom_names[order[position]]:
-            return
-        blob = net.bottom_names[order[position]][0]
+    for value in net.graph.back_from(net.graph.bottoms[order.index(layer)][bottom]):
+        yield order[value.layer], value.blob
 
 
 def _heads(net: caffe.Net) -> Iterator[tuple[str, str, int, tuple[str, str]]]:
     """(loss, classifier, outputs, where the labels come from: layer and blob) of each loss of scores and labels."""
     for name, layer in net.layer_dict.items():
-        if layer.type not in LOSSES or len(net.bottom_names[name]) < 2:
+        if not (layer.is_loss and layer.compares_labels):
             continue
         scores = net.blobs[net.bottom_names[name][0]].shape
-        param = getattr(layer.param, AXES[layer.type]) if layer.type in AXES else None
         classifier = next((maker for maker, _ in _before(net, name) if net.params.get(maker)), name)
         *_, origin = [("", ""), *_before(net, name, 1)]
-        yield name, classifier, scores[param.axis if param else 1] if len(scores) > 1 else 1, origin
+        yield name, classifier, scores[layer.along] if len(scores) > 1 else 1, origin
 
 
 def _learned(layer) -> bool:
@@ -154,8 +142,8 @@ def _learned(layer) -> bool:
 
 def _sources(net: caffe.Net) -> dict[str, Source]:
     """{layer: what it reads}."""
-    read = {"Data": _database, "ImageData": _image_list}
-    return {name: read[layer.type](layer.param) for name, layer in net.layer_dict.items() if layer.type in read}
+    read = {"database": _database, "image list": _image_list}
+    return {name: read[layer.reads](layer.param) for name, layer in net.layer_dict.items() if layer.reads in read}
 
 
 def _database(param: caffe_pb2.LayerParameter) -> Source:
@@ -176,10 +164,6 @@ def _image_list(param: caffe_pb2.LayerParameter) -> Source:
     path = param.image_data_param.source
     labels = [label for _, label in read_image_list(Path(path))]
     return Source(path, len(labels), np.array(labels[:RECORDS]), max(labels) + 1, 255.0)
-
-
-def _batch_size(param: caffe_pb2.LayerParameter) -> int:
-    return param.data_param.batch_size or param.image_data_param.batch_size
 
 
 # ---- what is checked
@@ -222,7 +206,7 @@ def _of_labels(net: caffe.Net, sources: dict[str, Source]) -> Iterator[Finding]:
             continue
         low, high = int(labels.min()), max(int(labels.max()), (source.classes or 0) - 1)
         where = f"{source.name}"
-        if outputs == 1 and high == 0 and AXES.get(net.layer_dict[loss].type):
+        if outputs == 1 and high == 0 and net.layer_dict[loss].applies_softmax:
             found = "one output, for images of one class: it is 1 whatever the image"
             do = "give images of two classes or more: each folder, or each label, is one"
             yield Finding("error", f'layer "{classifier}"', found, do)
@@ -272,7 +256,7 @@ def _of_order(sources: Iterable[Source]) -> Iterator[Finding]:
 
 def _of_tests(net: caffe.Net, sources: dict[str, Source], batches: int) -> Iterator[Finding]:
     for name, source in sources.items():
-        size = _batch_size(net.layer_dict[name].param)
+        size = net.layer_dict[name].batch_size
         read = size * batches
         whole, rest = divmod(source.total, size)
         do = f"set test_iter: {whole}" if not rest else f"take a batch_size that divides {source.total}, and test_iter to match"
@@ -293,7 +277,7 @@ def _of_transforms(train: caffe.Net, test: caffe.Net) -> Iterator[Finding]:
 
     def prepared(net: caffe.Net) -> Iterator[tuple[str, dict[str, str]]]:
         for name, layer in net.layer_dict.items():
-            if layer.type in ("Data", "ImageData"):
+            if layer.reads in ("database", "image list"):
                 p = layer.param.transform_param
                 mean = p.mean_file or ", ".join(f"{value:g}" for value in p.mean_value) or "none"
                 yield name, {"scale": f"{p.scale:g}", "mean": mean, "crop_size": str(p.crop_size)}
@@ -308,9 +292,8 @@ def _of_transforms(train: caffe.Net, test: caffe.Net) -> Iterator[Finding]:
 def _of_inputs(net: caffe.Net, sources: dict[str, Source]) -> Iterator[Finding]:
     for name, source in sources.items():
         p = net.layer_dict[name].param.transform_param
-        top = net.top_names[name][0]
-        readers = [other for other, bottoms in net.bottom_names.items() if top in bottoms]
-        if any(net.layer_dict[reader].type in ("BatchNorm", "Power", "Scale") for reader in readers):
+        images = net.graph.tops[list(net.top_names).index(name)][0]
+        if any(net.layers[reader].rescales for reader, _ in net.graph.readers[images]):
             continue
         if not p.mean_file and not p.mean_value and source.largest * p.scale > LARGE:
             found = f"inputs reach {source.largest * p.scale:g}, with no mean subtracted and no scale"
@@ -321,27 +304,27 @@ def _of_inputs(net: caffe.Net, sources: dict[str, Source]) -> Iterator[Finding]:
 
 def _of_batch_norms(train: caffe.Net, tests: Sequence[caffe.Net], copied: set[str]) -> Iterator[Finding]:
     for name, layer in train.layer_dict.items():
-        if layer.type != "BatchNorm":
+        if not layer.has_statistics(layer.param):
             continue
-        where, kept = f'layer "{name}"', layer.param.batch_norm_param.use_global_stats
+        where, setting, kept = f'layer "{name}"', layer.statistics_setting, not layer.updates_statistics(layer.param)
         feeding = next((other for other, _ in _before(train, name) if _weighed(train, other)), None)
         if kept and name not in copied:
-            found = "use_global_stats: true in training, but no weights give it statistics: it divides by nothing"
-            yield Finding("warning", where, found, "leave use_global_stats out, or start from weights that have this layer")
+            found = f"{setting}: true in training, but no weights give it statistics: it divides by nothing"
+            yield Finding("warning", where, found, f"leave {setting} out, or start from weights that have this layer")
         elif not kept and feeding and not _learned(train.layer_dict[feeding]):
             found = f'training goes on changing its statistics, though layer "{feeding}" before it is frozen'
-            yield Finding("warning", where, found, "set use_global_stats: true in the training net to freeze it, too")
+            yield Finding("warning", where, found, f"set {setting}: true in the training net to freeze it, too")
     for net in tests:
         for name, layer in net.layer_dict.items():
-            p = layer.param.batch_norm_param
-            if layer.type == "BatchNorm" and p.HasField("use_global_stats") and not p.use_global_stats:
-                found = "use_global_stats: false in testing: results depend on which images share a batch"
-                yield Finding("warning", f'layer "{name}"', found, "leave use_global_stats out, so that the phase decides")
+            if layer.has_statistics(layer.param) and layer.tests_by_batch(layer.param):
+                setting = layer.statistics_setting
+                found = f"{setting}: false in testing: results depend on which images share a batch"
+                yield Finding("warning", f'layer "{name}"', found, f"leave {setting} out, so that the phase decides")
 
 
 def _weighed(net: caffe.Net, layer: str) -> bool:
     """Whether a layer has weights of its own to learn."""
-    return bool(net.params.get(layer)) and net.layer_dict[layer].type != "BatchNorm"
+    return bool(net.params.get(layer)) and not net.layer_dict[layer].normalizes_batch
 
 
 def main(argv: list[str] | None = None) -> None:

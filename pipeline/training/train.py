@@ -188,7 +188,7 @@ def _recover(net: caffe.Net, final: Path, good: Path) -> None:
     A BatchNorm that has seen no batch divides by nothing; it gets the statistics of one.
     """
     net.copy_from(good)
-    if not all(net.params[name][2].data.any() for name, layer in net.layer_dict.items() if layer.type == "BatchNorm"):
+    if not all(layer.blobs[2].data.any() for layer in net.layers if layer.stores_sums(layer.param)):
         net.forward()
     net.save(final)
 

@@ -1,6 +1,8 @@
 """How a layer is held against a plain reference: its tops, and its gradients against differences of the reference."""
 
+import functools
 import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +10,47 @@ import pytest
 import caffe
 
 rng = np.random.default_rng()
+
+
+EXERCISED: set[str] = set()
+"""Layer types that a test says it exercises."""
+
+
+def exercises(*types, chosen_by=None):
+    """Decorator of a test that computes layers of these types; it fails if one of them computes nothing.
+
+    chosen_by  the test's parameter that names the one of the types that this call computes
+    """
+    EXERCISED.update(types)
+
+    def decorate(test):
+        @functools.wraps(test)
+        def watched(**arguments):
+            computed = set()
+            patches = [mock.patch.object(caffe.layer_type(name), "forward", recording(name, computed)) for name in types]
+            for patch in patches:
+                patch.start()
+            try:
+                test(**arguments)
+            finally:
+                for patch in reversed(patches):
+                    patch.stop()
+            assert computed >= ({arguments[chosen_by]} & set(types) if chosen_by else set(types))
+
+        return watched
+
+    return decorate
+
+
+def recording(name, computed):
+    """The type's `forward`, which also adds the layer's own type to `computed`."""
+    forward = caffe.layer_type(name).forward
+
+    def computing(self, *bottoms):
+        computed.add(self.type)
+        return forward(self, *bottoms)
+
+    return computing
 
 
 def reseed(name):

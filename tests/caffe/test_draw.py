@@ -118,6 +118,14 @@ def test_graphviz_draws_it(net):
     assert draw.draw_net(net, "LR")[:4] == b"\x89PNG"
 
 
+def test_types_of_a_colour_are_drawn_as_one_group():
+    groups = {}
+    for name in caffe.layer_type_list():
+        groups.setdefault(draw.choose_color_by_layertype(name), set()).add(caffe.layer_type(name).drawn_as)
+    del groups[draw.LAYER_STYLE_DEFAULT["fillcolor"]]
+    assert sorted(map(sorted, groups.values())) == [["convolution"], ["inner product"], ["pooling"]]
+
+
 @needs_shared
 def test_every_published_net_can_be_drawn():
     for path in sorted((SHARED / "zoo/bvlc").rglob("*.prototxt")):

@@ -15,6 +15,7 @@ import caffe
 from caffe import coord_map
 from caffe import layers as L
 from caffe import params as P
+from tests.caffe.layer_checks import exercises
 
 OF_CAFFE = [
     *("AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "Classifier", "Detector", "Layer", "NCCL", "NesterovSolver"),
@@ -27,7 +28,7 @@ OF_CAFFE = [
 OURS = [
     *("Blob", "Error", "FileError", "LayerError", "ParseError", "Solver", "SolverError", "WeightsError", "log_to_file"),
     *("nearest", "read_net", "read_solver", "write_prototxt", "allocator", "augmentation", "datum", "db", "transform"),
-    *("DivergenceError", "check_bottoms", "layer_places", "layer_type", "open_db", "written_whole"),
+    *("DivergenceError", "check_bottoms", "layer_places", "layer_type", "NetGraph", "open_db", "written_whole"),
     *("parse_datum", "pixels_of"),
 ]
 
@@ -95,6 +96,7 @@ def test_a_timer_measures_from_start_to_stop(monkeypatch):
     assert timer.ms == 125
 
 
+@exercises("DummyData")
 def test_a_seed_gives_the_same_fillers(write):
     text = 'layer { name: "p" type: "DummyData" top: "p" dummy_data_param { shape { dim: 9 } data_filler { type: "gaussian" } } }'
     path = write("net.prototxt", text)

@@ -13,13 +13,15 @@ from caffe.transforms.box_transform import BoxTransformer
 from caffe.transforms.detections import read_label_map
 
 
-@register("AnnotatedData")
+@register("AnnotatedData", "data_param")
 class AnnotatedData(Data):
     """Images and boxes from a database of AnnotatedDatum records: → (N, C, H, W), (1, 1, boxes, 8) as MultiBoxLoss takes them.
 
     A row is the image's place in the batch, label, a number, xmin, ymin, xmax, ymax, whether it is difficult; a batch without
     boxes has one row of -1. Where records have no annotations, their labels (N,) instead.
     """
+
+    reads = "records"
 
     def setup(self, *shapes):
         Prefetching.setup(self)

@@ -6,16 +6,14 @@ import torch
 from torch.nn import functional
 
 from caffe.engine.layer import BIAS, WEIGHT, BlobSpec, Layer, register
+from caffe.layer_types.activation import Elementwise
 from caffe.layer_types.vision import Convolution
 from caffe.proto import caffe_pb2
 
 
-@register("ReLU6")
-class ReLU6(Layer):
+@register("ReLU6", "relu_param")
+class ReLU6(Elementwise):
     """y = x from 0 to 6, 0 below (negative_slope · x where that is given) and 6 above (MobileNet); shape of x."""
-
-    bottoms = (1, 1)
-    keeps_shape = True
 
     def forward(self, x):
         slope = self.param.relu_param.negative_slope
@@ -30,6 +28,9 @@ class DepthwiseConvolution(Convolution):
 
     convolution_param: as Convolution's; `group` need not be given.
     """
+
+    begins_layout = False
+    is_classifier = False
 
     def setup(self, *shapes):
         p = self.param.convolution_param
@@ -46,7 +47,6 @@ class ConvolutionDepthwise(DepthwiseConvolution):
 class ShuffleChannel(Layer):
     """Channels dealt out anew: channel i of group g comes to place i · group + g (Zhang et al. 2017); shape of x."""
 
-    bottoms = (1, 1)
     keeps_shape = True
 
     def setup(self, shape):
@@ -82,8 +82,6 @@ class Axpy(Layer):
 class Permute(Layer):
     """Axes in another order: axis i of the top is axis order[i] of the bottom; axes that are not named follow as they come."""
 
-    bottoms = (1, 1)
-
     def setup(self, shape):
         order = list(self.param.permute_param.order)
         if len(set(order)) < len(order) or any(axis >= len(shape) for axis in order):
@@ -99,19 +97,16 @@ class Permute(Layer):
         return x.permute(self.order)
 
 
-@register("Normalize")
+@register("Normalize", "norm_param")
 class Normalize(Layer):
     """y = scale · x / √(Σ x² + eps), the sum over the channels of a position or over the whole image (ParseNet); shape of x.
 
     Blob: the scales (C,), or () with channel_shared; 1 at first.
     """
 
-    bottoms = (1, 1)
+    learns = (WEIGHT,)
     keeps_shape = True
-
-    @classmethod
-    def blob_specs(cls, param):
-        return (WEIGHT,)
+    rescales = True
 
     def setup(self, shape):
         p = self.param.norm_param
@@ -138,9 +133,12 @@ class BN(Layer):
     INFERENCE y = scale · x + shift. Blobs, each (1, C, 1, 1): scale, shift. Batch's mean and variance as further tops.
     """
 
-    bottoms = (1, 1)
     tops = (1, 3)
     keeps_output = False
+    is_channelwise = True
+    rescales = True
+    normalizes_batch = True
+    statistics_setting = "frozen"
 
     @staticmethod
     def is_segnets(param) -> bool:
@@ -154,9 +152,13 @@ class BN(Layer):
         return WEIGHT, BIAS, BlobSpec("running_mean", learned=False), BlobSpec("running_var", learned=False)
 
     @classmethod
-    def freeze_statistics(cls, param):
-        if not cls.is_segnets(param):
-            param.bn_param.frozen = True
+    def tests_by_batch(cls, param):
+        return cls.is_segnets(param) and param.bn_param.bn_mode != caffe_pb2.BNParameter.INFERENCE
+
+    @classmethod
+    def epsilon(cls, param):
+        """What is added to the stored variance."""
+        return param.bn_param.eps
 
     def setup(self, shape):
         p = self.param.bn_param

@@ -46,9 +46,8 @@ class FocalLoss(_OfLabels, Loss):
     none is given), or one each; alpha_balance: false makes it 1.
     """
 
-    bottoms = (2, 2)
     tops = (1, 2)
-    differentiable_bottoms = (0,)
+    applies_softmax = True
 
     def setup(self, scores, labels):
         p = self.param.focal_loss_param
@@ -109,12 +108,9 @@ class CenterLoss(Loss):
     Blob: the centres (classes, values of an image), learned by a rule of their own. Axes from `axis` on are an image's.
     """
 
+    learns = (BlobSpec("centers"),)
     bottoms = (2, 2)
     differentiable_bottoms = (0,)
-
-    @classmethod
-    def blob_specs(cls, param):
-        return (BlobSpec("centers"),)
 
     def setup(self, features, labels):
         p = self.param.center_loss_param

@@ -15,8 +15,6 @@ class Interp(Layer):
     not above 0, are cut off first.
     """
 
-    bottoms = (1, 1)
-
     def setup(self, shape):
         p = self.param.interp_param
         if len(shape) != 4:
@@ -115,8 +113,6 @@ class Reorg(Layer):
     As YOLO has it (Redmon and Farhadi 2017): forward it reads each image's values as if they were (C / s², H · s, W · s), and its
     trained weights depend on that. So C is a multiple of s² in both directions.
     """
-
-    bottoms = (1, 1)
 
     def setup(self, shape):
         p = self.param.reorg_param

@@ -6,19 +6,14 @@ convolution or fully connected layer, which gets the dataset's number of classes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
-from pipeline.nets.models.base import Built, Last, head_name, in_phase, leading_to
+from pipeline.nets.models.base import Built, Last, head_name, in_phase
 
-LEARNED = ("InnerProduct", "Convolution")
-"""Types of a last layer."""
-OF_LABELS = ("Accuracy", "Softmax", "ArgMax", "Silence")
-"""Types that come after the scores, besides losses."""
 BATCH_SIZE = 32
 """Images in a training batch, where the prototxt does not say it."""
 
@@ -76,12 +71,11 @@ class Adapted:
                 renamed |= dict(zip(layer.top, copy.top, strict=True))
             else:
                 copy.top[:] = [renamed.get(blob, blob) if blob in layer.bottom else blob for blob in copy.top]
-            if copy.type == "BatchNorm":
-                copy.batch_norm_param.ClearField("use_global_stats")  # the phase decides
+            caffe.layer_type(copy.type).choose_statistics(copy, stored=None)
             layers.append(copy)
         heads = [(renamed.get(head.scores, head.scores), head.weight) for head in self.heads]
         if deploy:
-            return Built(leading_to(layers, heads[-1][0]), heads[-1:], {last.name})
+            return Built(caffe.NetGraph(layers).leading_to(heads[-1][0]), heads[-1:], {last.name})
         params = {scores: head.loss_param for (scores, _), head in zip(heads, self.heads, strict=True) if head.loss_param}
         return Built(layers, heads, set(names.values()), params)
 
@@ -100,18 +94,22 @@ def read(path: Path) -> Adapted:
     images = sources[0].top[0]
     labels = {"label", *sources[0].top[1:], *(top for layer in sources[1:] for top in layer.top)}
     kept, heads = [], {}
-    for layer, place in places:
+    graph = caffe.NetGraph(layers)
+    kinds = [caffe.layer_type(layer.type, place) for layer, place in places]
+    for number, (layer, place) in enumerate(places):
+        kind = kinds[number]
+        readers = [kinds[reader] for value in graph.tops[number] for reader, _ in graph.readers[value]]
         if not layer.bottom:
             kept.append((layer, place))
-        elif layer.type.endswith("Loss"):
+        elif kind.is_loss:
             if layer.type != "SoftmaxWithLoss":
                 wanted = "nets that end in SoftmaxWithLoss or Softmax are classifiers"
                 raise InputError(place, f"a {layer.type}", wanted, "give the net of a classifier")
             loss_param = layer.loss_param if layer.HasField("loss_param") else None
             heads[layer.bottom[0]] = (layer.loss_weight[0] if layer.loss_weight else 1.0, loss_param)
-        elif layer.type == "Softmax" and not _read_later(layer, layers):
+        elif kind.applies_softmax and all(reader.reads_out for reader in readers):
             heads.setdefault(layer.bottom[0], (1.0, None))  # a loss that reads the same blob says more
-        elif layer.type not in OF_LABELS and not labels & set(layer.bottom):
+        elif not kind.reads_out and not labels & set(layer.bottom):
             kept.append((layer, place))
     caffe.check_bottoms(*zip(*kept, strict=True))
     body = [_with_data(layer, images) for layer, _ in kept if layer.bottom]
@@ -121,10 +119,6 @@ def read(path: Path) -> Adapted:
     if not found:
         raise InputError(path, "no scores", "a net for training or for use is wanted")
     return Adapted(path, tuple(body), tuple(found), **_transformation(sources[0]))
-
-
-def _read_later(layer: caffe_pb2.LayerParameter, layers: Iterable[caffe_pb2.LayerParameter]) -> bool:
-    return any(top in other.bottom for other in layers for top in layer.top if other.type not in OF_LABELS)
 
 
 def _with_data(layer: caffe_pb2.LayerParameter, images: str) -> caffe_pb2.LayerParameter:
@@ -140,25 +134,27 @@ def _with_data(layer: caffe_pb2.LayerParameter, images: str) -> caffe_pb2.LayerP
 
 def _classifier(path: Path, body: list[caffe_pb2.LayerParameter], blob: str) -> str:
     """The last layer with weights that a blob of scores is made by."""
-    made = blob
-    for layer in reversed(body):
-        if made in layer.top:
-            if layer.type in LEARNED:
-                return layer.name
-            if len(layer.bottom) != 1:
-                break
-            made = layer.bottom[0]
-    raise InputError(path, f'no last layer for the scores "{blob}"', f"they are made by a layer of type {' or '.join(LEARNED)}")
+    graph = caffe.NetGraph(body)
+    for value in graph.back_from(graph.last.get(blob)):
+        layer = body[value.layer]
+        if caffe.layer_type(layer.type).is_classifier:
+            return layer.name
+        if len(layer.bottom) != 1:
+            break
+    raise InputError(
+        path, f'no last layer for the scores "{blob}"', "they are made by a layer of type InnerProduct or Convolution"
+    )
 
 
 def _make_last(layer: caffe_pb2.LayerParameter, name: str, last: Last) -> None:
     """Give a classifier its name, its number of classes and its learning rates."""
     layer.top[:] = [name if top == layer.name else f"{top}{name.removeprefix(layer.name)}" for top in layer.top]
     layer.name = name
-    param = layer.inner_product_param if layer.type == "InnerProduct" else layer.convolution_param
+    kind = caffe.layer_type(layer.type)
+    param = kind.settings_of(layer)
     param.num_output = last.outputs
     if last.lr_mult != 1:
-        while len(layer.param) < len(caffe.layer_type(layer.type).blob_specs(layer)):
+        while len(layer.param) < len(kind.blob_specs(layer)):
             layer.param.add()
         for spec in layer.param:
             spec.lr_mult *= last.lr_mult
@@ -168,19 +164,19 @@ def _make_last(layer: caffe_pb2.LayerParameter, name: str, last: Last) -> None:
 
 def _transformation(source: caffe_pb2.LayerParameter) -> dict:
     """What a data layer or an input says of the images that go in."""
-    if source.type == "Input":
+    kind = caffe.layer_type(source.type)
+    if kind.is_input:
         shape = source.input_param.shape[0].dim if source.input_param.shape else []
         if len(shape) != 4:
             return {}
         channels, height, width = map(int, shape[1:])
         return {"crop_size": height if height == width else 0, "input": (channels, height, width)}
     transform = source.transform_param
-    sizes = (source.data_param.batch_size, source.image_data_param.batch_size, source.memory_data_param.batch_size)
     return {
         "crop_size": transform.crop_size,
         "mirror": transform.mirror,
         "scale": transform.scale,
         "mean": bool(transform.mean_file),
         "mean_values": tuple(transform.mean_value),
-        "batch_size": next((size for size in sizes if size), BATCH_SIZE),
+        "batch_size": getattr(kind.settings_of(source), "batch_size", 0) or BATCH_SIZE,
     }

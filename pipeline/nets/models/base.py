@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import caffe
@@ -48,16 +48,6 @@ def in_phase(layer: caffe_pb2.LayerParameter, phase: int) -> bool:
     included = [rule.phase for rule in layer.include if rule.HasField("phase")]
     excluded = [rule.phase for rule in layer.exclude if rule.HasField("phase")]
     return (not included or phase in included) and phase not in excluded
-
-
-def leading_to(layers: Iterable[caffe_pb2.LayerParameter], blob: str) -> list[caffe_pb2.LayerParameter]:
-    """The layers that a blob is made by, in their order."""
-    wanted, kept = {blob}, []
-    for layer in reversed(list(layers)):
-        if wanted & set(layer.top):
-            kept.append(layer)
-            wanted |= set(layer.bottom)
-    return kept[::-1]
 
 
 def unfit(net: Template, model: str, shape: tuple[int, int, int]) -> tuple[str, str, str] | None:
@@ -121,6 +111,6 @@ class Template:
         layers = list(n.to_proto().layer)[1:]
         scores = layers[-1].top[0]
         if deploy:
-            return Built(leading_to(layers, scores), [(scores, 1.0)], {last.name})
+            return Built(caffe.NetGraph(layers).leading_to(scores), [(scores, 1.0)], {last.name})
         helpers = {head_name(head, self.last, last.name): weight for head, weight in self.helpers.items()}
         return Built(layers, [*helpers.items(), (scores, 1.0)], {*helpers, last.name})

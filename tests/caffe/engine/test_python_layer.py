@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import caffe
+from tests.caffe.layer_checks import exercises
 
 
 class SquaredDistance(caffe.Layer):
@@ -154,6 +155,7 @@ def test_a_loss_in_python_is_the_loss_of_caffe(write):
         np.testing.assert_allclose(mine.diff, theirs.diff, rtol=1e-5)
 
 
+@exercises("Python")
 def test_a_source_in_python_decides_the_batch(write):
     net = caffe.Net(write("net.prototxt", python("Countdown", tops="x", param_str="3") + PRODUCT), caffe.TEST)
     assert net.blobs["x"].shape == (3, 2)
@@ -177,6 +179,20 @@ def test_a_source_in_python_goes_on_where_the_run_was_that_is_restored(write, tm
     solver.snapshot()
     solver.restore(tmp_path / "run_iter_4.solverstate")
     assert solver.net.layers[0].value == 4 * 2 * 5
+
+
+def test_a_source_in_python_is_closed_with_its_net(write):
+    class Open(Countdown):
+        closed = 0
+
+        def close(self):
+            self.closed += 1
+
+    globals()["Open"] = Open
+    net = caffe.Net(write("net.prototxt", python("Open", tops="x", param_str="3") + PRODUCT), caffe.TEST)
+    assert net.layers[0].closed == 0
+    net.close()
+    assert net.layers[0].closed == 1
 
 
 def test_a_learned_parameter_is_trained_saved_and_loaded(write, tmp_path):

@@ -9,6 +9,7 @@ import caffe
 from caffe.proto import caffe_pb2
 from caffe.transforms.box_transform import BoxTransformer, meets
 from caffe.transforms.detections import read_label_map
+from tests.caffe.layer_checks import exercises
 
 LABELS = """
 item { name: "none_of_the_above" label: 0 display_name: "background" }
@@ -61,6 +62,7 @@ TWO, TWO_BOX = picture(20, 30, (15, 10, 27, 18), (10, 60, 250))
 
 
 @pytest.mark.parametrize("encoded", [True, False])
+@exercises("AnnotatedData")
 def test_images_and_rows_come_in_order_and_again(net, encoded):
     records = [
         record(ONE, [(1, 5, ONE_BOX, False), (2, 0, [0.5, 0.5, 0.75, 1], True)], encoded=encoded),

@@ -10,6 +10,7 @@ import pytest
 
 import caffe
 from caffe.layer_types.windows import WindowData
+from tests.caffe.layer_checks import exercises
 from tests.conftest import GOLDEN, needs_leveldb
 
 DATA = GOLDEN / "data"
@@ -96,6 +97,7 @@ DENSE = """layer { name: "d" type: "DenseImageData" top: "x" top: "y" transform_
   dense_image_data_param { source: "list.txt" root_folder: "in/" %s } }"""
 
 
+@exercises("DenseImageData")
 def test_images_come_with_their_images_of_labels(tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
@@ -160,6 +162,7 @@ OUTPUT = """layer { name: "x" type: "Input" top: "x" top: "y" input_param { shap
 layer { name: "o" type: "HDF5Output" bottom: "x" bottom: "y" hdf5_output_param { file_name: "o.h5" } }"""
 
 
+@exercises("HDF5Output")
 def test_batches_written_to_hdf5_follow_one_another(tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = net_of(write, OUTPUT)
@@ -176,6 +179,7 @@ MEMORY = """layer { name: "m" type: "MemoryData" top: "x" top: "y"
   memory_data_param { batch_size: 2 channels: 1 height: 2 width: 2 } }"""
 
 
+@exercises("MemoryData")
 def test_arrays_in_memory_go_round(write):
     net = net_of(write, MEMORY)
     with pytest.raises(caffe.Error, match="no data"):
@@ -246,6 +250,7 @@ def test_a_batch_of_windows_is_background_then_objects(windows):
             assert not image[:, :, 10:].any()
 
 
+@exercises("WindowData")
 def test_windows_are_mirrored_and_shifted(windows):
     net = windows("mirror: true mean_value: 1 mean_value: 2 mean_value: 3 scale: 0.5")
     seen = set()

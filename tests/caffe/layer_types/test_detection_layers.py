@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import caffe
-from tests.caffe.layer_checks import check, made, refused, reseed, rng
+from tests.caffe.layer_checks import check, exercises, made, refused, reseed, rng
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,7 @@ def prior_boxes(height, width, image, low, high=(), ratios=(1,), variance=(0.1,)
         ("min_size: 9 img_size: 150", {"low": [9], "image": (150, 150)}),
     ],
 )
+@exercises("PriorBox")
 def test_prior_box(write, settings, arguments):
     net = made(write, PRIORS % settings, [(2, 5, 3, 4), (2, 3, 90, 100)])
     wanted = prior_boxes(3, 4, **{"image": (90, 100), **arguments})
@@ -187,6 +188,7 @@ def detections(
         ("nms_param { nms_threshold: 0.45 } variance_encoded_in_target: true", {"plain": True}),
     ],
 )
+@exercises("DetectionOutput")
 def test_detection_output(write, code, settings, arguments):
     count, classes, each = 20, 3, 1 if arguments.get("shared", True) else 3
     offsets = rng.normal(0, 0.3, (2, count * each * 4)).astype(np.float32).astype(float)
@@ -277,6 +279,7 @@ def evaluated(write, settings, found, true):
         ("evaluate_difficult_gt: false", [COUNTS[0], [-1, 2, 0, -1, -1], COUNTS[2]], [[0, 0], [0, 0]]),
     ],
 )
+@exercises("DetectionEvaluate")
 def test_detections_are_right_once_for_each_true_box(write, settings, counts, difficult):
     rows = [
         *counts,
@@ -487,6 +490,7 @@ def loss_layer(settings, code="CENTER_SIZE", classes=4, more=""):
 
 
 @pytest.mark.parametrize(("settings", "arguments"), CASES, ids=[case[0] or "defaults" for case in CASES])
+@exercises("MultiBoxLoss")
 def test_multibox_loss(write, settings, arguments):
     slots = 1 if arguments.get("shared", True) else 4
     check(write, loss_layer(settings), Loss(4, **arguments), *inputs(slots=slots), wrt=(0, 1))

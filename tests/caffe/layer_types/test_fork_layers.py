@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import caffe
-from tests.caffe.layer_checks import check, draw, made, refused, reseed, rng
+from tests.caffe.layer_checks import check, draw, exercises, made, refused, reseed, rng
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +18,7 @@ def _same_numbers_in_any_order(request):
 
 
 @pytest.mark.parametrize("slope", [0, 0.1])
+@exercises("ReLU6")
 def test_relu6(write, slope):
     x = draw(2, 3, 4, low=-9, high=9)
     parameters = f"relu_param {{ negative_slope: {slope} }}" if slope else ""
@@ -26,6 +27,7 @@ def test_relu6(write, slope):
 
 @pytest.mark.parametrize("name", ["DepthwiseConvolution", "ConvolutionDepthwise"])
 @pytest.mark.parametrize("outputs", [3, 6])
+@exercises("DepthwiseConvolution", "ConvolutionDepthwise", chosen_by="name")
 def test_a_depthwise_convolution_sees_one_channel_at_a_time(write, name, outputs):
     def convolve(x, weight, bias):
         padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -44,6 +46,7 @@ def test_a_depthwise_convolution_has_whole_filters_for_each_channel(write):
     assert "group 3 for 4 outputs" in error.found
 
 
+@exercises("ShuffleChannel")
 def test_shuffle_channel(write):
     def shuffle(x):
         y = np.zeros_like(x)
@@ -58,6 +61,7 @@ def test_shuffle_channel(write):
 
 
 @pytest.mark.parametrize("ones", [(), (1, 1)])
+@exercises("Axpy")
 def test_axpy(write, ones):
     def axpy(a, x, y):
         result = np.zeros_like(x)
@@ -70,6 +74,7 @@ def test_axpy(write, ones):
 
 
 @pytest.mark.parametrize(("order", "axes"), [((0, 2, 3, 1), (0, 2, 3, 1)), ((3, 1), (3, 1, 0, 2)), ((), (0, 1, 2, 3))])
+@exercises("Permute")
 def test_permute(write, order, axes):
     parameters = " ".join(f"order: {axis}" for axis in order)
 
@@ -92,6 +97,7 @@ def test_permute_refuses_an_order_that_is_none(write, order):
 
 @pytest.mark.parametrize("across", ["true", "false"])
 @pytest.mark.parametrize("shared", ["true", "false"])
+@exercises("Normalize")
 def test_normalize(write, across, shared):
     def normalize(x, scale):
         y = np.zeros_like(x)
@@ -123,6 +129,7 @@ def standardised(x, factor, term, eps):
 BN = """type: "BN" bn_param { slope_filler { type: "constant" value: 1 } bias_filler { type: "constant" value: 0 } %s }"""
 
 
+@exercises("BN")
 def test_bn_learns_by_its_batch_and_keeps_averages(write):
     x, parameters = draw(3, 2, 2, 3), [draw(1, 2), draw(1, 2), draw(1, 2), draw(1, 2, low=0.5, high=2)]
     net = check(
@@ -254,6 +261,7 @@ def interpolated(x, height, width):
         ("height: 4 width: 4 pad_end: -1", np.s_[:, :, :-1, :-1], (4, 4)),
     ],
 )
+@exercises("Interp")
 def test_interp(write, settings, cut, size):
     check(write, f'type: "Interp" interp_param {{ {settings} }}', lambda x: interpolated(x[cut], *size), draw(2, 2, 4, 5))
 
@@ -304,6 +312,7 @@ def test_upsample_undoes_a_pooling_with_positions(write):
         np.testing.assert_array_equal(up[block].sum((2, 3)), x[block].max((2, 3)).astype(np.float32))
 
 
+@exercises("Upsample")
 def test_upsample_without_positions_repeats(write):
     def repeat(x):
         y = np.zeros((2, 3, 4, 9))
@@ -326,6 +335,7 @@ def test_upsample_names_a_position_outside(write):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
+@exercises("Reorg")
 def test_reorg_moves_values_as_yolo_does(write, reverse):
     def reorg(x):
         # YOLO's own loop over flat memory, for the extents of the bottom.
@@ -359,6 +369,7 @@ def smooth(d, sigma):
 
 @pytest.mark.parametrize("weights", [0, 1, 2])
 @pytest.mark.parametrize("sigma", [1, 3])
+@exercises("SmoothL1Loss")
 def test_smooth_l1_loss(write, weights, sigma):
     def loss(x, target, *weights):
         inside, outside = (*weights, *[np.ones_like(x)] * 2)[:2]
@@ -385,6 +396,7 @@ def test_smooth_l1_loss_wants_one_count(write):
         ("alpha_balance: false", [1] * 3, 2),
     ],
 )
+@exercises("FocalLoss", "SoftmaxFocalLoss", chosen_by="name")
 def test_focal_loss(write, name, settings, alpha, gamma):
     labels = rng.integers(0, 3, (2, 2, 2)).astype(float)
     labels[0, 0, 0] = 9
@@ -433,6 +445,7 @@ def test_focal_loss_checks_labels_and_weights(write):
     assert refused(write, 'type: "FocalLoss" focal_loss_param { alpha: 1 alpha: 2 }', (2, 3), (2,)).found == "2 values of alpha"
 
 
+@exercises("CenterLoss")
 def test_center_loss_pulls_features_and_moves_centres_by_its_own_rule(write):
     features, centres, labels = draw(4, 3), draw(5, 3), np.array([2, 0, 2, 4.0])
 
@@ -459,6 +472,7 @@ def test_center_loss_pulls_features_and_moves_centres_by_its_own_rule(write):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
+@exercises("TripletLoss")
 def test_triplet_loss(write, weighted):
     def loss(a, p, n, w=(1, 1, 1)):
         terms = [max(0, 0.5 + ((a[i] - p[i]) ** 2).sum() - ((a[i] - n[i]) ** 2).sum()) for i in range(3)]
@@ -508,6 +522,7 @@ REGIONS = [
 
 @pytest.mark.parametrize("scale", [1, 0.5, 0.0625])
 @pytest.mark.parametrize("bins", [(2, 3), (7, 7)])
+@exercises("ROIPooling")
 def test_roi_pooling(write, scale, bins):
     f = np.float32
 
@@ -540,6 +555,7 @@ def test_roi_pooling_gives_the_gradient_to_the_first_of_equal_values(write):
     assert [*zip(*net.blobs["x0"].diff[0, 0].nonzero(), strict=True)] == [(1, 1)]
 
 
+@exercises("PSROIPooling")
 def test_psroi_pooling(write):
     f, bins, outputs, scale = np.float32, 3, 2, 0.5
 

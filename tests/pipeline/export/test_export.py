@@ -198,6 +198,11 @@ def test_every_type_that_is_exported_is_tested():
     assert set(onnx_layers.CONVERTERS) <= kinds
 
 
+def test_every_type_has_a_converter_or_a_reason_to_have_none():
+    assert set(onnx_layers.CONVERTERS) | set(onnx_layers.NOT_EXPORTED) == set(caffe.layer_type_list())
+    assert set(onnx_layers.CONVERTERS).isdisjoint(onnx_layers.NOT_EXPORTED)
+
+
 def test_windows_of_pooling_are_caffes(write, tmp_path):
     """Windows that reach past the bottom, past its padding, or are left out, for both ways of rounding."""
     computed = 0
@@ -218,7 +223,7 @@ def test_windows_of_pooling_are_caffes(write, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (layer("SPP", "spp", "data", more="spp_param { pyramid_height: 2 }"), 'layer "spp": type SPP'),
+        (layer("SPP", "spp", "data", more="spp_param { pyramid_height: 2 }"), 'layer "spp": type SPP, but the published'),
         (layer("Pooling", "p", "data", more="pooling_param { pool: STOCHASTIC kernel_size: 2 }"), 'layer "p": STOCHASTIC'),
         (layer("Pooling", "p", "data", more='top: "at" pooling_param { kernel_size: 2 }'), 'layer "p": two tops'),
         (
