@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from caffe.errors import LayerError, nearest
 from caffe.proto import caffe_pb2
 
 _TYPES: dict[str, type[Layer]] = {}
+Shape = tuple[int, ...]
+Tops = torch.Tensor | tuple[torch.Tensor, ...]
+"""What a layer's `forward` returns: its only top, or all of them."""
 
 
 class BlobSpec(NamedTuple):
@@ -44,9 +48,9 @@ class Layer:
     """
 
     type = "Layer"
-    bottoms = (0, None)
+    bottoms: tuple[int, int | None] = (0, None)
     """Least and greatest number of bottoms; None is no limit."""
-    tops = (1, 1)
+    tops: tuple[int, int | None] = (1, 1)
     """Least and greatest number of tops."""
     is_loss = False
     """The first top has loss weight 1 unless the prototxt says else, and a layer without tops is given one."""
@@ -93,7 +97,7 @@ class Layer:
             return [shapes[0]] * len(self.param.top)
         raise NotImplementedError
 
-    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def forward(self, *bottoms: torch.Tensor) -> Tops:
         """The tops."""
         raise NotImplementedError
 
@@ -137,7 +141,7 @@ class Layer:
         return axis % axes
 
 
-def register(name: str):
+def register(name: str) -> Callable[[type[Layer]], type[Layer]]:
     """Class decorator: make a layer type known under `name`."""
 
     def decorate(layer_type: type[Layer]) -> type[Layer]:

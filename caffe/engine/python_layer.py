@@ -51,6 +51,7 @@ class Layer:
 
     type = "Python"
     param_str = ""
+    param_str_ = ""
     phase = Phase.TEST
     blobs: BlobVec
 

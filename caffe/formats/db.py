@@ -55,7 +55,7 @@ class LevelDB:
         except plyvel.Error as error:
             raise FileError(self.source, f"a damaged LevelDB ({error})", do="build it again") from error
 
-    def values(self, start: int = 0) -> Iterator[bytes]:
+    def values(self, start: int = 0) -> Iterator[bytes | memoryview]:
         """Records from position `start` on."""
         for position, (_, value) in enumerate(self.items()):
             if position >= start:

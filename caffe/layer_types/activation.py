@@ -1,13 +1,14 @@
-"""Layers that work value by value: ReLU, PReLU, ELU, Sigmoid, TanH, Swish, BNLL, AbsVal, Clip, Exp, Log, Power, Threshold."""
+"""Element-wise layers: ReLU, PReLU, ELU, Sigmoid, TanH, Swish, BNLL, AbsVal, Clip, Exp, Log, Power, Threshold."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from caffe.engine.layer import WEIGHT, Layer, register
+from caffe.engine.layer import WEIGHT, BlobSpec, Layer, Shape, register
 from caffe.proto import caffe_pb2
 
 
@@ -18,7 +19,7 @@ class ReLU(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope
         if slope:
             return functional.leaky_relu(x, slope)
@@ -27,26 +28,26 @@ class ReLU(Layer):
 
 @register("PReLU")
 class PReLU(Layer):
-    """y = x where x > 0, else a · x with a learned for each channel, or one for all (He et al. 2015); shape of x.
+    """y = x where x > 0, else a · x with a slope a learned for each channel, or one for all (He et al. 2015); shape of x.
 
-    Blob: the slopes (C,), or () with channel_shared; 0.25 at first.
+    Blob: the slopes (C,), or () with channel_shared; initially 0.25.
     """
 
     bottoms = (1, 1)
     keeps_shape = True
 
     @classmethod
-    def blob_specs(cls, param):
+    def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...]:
         return (WEIGHT,)
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.prelu_param
         if len(shape) < 2:
-            raise self.error(f"a bottom of shape {shape}", "PReLU wants a channel axis, the second")
+            raise self.error(f"a bottom of shape {shape}", "PReLU needs a channel axis, the second")
         filler = p.filler if p.HasField("filler") else caffe_pb2.FillerParameter(type="constant", value=0.25)
         self.add_blob(() if p.channel_shared else (shape[1],), filler)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         (slope,) = self.parameters()
         return functional.prelu(x, slope.reshape(-1))
 
@@ -58,7 +59,7 @@ class ELU(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return functional.elu(x, self.param.elu_param.alpha)
 
 
@@ -69,7 +70,7 @@ class Sigmoid(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
 
 
@@ -80,7 +81,7 @@ class TanH(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
 
 
@@ -91,7 +92,7 @@ class Swish(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         beta = self.param.swish_param.beta
         return functional.silu(x) if beta == 1 else x * torch.sigmoid(beta * x)
 
@@ -103,7 +104,7 @@ class BNLL(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return functional.softplus(x)
 
 
@@ -114,26 +115,26 @@ class AbsVal(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x.abs()
 
 
 @register("Clip")
 class Clip(Layer):
-    """y = x, no smaller than min and no larger than max; shape of x."""
+    """y = x, clamped to min and max; shape of x."""
 
     bottoms = (1, 1)
     keeps_shape = True
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.clip_param
         for bound in ("min", "max"):
             if not p.HasField(bound):
                 raise self.error(f"no {bound}", do=f"give clip_param {{ {bound}: … }}")
         if p.min > p.max:
-            raise self.error(f"min {p.min:g} and max {p.max:g}", "min is not larger than max")
+            raise self.error(f"min {p.min:g} and max {p.max:g}", "min must not be larger than max")
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         p = self.param.clip_param
         return x.clamp(p.min, p.max)
 
@@ -146,16 +147,16 @@ class Threshold(Layer):
     keeps_shape = True
     differentiable_bottoms = ()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return (x > self.param.threshold_param.threshold).to(x.dtype)
 
 
 def _log_base(layer: Layer, base: float) -> float:
-    """Natural logarithm of a base; -1 stands for e."""
+    """Natural logarithm of a base; -1 means e."""
     if base == -1:
         return 1.0
     if base <= 0:
-        raise layer.error(f"base {base:g}", "it is larger than 0, or -1 for e")
+        raise layer.error(f"base {base:g}", "it must be larger than 0, or -1 for e")
     return math.log(base)
 
 
@@ -166,12 +167,12 @@ class Exp(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.exp_param
         log_base = _log_base(self, p.base)
         self.inner, self.outer = log_base * p.scale, math.exp(log_base * p.shift)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.exp(self.inner * x) * self.outer
 
 
@@ -182,12 +183,12 @@ class Log(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         self.log_base = _log_base(self, self.param.log_param.base)
         if self.log_base == 0:
             raise self.error("base 1", "there is no logarithm to that base")
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         p = self.param.log_param
         return torch.log(p.scale * x + p.shift) / self.log_base
 
@@ -202,12 +203,11 @@ class Power(Layer):
     bottoms = (1, 1)
     keeps_shape = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         p = self.param.power_param
         if p.power * p.scale == 0:
-            return (
-                torch.full_like(x, p.shift**p.power) + x.detach() * 0 if x.requires_grad else torch.full_like(x, p.shift**p.power)
-            )
+            constant = torch.full_like(x, p.shift**p.power)
+            return constant + x.detach() * 0 if x.requires_grad else constant
         y = x * p.scale if p.scale != 1 else x
         y = y + p.shift if p.shift != 0 else y
         return y**p.power if p.power != 1 else y.view_as(y)

@@ -95,9 +95,9 @@ def test_what_is_not_as_the_first_record_is_an_error(net):
         net([record(ONE, []), record(ONE, [], annotated=False)]).forward()
     with pytest.raises(caffe.Error, match="in a batch of"):
         net([record(ONE, []), record(picture(20, 31, (0, 0, 1, 1))[0], [])]).forward()
-    with pytest.raises(caffe.Error, match="no AnnotatedDatum"):
+    with pytest.raises(caffe.Error, match="not an AnnotatedDatum"):
         net([b"\xff\xff"])
-    with pytest.raises(caffe.Error, match="a box without end"):
+    with pytest.raises(caffe.Error, match="not finite"):
         net([record(ONE, [(1, 0, [0, 0, float("inf"), 1], False)])])
 
 
