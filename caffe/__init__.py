@@ -1,13 +1,14 @@
 """pycaffe: the interface, formats and numbers of BVLC Caffe 1.0, computed by PyTorch.
 
-Names are loaded when first used, so that what needs no PyTorch (`caffe.proto`, `caffe.NetSpec`, `caffe.io`) starts at once.
+Names are imported on first use, so that `caffe.proto`, `caffe.NetSpec` and `caffe.io` work without importing PyTorch.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
-_HOME = {
+_MODULE_OF = {
     "DivergenceError": "training.diagnosis",
     "Error": "errors",
     "FileError": "errors",
@@ -65,12 +66,12 @@ _MODULES = (
 TRAIN = 0
 TEST = 1
 __version__ = "1.0.0"
-__all__ = ["TEST", "TRAIN", "__version__", *_MODULES, *_HOME]
+__all__ = ["TEST", "TRAIN", "__version__", *_MODULES, *_MODULE_OF]
 
 
-def __getattr__(name: str):
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"caffe.{_HOME[name]}"), name)
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"caffe.{_MODULE_OF[name]}"), name)
     elif name in _MODULES:
         value = importlib.import_module(f"caffe.{name}")
     else:
@@ -79,5 +80,5 @@ def __getattr__(name: str):
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)

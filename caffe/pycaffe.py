@@ -1,16 +1,6 @@
-"""`caffe.pycaffe`: the nets and solvers, for scripts that import them from the module where BVLC Caffe extends them."""
+"""`caffe.pycaffe`: nets and solvers, for scripts that import them from this module of BVLC Caffe."""
 
-from caffe import NCCL, AdaDeltaSolver, AdaGradSolver, AdamSolver, NesterovSolver, Net, RMSPropSolver, SGDSolver, Timer, io
+from caffe import NCCL, Net, Timer, io
 
-__all__ = [
-    "NCCL",
-    "AdaDeltaSolver",
-    "AdaGradSolver",
-    "AdamSolver",
-    "NesterovSolver",
-    "Net",
-    "RMSPropSolver",
-    "SGDSolver",
-    "Timer",
-    "io",
-]
+_SOLVERS = ("AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "NesterovSolver", "RMSPropSolver", "SGDSolver")
+__all__ = ["NCCL", "Net", "Timer", "io", *_SOLVERS]

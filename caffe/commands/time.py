@@ -1,22 +1,29 @@
-"""caffe time: how long a net and each of its layers take, forward and backward."""
+"""caffe time: benchmark a net and each of its layers, forward and backward."""
 
 from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from caffe import glog
 from caffe.commands import devices, flags
 from caffe.errors import Error
+
+if TYPE_CHECKING:
+    from caffe.engine.net import Net
 
 
 def main(argv: list[str]) -> int:
     """`caffe time -model net.prototxt [-iterations 50] [-phase TRAIN]`."""
     parser = flags.parser(
         "time",
-        "Measure a net and each of its layers.",
-        "The passes are those of training, the whole net at once; the layers are then measured in passes of their own, one by\n"
-        "one, which takes longer. A net without a loss is given gradients of 1 at its outputs, and computes its inputs' too.",
+        "Benchmark a net and each of its layers.",
+        "Passes run the whole net at once, as in training; layers are then measured one by one in separate passes, which take\n"
+        "longer. A net without a loss gets gradients of 1 at its outputs and computes those of its inputs.",
     )
     flags.add(parser, "model", "the net's prototxt", required=True)
-    flags.add(parser, "weights", "its weights, separated by commas; they change no time")
+    flags.add(parser, "weights", "comma-separated weight files; they do not affect the times")
     flags.add(parser, "iterations", "number of passes (default: 50)", default=50, type=int)
     flags.add(parser, "phase", "phase of the net (default: TRAIN)", default="TRAIN", choices=("TRAIN", "TEST"))
     flags.add_net_flags(parser)
@@ -24,16 +31,16 @@ def main(argv: list[str]) -> int:
     if arguments.iterations < 1:
         raise Error("caffe time", f"-iterations {arguments.iterations}", "it must be at least 1")
     with flags.logging(arguments):
-        measure(arguments)
+        benchmark(arguments)
     return 0
 
 
-def measure(arguments) -> None:
-    """Run the passes, and log what they took in milliseconds."""
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Run the passes and log their times in milliseconds."""
     from caffe.timer import Timer
 
     devices.use_one(arguments.gpu, (348, 348, 352))
-    net = _net(arguments)
+    net = _create_net(arguments)
     glog.info("caffe.cpp:360", "Performing Forward")
     glog.info("caffe.cpp:365", f"Initial loss: {_forward(net):g}")
     glog.info("caffe.cpp:366", "Performing Backward")
@@ -41,7 +48,7 @@ def measure(arguments) -> None:
     glog.info("caffe.cpp:374", "*** Benchmark begins ***")
     glog.info("caffe.cpp:375", f"Testing for {arguments.iterations} iterations.")
     count = len(net.layers)
-    passes = {_forward: 0.0, _backward: 0.0}
+    passes: dict[Callable[[Net], object], float] = {_forward: 0.0, _backward: 0.0}
     layers_forward, layers_backward = [0.0] * count, [0.0] * count
     timer = Timer()
     for iteration in range(arguments.iterations):
@@ -72,8 +79,8 @@ def measure(arguments) -> None:
     glog.info("caffe.cpp:424", "*** Benchmark ends ***")
 
 
-def _net(arguments):
-    """The net, with gradients of every blob where it has no loss, so that there is a backward pass."""
+def _create_net(arguments: argparse.Namespace) -> Net:
+    """Create the net; with force_backward and gradients of 1 at its outputs if it has no loss."""
     import torch
 
     from caffe.engine.net import Net
@@ -95,14 +102,14 @@ def _net(arguments):
     return net
 
 
-def _forward(net) -> float:
+def _forward(net: Net) -> float:
     if any(net.blob_loss_weights.values()):
         return float(net.forward_loss())
     net._forward(0, len(net.layers) - 1)
     return 0.0
 
 
-def _backward(net) -> None:
+def _backward(net: Net) -> None:
     net.clear_param_diffs()
     if any(net.blob_loss_weights.values()):
         net.backward_params()

@@ -64,7 +64,7 @@ class Net:
         machine.prepare()
         self.phase = definition.state.phase
         self.device = mode.device()
-        included, wheres = topology.filtered(definition, prototxt.placed(self.path, definition, lines))
+        included, wheres = topology.filtered(definition, prototxt.places_at(self.path, definition, lines))
         glog.info("net.cpp:53", "Initializing net from parameters: \n" + prototxt.text_of(included).rstrip("\n"))
         self.definition, wheres = topology.with_splits(included, wheres, _loss_weight)
         self.name = definition.name

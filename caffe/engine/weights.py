@@ -14,6 +14,7 @@ from caffe import glog
 from caffe.engine.blob import Parameter
 from caffe.errors import WeightsError
 from caffe.formats import weight_files
+from caffe.formats.stored import write_whole
 from caffe.proto import caffe_pb2
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def save(net: Net, path: str, diff: bool = False) -> None:
         stored.CopyFrom(layer.param)
         stored.ClearField("blobs")
         stored.blobs.extend(blob.to_proto(diff) for blob in layer.blobs)
-    weight_files.write_whole(path, proto.SerializeToString())
+    write_whole(path, proto.SerializeToString())
 
 
 def save_hdf5(net: Net, path: str, diff: bool = False) -> None:

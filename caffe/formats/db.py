@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from caffe.errors import FileError
 from caffe.formats.lmdb_file import LMDBFile
 from caffe.proto import caffe_pb2
 
 
-def _plyvel(source: str | Path):
-    """The package that reads and writes LevelDBs; it has no wheels for Python 3.13 and later, so it is an extra."""
+def _plyvel(source: str | Path) -> Any:
+    """Import plyvel, which reads and writes LevelDBs; an extra, as it has no wheels for Python 3.13 and later."""
     try:
         import plyvel
     except ImportError:
@@ -30,9 +31,9 @@ class LevelDB:
     def __init__(self, source: str):
         plyvel = _plyvel(source)
         if not (Path(source) / "CURRENT").exists():
-            found = "an LMDB" if (Path(source) / "data.mdb").exists() else "no LevelDB"
+            found = "an LMDB" if (Path(source) / "data.mdb").exists() else "not a LevelDB"
             raise FileError(
-                source, found, "backend LEVELDB wants a LevelDB's folder", "give backend: LMDB, or correct the source"
+                source, found, "backend LEVELDB needs the folder of a LevelDB", "give backend: LMDB, or correct the source"
             )
         try:
             self._db = plyvel.DB(str(source), create_if_missing=False)
@@ -53,7 +54,7 @@ class LevelDB:
         try:
             yield from self._db.iterator()
         except plyvel.Error as error:
-            raise FileError(self.source, f"a damaged LevelDB ({error})", do="build it again") from error
+            raise FileError(self.source, f"a damaged LevelDB ({error})", do="rebuild it") from error
 
     def values(self, start: int = 0) -> Iterator[bytes | memoryview]:
         """Records from position `start` on."""
@@ -62,70 +63,68 @@ class LevelDB:
                 yield value
 
 
-# A process may open a LevelDB once; nets that read the same one share it.
+# A process can open a LevelDB only once, so nets that read the same one share it.
 _open: weakref.WeakValueDictionary[str, LevelDB] = weakref.WeakValueDictionary()
 
 
 def open_db(source: str, backend: int) -> LMDBFile | LevelDB:
-    """The database that a data_param names."""
+    """Open the database at `source`; `backend` is a DataParameter.DB value. Raises FileError if it has no records."""
     if backend == caffe_pb2.DataParameter.LMDB:
-        database = LMDBFile(source)
+        database: LMDBFile | LevelDB = LMDBFile(source)
     else:
         key = str(Path(source).resolve())
-        database = _open.get(key) or LevelDB(source)
-        _open[key] = database
+        database = _open[key] = _open.get(key) or LevelDB(source)
     if len(database) == 0:
         raise FileError(source, "the database has no records")
     return database
 
 
 class DatabaseWriter:
-    """A new LMDB or LevelDB, written whole or not at all: it has its name once the `with` block has ended well.
+    """A new LMDB or LevelDB, written atomically: it gets its name when the `with` block ends without an exception.
 
         with DatabaseWriter("train_lmdb", "lmdb") as write:
             write(key, record)
 
-    Keys in rising order are written fastest. An error where the database exists already.
+    Keys in ascending order are written fastest. Raises FileError if the database exists already.
     """
 
     BATCH = 1000
-    """Records put in one transaction, at most."""
+    """Maximum number of records in a transaction."""
     BYTES = 1 << 26
-    """The size of the records that wait for it, from which they wait no longer."""
+    """Size in bytes of the pending records at which they are committed earlier."""
 
     def __init__(self, source: str, backend: str):
         if backend not in ("lmdb", "leveldb"):
-            raise FileError(source, f'backend "{backend}"', 'it is "lmdb" or "leveldb"')
+            raise FileError(source, f'backend "{backend}"', 'it must be "lmdb" or "leveldb"')
         if Path(source).exists():
             raise FileError(source, "it exists already", do="delete it, or give another name")
         self.source, self.backend = Path(source), backend
         self.part = self.source.with_name(f"{self.source.name}.part")
-        self._waiting: list[tuple[bytes, bytes]] = []
+        self._pending: list[tuple[bytes, bytes]] = []
         self._size = 0
 
-    def __enter__(self):
+    def __enter__(self) -> Callable[[bytes, bytes], None]:
         self.source.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.part, ignore_errors=True)
         if self.backend == "lmdb":
             import lmdb
 
-            self._db = lmdb.open(str(self.part), map_size=1 << 28)
+            self._db: Any = lmdb.open(str(self.part), map_size=1 << 28)
         else:
-            plyvel = _plyvel(self.part)
-            self._db = plyvel.DB(str(self.part), create_if_missing=True, error_if_exists=True)
+            self._db = _plyvel(self.part).DB(str(self.part), create_if_missing=True, error_if_exists=True)
         return self.write
 
     def write(self, key: bytes, record: bytes) -> None:
         """Add one record."""
-        self._waiting.append((key, record))
+        self._pending.append((key, record))
         self._size += len(record)
-        if len(self._waiting) == self.BATCH or self._size >= self.BYTES:
+        if len(self._pending) == self.BATCH or self._size >= self.BYTES:
             self._commit()
 
     def _commit(self) -> None:
         if self.backend == "leveldb":
             with self._db.write_batch() as batch:
-                for key, record in self._waiting:
+                for key, record in self._pending:
                     batch.put(key, record)
         else:
             import lmdb
@@ -133,14 +132,14 @@ class DatabaseWriter:
             while True:
                 try:
                     with self._db.begin(write=True) as transaction:
-                        for key, record in self._waiting:
+                        for key, record in self._pending:
                             transaction.put(key, record)
                     break
                 except lmdb.MapFullError:
                     self._db.set_mapsize(2 * self._db.info()["map_size"])
-        self._waiting, self._size = [], 0
+        self._pending, self._size = [], 0
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._commit()
         self._db.close()

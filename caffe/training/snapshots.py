@@ -14,8 +14,7 @@ from caffe import glog
 from caffe.engine import mode
 from caffe.errors import FileError, SolverError
 from caffe.formats import prototxt
-from caffe.formats.stored import add_array, shape_of, values_of
-from caffe.formats.weight_files import write_whole
+from caffe.formats.stored import add_array, shape_of, values_of, write_whole
 from caffe.proto import caffe_pb2
 
 if TYPE_CHECKING:

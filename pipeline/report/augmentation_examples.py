@@ -40,7 +40,7 @@ def examples(database: Path, changes: caffe_pb2.AugmentationParameter, seed: int
         for key, value in islice(transaction.cursor(), ROWS):
             image = pixels_of(parse(value), None, f"{database}: {key.decode(errors='replace')}")
             drawn = augmentation.draw(COLUMNS - 1)
-            shown += [image, *(augmentation.changed(image, drawn, index) for index in range(COLUMNS - 1))]
+            shown += [image, *(augmentation.apply(image, drawn, index) for index in range(COLUMNS - 1))]
     if not shown:
         raise InputError(database, "the database has no records", do="build it again")
     return [thumbnail(in_order(image, channels, "BGR")) for image in shown]

@@ -285,7 +285,7 @@ def test_a_missing_file_is_a_runtime_error_as_in_pycaffe(write):
         caffe.Net("absent.prototxt", caffe.TEST)
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "no such image"), (b"no image", "not an image that OpenCV reads")])
+@pytest.mark.parametrize(("content", "message"), [(None, "no such image"), (b"no image", "not an image that OpenCV can read")])
 def test_an_image_that_cannot_be_read_is_an_oserror_that_scripts_pass_over(tmp_path, content, message):
     path = tmp_path / "cat.jpg"
     if content:

@@ -79,7 +79,7 @@ def test_an_image_that_cannot_be_read_is_left_out(folder):
         (["images/", "missing.txt", "db"], "no such image list"),
         (["nowhere/", "list.txt", "db"], "none of 10 images could be read"),
         (["-check_size", "images/", "list.txt", "db"], "the first record has"),
-        (["-resize_width=3", "images/", "list.txt", "db"], "both are given, or neither"),
+        (["-resize_width=3", "images/", "list.txt", "db"], "give both, or neither"),
         (["-encode_type=webm", "images/", "list.txt", "db"], "no such encoder"),
     ],
 )

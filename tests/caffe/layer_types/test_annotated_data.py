@@ -7,7 +7,7 @@ import pytest
 
 import caffe
 from caffe.proto import caffe_pb2
-from caffe.transforms.box_transform import BoxTransformer, meets
+from caffe.transforms.box_transform import BoxTransformer, satisfies
 from caffe.transforms.detections import read_label_map
 
 LABELS = """
@@ -216,8 +216,8 @@ def test_a_crop_keeps_the_boxes_that_the_constraint_says(constraint, stays):
 )
 def test_sample_constraints_compare_a_crop_with_each_box(settings, met):
     crop, box = np.array([0, 0, 1, 1], np.float32), np.array([[0.25, 0.25, 0.75, 0.75]], np.float32)
-    assert meets(caffe_pb2.SampleConstraint(**settings), crop, box) == met
-    assert meets(caffe_pb2.SampleConstraint(**settings), crop, box[:0]) == (not settings)
+    assert satisfies(caffe_pb2.SampleConstraint(**settings), crop, box) == met
+    assert satisfies(caffe_pb2.SampleConstraint(**settings), crop, box[:0]) == (not settings)
 
 
 def distorted(seed=0, **settings):
