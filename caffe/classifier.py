@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,9 @@ class Classifier(Net):
         channel_swap: Sequence[int] | None = None,
     ):
         super().__init__(model_file, TEST, weights=pretrained_file)
-        self.transformer = create_transformer(self, mean, input_scale, raw_scale, channel_swap)
+        self.transformer = create_transformer(
+            self, mean=mean, input_scale=input_scale, raw_scale=raw_scale, channel_swap=channel_swap
+        )
         self.crop_dims = np.array(self.blobs[self.inputs[0]].shape[2:])
         self.image_dims = self.crop_dims if image_dims is None or len(image_dims) == 0 else image_dims
 
@@ -55,23 +58,15 @@ class Classifier(Net):
         return predictions.reshape((len(predictions) // 10, 10, -1)).mean(1) if oversample else predictions
 
 
-def create_transformer(
-    net: Net,
-    mean: np.ndarray | None,
-    input_scale: float | None,
-    raw_scale: float | None,
-    channel_swap: Sequence[int] | None,
-) -> io.Transformer:
-    """The preprocessing of images (height × width × channels, 0 to 1) for the first input of `net`."""
+def create_transformer(net: Net, **settings: Any) -> io.Transformer:
+    """The preprocessing of images (height × width × channels, 0 to 1) for the first input of `net`.
+
+    settings  mean, input_scale, raw_scale and channel_swap of caffe.Classifier; None leaves one out
+    """
     name = net.inputs[0]
     result = io.Transformer({name: net.blobs[name].shape})
     result.set_transpose(name, (2, 0, 1))
-    if mean is not None:
-        result.set_mean(name, mean)
-    if input_scale is not None:
-        result.set_input_scale(name, input_scale)
-    if raw_scale is not None:
-        result.set_raw_scale(name, raw_scale)
-    if channel_swap is not None:
-        result.set_channel_swap(name, channel_swap)
+    for setting, value in settings.items():
+        if value is not None:
+            getattr(result, f"set_{setting}")(name, value)
     return result

@@ -39,9 +39,8 @@ class CropError(Error, AssertionError):
     """Blobs that cannot be aligned by cropping."""
 
 
-def _settings(fn: Function, field: str) -> dict[str, Any]:
-    settings: dict[str, Any] = fn.params.get(field, fn.params)
-    return settings
+def _settings(fn: Function, field: str) -> Any:
+    return fn.params.get(field, fn.params)
 
 
 def conv_params(fn: Function) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:

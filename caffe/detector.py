@@ -34,7 +34,9 @@ class Detector(Net):
         context_pad: int | None = None,
     ):
         super().__init__(model_file, TEST, weights=pretrained_file)
-        self.transformer = create_transformer(self, mean, input_scale, raw_scale, channel_swap)
+        self.transformer = create_transformer(
+            self, mean=mean, input_scale=input_scale, raw_scale=raw_scale, channel_swap=channel_swap
+        )
         self.configure_crop(context_pad)
 
     def configure_crop(self, context_pad: int | None) -> None:

@@ -1,6 +1,16 @@
 """`caffe.pycaffe`: nets and solvers, for scripts that import them from this module of BVLC Caffe."""
 
-from caffe import NCCL, Net, Timer, io
+from caffe import NCCL, AdaDeltaSolver, AdaGradSolver, AdamSolver, NesterovSolver, Net, RMSPropSolver, SGDSolver, Timer, io
 
-_SOLVERS = ("AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "NesterovSolver", "RMSPropSolver", "SGDSolver")
-__all__ = ["NCCL", "Net", "Timer", "io", *_SOLVERS]
+__all__ = [
+    "NCCL",
+    "AdaDeltaSolver",
+    "AdaGradSolver",
+    "AdamSolver",
+    "NesterovSolver",
+    "Net",
+    "RMSPropSolver",
+    "SGDSolver",
+    "Timer",
+    "io",
+]

@@ -8,7 +8,9 @@ import re
 
 from caffe import glog
 from caffe.commands import devices, flags
+from caffe.engine.net import Net
 from caffe.errors import Error
+from caffe.formats.db import DatabaseWriter
 from caffe.proto import caffe_pb2
 
 
@@ -48,9 +50,6 @@ def _device(words: list[str]) -> str:
 
 def extract(arguments: argparse.Namespace, blobs: list[str], databases: list[str], gpu: str) -> None:
     """Write the databases."""
-    from caffe.engine.net import Net
-    from caffe.formats.db import DatabaseWriter
-
     devices.use_one(gpu, (54, 58, 63))
     net = Net(arguments.net, arguments.weights, caffe_pb2.TEST)
     missing = [name for name in blobs if name not in net.blobs]

@@ -16,10 +16,8 @@ from typing import Any
 from caffe import glog
 
 # In BVLC Caffe train, test, time and device_query are one program, so that each accepts these flags, used or not.
-_SHARED_FLAGS = (
-    *("gpu", "level", "stage", "solver", "model", "weights", "snapshot", "iterations", "phase"),
-    *("sigint_effect", "sighup_effect"),
-)
+_SHARED_FLAGS: tuple[str, ...] = ("gpu", "level", "stage", "solver", "model", "weights", "snapshot", "iterations", "phase")
+_SHARED_FLAGS += ("sigint_effect", "sighup_effect")
 
 
 def parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:

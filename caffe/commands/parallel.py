@@ -47,6 +47,7 @@ class Place:
 
 
 ALONE = Place(0, 1, 0, "")
+Train = Callable[[argparse.Namespace, caffe_pb2.SolverParameter, int | None, Place, threading.Event], None]
 
 
 def place_from_environment() -> Place:
@@ -139,9 +140,7 @@ def _batch_dependences(net: Net) -> list[str]:
 # ---- processes started by this command
 
 
-def spawn(
-    train: Callable[..., None], arguments: argparse.Namespace, param: caffe_pb2.SolverParameter, gpus: list[int | None]
-) -> None:
+def spawn(train: Train, arguments: argparse.Namespace, param: caffe_pb2.SolverParameter, gpus: list[int | None]) -> None:
     """Call `train(arguments, param, gpu, place, met)` for each of `gpus` (None: the CPU): the first here, others in processes.
 
     met  an event that `train` sets when all processes have joined
@@ -168,7 +167,7 @@ def spawn(
             worker.join(max(0, deadline - time.monotonic()))  # daemons still running are terminated at exit
 
 
-def _work(train: Callable[..., None], arguments: argparse.Namespace, serialized: bytes, gpu: int | None, place: Place) -> None:
+def _work(train: Train, arguments: argparse.Namespace, serialized: bytes, gpu: int | None, place: Place) -> None:
     """Main function of a process that `spawn` started."""
     met = threading.Event()
     parent = multiprocessing.parent_process()

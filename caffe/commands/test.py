@@ -8,7 +8,9 @@ import numpy as np
 
 from caffe import glog
 from caffe.commands import devices, flags
+from caffe.engine.net import Net
 from caffe.errors import Error
+from caffe.proto.caffe_pb2 import TEST
 
 
 def main(argv: list[str]) -> int:
@@ -28,9 +30,6 @@ def main(argv: list[str]) -> int:
 
 def score(arguments: argparse.Namespace) -> None:
     """Run the batches; log each output of each batch, and the means."""
-    from caffe.engine.net import Net
-    from caffe.proto.caffe_pb2 import TEST
-
     devices.use_one(arguments.gpu, (270, 274, 279))
     net = Net(arguments.model, TEST, level=arguments.level, stages=arguments.stage.split(","))
     for path in arguments.weights.split(","):

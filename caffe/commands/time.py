@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import torch
 
 from caffe import glog
 from caffe.commands import devices, flags
+from caffe.engine.net import Net
 from caffe.errors import Error
-
-if TYPE_CHECKING:
-    from caffe.engine.net import Net
+from caffe.formats import prototxt
+from caffe.proto import caffe_pb2
+from caffe.timer import Timer
 
 
 def main(argv: list[str]) -> int:
@@ -37,8 +39,6 @@ def main(argv: list[str]) -> int:
 
 def benchmark(arguments: argparse.Namespace) -> None:
     """Run the passes and log their times in milliseconds."""
-    from caffe.timer import Timer
-
     devices.use_one(arguments.gpu, (348, 348, 352))
     net = _create_net(arguments)
     glog.info("caffe.cpp:360", "Performing Forward")
@@ -81,12 +81,6 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
 def _create_net(arguments: argparse.Namespace) -> Net:
     """Create the net; with force_backward and gradients of 1 at its outputs if it has no loss."""
-    import torch
-
-    from caffe.engine.net import Net
-    from caffe.formats import prototxt
-    from caffe.proto import caffe_pb2
-
     phase = caffe_pb2.Phase.Value(arguments.phase)
     state = {"level": arguments.level, "stages": arguments.stage.split(",")}
     net = Net(arguments.model, phase, **state)

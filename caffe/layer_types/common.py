@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine.layer import BIAS, WEIGHT, BlobSpec, Layer, Shape, register
+from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
 
 
@@ -85,13 +86,9 @@ class Embed(Layer):
     def forward(self, x: Tensor) -> Tensor:
         weight, *bias = self.parameters()
         indices = x.long()
-        if indices.numel():
-            low, high = (int(end) for end in indices.aminmax())
-            if low < 0 or high >= weight.shape[0]:
-                raise self.error(
-                    f"index {high if high >= weight.shape[0] else low}",
-                    f"input_dim is {weight.shape[0]}: indices go from 0 to {weight.shape[0] - 1}",
-                )
+        count = len(weight)
+        if (index := out_of_range(indices, count)) is not None:
+            raise self.error(f"index {index}", f"input_dim is {count}: indices go from 0 to {count - 1}")
         rows = functional.embedding(indices, weight)
         return rows + bias[0] if bias else rows
 

@@ -116,8 +116,6 @@ class Prefetching(Source):
 
     def setup(self, *shapes: Shape) -> None:
         self._thread: threading.Thread | None = None
-        self._queue: queue.Queue[Item] = queue.Queue(maxsize=max(1, self.ahead))
-        self._stop = threading.Event()
         self.rng = np.random.default_rng(mode.data_rng.integers(2**63))
         self._position = 0
         self._generator: Mapping[str, Any] | None = None
@@ -166,7 +164,7 @@ class Prefetching(Source):
         if self._generator is not None:
             self.rng.bit_generator.state = self._generator
         self._stop = threading.Event()
-        self._queue = queue.Queue(maxsize=max(1, self.ahead))
+        self._queue: queue.Queue[Item] = queue.Queue(maxsize=max(1, self.ahead))
         arguments = (self._position, self._queue, self._stop)
         self._thread = threading.Thread(target=self._work, args=arguments, daemon=True, name=f"read {self.param.name}")
         self._thread.start()

@@ -12,6 +12,7 @@ from torch.nn import functional
 from caffe import glog
 from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.formats.stored import read_array
+from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
 
 LOSS = caffe_pb2.LossParameter
@@ -77,10 +78,9 @@ class _OfLabels(Layer):
         raise NotImplementedError
 
     def _check_range(self, target: Tensor, classes: int) -> None:
-        low, high = (int(end) for end in target.aminmax())
-        if low < 0 or high >= classes:
+        if (label := out_of_range(target, classes)) is not None:
             raise self.error(
-                f"label {high if high >= classes else low}",
+                f"label {label}",
                 f'there are {classes} classes (0 to {classes - 1}) in "{self.param.bottom[0]}"',
                 "Caffe's labels start from 0; the layer that gives the scores needs num_output: number of classes",
             )

@@ -44,14 +44,9 @@ class _AcrossChannels(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         size, alpha, beta = ctx.constants
         direct = gradient * _power(scale, -beta)
-        through = _window_sum((direct * x).div_(scale), size)
-        return (
-            direct.addcmul_(through.mul_(x), torch.ones((), device=x.device), value=-2 * alpha * beta / size),
-            None,
-            None,
-            None,
-            None,
-        )
+        through = _window_sum((direct * x).div_(scale), size).mul_(x)
+        one = torch.ones((), device=x.device)
+        return direct.addcmul_(through, one, value=-2 * alpha * beta / size), None, None, None, None
 
 
 @register("LRN")
@@ -202,6 +197,9 @@ class _ScaledBatchNorm(BatchNorm):
         return y.view(x.shape)
 
 
+_Axes = caffe_pb2.ScaleParameter | caffe_pb2.BiasParameter
+
+
 class _AlongAxes(Layer):
     """Base of Scale and Bias: a second operand, a bottom or learned, with the axes `axis`, axis + 1, … of the first bottom."""
 
@@ -209,12 +207,7 @@ class _AlongAxes(Layer):
     keeps_shape = True
     keeps_output = False
 
-    def place(
-        self,
-        parameters: caffe_pb2.ScaleParameter | caffe_pb2.BiasParameter,
-        shapes: tuple[Shape, ...],
-        filler: caffe_pb2.FillerParameter,
-    ) -> None:
+    def place(self, parameters: _Axes, shapes: tuple[Shape, ...], filler: caffe_pb2.FillerParameter) -> None:
         """Declare the learned operand if there is no second bottom, and find the shape that broadcasts."""
         first = shapes[0]
         axis = self.axis(parameters.axis, len(first)) if first else 0

@@ -12,6 +12,14 @@ from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.proto import caffe_pb2
 
 
+def out_of_range(indices: Tensor, count: int) -> int | None:
+    """One of the integers `indices` that is not in 0 … count - 1, or None."""
+    if not indices.numel():
+        return None
+    low, high = (int(end) for end in indices.aminmax())
+    return low if low < 0 else high if high >= count else None
+
+
 @register("Concat")
 class Concat(Layer):
     """Concatenation along `axis`; all other axes must be equal."""
@@ -304,10 +312,8 @@ class BatchReindex(Layer):
 
     def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
         chosen = numbers.long()
-        if chosen.numel():
-            low, high = (int(end) for end in chosen.aminmax())
-            if low < 0 or high >= x.shape[0]:
-                raise self.error(f"image number {high if high >= x.shape[0] else low}", f"there are {x.shape[0]} images")
+        if (number := out_of_range(chosen, x.shape[0])) is not None:
+            raise self.error(f"image number {number}", f"there are {x.shape[0]} images")
         return x.index_select(0, chosen)
 
 

@@ -13,17 +13,12 @@ from caffe.proto import caffe_pb2
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_Windowed = caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter
 MAX = caffe_pb2.PoolingParameter.MAX
 AVE = caffe_pb2.PoolingParameter.AVE
 
 
-def spatial(
-    layer: Layer,
-    param: caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter,
-    name: str,
-    axes: int,
-    default: int | None,
-) -> Shape:
+def spatial(layer: Layer, param: _Windowed, name: str, axes: int, default: int | None) -> Shape:
     """One value for each spatial axis, from the field `name`, single or repeated, or from `name_h` and `name_w`.
 
     The two-axis form of `kernel_size` is `kernel_h` and `kernel_w`.

@@ -108,8 +108,8 @@ class ResultFiles:
         if self.param.output_format == "COCO":
             objects = [
                 {
-                    "image_id": _parse_id(name),
-                    "category_id": _parse_id(self.items[label].name),
+                    "image_id": _id_of(name),
+                    "category_id": _id_of(self.items[label].name),
                     "bbox": box.tolist(),
                     "score": score,
                 }
@@ -127,5 +127,5 @@ class ResultFiles:
             (folder / f"{prefix}{name}.txt").write_text("".join(lines))
 
 
-def _parse_id(text: str) -> int | str:
+def _id_of(text: str) -> int | str:
     return int(text) if text.isdigit() else text

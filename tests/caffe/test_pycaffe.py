@@ -252,7 +252,7 @@ def test_what_cannot_be_cropped_says_why():
     with pytest.raises(AssertionError, match="must be the larger one"):
         coord_map.crop(n.up, n.data)
     n = spec(stride=2)
-    with pytest.raises(AssertionError, match="one scale"):
+    with pytest.raises(AssertionError, match="the same scale"):
         coord_map.crop(n.up, n.data)
     n.fc = L.InnerProduct(n.up, num_output=3)
     with pytest.raises(RuntimeError, match="no common origin"):

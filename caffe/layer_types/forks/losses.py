@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from caffe.engine.layer import BlobSpec, Shape, register
 from caffe.layer_types.loss import FLT_MIN, LOSS, Loss, _OfLabels, divisor, normalization_of
+from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
 
 
@@ -135,11 +136,8 @@ class CenterLoss(Loss):
         (centres,) = self.parameters()
         rows = features.reshape(-1, centres.shape[1])
         labels = labels.reshape(-1).long()
-        low, high = (int(end) for end in labels.aminmax())
-        if low < 0 or high >= len(centres):
-            raise self.error(
-                f"label {high if low >= 0 else low}", f"num_output is {len(centres)}: labels go from 0 to {len(centres) - 1}"
-            )
+        if (label := out_of_range(labels, len(centres))) is not None:
+            raise self.error(f"label {label}", f"num_output is {len(centres)}: labels go from 0 to {len(centres) - 1}")
         return _ToCentres.apply(rows, centres, labels)
 
 

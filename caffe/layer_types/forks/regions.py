@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine.layer import Layer, Shape, register
+from caffe.layer_types.utility import out_of_range
 
 Ends = tuple[Tensor, Tensor]
 """First and last + 1 position of each bin along an axis, each (R, bins)."""
@@ -36,10 +37,8 @@ class _OverRegions(Layer):
         if not rows.isfinite().all():
             raise self.error("a region that is not finite", "image index, x1, y1, x2 and y2 must be finite")
         images = rows[:, 0].long()
-        if images.numel():
-            low, high = (int(end) for end in images.aminmax())
-            if low < 0 or high >= count:
-                raise self.error(f"a region in image {high if low >= 0 else low}", f"there are {count} images (0 to {count - 1})")
+        if (image := out_of_range(images, count)) is not None:
+            raise self.error(f"a region in image {image}", f"there are {count} images (0 to {count - 1})")
         return images
 
 

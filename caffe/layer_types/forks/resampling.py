@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine.layer import Layer, Shape, register
+from caffe.layer_types.utility import out_of_range
 
 
 @register("Interp")
@@ -97,14 +98,12 @@ class Upsample(Layer):
             return x.repeat_interleave(self.scales[0], 2).repeat_interleave(self.scales[1], 3)
         ((*_, height, width),) = self.top_shapes(tuple(x.shape), tuple(positions.shape))
         places = positions.flatten(2).long()
-        if places.numel():
-            low, high = (int(end) for end in places.aminmax())
-            if low < 0 or high >= height * width:
-                raise self.error(
-                    f"position {high if low >= 0 else low} in an image of {height}×{width}",
-                    f"positions go from 0 to {height * width - 1}",
-                    "give the size of the pooling's bottom as upsample_h and upsample_w",
-                )
+        if (position := out_of_range(places, height * width)) is not None:
+            raise self.error(
+                f"position {position} in an image of {height}×{width}",
+                f"positions go from 0 to {height * width - 1}",
+                "give the size of the pooling's bottom as upsample_h and upsample_w",
+            )
         spread = x.new_zeros(*x.shape[:2], height * width).scatter(2, places, x.flatten(2))
         return spread.view(*x.shape[:2], height, width)
 
