@@ -12,21 +12,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
 _SEVERITIES = "IWEF"
 
 
-@dataclass
 class _State:
     level: int | None = None
-    stderr: bool = True
-    files: list[TextIO] = field(default_factory=list)
+    stderr = True
 
 
-_state = _State()
+_files: list[TextIO] = []
 
 
 def init_log(level: int | None = None, stderr: bool = True) -> None:
@@ -34,8 +31,8 @@ def init_log(level: int | None = None, stderr: bool = True) -> None:
 
     Without `level`, the environment variable GLOG_minloglevel decides, as it does by default.
     """
-    _state.level = level
-    _state.stderr = stderr
+    _State.level = level
+    _State.stderr = stderr
 
 
 def log(message: str) -> None:
@@ -48,16 +45,16 @@ def log_to_file(path: str | os.PathLike[str], stderr: bool | None = None) -> Ite
     """Also write the whole log to `path` while the block runs; `stderr=False` keeps it off standard error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = _state.stderr
+    before = _State.stderr
     with path.open("a", buffering=1) as file:
-        _state.files.append(file)
+        _files.append(file)
         if stderr is not None:
-            _state.stderr = stderr
+            _State.stderr = stderr
         try:
             yield
         finally:
-            _state.files.remove(file)
-            _state.stderr = before
+            _files.remove(file)
+            _State.stderr = before
 
 
 def info(place: str, message: str) -> None:
@@ -76,16 +73,16 @@ def error(place: str, message: str) -> None:
 
 
 def _write(severity: int, place: str, message: str) -> None:
-    level = _state.level
+    level = _State.level
     if level is None:
         level = int(os.environ.get("GLOG_minloglevel", "0") or 0)  # noqa: SIM112 - glog spells it so
-    loud = _state.stderr and severity >= level
-    if not loud and not _state.files:
+    loud = _State.stderr and severity >= level
+    if not loud and not _files:
         return
     now = time.time()
     stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now))
     line = f"{_SEVERITIES[severity]}{stamp}.{int(now % 1 * 1e6):06d} {os.getpid():5d} {place}] {message}\n"
     if loud:
         sys.stderr.write(line)
-    for file in _state.files:
+    for file in _files:
         file.write(line)

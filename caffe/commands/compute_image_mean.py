@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 def compute_mean(source: str, backend: str) -> npt.NDArray[np.float32]:
     """The mean of all images of a database, channels × height × width, float32; encoded images are decoded."""
-    from caffe.formats.datum import pixels_of
+    from caffe.formats.datum import parse, pixels_of
     from caffe.formats.db import open_db
 
     names = caffe_pb2.DataParameter
@@ -43,9 +43,8 @@ def compute_mean(source: str, backend: str) -> npt.NDArray[np.float32]:
     count = 0
     glog.info("compute_image_mean.cpp:74", "Starting iteration")
     for key, value in open_db(source, names.LMDB if backend == "lmdb" else names.LEVELDB).items():
-        datum = caffe_pb2.Datum()
         try:
-            datum.ParseFromString(bytes(value))
+            datum = parse(value)
         except Exception as error:
             raise Error(source, f"record {key!r} is not a Datum ({error})", do="rebuild the database") from error
         pixels = pixels_of(datum, None, source)

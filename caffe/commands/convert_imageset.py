@@ -73,10 +73,7 @@ def convert(arguments: argparse.Namespace) -> None:
                 size = len(datum.data) if size is None else size
                 if len(datum.data) != size:
                     raise Error(
-                        arguments.root + path,
-                        f"{len(datum.data)} bytes",
-                        f"the first record has {size}",
-                        "resize the images",
+                        arguments.root + path, f"{len(datum.data)} bytes", f"the first record has {size}", "resize the images"
                     )
             write(b"%08d_%s" % (number, path.encode()), datum.SerializeToString())
             written += 1

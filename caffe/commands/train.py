@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
-import threading
+from argparse import Namespace
+from threading import Event
 from typing import TYPE_CHECKING
 
 from caffe import glog
 from caffe.commands import flags, parallel
 from caffe.commands.parallel import ALONE, Place
 from caffe.errors import Error
-from caffe.proto import caffe_pb2
+from caffe.proto.caffe_pb2 import SolverParameter
 
 if TYPE_CHECKING:
     from caffe.training.solver import Solver
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def train(arguments: argparse.Namespace, place: Place) -> None:
+def train(arguments: Namespace, place: Place) -> None:
     """Train a net as one of a launcher's processes, or alone; on several GPUs with one process for each."""
     import torch
 
@@ -77,7 +77,7 @@ def train(arguments: argparse.Namespace, place: Place) -> None:
     glog.info("caffe.cpp:250", "Optimization Done.")
 
 
-def _gpus(flag: str, param: caffe_pb2.SolverParameter, place: Place) -> list[int]:
+def _gpus(flag: str, param: SolverParameter, place: Place) -> list[int]:
     """Device IDs to train on, from -gpu or else from the solver; empty for the CPU, also if the solver's GPU does not exist.
 
     Under a launcher the result is this process's one GPU.
@@ -86,7 +86,7 @@ def _gpus(flag: str, param: caffe_pb2.SolverParameter, place: Place) -> list[int
 
     from caffe.commands import devices
 
-    if flag or not param.HasField("solver_mode") or param.solver_mode == caffe_pb2.SolverParameter.CPU:
+    if flag or not param.HasField("solver_mode") or param.solver_mode == SolverParameter.CPU:
         return _own_gpu(devices.parse_gpus(flag), place)
     if torch.cuda.is_available():
         return [param.device_id] if place is ALONE else _own_gpu(devices.parse_gpus("all"), place)
@@ -114,13 +114,7 @@ def _use(gpu: int | None) -> None:
         mode.set_mode_gpu()
 
 
-def _optimise(
-    arguments: argparse.Namespace,
-    param: caffe_pb2.SolverParameter,
-    gpu: int | None,
-    place: Place,
-    met: threading.Event | None = None,
-) -> None:
+def _optimise(arguments: Namespace, param: SolverParameter, gpu: int | None, place: Place, met: Event | None = None) -> None:
     """Create the solver, install its signal handlers, and train to the end.
 
     met  set when all of several processes have joined

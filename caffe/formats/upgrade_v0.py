@@ -12,12 +12,7 @@ from caffe.proto import caffe_pb2
 V1 = caffe_pb2.V1LayerParameter
 
 # V0's layer types whose names are not V1's in lower case.
-_RENAMED = {
-    "conv": "CONVOLUTION",
-    "images": "IMAGE_DATA",
-    "innerproduct": "INNER_PRODUCT",
-    "pool": "POOLING",
-}
+_RENAMED = {"conv": "CONVOLUTION", "images": "IMAGE_DATA", "innerproduct": "INNER_PRODUCT", "pool": "POOLING"}
 _KEPT = (
     "accuracy bnll concat data dropout euclidean_loss flatten hdf5_data hdf5_output im2col infogain_loss lrn"
     " multinomial_logistic_loss relu sigmoid softmax softmax_loss split tanh window_data"
@@ -104,9 +99,7 @@ def _fold_padding(net: caffe_pb2.NetParameter, path: str) -> None:
                 raise FileError(where, f'a padding layer below type "{layer.layer.type}"', "only conv and pool take padding")
             if len(layer.bottom) != 1 or len(padding.bottom) != 1 or len(padding.top) != 1:
                 raise FileError(
-                    where,
-                    f'several bottoms or tops around layer "{padding.layer.name}"',
-                    "each must have one bottom and one top",
+                    where, f'several bottoms or tops around layer "{padding.layer.name}"', "each must have one bottom and one top"
                 )
             new.layer.pad = padding.layer.pad
             new.bottom[slot] = padding.bottom[0]

@@ -249,9 +249,7 @@ class HDF5Data(Source):
             raise FileError(path, f"not an HDF5 file of numeric datasets ({error})") from error
         if min(array.ndim for array in arrays) < 1 or len({len(array) for array in arrays}) > 1 or not len(arrays[0]):
             raise FileError(
-                path,
-                f"datasets of shapes {[array.shape for array in arrays]}",
-                "all must have as many rows, at least one",
+                path, f"datasets of shapes {[array.shape for array in arrays]}", "all must have as many rows, at least one"
             )
         glog.info("hdf5_data_layer.cpp:66", f"Successfully loaded {len(arrays[0])} rows")
         return arrays

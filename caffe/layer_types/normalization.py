@@ -118,9 +118,7 @@ class BatchNorm(Layer):
         for index, spec in enumerate(self.param.param):
             if spec.lr_mult:
                 raise self.error(
-                    f"lr_mult {spec.lr_mult:g} for parameter {index}",
-                    "its blobs are not learned",
-                    "give lr_mult: 0, or none",
+                    f"lr_mult {spec.lr_mult:g} for parameter {index}", "its blobs are not learned", "give lr_mult: 0, or none"
                 )
         for _ in range(len(self.param.param), 3):
             self.param.param.add(lr_mult=0)

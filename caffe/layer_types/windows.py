@@ -68,8 +68,7 @@ class WindowData(Prefetching):
         if mean is not None:
             if mean.shape[0] != self.channels or mean.shape[1] != mean.shape[2] or mean.shape[1] < self.crop:
                 raise self.error(
-                    f"a mean of shape {mean.shape}",
-                    f"it must be square, at least {self.crop}, with {self.channels} channels",
+                    f"a mean of shape {mean.shape}", f"it must be square, at least {self.crop}, with {self.channels} channels"
                 )
             self.offset = (mean.shape[1] - self.crop) // 2
         self.cache: dict[int, np.ndarray] = {}

@@ -62,12 +62,9 @@ class BoxTransformer:
         for sampler in (each.sampler for each in samplers):
             if not 0 < sampler.min_scale <= sampler.max_scale <= 1:
                 raise Error(where, f"scales {sampler.min_scale:g} to {sampler.max_scale:g}", "they must rise within (0, 1]")
-            if not 0 < sampler.min_aspect_ratio <= sampler.max_aspect_ratio:
-                raise Error(
-                    where,
-                    f"aspect ratios {sampler.min_aspect_ratio:g} to {sampler.max_aspect_ratio:g}",
-                    "both above 0, rising",
-                )
+            low, high = sampler.min_aspect_ratio, sampler.max_aspect_ratio
+            if not 0 < low <= high:
+                raise Error(where, f"aspect ratios {low:g} to {high:g}", "they must be above 0 and rise")
         self.param, self.samplers, self.where, self.rng = param, samplers, where, rng
         self.training = phase == caffe_pb2.TRAIN
         self.mean = read_mean(param.mean_file).transpose(1, 2, 0) if param.mean_file else None

@@ -107,12 +107,7 @@ class ResultFiles:
         prefix = self.param.output_name_prefix
         if self.param.output_format == "COCO":
             objects = [
-                {
-                    "image_id": _id_of(name),
-                    "category_id": _id_of(self.items[label].name),
-                    "bbox": box.tolist(),
-                    "score": score,
-                }
+                {"image_id": _id_of(name), "category_id": _id_of(self.items[label].name), "bbox": box.tolist(), "score": score}
                 for name, label, score, box in self.found
             ]
             (folder / f"{prefix}.json").write_text(json.dumps(objects, indent=1) + "\n")

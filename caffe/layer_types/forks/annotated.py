@@ -71,12 +71,7 @@ class AnnotatedData(Data):
         ]
         truths = np.array(rows, np.float32).reshape(-1, 7)
         if not (np.abs(truths) < 1e6).all():
-            raise Error(
-                source,
-                "a box that is not finite",
-                "corners are fractions of the image",
-                "rebuild the database",
-            )
+            raise Error(source, "a box that is not finite", "corners are fractions of the image", "rebuild the database")
         return image, truths, datum.datum.label
 
     def read(self, position: int) -> Iterator[Batch]:
