@@ -48,7 +48,7 @@ def reader(path: str, size: int) -> Iterator[np.ndarray]:
     """Batches of bytes by the transformer."""
     transformer = Transformer(transformation(), caffe_pb2.TRAIN, "", np.random.default_rng(1))
     for images in batches(path, size):
-        yield transformer.cut(images, transformer.draw(images))
+        yield transformer.crop(images, transformer.draw(images))
 
 
 def floats(path: str, size: int, **more) -> Iterator[object]:

@@ -1,4 +1,4 @@
-"""`python -m caffe` is the command `caffe`."""
+"""`python -m caffe` runs the command `caffe`."""
 
 import sys
 

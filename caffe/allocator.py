@@ -1,4 +1,4 @@
-"""The C library's memory allocator."""
+"""`caffe.allocator`: settings of the C library's memory allocator."""
 
 from caffe.engine.allocator import keep_freed_memory
 

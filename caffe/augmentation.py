@@ -1,4 +1,4 @@
-"""Random changes of images, as `augmentation_param` describes them."""
+"""`caffe.augmentation`: random image augmentation, as `augmentation_param` configures it."""
 
 from caffe.transforms.augmentation import Augmentation, Changes
 

@@ -1,4 +1,4 @@
-"""Records of databases: fields and images of serialised Datum messages."""
+"""`caffe.datum`: fields and pixels of serialised Datum records."""
 
 from caffe.formats.datum import Record, parse_datum, pixels_of
 

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from caffe import io
-from caffe.classifier import transformer
+from caffe.classifier import create_transformer
 from caffe.engine.net import Net
 from caffe.errors import Error
 from caffe.proto.caffe_pb2 import TEST
 
 
 class Detector(Net):
-    """A net in testing whose first input takes windows of images, scaled to its size.
+    """A net in phase TEST whose first input takes windows of images, resized to its size.
 
     mean, input_scale, raw_scale, channel_swap   as for caffe.Classifier
-    context_pad   pixels of the input, at each border, that show what surrounds the window; needs a square input
+    context_pad   context around the window, in pixels at each border of the input; needs a square input
     """
 
     def __init__(
-        self, model_file, pretrained_file, mean=None, input_scale=None, raw_scale=None, channel_swap=None, context_pad=None
+        self,
+        model_file: str,
+        pretrained_file: str,
+        mean: np.ndarray | None = None,
+        input_scale: float | None = None,
+        raw_scale: float | None = None,
+        channel_swap: Sequence[int] | None = None,
+        context_pad: int | None = None,
     ):
         super().__init__(model_file, TEST, weights=pretrained_file)
-        self.transformer = transformer(self, mean, input_scale, raw_scale, channel_swap)
+        self.transformer = create_transformer(
+            self, mean=mean, input_scale=input_scale, raw_scale=raw_scale, channel_swap=channel_swap
+        )
         self.configure_crop(context_pad)
 
     def configure_crop(self, context_pad: int | None) -> None:
-        """Set the context of the windows, and work out what fills it where the image ends: the mean, as images have it."""
+        """Set the context of the windows, which beyond the image's edge is filled with the mean, in the images' units."""
         name = self.inputs[0]
         to_image = np.argsort(self.transformer.transpose[name])
         self.crop_dims = np.array(self.blobs[name].shape[1:])[to_image]
@@ -49,8 +59,8 @@ class Detector(Net):
         if raw_scale is not None:
             self.crop_mean = self.crop_mean / raw_scale
 
-    def detect_windows(self, images_windows: Iterable[tuple[str, np.ndarray]]) -> list[dict]:
-        """Classify windows: [{"window": …, "prediction": the first output, "filename": …}, …] in the order given.
+    def detect_windows(self, images_windows: Iterable[tuple[str, np.ndarray]]) -> list[dict[str, Any]]:
+        """Classify windows: [{"window": …, "prediction": the first output, "filename": …}, …] in the given order.
 
         images_windows  pairs of an image file and its windows, each (ymin, xmin, ymax, xmax) in pixels
         """
@@ -66,7 +76,7 @@ class Detector(Net):
         predictions = self.forward_all(**{name: np.stack(prepared).astype(np.float32)})[self.outputs[0]]
         return [{**found, "prediction": prediction} for found, prediction in zip(detections, predictions, strict=True)]
 
-    def detect_selective_search(self, image_fnames: Iterable[str]) -> list[dict]:
+    def detect_selective_search(self, image_fnames: Iterable[str]) -> list[dict[str, Any]]:
         """Classify the windows that selective search proposes (Uijlings et al. 2013), by its MATLAB program."""
         try:
             search = importlib.import_module("selective_search_ijcv_with_python")
@@ -74,14 +84,14 @@ class Detector(Net):
             raise Error(
                 "detect_selective_search",
                 "no module selective_search_ijcv_with_python",
-                "it proposes the windows, and needs MATLAB",
-                "put it on PYTHONPATH, or give windows of your own to detect_windows",
+                "it proposes the windows, by MATLAB",
+                "put it on PYTHONPATH, or pass your own windows to detect_windows",
             ) from error
         filenames = [str(Path(name).resolve()) for name in image_fnames]
         return self.detect_windows(zip(filenames, search.get_windows(filenames, cmd="selective_search_rcnn"), strict=True))
 
     def crop(self, im: np.ndarray, window: np.ndarray) -> np.ndarray:
-        """A window of an image, height × width × channels; with context_pad, scaled to the input with what surrounds it."""
+        """Crop a window of an image, height × width × channels; with context_pad, with its context, resized to the input."""
         ymin, xmin, ymax, xmax = (int(side) for side in window)
         if not self.context_pad:
             return im[ymin:ymax, xmin:xmax]
@@ -98,7 +108,7 @@ class Detector(Net):
             raise Error(
                 "Detector.crop", f"window {tuple(window)} outside the image", f"the image has {limits[0]}×{limits[1]} pixels"
             )
-        # Rounding can carry the scaled part one pixel past the border.
+        # Rounding can make the resized part one pixel too large.
         extent = np.minimum(np.round((high - low + 1) * ratio).astype(int), size - outside)
         top, left, bottom, right = (int(side) for side in (*low, *high))
         part = io.resize_image(im[top:bottom, left:right], tuple(int(side) for side in extent))

@@ -1,12 +1,15 @@
-"""caffe.draw: nets as pictures, laid out by Graphviz."""
+"""caffe.draw: draw nets with Graphviz."""
 
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
@@ -23,7 +26,7 @@ _TEXT_FORMATS = ("dot", "gv", "raw")
 class Graph:
     """A directed graph in Graphviz's language. Nodes are {name: attributes}, edges (source, target, attributes).
 
-    As with pydot, which BVLC Caffe draws by, `create_FORMAT()` and `write_FORMAT(path)` are there for every format.
+    Like pydot's, which BVLC Caffe uses, it has `create_FORMAT()` and `write_FORMAT(path)` for every format.
     """
 
     name: str
@@ -33,14 +36,14 @@ class Graph:
 
     def to_string(self) -> str:
         """The graph as the text of a .dot file."""
-        lines = [f"digraph {_quoted(self.name)} {{", f"rankdir={self.rankdir};"]
-        lines += [f"{_quoted(name)} {_attributes(attributes)};" for name, attributes in self.nodes.items()]
+        lines = [f"digraph {_quote(self.name)} {{", f"rankdir={self.rankdir};"]
+        lines += [f"{_quote(name)} {_format_attributes(attributes)};" for name, attributes in self.nodes.items()]
         for source, target, attributes in self.edges:
-            lines.append(f"{_quoted(source)} -> {_quoted(target)} {_attributes(attributes)};")
+            lines.append(f"{_quote(source)} -> {_quote(target)} {_format_attributes(attributes)};")
         return "\n".join([*lines, "}", ""])
 
     def create(self, format: str = "png") -> bytes:
-        """The picture in one of Graphviz's formats; `dot` and `raw` are the text itself, and need no Graphviz."""
+        """Render the graph in one of Graphviz's formats; `dot`, `gv` and `raw` are its text, and need no Graphviz."""
         text = self.to_string().encode()
         if format in _TEXT_FORMATS:
             return text
@@ -54,28 +57,28 @@ class Graph:
             raise Error("draw", f"dot cannot make {format}: {done.stderr.decode(errors='replace').strip()}")
         return done.stdout
 
-    def write(self, path, format: str = "raw") -> None:
-        """Write the picture, by default as the text of a .dot file."""
+    def write(self, path: str | os.PathLike[str], format: str = "raw") -> None:
+        """Write the rendered graph, by default as the text of a .dot file."""
         Path(path).write_bytes(self.create(format))
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         action, _, format = name.partition("_")
         if action not in ("create", "write") or not format:
             raise AttributeError(f"a graph has no attribute {name!r}")
         return functools.partial(getattr(self, action), format=format)
 
 
-def _quoted(text: str) -> str:
-    # A backslash before n is Graphviz's line break.
+def _quote(text: str) -> str:
+    # Backslashes stay: \n is Graphviz's line break.
     return '"' + text.replace('"', '\\"') + '"'
 
 
-def _attributes(attributes: dict[str, str]) -> str:
-    return "[" + ", ".join(f"{key}={_quoted(value)}" for key, value in attributes.items()) + "]"
+def _format_attributes(attributes: dict[str, str]) -> str:
+    return "[" + ", ".join(f"{key}={_quote(value)}" for key, value in attributes.items()) + "]"
 
 
 def get_edge_label(layer: caffe_pb2.LayerParameter) -> str:
-    """What is written at the arrows from a layer: its batch or its number of outputs."""
+    """The label of the edges from a layer: its batch size or its number of outputs."""
     if layer.HasField("data_param"):
         return f"Batch {layer.data_param.batch_size}"
     outputs = layer.convolution_param.num_output or layer.inner_product_param.num_output
@@ -83,12 +86,12 @@ def get_edge_label(layer: caffe_pb2.LayerParameter) -> str:
 
 
 def get_layer_lr_mult(layer: caffe_pb2.LayerParameter) -> float:
-    """The multiplier of the learning rate of a layer's first parameter."""
+    """The lr_mult of a layer's first parameter."""
     return layer.param[0].lr_mult if layer.param else 1.0
 
 
 def get_layer_label(layer: caffe_pb2.LayerParameter, rankdir: str, display_lrm: bool = False) -> str:
-    """Name and type of a layer, with its windows where it has them; on lines of their own where layers stand side by side."""
+    """Name and type of a layer, with the window's parameters if any; on one line each if the net is drawn horizontally."""
     separator = " " if rankdir in ("TB", "BT") else "\\n"
     if layer.HasField("convolution_param"):
         param = layer.convolution_param
@@ -110,8 +113,8 @@ def get_layer_label(layer: caffe_pb2.LayerParameter, rankdir: str, display_lrm: 
     return separator.join(lines)
 
 
-def _axes(param, name: str, default: int) -> str:
-    """A setting of windows: one value, or one for each axis with × between."""
+def _axes(param: caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter, name: str, default: int) -> str:
+    """A window parameter as text: one value, or one for each axis joined by ×."""
     stem = name.removesuffix("_size")
     sides = [f"{stem}_{side}" for side in "hw"]
     if all(side in param.DESCRIPTOR.fields_by_name for side in sides) and any(param.HasField(side) for side in sides):
@@ -122,36 +125,32 @@ def _axes(param, name: str, default: int) -> str:
 
 
 def choose_color_by_layertype(layertype: str) -> str:
-    """The colour of a layer that is not computed in place."""
+    """The fill colour of a layer that is not in place."""
     return _COLORS.get(layertype, LAYER_STYLE_DEFAULT["fillcolor"])
 
 
-def _included(layer: caffe_pb2.LayerParameter, phase: int) -> bool:
+def _is_in_phase(layer: caffe_pb2.LayerParameter, phase: int) -> bool:
     if any(rule.HasField("phase") for rule in layer.include):
         return any(rule.phase == phase for rule in layer.include if rule.HasField("phase"))
     return not any(rule.HasField("phase") and rule.phase == phase for rule in layer.exclude)
 
 
 def get_pydot_graph(
-    caffe_net: caffe_pb2.NetParameter,
-    rankdir: str,
-    label_edges: bool = True,
-    phase: int | None = None,
-    display_lrm: bool = False,
+    caffe_net: caffe_pb2.NetParameter, rankdir: str, label_edges: bool = True, phase: int | None = None, display_lrm: bool = False
 ) -> Graph:
     """The graph of a net: a node for each layer and each blob.
 
-    rankdir  LR, RL, TB or BT: which way the layers follow each other
-    phase    caffe.TRAIN or caffe.TEST leaves out what only the other has
+    rankdir  direction of the layout: LR, RL, TB or BT
+    phase    caffe.TRAIN or caffe.TEST: only the layers of that phase
     """
     graph = Graph(caffe_net.name or "Net", rankdir)
     for layer in caffe_net.layer:
-        if phase is not None and not _included(layer, phase):
+        if phase is not None and not _is_in_phase(layer, phase):
             continue
         in_place = len(layer.bottom) == 1 and list(layer.bottom) == list(layer.top)
         style = NEURON_LAYER_STYLE if in_place else {**LAYER_STYLE_DEFAULT, "fillcolor": choose_color_by_layertype(layer.type)}
         node = f"{layer.name}_{layer.type}"
-        graph.nodes[node] = {**style, "label": _record(get_layer_label(layer, rankdir, display_lrm))}
+        graph.nodes[node] = {**style, "label": _escape_record(get_layer_label(layer, rankdir, display_lrm))}
         for name in (*layer.bottom, *layer.top):
             graph.nodes[f"{name}_blob"] = {**BLOB_STYLE, "label": name}
         graph.edges += [(f"{name}_blob", node, {"label": ""}) for name in layer.bottom]
@@ -160,31 +159,23 @@ def get_pydot_graph(
     return graph
 
 
-def _record(label: str) -> str:
-    """A label of shape record, where some characters divide the field."""
+def _escape_record(label: str) -> str:
+    """Escape the characters that divide the fields of a node of shape record."""
     return "".join(f"\\{character}" if character in "{}|<>" else character for character in label)
 
 
 def draw_net(
-    caffe_net: caffe_pb2.NetParameter,
-    rankdir: str,
-    ext: str = "png",
-    phase: int | None = None,
-    display_lrm: bool = False,
+    caffe_net: caffe_pb2.NetParameter, rankdir: str, ext: str = "png", phase: int | None = None, display_lrm: bool = False
 ) -> bytes:
-    """The picture of a net in a format of Graphviz: png, svg, pdf, dot …"""
+    """Draw a net in a Graphviz format: png, svg, pdf, dot …"""
     return get_pydot_graph(caffe_net, rankdir, phase=phase, display_lrm=display_lrm).create(format=ext)
 
 
 def draw_net_to_file(
-    caffe_net: caffe_pb2.NetParameter,
-    filename: str,
-    rankdir: str = "LR",
-    phase: int | None = None,
-    display_lrm: bool = False,
+    caffe_net: caffe_pb2.NetParameter, filename: str, rankdir: str = "LR", phase: int | None = None, display_lrm: bool = False
 ) -> None:
-    """Write the picture of a net; the ending of the name says in which format."""
+    """Draw a net to a file; its suffix is the format."""
     ext = Path(filename).suffix.removeprefix(".")
     if not ext:
-        raise Error(str(filename), "no ending", "it says the format", "call it .png, .svg, .pdf or .dot")
+        raise Error(str(filename), "no suffix", "the suffix is the format", "use .png, .svg, .pdf or .dot")
     Path(filename).write_bytes(draw_net(caffe_net, rankdir, ext, phase, display_lrm))

@@ -1,21 +1,25 @@
-"""What goes wrong, said in one line: where, what was found, what was expected, what to do."""
+"""Exceptions whose message says in one line where, what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from typing import Any
+
+LayerProblems = dict[str, tuple[str, str, str]]
 
 
 class Error(Exception):
     """Base of everything that Roastery raises for bad input.
 
     where     the file, line, layer or key, such as `train.prototxt:17: layer "conv1"`
-    found     what stands there
-    expected  what could stand there
-    do        what to do about it
+    found     what is wrong there
+    expected  what would be right there; follows `but` in the message
+    do        how to fix it
     """
 
-    def __init__(self, where: str, found: str, expected: str = "", do: str = ""):
+    def __init__(self, where: str | os.PathLike[str], found: str, expected: str = "", do: str = ""):
         self.where = str(where)
         self.found = found
         self.expected = expected
@@ -30,46 +34,46 @@ class Error(Exception):
             message += f"; {self.do}"
         return message
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.where, self.found, self.expected, self.do)
 
 
 class FileError(Error, RuntimeError):
-    """A file that is missing, cannot be read, or is not what it should be; a RuntimeError too, as pycaffe has it."""
+    """A file that is missing, unreadable or of the wrong kind; also a RuntimeError, as in pycaffe."""
 
 
 class ImageError(FileError, OSError):
-    """An image that is missing or cannot be read; an OSError too, since scripts pass over such images by `except IOError`."""
+    """An image that is missing or unreadable; also an OSError, since scripts skip such images by `except IOError`."""
 
 
 class ParseError(Error):
-    """A prototxt that does not follow the schema."""
+    """A prototxt that does not match the schema."""
 
 
 class LayerError(Error):
-    """A layer whose type, parameters or bottoms cannot work."""
+    """A layer whose type, parameters or bottoms are invalid."""
 
 
 class WeightsError(Error):
-    """Weights that do not fit the net.
+    """Weights that do not match the net.
 
-    layers  {name: (found, expected, do)} of each layer that does not fit
+    layers  {name: (found, expected, do)} of each layer that does not match
     """
 
-    def __init__(self, where: str, found: str, expected: str = "", do: str = "", layers: dict | None = None):
+    def __init__(self, where: str, found: str, expected: str = "", do: str = "", layers: LayerProblems | None = None):
         super().__init__(where, found, expected, do)
-        self.layers: dict[str, tuple[str, str, str]] = layers or {}
+        self.layers = layers or {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.where, self.found, self.expected, self.do, self.layers)
 
 
 class SolverError(Error):
-    """A solver definition or state that cannot work."""
+    """A solver definition or state that is invalid."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean "ReLU"?` for a name like one or two of the known ones, whatever the case; "" for one like none."""
+    """`did you mean "ReLU"?` with the one or two most similar known names, ignoring case; "" if none is similar."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.7)
     return "did you mean " + " or ".join(f'"{by_lower[match]}"' for match in near) + "?" if near else ""

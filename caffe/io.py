@@ -1,14 +1,16 @@
-"""caffe.io: images into nets and out of them; blobs and datums to arrays and back.
+"""caffe.io: load, resize and preprocess images; convert blobs and datums to arrays and back.
 
-Images are height × width × channels, RGB, float32 from 0 to 1, as scikit-image gives them; what a net takes is said by a
-Transformer.
+Images are height × width × channels, RGB, float32 from 0 to 1, as in scikit-image; a Transformer converts them to a net's input.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from caffe.errors import ImageError
 from caffe.formats.stored import add_array, add_values, shape_of, values_of
@@ -16,7 +18,7 @@ from caffe.proto import caffe_pb2
 
 
 def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> np.ndarray:
-    """The values of a stored blob (or its gradient) in its shape; float64, as pycaffe has it."""
+    """The values of a stored blob (or its gradient) in its shape; float64, as in pycaffe."""
     return values_of(blob, return_diff).astype(float).reshape(shape_of(blob))
 
 
@@ -31,7 +33,8 @@ def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> caf
 
 def arraylist_to_blobprotovector_str(arrays: list[np.ndarray]) -> bytes:
     """A serialised BlobProtoVector of several arrays."""
-    return caffe_pb2.BlobProtoVector(blobs=[array_to_blobproto(array) for array in arrays]).SerializeToString()
+    content: bytes = caffe_pb2.BlobProtoVector(blobs=[array_to_blobproto(array) for array in arrays]).SerializeToString()
+    return content
 
 
 arraylist_to_blobprotovecor_str = arraylist_to_blobprotovector_str
@@ -58,7 +61,7 @@ def array_to_datum(array: np.ndarray, label: int | None = None) -> caffe_pb2.Dat
 
 
 def datum_to_array(datum: caffe_pb2.Datum) -> np.ndarray:
-    """A record that is not encoded as a new array, channels × height × width: uint8, or float where it holds floats."""
+    """The pixels of a record that is not encoded, copied, channels × height × width: uint8, or float if it holds floats."""
     shape = (datum.channels, datum.height, datum.width)
     if len(datum.data):
         return np.frombuffer(datum.data, dtype=np.uint8).reshape(shape).copy()
@@ -68,19 +71,20 @@ def datum_to_array(datum: caffe_pb2.Datum) -> np.ndarray:
 # ---- images
 
 LUMINANCE = np.array([0.2125, 0.7154, 0.0721], np.float32)
-"""What red, green and blue contribute to gray, as scikit-image has it (Rec. 709)."""
+"""Weights of red, green and blue in gray, as in scikit-image (Rec. 709)."""
 
 
-def load_image(filename, color: bool = True) -> np.ndarray:
-    """An image file: height × width × 3, RGB, or × 1 with `color=False`; float32 from 0 to 1. An alpha channel is dropped."""
+def load_image(filename: str | os.PathLike[str], color: bool = True) -> npt.NDArray[np.float32]:
+    """Load an image file: height × width × 3, RGB, or × 1 with `color=False`; float32 from 0 to 1. Drops an alpha channel."""
     import cv2
 
     if not Path(filename).exists():
         raise ImageError(str(filename), "no such image")
-    image = cv2.imread(str(filename), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ImageError(str(filename), "not an image that OpenCV reads")
-    image = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1)
+    loaded: np.ndarray | None = cv2.imread(str(filename), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if loaded is None:
+        raise ImageError(str(filename), "not an image that OpenCV can read")
+    full_scale = np.iinfo(loaded.dtype).max if loaded.dtype.kind == "u" else 1
+    image: npt.NDArray[np.float32] = loaded.astype(np.float32) / np.float32(full_scale)
     if image.ndim == 2:
         image = image[:, :, None]
         return np.repeat(image, 3, axis=2) if color else image
@@ -88,18 +92,19 @@ def load_image(filename, color: bool = True) -> np.ndarray:
     return image if color else (image @ LUMINANCE)[:, :, None]
 
 
-def resize_image(im: np.ndarray, new_dims, interp_order: int = 1) -> np.ndarray:
-    """An image in another size: height × width × K to new_dims (height, width) × K, float32.
+def resize_image(im: np.ndarray, new_dims: Sequence[int] | np.ndarray, interp_order: int = 1) -> npt.NDArray[np.float32]:
+    """Resize an image: height × width × K to new_dims (height, width) × K, float32.
 
-    interp_order  of the spline: 0 nearest, 1 linear, up to 5. Of 1 or 3 channels, what shrinks is smoothed first, by a Gaussian
-    of standard deviation (factor - 1) / 2, and beyond the edge there is nothing, as scikit-image's resize has it; any other
-    number of channels is zoomed from corner to corner.
+    interp_order  of the spline: 0 nearest, 1 linear, up to 5. Images of 1 or 3 channels are resized as by scikit-image: when
+    shrinking first smoothed by a Gaussian of standard deviation (factor - 1) / 2, with zeros beyond the edge; images of any
+    other number of channels are zoomed with aligned corners.
     """
     from scipy import ndimage
 
     if im.shape[-1] not in (1, 3):
         factors = (*(new / old for new, old in zip(new_dims, im.shape[:2], strict=True)), 1)
-        return ndimage.zoom(im, factors, order=interp_order).astype(np.float32)
+        zoomed: npt.NDArray[np.float32] = ndimage.zoom(im, factors, order=interp_order).astype(np.float32)
+        return zoomed
     low, high = im.min(), im.max()
     if low == high:
         return np.full((*new_dims, im.shape[-1]), low, dtype=np.float32)
@@ -110,10 +115,11 @@ def resize_image(im: np.ndarray, new_dims, interp_order: int = 1) -> np.ndarray:
         standard = ndimage.gaussian_filter(standard, deviations, mode="constant")
     factors = (*(1 / shrink for shrink in shrinks), 1)
     resized = ndimage.zoom(standard, factors, order=interp_order, mode="grid-constant", grid_mode=True)
-    return resized.astype(np.float32) * (high - low) + low
+    unscaled: npt.NDArray[np.float32] = resized.astype(np.float32) * (high - low) + low
+    return unscaled
 
 
-def oversample(images, crop_dims) -> np.ndarray:
+def oversample(images: Sequence[np.ndarray] | np.ndarray, crop_dims: Sequence[int] | np.ndarray) -> npt.NDArray[np.float32]:
     """Ten crops of each image: four corners and the centre, and the mirror image of each.
 
     images     height × width × K, all of one shape
@@ -133,7 +139,7 @@ def oversample(images, crop_dims) -> np.ndarray:
 
 
 class Transformer:
-    """From images to what a net's inputs hold, and back.
+    """Preprocesses images for a net's inputs, and reverts it.
 
         transformer = caffe.io.Transformer({"data": net.blobs["data"].data.shape})
         transformer.set_transpose("data", (2, 0, 1))        # channels first
@@ -146,22 +152,22 @@ class Transformer:
     In `preprocess` the steps run in the order: resize, transpose, channel swap, raw scale, mean, input scale.
     """
 
-    def __init__(self, inputs: dict):
+    def __init__(self, inputs: Mapping[str, Sequence[int]]):
         self.inputs = inputs
-        self.transpose: dict = {}
-        self.channel_swap: dict = {}
-        self.raw_scale: dict = {}
-        self.mean: dict = {}
-        self.input_scale: dict = {}
+        self.transpose: dict[str, Sequence[int]] = {}
+        self.channel_swap: dict[str, Sequence[int]] = {}
+        self.raw_scale: dict[str, float] = {}
+        self.mean: dict[str, np.ndarray] = {}
+        self.input_scale: dict[str, float] = {}
 
     def _check(self, in_: str) -> None:
         if in_ not in self.inputs:
             raise Exception(f"{in_} is not one of the net inputs: {self.inputs}")
 
     def preprocess(self, in_: str, data: np.ndarray) -> np.ndarray:
-        """An image, height × width × channels, as input `in_` takes it, channels × height × width with the usual transpose."""
+        """Preprocess an image, height × width × channels, for input `in_`: channels × height × width with the usual transpose."""
         self._check(in_)
-        result = data.astype(np.float32, copy=False)
+        result: np.ndarray = data.astype(np.float32, copy=False)
         dims = tuple(self.inputs[in_][2:])
         if result.shape[:2] != dims:
             result = resize_image(result, dims)
@@ -178,7 +184,7 @@ class Transformer:
         return result
 
     def deprocess(self, in_: str, data: np.ndarray) -> np.ndarray:
-        """The image that `preprocess` made into `data`, but for its size."""
+        """Revert `preprocess`, except for the resizing."""
         self._check(in_)
         result = data.copy().squeeze()
         if (input_scale := self.input_scale.get(in_)) is not None:
@@ -193,27 +199,27 @@ class Transformer:
             result = result.transpose(np.argsort(transpose))
         return result
 
-    def set_transpose(self, in_: str, order) -> None:
-        """Order of the axes: (2, 0, 1) puts channels first."""
+    def set_transpose(self, in_: str, order: Sequence[int]) -> None:
+        """Set the order of the axes: (2, 0, 1) puts channels first."""
         self._check(in_)
         if len(order) != len(self.inputs[in_]) - 1:
             raise Exception("Transpose order needs to have the same number of dimensions as the input.")
         self.transpose[in_] = order
 
-    def set_channel_swap(self, in_: str, order) -> None:
-        """Order of the channels: (2, 1, 0) makes BGR of RGB."""
+    def set_channel_swap(self, in_: str, order: Sequence[int]) -> None:
+        """Set the order of the channels: (2, 1, 0) converts RGB to BGR."""
         self._check(in_)
         if len(order) != self.inputs[in_][1]:
             raise Exception("Channel swap needs to have the same number of dimensions as the input channels.")
         self.channel_swap[in_] = order
 
     def set_raw_scale(self, in_: str, scale: float) -> None:
-        """Factor before the mean is subtracted: 255 where the mean is of pixels from 0 to 255."""
+        """Set the factor applied before the mean is subtracted: 255 if the mean is of pixels from 0 to 255."""
         self._check(in_)
         self.raw_scale[in_] = scale
 
     def set_mean(self, in_: str, mean: np.ndarray) -> None:
-        """What is subtracted: one value for each channel, or an image of the input's shape."""
+        """Set the mean to subtract: one value for each channel, or an image, which is resized to the input's size."""
         self._check(in_)
         if mean.ndim == 1:
             if mean.shape[0] != self.inputs[in_][1]:
@@ -233,6 +239,6 @@ class Transformer:
         self.mean[in_] = mean
 
     def set_input_scale(self, in_: str, scale: float) -> None:
-        """Factor after the mean is subtracted."""
+        """Set the factor applied after the mean is subtracted."""
         self._check(in_)
         self.input_scale[in_] = scale

@@ -1,19 +1,23 @@
 """Nets written in Python: `n.conv1 = L.Convolution(n.data, num_output=20, kernel_size=5)`, then `n.to_proto()`.
 
-`layers` (as `L`) makes layers of any type; keyword arguments are fields of LayerParameter or of the type's own parameter
-message. `params` (as `P`) names enum values: `P.Pooling.AVE`. The names given by assignment become blob and layer names.
+`layers` (as `L`) creates layers of any type; keyword arguments are fields of LayerParameter or of the type's own parameter
+message. `params` (as `P`) names enum values: `P.Pooling.AVE`. The attribute names become blob and layer names.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from google.protobuf.message import Message
 
 from caffe.proto import caffe_pb2
 
 
 def _parameter_fields() -> dict[str, str]:
     """{layer type: its parameter field}, such as {"InnerProduct": "inner_product_param"}."""
-    fields = {}
+    fields: dict[str, str] = {}
     for field in caffe_pb2.LayerParameter.DESCRIPTOR.fields:
         message = field.message_type
         if field.name.endswith("_param") and message is not None and message.name.endswith("Parameter"):
@@ -25,12 +29,12 @@ PARAMETER_FIELDS = _parameter_fields()
 
 
 def param_name_dict() -> dict[str, str]:
-    """{layer type without "Parameter": name of its parameter message without "_param"}, as BVLC Caffe has it."""
+    """{layer type: its parameter field without "_param"}, as BVLC Caffe's param_name_dict."""
     return {layer_type: field.removesuffix("_param") for layer_type, field in PARAMETER_FIELDS.items()}
 
 
-def assign_proto(proto, name: str, value) -> None:
-    """Set field `name` of a message from plain Python: dicts for messages, lists for repeated fields, scalars."""
+def assign_proto(proto: Message, name: str, value: Any) -> None:
+    """Set field `name` of a message from plain Python values: dict for a message, list for a repeated field, or a scalar."""
     field = proto.DESCRIPTOR.fields_by_name.get(name)
     if field is None:
         raise AttributeError(
@@ -56,38 +60,38 @@ def assign_proto(proto, name: str, value) -> None:
 
 
 class Top:
-    """One output of a layer; what other layers take as a bottom."""
+    """One output of a layer, which other layers take as a bottom."""
 
     def __init__(self, fn: Function, n: int):
         self.fn = fn
         self.n = n
 
     def to_proto(self) -> caffe_pb2.NetParameter:
-        """The net of all layers that lead to this top."""
+        """The net of this top and all its ancestors."""
         return to_proto(self)
 
-    def _to_proto(self, layers, names, autonames):
-        return self.fn._to_proto(layers, names, autonames)
+    def _to_proto(self, layers: LayerProtos, names: Names, autonames: Counter[str]) -> None:
+        self.fn._to_proto(layers, names, autonames)
 
 
 class Function:
-    """A layer that has not been named yet: a type, its bottoms and its parameters."""
+    """A layer without a name yet: its type, bottoms and parameters."""
 
-    def __init__(self, type_name: str, inputs: tuple, params: dict):
+    def __init__(self, type_name: str, inputs: tuple[Top, ...], params: dict[str, Any]):
         self.type_name = type_name
         for index, bottom in enumerate(inputs):
             if not isinstance(bottom, Top):
                 raise TypeError(
                     f"{type_name}: input {index} is {type(bottom).__name__}, not a Top; layers with several tops (ntop=2) give a"
-                    " tuple, to be taken apart, and layers with none (ntop=0) cannot be inputs"
+                    " tuple, to be unpacked, and layers with none (ntop=0) cannot be inputs"
                 )
         self.inputs = inputs
         self.params = dict(params)
-        self.ntop = self.params.pop("ntop", 1)
+        self.ntop: int = self.params.pop("ntop", 1)
         self.in_place = self.params.pop("in_place", False)
         self.tops = tuple(Top(self, n) for n in range(self.ntop))
 
-    def _name_of(self, names: dict, autonames: Counter) -> str:
+    def _name_of(self, names: Names, autonames: Counter[str]) -> str:
         if self not in names:
             if self.ntop > 0:
                 names[self] = self._top_name(self.tops[0], names, autonames, own=True)
@@ -96,8 +100,8 @@ class Function:
                 names[self] = f"{self.type_name}{autonames[self.type_name]}"
         return names[self]
 
-    def _top_name(self, top: Top, names: dict, autonames: Counter, own: bool = False) -> str:
-        """The blob that `top` is; with `own`, the name that was given to `top` itself, in place or not."""
+    def _top_name(self, top: Top, names: Names, autonames: Counter[str], own: bool = False) -> str:
+        """The name of `top`'s blob, which in place is the bottom's; with `own`, the name given to `top` itself."""
         if self.in_place and not own:
             return self.inputs[0].fn._top_name(self.inputs[0], names, autonames)
         if top not in names:
@@ -105,7 +109,7 @@ class Function:
             names[top] = f"{self.type_name}{autonames[self.type_name]}"
         return names[top]
 
-    def _to_proto(self, layers: dict, names: dict, autonames: Counter) -> None:
+    def _to_proto(self, layers: LayerProtos, names: Names, autonames: Counter[str]) -> None:
         if self in layers:
             return
         bottoms = []
@@ -124,13 +128,19 @@ class Function:
         layers[self] = layer
 
 
+LayerProtos = dict[Function, caffe_pb2.LayerParameter]
+Names = dict[Top | Function, str]
+
+
 class NetSpec:
     """The tops of a net by name: set them as attributes or items, then take `to_proto()`."""
 
-    def __init__(self):
+    tops: dict[str, Top]
+
+    def __init__(self) -> None:
         super().__setattr__("tops", {})
 
-    def __setattr__(self, name: str, top: Top):
+    def __setattr__(self, name: str, top: Top) -> None:
         self.tops[name] = top
 
     def __getattr__(self, name: str) -> Top:
@@ -144,47 +154,47 @@ class NetSpec:
     def __getitem__(self, name: str) -> Top:
         return self.tops[name]
 
-    def __delattr__(self, name: str):
+    def __delattr__(self, name: str) -> None:
         del self.tops[name]
 
     __delitem__ = __delattr__
 
     def keys(self) -> list[str]:
-        """The names of the tops, in the order in which they were set; SSD's, as `vals` and `update` are."""
+        """The tops' names, in the order of their assignment; like `vals` and `update`, from SSD's fork."""
         return list(self.tops)
 
     def vals(self) -> list[Top]:
-        """The tops, in that order."""
+        """The tops, in the order of their assignment."""
         return list(self.tops.values())
 
-    def update(self, name: str, params: dict) -> None:
-        """Change parameters of the layer that gives the top `name`."""
+    def update(self, name: str, params: dict[str, Any]) -> None:
+        """Change parameters of the layer that produces the top `name`."""
         self.tops[name].fn.params.update(params)
 
     def to_proto(self) -> caffe_pb2.NetParameter:
-        """NetParameter with every layer that leads to a named top, in dependency order."""
-        names = {top: name for name, top in self.tops.items()}
-        autonames: Counter = Counter()
-        layers: dict = {}
-        for top in self.tops.values():
-            top._to_proto(layers, names, autonames)
-        return caffe_pb2.NetParameter(layer=layers.values())
+        """NetParameter with the named tops' layers and all their ancestors, in dependency order."""
+        return _net_of(self.tops.values(), {top: name for name, top in self.tops.items()})
 
 
 def to_proto(*tops: Top) -> caffe_pb2.NetParameter:
-    """The net of all layers that lead to `tops`, with names made from the types."""
-    autonames: Counter = Counter()
-    layers: dict = {}
+    """The net of `tops` and all their ancestors, with names generated from the layer types."""
+    return _net_of(tops, None)
+
+
+def _net_of(tops: Iterable[Top], names: Names | None) -> caffe_pb2.NetParameter:
+    """The net of `tops` and all their ancestors, each named as in `names` if given."""
+    autonames: Counter[str] = Counter()
+    layers: LayerProtos = {}
     for top in tops:
-        top._to_proto(layers, {}, autonames)
+        top._to_proto(layers, {} if names is None else names, autonames)
     return caffe_pb2.NetParameter(layer=layers.values())
 
 
 class Layers:
     """`layers.TYPE(*bottoms, **parameters)` gives the layer's Top, a tuple of Tops (ntop > 1), or the Function (ntop=0)."""
 
-    def __getattr__(self, type_name: str):
-        def layer(*inputs, **params):
+    def __getattr__(self, type_name: str) -> Callable[..., Any]:
+        def layer(*inputs: Top, **params: Any) -> Top | tuple[Top, ...] | Function:
             function = Function(type_name, inputs, params)
             if function.ntop == 0:
                 return function
@@ -196,7 +206,7 @@ class Layers:
 class Parameters:
     """`params.TYPE.VALUE` is an enum value of a parameter message: `params.Pooling.MAX`."""
 
-    def __getattr__(self, type_name: str):
+    def __getattr__(self, type_name: str) -> Any:
         try:
             return getattr(caffe_pb2, f"{type_name}Parameter")
         except AttributeError:

@@ -1,16 +1,7 @@
-"""`caffe.pycaffe`: the nets and solvers, for scripts that import them from the module where BVLC Caffe extends them."""
+"""`caffe.pycaffe`: nets and solvers, for scripts that import them from this module of BVLC Caffe."""
 
-from caffe import NCCL, AdaDeltaSolver, AdaGradSolver, AdamSolver, NesterovSolver, Net, RMSPropSolver, SGDSolver, Timer, io
+from caffe import __getattr__ as __getattr__  # type: ignore[attr-defined] # resolves every public name of caffe
+from caffe import io
 
-__all__ = [
-    "NCCL",
-    "AdaDeltaSolver",
-    "AdaGradSolver",
-    "AdamSolver",
-    "NesterovSolver",
-    "Net",
-    "RMSPropSolver",
-    "SGDSolver",
-    "Timer",
-    "io",
-]
+_SOLVERS = ("AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "NesterovSolver", "RMSPropSolver", "SGDSolver")
+__all__ = ["io", *("NCCL", "Net", "Timer"), *_SOLVERS]

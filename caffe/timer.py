@@ -1,4 +1,4 @@
-"""caffe.Timer: a stopwatch that waits for the GPU."""
+"""caffe.Timer: a stopwatch that synchronises with the GPU."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from caffe.engine import mode
 
 
 class Timer:
-    """Measures the time from `start` to `stop`; what the GPU was given before either is finished first."""
+    """Measures the time from `start` to `stop`; both first wait for the GPU's queued work."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._started: float | None = None
         self._seconds = 0.0
 
     def start(self) -> None:
-        """Begin to measure; does nothing while it runs."""
+        """Start measuring; does nothing if already running."""
         if self._started is None:
             self._started = _now()
 
     def stop(self) -> None:
-        """End the measurement; does nothing while it does not run."""
+        """Stop measuring; does nothing if not running."""
         if self._started is not None:
             self._seconds = _now() - self._started
             self._started = None
 
     @property
     def ms(self) -> float:
-        """Milliseconds of the last measurement, which ends here if it still runs; 0 before the first."""
+        """Milliseconds of the last measurement, stopping it if it is running; 0 before the first."""
         self.stop()
         return self._seconds * 1e3
 

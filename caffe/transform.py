@@ -1,4 +1,4 @@
-"""What `transform_param` does to images."""
+"""`caffe.transform`: image preprocessing as `transform_param` configures it."""
 
 from caffe.transforms.transform import Transformer, Windows, read_mean, workers
 

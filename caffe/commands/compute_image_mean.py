@@ -1,8 +1,9 @@
-"""caffe compute_image_mean: write the mean image of a database."""
+"""caffe compute_image_mean: compute the mean image of a database."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from caffe import events
 from caffe.commands import flags
@@ -13,13 +14,13 @@ from caffe.proto import caffe_pb2
 
 def main(argv: list[str]) -> int:
     """`caffe compute_image_mean [flags] INPUT_DB [OUTPUT_FILE]`."""
-    parser = flags.parser("compute_image_mean", "The mean image of a database, as a binaryproto; and the mean of each channel.")
+    parser = flags.parser("compute_image_mean", "Write a database's mean image as a binaryproto; log each channel's mean.")
     flags.add(parser, "backend", "lmdb or leveldb (default: lmdb)", default="lmdb", choices=("lmdb", "leveldb"))
     parser.add_argument("database", metavar="INPUT_DB")
     parser.add_argument("output", metavar="OUTPUT_FILE", nargs="?")
     arguments = parser.parse_args(argv)
     with flags.logging(arguments):
-        mean = mean_of(arguments.database, arguments.backend)
+        mean = compute_mean(arguments.database, arguments.backend)
         if arguments.output:
             events.mean_written(arguments.output)
             channels, height, width = mean.shape
@@ -32,29 +33,29 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def mean_of(source: str, backend: str) -> np.ndarray:
-    """The mean of all images of a database, channels × height × width, float32; encoded ones are decoded."""
-    from caffe.formats.datum import pixels_of
+def compute_mean(source: str, backend: str) -> npt.NDArray[np.float32]:
+    """The mean of all images of a database, channels × height × width, float32; encoded images are decoded."""
+    from caffe.formats.datum import parse_datum, pixels_of
     from caffe.formats.db import open_db
 
     names = caffe_pb2.DataParameter
-    total, count = None, 0
+    total: npt.NDArray[np.float64] = np.zeros(0)
+    count = 0
     events.mean_begun()
     for key, value in open_db(source, names.LMDB if backend == "lmdb" else names.LEVELDB).items():
-        datum = caffe_pb2.Datum()
         try:
-            datum.ParseFromString(bytes(value))
+            datum = parse_datum(value)
         except Exception as error:
-            raise Error(source, f"record {key!r} is no Datum ({error})", do="rebuild the database") from error
+            raise Error(source, f"record {key!r} is not a Datum ({error})", do="rebuild the database") from error
         pixels = pixels_of(datum, None, source)
-        if total is None:
+        if not count:
             total = np.zeros(pixels.shape, np.float64)
         if pixels.shape != total.shape:
             raise Error(
                 source,
                 f"record {key.decode(errors='replace')} of shape {pixels.shape}",
                 f"the first has {total.shape}",
-                "a mean wants images of one size; resize them",
+                "resize the images to one size",
             )
         total += pixels
         count += 1

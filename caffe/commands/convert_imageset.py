@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import cv2
@@ -17,26 +18,26 @@ def main(argv: list[str]) -> int:
     """`caffe convert_imageset [flags] ROOTFOLDER/ LISTFILE DB_NAME`."""
     parser = flags.parser(
         "convert_imageset",
-        "Write a list of images as a database; keys are the line's number and path.",
-        "LISTFILE has lines `path label`. An image that cannot be read is logged and left out.",
+        "Write a list of images to a database; keys are line number and path.",
+        "LISTFILE has lines `path label`. Unreadable images are logged and skipped.",
     )
     for name, help in (
-        ("gray", "one channel instead of three"),
-        ("shuffle", "in random order"),
-        ("check_size", "an error unless all records are of one size"),
-        ("encoded", "keep the images encoded"),
+        ("gray", "store one channel instead of three"),
+        ("shuffle", "shuffle the images"),
+        ("check_size", "fail unless all records have the same size"),
+        ("encoded", "store encoded images"),
     ):
         flags.add_switch(parser, name, help)
     flags.add(parser, "backend", "lmdb or leveldb (default: lmdb)", default="lmdb", choices=("lmdb", "leveldb"))
-    flags.add(parser, "resize_width", "pixels; 0 keeps the image's", default=0, type=int)
-    flags.add(parser, "resize_height", "pixels; 0 keeps the image's", default=0, type=int)
-    flags.add(parser, "encode_type", "how images are encoded (png, jpg …); as their files' names end without it")
+    flags.add(parser, "resize_width", "pixels; 0 keeps the image's width", default=0, type=int)
+    flags.add(parser, "resize_height", "pixels; 0 keeps the image's height", default=0, type=int)
+    flags.add(parser, "encode_type", "encoding (png, jpg …); by default the file's suffix")
     parser.add_argument("root", metavar="ROOTFOLDER/")
     parser.add_argument("list", metavar="LISTFILE")
     parser.add_argument("database", metavar="DB_NAME")
     arguments = parser.parse_args(_words(argv))
     if bool(arguments.resize_width) != bool(arguments.resize_height):
-        raise Error("caffe convert_imageset", "one of -resize_width and -resize_height", "both are given, or neither")
+        raise Error("caffe convert_imageset", "one of -resize_width and -resize_height", "give both, or neither")
     if arguments.encode_type and not arguments.encoded:
         events.encoding_assumed()
         arguments.encoded = True
@@ -46,11 +47,11 @@ def main(argv: list[str]) -> int:
 
 
 def _words(argv: list[str]) -> list[str]:
-    """The arguments with switches in their short form; sizes are numbers, and 1 and 0 among them no truth values."""
+    """Normalise gflags' switches, but not -resize_width=1, which is a number."""
     return [word if "resize_" in word else flags.plain_switches([word])[0] for word in argv]
 
 
-def convert(arguments) -> None:
+def convert(arguments: argparse.Namespace) -> None:
     """Write the database."""
     from caffe.formats.db import DatabaseWriter
     from caffe.layer_types.files import labelled_lines
@@ -60,17 +61,20 @@ def convert(arguments) -> None:
         events.records_shuffled()
         np.random.default_rng().shuffle(lines)
     events.records_listed(len(lines))
-    written, size = 0, None
+    written = 0
+    size: int | None = None
     with DatabaseWriter(arguments.database, arguments.backend) as write:
         for number, (path, label) in enumerate(lines):
-            datum = record(arguments.root + path, label, arguments)
+            datum = create_record(arguments.root + path, label, arguments)
             if datum is None:
                 events.image_unreadable(arguments.root + path)
                 continue
             if arguments.check_size:
                 size = len(datum.data) if size is None else size
                 if len(datum.data) != size:
-                    raise Error(arguments.root + path, f"{len(datum.data)} bytes", f"the first record has {size}", "give a size")
+                    raise Error(
+                        arguments.root + path, f"{len(datum.data)} bytes", f"the first record has {size}", "resize the images"
+                    )
             write(b"%08d_%s" % (number, path.encode()), datum.SerializeToString())
             written += 1
             if written % 1000 == 0:
@@ -81,8 +85,8 @@ def convert(arguments) -> None:
         events.records_written(written)
 
 
-def record(path: str, label: int, arguments) -> caffe_pb2.Datum | None:
-    """The record of an image file; None where it cannot be read."""
+def create_record(path: str, label: int, arguments: argparse.Namespace) -> caffe_pb2.Datum | None:
+    """Read an image file into a Datum; None if it cannot be read."""
     image = cv2.imread(path, cv2.IMREAD_GRAYSCALE if arguments.gray else cv2.IMREAD_COLOR)
     if image is None:
         return None
@@ -93,17 +97,17 @@ def record(path: str, label: int, arguments) -> caffe_pb2.Datum | None:
         planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
         channels, height, width = planes.shape
         return caffe_pb2.Datum(channels=channels, height=height, width=width, data=planes.tobytes(), label=label, encoded=False)
-    ending = Path(path).suffix.removeprefix(".").lower()
-    kind = arguments.encode_type or ending
+    suffix = Path(path).suffix.removeprefix(".").lower()
+    kind = arguments.encode_type or suffix
     if not kind:
         events.encoding_unknown(path)
-        raise Error(path, "a name without an ending, and no -encode_type", do="give -encode_type: png, jpg …")
-    if not resized and {"jpeg": "jpg"}.get(kind, kind) == {"jpeg": "jpg"}.get(ending, ending):
+        raise Error(path, "a name without a suffix, and no -encode_type", do="give -encode_type: png, jpg …")
+    if not resized and {"jpeg": "jpg"}.get(kind, kind) == {"jpeg": "jpg"}.get(suffix, suffix):
         return caffe_pb2.Datum(data=Path(path).read_bytes(), label=label, encoded=True)
     try:
         good, content = cv2.imencode(f".{kind}", image)
     except cv2.error:
         good = False
     if not good:
-        raise Error("caffe convert_imageset", f"-encode_type {kind}", "OpenCV has no such encoder", "png and jpg are usual")
+        raise Error("caffe convert_imageset", f"-encode_type {kind}", "OpenCV has no such encoder", "use png or jpg")
     return caffe_pb2.Datum(data=content.tobytes(), label=label, encoded=True)

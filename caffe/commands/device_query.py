@@ -1,4 +1,4 @@
-"""caffe device_query: what is known of the GPUs."""
+"""caffe device_query: show the properties of GPUs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from caffe.engine import mode
 
 def main(argv: list[str]) -> int:
     """`caffe device_query [-gpu 0,1]`; all GPUs by default."""
-    parser = flags.parser("device_query", "Log what is known of the GPUs; memory in bytes, clock rate in kHz.")
-    flags.add(parser, "gpu", "numbers of the GPUs, separated by commas, or all (the default)", default="all")
+    parser = flags.parser("device_query", "Log the properties of GPUs; memory in bytes, clock rate in kHz.")
+    flags.add(parser, "gpu", "comma-separated device IDs, or all (the default)", default="all")
     arguments = flags.parse(parser, argv)
     with flags.logging(arguments):
         events.gpus_queried(arguments.gpu)
-        for number in devices.numbers(arguments.gpu):
+        for number in devices.parse_gpus(arguments.gpu):
             query(number)
     return 0
 
 
 def query(number: int) -> None:
-    """Log the properties of one GPU that this PyTorch tells."""
+    """Log the properties of one GPU, as far as PyTorch has them."""
     import torch
 
     mode.set_device(number)

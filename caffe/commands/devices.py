@@ -1,4 +1,4 @@
-"""Which device a command computes on."""
+"""The device a command runs on, from its -gpu flag."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from caffe.engine import mode
 from caffe.errors import Error
 
 
-def numbers(flag: str) -> list[int]:
-    """The GPUs that -gpu names: those of a list, every one for `all`, none where it is empty."""
+def parse_gpus(flag: str) -> list[int]:
+    """Device IDs of -gpu: a comma-separated list, or every GPU for `all`; none if it is empty."""
     if flag and not torch.cuda.is_available():
-        raise Error(f"-gpu {flag}", "PyTorch finds no CUDA device", do="leave -gpu out to compute on the CPU")
+        raise Error(f"-gpu {flag}", "PyTorch finds no CUDA device", do="omit -gpu to run on the CPU")
     if flag == "all":
         return list(range(torch.cuda.device_count()))
     parts = [part.strip() for part in flag.split(",")] if flag else []
     if not all(part.isdigit() for part in parts):
-        raise Error(f"-gpu {flag}", "not a list of GPUs", "it is numbers separated by commas, or all", "such as -gpu 0,1")
+        raise Error(f"-gpu {flag}", "not a list of GPUs", "it must be comma-separated device IDs, or all", "for example -gpu 0,1")
     return [int(part) for part in parts]
 
 
 def use_one(command: str, flag: str) -> None:
-    """Compute on the first GPU that -gpu names, or on the CPU; log which as the command does."""
-    gpus = numbers(flag)
+    """Run on the first GPU of -gpu, or on the CPU; log which as the command does."""
+    gpus = parse_gpus(flag)
     for number in reversed(gpus[1:]):
         events.gpu_left_out[command](number)
     if gpus:

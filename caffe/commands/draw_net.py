@@ -1,4 +1,4 @@
-"""caffe draw_net: a net as a picture."""
+"""caffe draw_net: draw a net with Graphviz."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from caffe.proto import caffe_pb2
 
 def main(argv: list[str]) -> int:
     """`caffe draw_net NET PICTURE [--rankdir LR] [--phase TRAIN] [--display_lrm]`."""
-    parser = flags.parser(
-        "draw_net", "Draw a net with Graphviz; the picture's ending (.png, .svg, .pdf, .dot) says in which format."
-    )
+    parser = flags.parser("draw_net", "Draw a net with Graphviz; the image file's suffix is its format (.png, .svg, .pdf, .dot).")
     parser.add_argument("input_net_proto_file", help="the net's prototxt")
-    parser.add_argument("output_image_file", help="the picture to write")
+    parser.add_argument("output_image_file", help="the image file to write")
     directions = ("TB", "BT", "LR", "RL")
-    flags.add(parser, "rankdir", "which way the layers follow each other (default: LR)", default="LR", choices=directions)
-    flags.add(parser, "phase", "draw what this phase has (default: ALL)", default="ALL", choices=("TRAIN", "TEST", "ALL"))
-    parser.add_argument("-display_lrm", "--display_lrm", action="store_true", help="show multipliers of the learning rate")
+    flags.add(parser, "rankdir", "direction of the layout (default: LR)", default="LR", choices=directions)
+    flags.add(
+        parser, "phase", "draw only the layers of this phase (default: ALL)", default="ALL", choices=("TRAIN", "TEST", "ALL")
+    )
+    parser.add_argument("-display_lrm", "--display_lrm", action="store_true", help="show learning rate multipliers")
     arguments = parser.parse_args(argv)
     with flags.logging(arguments):
         net = prototxt.read_net(arguments.input_net_proto_file)

@@ -1,13 +1,16 @@
-"""caffe extract_features: write blobs of a net as databases, one record an image."""
+"""caffe extract_features: write blobs of a net to databases, one record per image."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import re
 
 from caffe import events
 from caffe.commands import devices, flags
+from caffe.engine.net import Net
 from caffe.errors import Error
+from caffe.formats.db import DatabaseWriter
 from caffe.proto import caffe_pb2
 
 
@@ -15,41 +18,38 @@ def main(argv: list[str]) -> int:
     """`caffe extract_features WEIGHTS NET BLOB[,…] DB[,…] BATCHES DB_TYPE [CPU|GPU] [0]`."""
     parser = flags.parser(
         "extract_features",
-        "Run a net over its own data in testing, and write blobs as databases of float Datums with keys %010d.",
+        "Run a net in phase TEST on its own data, and write blobs to databases of float Datums with keys %010d.",
     )
     parser.add_argument("weights", help="a .caffemodel or .caffemodel.h5")
     parser.add_argument("net", help="a prototxt with a data layer")
-    parser.add_argument("blobs", help="names, separated by commas")
-    parser.add_argument("databases", help="one for each blob, separated by commas")
+    parser.add_argument("blobs", help="comma-separated names")
+    parser.add_argument("databases", help="comma-separated paths, one for each blob")
     parser.add_argument("batches", type=int, help="number of mini-batches")
     parser.add_argument("backend", metavar="db_type", choices=("lmdb", "leveldb"))
-    parser.add_argument("device", nargs="*", help="CPU (the default), or GPU and its number, 1 or DEVICE_ID=1")
+    parser.add_argument("device", nargs="*", help="CPU (the default), or GPU and its device ID, as 1 or DEVICE_ID=1")
     arguments = parser.parse_args(argv)
     blobs, databases = arguments.blobs.split(","), arguments.databases.split(",")
     if len(blobs) != len(databases):
-        raise Error("caffe extract_features", f"{len(blobs)} blobs and {len(databases)} databases", "there is one for each")
+        raise Error("caffe extract_features", f"{len(blobs)} blobs and {len(databases)} databases", "give one for each")
     if arguments.batches < 1:
-        raise Error("caffe extract_features", f"{arguments.batches} mini-batches", "at least 1 is wanted")
+        raise Error("caffe extract_features", f"{arguments.batches} mini-batches", "it must be at least 1")
     with flags.logging(arguments):
         extract(arguments, blobs, databases, _device(arguments.device))
     return 0
 
 
 def _device(words: list[str]) -> str:
-    """The -gpu that the last words ask for."""
-    known = [re.fullmatch(r"CPU|GPU|(?:DEVICE_ID=)?(\d+)", word) for word in words]
-    if not all(known):
-        raise Error("caffe extract_features", " ".join(words), "CPU, or GPU and its number")
+    """Translate the device arguments into a -gpu flag."""
+    known = [match for word in words if (match := re.fullmatch(r"CPU|GPU|(?:DEVICE_ID=)?(\d+)", word))]
+    if len(known) < len(words):
+        raise Error("caffe extract_features", " ".join(words), "give CPU, or GPU and its device ID")
     if "GPU" not in words:
         return ""
     return next((match[1] for match in known if match[1]), "0")
 
 
-def extract(arguments, blobs: list[str], databases: list[str], gpu: str) -> None:
+def extract(arguments: argparse.Namespace, blobs: list[str], databases: list[str], gpu: str) -> None:
     """Write the databases."""
-    from caffe.engine.net import Net
-    from caffe.formats.db import DatabaseWriter
-
     devices.use_one("extract_features", gpu)
     net = Net(arguments.net, arguments.weights, caffe_pb2.TEST)
     missing = [name for name in blobs if name not in net.blobs]
@@ -64,7 +64,7 @@ def extract(arguments, blobs: list[str], databases: list[str], gpu: str) -> None
             rows = {len(net.blobs[name].data) for name in blobs}
             if len(rows) > 1:
                 raise Error(
-                    arguments.net, f"blobs of {' and '.join(map(str, sorted(rows)))} rows", "they have one row an image each"
+                    arguments.net, f"blobs of {' and '.join(map(str, sorted(rows)))} rows", "each must have one row per image"
                 )
             for name, write in zip(blobs, writers, strict=True):
                 blob = net.blobs[name]

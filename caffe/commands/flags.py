@@ -1,4 +1,4 @@
-"""Flags as Caffe's programs take them: -flag value, --flag value, -flag=value or --flag=value."""
+"""Command-line flags like Caffe's (gflags): -flag value, --flag value, -flag=value or --flag=value."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from caffe import events, glog
 
-# Caffe's `caffe` is one program: train, test, time and device_query all take these, whether they have a use for them or not.
-_OF_THE_PROGRAM = ("gpu", "level", "stage", "solver", "model", "weights", "snapshot", "iterations", "phase")
-_OF_THE_PROGRAM += ("sigint_effect", "sighup_effect")
+# In BVLC Caffe train, test, time and device_query are one program, so that each accepts these flags, used or not.
+_SHARED_FLAGS: tuple[str, ...] = ("gpu", "level", "stage", "solver", "model", "weights", "snapshot", "iterations", "phase")
+_SHARED_FLAGS += ("sigint_effect", "sighup_effect")
 
 
 def parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    """A parser that knows the flags of the log, which every command has."""
+    """An argument parser with the log flags, which every command has."""
     result = argparse.ArgumentParser(
         prog=f"caffe {command}",
         description=description,
@@ -30,26 +31,26 @@ def parser(command: str, description: str, epilog: str | None = None) -> argpars
     )
     result.add_argument("-help", action="help", help=argparse.SUPPRESS)
     log = result.add_argument_group("log")
-    add(log, "log_dir", "folder for a copy of the log", default=os.environ.get("GLOG_log_dir", ""))  # noqa: SIM112 - glog spells it so
-    add(log, "minloglevel", "least severity that is shown: 0 info, 1 warning, 2 error", type=int)
+    add(log, "log_dir", "directory for a copy of the log", default=os.environ.get("GLOG_log_dir", ""))  # noqa: SIM112 - glog spells it so
+    add(log, "minloglevel", "minimum severity shown: 0 info, 1 warning, 2 error", type=int)
     return result
 
 
-def add(group, name: str, help: str, default="", **options) -> None:
-    """Add one flag with a value."""
+def add(group: argparse._ActionsContainer, name: str, help: str, default: str | int | None = "", **options: Any) -> None:
+    """Add a flag that takes a value."""
     if options.get("type") is int and default == "":
         default = None
     group.add_argument(f"-{name}", f"--{name}", dest=name, help=help, default=default, **options)
 
 
-def add_switch(group, name: str, help: str) -> None:
-    """Add one flag that is there or not: -gray, -nogray."""
+def add_switch(group: argparse._ActionsContainer, name: str, help: str) -> None:
+    """Add a boolean flag: -gray, -nogray."""
     group.add_argument(f"-{name}", f"--{name}", action="store_true", help=help)
     group.add_argument(f"-no{name}", f"--no{name}", action="store_false", dest=name, help=argparse.SUPPRESS)
 
 
 def plain_switches(argv: list[str]) -> list[str]:
-    """Switches with a truth value, as gflags takes them, in their short form: -gray=True as -gray, -gray=false as -nogray."""
+    """Normalise gflags' booleans with a value: -gray=True to -gray, -gray=false to -nogray."""
     result = []
     for word in argv:
         match = re.fullmatch(r"--?(\w+)=(?:(true|t|1|yes|y)|false|f|0|no|n)", word, re.IGNORECASE)
@@ -59,16 +60,16 @@ def plain_switches(argv: list[str]) -> list[str]:
 
 def add_net_flags(result: argparse.ArgumentParser) -> None:
     """The flags that choose a device and the state of a net."""
-    add(result, "gpu", "numbers of the GPUs to compute on, separated by commas, or all; the CPU without it")
+    add(result, "gpu", "comma-separated device IDs, or all; without it, the CPU")
     add(result, "level", "level of the net's state (default: 0)", default=0, type=int)
-    add(result, "stage", "stages of the net's state, separated by commas")
+    add(result, "stage", "comma-separated stages of the net's state")
 
 
 def parse(command: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """The flags of train, test, time or device_query; one that only another of them knows is said to change nothing."""
+    """Parse the flags of train, test, time or device_query; warn of those that only another of them uses."""
     arguments, rest = command.parse_known_args(argv)
     others = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in _OF_THE_PROGRAM:
+    for name in _SHARED_FLAGS:
         add(others, name, "", default=argparse.SUPPRESS)
     unused, unknown = others.parse_known_args(rest)
     if unknown:
@@ -80,7 +81,7 @@ def parse(command: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
 
 @contextlib.contextmanager
 def logging(arguments: argparse.Namespace) -> Iterator[None]:
-    """Log as the flags of the log say while the block runs."""
+    """Apply the log flags while the block runs."""
     if arguments.minloglevel is not None:
         glog.init_log(arguments.minloglevel)
     with contextlib.ExitStack() as stack:
@@ -88,7 +89,7 @@ def logging(arguments: argparse.Namespace) -> Iterator[None]:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = f"caffe.{socket.gethostname()}.{getpass.getuser()}.log.INFO.{stamp}.{os.getpid()}"
             stack.enter_context(glog.log_to_file(Path(arguments.log_dir) / name))
-            # The newest log has a name that scripts can know.
+            # A link of a fixed name to the newest log.
             newest = Path(arguments.log_dir) / "caffe.INFO"
             newest.unlink(missing_ok=True)
             newest.symlink_to(name)

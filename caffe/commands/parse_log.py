@@ -1,4 +1,4 @@
-"""caffe parse_log: the figures of a training log as tables."""
+"""caffe parse_log: extract tables from a training log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ITERATION = re.compile(r"Iteration (\d+)")
 _RATE = re.compile(f"lr = {_NUMBER}")
 _OUTPUTS = {kind: re.compile(rf"{kind} net output #\d+: (\S+) = {_NUMBER}") for kind in ("Train", "Test")}
 # I1120 20:07:21.867396 …, or, from a glog since 2020, with a year, I20261120 20:07:21.867396 …
-_STAMP = re.compile(r"^[IWEF](\d{4})?(\d\d)(\d\d) (\d\d):(\d\d):(\d\d)\.(\d{6})")
+_STAMP = re.compile(r"^[IWEF](\d{4})?(\d{4} \d\d:\d\d:\d\d\.\d{6})")
 
 Row = dict[str, float]
 
@@ -24,13 +24,13 @@ def main(argv: list[str]) -> int:
     """`caffe parse_log LOG FOLDER` writes FOLDER/LOG.train and FOLDER/LOG.test."""
     parser = flags.parser(
         "parse_log",
-        "Write the figures of a training log as two tables, LOG.train and LOG.test.",
-        "Columns: NumIters, Seconds since training began, LearningRate, and each output of the net.",
+        "Extract two tables from a training log, LOG.train and LOG.test.",
+        "Columns: NumIters, Seconds since the start of training, LearningRate, and each output of the net.",
     )
-    parser.add_argument("logfile_path", help="the log of a training run")
-    parser.add_argument("output_dir", help="folder for the tables")
-    parser.add_argument("-verbose", "--verbose", action="store_true", help="say what is written")
-    flags.add(parser, "delimiter", "what stands between columns (default: a comma)", default=",")
+    parser.add_argument("logfile_path", help="the training log")
+    parser.add_argument("output_dir", help="directory for the tables")
+    parser.add_argument("-verbose", "--verbose", action="store_true", help="print the files written")
+    flags.add(parser, "delimiter", "column separator (default: a comma)", default=",")
     arguments = parser.parse_args(argv)
     train, test = parse_log(arguments.logfile_path)
     for rows, kind in ((train, "train"), (test, "test")):
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 def parse_log(path: str) -> tuple[list[Row], list[Row]]:
     """Rows of training and of testing, each {NumIters, Seconds, LearningRate, output: value, …}.
 
-    The rate of a row is the last one that was logged before it; that of the first row, which has none, is the second row's.
+    A row's learning rate is the last one logged before it; the first row, before which there is none, gets the second row's.
     """
     try:
         lines = Path(path).read_text(errors="replace").splitlines()
@@ -71,7 +71,7 @@ def parse_log(path: str) -> tuple[list[Row], list[Row]]:
                     rows.append({"NumIters": iteration, "Seconds": seconds, "LearningRate": rate})
                 rows[-1][found[1]] = float(found[2])
     for rows in tables.values():
-        # A run that was cut off leaves a row without its last columns.
+        # The last row of an interrupted run can lack columns.
         if len(rows) > 1 and len(rows[-1]) < len(rows[0]):
             rows.pop()
         if len(rows) > 1:
@@ -80,7 +80,7 @@ def parse_log(path: str) -> tuple[list[Row], list[Row]]:
 
 
 class _Clock:
-    """Seconds since the first line that was asked about; logs without years may pass the new year."""
+    """Seconds since the first time stamp; logs without years may cross a new year."""
 
     def __init__(self, year: int):
         self.year = year
@@ -92,9 +92,8 @@ class _Clock:
         if not found:
             return None
         try:
-            year, *rest = (int(part) if part else None for part in found.groups())
-            time = datetime.datetime(year or self.year, *rest)
-            if year is None and self.last is not None and time.month < self.last.month:
+            time = datetime.datetime.strptime(f"{found[1] or self.year}{found[2]}", "%Y%m%d %H:%M:%S.%f")
+            if found[1] is None and self.last is not None and time.month < self.last.month:
                 self.year += 1
                 time = time.replace(year=self.year)
         except ValueError:
@@ -105,7 +104,7 @@ class _Clock:
 
 
 def write_csv(path: Path, rows: list[Row], delimiter: str) -> None:
-    """Write rows as a table whose columns are those of the first row."""
+    """Write rows as a CSV file with the columns of the first row."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter, extrasaction="ignore")
         writer.writeheader()

@@ -1,19 +1,23 @@
-"""caffe test: score a net on the data that it reads itself."""
+"""caffe test: score a net on its own data layers."""
 
 from __future__ import annotations
+
+import argparse
 
 import numpy as np
 
 from caffe import events
 from caffe.commands import devices, flags
+from caffe.engine.net import Net
 from caffe.errors import Error
+from caffe.proto.caffe_pb2 import TEST
 
 
 def main(argv: list[str]) -> int:
     """`caffe test -model net.prototxt -weights a.caffemodel [-iterations 50]`."""
-    parser = flags.parser("test", "Score a net in testing: the mean of its outputs over a number of batches.")
+    parser = flags.parser("test", "Score a net in phase TEST: the mean of its outputs over a number of batches.")
     flags.add(parser, "model", "the net's prototxt", required=True)
-    flags.add(parser, "weights", "its weights: .caffemodel or .caffemodel.h5 files, separated by commas", required=True)
+    flags.add(parser, "weights", "its weights: .caffemodel or .caffemodel.h5 files, comma-separated", required=True)
     flags.add(parser, "iterations", "number of batches (default: 50)", default=50, type=int)
     flags.add_net_flags(parser)
     arguments = flags.parse(parser, argv)
@@ -24,11 +28,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def score(arguments) -> None:
-    """Run the batches, and log each output of each batch and the means."""
-    from caffe.engine.net import Net
-    from caffe.proto.caffe_pb2 import TEST
-
+def score(arguments: argparse.Namespace) -> None:
+    """Run the batches; log each output of each batch, and the means."""
     devices.use_one("test", arguments.gpu)
     net = Net(arguments.model, TEST, level=arguments.level, stages=arguments.stage.split(","))
     for path in arguments.weights.split(","):

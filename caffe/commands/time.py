@@ -1,22 +1,31 @@
-"""caffe time: how long a net and each of its layers take, forward and backward."""
+"""caffe time: benchmark a net and each of its layers, forward and backward."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+
+import torch
+
 from caffe import events
 from caffe.commands import devices, flags
+from caffe.engine.net import Net
 from caffe.errors import Error
+from caffe.formats import prototxt
+from caffe.proto import caffe_pb2
+from caffe.timer import Timer
 
 
 def main(argv: list[str]) -> int:
     """`caffe time -model net.prototxt [-iterations 50] [-phase TRAIN]`."""
     parser = flags.parser(
         "time",
-        "Measure a net and each of its layers.",
-        "The passes are those of training, the whole net at once; the layers are then measured in passes of their own, one by\n"
-        "one, which takes longer. A net without a loss is given gradients of 1 at its outputs, and computes its inputs' too.",
+        "Benchmark a net and each of its layers.",
+        "Passes run the whole net at once, as in training; layers are then measured one by one in separate passes, which take\n"
+        "longer. A net without a loss gets gradients of 1 at its outputs and computes those of its inputs.",
     )
     flags.add(parser, "model", "the net's prototxt", required=True)
-    flags.add(parser, "weights", "its weights, separated by commas; they change no time")
+    flags.add(parser, "weights", "comma-separated weight files; they do not affect the times")
     flags.add(parser, "iterations", "number of passes (default: 50)", default=50, type=int)
     flags.add(parser, "phase", "phase of the net (default: TRAIN)", default="TRAIN", choices=("TRAIN", "TEST"))
     flags.add_net_flags(parser)
@@ -24,16 +33,14 @@ def main(argv: list[str]) -> int:
     if arguments.iterations < 1:
         raise Error("caffe time", f"-iterations {arguments.iterations}", "it must be at least 1")
     with flags.logging(arguments):
-        measure(arguments)
+        benchmark(arguments)
     return 0
 
 
-def measure(arguments) -> None:
-    """Run the passes, and log what they took in milliseconds."""
-    from caffe.timer import Timer
-
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Run the passes and log their times in milliseconds."""
     devices.use_one("time", arguments.gpu)
-    net = _net(arguments)
+    net = _create_net(arguments)
     events.first_forward()
     events.first_loss(_forward(net))
     events.first_backward()
@@ -41,7 +48,7 @@ def measure(arguments) -> None:
     events.benchmark_begun()
     events.benchmark_sized(arguments.iterations)
     count = len(net.layers)
-    passes = {_forward: 0.0, _backward: 0.0}
+    passes: dict[Callable[[Net], object], float] = {_forward: 0.0, _backward: 0.0}
     layers_forward, layers_backward = [0.0] * count, [0.0] * count
     timer = Timer()
     for iteration in range(arguments.iterations):
@@ -72,14 +79,8 @@ def measure(arguments) -> None:
     events.benchmark_ended()
 
 
-def _net(arguments):
-    """The net, with gradients of every blob where it has no loss, so that there is a backward pass."""
-    import torch
-
-    from caffe.engine.net import Net
-    from caffe.formats import prototxt
-    from caffe.proto import caffe_pb2
-
+def _create_net(arguments: argparse.Namespace) -> Net:
+    """Create the net; with force_backward and gradients of 1 at its outputs if it has no loss."""
     phase = caffe_pb2.Phase.Value(arguments.phase)
     state = {"level": arguments.level, "stages": arguments.stage.split(",")}
     net = Net(arguments.model, phase, **state)
@@ -95,14 +96,14 @@ def _net(arguments):
     return net
 
 
-def _forward(net) -> float:
+def _forward(net: Net) -> float:
     if any(net.blob_loss_weights.values()):
         return float(net.forward_loss())
     net._forward(0, len(net.layers) - 1)
     return 0.0
 
 
-def _backward(net) -> None:
+def _backward(net: Net) -> None:
     net.clear_param_diffs()
     if any(net.blob_loss_weights.values()):
         net.backward_params()

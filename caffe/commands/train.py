@@ -1,44 +1,46 @@
-"""caffe train: train or fine-tune a net as its solver says."""
+"""caffe train: train or fine-tune a net by its solver."""
 
 from __future__ import annotations
 
 import signal
-import threading
+from argparse import Namespace
+from threading import Event
+from typing import TYPE_CHECKING
 
 from caffe import events
-from caffe.commands import flags, together
-from caffe.commands.together import ALONE, Place
+from caffe.commands import flags, parallel
+from caffe.commands.parallel import ALONE, Place
 from caffe.errors import Error
+from caffe.proto.caffe_pb2 import SolverParameter
+
+if TYPE_CHECKING:
+    from caffe.training.solver import Solver
 
 _EFFECTS = ("stop", "snapshot", "none")
-_TOGETHER = """\
-On several GPUs (-gpu 0,1 or -gpu all), or in several processes that a launcher starts, each process reads
-records of its own: the batch size is multiplied by their number. A launcher gives each process RANK,
-WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does:
+_PARALLEL = """\
+Data parallel on several GPUs (-gpu 0,1 or -gpu all), or in several processes started by a launcher, each process
+reads its own records: the effective batch size is multiplied by their number. A launcher such as torchrun sets RANK,
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each process:
 
   torchrun --nproc-per-node 2 -m caffe train -solver solver.prototxt
 
-Each process takes the GPU number LOCAL_RANK, of those that -gpu names, where the solver or -gpu asks for GPUs.
-The first process logs, tests and snapshots; a signal to it (Ctrl-C) stops all after one iteration."""
+Each process uses the GPU at index LOCAL_RANK of -gpu, if the solver or -gpu asks for GPUs.
+The first process logs, tests and snapshots; a signal to it (Ctrl-C) stops all after the current iteration."""
 
 
 def main(argv: list[str]) -> int:
     """`caffe train -solver solver.prototxt [-weights a.caffemodel] [-snapshot x.solverstate]`."""
-    parser = flags.parser(
-        "train",
-        "Train or fine-tune a net.",
-        _TOGETHER,
-    )
+    parser = flags.parser("train", "Train or fine-tune a net.", _PARALLEL)
     flags.add(parser, "solver", "the solver's prototxt", required=True)
-    flags.add(parser, "weights", "weights to start from: .caffemodel or .caffemodel.h5 files, separated by commas")
-    flags.add(parser, "snapshot", "a .solverstate to go on from")
+    flags.add(parser, "weights", "weights to start from: comma-separated .caffemodel or .caffemodel.h5 files")
+    flags.add(parser, "snapshot", "a .solverstate to resume from")
     flags.add_net_flags(parser)
     for name, default in (("sigint_effect", "stop"), ("sighup_effect", "snapshot")):
-        flags.add(parser, name, f"what the signal does (default: {default})", default=default, choices=_EFFECTS)
+        flags.add(parser, name, f"effect of the signal (default: {default})", default=default, choices=_EFFECTS)
     arguments = flags.parse(parser, argv)
     if arguments.snapshot and arguments.weights:
-        raise Error("caffe train", "both -snapshot and -weights", "one of them is wanted", "a snapshot brings its own weights")
-    place = together.place_from_environment()
+        raise Error("caffe train", "both -snapshot and -weights", "only one may be given", "a snapshot has its own weights")
+    place = parallel.place_from_environment()
     if not place.is_first:
         arguments.log_dir, arguments.minloglevel = "", max(1, arguments.minloglevel or 0)
     with flags.logging(arguments):
@@ -46,8 +48,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def train(arguments, place: Place) -> None:
-    """Train a net: as one of several processes of a launcher, or alone, on several GPUs with a process for each."""
+def train(arguments: Namespace, place: Place) -> None:
+    """Train a net as one of a launcher's processes, or alone; on several GPUs with one process for each."""
     import torch
 
     from caffe.engine import mode
@@ -69,41 +71,40 @@ def train(arguments, place: Place) -> None:
         param.ClearField("weights")
         param.weights.extend(filter(None, [arguments.weights]))
     if len(gpus) > 1:
-        together.spawn(_optimise, arguments, param, gpus)
+        parallel.spawn(_optimise, arguments, param, list(gpus))
     else:
         _optimise(arguments, param, gpus[0] if gpus else None, place)
     events.train_ended()
 
 
-def _gpus(flag: str, param, place: Place) -> list[int]:
-    """The GPUs to train on, by -gpu or else by the solver; a solver that wants a GPU where there is none trains on the CPU.
+def _gpus(flag: str, param: SolverParameter, place: Place) -> list[int]:
+    """Device IDs to train on, from -gpu or else from the solver; empty for the CPU, also if the solver's GPU does not exist.
 
-    Under a launcher the result is the one GPU of this process.
+    Under a launcher the result is this process's one GPU.
     """
     import torch
 
     from caffe.commands import devices
-    from caffe.proto import caffe_pb2
 
-    if flag or not param.HasField("solver_mode") or param.solver_mode == caffe_pb2.SolverParameter.CPU:
-        return _own(devices.numbers(flag), place)
+    if flag or not param.HasField("solver_mode") or param.solver_mode == SolverParameter.CPU:
+        return _own_gpu(devices.parse_gpus(flag), place)
     if torch.cuda.is_available():
-        return [param.device_id] if place is ALONE else _own(devices.numbers("all"), place)
+        return [param.device_id] if place is ALONE else _own_gpu(devices.parse_gpus("all"), place)
     events.train_gpu_missing()
     return []
 
 
-def _own(gpus: list[int], place: Place) -> list[int]:
-    """The GPU of a launcher's process, by its number on its host; a launcher may also let each process see only its own."""
+def _own_gpu(gpus: list[int], place: Place) -> list[int]:
+    """The GPU of a launcher's process, by LOCAL_RANK; or the only visible one."""
     if place is ALONE or len(gpus) < 2:
         return gpus
     if place.local >= len(gpus):
-        raise Error(f"LOCAL_RANK={place.local}", f"{len(gpus)} GPUs", do="start at most one process for each GPU")
+        raise Error(f"LOCAL_RANK={place.local}", f"{len(gpus)} GPUs", do="start at most one process per GPU")
     return [gpus[place.local]]
 
 
 def _use(gpu: int | None) -> None:
-    """Compute on a GPU, or on the CPU."""
+    """Select a GPU, or the CPU if None."""
     from caffe.engine import mode
 
     if gpu is None:
@@ -113,32 +114,32 @@ def _use(gpu: int | None) -> None:
         mode.set_mode_gpu()
 
 
-def _optimise(arguments, param, gpu: int | None, place: Place, met: threading.Event | None = None) -> None:
-    """Make the solver, let signals reach it, and train to the end.
+def _optimise(arguments: Namespace, param: SolverParameter, gpu: int | None, place: Place, met: Event | None = None) -> None:
+    """Create the solver, install its signal handlers, and train to the end.
 
-    met  set as soon as all processes have met, where there are several
+    met  set when all of several processes have joined
     """
     from caffe.training.solver_types import get_solver
 
     _use(gpu)
-    with together.joined(place, met):
-        solver = get_solver(arguments.solver, together.share_of(param, place))
+    with parallel.joined(place, met):
+        solver = get_solver(arguments.solver, parallel.solver_of(param, place))
         if place.is_first:
             for name, effect in (("SIGINT", arguments.sigint_effect), ("SIGHUP", arguments.sighup_effect)):
                 if hasattr(signal, name):
-                    _let_ask(solver, getattr(signal, name), effect)
+                    _handle_signal(solver, getattr(signal, name), effect)
         if arguments.snapshot:
             events.snapshot_given(arguments.snapshot)
             solver.restore(arguments.snapshot)
         if place.count > 1:
-            together.connect(solver, place)
+            parallel.connect(solver, place)
         events.train_begun()
         solver.solve()
         solver.close()
 
 
-def _let_ask(solver, number: int, effect: str) -> None:
-    """Let a signal stop the solver or make it snapshot, after the iteration that runs; "none" leaves it to go on."""
+def _handle_signal(solver: Solver, number: int, effect: str) -> None:
+    """Make a signal stop the solver or write a snapshot after the current iteration; "none" ignores it."""
     if effect == "none":
         signal.signal(number, signal.SIG_IGN)
     else:

@@ -1,4 +1,4 @@
-"""caffe upgrade_net_proto_binary: a .caffemodel of any version in today's form."""
+"""caffe upgrade_net_proto_binary: upgrade a .caffemodel to the current format."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from caffe.formats import prototxt
 
 
 def main(argv: list[str]) -> int:
-    """`caffe upgrade_net_proto_binary OLD NEW`; 1 where something had no place in today's form."""
+    """`caffe upgrade_net_proto_binary OLD NEW`; exit code 1 if fields were dropped."""
     return upgrade_net_proto_text.run("binary", "a .caffemodel", prototxt.read_binary, prototxt.write_binary, argv)

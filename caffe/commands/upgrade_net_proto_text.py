@@ -1,4 +1,4 @@
-"""caffe upgrade_net_proto_text: a net's prototxt of any version in today's form."""
+"""caffe upgrade_net_proto_text: upgrade a net's prototxt to the current format."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from caffe.proto import caffe_pb2
 
 
 def main(argv: list[str]) -> int:
-    """`caffe upgrade_net_proto_text OLD NEW`; 1 where something had no place in today's form."""
+    """`caffe upgrade_net_proto_text OLD NEW`; exit code 1 if fields were dropped."""
     return run("text", "a net's prototxt", prototxt.read_text, prototxt.write_prototxt, argv)
 
 
-def run(form: str, what: str, read: Callable, write: Callable, argv: list[str]) -> int:
-    """The command for one form of nets, `text` or `binary`."""
-    parser = flags.parser(f"upgrade_net_proto_{form}", f"Write {what} of any version (V0 of 2013, V1 of 2014) in today's form.")
+def run(form: str, what: str, read: Callable[..., caffe_pb2.NetParameter], write: Callable[..., None], argv: list[str]) -> int:
+    """Run the command for one format, `text` or `binary`."""
+    description = f"Upgrade {what} of any version (V0 of 2013, V1 of 2014) to the current format."
+    parser = flags.parser(f"upgrade_net_proto_{form}", description)
     parser.add_argument("old", help="the file to read")
     parser.add_argument("new", help="the file to write")
     arguments = parser.parse_args(argv)

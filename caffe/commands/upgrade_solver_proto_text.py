@@ -1,4 +1,4 @@
-"""caffe upgrade_solver_proto_text: a solver's prototxt of any version in today's form."""
+"""caffe upgrade_solver_proto_text: upgrade a solver's prototxt to the current format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from caffe.proto import caffe_pb2
 
 def main(argv: list[str]) -> int:
     """`caffe upgrade_solver_proto_text OLD NEW`."""
-    parser = flags.parser("upgrade_solver_proto_text", "Write a solver's prototxt of any version in today's form.")
+    parser = flags.parser("upgrade_solver_proto_text", "Upgrade a solver's prototxt of any version to the current format.")
     parser.add_argument("old", help="the prototxt to read")
     parser.add_argument("new", help="the prototxt to write")
     arguments = parser.parse_args(argv)

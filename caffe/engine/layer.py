@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +17,9 @@ from caffe.proto import caffe_pb2
 
 _TYPES: dict[str, type[Layer]] = {}
 _FIELDS = {name.removesuffix("_param").replace("_", ""): name for name in caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name}
+Shape = tuple[int, ...]
+Tops = torch.Tensor | tuple[torch.Tensor, ...]
+"""What a layer's `forward` returns: its only top, or all of them."""
 
 
 class BlobSpec(NamedTuple):
@@ -121,7 +125,7 @@ class Layer:
         return cls.learns if getattr(cls.settings_of(param), "bias_term", True) else cls.learns[:1]
 
     @classmethod
-    def settings_of(cls, param: caffe_pb2.LayerParameter):
+    def settings_of(cls, param: caffe_pb2.LayerParameter) -> Any:
         """The message in `param` with the type's own parameters; None if the type has none."""
         return getattr(param, cls.settings_field) if cls.settings_field else None
 
@@ -164,7 +168,7 @@ class Layer:
             return [shapes[0]] * len(self.param.top)
         raise NotImplementedError
 
-    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def forward(self, *bottoms: torch.Tensor) -> Tops:
         """The tops."""
         raise NotImplementedError
 
@@ -215,7 +219,7 @@ class Layer:
         return axis % axes
 
 
-def register(name: str, settings_field: str = ""):
+def register(name: str, settings_field: str = "") -> Callable[[type[Layer]], type[Layer]]:
     """Class decorator: make a layer type known under `name`.
 
     settings_field  the type's `settings_field`; by default named like the type, else the base class's

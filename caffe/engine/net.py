@@ -64,7 +64,7 @@ class Net:
         machine.prepare()
         self.phase = definition.state.phase
         self.device = mode.device()
-        net = build(definition, prototxt.placed(self.path, definition, lines), self.device)
+        net = build(definition, prototxt.places_at(self.path, definition, lines), self.device)
         self._runner = Runner(net)
         self._steps = net.steps
         self.graph = net.graph

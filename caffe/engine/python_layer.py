@@ -52,6 +52,7 @@ class Layer:
     type = "Python"
     batch_size = 0
     param_str = ""
+    param_str_ = ""
     phase = Phase.TEST
     blobs: BlobVec
 

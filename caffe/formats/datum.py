@@ -1,6 +1,6 @@
-"""Records as they lie in a database: a Datum's fields, its pixels not copied, and its image.
+"""Datum records: a parser that does not copy the pixels, and their decoding.
 
-A Datum of 256 × 256 × 3 bytes is copied twice by a parser of Protocol Buffers, which takes longer than cropping it.
+Protocol Buffers copies the data of a Datum twice, which for 256 × 256 × 3 bytes takes longer than cropping it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from caffe.proto import caffe_pb2
 
 _CHANNELS, _HEIGHT, _WIDTH, _LABEL, _ENCODED = (number << 3 for number in (1, 2, 3, 5, 7))
 _DATA = 4 << 3 | 2
-"""Tags: a field's number and its wire type, 0 a varint, 2 bytes behind their length."""
+"""Tags: a field's number and wire type, 0 for a varint, 2 for length-prefixed bytes."""
 
 
 class Record(NamedTuple):
-    """A Datum's fields, by its names; `data` is a view into the record."""
+    """The fields of a Datum; `data` is a view into the record."""
 
     channels: int
     height: int
@@ -32,10 +32,9 @@ class Record(NamedTuple):
 
 
 def parse_datum(record: bytes | memoryview) -> Record | caffe_pb2.Datum:
-    """The fields of a serialised Datum. Raises google.protobuf's DecodeError where it is none.
+    """Parse a serialised Datum without copying its data. Raises google.protobuf's DecodeError if it is not a Datum.
 
-    What Caffe and its tools write is read here; a record with other fields (floats), with negative numbers,
-    or a damaged one, by Protocol Buffers.
+    A record with other fields (float_data), with negative numbers, or a damaged one is left to Protocol Buffers.
     """
     view = memoryview(record)
     found = {_CHANNELS: 0, _HEIGHT: 0, _WIDTH: 0, _LABEL: 0, _ENCODED: 0}
@@ -57,11 +56,12 @@ def parse_datum(record: bytes | memoryview) -> Record | caffe_pb2.Datum:
                 return Record(found[_CHANNELS], found[_HEIGHT], found[_WIDTH], data, found[_LABEL], (), encoded)
     except IndexError:
         pass
-    return caffe_pb2.Datum.FromString(bytes(view))
+    datum: caffe_pb2.Datum = caffe_pb2.Datum.FromString(bytes(view))
+    return datum
 
 
 def _varint(view: memoryview, position: int) -> tuple[int, int]:
-    """The number at a position, seven bits a byte, the lowest first; and the position behind it."""
+    """Decode the varint at a position (seven bits a byte, lowest first); also returns the position after it."""
     byte = view[position]
     value, shift = byte & 127, 7
     while byte > 127:
@@ -75,16 +75,16 @@ def _varint(view: memoryview, position: int) -> tuple[int, int]:
 def pixels_of(datum: Record | caffe_pb2.Datum, color: bool | None, where: str) -> np.ndarray:
     """A record's image, channels × height × width: uint8 as stored or decoded (BGR), or float32.
 
-    color  True or False decodes encoded images to three channels or one; None keeps their own number
+    color  True or False decodes encoded images to three channels or one; None keeps the encoded number
     """
     if datum.encoded:
         flag = cv2.IMREAD_UNCHANGED if color is None else (cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
         try:
             image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), flag)
-        except cv2.error:  # nothing at all, or more pixels than OpenCV takes
+        except cv2.error:  # empty, or more pixels than OpenCV accepts
             image = None
         if image is None:
-            raise Error(where, "an encoded record that does not decode", do="rebuild the database")
+            raise Error(where, "an encoded record that cannot be decoded", do="rebuild the database")
         return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
     shape = (datum.channels, datum.height, datum.width)
     pixels = np.frombuffer(datum.data, np.uint8) if len(datum.data) else np.asarray(datum.float_data, np.float32)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from caffe.errors import FileError
 from caffe.formats.files import written_whole
@@ -14,8 +16,8 @@ from caffe.formats.lmdb_file import LMDBFile
 from caffe.proto import caffe_pb2
 
 
-def _plyvel(source: str | Path):
-    """The package that reads and writes LevelDBs; it has no wheels for Python 3.13 and later, so it is an extra."""
+def _plyvel(source: str | Path) -> Any:
+    """Import plyvel, which reads and writes LevelDBs; an extra, as it has no wheels for Python 3.13 and later."""
     try:
         import plyvel
     except ImportError:
@@ -31,9 +33,9 @@ class LevelDB:
     def __init__(self, source: str):
         plyvel = _plyvel(source)
         if not (Path(source) / "CURRENT").exists():
-            found = "an LMDB" if (Path(source) / "data.mdb").exists() else "no LevelDB"
+            found = "an LMDB" if (Path(source) / "data.mdb").exists() else "not a LevelDB"
             raise FileError(
-                source, found, "backend LEVELDB wants a LevelDB's folder", "give backend: LMDB, or correct the source"
+                source, found, "backend LEVELDB needs the folder of a LevelDB", "give backend: LMDB, or correct the source"
             )
         try:
             self._db = plyvel.DB(str(source), create_if_missing=False)
@@ -54,32 +56,31 @@ class LevelDB:
         try:
             yield from self._db.iterator()
         except plyvel.Error as error:
-            raise FileError(self.source, f"a damaged LevelDB ({error})", do="build it again") from error
+            raise FileError(self.source, f"a damaged LevelDB ({error})", do="rebuild it") from error
 
-    def values(self, start: int = 0) -> Iterator[bytes]:
+    def values(self, start: int = 0) -> Iterator[bytes | memoryview]:
         """Records from position `start` on."""
         for position, (_, value) in enumerate(self.items()):
             if position >= start:
                 yield value
 
 
-# A process may open a LevelDB once; nets that read the same one share it.
+# A process can open a LevelDB only once, so nets that read the same one share it.
 _open: weakref.WeakValueDictionary[str, LevelDB] = weakref.WeakValueDictionary()
 
 
 def open_db(source: str | Path, backend: int | None = None) -> LMDBFile | LevelDB:
-    """The database of records in a folder, to be read in the order of keys: `len(db)`, `db.items()`, `db.values(start)`.
+    """Open the database of records at `source`, to be read in key order: `len(db)`, `db.items()`, `db.values(start)`.
 
-    backend  as data_param has it, LMDB or LEVELDB; by default the one whose files are there
-    Raises FileError where there is no such database, where it is damaged, and where it has no records.
+    backend  a DataParameter.DB value, LMDB or LEVELDB; by default the one whose files are there
+    Raises FileError if there is no such database, if it is damaged, or if it has no records.
     """
     source = str(source)
     if (_backend_of(Path(source)) if backend is None else backend) == caffe_pb2.DataParameter.LMDB:
         database: LMDBFile | LevelDB = LMDBFile(source)
     else:
         key = str(Path(source).resolve())
-        database = _open.get(key) or LevelDB(source)
-        _open[key] = database
+        database = _open[key] = _open.get(key) or LevelDB(source)
     if len(database) == 0:
         raise FileError(source, "the database has no records")
     return database
@@ -98,36 +99,36 @@ def _backend_of(source: Path) -> int:
 
 
 class DatabaseWriter:
-    """A new LMDB or LevelDB, written whole or not at all: it has its name once the `with` block has ended well.
+    """A new LMDB or LevelDB, written atomically: it gets its name when the `with` block ends without an exception.
 
         with DatabaseWriter("train_lmdb", "lmdb") as write:
             write(key, record)
 
-    Keys in rising order are written fastest. An error where the database exists already.
+    Keys in ascending order are written fastest. Raises FileError if the database exists already.
     """
 
     BATCH = 1000
-    """Records put in one transaction, at most."""
+    """Maximum number of records in a transaction."""
     BYTES = 1 << 26
-    """The size of the records that wait for it, from which they wait no longer."""
+    """Size in bytes of the pending records at which they are committed earlier."""
 
     def __init__(self, source: str, backend: str):
         if backend not in ("lmdb", "leveldb"):
-            raise FileError(source, f'backend "{backend}"', 'it is "lmdb" or "leveldb"')
+            raise FileError(source, f'backend "{backend}"', 'it must be "lmdb" or "leveldb"')
         if Path(source).exists():
             raise FileError(source, "it exists already", do="delete it, or give another name")
         self.source, self.backend = source, backend
         self._stack = contextlib.ExitStack()
-        self._waiting: list[tuple[bytes, bytes]] = []
+        self._pending: list[tuple[bytes, bytes]] = []
         self._size = 0
 
-    def __enter__(self):
+    def __enter__(self) -> Callable[[bytes, bytes], None]:
         with self._stack as stack:
             part = str(stack.enter_context(written_whole(self.source)))
             if self.backend == "lmdb":
                 import lmdb
 
-                self._db = lmdb.open(part, map_size=1 << 28)
+                self._db: Any = lmdb.open(part, map_size=1 << 28)
             else:
                 self._db = _plyvel(part).DB(part, create_if_missing=True, error_if_exists=True)
             stack.callback(self._db.close)
@@ -136,15 +137,15 @@ class DatabaseWriter:
 
     def write(self, key: bytes, record: bytes) -> None:
         """Add one record."""
-        self._waiting.append((key, record))
+        self._pending.append((key, record))
         self._size += len(record)
-        if len(self._waiting) == self.BATCH or self._size >= self.BYTES:
+        if len(self._pending) == self.BATCH or self._size >= self.BYTES:
             self._commit()
 
     def _commit(self) -> None:
         if self.backend == "leveldb":
             with self._db.write_batch() as batch:
-                for key, record in self._waiting:
+                for key, record in self._pending:
                     batch.put(key, record)
         else:
             import lmdb
@@ -152,14 +153,14 @@ class DatabaseWriter:
             while True:
                 try:
                     with self._db.begin(write=True) as transaction:
-                        for key, record in self._waiting:
+                        for key, record in self._pending:
                             transaction.put(key, record)
                     break
                 except lmdb.MapFullError:
                     self._db.set_mapsize(2 * self._db.info()["map_size"])
-        self._waiting, self._size = [], 0
+        self._pending, self._size = [], 0
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
             with self._stack:
                 self._commit()

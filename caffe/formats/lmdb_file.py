@@ -1,7 +1,7 @@
-"""Reading an LMDB's records in key order, with every offset checked.
+"""LMDB reader in key order that checks every offset.
 
-liblmdb trusts what a file holds and ends the process over a damaged one. This reads the same B+tree (mdb.c, LMDB 0.9, 64-bit,
-little-endian) through a memory map, takes no lock, and so serves read-only file systems and several nets of one process.
+liblmdb does not validate its file and crashes on a damaged one. This reads the same B+tree (mdb.c, LMDB 0.9, 64-bit,
+little-endian) through a memory map without a lock, so it works on read-only file systems and for several nets of one process.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ NO_PAGE = 2**64 - 1
 GREATEST_DEPTH = 32
 
 _PAGE = struct.Struct("<QHHHH")
-"""Number, padding, flags, end of the node pointers, begin of the nodes."""
+"""Page number, padding, flags, end of the node pointers, start of the nodes."""
 _META = struct.Struct("<IIQQ")
-"""Magic, version, address, map size; two trees follow, of the free pages and of the records."""
+"""Magic, version, address, map size; followed by two trees, of the free pages and of the records."""
 _TREE = struct.Struct("<IHHQQQQQ")
-"""Page size (in the first), flags, depth, branch, leaf and overflow pages, entries, root."""
+"""Page size (in the first tree), flags, depth, branch, leaf and overflow pages, entries, root."""
 _END = struct.Struct("<QQ")
 """Last page, transaction."""
 _NODE = struct.Struct("<HHHH")
@@ -36,7 +36,7 @@ class LMDBFile:
     """The records of an LMDB: `len(file)`, `file.values(start)`, `file.items()`.
 
     source  the database's folder, or its data file
-    Values are views into the mapped file, valid as long as the object is.
+    Values are views into the mapped file, valid as long as this object lives.
     """
 
     def __init__(self, source: str):
@@ -53,7 +53,7 @@ class LMDBFile:
             raise self._error(f"{path.name} cannot be read ({error})") from None
         metas = [meta for meta in self._metas() if meta]
         if not metas:
-            raise self._error(f"{path.name} does not begin as one")
+            raise self._error(f"{path.name} does not start like one")
         _, self._page_size, self._entries, self._root = max(metas)
 
     def __len__(self) -> int:
@@ -77,8 +77,8 @@ class LMDBFile:
 
     # ---- the tree
 
-    def _metas(self):
-        """(transaction, page size, entries, root) of both meta pages; None for one that is not valid."""
+    def _metas(self) -> Iterator[tuple[int, int, int, int] | None]:
+        """(transaction, page size, entries, root) of both meta pages; None for an invalid one."""
         page_size = 0
         for number in (0, 1):
             start = number * page_size + _PAGE.size
@@ -107,7 +107,7 @@ class LMDBFile:
             number, depth = waiting.pop()
             seen += 1
             if seen > pages or depth > GREATEST_DEPTH:
-                raise self._error("its pages refer to each other")
+                raise self._error("its pages form a cycle")
             page, flags, pointers = self._page(number)
             if flags & LEAF:
                 yield page, pointers
@@ -118,7 +118,7 @@ class LMDBFile:
         """Offset, flags and node offsets of a branch or leaf page."""
         page = number * self._page_size
         if page + self._page_size > len(self._map):
-            raise self._error(f"page {number} lies outside the file, which may be cut off")
+            raise self._error(f"page {number} lies outside the file, which may be truncated")
         _, _, flags, lower, upper = _PAGE.unpack_from(self._map, page)
         if flags & ~0x10 not in (BRANCH, LEAF) or not _PAGE.size <= lower <= upper <= self._page_size or lower % 2:
             raise self._error(f"page {number} is damaged")
@@ -130,7 +130,7 @@ class LMDBFile:
 
     def _child(self, page: int, pointer: int) -> int:
         low, high, top, _ = _NODE.unpack_from(self._map, page + pointer)
-        return low | high << 16 | top << 32
+        return int(low | high << 16 | top << 32)
 
     def _node(self, page: int, pointer: int) -> tuple[bytes, memoryview]:
         """Key and value of a leaf's node."""
@@ -144,10 +144,8 @@ class LMDBFile:
             data, end = number * self._page_size + _PAGE.size, len(self._map)
             flags &= ~BIG_DATA
         if flags or key + key_size > page + self._page_size or data + size > end:
-            raise self._error(f"the record at byte {start} is damaged, or the file cut off")
+            raise self._error(f"the record at byte {start} is damaged, or the file truncated")
         return bytes(self._map[key : key + key_size]), self._map[data : data + size]
 
     def _error(self, found: str) -> FileError:
-        return FileError(
-            self.source, f"not a readable LMDB: {found}", do="check data_param.source and backend, or build it again"
-        )
+        return FileError(self.source, f"not a readable LMDB: {found}", do="check data_param.source and backend, or rebuild it")

@@ -1,11 +1,13 @@
-"""Nets and solvers as files: text and binary, of any version, read into today's messages."""
+"""Read and write prototxt and binary files of nets and solvers; older formats are upgraded."""
 
 from __future__ import annotations
 
 import codecs
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
@@ -15,23 +17,25 @@ from caffe.formats import upgrade
 from caffe.formats.files import written_whole
 from caffe.proto import caffe_pb2
 
+M = TypeVar("M", bound=Message)
+
 
 def read_net(path: str) -> caffe_pb2.NetParameter:
-    """The net in a prototxt, upgraded from older formats where needed; layers as written, not filtered by phase."""
+    """Read the net in a prototxt, upgraded to the current format; layers are not filtered by phase."""
     net = read_text(path, caffe_pb2.NetParameter())
     upgrade.upgrade_net(net, str(path))
     return net
 
 
 def read_solver(path: str) -> caffe_pb2.SolverParameter:
-    """The solver in a prototxt, upgraded from older formats where needed."""
+    """Read the solver in a prototxt, upgraded to the current format."""
     solver = read_text(path, caffe_pb2.SolverParameter())
     upgrade.upgrade_solver(solver, str(path))
     return solver
 
 
 def read_weights(path: str) -> caffe_pb2.WeightsParameter:
-    """The names and blobs of the layers in a .caffemodel of any version, BVLC Caffe's or a fork's."""
+    """Read the names and blobs of the layers in a .caffemodel of any version, BVLC Caffe's or a fork's."""
     weights = read_binary(path, caffe_pb2.WeightsParameter(), "a .caffemodel")
     if not weights.layer and not weights.layers:
         raise FileError(path, "no layers", "a .caffemodel holds the layers of a net", "check that this is a weights file")
@@ -41,9 +45,10 @@ def read_weights(path: str) -> caffe_pb2.WeightsParameter:
 def write_prototxt(path: str, message: Message, comments: Mapping[str, str] | None = None) -> None:
     """Write a message as text.
 
-    comments  {field: what is said of it}, each before the first line of its field
+    comments  {field: comment}, each written before the first line of its field
     """
-    lines, left = [], dict(comments or {})
+    lines: list[str] = []
+    left = dict(comments or {})
     for line in text_of(message).split("\n"):
         comment = left.pop(line.split(":")[0], None)
         lines += [f"# {comment}", line] if comment else [line]
@@ -51,7 +56,7 @@ def write_prototxt(path: str, message: Message, comments: Mapping[str, str] | No
 
 
 def write_binary(path: str, message: Message) -> None:
-    """Write a message in binary; whole or not at all, even after a power failure."""
+    """Write a message in binary format, atomically; after a power failure, too, the file is whole."""
     with written_whole(path, sync=True) as part:
         part.write_bytes(message.SerializeToString())
 
@@ -60,40 +65,40 @@ _WHOLE = re.compile(r"^(\s*\w+: -?\d+)\.0$", re.MULTILINE)
 
 
 def text_of(message: Message) -> str:
-    """A message as prototxt, as C++ prints it: whole numbers without a decimal point."""
+    """Format a message as prototxt like C++: whole numbers without a decimal point."""
     return _WHOLE.sub(r"\1", text_format.MessageToString(message))
 
 
-def read_binary(path: str, message: Message, what: str | None = None) -> Message:
-    """Fill `message` from a binary file; `what` it is meant to be, for the error."""
+def read_binary(path: str, message: M, what: str | None = None) -> M:
+    """Fill `message` from a binary file; `what` names the expected kind of file in errors."""
     content = _bytes(path)
     what = what or f"a binary {message.DESCRIPTOR.name}"
     try:
         message.ParseFromString(content)
     except DecodeError as error:
-        raise FileError(path, f"not {what} ({len(content)} bytes)", do="the file is damaged, or of another kind") from error
+        raise FileError(path, f"not {what} ({len(content)} bytes)", do="the file is damaged or of another kind") from error
     return message
 
 
-def read_text(path: str, message: Message) -> Message:
-    """Fill `message` from a prototxt; what does not parse is named with its line."""
+def read_text(path: str, message: M) -> M:
+    """Fill `message` from a prototxt. Raises ParseError with the line."""
     try:
         text_format.Parse(_text(path), message)
     except text_format.ParseError as error:
-        raise _explained(path, error) from None
+        raise _parse_error(path, error) from None
     return message
 
 
 def _text(path: str) -> str:
-    """The text of a prototxt: UTF-8, with or without the mark that editors put before it, or any other encoding of ASCII.
+    """Read the text of a prototxt: UTF-8, with or without byte order mark, or else Latin-1.
 
-    Caffe knows no encodings, so that comments may be written in each; without UTF-8, a character stands for a byte.
+    Caffe ignores encodings, so that comments may be in any superset of ASCII.
     """
     content = _bytes(path)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FileError(path, "text in UTF-16", "a prototxt is plain text", "save it as UTF-8")
     if b"\0" in content:
-        raise FileError(path, "not a text file", "a prototxt is wanted", "a .caffemodel is given as weights")
+        raise FileError(path, "not a text file", "a prototxt is expected here", "pass a .caffemodel as weights")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -107,7 +112,7 @@ def _bytes(path: str) -> bytes:
         raise FileError(path, "no such file") from None
     except OSError as error:
         raise FileError(path, f"cannot be read ({error.strerror})") from None
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # an invalid file name
         raise FileError(repr(path), f"cannot be read ({error})") from None
 
 
@@ -116,46 +121,43 @@ _NO_VALUE = re.compile(r'Enum type "caffe\.([\w.]+)" has no value named (\S+)\.$
 _NO_STRING = re.compile(r"Expected string but found: '(\w[^']*)'$")
 
 
-def _explained(path: str, error: text_format.ParseError) -> ParseError:
-    """A text_format error as ours: file and line, and the nearest name where one is unknown."""
+def _parse_error(path: str, error: text_format.ParseError) -> ParseError:
+    """Convert a text_format error: file and line, and the nearest name for an unknown one."""
     line = error.GetLine()
     where = f"{path}:{line}" if line else str(path)
     message = re.sub(r"^\d+:\d+ : ", "", str(error))
     if found := _NO_FIELD.search(message):
         owner, field = found.groups()
-        known = [field.name for field in _described(owner).fields]
+        known = [field.name for field in _descriptor(owner).fields]
         return ParseError(where, f'{owner} has no field "{field}"', do=nearest(field, known) or f"{owner} has {', '.join(known)}")
     if found := _NO_VALUE.search(message):
         return _unknown_value(where, found[1], found[2])
     if found := _NO_STRING.search(message):
         value = found[1]
-        today = upgrade.v1_type(caffe_pb2.V1LayerParameter.LayerType.Value(value)) if value in upgrade.V1_TYPES else value
-        return ParseError(where, f"{value} without quotes", "a string is wanted", f'write "{today}"')
+        name = upgrade.v1_type(caffe_pb2.V1LayerParameter.LayerType.Value(value)) if value in upgrade.V1_TYPES else value
+        return ParseError(where, f"{value} without quotes", "it must be a string", f'write "{name}"')
     return ParseError(where, re.sub(r"\s+", " ", message).strip())
 
 
 def _unknown_value(where: str, owner: str, value: str) -> ParseError:
-    """A value that an enum does not have: misspelt, in quotes, or a type of today in a net of 2014."""
-    known = list(_described(owner).values_by_name)
+    """Error for an unknown enum value: misspelt, in quotes, or a current type name in a V1 net of 2014."""
+    known = list(_descriptor(owner).values_by_name)
     bare = value.strip("\"'")
     if bare in known:
         hint = f"write {bare} without quotes"
     elif bare in map(upgrade.v1_type, upgrade.V1_TYPES.values()) and owner == "V1LayerParameter.LayerType":
-        hint = f'layers is the form of 2014; write layer {{ type: "{bare}" }}'
+        hint = f'`layers` is the V1 format of 2014; write layer {{ type: "{bare}" }}'
     else:
         hint = nearest(bare, known) or f"there are {', '.join(known)}"
     return ParseError(where, f"{owner} has no value {value}", do=hint)
 
 
-def _described(name: str):
+def _descriptor(name: str) -> Any:
     """The descriptor of a message or enum of the schema, such as `PoolingParameter.PoolMethod`."""
-    found = caffe_pb2
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found.DESCRIPTOR
+    return functools.reduce(getattr, name.split("."), caffe_pb2).DESCRIPTOR
 
 
-# Comments and strings are tokens so that what they hold is none; of strings, only the type of 2013's padding layers matters.
+# Comments and strings are tokens, so that nothing inside them matches; of strings, only the type of V0's padding layers matters.
 _TOKENS = re.compile(
     r"""\#.* | (?P<padding>\btype\s*:\s*["']padding["']) | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'
     | (?P<layer>\blayers?\s*:?\s*)?(?P<open>[{<]) | (?P<close>[}>])""",
@@ -164,9 +166,9 @@ _TOKENS = re.compile(
 
 
 def layer_lines(path: str) -> list[int]:
-    """Line of each top-level `layer {` or `layers {` of a prototxt, in order; empty where the file cannot be read as text.
+    """Line of each top-level `layer {` or `layers {` of a prototxt, in order; empty if the file is not text.
 
-    Padding layers are left out, as they are when the net is upgraded.
+    Padding layers are left out, as in the upgraded net.
     """
     try:
         text = _text(path)
@@ -188,13 +190,13 @@ def layer_lines(path: str) -> list[int]:
 
 
 def layer_places(path: str, net: caffe_pb2.NetParameter) -> list[str]:
-    """Where each layer of the net that was read from a prototxt stands, as errors name it: `train.prototxt:17: layer "conv1"`."""
-    return placed(path, net, layer_lines(path))
+    """Location of each layer of a net read from a prototxt, as in error messages: `train.prototxt:17: layer "conv1"`."""
+    return places_at(path, net, layer_lines(path))
 
 
-def placed(path: str, net: caffe_pb2.NetParameter, lines: list[int]) -> list[str]:
-    """As `layer_places`; of a net that comes from no file, `lines` is empty."""
-    # An Input layer made from `input:` fields stands before the file's own layers.
+def places_at(path: str, net: caffe_pb2.NetParameter, lines: list[int]) -> list[str]:
+    """As `layer_places`, from the lines of the layers; empty for a net that was not read from a file."""
+    # An Input layer made from `input:` fields precedes the file's own layers.
     numbers = dict(enumerate(lines, len(net.layer) - len(lines)))
     lines_of = (f":{numbers[index]}" if index in numbers else "" for index in range(len(net.layer)))
     return [f'{Path(path)}{line}: layer "{layer.name}"' for line, layer in zip(lines_of, net.layer, strict=True)]

@@ -1,7 +1,8 @@
-"""Blobs as files store them."""
+"""Blobs in files: BlobProto to arrays and back; and writing files atomically."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +12,27 @@ from caffe.proto import caffe_pb2
 
 
 def shape_of(proto: caffe_pb2.BlobProto) -> tuple[int, ...]:
-    """The shape of a stored blob; files from before `shape` existed give four legacy axes."""
+    """The shape of a BlobProto; files older than the field `shape` have four legacy axes."""
     if proto.HasField("shape"):
         return tuple(proto.shape.dim)
     return proto.num, proto.channels, proto.height, proto.width
 
 
 def values_of(proto: caffe_pb2.BlobProto, diff: bool = False) -> np.ndarray:
-    """The values of a stored blob (or its gradient), flat, float32."""
+    """The values of a BlobProto (or its gradient), flat, float32."""
     double = proto.double_diff if diff else proto.double_data
     return np.array(double if len(double) else (proto.diff if diff else proto.data), dtype=np.float32)
 
 
 def add_values(proto: caffe_pb2.BlobProto, values: np.ndarray, diff: bool = False) -> None:
-    """Put float32 values into a stored blob (or its gradient) that has none.
+    """Set the values (or the gradient) of a BlobProto that has none, as float32.
 
-    They are given to Protocol Buffers as it writes them: value by value it takes twenty times as long.
+    They are merged in serialised form: adding value by value takes twenty times as long.
     """
     field = caffe_pb2.BlobProto.DIFF_FIELD_NUMBER if diff else caffe_pb2.BlobProto.DATA_FIELD_NUMBER
     content = np.ascontiguousarray(values, "<f4").tobytes()
-    size, rest = [], len(content)
+    size: list[int] = []
+    rest = len(content)
     while rest > 127:
         size.append(rest & 127 | 128)
         rest >>= 7
@@ -39,15 +41,25 @@ def add_values(proto: caffe_pb2.BlobProto, values: np.ndarray, diff: bool = Fals
 
 
 def add_array(proto: caffe_pb2.BlobProto, array: np.ndarray) -> None:
-    """Put the shape and the values of an array, float32, into a stored blob that has none."""
+    """Set shape and values, as float32, of a BlobProto that has none."""
     proto.shape.dim.extend(array.shape)
     add_values(proto, array)
 
 
-def read_array(path: str, what: str, do: str) -> np.ndarray:
-    """The blob of a binaryproto, float32.
+def write_whole(path: str, content: bytes) -> None:
+    """Write a file atomically: to a temporary name, flushed to disk, then renamed."""
+    part = Path(f"{path}.part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
-    what, do  for errors: what the file is meant to be ("mean file"), and what to do about one that is not
+
+def read_array(path: str, what: str, do: str) -> np.ndarray:
+    """Read the blob in a binaryproto, float32.
+
+    what, do  for errors: the expected kind of file ("mean file"), and how to fix it
     """
     proto = caffe_pb2.BlobProto()
     try:

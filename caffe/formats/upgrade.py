@@ -1,6 +1,8 @@
-"""Older formats of nets and solvers made into today's: V1 layers (2014), data transforms, input fields, solver enums."""
+"""Upgrade nets and solvers to the current format: V1 layers (2014), data transforms, input fields, solver enums."""
 
 from __future__ import annotations
+
+from google.protobuf.message import Message
 
 from caffe import events
 from caffe.errors import FileError
@@ -9,7 +11,7 @@ from caffe.proto import caffe_pb2
 
 V1 = caffe_pb2.V1LayerParameter
 
-# Names of V1's layer types whose spelling does not follow from the enum's.
+# Type names whose spelling does not follow from V1's enum.
 _SPELLED = {
     "ABSVAL": "AbsVal",
     "ARGMAX": "ArgMax",
@@ -31,13 +33,13 @@ _SOLVERS = {0: "SGD", 1: "Nesterov", 2: "AdaGrad", 3: "RMSProp", 4: "AdaDelta", 
 
 
 def v1_type(value: int) -> str:
-    """Today's name of a V1 layer type: 14 (INNER_PRODUCT) is InnerProduct."""
+    """Current name of a V1 layer type: 14 (INNER_PRODUCT) is InnerProduct."""
     name = V1.LayerType.Name(value)
     return _SPELLED.get(name, "".join(part.capitalize() for part in name.split("_")))
 
 
 def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> list[str]:
-    """Bring a net of any version to today's form, in place; returns what had no place there, and logs it as Caffe does."""
+    """Upgrade a net of any version in place; returns, and logs like Caffe, the problems: fields that were dropped."""
     if net.layers and net.layer:
         raise FileError(
             path, "both layer and layers", "a net has one or the other", "rename layers to layer and write types as strings"
@@ -66,10 +68,10 @@ def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> list[str]:
 
 
 def upgrade_solver(solver: caffe_pb2.SolverParameter, path: str) -> None:
-    """Replace the solver_type enum by `type`, and bring the nets that stand in the solver to today's form; in place."""
+    """Replace the solver_type enum by `type` and upgrade the nets inside the solver; in place."""
     if solver.HasField("solver_type"):
         if solver.HasField("type"):
-            raise FileError(path, "both type and solver_type", "one of them is wanted", "keep type")
+            raise FileError(path, "both type and solver_type", "only one may be given", "keep type")
         events.solver_type_upgraded(path)
         solver.type = _SOLVERS[solver.solver_type]
         solver.ClearField("solver_type")
@@ -107,10 +109,10 @@ def _upgrade_v1(old: V1, new: caffe_pb2.LayerParameter) -> None:
             getattr(new, field.name).CopyFrom(value)
 
 
-def _upgrade_transform(layer: V1, param) -> None:
-    """scale, mean_file, crop_size and mirror moved from a V1 data layer's own parameters to transform_param.
+def _upgrade_transform(layer: V1, param: Message) -> None:
+    """Move scale, mean_file, crop_size and mirror from a V1 data layer's own parameters to transform_param.
 
-    Where they stand in a layer of today's format, Caffe reads them nowhere.
+    In the current format Caffe ignores them in the data layer's own parameters.
     """
     for field in ("scale", "mean_file", "crop_size", "mirror"):
         if param.HasField(field):
@@ -119,7 +121,7 @@ def _upgrade_transform(layer: V1, param) -> None:
 
 
 def _upgrade_batch_norm(layer: caffe_pb2.LayerParameter) -> None:
-    """The statistics of BatchNorm are never learned: three settings with lr_mult other than 0 become 0."""
+    """Set lr_mult and decay_mult of BatchNorm's three statistics to 0: they are never learned."""
     if layer.type == "BatchNorm" and len(layer.param) == 3:
         for spec in layer.param:
             spec.lr_mult = 0
@@ -127,12 +129,12 @@ def _upgrade_batch_norm(layer: caffe_pb2.LayerParameter) -> None:
 
 
 def _upgrade_inputs(net: caffe_pb2.NetParameter, path: str) -> None:
-    """input with input_shape or input_dim became an Input layer; input alone says nothing."""
+    """Replace input with input_shape or input_dim by an Input layer; drop input without a shape."""
     inputs, shapes, dims = len(net.input), len(net.input_shape), len(net.input_dim)
     if shapes and shapes not in (1, inputs):
-        raise FileError(path, f"{shapes} input_shape for {inputs} inputs", "there is one for each")
+        raise FileError(path, f"{shapes} input_shape for {inputs} inputs", "give one for each")
     if dims and not shapes and dims < 4 * inputs:
-        raise FileError(path, f"{dims} input_dim for {inputs} inputs", "there are four for each")
+        raise FileError(path, f"{dims} input_dim for {inputs} inputs", "give four for each")
     if shapes or dims:
         layer = caffe_pb2.LayerParameter(name="input", type="Input", top=net.input)
         for index in range(inputs):

@@ -1,19 +1,18 @@
-"""Nets of 2013 (V0) made into those of 2014 (V1): one message for every layer type, and padding as a layer of its own."""
+"""Upgrade nets of 2013 (V0: one message for all layer types, padding as a separate layer) to those of 2014 (V1)."""
 
 from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import Message
 
 from caffe.errors import FileError, nearest
 from caffe.proto import caffe_pb2
 
 V1 = caffe_pb2.V1LayerParameter
 
-# Names of V0's layer types that are not the lower case of V1's.
-_RENAMED = {
-    "conv": "CONVOLUTION",
-    "images": "IMAGE_DATA",
-    "innerproduct": "INNER_PRODUCT",
-    "pool": "POOLING",
-}
+# V0's layer types whose names are not V1's in lower case.
+_RENAMED = {"conv": "CONVOLUTION", "images": "IMAGE_DATA", "innerproduct": "INNER_PRODUCT", "pool": "POOLING"}
 _KEPT = (
     "accuracy bnll concat data dropout euclidean_loss flatten hdf5_data hdf5_output im2col infogain_loss lrn"
     " multinomial_logistic_loss relu sigmoid softmax softmax_loss split tanh window_data"
@@ -31,7 +30,7 @@ _SOURCES = {
 }
 _SKIPPING = {"data": "data_param", "images": "image_data_param"}
 
-# V0's field: V1's name of it, and {V0 type: the message that it went to}.
+# {V0's field: (V1's field, {V0 type: V1's message that has it})}.
 _MOVES: dict[str, tuple[str, dict[str, str]]] = {
     "num_output": ("num_output", _LEARNING),
     "biasterm": ("bias_term", _LEARNING),
@@ -61,7 +60,7 @@ _SAME = ("name", "blobs", "blobs_lr", "weight_decay")
 
 
 def upgrade(net: caffe_pb2.NetParameter, path: str) -> list[str]:
-    """Bring a V0 net to V1's form, in place; returns what had no place there and was left out."""
+    """Upgrade a V0 net to V1 in place; returns the problems: fields that were dropped."""
     _fold_padding(net, path)
     problems: list[str] = []
     for layer in net.layers:
@@ -73,7 +72,7 @@ def upgrade(net: caffe_pb2.NetParameter, path: str) -> list[str]:
             layer.CopyFrom(new)
         else:
             layer.CopyFrom(V1(bottom=layer.bottom, top=layer.top))
-    # Caffe carries over these fields of the net and no others.
+    # Caffe carries over only these fields of the net.
     kept = caffe_pb2.NetParameter(layers=net.layers, input=net.input, input_dim=net.input_dim)
     for field in ("name", "force_backward"):
         if net.HasField(field):
@@ -83,7 +82,7 @@ def upgrade(net: caffe_pb2.NetParameter, path: str) -> list[str]:
 
 
 def _fold_padding(net: caffe_pb2.NetParameter, path: str) -> None:
-    """Take out the padding layers, and give their pad to the convolution or pooling that reads each."""
+    """Remove padding layers, moving their pad into the convolution or pooling that reads them."""
     producers: dict[str, V1 | None] = dict.fromkeys(net.input)
     layers: list[V1] = []
     for layer in net.layers:
@@ -97,12 +96,10 @@ def _fold_padding(net: caffe_pb2.NetParameter, path: str) -> None:
             if padding is None or padding.layer.type != "padding":
                 continue
             if layer.layer.type not in _WINDOWED:
-                raise FileError(where, f'a padding layer below type "{layer.layer.type}"', "padding serves conv and pool only")
+                raise FileError(where, f'a padding layer below type "{layer.layer.type}"', "only conv and pool take padding")
             if len(layer.bottom) != 1 or len(padding.bottom) != 1 or len(padding.top) != 1:
                 raise FileError(
-                    where,
-                    f'several bottoms or tops around layer "{padding.layer.name}"',
-                    "each has one bottom and one top",
+                    where, f'several bottoms or tops around layer "{padding.layer.name}"', "each must have one bottom and one top"
                 )
             new.layer.pad = padding.layer.pad
             new.bottom[slot] = padding.bottom[0]
@@ -122,7 +119,7 @@ def _upgrade_layer(old: caffe_pb2.V0LayerParameter, new: V1, path: str) -> list[
                 where, f'unknown V0 type "{old.type}"', do=nearest(old.type, _TYPES) or f"there are {', '.join(_TYPES)}"
             )
         new.type = V1.LayerType.Value(_TYPES[old.type])
-    problems = []
+    problems: list[str] = []
     for field, value in old.ListFields():
         name = field.name
         if name in _SAME:
@@ -139,7 +136,7 @@ def _upgrade_layer(old: caffe_pb2.V0LayerParameter, new: V1, path: str) -> list[
     return problems
 
 
-def _assign(message, name: str, value) -> None:
+def _assign(message: Message, name: str, value: Any) -> None:
     field = message.DESCRIPTOR.fields_by_name[name]
     if field.is_repeated:
         getattr(message, name).extend(value if hasattr(value, "__len__") else [value])

@@ -1,9 +1,11 @@
-"""A net's parameters in files: .caffemodel (protocol buffer) and .caffemodel.h5 (HDF5)."""
+"""Weight files: .caffemodel (Protocol Buffers) and .caffemodel.h5 (HDF5)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from caffe.formats.stored import values_of
 from caffe.proto import caffe_pb2
 
 _LEGACY = ("num", "channels", "height", "width")
-_RAW = {
+_RAW: dict[int, np.dtype[np.floating]] = {
     caffe_pb2.WeightsBlob.DOUBLE: np.dtype("<f8"),
     caffe_pb2.WeightsBlob.FLOAT: np.dtype("<f4"),
     caffe_pb2.WeightsBlob.FLOAT16: np.dtype("<f2"),
@@ -22,19 +24,19 @@ _RAW = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A parameter as a file has it: its shape, its values (float32), and whether the shape is the four axes of 2014."""
+    """A stored parameter: shape, values (float32), and whether the shape is the four legacy axes of 2014."""
 
     shape: tuple[int, ...]
     values: np.ndarray
     legacy: bool = False
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether it can be a parameter of that shape; legacy axes that the parameter lacks come first and are 1."""
+        """Whether it matches a parameter of that shape; a legacy shape is padded with leading axes of 1."""
         return self.shape == ((1,) * (4 - len(shape)) + shape if self.legacy else shape)
 
 
 def read(path: str) -> dict[str, list[Stored]]:
-    """{layer: parameters} of a .caffemodel, or of a .caffemodel.h5; layers of one name count as one."""
+    """Read {layer: parameters} from a .caffemodel or .caffemodel.h5; layers of the same name are concatenated."""
     return _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
 
 
@@ -42,9 +44,8 @@ def _read_proto(path: str) -> dict[str, list[Stored]]:
     weights = prototxt.read_weights(path)
     layers = [(layer.name, layer.blobs) for layer in weights.layer]
     for layer in weights.layers:
-        if layer.HasField("layer"):
-            layer = layer.layer
-        layers.append((layer.name, layer.blobs))
+        named = layer.layer if layer.HasField("layer") else layer
+        layers.append((named.name, named.blobs))
     stored: dict[str, list[Stored]] = {}
     for name, blobs in layers:
         stored.setdefault(name, []).extend(_stored(blob, f'{path}: layer "{name}"') for blob in blobs)
@@ -58,7 +59,7 @@ def _stored(blob: caffe_pb2.WeightsBlob, where: str) -> Stored:
         return Stored(shape, values_of(blob), legacy)
     kind = _RAW[blob.raw_data_type]
     if not blob.HasField("raw_data_type") or len(blob.raw_data) % kind.itemsize:
-        raise FileError(where, "raw values of an unknown type", "they are float, double or half")
+        raise FileError(where, "raw values of an unknown type", "they must be float, double or half")
     return Stored(shape, np.frombuffer(blob.raw_data, kind).astype(np.float32), legacy)
 
 
@@ -78,8 +79,8 @@ def _read_hdf5(path: str) -> dict[str, list[Stored]]:
         raise FileError(path, f"not a .caffemodel.h5 ({error})") from error
 
 
-def _leaf_groups(group, prefix=""):
-    """Groups of datasets; a layer name with slashes is a path of groups."""
+def _leaf_groups(group: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(layer name, its datasets) for each h5py group of datasets; a layer name with slashes is a path of groups."""
     import h5py
 
     children = {key: value for key, value in group.items() if isinstance(value, h5py.Group)}

@@ -1,1 +1,1 @@
-"""The layer types, grouped as Caffe's catalogue groups them."""
+"""The layer types, in the groups of Caffe's layer catalogue."""

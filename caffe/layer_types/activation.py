@@ -1,13 +1,14 @@
-"""Layers that work value by value: ReLU, PReLU, ELU, Sigmoid, TanH, Swish, BNLL, AbsVal, Clip, Exp, Log, Power, Threshold."""
+"""Element-wise layers: ReLU, PReLU, ELU, Sigmoid, TanH, Swish, BNLL, AbsVal, Clip, Exp, Log, Power, Threshold."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from caffe.engine.layer import WEIGHT, Layer, register
+from caffe.engine.layer import WEIGHT, Layer, Shape, register
 from caffe.proto import caffe_pb2
 
 
@@ -22,7 +23,7 @@ class Elementwise(Layer):
 class ReLU(Elementwise):
     """y = x where x > 0, else negative_slope · x; shape of x."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope
         if slope:
             return functional.leaky_relu(x, slope)
@@ -31,23 +32,23 @@ class ReLU(Elementwise):
 
 @register("PReLU")
 class PReLU(Layer):
-    """y = x where x > 0, else a · x with a learned for each channel, or one for all (He et al. 2015); shape of x.
+    """y = x where x > 0, else a · x with a slope a learned for each channel, or one for all (He et al. 2015); shape of x.
 
-    Blob: the slopes (C,), or () with channel_shared; 0.25 at first.
+    Blob: the slopes (C,), or () with channel_shared; initially 0.25.
     """
 
     learns = (WEIGHT,)
     keeps_shape = True
     is_channelwise = True
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.prelu_param
         if len(shape) < 2:
-            raise self.error(f"a bottom of shape {shape}", "PReLU wants a channel axis, the second")
+            raise self.error(f"a bottom of shape {shape}", "PReLU needs a channel axis, the second")
         filler = p.filler if p.HasField("filler") else caffe_pb2.FillerParameter(type="constant", value=0.25)
         self.add_blob(() if p.channel_shared else (shape[1],), filler)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         (slope,) = self.parameters()
         return functional.prelu(x, slope.reshape(-1))
 
@@ -56,7 +57,7 @@ class PReLU(Layer):
 class ELU(Elementwise):
     """y = x where x > 0, else alpha (e^x - 1) (Clevert et al. 2015); shape of x."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return functional.elu(x, self.param.elu_param.alpha)
 
 
@@ -64,7 +65,7 @@ class ELU(Elementwise):
 class Sigmoid(Elementwise):
     """y = 1 / (1 + e^-x); shape of x."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
 
 
@@ -72,7 +73,7 @@ class Sigmoid(Elementwise):
 class TanH(Elementwise):
     """y = tanh x; shape of x."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
 
 
@@ -80,7 +81,7 @@ class TanH(Elementwise):
 class Swish(Elementwise):
     """y = x / (1 + e^(-beta x)) (Ramachandran et al. 2017); shape of x."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         beta = self.param.swish_param.beta
         return functional.silu(x) if beta == 1 else x * torch.sigmoid(beta * x)
 
@@ -89,7 +90,7 @@ class Swish(Elementwise):
 class BNLL(Elementwise):
     """Binomial normal log likelihood: y = log(1 + e^x); shape of x."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return functional.softplus(x)
 
 
@@ -97,23 +98,23 @@ class BNLL(Elementwise):
 class AbsVal(Elementwise):
     """y = |x|; shape of x."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x.abs()
 
 
 @register("Clip")
 class Clip(Elementwise):
-    """y = x, no smaller than min and no larger than max; shape of x."""
+    """y = x, clamped to min and max; shape of x."""
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.clip_param
         for bound in ("min", "max"):
             if not p.HasField(bound):
                 raise self.error(f"no {bound}", do=f"give clip_param {{ {bound}: … }}")
         if p.min > p.max:
-            raise self.error(f"min {p.min:g} and max {p.max:g}", "min is not larger than max")
+            raise self.error(f"min {p.min:g} and max {p.max:g}", "min must not be larger than max")
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         p = self.param.clip_param
         return x.clamp(p.min, p.max)
 
@@ -124,16 +125,16 @@ class Threshold(Elementwise):
 
     differentiable_bottoms = ()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return (x > self.param.threshold_param.threshold).to(x.dtype)
 
 
 def _log_base(layer: Layer, base: float) -> float:
-    """Natural logarithm of a base; -1 stands for e."""
+    """Natural logarithm of a base; -1 means e."""
     if base == -1:
         return 1.0
     if base <= 0:
-        raise layer.error(f"base {base:g}", "it is larger than 0, or -1 for e")
+        raise layer.error(f"base {base:g}", "it must be larger than 0, or -1 for e")
     return math.log(base)
 
 
@@ -141,12 +142,12 @@ def _log_base(layer: Layer, base: float) -> float:
 class Exp(Elementwise):
     """y = base ^ (shift + scale · x), where base -1 is e; shape of x."""
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.exp_param
         log_base = _log_base(self, p.base)
         self.inner, self.outer = log_base * p.scale, math.exp(log_base * p.shift)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.exp(self.inner * x) * self.outer
 
 
@@ -154,12 +155,12 @@ class Exp(Elementwise):
 class Log(Elementwise):
     """y = log of (shift + scale · x) to a base, where base -1 is e; shape of x."""
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         self.log_base = _log_base(self, self.param.log_param.base)
         if self.log_base == 0:
             raise self.error("base 1", "there is no logarithm to that base")
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         p = self.param.log_param
         return torch.log(p.scale * x + p.shift) / self.log_base
 
@@ -173,12 +174,11 @@ class Power(Elementwise):
 
     rescales = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         p = self.param.power_param
         if p.power * p.scale == 0:
-            return (
-                torch.full_like(x, p.shift**p.power) + x.detach() * 0 if x.requires_grad else torch.full_like(x, p.shift**p.power)
-            )
+            constant = torch.full_like(x, p.shift**p.power)
+            return constant + x.detach() * 0 if x.requires_grad else constant
         y = x * p.scale if p.scale != 1 else x
         y = y + p.shift if p.shift != 0 else y
         return y**p.power if p.power != 1 else y.view_as(y)

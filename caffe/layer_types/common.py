@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch.nn import functional
 
-from caffe.engine.layer import BIAS, WEIGHT, Layer, register
+from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, register
+from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
 
 
 @register("InnerProduct")
 class InnerProduct(Layer):
-    """Fully connected: (d_0, …, d_axis-1, K) × (N, K)ᵀ → (d_0, …, d_axis-1, N); K counts all axes from `axis` on.
+    """Fully connected: (d_0, …, d_axis-1, K) × (N, K)ᵀ → (d_0, …, d_axis-1, N); K is the product of the axes from `axis` on.
 
-    With `transpose` the weights lie as (K, N).
+    With `transpose` the weights are stored as (K, N).
     """
 
     learns = (WEIGHT, BIAS)
@@ -24,7 +26,7 @@ class InnerProduct(Layer):
     is_classifier = True
     drawn_as = "inner product"
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.inner_product_param
         if p.num_output < 1:
             raise self.error("num_output is not given", "it must be at least 1")
@@ -34,29 +36,29 @@ class InnerProduct(Layer):
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         inputs = math.prod(shape[self.first :])
         if inputs != self.inputs:
             raise self.error(
                 f"a bottom of shape {shape}: {inputs} inputs",
                 f"the weights take {self.inputs}",
-                "a fully connected layer fixes the size of the image; keep that size, or make the layer a convolution",
+                "a fully connected layer fixes the image size; keep that size, or make the layer a convolution",
             )
         return [(*shape[: self.first], self.param.inner_product_param.num_output)]
 
-    def forward(self, x):
-        weight, bias = (*self.parameters(), None)[:2]
+    def forward(self, x: Tensor) -> Tensor:
+        weight, *bias = self.parameters()
         if self.param.inner_product_param.transpose:
             weight = weight.t()
         rows = x if x.dim() == self.first + 1 else x.flatten(self.first)
         if rows.shape[-1] != self.inputs:
             self.top_shapes(tuple(x.shape))
-        return functional.linear(rows, weight, bias)
+        return functional.linear(rows, weight, *bias)
 
 
 @register("Embed")
 class Embed(Layer):
-    """Rows of learned weights, chosen by index: (d_0, …) → (d_0, …, N); an InnerProduct of one-hot vectors.
+    """Lookup of learned rows by index: (d_0, …) → (d_0, …, N); an InnerProduct of one-hot vectors.
 
     Blobs: weights (input_dim, N); bias (N,). Bottom: indices from 0 to input_dim - 1.
     """
@@ -65,7 +67,7 @@ class Embed(Layer):
     differentiable_bottoms = ()
     drawn_as = "inner product"
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.embed_param
         for name in ("num_output", "input_dim"):
             if getattr(p, name) < 1:
@@ -74,56 +76,52 @@ class Embed(Layer):
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         return [(*shape, self.param.embed_param.num_output)]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         weight, *bias = self.parameters()
         indices = x.long()
-        if indices.numel():
-            low, high = (int(end) for end in indices.aminmax())
-            if low < 0 or high >= weight.shape[0]:
-                raise self.error(
-                    f"index {high if high >= weight.shape[0] else low}",
-                    f"input_dim is {weight.shape[0]}: indices go from 0 to {weight.shape[0] - 1}",
-                )
+        count = len(weight)
+        if (index := out_of_range(indices, count)) is not None:
+            raise self.error(f"index {index}", f"input_dim is {count}: indices go from 0 to {count - 1}")
         rows = functional.embedding(indices, weight)
         return rows + bias[0] if bias else rows
 
 
 @register("Parameter")
 class Parameter(Layer):
-    """A learned blob of the given shape as a top; 0 at first."""
+    """A learned blob of the given shape as a top; initially 0."""
 
     learns = (WEIGHT,)
     bottoms = (0, 0)
 
-    def setup(self):
+    def setup(self) -> None:
         self.add_blob(tuple(self.param.parameter_param.shape.dim), caffe_pb2.FillerParameter())
 
-    def top_shapes(self):
+    def top_shapes(self) -> list[Shape]:
         return [self.blobs[0].shape]
 
-    def forward(self):
+    def forward(self) -> Tensor:
         (blob,) = self.parameters()
         return blob.view_as(blob)
 
 
 @register("Dropout")
 class Dropout(Layer):
-    """In training, each value is 0 with probability dropout_ratio and divided by 1 - dropout_ratio otherwise; else unchanged."""
+    """In training, zero values with probability dropout_ratio and divide the others by 1 - dropout_ratio; else identity."""
 
     keeps_shape = True
     copies_values = True
     is_elementwise = True
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         ratio = self.param.dropout_param.dropout_ratio
         if not 0 < ratio < 1:
-            raise self.error(f"dropout_ratio {ratio:g}", "it lies between 0 and 1")
+            raise self.error(f"dropout_ratio {ratio:g}", "it must lie between 0 and 1")
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         return "drops values at random" if self.phase == caffe_pb2.TRAIN else ""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.param.dropout_param.dropout_ratio, self.phase == caffe_pb2.TRAIN)

@@ -1,58 +1,66 @@
-"""Where blobs come from: Input, DummyData, Data."""
+"""Data layers: Input, DummyData, Data; and the base of those that read ahead on a thread."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from caffe import events
 from caffe.engine import fillers, mode
-from caffe.engine.layer import Layer, register
+from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error
 from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import open_db
 from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
 
+Batch = tuple[np.ndarray | Tensor, ...]
+Item = tuple[Batch, int, Mapping[str, Any]] | Exception
+"""A batch, the position after it and the state of the random generator; or what reading raised."""
+
 
 class Source(Layer):
-    """A layer without bottoms; it says its tops' shapes before there are values."""
+    """A layer without bottoms, which knows its tops' shapes before it has read anything."""
 
     bottoms = (0, 0)
-    tops = (1, None)
+    tops: tuple[int, int | None] = (1, None)
     is_source = True
 
     def share(self) -> tuple[int, int]:
-        """(n, r): this solver reads the records r, r + n, r + 2 n, …; in testing, which one solver does, (1, 0)."""
+        """Number of solvers n and rank r: this solver reads records r, r + n, …; (1, 0) in testing, which one solver does."""
         return (mode.solver_count(), mode.solver_rank()) if self.phase == caffe_pb2.TRAIN else (1, 0)
 
 
 @register("Input")
 class Input(Source):
-    """Blobs that the caller fills: their tensors are what the caller sees as `net.blobs[name].data`."""
+    """Input blobs that the caller fills through `net.blobs[name].data`."""
 
     is_input = True
 
-    def top_shapes(self):
+    def top_shapes(self) -> list[Shape]:
         shapes = [tuple(shape.dim) for shape in self.param.input_param.shape]
         tops = len(self.param.top)
         if len(shapes) not in (0, 1, tops):
-            raise self.error(f"{len(shapes)} shapes for {tops} tops", "there is one for all, or one each")
+            raise self.error(f"{len(shapes)} shapes for {tops} tops", "give one for all, or one for each")
         return shapes if len(shapes) == tops else (shapes or [()]) * tops
 
 
 @register("DummyData")
 class DummyData(Source):
-    """Blobs filled by fillers: once where the filler is constant, else anew for every batch.
+    """Blobs filled by fillers: once if the filler is constant, else again for every batch.
 
-    values  the tops of the last batch, each in the order of memory that the next is made in
+    values  the tops of the last batch; the next batch is made in the same memory layout
     """
 
-    def top_shapes(self):
+    def top_shapes(self) -> list[Shape]:
         p = self.param.dummy_data_param
         tops = len(self.param.top)
         if p.shape:
@@ -66,10 +74,10 @@ class DummyData(Source):
             shapes = list(zip(*legacy, strict=True))
         for name, count, least in (("shapes", len(shapes), 1), ("data_fillers", len(p.data_filler), 0)):
             if count not in {least, 1, tops}:
-                raise self.error(f"{count} {name} for {tops} tops", "there is one for all, or one each")
+                raise self.error(f"{count} {name} for {tops} tops", "give one for all, or one for each")
         return shapes * tops if len(shapes) == 1 else shapes
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         p = self.param.dummy_data_param
         tops = len(self.param.top)
         given = list(p.data_filler) or [caffe_pb2.FillerParameter()]
@@ -78,23 +86,23 @@ class DummyData(Source):
         for value, filler in zip(self.values, self.fillers, strict=True):
             fillers.fill(value, filler, self.where)
 
-    def forward(self):
+    def forward(self) -> tuple[Tensor, ...]:
         for index, filler in enumerate(self.fillers):
             if filler.type != "constant":
                 self.values[index] = torch.empty_like(self.values[index])
                 fillers.fill(self.values[index], filler, self.where)
         return tuple(self.values)
 
-    def use_channels_last(self):
+    def use_channels_last(self) -> None:
         layouts = [torch.channels_last if value.dim() == 4 else torch.contiguous_format for value in self.values]
         self.values = [value.contiguous(memory_format=layout) for value, layout in zip(self.values, layouts, strict=True)]
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         return "" if all(filler.type == "constant" for filler in self.fillers) else "draws its values at random"
 
 
 class Records(Source):
-    """A source that reads records in batches, over and over, from any of them on."""
+    """A source that reads records in batches, repeated endlessly, from any record on."""
 
     reads = "records"
 
@@ -104,48 +112,46 @@ class Records(Source):
         return self.settings_of(self.param).batch_size
 
     def seek(self, position: int) -> None:
-        """Continue with the batch that begins at the record `position`, counted over all epochs."""
+        """Continue with the batch that starts at the record `position`, counted over all epochs."""
         raise NotImplementedError
 
-    def seek_batch(self, number):
+    def seek_batch(self, number: int) -> None:
         self.seek(number * self.batch_size)
 
 
 class Prefetching(Records):
-    """A source whose batches are made ahead of need on a thread, in one order whatever the timing.
+    """A source that prefetches batches on a thread; their order does not depend on timing.
 
-    Subclasses give `batch(position)`: the tops for the batch that begins at the record `position`, and the next position.
+    Subclasses define `read`, which yields the tops of batch after batch, and `batch_size`.
     """
 
     tops = (1, 2)
     ahead = 4
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         self._thread: threading.Thread | None = None
-        self._queue: queue.Queue = queue.Queue(maxsize=max(1, self.ahead))
-        self._stop = threading.Event()
         self.rng = np.random.default_rng(mode.data_rng.integers(2**63))
         self._position = 0
-        self._generator: dict | None = None
-        """The generator after the last batch that was given; the thread has drawn for later ones."""
+        self._generator: Mapping[str, Any] | None = None
+        """State of the random generator after the last batch returned; the thread is already further on."""
 
-    def read(self, position: int):
-        """Yield batches for ever, the first one beginning at the record `position`."""
+    def read(self, position: int) -> Iterator[Batch]:
+        """Yield batches endlessly, starting at the record `position`."""
         raise NotImplementedError
 
-    def seek(self, position):
+    def seek(self, position: int) -> None:
         self.close()
         self._position = position
 
-    def keep(self, state):
+    def keep(self, state: caffe_pb2.LayerState) -> None:
         state.position = self._position
         state.generator = json.dumps(self._generator or self.rng.bit_generator.state)
 
-    def resume(self, state):
+    def resume(self, state: caffe_pb2.LayerState) -> None:
         self.seek(state.position)
         self._generator = self.rng.bit_generator.state = json.loads(state.generator)
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         transform = self.param.transform_param
         crops = transform.crop_size and self.phase == caffe_pb2.TRAIN
         if crops or transform.mirror or transform.HasField("augmentation_param"):
@@ -153,7 +159,7 @@ class Prefetching(Records):
         return ""
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop prefetching."""
         if self._thread is not None:
             self._stop.set()
             while self._thread.is_alive():
@@ -166,18 +172,17 @@ class Prefetching(Records):
         if self._generator is not None:
             self.rng.bit_generator.state = self._generator
         self._stop = threading.Event()
-        self._queue = queue.Queue(maxsize=max(1, self.ahead))
+        self._queue: queue.Queue[Item] = queue.Queue(maxsize=max(1, self.ahead))
         arguments = (self._position, self._queue, self._stop)
         self._thread = threading.Thread(target=self._work, args=arguments, daemon=True, name=f"read {self.param.name}")
         self._thread.start()
 
-    def _work(self, position: int, batches: queue.Queue, stop: threading.Event) -> None:
-        def put(item):
+    def _work(self, position: int, batches: queue.Queue[Item], stop: threading.Event) -> None:
+        def put(item: Item) -> None:
             while not stop.is_set():
-                try:
-                    return batches.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
+                with contextlib.suppress(queue.Full):
+                    batches.put(item, timeout=0.1)
+                    return
 
         try:
             for batch in self.read(position):
@@ -185,10 +190,10 @@ class Prefetching(Records):
                 put((batch, position, self.rng.bit_generator.state))
                 if stop.is_set():
                     return
-        except Exception as error:  # handed to the thread that waits for the batch
+        except Exception as error:  # raised in the thread that waits for the batch
             put(error)
 
-    def forward(self):
+    def forward(self) -> tuple[Tensor, ...]:
         if self._thread is None:
             self._start()
         item = self._queue.get()
@@ -201,18 +206,18 @@ class Prefetching(Records):
 
 @register("Data")
 class Data(Prefetching):
-    """Images and labels from a database of Datum records, in key order, over and over: → (N, C, H, W), (N,)."""
+    """Images and labels from a database of Datum records, in key order, repeated endlessly: → (N, C, H, W), (N,)."""
 
     reads = "database"
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device):
+        super().__init__(param, phase, where, device)
         p = self.param.data_param
         self.database = open_db(p.source, p.backend)
         opened = events.lmdb_opened if p.backend == caffe_pb2.DataParameter.LMDB else events.leveldb_opened
         opened(p.source)
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         super().setup()
         p = self.param.data_param
         if p.batch_size < 1:
@@ -224,36 +229,36 @@ class Data(Prefetching):
         shape = self.transformer.shape(self.image)
         events.database_batch_shaped(",".join(map(str, (p.batch_size, *shape))))
 
-    def top_shapes(self):
+    def top_shapes(self) -> list[Shape]:
         batch = self.param.data_param.batch_size
         return [(batch, *self.transformer.shape(self.image)), (batch,)][: len(self.param.top)]
 
-    def pixels(self, record) -> tuple[np.ndarray, int]:
+    def pixels(self, record: bytes | memoryview) -> tuple[np.ndarray, int]:
         """Image and label of a record."""
         try:
             datum = parse_datum(record)
         except Exception as error:
             raise Error(
-                self.param.data_param.source, f"a record that is no Datum ({error})", do="rebuild the database"
+                self.param.data_param.source, f"a record that is not a Datum ({error})", do="rebuild the database"
             ) from error
         return pixels_of(datum, self.color, self.param.data_param.source), datum.label
 
-    def records(self, position: int):
-        """Images and labels from `position`, over and over; n solvers that train together take every n-th record each."""
+    def records(self, position: int) -> Iterator[bytes | memoryview]:
+        """Records from `position` on, endlessly; of n solvers that train together, each reads every n-th record."""
         solvers, rank = self.share()
         offset = position * solvers
         start = offset % len(self.database)
         while True:
             for record in self.database.values(start):
                 if offset % solvers == rank:
-                    yield self.pixels(record)
+                    yield record
                 offset += 1
             start = 0
             events.database_restarted()
 
-    def read(self, position):
+    def read(self, position: int) -> Iterator[Batch]:
         size = self.param.data_param.batch_size
         records = self.records(position)
         while True:
-            images, labels = zip(*(next(records) for _ in range(size)), strict=True)
+            images, labels = zip(*(self.pixels(next(records)) for _ in range(size)), strict=True)
             yield self.transformer(list(images)), np.asarray(labels, np.float32)

@@ -1,24 +1,28 @@
-"""Blobs from other files than databases, and into them: (Dense)ImageData, HDF5Data, HDF5Output; and from memory: MemoryData."""
+"""Data layers on image lists, HDF5 files and arrays: ImageData, DenseImageData, HDF5Data, HDF5Output, MemoryData."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from caffe import events
-from caffe.engine.layer import Layer, register
+from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error, FileError
-from caffe.layer_types.data import Prefetching, Records, Source
+from caffe.layer_types.data import Batch, Prefetching, Records, Source
+from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
 
 
 def lines_of(path: str, what: str) -> list[str]:
-    """The lines of a list file that are not empty."""
+    """The non-empty lines of a list file."""
     try:
         lines = [line.strip() for line in Path(path).read_text().splitlines()]
     except FileNotFoundError:
@@ -32,7 +36,7 @@ def lines_of(path: str, what: str) -> list[str]:
 
 
 def labelled_lines(path: str) -> list[tuple[str, int]]:
-    """The path and the label of each line of an image list; between them stands a space, or what else is white as in 2014."""
+    """Path and label of each line of an image list; any whitespace separates them, as in Caffe of 2014."""
     labelled = []
     for number, line in enumerate(lines_of(path, "image list"), 1):
         try:
@@ -40,7 +44,7 @@ def labelled_lines(path: str) -> list[tuple[str, int]]:
             if not float(label).is_integer():
                 raise ValueError
         except ValueError:
-            raise Error(f"{path}:{number}", f'"{line}"', 'a line is "path label", the label a whole number') from None
+            raise Error(f"{path}:{number}", f'"{line}"', 'a line must be "path label", with an integer label') from None
         labelled.append((image, int(float(label))))
     return labelled
 
@@ -49,7 +53,7 @@ def read_image(path: str, color: bool, size: tuple[int, int] | None = None, how:
     """An image file, channels × height × width, uint8, BGR; resized to (height, width) where given."""
     image = cv2.imread(path, cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
     if image is None:
-        raise FileError(path, "no image that OpenCV reads" if Path(path).exists() else "no such image")
+        raise FileError(path, "not an image that OpenCV can read" if Path(path).exists() else "no such image")
     if size:
         image = cv2.resize(image, size[::-1], interpolation=how)
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
@@ -57,22 +61,22 @@ def read_image(path: str, color: bool, size: tuple[int, int] | None = None, how:
 
 @register("ImageData")
 class ImageData(Prefetching):
-    """Images and labels from a list of `path label` lines, over and over: → (N, C, H, W), (N,).
+    """Images and labels from a list of `path label` lines, repeated endlessly: → (N, C, H, W), (N,).
 
-    shuffle draws a new order for each epoch; rand_skip leaves out up to so many lines at the start. Of n solvers that train
-    together, each takes every n-th line, or, with shuffle, all lines in an order of its own.
+    shuffle draws a new order for each epoch; lines are skipped at the start, a random number below rand_skip. Of n
+    solvers that train together, each takes every n-th line, or, with shuffle, all lines in its own order.
     """
 
     tops = (2, 2)
     reads = "image list"
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         super().setup()
         p = self.settings_of(self.param)
         if bool(p.new_height) != bool(p.new_width):
-            raise self.error(f"new_height {p.new_height} and new_width {p.new_width}", "both are given, or neither")
+            raise self.error(f"new_height {p.new_height} and new_width {p.new_width}", "give both, or neither")
         events.image_list_opened(p.source)
-        self.lines = self.listed()
+        self.lines = self.read_list()
         events.images_listed(len(self.lines))
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         self.seed = int(self.rng.integers(2**63)) if p.shuffle else None
@@ -86,44 +90,45 @@ class ImageData(Prefetching):
         shape = (p.batch_size, *self.transformer.shape(self.image))
         events.image_batch_shaped(",".join(map(str, shape)))
 
-    def top_shapes(self):
+    def top_shapes(self) -> list[Shape]:
         return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size,)]
 
-    def keep(self, state):
+    def keep(self, state: caffe_pb2.LayerState) -> None:
         super().keep(state)
         state.skipped = self.skipped
         if self.seed is not None:
             state.seed = self.seed
 
-    def resume(self, state):
+    def resume(self, state: caffe_pb2.LayerState) -> None:
         super().resume(state)
         self.skipped = state.skipped
         if self.seed is not None and state.HasField("seed"):
             self.seed = state.seed
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         p = self.settings_of(self.param)
         random = "shuffles its lines" if p.shuffle else "skips lines at random (rand_skip)" if p.rand_skip else ""
         return random or super().batch_dependence()
 
-    def listed(self) -> list[tuple]:
-        """The path of an image and its label, for each line of the list."""
+    def read_list(self) -> list[tuple[str, Any]]:
+        """Image path and label, or path of the label image, for each line of the list."""
         p = self.settings_of(self.param)
         return [(p.root_folder + path, label) for path, label in labelled_lines(p.source)]
 
-    def pixels(self, line: tuple) -> np.ndarray:
+    def pixels(self, line: tuple[str, Any]) -> np.ndarray:
         """The image of a line."""
         return read_image(line[0], self.settings_of(self.param).is_color, self.size)
 
-    def labels(self, lines: list[tuple]) -> np.ndarray:
+    def labels(self, lines: list[tuple[str, Any]]) -> np.ndarray:
         """The labels of some lines."""
         return np.asarray([label for _, label in lines], np.float32)
 
-    def ordered(self, position: int):
-        """This solver's lines from `position`, over and over; each epoch's order follows from the seed and its number."""
+    def ordered(self, position: int) -> Iterator[tuple[str, Any]]:
+        """This solver's lines from `position` on, endlessly; seed and epoch determine each epoch's order."""
         solvers, rank = self.share() if self.seed is None else (1, 0)
         count = len(self.lines)
-        last, order = None, range(count)
+        last: int | None = None
+        order: Sequence[int] | np.ndarray = range(count)
         for number in itertools.count(position * solvers + rank + self.skipped, solvers):
             epoch, index = divmod(number, count)
             if epoch != last:
@@ -134,7 +139,7 @@ class ImageData(Prefetching):
                 last = epoch
             yield self.lines[order[index]]
 
-    def read(self, position):
+    def read(self, position: int) -> Iterator[Batch]:
         lines = self.ordered(position)
         with ThreadPoolExecutor(2) as pool:
             while True:
@@ -145,71 +150,71 @@ class ImageData(Prefetching):
 
 @register("DenseImageData")
 class DenseImageData(ImageData):
-    """SegNet's: images and their images of labels from a list of `path path` lines: → (N, C, H, W), (N, 1, H, W).
+    """SegNet's source of images and label images, from a list of `path path` lines: → (N, C, H, W), (N, 1, H, W).
 
-    The labels are the gray values, which no transformation changes; where a size is given, the nearest pixel's.
+    Labels are gray values, not transformed; resized by nearest neighbour if a size is given.
     """
 
     reads = "records"
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         if self.param.transform_param.mirror or self.param.transform_param.crop_size:
-            raise self.error("mirror or crop_size in transform_param", "labels do not move with their images", "leave it out")
+            raise self.error("mirror or crop_size in transform_param", "labels are not transformed", "leave it out")
         super().setup(*shapes)
         if (labels := self.labels(self.lines[:1]).shape[2:]) != self.image[1:]:
-            raise Error(self.lines[0][1], "labels of {}×{}".format(*labels), "their image has {}×{}".format(*self.image[1:]))
+            raise Error(self.lines[0][1], "labels of {}×{}".format(*labels), "the image has {}×{}".format(*self.image[1:]))
 
-    def top_shapes(self):
+    def top_shapes(self) -> list[Shape]:
         return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size, 1, *self.image[1:])]
 
-    def listed(self):
+    def read_list(self) -> list[tuple[str, Any]]:
         source, root = self.param.dense_image_data_param.source, self.param.dense_image_data_param.root_folder
         words = [word for line in lines_of(source, "image list") for word in line.split()]
         if len(words) % 2:
-            raise FileError(source, f"{len(words)} paths", "each image is followed by its image of labels")
+            raise FileError(source, f"{len(words)} paths", "each image is followed by its label image")
         return [(root + image, root + labels) for image, labels in zip(words[::2], words[1::2], strict=True)]
 
-    def labels(self, lines):
+    def labels(self, lines: list[tuple[str, Any]]) -> np.ndarray:
         return np.array([read_image(path, False, self.size, cv2.INTER_NEAREST) for _, path in lines], np.float32)
 
 
 @register("HDF5Data")
 class HDF5Data(Records):
-    """Rows of HDF5 datasets named as the tops, from a list of files, over and over: → (N, …) each.
+    """Rows of HDF5 datasets named as the tops, from a list of files, repeated endlessly: → (N, …) each.
 
-    shuffle draws the order of the files, and of the rows in each, anew for every epoch. Of n solvers that train together, each
-    takes every n-th row, or, with shuffle, all rows in an order of its own.
+    shuffle draws a new order of the files, and of the rows in each, for every epoch. Of n solvers that train together, each
+    takes every n-th row, or, with shuffle, all rows in its own order.
     """
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         p = self.param.hdf5_data_param
         if self.param.HasField("transform_param"):
-            raise self.error("transform_param", "HDF5 rows are taken as they are", "transform them before they are written")
+            raise self.error("transform_param", "HDF5 rows are not transformed", "transform them before they are written")
         if p.batch_size < 1:
             raise self.error("batch_size is not given", "it must be at least 1")
         events.hdf5_list_read(p.source)
         self.files = lines_of(p.source, "list of HDF5 files")
         events.hdf5_files_listed(len(self.files))
-        self.seed = torch.randint(2**62, ()).item() if p.shuffle else 0
+        self.seed = int(torch.randint(2**62, ())) if p.shuffle else 0
         self.counts: dict[str, int] = {}
         self.seek(0)
         self.shapes = [array.shape[1:] for array in self._load(self.files[0])]
 
-    def top_shapes(self):
+    def top_shapes(self) -> list[Shape]:
         return [(self.batch_size, *shape) for shape in self.shapes]
 
-    def seek(self, position):
-        """Continue at the row `position` of this solver's, counted over all epochs."""
+    def seek(self, position: int) -> None:
+        """Continue at this solver's row `position`, counted over all epochs."""
         solvers, rank = (1, 0) if self.param.hdf5_data_param.shuffle else self.share()
         self.position, self.rows = position, itertools.islice(self._rows(position * solvers), rank, None, solvers)
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         return "shuffles its rows" if self.param.hdf5_data_param.shuffle else ""
 
-    def keep(self, state):
+    def keep(self, state: caffe_pb2.LayerState) -> None:
         state.position, state.seed = self.position, self.seed
 
-    def resume(self, state):
+    def resume(self, state: caffe_pb2.LayerState) -> None:
         self.seed = state.seed
         self.seek(state.position)
 
@@ -227,10 +232,10 @@ class HDF5Data(Records):
                     )
                 arrays = [np.asarray(file[name], np.float32) for name in self.param.top]
         except (OSError, ValueError, TypeError) as error:
-            raise FileError(path, f"not an HDF5 file of numbers ({error})") from error
+            raise FileError(path, f"not an HDF5 file of numeric datasets ({error})") from error
         if min(array.ndim for array in arrays) < 1 or len({len(array) for array in arrays}) > 1 or not len(arrays[0]):
             raise FileError(
-                path, f"datasets of shapes {[array.shape for array in arrays]}", "they have as many rows, at least one"
+                path, f"datasets of shapes {[array.shape for array in arrays]}", "all must have as many rows, at least one"
             )
         events.hdf5_rows_loaded(len(arrays[0]))
         return arrays
@@ -240,8 +245,8 @@ class HDF5Data(Records):
             self.counts[path] = len(self._load(path)[0])
         return self.counts[path]
 
-    def _rows(self, position: int):
-        """Rows from `position`, over and over; each epoch's order follows from the seed and its number."""
+    def _rows(self, position: int) -> Iterator[list[np.ndarray]]:
+        """Rows from `position` on, endlessly; seed and epoch determine each epoch's order."""
         shuffle, epoch = self.param.hdf5_data_param.shuffle, 0
         if position:
             epoch, position = divmod(position, sum(map(self._count, self.files)))
@@ -259,40 +264,42 @@ class HDF5Data(Records):
                 position = 0
             epoch += 1
 
-    def forward(self):
+    def forward(self) -> tuple[Tensor, ...]:
         self.position += self.batch_size
         columns = zip(*itertools.islice(self.rows, self.batch_size), strict=True)
         try:
             return tuple(torch.from_numpy(np.stack(column)).to(self.device) for column in columns)
         except ValueError as error:
-            raise self.error(f"rows of different shapes in one batch ({error})", "all files hold rows of one shape") from None
+            raise self.error(
+                f"rows of different shapes in one batch ({error})", "rows of all files must have one shape"
+            ) from None
 
 
 @register("HDF5Output")
 class HDF5Output(Layer):
-    """Writes its bottoms, as datasets `data` and `label`, to an HDF5 file; batches follow one another along the first axis."""
+    """Writes its bottoms, as datasets `data` and `label`, to an HDF5 file; batches are appended along the first axis."""
 
     bottoms = (2, 2)
     tops = (0, 0)
     differentiable_bottoms = ()
 
-    def setup(self, data, label):
+    def setup(self, data: Shape, label: Shape) -> None:
         import h5py
 
         path = self.param.hdf5_output_param.file_name
         if not path:
             raise self.error("no file_name", do="give hdf5_output_param { file_name: … }")
         if data[0] != label[0]:
-            raise self.error(f"bottoms of shapes {data} and {label}", "they have as many rows")
+            raise self.error(f"bottoms of shapes {data} and {label}", "both must have the same number of rows")
         try:
             self.file = h5py.File(path, "w")
         except OSError as error:
             raise FileError(path, f"cannot be written ({error})") from None
 
-    def top_shapes(self, data, label):
+    def top_shapes(self, data: Shape, label: Shape) -> list[Shape]:
         return []
 
-    def forward(self, data, label):
+    def forward(self, data: Tensor, label: Tensor) -> tuple[Tensor, ...]:
         events.hdf5_output_begun(self.param.hdf5_output_param.file_name)
         for name, value in (("data", data), ("label", label)):
             rows = value.detach().cpu().numpy()
@@ -307,45 +314,45 @@ class HDF5Output(Layer):
         return ()
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the file."""
         self.file.close()
 
 
 @register("MemoryData")
 class MemoryData(Source):
-    """Images and labels that `net.set_input_arrays` gives, batch by batch, over and over: → (N, C, H, W), (N,)."""
+    """Images and labels set by `net.set_input_arrays`, batch by batch, repeated endlessly: → (N, C, H, W), (N,)."""
 
     tops = (2, 2)
     reads = "arrays"
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         p = self.param.memory_data_param
         if min(p.batch_size, p.channels, p.height, p.width) < 1:
             raise self.error(
-                f"batch_size {p.batch_size}, channels {p.channels}, height {p.height}, width {p.width}", "all are at least 1"
+                f"batch_size {p.batch_size}, channels {p.channels}, height {p.height}, width {p.width}", "all must be at least 1"
             )
         self.data: np.ndarray | None = None
         self.position = 0
 
-    def top_shapes(self):
+    def top_shapes(self) -> list[Shape]:
         p = self.param.memory_data_param
         return [(p.batch_size, p.channels, p.height, p.width), (p.batch_size,)]
 
     def reset(self, data: np.ndarray, labels: np.ndarray) -> None:
-        """Take new arrays: data (N, C, H, W) and labels (N,), float32, N a multiple of the batch size; kept, not copied."""
+        """Take new arrays: data (N, C, H, W) and labels (N,), float32, N a multiple of the batch size; not copied."""
         batch, *image = self.top_shapes()[0]
         for name, array in (("data", data), ("labels", labels)):
             if array.dtype != np.float32 or not array.flags.c_contiguous:
-                raise self.error(f"{name} of type {array.dtype}", "arrays are float32 and C-contiguous")
+                raise self.error(f"{name} of type {array.dtype}", "it must be float32 and C-contiguous")
         if data.ndim != 4 or list(data.shape[1:]) != image:
             raise self.error(f"data of shape {data.shape}", f"the layer takes (N, {', '.join(map(str, image))})")
         if labels.size != len(labels) or len(labels) != len(data):
-            raise self.error(f"labels of shape {labels.shape} for {len(data)} images", "there is one for each")
+            raise self.error(f"labels of shape {labels.shape} for {len(data)} images", "there must be one for each")
         if not len(data) or len(data) % batch:
-            raise self.error(f"{len(data)} images", f"their number is a multiple of the batch size, {batch}")
+            raise self.error(f"{len(data)} images", f"their number must be a multiple of the batch size, {batch}")
         self.data, self.labels, self.position = data, labels.reshape(-1), 0
 
-    def forward(self):
+    def forward(self) -> tuple[Tensor, ...]:
         if self.data is None:
             raise self.error("no data", do="call net.set_input_arrays(data, labels) first")
         rows = slice(self.position, self.position + self.param.memory_data_param.batch_size)

@@ -1,15 +1,18 @@
-"""What training minimises and what testing reports: SoftmaxWithLoss, EuclideanLoss, HingeLoss, InfogainLoss …, Accuracy."""
+"""Loss layers and Accuracy: SoftmaxWithLoss, EuclideanLoss, HingeLoss, InfogainLoss …"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from caffe import events
-from caffe.engine.layer import Layer, register
+from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.formats.stored import read_array
+from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
 
 LOSS = caffe_pb2.LossParameter
@@ -18,29 +21,33 @@ FLT_MIN = torch.finfo(torch.float32).tiny
 
 
 class Loss(Layer):
-    """What is minimised: a scalar; a second top is as large as the first bottom."""
+    """Base of losses: a scalar top; an optional second top has the shape of the first bottom."""
 
     is_loss = True
     ignored: int | None = None
-    """Label that does not count; None if all do."""
+    """The label that is ignored, if any."""
+    normalization: int
 
-    def top_shapes(self, *shapes):
+    def top_shapes(self, *shapes: Shape) -> list[Shape]:
         return [(), shapes[0]][: len(self.param.top)]
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         valid = self.ignored is not None and self.normalization == LOSS.VALID
         return "divides by the number of labels in its batch that are not ignored (normalization: VALID)" if valid else ""
 
 
 class _OfLabels(Layer):
-    """What layers share that compare scores along an axis with one label for each of the other positions."""
+    """Base of layers that compare the scores along a class axis with one label for each of the other positions."""
+
+    along: int
+    ignored: int | None = None
 
     bottoms = (2, 2)
     differentiable_bottoms = (0,)
     compares_labels = True
 
     def label_axis(self, scores: tuple[int, ...], labels: tuple[int, ...], axis: int) -> int:
-        """The class axis, after a check that there is one label for each position."""
+        """The class axis as a position from 0; raises LayerError unless there is one label for each position."""
         along = self.axis(axis, len(scores))
         positions = scores[:along] + scores[along + 1 :]
         if torch.Size(labels).numel() != torch.Size(positions).numel():
@@ -50,42 +57,41 @@ class _OfLabels(Layer):
             )
         return along
 
-    def forward(self, scores, labels):
+    def forward(self, scores: Tensor, labels: Tensor) -> Tops:
         shape = list(scores.shape)
         classes, shape[self.along] = shape[self.along], 1
         target = labels.reshape(shape).long()
-        counted = None
+        counted: Tensor | None = None
         if self.ignored is not None:
             counted = target != self.ignored
             target = target * counted
         if target.is_cuda:  # where an index out of range would end the process
-            self._check(target, classes)
+            self._check_range(target, classes)
         try:
             return self.compare(scores, target, counted)
         except RuntimeError:
-            self._check(target, classes)
+            self._check_range(target, classes)
             raise
 
-    def compare(self, scores: torch.Tensor, target: torch.Tensor, counted: torch.Tensor | None):
+    def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> Tops:
         """The tops.
 
         target   the labels as positions on the class axis, shape of `scores` with that axis 1; 0 where they are ignored
-        counted  whether each target counts; None where all do
+        counted  whether each target counts, i.e. is not ignored; None if all count
         """
         raise NotImplementedError
 
-    def _check(self, target: torch.Tensor, classes: int) -> None:
-        low, high = (int(end) for end in target.aminmax())
-        if low < 0 or high >= classes:
+    def _check_range(self, target: Tensor, classes: int) -> None:
+        if (label := out_of_range(target, classes)) is not None:
             raise self.error(
-                f"label {high if high >= classes else low}",
+                f"label {label}",
                 f'there are {classes} classes (0 to {classes - 1}) in "{self.param.bottom[0]}"',
                 "Caffe's labels start from 0; the layer that gives the scores needs num_output: number of classes",
             )
 
 
 def normalization_of(layer: Layer, otherwise: int) -> int:
-    """How a loss is divided, from loss_param; `normalize` is the older way to say VALID or BATCH_SIZE."""
+    """The normalization mode in loss_param; the older field `normalize` means VALID if true and BATCH_SIZE if false."""
     p = layer.param.loss_param
     if p.HasField("normalization"):
         return p.normalization
@@ -94,26 +100,29 @@ def normalization_of(layer: Layer, otherwise: int) -> int:
     return otherwise
 
 
-def divisor(normalization: int, images: int, values: int, counted: torch.Tensor | None) -> int | torch.Tensor:
-    """What a summed loss is divided by, at least 1.
+def divisor(normalization: int, images: int, values: int, counted: Tensor | None) -> int | Tensor:
+    """The divisor of a summed loss, at least 1.
 
     images, values  numbers of independent images, and of values that have a label
-    counted         1 for each value that counts and 0 for each that is ignored; None where all count
+    counted         1 for each value that counts and 0 for each that is ignored; None if all count
     """
     if normalization == LOSS.VALID and counted is not None:
         return counted.sum().clamp_min(1)
-    return max(1, {LOSS.VALID: values, LOSS.FULL: values, LOSS.BATCH_SIZE: images}.get(normalization, 1))
+    counts: dict[int, int] = {LOSS.VALID: values, LOSS.FULL: values, LOSS.BATCH_SIZE: images}
+    return max(1, counts.get(normalization, 1))
 
 
 class _SoftmaxLoss(torch.autograd.Function):
     """-log p of the targets, summed and divided by `count`.
 
-    p is no smaller than FLT_MIN in the loss, and as it is in the gradient, (p - target) / count.
-    weights  what each target counts, 0 where it is ignored; None where all count 1
+    p is clamped to FLT_MIN in the loss, and not in the gradient, (p - target) / count.
+    weights  the weight of each target, 0 if it is ignored; None if all weigh 1
     """
 
     @staticmethod
-    def forward(ctx, scores, target, along, weights, count):
+    def forward(
+        ctx: Any, scores: Tensor, target: Tensor, along: int, weights: Tensor | None, count: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
         probability = torch.softmax(scores, along)
         chosen = probability.gather(along, target).clamp_min_(FLT_MIN).log_()
         loss = (chosen if weights is None else chosen * weights).sum() / -count
@@ -123,7 +132,7 @@ class _SoftmaxLoss(torch.autograd.Function):
         return loss, probability
 
     @staticmethod
-    def backward(ctx, gradient, _):
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         probability, target, weights = ctx.saved_tensors
         share = gradient / ctx.count
         difference = probability.scatter(ctx.along, target, -1.0, reduce="add")
@@ -134,15 +143,15 @@ class _SoftmaxLoss(torch.autograd.Function):
 class SoftmaxWithLoss(_OfLabels, Loss):
     """Multinomial logistic loss of a softmax over `axis`: (scores, labels) → scalar; the probabilities as a second top.
 
-    Divided as loss_param says: by the labels that are not ignored (VALID, the default), by all, by the batch size, or by 1.
-    With weight_by_label_freqs, a label's loss is multiplied before by its class's class_weighting.
+    Normalised as loss_param says: by the labels that are not ignored (VALID, the default), by all, by the batch size, or by 1.
+    With weight_by_label_freqs, a label's loss is first multiplied by its class's class_weighting.
     """
 
     tops = (1, 2)
     applies_softmax = True
     drawn_as = "loss"
 
-    def setup(self, scores, labels):
+    def setup(self, scores: Shape, labels: Shape) -> None:
         events.layer_found(self.param.name)  # BVLC Caffe's inner softmax
         self.along = self.label_axis(scores, labels, self.param.softmax_param.axis)
         p = self.param.loss_param
@@ -152,7 +161,7 @@ class SoftmaxWithLoss(_OfLabels, Loss):
         if p.weight_by_label_freqs and len(p.class_weighting) != scores[self.along]:
             raise self.error(f"{len(p.class_weighting)} values of class_weighting", f"there are {scores[self.along]} classes")
 
-    def compare(self, scores, target, counted):
+    def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
         weights = None if counted is None else counted.to(scores.dtype)
         count = divisor(self.normalization, scores.shape[: self.along].numel(), target.numel(), weights)
         if self.class_weights is not None:
@@ -164,41 +173,41 @@ class SoftmaxWithLoss(_OfLabels, Loss):
 
 @register("EuclideanLoss")
 class EuclideanLoss(Loss):
-    """Half the mean over the batch of the squared distance between two bottoms of one count: → scalar."""
+    """Half the mean over the batch of the squared distance between two bottoms of equal count: → scalar."""
 
     bottoms = (2, 2)
     drawn_as = "loss"
 
-    def setup(self, first, second):
+    def setup(self, first: Shape, second: Shape) -> None:
         if torch.Size(first[1:]).numel() != torch.Size(second[1:]).numel() or first[0] != second[0]:
-            raise self.error(f"bottoms of shapes {first} and {second}", "they must have as many values")
+            raise self.error(f"bottoms of shapes {first} and {second}", "both must have the same number of values")
 
-    def forward(self, first, second):
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
         difference = first - second.reshape(first.shape)
         return difference.square().sum() / (2 * first.shape[0])
 
 
-def _at_least(value: torch.Tensor, least: float) -> torch.Tensor:
-    """`value`, no smaller than `least`, with the gradient of a division by the result where a logarithm follows."""
+def _at_least(value: Tensor, least: float) -> Tensor:
+    """`value` clamped to `least`; its gradient is not, so that of a following logarithm divides by the result."""
     return value + (value.clamp_min(least) - value).detach()
 
 
 class _OfImages(_OfLabels, Loss):
     """A loss of scores with one label for each image: (N, …), (N,) → scalar."""
 
-    def setup(self, scores, labels):
+    def setup(self, scores: Shape, labels: Shape) -> None:
         self.along = 1
         self.label_axis((scores[0], torch.Size(scores[1:]).numel()), labels, 1)
 
-    def forward(self, scores, labels):
+    def forward(self, scores: Tensor, labels: Tensor) -> Tops:
         return super().forward(scores.flatten(1), labels)
 
 
 @register("MultinomialLogisticLoss")
 class MultinomialLogisticLoss(_OfImages):
-    """-log of the probability of the label, no smaller than 1e-20, as a mean over images: (probabilities, labels) → scalar."""
+    """-log of the label's probability, clamped to 1e-20, as a mean over images: (probabilities, labels) → scalar."""
 
-    def compare(self, scores, target, counted):
+    def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         return -_at_least(scores.gather(1, target), LOG_THRESHOLD).log().sum() / scores.shape[0]
 
 
@@ -207,21 +216,21 @@ class InfogainLoss(_OfLabels, Loss):
     """Σ over classes of -H[label, class] log p(class), p a softmax along `axis`: (scores, labels[, H]) → scalar[, probabilities].
 
     H (classes × classes) is the third bottom, or a binaryproto named by infogain_loss_param.source; the identity makes it a
-    SoftmaxWithLoss. Divided as SoftmaxWithLoss is.
+    SoftmaxWithLoss. Normalised like SoftmaxWithLoss.
     """
 
     bottoms = (2, 3)
     tops = (1, 2)
     applies_softmax = True
     drawn_as = "loss"
+    matrix: Tensor
 
-    def setup(self, scores, labels, matrix=None):
+    def setup(self, scores: Shape, labels: Shape, matrix: Shape | None = None) -> None:
         p = self.param.infogain_loss_param
         self.along = self.label_axis(scores, labels, p.axis)
         self.ignored = self.param.loss_param.ignore_label if self.param.loss_param.HasField("ignore_label") else None
         self.normalization = normalization_of(self, LOSS.VALID)
         classes = scores[self.along]
-        self.matrix = None
         if matrix is None:
             if not p.source:
                 raise self.error("two bottoms and no source", do="give infogain_loss_param { source: … }, or H as a third bottom")
@@ -229,14 +238,14 @@ class InfogainLoss(_OfLabels, Loss):
             matrix = stored.shape
             self.matrix = torch.from_numpy(stored).to(self.device)
         if torch.Size(matrix).numel() != classes * classes:
-            raise self.error(f"an infogain matrix of shape {matrix}", f"there are {classes} classes: it is {classes} × {classes}")
+            raise self.error(f"an infogain matrix of shape {matrix}", f"it must be {classes} × {classes} for {classes} classes")
 
-    def forward(self, scores, labels, matrix=None):
+    def forward(self, scores: Tensor, labels: Tensor, matrix: Tensor | None = None) -> Tops:
         if matrix is not None:
             self.matrix = matrix.detach()
         return super().forward(scores, labels)
 
-    def compare(self, scores, target, counted):
+    def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
         classes = scores.shape[self.along]
         logarithms = torch.log_softmax(scores, self.along)
         logarithms = logarithms + (logarithms.clamp_min(math.log(LOG_THRESHOLD)) - logarithms).detach()
@@ -252,12 +261,12 @@ class InfogainLoss(_OfLabels, Loss):
 
 @register("HingeLoss")
 class HingeLoss(_OfImages):
-    """Margins that are missed, max(0, 1 - s) for the label's score s and max(0, 1 + s) for the others', as a mean over images.
+    """Mean over images of the hinge losses max(0, 1 - s) of the label's score s and max(0, 1 + s) of the others'.
 
     (scores, labels) → scalar; norm L2 sums their squares.
     """
 
-    def compare(self, scores, target, counted):
+    def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         side = torch.ones_like(scores).scatter(1, target, -1.0)
         missed = torch.relu(1 + side * scores)
         if self.param.hinge_loss_param.norm == caffe_pb2.HingeLossParameter.L2:
@@ -269,20 +278,20 @@ class HingeLoss(_OfImages):
 class SigmoidCrossEntropyLoss(Loss):
     """-t log σ(x) - (1 - t) log(1 - σ(x)), summed, for targets t from 0 to 1: (scores, targets) → scalar.
 
-    Divided by the batch size unless loss_param says otherwise; targets of ignore_label do not count.
+    Divided by the batch size unless loss_param says otherwise; targets equal to ignore_label are left out.
     """
 
     bottoms = (2, 2)
     differentiable_bottoms = (0,)
 
-    def setup(self, scores, targets):
+    def setup(self, scores: Shape, targets: Shape) -> None:
         if torch.Size(scores).numel() != torch.Size(targets).numel():
-            raise self.error(f"bottoms of shapes {scores} and {targets}", "they have as many values")
+            raise self.error(f"bottoms of shapes {scores} and {targets}", "both must have the same number of values")
         p = self.param.loss_param
         self.ignored = p.ignore_label if p.HasField("ignore_label") else None
         self.normalization = normalization_of(self, LOSS.BATCH_SIZE)
 
-    def forward(self, scores, targets):
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         targets = targets.reshape(scores.shape)
         terms = scores.clamp_min(0) - scores * targets + functional.softplus(-scores.abs())
         counted = None
@@ -293,17 +302,17 @@ class SigmoidCrossEntropyLoss(Loss):
 
 
 class _Contrast(torch.autograd.Function):
-    """Half the mean of d² for alike pairs, of max(0, margin - d)² for others; the gradient divides by d + 1e-4, as Caffe does."""
+    """Half the mean of d² (similar pairs) or max(0, margin - d)² (others); the gradient divides by d + 1e-4, as in Caffe."""
 
     @staticmethod
-    def forward(ctx, difference, alike, margin):
+    def forward(ctx: Any, difference: Tensor, alike: Tensor, margin: float) -> Tensor:
         distance = difference.square().sum(1, keepdim=True).sqrt_()
         missing = torch.where(alike, 0.0, (margin - distance).clamp_min_(0))
         ctx.save_for_backward(difference, distance, missing, alike)
         return torch.where(alike, distance, missing).square().sum() / (2 * difference.shape[0])
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         difference, distance, missing, alike = ctx.saved_tensors
         factor = torch.where(alike, 1.0, -missing / (distance + 1e-4))
         return difference * factor * (gradient / difference.shape[0]), None, None
@@ -311,21 +320,21 @@ class _Contrast(torch.autograd.Function):
 
 @register("ContrastiveLoss")
 class ContrastiveLoss(Loss):
-    """Pairs of features apart or together (Hadsell et al. 2006): (a (N, C), b (N, C), 1 where they are alike (N,)) → scalar.
+    """Contrastive loss of feature pairs (Hadsell et al. 2006): (a (N, C), b (N, C), 1 if similar else 0 (N,)) → scalar.
 
-    legacy_version: max(0, margin - d²) for pairs that are not alike, as Caffe had it at first.
+    legacy_version: max(0, margin - d²) for dissimilar pairs, as in Caffe's first version.
     """
 
     bottoms = (3, 3)
     differentiable_bottoms = (0, 1)
 
-    def setup(self, first, second, alike):
+    def setup(self, first: Shape, second: Shape, alike: Shape) -> None:
         if first != second or any(extent != 1 for extent in first[2:]):
-            raise self.error(f"bottoms of shapes {first} and {second}", "both are (N, C) or (N, C, 1, 1)")
+            raise self.error(f"bottoms of shapes {first} and {second}", "both must be (N, C) or (N, C, 1, 1)")
         if torch.Size(alike).numel() != first[0]:
-            raise self.error(f"similarities of shape {alike}", f"there is one for each of {first[0]} pairs")
+            raise self.error(f"similarities of shape {alike}", f"there must be one for each of {first[0]} pairs")
 
-    def forward(self, first, second, alike):
+    def forward(self, first: Tensor, second: Tensor, alike: Tensor) -> Tensor:
         p = self.param.contrastive_loss_param
         difference = (first - second).flatten(1)
         alike = alike.reshape(-1, 1) != 0
@@ -337,10 +346,10 @@ class ContrastiveLoss(Loss):
 
 @register("Accuracy")
 class Accuracy(_OfLabels):
-    """Share of positions whose label is among the top_k highest scores: (scores, labels) → scalar.
+    """Fraction of positions whose label is among the top_k highest scores: (scores, labels) → scalar.
 
-    A second top has the share for each class, 0 for a class without labels. Caffe: a score that equals the label's own counts
-    as better than it.
+    A second top has the accuracy of each class, 0 for a class without labels. As in Caffe, a score equal to the label's own ranks
+    above it.
     """
 
     tops = (1, 2)
@@ -348,17 +357,17 @@ class Accuracy(_OfLabels):
     reads_out = True
     drawn_as = "loss"
 
-    def setup(self, scores, labels):
+    def setup(self, scores: Shape, labels: Shape) -> None:
         p = self.param.accuracy_param
         self.along = self.label_axis(scores, labels, p.axis)
         self.ignored = p.ignore_label if p.HasField("ignore_label") else None
         if not 1 <= p.top_k <= scores[self.along]:
             raise self.error(f"top_k {p.top_k}", f"there are {scores[self.along]} classes")
 
-    def top_shapes(self, scores, labels):
+    def top_shapes(self, scores: Shape, labels: Shape) -> list[Shape]:
         return [(), (scores[self.along],)][: len(self.param.top)]
 
-    def compare(self, scores, target, counted):
+    def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> Tops:
         own = scores.gather(self.along, target)
         # The label's own score is among those that are at least as high.
         correct = (scores >= own).sum(self.along, keepdim=True) <= self.param.accuracy_param.top_k

@@ -1,37 +1,40 @@
-"""Layers that people write in Python, as the engine runs them."""
+"""Python: the layer type that runs users' classes derived from caffe.Layer."""
 
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from caffe.engine import python_layer
 from caffe.engine.blob import Blob
-from caffe.engine.layer import Layer, register
+from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.errors import nearest
 from caffe.layer_types.data import Source
+from caffe.proto import caffe_pb2
 
 
 class _Written(torch.autograd.Function):
     """The user's forward and backward.
 
-    Parameters are inputs so that backward is called where only they are learned; it adds to their diffs itself.
+    Parameters are inputs so that backward also runs when only they need a gradient; it adds to their diffs itself.
     """
 
     @staticmethod
-    def forward(ctx, layer, bottoms, tops, *_tensors):
+    def forward(ctx: Any, layer: Python, bottoms: list[Blob], tops: list[Blob], *_tensors: Tensor) -> tuple[Tensor, ...]:
         layer.call("reshape", bottoms, tops)
         layer.call("forward", bottoms, tops)
         ctx.set_materialize_grads(False)
         ctx.layer, ctx.bottoms, ctx.tops = layer, bottoms, tops
-        # A top keeps its memory from pass to pass, as the user expects; what leaves it must not change with it.
+        # A top keeps its memory from pass to pass, as users expect; the returned tensor must not change with it.
         return tuple(top.tensor if top in bottoms else top.tensor.clone() for top in tops)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         propagate = list(ctx.needs_input_grad[3 : 3 + len(ctx.bottoms)])
         for blob in ctx.bottoms:
             blob.gradient = None
@@ -44,10 +47,10 @@ class _Written(torch.autograd.Function):
 
 @register("Python")
 class Python(Layer):
-    """What the class `layer` of the module `module` computes; it derives from caffe.Layer.
+    """Runs the class `layer` of the module `module`, which derives from caffe.Layer.
 
-    bottoms, tops  any number and shape; the class decides
-    written        the user's object. In pycaffe `net.layers[i]` is this object, so what is no attribute of an engine's layer is
+    bottoms, tops  any number and shape, as the class decides
+    written        the user's object. In pycaffe `net.layers[i]` is this object, so attributes that the engine's layer lacks are
                    read from it and set on it.
     """
 
@@ -56,39 +59,39 @@ class Python(Layer):
     keeps_output = False
     runs_user_code = True
 
-    def __new__(cls, param, *_arguments):
+    def __new__(cls, param: caffe_pb2.LayerParameter, *_arguments: Any) -> Python:
         return super().__new__(cls if param.bottom else _WrittenSource)
 
     @classmethod
-    def blob_specs(cls, param):
+    def blob_specs(cls, param: caffe_pb2.LayerParameter) -> None:
         return None
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name == "written" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.written, name)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         own = "written" not in self.__dict__ or name in self.__dict__ or hasattr(type(self), name)
         object.__setattr__(self if own else self.written, name, value)
 
-    def seek_batch(self, number):
+    def seek_batch(self, number: int) -> None:
         self.written.seek(number * self.written.batch_size)
 
-    def close(self):
+    def close(self) -> None:
         self.written.close()
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         self.top_blobs = [Blob((), self.device) for _ in self.param.top]
         bottom_names = list(self.param.bottom)
         self.in_place = [bottom_names.index(name) if name in bottom_names else None for name in self.param.top]
-        written = self._made()
+        written = self._create()
         self.blobs = written.blobs = python_layer.BlobVec(self.device)
         self.written = written
         bottoms = [Blob(shape, self.device) for shape in shapes]
         self.call("setup", bottoms, self._tops(bottoms))
 
-    def _made(self) -> python_layer.Layer:
+    def _create(self) -> python_layer.Layer:
         p = self.param.python_param
         try:
             module = importlib.import_module(p.module)
@@ -106,29 +109,29 @@ class Python(Layer):
                 name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, python_layer.Layer)
             ]
             found = f'module "{p.module}" has no "{p.layer}"' if kind is None else f'"{p.layer}" of module "{p.module}"'
-            raise self.error(found, "a class derived from caffe.Layer is wanted", nearest(p.layer, known))
+            raise self.error(found, "it must be a class derived from caffe.Layer", nearest(p.layer, known))
         try:
             written = kind(self.param)
         except Exception as error:
             error.add_note(f"{self.where}: in {kind.__name__}")
             raise
         written.phase = python_layer.Phase(self.phase)
-        # param_str_ is its name of early 2015.
+        # param_str_ is what Caffe of early 2015 calls it.
         written.param_str = written.param_str_ = p.param_str
         return written
 
     def _tops(self, bottoms: list[Blob]) -> list[Blob]:
         return [top if index is None else bottoms[index] for top, index in zip(self.top_blobs, self.in_place, strict=True)]
 
-    def call(self, method: str, *arguments) -> None:
-        """Call a method of the user's object; what it raises also names the layer."""
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of the user's object; the layer is added to an exception as a note."""
         try:
             getattr(self.written, method)(*arguments)
         except Exception as error:
             error.add_note(f"{self.where}: in {type(self.written).__name__}.{method}")
             raise
 
-    def forward(self, *bottoms):
+    def forward(self, *bottoms: Tensor) -> Tops:
         blobs = [Blob(x.shape, x.device) for x in bottoms]
         for slot, (blob, x) in enumerate(zip(blobs, bottoms, strict=True)):
             blob.tensor = x.detach().clone() if slot in self.in_place else x.detach()
@@ -139,16 +142,16 @@ class Python(Layer):
             return ()
         return _Written.apply(self, blobs, tops, *bottoms, *self.parameters())
 
-    def top_shapes(self, *shapes):
-        """By the user's reshape."""
+    def top_shapes(self, *shapes: Shape) -> list[Shape]:
+        """As the user's reshape sets them."""
         bottoms = [Blob(shape, self.device) for shape in shapes]
         tops = self._tops(bottoms)
         self.call("reshape", bottoms, tops)
         return [top.shape for top in tops]
 
 
-class _WrittenSource(Python, Source):
+class _WrittenSource(Python, Source):  # type: ignore[misc] # both declare bottoms; Python's are meant
     """A Python layer without bottoms."""
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         return "may give every process the same records, unless its code reads caffe.solver_rank()"

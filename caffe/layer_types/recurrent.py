@@ -1,71 +1,73 @@
-"""Layers that go through sequences: RNN, LSTM, LSTMUnit."""
+"""Recurrent layers: RNN, LSTM, LSTMUnit."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from caffe.engine.layer import BlobSpec, Layer, register
+from caffe.engine.layer import BlobSpec, Layer, Shape, Tops, register
 from caffe.formats.stored import add_array, shape_of, values_of
+from caffe.proto import caffe_pb2
 
 
 class _Recurrent(Layer):
-    """What RNN and LSTM share: time steps, continuation marks, static inputs, and a state that outlives a forward pass.
+    """Base of RNN and LSTM: time steps, continuation indicators, static inputs, and a state kept across forward passes.
 
-    Bottoms: x (T, N, …); marks (T, N), 0 where a sequence begins and 1 where it goes on; a static input (N, …) for all steps, if
-    wanted; with expose_hidden, the states before the first step, each (1, N, D). Tops: (T, N, D); with expose_hidden, the states
-    after the last step. Otherwise a state goes from one forward pass to the next, without a gradient.
+    Bottoms: x (T, N, …); cont (T, N), 0 at the first step of a sequence and 1 at later ones; optionally a static input (N, …) for
+    all steps; with expose_hidden, the states before the first step, each (1, N, D). Tops: (T, N, D); with expose_hidden, the
+    states after the last step. Otherwise the state is carried to the next forward pass, without a gradient.
     """
 
     bottoms = (2, None)
     tops = (1, None)
     drawn_as = "inner product"
     states = 0
-    """Number of arrays (1, N, D) that a step hands to the next."""
+    """Number of states (1, N, D) that a step passes to the next."""
     gates = 1
     """Sums that a step computes for each value of a state."""
     names: tuple[str, ...] = ()
     """Names of the blobs of a layer with a static input."""
 
     @classmethod
-    def has_static_input(cls, param) -> bool:
-        """Whether a layer's bottoms are x, marks and a static input; further ones are the states before the first step."""
-        return len(param.bottom) - 2 - cls.states * param.recurrent_param.expose_hidden > 0
+    def has_static_input(cls, param: caffe_pb2.LayerParameter) -> bool:
+        """Whether the bottoms are x, cont and a static input; further ones are the states before the first step."""
+        return bool(len(param.bottom) - 2 - cls.states * param.recurrent_param.expose_hidden > 0)
 
     @classmethod
-    def blob_specs(cls, param):
+    def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...]:
         static = cls.has_static_input(param)
         return tuple(BlobSpec(name) for name in cls.names if static or name != "weight_static")
 
-    def setup(self, x, marks, *others):
+    def setup(self, x: Shape, cont: Shape, *others: Shape) -> None:
         p = self.param.recurrent_param
         if p.num_output < 1:
             raise self.error("num_output is not given", "it must be at least 1")
-        if len(x) < 3 or marks != x[:2]:
+        if len(x) < 3 or cont != x[:2]:
             raise self.error(
-                f"x of shape {x} and marks of shape {marks}", "x is (steps, sequences, values, …) and marks (steps, sequences)"
+                f"x of shape {x} and cont of shape {cont}", "x must be (steps, sequences, values, …) and cont (steps, sequences)"
             )
         hidden = self.states if p.expose_hidden else 0
         self.static = self.has_static_input(self.param)
         if len(others) - hidden not in (0, 1):
-            raise self.error(f"{2 + len(others)} bottoms", f"{2 + hidden}, or {3 + hidden} with a static input, are wanted")
+            raise self.error(f"{2 + len(others)} bottoms", f"it takes {2 + hidden}, or {3 + hidden} with a static input")
         if len(self.param.top) != 1 + hidden:
-            raise self.error(f"{len(self.param.top)} tops", f"{1 + hidden} are wanted")
+            raise self.error(f"{len(self.param.top)} tops", f"it has {1 + hidden}")
         if self.static and others[0][:1] != x[1:2]:
-            raise self.error(f"a static input of shape {others[0]}", f"it has one row for each of {x[1]} sequences")
+            raise self.error(f"a static input of shape {others[0]}", f"it must have one row for each of {x[1]} sequences")
         for state in others[int(self.static) :]:
             if state != (1, x[1], p.num_output):
-                raise self.error(f"a state of shape {state}", f"it is (1, {x[1]}, {p.num_output})")
+                raise self.error(f"a state of shape {state}", f"it must be (1, {x[1]}, {p.num_output})")
         self.differentiable_bottoms = (0, *range(2, 2 + len(others)))
         inputs = torch.Size(x[2:]).numel()
         statics = torch.Size(others[0][1:]).numel() if self.static else None
         self.declare(inputs, statics, p)
-        self.kept: list[torch.Tensor] | None = None
+        self.kept: list[Tensor] | None = None
 
-    def batch_dependence(self):
-        return "a sequence's records are dealt to the processes in turn"
+    def batch_dependence(self) -> str:
+        return "the records of a sequence are spread over the processes"
 
-    def declare(self, inputs: int, statics: int | None, p) -> None:
+    def declare(self, inputs: int, statics: int | None, p: caffe_pb2.RecurrentParameter) -> None:
         """Declare the blobs, in Caffe's order."""
         rows, widths = self.gates * p.num_output, {"weight_input": inputs, "weight_static": statics}
         for spec in self.blob_specs(self.param):
@@ -74,35 +76,35 @@ class _Recurrent(Layer):
             else:
                 self.add_blob((rows, widths.get(spec.name, p.num_output)), p.weight_filler)
 
-    def run(self, driven: torch.Tensor, marks: torch.Tensor, states: list[torch.Tensor], weights: list[torch.Tensor]):
-        """Tops (T, N, D) and the last states, from the inputs' share of each step's sum (T, N, rows)."""
+    def run(self, inputs: Tensor, cont: Tensor, states: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Tops (T, N, D) and the last states, from the inputs' contribution to each step's pre-activation (T, N, rows)."""
         raise NotImplementedError
 
-    def top_shapes(self, x, marks, *others):
+    def top_shapes(self, x: Shape, cont: Shape, *others: Shape) -> list[Shape]:
         return [(*x[:2], self.param.recurrent_param.num_output), *others[int(self.static) :]]
 
-    def keep(self, state):
+    def keep(self, state: caffe_pb2.LayerState) -> None:
         for tensor in self.kept or []:
             add_array(state.hidden.add(), tensor.cpu().numpy())
 
-    def resume(self, state):
+    def resume(self, state: caffe_pb2.LayerState) -> None:
         kept = [torch.from_numpy(values_of(blob).reshape(shape_of(blob))).to(self.device) for blob in state.hidden]
         self.kept = kept if len(kept) == self.states else None
 
-    def forward(self, x, marks, *others):
+    def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> Tops:
         weights = self.parameters()
-        driven = functional.linear(x.flatten(2), weights.pop(0), weights.pop(0))
+        inputs = functional.linear(x.flatten(2), weights.pop(0), weights.pop(0))
         if self.static:
-            driven = driven + functional.linear(others[0].flatten(1), weights.pop(0))
+            inputs = inputs + functional.linear(others[0].flatten(1), weights.pop(0))
         states = list(others[int(self.static) :])
         exposed = bool(states)
         if not exposed:
             shape = (1, x.shape[1], self.param.recurrent_param.num_output)
             kept = self.kept
-            fits = kept is not None and kept[0].shape == shape
-            states = kept if fits else [x.new_zeros(shape) for _ in range(self.states)]
-        top, last = self.run(driven, marks[..., None], [state[0] for state in states], weights)
-        # Caffe takes no gradient from the exposed last states.
+            fitting = kept if kept is not None and kept[0].shape == shape else None
+            states = fitting or [x.new_zeros(shape) for _ in range(self.states)]
+        top, last = self.run(inputs, cont[..., None], [state[0] for state in states], weights)
+        # Caffe passes no gradient back from the exposed last states.
         last = [state[None].detach() for state in last]
         if exposed:
             return (top, *last)
@@ -112,7 +114,7 @@ class _Recurrent(Layer):
 
 @register("RNN", "recurrent_param")
 class RNN(_Recurrent):
-    """h = tanh(W_hh (mark · h) + W_xh x + b_h [+ W_xh_static s]), y = tanh(W_ho h + b_o).
+    """h = tanh(W_hh (cont · h) + W_xh x + b_h [+ W_xh_static s]), y = tanh(W_ho h + b_o).
 
     Blobs: W_xh (D, K), b_h (D,), [W_xh_static (D, S)], W_hh (D, D), W_ho (D, D), b_o (D,).
     """
@@ -120,11 +122,11 @@ class RNN(_Recurrent):
     states = 1
     names = ("weight_input", "bias_hidden", "weight_static", "weight_hidden", "weight_output", "bias_output")
 
-    def run(self, driven, marks, states, weights):
+    def run(self, inputs: Tensor, cont: Tensor, states: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         to_hidden, to_output, bias = weights
         (hidden,) = states
         steps = []
-        for share, mark in zip(driven, marks, strict=True):
+        for share, mark in zip(inputs, cont, strict=True):
             hidden = torch.tanh(torch.addmm(share, hidden * mark, to_hidden.t()))
             steps.append(hidden)
         return torch.tanh(functional.linear(torch.stack(steps), to_output, bias)), [hidden]
@@ -134,7 +136,7 @@ class RNN(_Recurrent):
 class LSTM(_Recurrent):
     """Long short-term memory (Hochreiter and Schmidhuber 1997), gates in the order input, forget, output, candidate:
 
-    i, f, o = σ(…), g = tanh(…) of W_xc x + b_c [+ W_xc_static s] + W_hc (mark · h); c = mark · f · c + i · g; h = o · tanh c.
+    i, f, o = σ(…), g = tanh(…) of W_xc x + b_c [+ W_xc_static s] + W_hc (cont · h); c = cont · f · c + i · g; h = o · tanh c.
     Blobs: W_xc (4 D, K), b_c (4 D,), [W_xc_static (4 D, S)], W_hc (4 D, D). States: h, c.
     """
 
@@ -142,18 +144,18 @@ class LSTM(_Recurrent):
     gates = 4
     names = ("weight_input", "bias", "weight_static", "weight_hidden")
 
-    def run(self, driven, marks, states, weights):
+    def run(self, inputs: Tensor, cont: Tensor, states: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         (to_hidden,) = weights
         hidden, cell = states
         steps = []
-        for share, mark in zip(driven, marks, strict=True):
+        for share, mark in zip(inputs, cont, strict=True):
             cell, hidden = _lstm_step(cell, torch.addmm(share, hidden * mark, to_hidden.t()), mark)
             steps.append(hidden)
         return torch.stack(steps), [hidden, cell]
 
 
-def _lstm_step(cell, gates, mark):
-    """The next cell and hidden state from the gates' sums (…, 4 D)."""
+def _lstm_step(cell: Tensor, gates: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:
+    """The next cell and hidden state from the gates' pre-activations (…, 4 D)."""
     entering, forgetting, leaving, candidate = gates.chunk(4, -1)
     cell = mark * torch.sigmoid(forgetting) * cell + torch.sigmoid(entering) * torch.tanh(candidate)
     return cell, torch.sigmoid(leaving) * torch.tanh(cell)
@@ -161,18 +163,18 @@ def _lstm_step(cell, gates, mark):
 
 @register("LSTMUnit")
 class LSTMUnit(Layer):
-    """One step of an LSTM: cells (1, N, D), sums of the gates (1, N, 4 D), marks (1, N) → cells, hidden states (1, N, D)."""
+    """One LSTM step: cells (1, N, D), gate pre-activations (1, N, 4 D), cont (1, N) → cells, hidden states (1, N, D)."""
 
     bottoms = (3, 3)
     tops = (2, 2)
     differentiable_bottoms = (0, 1)
 
-    def setup(self, cells, gates, marks):
-        if len(cells) != 3 or cells[0] != 1 or gates != (1, cells[1], 4 * cells[2]) or marks != (1, cells[1]):
-            raise self.error(f"bottoms of shapes {cells}, {gates} and {marks}", "they are (1, N, D), (1, N, 4 D) and (1, N)")
+    def setup(self, cells: Shape, gates: Shape, cont: Shape) -> None:
+        if len(cells) != 3 or cells[0] != 1 or gates != (1, cells[1], 4 * cells[2]) or cont != (1, cells[1]):
+            raise self.error(f"bottoms of shapes {cells}, {gates} and {cont}", "they must be (1, N, D), (1, N, 4 D) and (1, N)")
 
-    def top_shapes(self, cells, gates, marks):
+    def top_shapes(self, cells: Shape, gates: Shape, cont: Shape) -> list[Shape]:
         return [cells, cells]
 
-    def forward(self, cells, gates, marks):
-        return _lstm_step(cells, gates, marks[..., None])
+    def forward(self, cells: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
+        return _lstm_step(cells, gates, cont[..., None])

@@ -1,4 +1,4 @@
-"""Layers that arrange, choose and combine values: Concat, Slice, Split, Reshape, Flatten, Tile, Crop, Filter, Eltwise …"""
+"""Layers that rearrange, select and combine values: Concat, Slice, Split, Reshape, Flatten, Tile, Crop, Filter, Eltwise …"""
 
 from __future__ import annotations
 
@@ -6,46 +6,55 @@ import math
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from caffe.engine.layer import Layer, register
+from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.proto import caffe_pb2
+
+
+def out_of_range(indices: Tensor, count: int) -> int | None:
+    """One of the integers `indices` that is not in 0 … count - 1, or None."""
+    if not indices.numel():
+        return None
+    low, high = (int(end) for end in indices.aminmax())
+    return low if low < 0 else high if high >= count else None
 
 
 @register("Concat")
 class Concat(Layer):
-    """Bottoms one after the other along `axis`; their other axes are equal."""
+    """Concatenation along `axis`; all other axes must be equal."""
 
     bottoms = (1, None)
     drawn_as = "arrangement"
     is_channelwise = True
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         p = self.param.concat_param
         if p.HasField("axis") and p.HasField("concat_dim"):
-            raise self.error("both axis and concat_dim", "one of them is wanted", "keep axis")
+            raise self.error("both axis and concat_dim", "only one may be given", "keep axis")
         self.along = self.axis(p.concat_dim if p.HasField("concat_dim") else p.axis, len(shapes[0]))
 
-    def top_shapes(self, *shapes):
+    def top_shapes(self, *shapes: Shape) -> list[Shape]:
         first, along = shapes[0], self.along
         for shape in shapes[1:]:
             if len(shape) != len(first) or shape[:along] + shape[along + 1 :] != first[:along] + first[along + 1 :]:
                 raise self.error(f"bottoms of shapes {first} and {shape}", f"they may differ in axis {along} only")
         return [(*first[:along], sum(shape[along] for shape in shapes), *first[along + 1 :])]
 
-    def forward(self, *bottoms):
+    def forward(self, *bottoms: Tensor) -> Tensor:
         return torch.cat(bottoms, self.along) if len(bottoms) > 1 else bottoms[0].view_as(bottoms[0])
 
 
 @register("Split")
 class Split(Layer):
-    """The bottom, once for each consumer; nets insert it where a blob has several. The gradient is the sum of the tops'."""
+    """Copies of the bottom, one for each consumer; nets insert it where a blob has several. The tops' gradients are summed."""
 
     keeps_shape = True
     tops = (1, None)
     drawn_as = "arrangement"
     copies_values = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(x.view_as(x) for _ in self.param.top)
 
 
@@ -57,16 +66,16 @@ class Flatten(Layer):
     copies_values = True
     gives_maps = False
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.flatten_param
         self.first, self.last = self.axis(p.axis, len(shape)), self.axis(p.end_axis, len(shape))
         if self.last < self.first:
-            raise self.error(f"end_axis {p.end_axis} before axis {p.axis}", "it comes after it")
+            raise self.error(f"end_axis {p.end_axis} before axis {p.axis}", "it must not come before it")
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         return [(*shape[: self.first], math.prod(shape[self.first : self.last + 1]), *shape[self.last + 1 :])]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x.flatten(self.first, self.last)
 
 
@@ -74,27 +83,27 @@ class Flatten(Layer):
 class Eltwise(Layer):
     """Product, weighted sum or maximum of bottoms of one shape.
 
-    Caffe: where two bottoms are equally large, MAX sends the whole gradient to the later of the first two, and to the earlier
-    of any others.
+    As in Caffe, at equal maxima MAX passes the whole gradient to the later of the first two bottoms, and to the earlier of any
+    others.
     """
 
     bottoms = (2, None)
     drawn_as = "arrangement"
     is_elementwise = True
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         p = self.param.eltwise_param
         if p.coeff and len(p.coeff) != len(shapes):
             raise self.error(f"{len(p.coeff)} values of coeff", f"there are {len(shapes)} bottoms")
         if p.coeff and p.operation == caffe_pb2.EltwiseParameter.PROD:
-            raise self.error("coeff with operation PROD", "coefficients are for SUM")
+            raise self.error("coeff with operation PROD", "it applies to SUM only")
 
-    def top_shapes(self, *shapes):
+    def top_shapes(self, *shapes: Shape) -> list[Shape]:
         if any(shape != shapes[0] for shape in shapes[1:]):
-            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same")
+            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same shape")
         return [shapes[0]]
 
-    def forward(self, first, *others):
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
         p = self.param.eltwise_param
         if p.operation == caffe_pb2.EltwiseParameter.PROD:
             for other in others:
@@ -114,22 +123,22 @@ class Eltwise(Layer):
 
 @register("Silence")
 class Silence(Layer):
-    """Takes blobs that nothing else reads, so that they are not outputs of the net."""
+    """Consumes blobs that no other layer reads, so that they are not outputs of the net."""
 
     bottoms = (1, None)
     tops = (0, 0)
     reads_out = True
 
-    def top_shapes(self, *shapes):
+    def top_shapes(self, *shapes: Shape) -> list[Shape]:
         return []
 
-    def forward(self, *bottoms):
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return ()
 
 
 @register("Softmax")
 class Softmax(Layer):
-    """Exponentials that sum to 1 along `axis`; shape of the bottom."""
+    """y = e^x / Σ e^x along `axis`; shape of the bottom."""
 
     keeps_shape = True
     is_channelwise = True
@@ -137,44 +146,44 @@ class Softmax(Layer):
     reads_out = True
     drawn_as = "loss"
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         self.along = self.axis(self.param.softmax_param.axis, len(shape))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.softmax(x, self.along)
 
 
 @register("Slice")
 class Slice(Layer):
-    """The bottom in pieces along `axis`: at `slice_point`, or in equal parts, one for each top."""
+    """Split the bottom along `axis` at `slice_point`, or into equal parts, one for each top."""
 
     tops = (1, None)
     drawn_as = "arrangement"
     is_channelwise = True
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.slice_param
         if p.HasField("axis") and p.HasField("slice_dim"):
-            raise self.error("both axis and slice_dim", "one of them is wanted", "keep axis")
+            raise self.error("both axis and slice_dim", "only one may be given", "keep axis")
         self.along = self.axis(p.slice_dim if p.HasField("slice_dim") else p.axis, len(shape))
 
     def extents(self, extent: int) -> list[int]:
-        """How much of an axis each top has."""
+        """Extent of each top along the axis, whose extent is given."""
         tops, points = len(self.param.top), list(self.param.slice_param.slice_point)
         if points and len(points) != tops - 1:
-            raise self.error(f"{len(points)} values of slice_point for {tops} tops", f"{tops - 1} are wanted")
+            raise self.error(f"{len(points)} values of slice_point for {tops} tops", f"there must be {tops - 1}")
         ends = [0, *points, extent]
         if points and any(low >= high for low, high in pairwise(ends)):
-            raise self.error(f"slice_point {', '.join(map(str, points))}", f"they rise, between 0 and {extent}")
+            raise self.error(f"slice_point {', '.join(map(str, points))}", f"they must rise, between 0 and {extent}")
         if not points and extent % tops:
-            raise self.error(f"{extent} along axis {self.along} for {tops} tops", "it divides evenly", "give slice_point")
+            raise self.error(f"{extent} along axis {self.along} for {tops} tops", "it must divide evenly", "give slice_point")
         return [high - low for low, high in pairwise(ends)] if points else [extent // tops] * tops
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         before, after = shape[: self.along], shape[self.along + 1 :]
         return [(*before, extent, *after) for extent in self.extents(shape[self.along])]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tops:
         if len(self.param.top) == 1:
             return x.view_as(x)
         return tuple(x.split(self.extents(x.shape[self.along]), self.along))
@@ -182,7 +191,7 @@ class Slice(Layer):
 
 @register("Reshape")
 class Reshape(Layer):
-    """The same values in another shape: 0 keeps an axis, -1 is what is left over.
+    """The same values in another shape: dim 0 copies the bottom's axis, -1 is inferred.
 
     Only `num_axes` axes from `axis` on are replaced (-1: all that follow); those before and after stay.
     """
@@ -190,7 +199,7 @@ class Reshape(Layer):
     drawn_as = "arrangement"
     copies_values = True
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         p = self.param.reshape_param
         start = p.axis if p.axis >= 0 else len(shape) + 1 + p.axis
         if not 0 <= start <= len(shape):
@@ -204,33 +213,33 @@ class Reshape(Layer):
                 raise self.error(f"dim 0 at position {index}", f"there is no such axis in a bottom of shape {shape}")
             dims.append(shape[start + index] if dim == 0 else dim)
         if dims.count(-1) > 1 or min(dims, default=0) < -1:
-            raise self.error(f"dims {list(p.shape.dim)}", "at most one is -1, and the others are not negative")
+            raise self.error(f"dims {list(p.shape.dim)}", "at most one may be -1, and no other negative")
         count = math.prod(shape)
         known = math.prod((*shape[:start], *(dim for dim in dims if dim != -1), *shape[end:]))
         if (count % known if known and -1 in dims else count != known) or (not known and -1 in dims):
-            raise self.error(f"dims {list(p.shape.dim)} for a bottom of shape {shape}", f"its {count} values fill them")
+            raise self.error(f"dims {list(p.shape.dim)} for a bottom of shape {shape}", f"it has {count} values")
         dims = [count // known if dim == -1 else dim for dim in dims]
         return [(*shape[:start], *dims, *shape[end:])]
 
-    def forward(self, x):
-        # Values are taken in row-major order, whatever the memory's.
+    def forward(self, x: Tensor) -> Tensor:
+        # Row-major order of values, whatever the memory layout.
         return x.reshape(*self.top_shapes(tuple(x.shape)))
 
 
 @register("Tile")
 class Tile(Layer):
-    """The bottom `tiles` times along `axis`."""
+    """Repeat the bottom `tiles` times along `axis`."""
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.tile_param
         if p.tiles < 1:
             raise self.error("tiles is not given", "it must be at least 1")
         self.along = self.axis(p.axis, len(shape))
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         return [(*shape[: self.along], shape[self.along] * self.param.tile_param.tiles, *shape[self.along + 1 :])]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         times = [1] * x.dim()
         times[self.along] = self.param.tile_param.tiles
         return x.repeat(times)
@@ -238,20 +247,20 @@ class Tile(Layer):
 
 @register("ArgMax")
 class ArgMax(Layer):
-    """Positions of the top_k largest values: along `axis`, or over each image. Of equal values the last comes first.
+    """Indices of the top_k largest values along `axis`, or of each image. Of equal values the last comes first.
 
-    Without axis the top is (N, 1, top_k), or with out_max_val (N, 2, top_k): positions and values. With axis, its extent becomes
-    top_k, and out_max_val gives the values in place of the positions. No gradient.
+    Without axis the top is (N, 1, top_k), or with out_max_val (N, 2, top_k): indices and values. With axis, its extent becomes
+    top_k, and out_max_val gives the values instead of the indices. No gradient.
     """
 
     differentiable_bottoms = ()
     reads_out = True
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.argmax_param
         self.along = self.axis(p.axis, len(shape)) if p.HasField("axis") else None
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         p, along = self.param.argmax_param, self.along
         choices = math.prod(shape[1:]) if along is None else shape[along]
         if not 1 <= p.top_k <= choices:
@@ -260,7 +269,7 @@ class ArgMax(Layer):
             return [(*shape[:along], p.top_k, *shape[along + 1 :])]
         return [(shape[0], 2 if p.out_max_val else 1, p.top_k, *(1,) * (len(shape) - 3))]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         p = self.param.argmax_param
         along = 1 if self.along is None else self.along
         values = x.reshape(len(x), -1) if self.along is None else x
@@ -278,13 +287,13 @@ class ArgMax(Layer):
 class Reduction(Layer):
     """Sum, sum of magnitudes, sum of squares or mean over all axes from `axis` on, times coeff."""
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         self.first = self.axis(self.param.reduction_param.axis, len(shape))
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         return [shape[: self.first]]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         p = self.param.reduction_param
         rows = x.reshape(*x.shape[: self.first], -1)
         operations = caffe_pb2.ReductionParameter
@@ -298,50 +307,50 @@ class Reduction(Layer):
 
 @register("BatchReindex")
 class BatchReindex(Layer):
-    """Images by number: (N, …), (M,) → (M, …); the numbers go from 0 to N - 1, and any may come several times."""
+    """Select images by index, which may repeat: (N, …), indices from 0 to N - 1 (M,) → (M, …)."""
 
     bottoms = (2, 2)
     differentiable_bottoms = (0,)
 
-    def setup(self, first, numbers):
+    def setup(self, first: Shape, numbers: Shape) -> None:
         if len(numbers) != 1:
-            raise self.error(f"image numbers of shape {numbers}", "they have one axis")
+            raise self.error(f"image numbers of shape {numbers}", "they must have one axis")
 
-    def top_shapes(self, first, numbers):
+    def top_shapes(self, first: Shape, numbers: Shape) -> list[Shape]:
         return [(*numbers, *first[1:])]
 
-    def forward(self, x, numbers):
+    def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
         chosen = numbers.long()
-        if chosen.numel():
-            low, high = (int(end) for end in chosen.aminmax())
-            if low < 0 or high >= x.shape[0]:
-                raise self.error(f"image number {high if high >= x.shape[0] else low}", f"there are {x.shape[0]} images")
+        if (number := out_of_range(chosen, x.shape[0])) is not None:
+            raise self.error(f"image number {number}", f"there are {x.shape[0]} images")
         return x.index_select(0, chosen)
 
 
 @register("Filter")
 class Filter(Layer):
-    """Of each bottom but the last, the images for which the last bottom is not 0; one top for each."""
+    """Select from each bottom but the last the images for which the last is not 0; one top for each."""
 
     bottoms = (2, None)
     tops = (1, None)
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         *data, selector = shapes
         if len(self.param.top) != len(data):
-            raise self.error(f"{len(self.param.top)} tops for {len(data)} bottoms besides the selector", "there is one for each")
+            raise self.error(
+                f"{len(self.param.top)} tops for {len(data)} bottoms besides the selector", "there must be one for each"
+            )
         if any(extent != 1 for extent in selector[1:]):
-            raise self.error(f"a selector of shape {selector}", "it has one value for each image")
+            raise self.error(f"a selector of shape {selector}", "it must have one value for each image")
         self.differentiable_bottoms = tuple(range(len(data)))
 
-    def top_shapes(self, *shapes):
+    def top_shapes(self, *shapes: Shape) -> list[Shape]:
         *data, selector = shapes
         for shape in data:
             if shape[0] != selector[0]:
-                raise self.error(f"bottoms of shapes {shape} and {selector}", "they have as many images")
+                raise self.error(f"bottoms of shapes {shape} and {selector}", "they must have the same number of images")
         return data
 
-    def forward(self, *bottoms):
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         *data, selector = bottoms
         chosen = selector.reshape(-1).nonzero().reshape(-1)
         return tuple(x.index_select(0, chosen) for x in data)
@@ -349,31 +358,31 @@ class Filter(Layer):
 
 @register("Crop")
 class Crop(Layer):
-    """The first bottom cut to the second's extents from `axis` on, at `offset`; one for all of those axes, or one each."""
+    """Crop the first bottom to the second's extents from `axis` on, at `offset`: one for all of those axes, or one for each."""
 
     bottoms = (2, 2)
     differentiable_bottoms = (0,)
 
-    def setup(self, first, second):
+    def setup(self, first: Shape, second: Shape) -> None:
         self.start = self.axis(self.param.crop_param.axis, len(first))
         if len(first) != len(second):
-            raise self.error(f"bottoms of shapes {first} and {second}", "they have as many axes")
+            raise self.error(f"bottoms of shapes {first} and {second}", "they must have the same number of axes")
         offsets = list(self.param.crop_param.offset)
         cropped = len(first) - self.start
         if len(offsets) not in (0, 1, cropped):
-            raise self.error(f"{len(offsets)} values of offset", f"there is one for all, or one for each of {cropped} axes")
+            raise self.error(f"{len(offsets)} values of offset", f"give one for all, or one for each of {cropped} axes")
         self.offsets = offsets if len(offsets) == cropped else (offsets or [0]) * cropped
 
-    def top_shapes(self, first, second):
+    def top_shapes(self, first: Shape, second: Shape) -> list[Shape]:
         for axis, offset in enumerate(self.offsets, self.start):
             if offset + second[axis] > first[axis]:
                 raise self.error(
                     f"offset {offset} and extent {second[axis]} on axis {axis} of a bottom of shape {first}",
-                    "the crop lies within the bottom",
+                    "the crop must lie within the bottom",
                 )
         return [first[: self.start] + second[self.start :]]
 
-    def forward(self, x, reference):
+    def forward(self, x: Tensor, reference: Tensor) -> Tensor:
         self.top_shapes(tuple(x.shape), tuple(reference.shape))
         for axis, offset in enumerate(self.offsets, self.start):
             x = x.narrow(axis, offset, reference.shape[axis])

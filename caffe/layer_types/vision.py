@@ -1,25 +1,27 @@
-"""Layers that look at neighbourhoods of pixels: Convolution, Deconvolution, Im2col, Pooling, SPP."""
+"""Vision layers, which work on windows of pixels: Convolution, Deconvolution, Im2col, Pooling, SPP."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from caffe.engine.layer import BIAS, WEIGHT, Layer, register
+from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, Tops, register
 from caffe.proto import caffe_pb2
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_Windowed = caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter
 MAX = caffe_pb2.PoolingParameter.MAX
 AVE = caffe_pb2.PoolingParameter.AVE
 
 
-def spatial(layer: Layer, param, name: str, axes: int, default: int | None) -> tuple[int, ...]:
-    """One value for each spatial axis from `name`, repeated or single, or from `name_h` and `name_w`.
+def spatial(layer: Layer, param: _Windowed, name: str, axes: int, default: int | None) -> Shape:
+    """One value for each spatial axis, from the field `name`, single or repeated, or from `name_h` and `name_w`.
 
-    `kernel_size` has its two-axis form called `kernel_h` and `kernel_w`.
+    The two-axis form of `kernel_size` is `kernel_h` and `kernel_w`.
     """
     stem = name.removesuffix("_size")
     height, width = (param.HasField(f"{stem}_{side}") for side in "hw")
@@ -29,12 +31,12 @@ def spatial(layer: Layer, param, name: str, axes: int, default: int | None) -> t
     if height or width:
         if axes != 2:
             raise layer.error(
-                f"{stem}_h and {stem}_w for {axes} spatial axes", "they are for two", f"give {name} once for each axis"
+                f"{stem}_h and {stem}_w for {axes} spatial axes", "they are for two axes", f"give {name} once for each axis"
             )
         if values:
-            raise layer.error(f"both {name} and {stem}_h or {stem}_w", "one form or the other is wanted")
+            raise layer.error(f"both {name} and {stem}_h or {stem}_w", "only one form may be given")
         if default is None and not (height and width):
-            raise layer.error(f"only one of {stem}_h and {stem}_w", "both are wanted")
+            raise layer.error(f"only one of {stem}_h and {stem}_w", "both must be given")
         unset = default or 0
         return tuple(getattr(param, f"{stem}_{side}") if given else unset for side, given in (("h", height), ("w", width)))
     if not values:
@@ -48,8 +50,8 @@ def spatial(layer: Layer, param, name: str, axes: int, default: int | None) -> t
     return tuple(values * axes if len(values) == 1 else values)
 
 
-def dilations(layer: Layer, param, axes: int) -> tuple[int, ...]:
-    """One dilation for each spatial axis; 1 where none is given."""
+def dilations(layer: Layer, param: caffe_pb2.ConvolutionParameter, axes: int) -> tuple[int, ...]:
+    """One dilation for each spatial axis; 1 by default."""
     given = tuple(param.dilation)
     if len(given) not in (0, 1, axes):
         raise layer.error(f"{len(given)} values of dilation", f"there are {axes} spatial axes")
@@ -57,7 +59,7 @@ def dilations(layer: Layer, param, axes: int) -> tuple[int, ...]:
 
 
 def extents(layer: Convolution | Im2col, bottom: tuple[int, ...]) -> list[int]:
-    """Numbers of windows along each spatial axis of a bottom of these extents."""
+    """Number of windows along each spatial axis of a bottom with these spatial extents."""
     geometry = zip(bottom, layer.kernel, layer.stride, layer.pad, layer.dilation, strict=True)
     counts = [(extent + 2 * pad - dilation * (size - 1) - 1) // stride + 1 for extent, size, stride, pad, dilation in geometry]
     if min(counts) < 1:
@@ -69,7 +71,7 @@ def extents(layer: Convolution | Im2col, bottom: tuple[int, ...]) -> list[int]:
 
 
 class _Convolving(Layer):
-    """What Convolution and Deconvolution share: the geometry, and a weight and a bias for every bottom alike."""
+    """Base of Convolution and Deconvolution: the window geometry, and one weight and bias for all bottoms."""
 
     learns = (WEIGHT, BIAS)
     bottoms = (1, None)
@@ -82,15 +84,15 @@ class _Convolving(Layer):
     takes_pairs = False
     """Whether images of one channel are convolved as pairs of columns."""
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         p = self.param.convolution_param
         shape = shapes[0]
         if len(self.param.top) != len(shapes):
-            raise self.error(f"{len(shapes)} bottoms and {len(self.param.top)} tops", "there is one top for each bottom")
+            raise self.error(f"{len(shapes)} bottoms and {len(self.param.top)} tops", "there must be one top for each bottom")
         self.channel_axis = self.axis(p.axis, len(shape))
         axes = len(shape) - self.channel_axis - 1
         if axes not in _CONVOLUTIONS:
-            raise self.error(f"a bottom of shape {shape}: {axes} spatial axes", "1, 2 or 3 are computed")
+            raise self.error(f"a bottom of shape {shape}: {axes} spatial axes", "only 1, 2 or 3 are supported")
         self.kernel = spatial(self, p, "kernel_size", axes, None)
         self.stride = spatial(self, p, "stride", axes, 1)
         self.pad = spatial(self, p, "pad", axes, 0)
@@ -109,7 +111,7 @@ class _Convolving(Layer):
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
 
-    def use_channels_last(self):
+    def use_channels_last(self) -> None:
         """Lay out the weights of a two-dimensional convolution as its images."""
         if self.begins_layout and len(self.blobs[0].shape) == 4 and not self.takes_pairs:
             self.blobs[0].lay_out(torch.channels_last)
@@ -121,17 +123,18 @@ class _Convolving(Layer):
         """The tops' spatial extents, for a bottom of this shape."""
         raise NotImplementedError
 
-    def convolve(self, x, weight, bias):
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def top_shapes(self, *shapes):
+    def top_shapes(self, *shapes: Shape) -> list[Shape]:
         if any(other != shapes[0] for other in shapes[1:]):
-            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same")
+            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same shape")
         top = (*shapes[0][: self.channel_axis], self.param.convolution_param.num_output, *self.extents(shapes[0]))
         return [top] * len(shapes)
 
-    def forward(self, *bottoms):
-        weight, bias = (*self.parameters(), None)[:2]
+    def forward(self, *bottoms: Tensor) -> Tops:
+        weight, *rest = self.parameters()
+        bias = rest[0] if rest else None
         if len(bottoms) == 1 and self.channel_axis == 1:
             return self.convolve(bottoms[0], weight, bias)
         tops = []
@@ -142,18 +145,18 @@ class _Convolving(Layer):
         return tuple(tops)
 
 
-def _pairs_fit(x: torch.Tensor, kernel: int, stride: int, pad: int) -> bool:
-    """Whether the columns of images and their convolution both fall into pairs."""
+def _pairs_fit(x: Tensor, kernel: int, stride: int, pad: int) -> bool:
+    """Whether the columns of the images and of their convolution both divide into pairs."""
     width = x.shape[3]
     return width % (2 * stride) == 0 and pad % (2 * stride) == 0 and ((width + 2 * pad - kernel) // stride) % 2 == 1
 
 
-def _convolve_pairs(x, weight, bias, stride, pad):
-    """conv2d of images of one channel, (N, 1, H, W), channels-last, by a convolution that makes two columns of tops at a time.
+def _convolve_pairs(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Shape, pad: Shape) -> Tensor:
+    """conv2d of single-channel images (N, 1, H, W), channels-last, by a convolution that computes two columns of tops at a time.
 
-    The columns that one pair of tops does not share with the next become channels, and each kernel is in the weights twice, the
-    second time shifted by one stride. oneDNN is made for many channels: LeNet's first layer takes three quarters of the time that
-    it takes with one channel.
+    The columns that one pair of tops does not share with the next become channels, and the weights hold each kernel twice, the
+    second time shifted by one stride. oneDNN is optimised for many channels: LeNet's first layer takes three quarters of the time
+    that it takes with one channel.
     """
     count, _, height, width = x.shape
     outputs, _, rows, columns = weight.shape
@@ -177,19 +180,19 @@ class Convolution(_Convolving):
 
     is_classifier = True
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         super().setup(*shapes)
         plain = self.begins_layout and len(self.kernel) == 2 and self.group == 1 and self.dilation == (1, 1)
         self.takes_pairs = plain and self.blobs[0].shape[1] == 1 and self.device.type == "cpu"
 
-    def weight_shape(self, channels):
+    def weight_shape(self, channels: int) -> Shape:
         p = self.param.convolution_param
         return (p.num_output, channels // p.group, *self.kernel)
 
-    def extents(self, shape):
+    def extents(self, shape: Shape) -> list[int]:
         return extents(self, shape[self.channel_axis + 1 :])
 
-    def convolve(self, x, weight, bias):
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.takes_pairs and _pairs_fit(x, self.kernel[1], self.stride[1], self.pad[1]):
             return _convolve_pairs(x, weight, bias, self.stride, self.pad)
         convolution = _CONVOLUTIONS[len(self.kernel)]
@@ -205,30 +208,30 @@ class Deconvolution(_Convolving):
 
     is_transposed = True
 
-    def weight_shape(self, channels):
+    def weight_shape(self, channels: int) -> Shape:
         p = self.param.convolution_param
         return (channels, p.num_output // p.group, *self.kernel)
 
-    def extents(self, shape):
+    def extents(self, shape: Shape) -> list[int]:
         geometry = zip(shape[self.channel_axis + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True)
         tops = [stride * (extent - 1) + dilation * (size - 1) + 1 - 2 * pad for extent, size, stride, pad, dilation in geometry]
         if min(tops) < 1:
-            raise self.error(f"pad {self.pad} on a bottom of shape {shape}", "it leaves at least one pixel of the top")
+            raise self.error(f"pad {self.pad} on a bottom of shape {shape}", "at least one pixel of the top must remain")
         return tops
 
-    def convolve(self, x, weight, bias):
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         transposed = _TRANSPOSED[len(self.kernel)]
         return transposed(x, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
 
 
 @register("Im2col", "convolution_param")
 class Im2col(Layer):
-    """Every window of an image as a column: (N, C, H, W) → (N, C · k_h · k_w, H', W'), as a convolution goes over it."""
+    """The windows of a convolution as columns: (N, C, H, W) → (N, C · k_h · k_w, H', W')."""
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.convolution_param
         if len(shape) != 4:
-            raise self.error(f"a bottom of shape {shape}", "Im2col computes 4 axes (N, C, H, W)")
+            raise self.error(f"a bottom of shape {shape}", "Im2col takes 4 axes (N, C, H, W)")
         self.kernel = spatial(self, p, "kernel_size", 2, None)
         self.stride = spatial(self, p, "stride", 2, 1)
         self.pad = spatial(self, p, "pad", 2, 0)
@@ -237,21 +240,21 @@ class Im2col(Layer):
             if min(values) < 1:
                 raise self.error(f"{name} {min(values)}", "it must be at least 1")
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         return [(shape[0], shape[1] * math.prod(self.kernel), *extents(self, shape[2:]))]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         columns = functional.unfold(x, self.kernel, self.dilation, self.pad, self.stride)
         return columns.view(*columns.shape[:2], *extents(self, x.shape[2:]))
 
 
 @register("Pooling")
 class Pooling(Layer):
-    """Largest, mean or drawn value of every window: (N, C, H, W) → (N, C, H', W'); MAX has the positions as a second top.
+    """Maximum, mean or random value of every window: (N, C, H, W) → (N, C, H', W'); MAX has the positions as a second top.
 
-    H' is rounded up unless round_mode: FLOOR (forks: ceil_mode: false), and a last window that begins past the bottom and its
-    padding is left out. AVE divides by the window's size within the padded bottom. STOCHASTIC draws in proportion to the values
-    in training and gives their expectation in testing (Zeiler and Fergus 2013).
+    H' is rounded up unless round_mode: FLOOR (forks: ceil_mode: false), and a last window that starts beyond the bottom and its
+    padding is left out. AVE divides by the window's size within the padded bottom. STOCHASTIC samples with probabilities
+    proportional to the values in training and gives their expectation in testing (Zeiler and Fergus 2013).
     """
 
     tops = (1, 2)
@@ -261,13 +264,13 @@ class Pooling(Layer):
     known_shape: tuple[int, ...] | None = None
     """The bottom's shape that `reshape` was last called for."""
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.pooling_param
         self.method = p.pool
         self.ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL if p.HasField("round_mode") else p.ceil_mode
         self.gives_positions = len(self.param.top) > 1
         if len(shape) != 4:
-            raise self.error(f"a bottom of shape {shape}", "pooling wants 4 axes (N, C, H, W)")
+            raise self.error(f"a bottom of shape {shape}", "Pooling takes 4 axes (N, C, H, W)")
         if len(self.param.top) > 1 and p.pool != MAX:
             raise self.error("two tops", "only MAX pooling has a second top, the positions")
         if p.global_pooling:
@@ -296,20 +299,20 @@ class Pooling(Layer):
             count -= 1
         if (count - 1) * stride >= extent + pad:
             raise self.error(
-                f"kernel {kernel} and stride {stride} on {extent} pixels: the last window begins outside the bottom",
-                do="use a stride that is not larger than the kernel, or round_mode: FLOOR",
+                f"kernel {kernel} and stride {stride} on {extent} pixels: the last window starts outside the bottom",
+                do="use a stride no larger than the kernel, or round_mode: FLOOR",
             )
         return count
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         self.reshape(shape)
         return [(*shape[:2], *self.sizes)] * len(self.param.top)
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         draws = self.method == caffe_pb2.PoolingParameter.STOCHASTIC and self.phase == caffe_pb2.TRAIN
         return "draws values at random" if draws else ""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tops:
         if x.shape != self.known_shape:
             self.reshape(x.shape)
         pad = self.inner_pad
@@ -324,7 +327,7 @@ class Pooling(Layer):
             if pad != self.pad:
                 row, column = positions // x.shape[3], positions % x.shape[3]
                 positions = (row - self.pad[0]) * (x.shape[3] - 2 * self.pad[1]) + column - self.pad[1]
-            tops = (top, positions.to(x.dtype))
+            tops: tuple[Tensor, ...] = (top, positions.to(x.dtype))
         elif self.method == AVE:
             tops = (functional.avg_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil, count_include_pad=True),)
         else:
@@ -332,7 +335,7 @@ class Pooling(Layer):
         return tuple(top[:, :, : self.sizes[0], : self.sizes[1]] for top in tops)
 
     def reshape(self, shape: tuple[int, ...]) -> None:
-        """Work out what depends on the bottom's shape: the window, and the numbers of windows down and across."""
+        """Compute what depends on the bottom's shape: the window, and the number of windows down and across."""
         self.known_shape = shape
         self.window = self.kernel or tuple(shape[2:])
         self.sizes = tuple(self.outputs(*axis) for axis in zip(shape[2:], self.window, self.stride, self.pad, strict=True))
@@ -340,8 +343,8 @@ class Pooling(Layer):
         wide = any(2 * pad > size for pad, size in zip(self.pad, self.window, strict=True))
         self.inner_pad = (0, 0) if wide else self.pad
 
-    def stochastic(self, x, kernel, height, width):
-        """Windows as rows, zeros where they reach past the bottom, so that those are never drawn."""
+    def stochastic(self, x: Tensor, kernel: Shape, height: int, width: int) -> Tensor:
+        """Pool stochastically; values outside the bottom are 0, and so are never drawn."""
         below = max(0, (height - 1) * self.stride[0] + kernel[0] - x.shape[2] - self.pad[0])
         right = max(0, (width - 1) * self.stride[1] + kernel[1] - x.shape[3] - self.pad[1])
         x = functional.pad(x, (self.pad[1], right, self.pad[0], below))
@@ -356,25 +359,25 @@ class Pooling(Layer):
 
 @register("SPP")
 class SPP(Layer):
-    """Spatial pyramid pooling (He et al. 2014): windows in grids of 1, 2 × 2, 4 × 4, … → (N, C · (1 + 4 + 16 + …))."""
+    """Spatial pyramid pooling (He et al. 2014): pooling over grids of 1, 2 × 2, 4 × 4, … windows → (N, C · (1 + 4 + 16 + …))."""
 
     gives_maps = False
     drawn_as = "pooling"
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.spp_param
         if p.pyramid_height < 1:
             raise self.error("pyramid_height is not given", "it must be at least 1")
 
-    def place(self, shape: tuple[int, ...]) -> None:
-        """Lay the grids over a bottom of this shape."""
+    def reshape(self, shape: tuple[int, ...]) -> None:
+        """Create the levels' poolings for a bottom of this shape."""
         self.known_shape = shape
         self.levels = [self._level(1 << level, shape) for level in range(self.param.spp_param.pyramid_height)]
 
     def _level(self, grid: int, shape: tuple[int, ...]) -> Pooling:
         param = caffe_pb2.LayerParameter(name=self.param.name, type="Pooling", top=self.param.top, bottom=self.param.bottom)
         pooling = param.pooling_param
-        pooling.pool = self.param.spp_param.pool
+        pooling.pool = self.param.spp_param.pool  # type: ignore[assignment] # two enums of the same values
         for side, extent in zip("hw", shape[2:], strict=True):
             kernel = -(-extent // grid)
             setattr(pooling, f"kernel_{side}", kernel)
@@ -384,13 +387,13 @@ class SPP(Layer):
         level.setup(shape)
         return level
 
-    def top_shapes(self, shape):
-        self.place(shape)
+    def top_shapes(self, shape: Shape) -> list[Shape]:
+        self.reshape(shape)
         return [(shape[0], shape[1] * sum(4**level for level in range(len(self.levels))))]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if x.shape != self.known_shape:
-            self.place(x.shape)
+            self.reshape(x.shape)
         parts = []
         for level in self.levels:
             top = level.forward(x)

@@ -1,23 +1,24 @@
-"""Windows of images, for detectors: WindowData."""
+"""Data layer of image windows for R-CNN detectors: WindowData."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from caffe import events
-from caffe.engine.layer import register
+from caffe.engine.layer import Shape, register
 from caffe.errors import Error
-from caffe.layer_types.data import Prefetching
+from caffe.layer_types.data import Batch, Prefetching
 from caffe.layer_types.files import lines_of, read_image
 from caffe.transforms.transform import Transformer
 
 
 @dataclass(frozen=True)
 class Window:
-    """A box in an image, corners included, with its label and its overlap with an object."""
+    """A box in an image (inclusive corners x1, y1, x2, y2), its label and its overlap with an object."""
 
     image: int
     label: int
@@ -30,24 +31,24 @@ class WindowData(Prefetching):
     """Windows drawn at random from the images of a window file (Girshick et al. 2014): → (N, C, crop, crop), (N,).
 
     fg_fraction of a batch overlap an object by fg_threshold or more and have its label; the others overlap by less than
-    bg_threshold and are label 0. A window is warped to the crop, with context_pad pixels of it around; what lies outside the
-    image is 0. crop_mode "square" first widens the window to a square.
+    bg_threshold and have label 0. A window is warped to the crop, with a context of context_pad pixels; pixels outside the image
+    are 0. crop_mode "square" first widens the window to a square.
     """
 
     tops = (2, 2)
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         super().setup()
         p = self.param.window_data_param
         self.crop = self.param.transform_param.crop_size
         if self.crop < 1 or p.batch_size < 1:
-            raise self.error(f"crop_size {self.crop} and batch_size {p.batch_size}", "both are at least 1")
+            raise self.error(f"crop_size {self.crop} and batch_size {p.batch_size}", "both must be at least 1")
         if 2 * p.context_pad >= self.crop:
-            raise self.error(f"context_pad {p.context_pad}", f"twice as much is less than crop_size {self.crop}")
+            raise self.error(f"context_pad {p.context_pad}", f"it must be less than half of crop_size {self.crop}")
         if p.crop_mode not in ("warp", "square"):
-            raise self.error(f'crop_mode "{p.crop_mode}"', 'it is "warp" or "square"')
+            raise self.error(f'crop_mode "{p.crop_mode}"', 'it must be "warp" or "square"')
         events.windows_begun()
-        self.images, self.windows, self.channels = self._parsed(p.source)
+        self.images, self.windows, self.channels = self._parse(p.source)
         self.foreground = [window for window in self.windows if window.overlap >= p.fg_threshold]
         self.background = [window for window in self.windows if window.overlap < min(p.bg_threshold, p.fg_threshold)]
         self.wanted = int(p.batch_size * p.fg_fraction)
@@ -56,25 +57,25 @@ class WindowData(Prefetching):
             ("background", self.background, p.batch_size - self.wanted),
         ):
             if count and not windows:
-                raise Error(p.source, f"no {name} windows", f"{count} of them are in every batch", "correct the thresholds")
+                raise Error(p.source, f"no {name} windows", f"every batch needs {count}", "correct the thresholds")
         if any(window.label < 1 for window in self.foreground):
             raise Error(p.source, "a foreground window of label 0", "0 is the background")
         events.window_images_listed(len(self.images))
-        # Mirror, scale and mean are applied here; only the mean and its checks are the transformer's.
+        # The transformer only loads and checks the mean; mirror, scale and mean are applied here.
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         mean = self.transformer.mean
         self.offset = 0
         if mean is not None:
             if mean.shape[0] != self.channels or mean.shape[1] != mean.shape[2] or mean.shape[1] < self.crop:
                 raise self.error(
-                    f"a mean of shape {mean.shape}", f"it is a square of {self.channels} channels, no smaller than {self.crop}"
+                    f"a mean of shape {mean.shape}", f"it must be square, at least {self.crop}, with {self.channels} channels"
                 )
             self.offset = (mean.shape[1] - self.crop) // 2
         self.cache: dict[int, np.ndarray] = {}
         events.window_batch_shaped(p.batch_size, self.channels, self.crop, self.crop)
 
-    def _parsed(self, path: str) -> tuple[list[str], list[Window], int]:
-        """Image paths, windows and the number of channels."""
+    def _parse(self, path: str) -> tuple[list[str], list[Window], int]:
+        """Read a window file: image paths, windows and the number of channels."""
         words = iter([(number, line) for number, line in enumerate(lines_of(path, "window file"), 1)])
         images, windows, channels = [], [], 0
         number = 0
@@ -84,33 +85,34 @@ class WindowData(Prefetching):
                     raise ValueError("an image begins with # and its number")
                 number, image = next(words)
                 images.append(self.param.window_data_param.root_folder + image)
-                number, channels = next(words)
-                channels = int(channels)
+                number, line = next(words)
+                channels = int(line)
                 _height, _width = next(words), next(words)
                 number, count = next(words)
                 for _ in range(int(count)):
                     number, line = next(words)
                     label, overlap, *box = line.split()
                     if len(box) != 4:
-                        raise ValueError("a window is label, overlap and four corners")
-                    windows.append(Window(len(images) - 1, int(label), float(overlap), tuple(map(int, box))))
+                        raise ValueError("a window is label, overlap, x1, y1, x2 and y2")
+                    x1, y1, x2, y2 = map(int, box)
+                    windows.append(Window(len(images) - 1, int(label), float(overlap), (x1, y1, x2, y2)))
         except (ValueError, StopIteration) as error:
             raise Error(f"{path}:{number}", f"not a window file ({error})", do="see the format of the R-CNN example") from None
         return images, windows, channels
 
-    def top_shapes(self):
+    def top_shapes(self) -> list[Shape]:
         batch = self.param.window_data_param.batch_size
         return [(batch, self.channels, self.crop, self.crop), (batch,)]
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         return "draws its windows at random"
 
-    def read(self, position):
+    def read(self, position: int) -> Iterator[Batch]:
         while True:
             yield self.batch()
 
     def batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """Windows drawn at random, background first, and their labels."""
+        """Randomly drawn windows, background first, and their labels."""
         data = np.zeros(self.top_shapes()[0], np.float32)
         labels = np.zeros(self.batch_size, np.float32)
         for row in range(self.batch_size):
@@ -123,7 +125,7 @@ class WindowData(Prefetching):
         return data, labels
 
     def image(self, index: int) -> np.ndarray:
-        """An image as OpenCV has it, height × width × channels; kept in memory with cache_images."""
+        """An image in OpenCV's layout, height × width × channels; cached in memory with cache_images."""
         image = self.cache.get(index)
         if image is None:
             image = np.ascontiguousarray(read_image(self.images[index], self.channels == 3).transpose(1, 2, 0))
@@ -151,8 +153,8 @@ class WindowData(Prefetching):
             values -= np.asarray(p.mean_value, np.float32)[:, None, None]
         target[:, rows, columns] = values * np.float32(p.scale)
 
-    def _spans(self, box, size):
-        """For x and y: first and last pixel of the image, and where they come to lie in the crop."""
+    def _spans(self, box: tuple[int, ...], size: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+        """For x and y: first and last pixel in the image, and start and end in the crop."""
         p = self.param.window_data_param
         x1, y1, x2, y2 = box
         ends = [(x1, x2), (y1, y2)]
@@ -169,7 +171,7 @@ class WindowData(Prefetching):
             factor = self.crop / (last - first + 1)
             inside = max(first, 0), min(last, extent - 1)
             if inside[1] < inside[0]:
-                raise self.error(f"window {box}", f"it lies in an image of {size[1]}×{size[0]} pixels")
+                raise self.error(f"window {box}", f"the image has {size[1]}×{size[0]} pixels")
             start = round((inside[0] - first) * factor)
             spans.append((*inside, start, start + round((inside[1] - inside[0] + 1) * factor)))
         return spans

@@ -1,1 +1,1 @@
-"""What happens to images between record and blob."""
+"""Image preprocessing and augmentation between record and blob; boxes and detections."""

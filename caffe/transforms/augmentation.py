@@ -1,8 +1,8 @@
-"""Random changes of training images: where their pixels come from, their colours, blur and noise.
+"""Random augmentation of training images: affine transformation, colour, blur and noise.
 
-Changes are drawn for a batch, then made: image by image by OpenCV, or for the whole batch on a GPU. All that moves pixels is one
-affine map and all that recolours them one matrix, so that an image is sampled once, however many changes there are. Images are
-uint8, of 1 or 3 channels (BGR, or RGB where the parameter says so), and keep their size.
+Parameters are drawn for a batch, then applied: image by image by OpenCV, or to the whole batch on a GPU. All geometric changes
+are one affine map and all colour changes one matrix, so that an image is resampled only once. Images are uint8, of 1 or 3
+channels (BGR, or RGB with `rgb`), and keep their size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from caffe.errors import Error
 from caffe.proto import caffe_pb2
 
 LUMINANCE = np.array([0.114, 0.587, 0.299])
-"""What blue, green and red contribute to gray (ITU-R BT.601)."""
+"""Weights of blue, green and red in gray (ITU-R BT.601)."""
 COLOUR_AXES = (
     np.array([0.2175, 0.0188, 0.0045])
     * np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
@@ -28,15 +28,15 @@ SHARES = ("brightness", "contrast", "saturation", "min_area", "horizontal_flip",
 
 @dataclass
 class Changes:
-    """What is drawn for N images; None where nothing of the kind is asked for.
+    """Random parameters for N images; None for a kind of change that is not asked for.
 
-    matrices   N × 2 × 3: from x, y of a changed image to those of the image, both from the centre; the third column, what is
-               added, in shares of width and height
+    matrices   N × 2 × 3: maps x, y of the result to those of the source, both relative to the centre; the third column, the
+               translation, in fractions of width and height
     factors    N × 3: brightness, contrast and saturation
-    shifts     N × 3: what is added to each channel
+    shifts     N × 3: added to each channel
     blurs      N: standard deviation in pixels
     noises     N: standard deviation in levels of 0–255
-    seeds      N: what the noise is drawn by
+    seeds      N: seeds of the noise
     """
 
     matrices: np.ndarray | None
@@ -48,26 +48,26 @@ class Changes:
 
 
 class Augmentation:
-    """Draws and makes the changes of an AugmentationParameter.
+    """Draws and applies the changes of an AugmentationParameter.
 
-    where  what an error calls it
-    rng    the generator that all is drawn from
+    where  how errors name it
+    rng    the random generator
     """
 
     def __init__(self, param: caffe_pb2.AugmentationParameter, where: str, rng: np.random.Generator):
         for field, value in param.ListFields():
             top = 1 if field.name in SHARES else np.inf
             if not 0 <= value <= top:
-                raise Error(where, f"augmentation_param.{field.name} {value:g}", f"it lies between 0 and {top:g}")
+                raise Error(where, f"augmentation_param.{field.name} {value:g}", f"it must lie between 0 and {top:g}")
         if param.min_area == 0 or param.max_aspect < 1:
             found = f"augmentation_param.min_area {param.min_area:g} and max_aspect {param.max_aspect:g}"
-            raise Error(where, found, "an area is above 0 and up to 1, an aspect ratio at least 1")
+            raise Error(where, found, "min_area must be above 0, max_aspect at least 1")
         self.param, self.where, self.rng = param, where, rng
         order = slice(None, None, -1 if param.rgb else 1)
         self._luminance, self._colour_axes = LUMINANCE[order], COLOUR_AXES[order]
 
     def draw(self, count: int) -> Changes:
-        """What becomes of `count` images."""
+        """Draw the changes of `count` images."""
         p, uniform = self.param, self.rng.uniform
         factors = shifts = None
         if p.brightness or p.contrast or p.saturation:
@@ -90,7 +90,7 @@ class Augmentation:
         if not any(moved):
             return None
         area = uniform(p.min_area, 1, count)
-        bound = np.minimum(np.log(p.max_aspect), -np.log(area))  # a part is no wider or higher than the image
+        bound = np.minimum(np.log(p.max_aspect), -np.log(area))  # so that a crop is no wider or higher than the image
         aspect = np.exp(bound * uniform(-1, 1, count))
         sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], 1)
         offset = uniform(-1, 1, (count, 2)) * (1 - sides) / 2 + uniform(-p.translation, p.translation, (count, 2))
@@ -100,37 +100,38 @@ class Augmentation:
         turn[:, :, 1] += turn[:, :, 0] * np.tan(slant)[:, None]
         return np.concatenate([sides[:, :, None] * turn * flipped[:, None, :], offset[:, :, None]], 2)
 
-    def changed(self, image: np.ndarray, changes: Changes, index: int) -> np.ndarray:
-        """One image, channels × height × width, with the changes of that index; it may be the same array where there are none."""
+    def apply(self, image: np.ndarray, changes: Changes, index: int) -> np.ndarray:
+        """Apply the changes of that index to an image, channels × height × width; may return the same array if there are none."""
         self.check(image.shape[0], image.dtype == np.uint8)
         pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
         if changes.factors is not None or changes.shifts is not None:
-            pixels = cv2.transform(pixels, self.colours(np.array(cv2.mean(pixels)[: len(image)]), changes, index))
+            pixels = cv2.transform(pixels, self.colour_matrix(np.array(cv2.mean(pixels)[: len(image)]), changes, index))
         if changes.matrices is not None:
             height, width = image.shape[1:]
-            matrix = in_pixels(changes.matrices[index], height, width)
-            how = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REFLECT_101}
-            pixels = cv2.warpAffine(pixels, matrix, (width, height), **how)
+            matrix = pixel_matrix(changes.matrices[index], height, width)
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            pixels = cv2.warpAffine(pixels, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
         if changes.blurs is not None and (sigma := changes.blurs[index]) > LEAST_BLUR:
-            side = 2 * reach(sigma) + 1
+            side = 2 * blur_radius(sigma) + 1
             pixels = cv2.GaussianBlur(pixels, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
         if changes.noises is not None:
             cv2.setRNGSeed(int(changes.seeds[index]))  # OpenCV's generator of this thread
-            noise = cv2.randn(np.empty((pixels.shape[0], pixels.size // pixels.shape[0]), np.float32), 0, changes.noises[index])
+            noise: np.ndarray = np.empty((pixels.shape[0], pixels.size // pixels.shape[0]), np.float32)
+            cv2.randn(noise, 0, changes.noises[index])  # type: ignore[call-overload] # OpenCV's stubs know no numbers here
             pixels = cv2.add(pixels, noise.reshape(pixels.shape), dtype=cv2.CV_8U)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def check(self, channels: int, is_bytes: bool) -> None:
-        """An error for images that cannot be changed."""
+        """Raise Error for images that cannot be augmented."""
         if channels not in (1, 3) or not is_bytes:
             found = f"augmentation_param for images of {channels} channels" + ("" if is_bytes else " of floats")
-            raise Error(self.where, found, "it changes images of 1 or 3 channels of bytes", "leave it out")
+            raise Error(self.where, found, "it needs images of 1 or 3 channels of bytes", "leave it out")
 
-    def colours(self, mean: np.ndarray, changes: Changes, index: int) -> np.ndarray:
-        """Channels × (channels + 1): what colours are multiplied by, and what is added, for an image of that mean colour.
+    def colour_matrix(self, mean: np.ndarray, changes: Changes, index: int) -> np.ndarray:
+        """Affine colour transformation, channels × (channels + 1), for an image of that mean colour.
 
-        Brightness scales, contrast then goes away from the mean gray, saturation from each pixel's gray; of gray images only the
-        first two change anything.
+        Brightness scales, contrast then scales the difference from the mean gray, saturation that from each pixel's gray; gray
+        images have no saturation.
         """
         channels = len(mean)
         gray = self._luminance if channels == 3 else np.ones(1)
@@ -145,15 +146,15 @@ class Augmentation:
 
 
 LEAST_BLUR = 0.2
-"""Standard deviation in pixels below which a blur changes nothing that is seen."""
+"""Standard deviation in pixels below which a blur is invisible."""
 
 
-def in_pixels(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A map from centre to centre, which is moved by shares of the sides, as one between places of pixels."""
+def pixel_matrix(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Convert a map relative to the centre, translated by fractions of the sides, to one between pixel coordinates."""
     linear, centre = matrix[:, :2], np.array([width - 1, height - 1]) / 2
     return np.concatenate([linear, (matrix[:, 2] * (width, height) + centre - linear @ centre)[:, None]], 1)
 
 
-def reach(sigma: float) -> int:
-    """Pixels on each side that a Gaussian blur takes in."""
+def blur_radius(sigma: float) -> int:
+    """Radius in pixels of a Gaussian blur's kernel."""
     return max(1, int(np.ceil(3 * sigma)))

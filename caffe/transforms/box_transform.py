@@ -1,17 +1,21 @@
-"""What SSD does to images with boxes on their way into a net (Liu et al. 2016): colours, canvas, crops, size, mirror.
+"""SSD's augmentation of images with boxes (Liu et al. 2016): colour distortion, expansion, crops, resizing, mirroring.
 
-An image is height × width × channels, uint8, BGR. Truths are rows of label, number, xmin, ymin, xmax, ymax, whether difficult,
-float32, the corners as shares of the image.
+An image is height × width × channels, uint8, BGR. Truths are rows of label, instance, xmin, ymin, xmax, ymax, difficult, float32,
+the corners in fractions of the image.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
+from caffe.transforms.boxes import Boxes
 from caffe.transforms.transform import read_mean
 
 RESIZE = caffe_pb2.ResizeParameter
@@ -34,54 +38,60 @@ _BORDERS = {
 class BoxTransformer:
     """Applies a TransformationParameter with SSD's fields, and the samplers of an AnnotatedDataParameter.
 
-    rng  the generator that all is drawn from
+    rng  the random generator
     """
 
-    def __init__(self, param, samplers, phase: int, where: str, rng: np.random.Generator):
+    def __init__(
+        self,
+        param: caffe_pb2.TransformationParameter,
+        samplers: Iterable[caffe_pb2.BatchSampler],
+        phase: int,
+        where: str,
+        rng: np.random.Generator,
+    ):
         if param.mean_file and param.mean_value:
-            raise Error(where, "both mean_file and mean_value", "one of them is wanted")
+            raise Error(where, "both mean_file and mean_value", "only one may be given")
         if param.crop_size and (param.crop_h or param.crop_w):
-            raise Error(where, "both crop_size and crop_h or crop_w", "one form or the other is wanted")
+            raise Error(where, "both crop_size and crop_h or crop_w", "only one form may be given")
         if param.HasField("noise_param"):
-            raise Error(where, "noise_param", "of SSD's changes noise is not made here", "leave it out")
+            raise Error(where, "noise_param", "SSD's noise is not supported", "leave it out")
         if param.HasField("augmentation_param"):
-            raise Error(where, "augmentation_param", "boxes do not move with it", "give distort_param, expand_param and samplers")
+            raise Error(where, "augmentation_param", "it does not move boxes", "give distort_param, expand_param and samplers")
         if param.HasField("resize_param") and not (param.resize_param.height and param.resize_param.width):
-            raise Error(where, "resize_param without height and width", "both are wanted")
+            raise Error(where, "resize_param without height and width", "both must be given")
         for sampler in (each.sampler for each in samplers):
             if not 0 < sampler.min_scale <= sampler.max_scale <= 1:
-                raise Error(where, f"scales {sampler.min_scale:g} to {sampler.max_scale:g}", "they rise, above 0 and up to 1")
-            if not 0 < sampler.min_aspect_ratio <= sampler.max_aspect_ratio:
-                raise Error(
-                    where, f"aspect ratios {sampler.min_aspect_ratio:g} to {sampler.max_aspect_ratio:g}", "they rise, above 0"
-                )
+                raise Error(where, f"scales {sampler.min_scale:g} to {sampler.max_scale:g}", "they must rise within (0, 1]")
+            low, high = sampler.min_aspect_ratio, sampler.max_aspect_ratio
+            if not 0 < low <= high:
+                raise Error(where, f"aspect ratios {low:g} to {high:g}", "they must be above 0 and rise")
         self.param, self.samplers, self.where, self.rng = param, samplers, where, rng
         self.training = phase == caffe_pb2.TRAIN
         self.mean = read_mean(param.mean_file).transpose(1, 2, 0) if param.mean_file else None
         self.crop = (param.crop_size,) * 2 if param.crop_size else (param.crop_h, param.crop_w)
 
     def __call__(self, image: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Channels × height × width, float32, and the truths that are left."""
+        """Transform an image and its truths: channels × height × width, float32, and the remaining truths."""
         p = self.param
         if p.HasField("distort_param"):
-            image = self.distorted(image)
+            image = self.distort(image)
         if p.HasField("expand_param") and self.rng.random() < p.expand_param.prob and p.expand_param.max_expand_ratio > 1.01:
-            image, truths = self.expanded(image, truths)
-        crops = [crop for sampler in self.samplers for crop in self.drawn(sampler, truths[CORNERS])]
+            image, truths = self.expand(image, truths)
+        crops = [crop for sampler in self.samplers for crop in self.sample_crops(sampler, truths[CORNERS])]
         if crops:
-            image, truths = self.cut(image, truths, crops[self.rng.integers(len(crops))])
+            image, truths = self.crop_to(image, truths, crops[self.rng.integers(len(crops))])
         extents = image.shape[:2]
         if p.HasField("resize_param"):
-            image = self.resized(image)
-            truths = _with_corners(truths, self.resized_corners(truths[CORNERS], extents))
-        image, window, mean = self.window(image)
-        truths = self.kept(truths, window)
+            image = self.resize(image)
+            truths = _with_corners(truths, self.resize_corners(truths[CORNERS], extents))
+        image, window, mean = self.crop_window(image)
+        truths = self.project(truths, window)
         if p.mirror and self.rng.integers(2):
-            # The mean lies under the image as it is shown.
+            # The mean image is mirrored with the image.
             image, mean = image[:, ::-1], None if mean is None else mean[:, ::-1]
             truths = _with_corners(truths, truths[CORNERS][:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [1, 0, 1, 0])
         if p.HasField("resize_param"):
-            truths = _with_corners(truths, truths[CORNERS] * self.stretch(extents, window))
+            truths = _with_corners(truths, truths[CORNERS] * self.corner_scale(extents, window))
         values = image.transpose(2, 0, 1).astype(np.float32)
         if mean is not None:
             values -= mean.transpose(2, 0, 1)
@@ -92,7 +102,7 @@ class BoxTransformer:
         return values, truths
 
     def mean_values(self, channels: int) -> np.ndarray:
-        """One mean value for each channel."""
+        """The mean value of each channel."""
         given = np.asarray(self.param.mean_value, np.float32)
         if len(given) not in (1, channels):
             raise Error(self.where, f"{len(given)} mean values", f"the images have {channels} channels", "give one, or one each")
@@ -100,43 +110,43 @@ class BoxTransformer:
 
     # ---- colours
 
-    def distorted(self, image: np.ndarray) -> np.ndarray:
-        """Brightness, contrast, saturation and hue, each by its probability; contrast comes second or last."""
+    def distort(self, image: np.ndarray) -> np.ndarray:
+        """Change brightness, contrast, saturation and hue, each with its probability; contrast comes second or last."""
         if image.dtype != np.uint8:
-            raise Error(self.where, "distort_param for records of floats", "colours are changed in bytes", "leave it out")
+            raise Error(self.where, "distort_param for records of floats", "it needs bytes", "leave it out")
         p = self.param.distort_param
-        steps = [self.brightness, self.saturation, self.hue]
-        steps.insert(1 if self.rng.random() > 0.5 else 3, self.contrast)
+        steps = [self.change_brightness, self.change_saturation, self.change_hue]
+        steps.insert(1 if self.rng.random() > 0.5 else 3, self.change_contrast)
         for step in steps:
             image = step(image, p)
         if self.rng.random() < p.random_order_prob:
             image = image[:, :, self.rng.permutation(image.shape[2])]
         return image
 
-    def brightness(self, image, p):
+    def change_brightness(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
         if self.rng.random() >= p.brightness_prob:
             return image
-        return _table(1, self.rng.uniform(-p.brightness_delta, p.brightness_delta))[image]
+        return np.take(_table(1, self.rng.uniform(-p.brightness_delta, p.brightness_delta)), image)
 
-    def contrast(self, image, p):
+    def change_contrast(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
         if self.rng.random() >= p.contrast_prob:
             return image
-        return _table(self.rng.uniform(p.contrast_lower, p.contrast_upper), 0)[image]
+        return np.take(_table(self.rng.uniform(p.contrast_lower, p.contrast_upper), 0), image)
 
-    def saturation(self, image, p):
+    def change_saturation(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
         if self.rng.random() >= p.saturation_prob:
             return image
         return _in_hsv(image, 1, _table(self.rng.uniform(p.saturation_lower, p.saturation_upper), 0))
 
-    def hue(self, image, p):
+    def change_hue(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
         if self.rng.random() >= p.hue_prob:
             return image
         return _in_hsv(image, 0, _table(1, self.rng.uniform(-p.hue_delta, p.hue_delta)))
 
     # ---- canvas and crops
 
-    def expanded(self, image, truths):
-        """The image somewhere on a larger canvas of the mean's colour."""
+    def expand(self, image: np.ndarray, truths: Boxes) -> tuple[np.ndarray, Boxes]:
+        """Place the image at random on a larger canvas of the mean's colour."""
         ratio = self.rng.uniform(1, self.param.expand_param.max_expand_ratio)
         height, width, channels = image.shape
         tall, wide = int(height * ratio), int(width * ratio)
@@ -150,11 +160,11 @@ class BoxTransformer:
         canvas[:] = np.rint(colour).clip(0, 255)
         canvas[top : top + height, left : left + width] = image
         window = np.array([-left / width, -top / height, (wide - left) / width, (tall - top) / height], np.float32)
-        return canvas, self.kept(truths, window)
+        return canvas, self.project(truths, window)
 
-    def drawn(self, each: caffe_pb2.BatchSampler, corners: np.ndarray) -> list[np.ndarray]:
-        """Crops that meet a sampler's constraint."""
-        found: list[np.ndarray] = []
+    def sample_crops(self, each: caffe_pb2.BatchSampler, corners: Boxes) -> list[Boxes]:
+        """Draw crops that satisfy a sampler's constraint."""
+        found: list[Boxes] = []
         for _ in range(each.max_trials if each.use_original_image else 0):
             if each.HasField("max_sample") and len(found) >= each.max_sample:
                 break
@@ -165,20 +175,20 @@ class BoxTransformer:
             width, height = min(1, scale * ratio**0.5), min(1, scale / ratio**0.5)
             left, top = self.rng.uniform(0, 1 - width), self.rng.uniform(0, 1 - height)
             crop = np.array([left, top, left + width, top + height], np.float32)
-            if meets(each.sample_constraint, crop, corners):
+            if satisfies(each.sample_constraint, crop, corners):
                 found.append(crop)
         return found
 
-    def cut(self, image, truths, crop):
-        """The part of the image in a crop."""
+    def crop_to(self, image: np.ndarray, truths: Boxes, crop: Boxes) -> tuple[np.ndarray, Boxes]:
+        """Crop the image and its truths."""
         crop = crop.clip(0, 1)
         height, width = image.shape[:2]
         left, top = int(crop[0] * width), int(crop[1] * height)
         wide, tall = max(1, int((crop[2] - crop[0]) * width)), max(1, int((crop[3] - crop[1]) * height))
-        return image[top : top + tall, left : left + wide], self.kept(truths, crop)
+        return image[top : top + tall, left : left + wide], self.project(truths, crop)
 
-    def kept(self, truths, window):
-        """The truths that meet emit_constraint in a window, relative to it."""
+    def project(self, truths: Boxes, window: Boxes) -> Boxes:
+        """The truths relative to a window, clipped to it, without those that miss it or emit_constraint."""
         corners = truths[CORNERS]
         size = np.tile(window[2:] - window[:2], 2)
         relative = ((corners - np.tile(window[:2], 2)) / size).clip(0, 1)
@@ -192,8 +202,8 @@ class BoxTransformer:
                 stay &= boxes.intersections(corners, window) > constraint.emit_overlap * boxes.areas(corners)
         return _with_corners(truths, relative)[stay]
 
-    def window(self, image):
-        """The image cropped to the size that goes into the net, where that lies in it, and the mean image under it."""
+    def crop_window(self, image: np.ndarray) -> tuple[np.ndarray, Boxes, np.ndarray | None]:
+        """Crop the image to the net's input size; also returns the window, a box, and the mean image in it."""
         height, width = image.shape[:2]
         if self.mean is not None and self.mean.shape != image.shape:
             raise Error(self.where, f"a mean image of shape {self.mean.shape}", f"the images have {image.shape}")
@@ -211,14 +221,14 @@ class BoxTransformer:
 
     # ---- size
 
-    def resized(self, image: np.ndarray) -> np.ndarray:
-        """The image as resize_param has it."""
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Resize the image as resize_param says."""
         if image.shape[2] > 4:
-            raise Error(self.where, f"resize_param for images of {image.shape[2]} channels", "up to 4 can be resized")
+            raise Error(self.where, f"resize_param for images of {image.shape[2]} channels", "at most 4 can be resized")
         p = self.param.resize_param
         modes = list(p.interp_mode) or [RESIZE.LINEAR]
         mode = _INTERPOLATIONS[modes[self.rng.integers(len(modes))]]
-        height, width = self.scaled(image.shape[:2])
+        height, width = self.resized_shape(image.shape[:2])
         # OpenCV drops the axis of a single channel.
         image = cv2.resize(image, (width, height), interpolation=mode).reshape(height, width, -1)
         if p.resize_mode != RESIZE.FIT_LARGE_SIZE_AND_PAD:
@@ -228,8 +238,8 @@ class BoxTransformer:
         around = (top, p.height - height - top, left, p.width - width - left)
         return cv2.copyMakeBorder(image, *around, _BORDERS[p.pad_mode], value=values).reshape(p.height, p.width, -1)
 
-    def scaled(self, extents: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of an image of these extents after resizing, without padding."""
+    def resized_shape(self, extents: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width after resizing an image of these extents, without padding."""
         p = self.param.resize_param
         if p.resize_mode == RESIZE.WARP:
             return p.height, p.width
@@ -237,8 +247,8 @@ class BoxTransformer:
         by_width = (aspect > p.width / p.height) == (p.resize_mode == RESIZE.FIT_LARGE_SIZE_AND_PAD)
         return (max(1, int(p.width / aspect)), p.width) if by_width else (p.height, max(1, int(aspect * p.height)))
 
-    def resized_corners(self, corners: np.ndarray, extents: tuple[int, int]) -> np.ndarray:
-        """Where boxes are after resizing: elsewhere only where the image is padded."""
+    def resize_corners(self, corners: Boxes, extents: tuple[int, ...]) -> Boxes:
+        """Corners after resizing, which change only if the image is padded."""
         p = self.param.resize_param
         corners = corners.clip(0, 1)
         if p.resize_mode != RESIZE.FIT_LARGE_SIZE_AND_PAD:
@@ -247,18 +257,18 @@ class BoxTransformer:
         share = np.array([min(1, aspect * p.height / p.width), min(1, p.width / aspect / p.height)], np.float32)
         return np.tile((1 - share) / 2, 2) + corners * np.tile(share, 2)
 
-    def stretch(self, extents: tuple[int, int], window: np.ndarray) -> np.ndarray:
-        """What boxes are multiplied by where height_scale and width_scale say so, for FIT_SMALL_SIZE."""
+    def corner_scale(self, extents: tuple[int, ...], window: Boxes) -> Boxes:
+        """Factors of the corners for FIT_SMALL_SIZE with height_scale and width_scale; else 1."""
         p = self.param.resize_param
         if p.resize_mode != RESIZE.FIT_SMALL_SIZE or not (p.height_scale and p.width_scale):
             return np.ones(4, np.float32)
-        height, width = self.scaled(extents)
+        height, width = self.resized_shape(extents)
         share = window[2:] - window[:2]
         return np.tile(np.array([width * share[0] / p.width_scale, height * share[1] / p.height_scale], np.float32), 2)
 
 
-def meets(constraint: caffe_pb2.SampleConstraint, crop: np.ndarray, corners: np.ndarray) -> bool:
-    """Whether one of the boxes (G, 4) meets all that a constraint gives; without any, every crop is good."""
+def satisfies(constraint: caffe_pb2.SampleConstraint, crop: Boxes, corners: Boxes) -> bool:
+    """Whether one of the boxes (G, 4) satisfies all bounds of a constraint on a crop; always true if it has none."""
     if not constraint.ListFields():
         return True
     common, sizes = boxes.intersections(corners, crop), boxes.areas(corners)
@@ -277,19 +287,20 @@ def meets(constraint: caffe_pb2.SampleConstraint, crop: np.ndarray, corners: np.
     return bool(good.any())
 
 
-def _with_corners(truths: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    truths = truths.copy()
+def _with_corners(truths: Boxes, corners: Boxes) -> Boxes:
+    truths = np.array(truths)
     truths[CORNERS] = corners
     return truths
 
 
-def _table(factor: float, term: float) -> np.ndarray:
-    """What each of 256 values becomes by a factor and a term, ends kept."""
-    return np.rint(np.arange(256) * factor + term).clip(0, 255).astype(np.uint8)
+def _table(factor: float, term: float) -> npt.NDArray[np.uint8]:
+    """Lookup table of 256 values: value · factor + term, rounded and clipped."""
+    values: npt.NDArray[np.float64] = np.rint(np.arange(256) * factor + term)
+    return values.clip(0, 255).astype(np.uint8)
 
 
 def _in_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
-    """One channel of hue, saturation and value mapped by a table; images of other than three channels have none."""
+    """Map one channel of hue, saturation and value by a table; images without three channels are unchanged."""
     if image.shape[2] != 3:
         return image
     hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2HSV)

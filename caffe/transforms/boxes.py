@@ -1,41 +1,44 @@
-"""Boxes of objects: overlaps, codes relative to priors, matches and suppression, as SSD has them (Liu et al. 2016).
+"""Bounding boxes of SSD (Liu et al. 2016): overlaps, encoding relative to priors, matching, non-maximum suppression.
 
-A box is xmin, ymin, xmax, ymax; arrays are float32 and have it as their last axis.
+A box is xmin, ymin, xmax, ymax, the last axis of float32 arrays.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from caffe.proto import caffe_pb2
 
 CODES = caffe_pb2.PriorBoxParameter
 UNMATCHED, IGNORED = -1, -2
-# What an untrained net predicts may have no end; such boxes overlap nothing.
-_of_any_size = np.errstate(over="ignore", invalid="ignore")
+Floats = npt.NDArray[np.floating]
+Boxes = Floats
+# Predictions of an untrained net may be infinite or NaN; such boxes overlap nothing.
+_allow_overflow = np.errstate(over="ignore", invalid="ignore")
 
 
-def areas(boxes: np.ndarray) -> np.ndarray:
-    """Width times height; 0 for a box that ends before it begins."""
+def areas(boxes: Boxes) -> Floats:
+    """Width times height; 0 for a box with a negative side."""
     sides = boxes[..., 2:] - boxes[..., :2]
     return np.where((sides < 0).any(-1), np.float32(0), sides[..., 0] * sides[..., 1])
 
 
-def intersections(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Areas that boxes (…, 4) and boxes (…, 4), broadcast, have in common; 0 where they only touch."""
+def intersections(first: Boxes, second: Boxes) -> Floats:
+    """Intersection areas of boxes (…, 4) and boxes (…, 4), broadcast; 0 if they only touch."""
     sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
     return np.where((sides > 0).all(-1), sides[..., 0] * sides[..., 1], np.float32(0))
 
 
-def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def overlaps(first: Boxes, second: Boxes) -> Floats:
     """Intersection over union of boxes (N, 4) and boxes (M, 4): (N, M)."""
     common = intersections(first[:, None], second)
     union = areas(first)[:, None] + areas(second) - common
     return np.divide(common, union, out=np.zeros_like(common), where=common > 0)
 
 
-def encode(boxes: np.ndarray, priors: np.ndarray, variances: np.ndarray, code: int) -> np.ndarray:
-    """Boxes (N, 4) as offsets from priors (N, 4), divided by the priors' variances (N, 4); 1 leaves them as they are."""
+def encode(boxes: Boxes, priors: Boxes, variances: Boxes, code: int) -> Boxes:
+    """Boxes (N, 4) as offsets from priors (N, 4), divided by the priors' variances (N, 4)."""
     if code == CODES.CORNER:
         return (boxes - priors) / variances
     sides = priors[..., 2:] - priors[..., :2]
@@ -46,9 +49,9 @@ def encode(boxes: np.ndarray, priors: np.ndarray, variances: np.ndarray, code: i
     return np.concatenate((shift, growth), -1) / variances
 
 
-@_of_any_size
-def decode(offsets: np.ndarray, priors: np.ndarray, variances: np.ndarray, code: int) -> np.ndarray:
-    """What `encode` was given: boxes from offsets (…, N, 4) from priors (N, 4)."""
+@_allow_overflow
+def decode(offsets: Boxes, priors: Boxes, variances: Boxes, code: int) -> Boxes:
+    """The inverse of `encode`: boxes from their offsets (…, N, 4) from priors (N, 4)."""
     offsets = variances * offsets
     if code == CODES.CORNER:
         return priors + offsets
@@ -60,41 +63,41 @@ def decode(offsets: np.ndarray, priors: np.ndarray, variances: np.ndarray, code:
     return np.concatenate((centre - half, centre + half), -1)
 
 
-def _centres(boxes: np.ndarray) -> np.ndarray:
+def _centres(boxes: Boxes) -> Floats:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-@_of_any_size
-def suppress(boxes: np.ndarray, threshold: float, eta: float = 1.0) -> np.ndarray:
-    """Positions of the boxes (N, 4), best first, that overlap none of those kept before by more than the threshold.
+@_allow_overflow
+def suppress(boxes: Boxes, threshold: float, eta: float = 1.0) -> npt.NDArray[np.int64]:
+    """Non-maximum suppression: indices of those boxes (N, 4), best first, that overlap no kept one by more than `threshold`.
 
-    eta  what the threshold is multiplied by after each box that is kept, while it is above 0.5
+    eta  factor of the threshold after each kept box, as long as it is above 0.5
     """
-    kept = []
+    kept: list[int] = []
     rest = np.arange(len(boxes))
     worst = np.zeros(len(boxes), np.float32)
     while len(rest):
         best = rest[0]
-        kept.append(best)
+        kept.append(int(best))
         rest = rest[1:]
         worst[rest] = np.maximum(worst[rest], overlaps(boxes[best : best + 1], boxes[rest])[0])
         if eta < 1 and threshold > 0.5:
             threshold *= eta
         fitting = worst[rest] <= np.float32(threshold)
-        # With eta, the boxes behind the next one are tried again, by the threshold of their turn.
+        # With eta, later boxes are tested again against the threshold at their turn.
         rest = rest[fitting] if eta == 1 else rest[int(fitting.argmax()) if fitting.any() else len(rest) :]
     return np.array(kept, np.int64)
 
 
-@_of_any_size
+@_allow_overflow
 def match(
-    candidates: np.ndarray, truths: np.ndarray, threshold: float | None, inside: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each candidate (P, 4), the position of its true box (G, 4), or UNMATCHED; and its greatest overlap with any of them.
+    candidates: Boxes, truths: Boxes, threshold: float | None, inside: bool = False
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Match candidates (P, 4) to true boxes (G, 4): each candidate's true box or UNMATCHED, and its greatest overlap with any.
 
-    Each true box, the most overlapped first, gets the candidate that overlaps it most; then each candidate that is left gets
-    the true box that it overlaps most, if by the threshold or more (None: only the first).
-    inside  candidates that reach past the image, 0 to 1, are IGNORED
+    Each true box, the most overlapped first, gets the candidate that overlaps it most; then each remaining candidate gets the
+    true box that it overlaps most, if by `threshold` or more (None: skip this second step).
+    inside  candidates that extend beyond the image, 0 to 1, are IGNORED
     """
     matches = np.full(len(candidates), UNMATCHED)
     if not len(truths):

@@ -1,4 +1,4 @@
-"""Files around SSD's detectors: label maps, and detections as VOC's, COCO's and ILSVRC's evaluations read them."""
+"""Files of SSD's detectors: label maps, image sizes, and detections in the formats of VOC, COCO and ILSVRC."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 from caffe.errors import FileError
 from caffe.formats.prototxt import read_text
 from caffe.proto import caffe_pb2
+from caffe.transforms.boxes import Boxes
 
 RESIZE = caffe_pb2.ResizeParameter
+DetectionParameter = caffe_pb2.SaveOutputParameter | caffe_pb2.DetectionEvaluateParameter
 
 
 def read_label_map(path: str) -> dict[int, caffe_pb2.LabelMapItem]:
-    """{label: its item} of a label map (text, `item { name: … label: … display_name: … }`)."""
+    """Read {label: its item} from a label map (text, `item { name: … label: … display_name: … }`)."""
     items = read_text(path, caffe_pb2.LabelMap()).item
     labels: dict[int, caffe_pb2.LabelMapItem] = {}
     for item in items:
@@ -23,14 +25,14 @@ def read_label_map(path: str) -> dict[int, caffe_pb2.LabelMapItem]:
             raise FileError(
                 path,
                 f'label {item.label} for "{labels[item.label].name}" and "{item.name}"',
-                "every class has a label of its own",
+                "every class must have its own label",
             )
         labels[item.label] = item
     return labels
 
 
 def read_sizes(path: str) -> list[tuple[str, int, int]]:
-    """Name, height and width of each image, from lines `name height width`."""
+    """Read name, height and width of each image from lines `name height width`."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError as error:
@@ -41,26 +43,28 @@ def read_sizes(path: str) -> list[tuple[str, int, int]]:
         if not parts:
             continue
         if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
-            raise FileError(f"{path}:{number}", f'"{line.strip()}"', "a line is name, height and width")
+            raise FileError(f"{path}:{number}", f'"{line.strip()}"', "a line must be name, height and width")
         sizes.append((parts[0], int(parts[1]), int(parts[2])))
     return sizes
 
 
-def in_pixels(corners: np.ndarray, height: int, width: int, param) -> np.ndarray:
-    """Corners given as shares of what went into the net, in pixels of the image as it was before `param.resize_param`."""
+def in_pixels(corners: Boxes, height: int, width: int, param: DetectionParameter) -> Boxes:
+    """Convert corners in fractions of the net's input to pixels of the image before `param.resize_param`."""
     p = param.resize_param
-    size = np.array([width, height] * 2)
+    size = np.array([width, height] * 2, float)
     if param.HasField("resize_param") and p.resize_mode == RESIZE.FIT_LARGE_SIZE_AND_PAD:
         aspect = width / height
         share = np.array([min(1, aspect * p.height / p.width), min(1, p.width / aspect / p.height)])
         corners = (corners - np.tile((1 - share) / 2, 2)) / np.tile(share, 2)
     elif param.HasField("resize_param") and p.resize_mode == RESIZE.FIT_SMALL_SIZE and p.height_scale and p.width_scale:
-        return (corners * np.tile([p.width_scale, p.height_scale], 2)).clip(0, size)
-    return corners.clip(0, 1) * size
+        scaled: Boxes = np.clip(corners * np.tile([p.width_scale, p.height_scale], 2), 0, size)
+        return scaled
+    pixels: Boxes = np.clip(corners, 0, 1) * size
+    return pixels
 
 
 class ResultFiles:
-    """Detections of the images of a name_size_file, in its order, written when all of them are there; then it starts over.
+    """Collects the detections of the images of a name_size_file, in its order; writes them after the last image and starts again.
 
     VOC: a file for each class, lines of image, score and corners in pixels. COCO: one file of objects. ILSVRC: one file, lines of
     image, label, score and corners.
@@ -75,17 +79,17 @@ class ResultFiles:
                 raise FileError(param.name_size_file, f"{len(self.sizes)} images", f"num_test_image is {param.num_test_image}")
             self.sizes = self.sizes[: param.num_test_image]
         if not self.sizes:
-            raise FileError(param.name_size_file, "no images", "a line for each is wanted: name, height and width")
+            raise FileError(param.name_size_file, "no images", "each must have a line: name, height and width")
         missing = [label for label in classes if label not in self.items]
         if missing:
             raise FileError(param.label_map_file, f"no item for label {missing[0]}", f"{where} has classes {classes}")
         if param.output_format not in ("VOC", "COCO", "ILSVRC"):
-            raise FileError(where, f'output_format "{param.output_format}"', "it is VOC, COCO or ILSVRC")
+            raise FileError(where, f'output_format "{param.output_format}"', "it must be VOC, COCO or ILSVRC")
         self.found: list[tuple[str, int, float, np.ndarray]] = []
         self.images = 0
 
     def add(self, rows: np.ndarray) -> None:
-        """Detections of the next image: label, score, and corners as shares of the image."""
+        """Add the detections of the next image: label, score, and corners in fractions of the image."""
         name, height, width = self.sizes[self.images]
         corners = in_pixels(rows[:, 2:].astype(np.float64), height, width, self.param)
         for (label, score), (xmin, ymin, xmax, ymax) in zip(rows[:, :2], corners, strict=True):
@@ -97,13 +101,13 @@ class ResultFiles:
             self.found, self.images = [], 0
 
     def write(self) -> None:
-        """The files of all images."""
+        """Write the files of all images."""
         folder = Path(self.param.output_directory)
         folder.mkdir(parents=True, exist_ok=True)
         prefix = self.param.output_name_prefix
         if self.param.output_format == "COCO":
             objects = [
-                {"image_id": _number(name), "category_id": _number(self.items[label].name), "bbox": box.tolist(), "score": score}
+                {"image_id": _id_of(name), "category_id": _id_of(self.items[label].name), "bbox": box.tolist(), "score": score}
                 for name, label, score, box in self.found
             ]
             (folder / f"{prefix}.json").write_text(json.dumps(objects, indent=1) + "\n")
@@ -118,5 +122,5 @@ class ResultFiles:
             (folder / f"{prefix}{name}.txt").write_text("".join(lines))
 
 
-def _number(text: str) -> int | str:
+def _id_of(text: str) -> int | str:
     return int(text) if text.isdigit() else text

@@ -1,4 +1,4 @@
-"""What transform_param does to images on their way into a net: random changes, crop, mirror, mean, scale."""
+"""Image preprocessing by transform_param: augmentation, crop, mirror, mean, scale."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from caffe.errors import Error
 from caffe.formats.stored import read_array
 from caffe.proto import caffe_pb2
 from caffe.transforms.augmentation import Augmentation, Changes
-from caffe.transforms.batch_augmentation import changed_batch
+from caffe.transforms.batch_augmentation import augment_batch
 
 SSD = range(20001, 21000)
-"""Numbers of the schema's fields of SSD, which AnnotatedData applies."""
+"""Field numbers of SSD's fields, which only AnnotatedData applies."""
 WORKERS = min(8, os.cpu_count() or 1)
-"""Threads that work on the images of one batch."""
+"""Number of threads that process the images of a batch."""
 
 
 @functools.cache
 def workers() -> ThreadPoolExecutor:
-    """The threads that all readers of the process share."""
+    """The thread pool that all readers of the process share."""
     return ThreadPoolExecutor(WORKERS, thread_name_prefix="images")
 
 
 def read_mean(path: str) -> np.ndarray:
-    """The mean image of a binaryproto: channels × height × width, float32."""
+    """Read the mean image in a binaryproto: channels × height × width, float32."""
     array = read_array(path, "mean file", "compute it with compute_image_mean, or correct transform_param.mean_file")
     return array.reshape(array.shape[-3:])
 
 
 class Windows(NamedTuple):
-    """Where each image of a batch is cropped, and whether it is mirrored then: arrays of N."""
+    """Crop position of each image of a batch, and whether it is then mirrored: arrays of N."""
 
     tops: np.ndarray
     lefts: np.ndarray
@@ -47,8 +47,8 @@ class Windows(NamedTuple):
 class Transformer:
     """Applies a TransformationParameter to images of one batch.
 
-    rng     the generator that training draws crops and changes, and both phases draw mirrors from
-    device  where batches are made; on a GPU, images come as bytes and are changed and made floats there
+    rng     the random generator of crops and changes in training, and of mirrors in both phases
+    device  of the batches; to a GPU, images are copied as bytes, and augmented and converted to floats there
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Transformer:
         phase: int,
         where: str,
         rng: np.random.Generator,
-        device: torch.device = torch.device("cpu"),  # noqa: B008, it does not change
+        device: torch.device = torch.device("cpu"),  # noqa: B008, it is immutable
     ):
         if param.mean_file and param.mean_value:
-            raise Error(where, "both mean_file and mean_value", "one of them is wanted")
+            raise Error(where, "both mean_file and mean_value", "only one may be given")
         if param.force_color and param.force_gray:
-            raise Error(where, "both force_color and force_gray", "one of them is wanted")
+            raise Error(where, "both force_color and force_gray", "only one may be given")
         for field, _ in param.ListFields():
             if field.number in SSD:
                 raise Error(where, f"transform_param has {field.name}", "only AnnotatedData applies it", "leave it out")
@@ -74,8 +74,8 @@ class Transformer:
         if param.HasField("augmentation_param") and self.training:
             self.augmentation = Augmentation(param.augmentation_param, where, rng)
 
-    def shape(self, image: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Channels, height and width after the transformation of an image of that shape."""
+    def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
+        """Channels, height and width after transforming an image of that shape."""
         crop = self.param.crop_size
         if crop > min(image[1:]):
             raise Error(self.where, f"crop_size {crop} on images of {image[1]}×{image[2]}", "the crop must fit into the image")
@@ -91,47 +91,47 @@ class Transformer:
                 self.where,
                 f"{len(self.param.mean_value)} mean values",
                 f"the images have {image[0]} channels",
-                "give one, or one each",
+                "give one, or one for each",
             )
         return (image[0], crop, crop) if crop else tuple(image)
 
     def __call__(self, images: list[np.ndarray]) -> torch.Tensor:
-        """float32 batch × channels × height × width: (crop(change(image)) - mean) · scale, mirrored at random where asked for."""
+        """float32 batch × channels × height × width: (crop(augment(image)) - mean) · scale, mirrored at random with `mirror`."""
         windows = self.draw(images)
         changes = self.augmentation.draw(len(images)) if self.augmentation else None
         if self.device.type == "cpu":
-            return torch.from_numpy(self.values(self.cut(images, windows, changes), windows))
-        if changes and len({image.shape for image in images}) == 1:
-            whole = torch.from_numpy(np.stack(images)).to(self.device)
-            return self.values_there(self.cut_there(changed_batch(self.augmentation, whole, changes), windows), windows)
-        return self.values_there(torch.from_numpy(self.cut(images, windows, changes)).to(self.device), windows)
+            return torch.from_numpy(self.normalize(self.crop(images, windows, changes), windows))
+        if self.augmentation and changes and len({image.shape for image in images}) == 1:
+            augmented = augment_batch(self.augmentation, torch.from_numpy(np.stack(images)).to(self.device), changes)
+            return self.normalize_on_device(self.crop_on_device(augmented, windows), windows)
+        return self.normalize_on_device(torch.from_numpy(self.crop(images, windows, changes)).to(self.device), windows)
 
     def draw(self, images: list[np.ndarray]) -> Windows:
-        """Crops, at random in training, in the middle in testing; and mirrors."""
+        """Draw crops, random in training and central in testing, and mirrors."""
         channels, height, width = shape = self.shape(images[0].shape)
         for image in images:
             if image.shape != images[0].shape and (len(image) != channels or self.shape(image.shape) != shape):
                 raise Error(
                     self.where,
                     f"an image of shape {image.shape} in a batch of {images[0].shape}",
-                    do="resize them alike, or set crop_size",
+                    do="resize them to one size, or set crop_size",
                 )
-        room = np.array([image.shape[1:] for image in images]) - (height, width)
+        room = np.array([image.shape[1:] for image in images], int) - np.array((height, width))
         corners = self.rng.integers(room + 1) if self.training and self.param.crop_size else room // 2
         mirrored = self.rng.integers(2, size=len(images)) if self.param.mirror else np.zeros(len(images), int)
         return Windows(corners[:, 0], corners[:, 1], mirrored.astype(bool))
 
     # ---- on the CPU
 
-    def cut(self, images: list[np.ndarray], windows: Windows, changes: Changes | None = None) -> np.ndarray:
-        """The images, changed, in their windows: batch × channels × height × width, of the images' type."""
+    def crop(self, images: list[np.ndarray], windows: Windows, changes: Changes | None = None) -> np.ndarray:
+        """Augment, crop and mirror the images: batch × channels × height × width, of the images' type."""
         batch = np.empty((len(images), *self.shape(images[0].shape)), images[0].dtype)
         height, width = batch.shape[2:]
 
-        def one(index: int) -> None:
+        def crop_one(index: int) -> None:
             image, target = images[index], batch[index]
-            if changes:
-                image = self.augmentation.changed(image, changes, index)
+            if self.augmentation and changes:
+                image = self.augmentation.apply(image, changes, index)
             top, left = windows.tops[index], windows.lefts[index]
             window = image[:, top : top + height, left : left + width]
             if windows.mirrored[index] and image.dtype == batch.dtype:
@@ -140,17 +140,17 @@ class Transformer:
             else:
                 target[...] = window[:, :, ::-1] if windows.mirrored[index] else window
 
-        self._for_each(one, len(images))
+        self._for_each(crop_one, len(images))
         return batch
 
-    def values(self, pixels: np.ndarray, windows: Windows) -> np.ndarray:
-        """Less the mean, as far as it lies in the window, and scaled; float32."""
+    def normalize(self, pixels: np.ndarray, windows: Windows) -> np.ndarray:
+        """Subtract the mean, cropped and mirrored like the image, and scale; float32."""
         batch = np.empty(pixels.shape, np.float32)
         given = self.param.mean_value
         mean = np.asarray(given, np.float32)[:, None, None] if given else None
         height, width = pixels.shape[2:]
 
-        def one(index: int) -> None:
+        def normalize_one(index: int) -> None:
             target, under = batch[index], mean
             target[...] = pixels[index]
             if self.mean is not None:
@@ -162,39 +162,39 @@ class Transformer:
             if self.param.scale != 1:
                 target *= np.float32(self.param.scale)
 
-        self._for_each(one, len(pixels))
+        self._for_each(normalize_one, len(pixels))
         return batch
 
     @staticmethod
-    def _for_each(one: Callable[[int], None], count: int) -> None:
-        """one(0) … one(count - 1), each worker a part of them."""
+    def _for_each(function: Callable[[int], None], count: int) -> None:
+        """Call function(0) … function(count - 1), every n-th of them on each of n workers."""
 
-        def some(worker: int) -> None:
+        def call_some(worker: int) -> None:
             for index in range(worker, count, WORKERS):
-                one(index)
+                function(index)
 
-        list(workers().map(some, range(WORKERS)))
+        list(workers().map(call_some, range(WORKERS)))
 
     # ---- on the device
 
-    def places(self, windows: Windows, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and column of each pixel of the windows, to index with: N × 1 × height × 1 and N × 1 × 1 × width."""
+    def window_indices(self, windows: Windows, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and column indices of the windows' pixels: N × 1 × height × 1 and N × 1 × 1 × width."""
         rows = windows.tops[:, None] + np.arange(height)
         columns = np.where(windows.mirrored[:, None], np.arange(width)[::-1], np.arange(width)) + windows.lefts[:, None]
-        rows, columns = (torch.from_numpy(one).to(self.device) for one in (rows, columns))
-        return rows[:, None, :, None], columns[:, None, None, :]
+        down, across = (torch.from_numpy(indices).to(self.device) for indices in (rows, columns))
+        return down[:, None, :, None], across[:, None, None, :]
 
-    def cut_there(self, images: torch.Tensor, windows: Windows) -> torch.Tensor:
-        """`cut` of images of one size, batch × channels × height × width, on the device."""
-        rows, columns = self.places(windows, *self.shape(images.shape[1:])[1:])
-        numbers, channels = (torch.arange(extent, device=self.device) for extent in images.shape[:2])
-        return images[numbers[:, None, None, None], channels[:, None, None], rows, columns]
+    def crop_on_device(self, images: torch.Tensor, windows: Windows) -> torch.Tensor:
+        """`crop` of images of one size, batch × channels × height × width, on the device."""
+        rows, columns = self.window_indices(windows, *self.shape(images.shape[1:])[1:])
+        indices, channels = (torch.arange(extent, device=self.device) for extent in images.shape[:2])
+        return images[indices[:, None, None, None], channels[:, None, None], rows, columns]
 
-    def values_there(self, pixels: torch.Tensor, windows: Windows) -> torch.Tensor:
-        """`values` on the device."""
+    def normalize_on_device(self, pixels: torch.Tensor, windows: Windows) -> torch.Tensor:
+        """`normalize` on the device."""
         batch = pixels.float()
         if self.mean is not None:
-            rows, columns = self.places(windows, *pixels.shape[2:])
+            rows, columns = self.window_indices(windows, *pixels.shape[2:])
             channels = torch.arange(pixels.shape[1], device=self.device)[:, None, None]
             batch -= torch.from_numpy(self.mean).to(self.device)[channels, rows, columns]
         elif self.param.mean_value:

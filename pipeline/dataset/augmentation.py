@@ -32,5 +32,5 @@ def changed(image: np.ndarray, param: caffe_pb2.AugmentationParameter, seed: tup
     """A changed copy of an image, uint8, height × width × 3 (BGR) or height × width; equal seeds change it alike."""
     augmentation = Augmentation(param, "augmentation", np.random.default_rng(seed))
     planes = image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
-    made = augmentation.changed(planes, augmentation.draw(1), 0)
+    made = augmentation.apply(planes, augmentation.draw(1), 0)
     return made.transpose(1, 2, 0) if image.ndim == 3 else made[0]

@@ -36,7 +36,7 @@ def examples(database: Path, changes: caffe_pb2.AugmentationParameter, seed: int
     for key, value in islice(caffe.open_db(database).items(), ROWS):
         image = caffe.pixels_of(caffe.parse_datum(value), None, f"{database}: {key.decode(errors='replace')}")
         drawn = augmentation.draw(COLUMNS - 1)
-        shown += [image, *(augmentation.changed(image, drawn, index) for index in range(COLUMNS - 1))]
+        shown += [image, *(augmentation.apply(image, drawn, index) for index in range(COLUMNS - 1))]
     return [thumbnail(in_order(image, channels, "BGR")) for image in shown]
 
 

@@ -108,7 +108,7 @@ def test_without_graphviz_it_is_said_what_to_install(net, tmp_path, monkeypatch)
     assert "install Graphviz" in error.value.do
     draw.draw_net_to_file(net, str(tmp_path / "net.dot"))
     assert (tmp_path / "net.dot").read_bytes() == draw.draw_net(net, "LR", "dot")
-    with pytest.raises(caffe.Error, match="no ending"):
+    with pytest.raises(caffe.Error, match="no suffix"):
         draw.draw_net_to_file(net, str(tmp_path / "net"))
 
 

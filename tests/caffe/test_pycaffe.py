@@ -255,7 +255,7 @@ def test_what_cannot_be_cropped_says_why():
     with pytest.raises(AssertionError, match="must be the larger one"):
         coord_map.crop(n.up, n.data)
     n = spec(stride=2)
-    with pytest.raises(AssertionError, match="one scale"):
+    with pytest.raises(AssertionError, match="the same scale"):
         coord_map.crop(n.up, n.data)
     n.fc = L.InnerProduct(n.up, num_output=3)
     with pytest.raises(RuntimeError, match="no common origin"):
@@ -288,7 +288,7 @@ def test_a_missing_file_is_a_runtime_error_as_in_pycaffe(write):
         caffe.Net("absent.prototxt", caffe.TEST)
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "no such image"), (b"no image", "not an image that OpenCV reads")])
+@pytest.mark.parametrize(("content", "message"), [(None, "no such image"), (b"no image", "not an image that OpenCV can read")])
 def test_an_image_that_cannot_be_read_is_an_oserror_that_scripts_pass_over(tmp_path, content, message):
     path = tmp_path / "cat.jpg"
     if content:

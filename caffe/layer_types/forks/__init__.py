@@ -1,1 +1,1 @@
-"""Layer types of Caffe's forks, which BVLC Caffe does not have."""
+"""Layer types of Caffe's forks that BVLC Caffe does not have."""

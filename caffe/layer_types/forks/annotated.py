@@ -1,13 +1,15 @@
-"""SSD's source of images with boxes: AnnotatedData."""
+"""SSD's data layer of images with boxes: AnnotatedData."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from caffe.engine.layer import register
+from caffe.engine.layer import Shape, register
 from caffe.errors import Error
 from caffe.formats.datum import pixels_of
-from caffe.layer_types.data import Data, Prefetching
+from caffe.layer_types.data import Batch, Data, Prefetching
 from caffe.proto import caffe_pb2
 from caffe.transforms.box_transform import BoxTransformer
 from caffe.transforms.detections import read_label_map
@@ -17,49 +19,49 @@ from caffe.transforms.detections import read_label_map
 class AnnotatedData(Data):
     """Images and boxes from a database of AnnotatedDatum records: → (N, C, H, W), (1, 1, boxes, 8) as MultiBoxLoss takes them.
 
-    A row is the image's place in the batch, label, a number, xmin, ymin, xmax, ymax, whether it is difficult; a batch without
-    boxes has one row of -1. Where records have no annotations, their labels (N,) instead.
+    A row is the image's index in the batch, label, instance, xmin, ymin, xmax, ymax, difficult; without boxes, one row of -1.
+    If records have no annotations, the second top is their labels (N,).
     """
 
     reads = "records"
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         Prefetching.setup(self)
         p, transform = self.param.data_param, self.param.transform_param
         if p.batch_size < 1:
             raise self.error("batch_size is not given", "it must be at least 1")
         if transform.force_color and transform.force_gray:
-            raise self.error("both force_color and force_gray", "one of them is wanted")
+            raise self.error("both force_color and force_gray", "only one may be given")
         self.ahead = p.prefetch
         self.color = True if transform.force_color or p.force_encoded_color else (False if transform.force_gray else None)
         annotated = self.param.annotated_data_param
         if annotated.label_map_file:
             read_label_map(annotated.label_map_file)
         self.box_transformer = BoxTransformer(transform, annotated.batch_sampler, self.phase, self.where, self.rng)
-        image, truths, _ = self.pixels(next(self.database.values()))
+        image, truths, _ = self.parse(next(self.database.values()))
         self.annotated = truths is not None
         values, _ = self.box_transformer(image, np.empty((0, 7), np.float32))
-        labels = (1, 1, max(1, len(truths)), 8) if self.annotated else (p.batch_size,)
+        labels = (p.batch_size,) if truths is None else (1, 1, max(1, len(truths)), 8)
         self.shapes = [(p.batch_size, *values.shape), labels]
 
-    def top_shapes(self):
+    def top_shapes(self) -> list[Shape]:
         return self.shapes[: len(self.param.top)]
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         random = self.phase == caffe_pb2.TRAIN and (
             self.param.annotated_data_param.batch_sampler
             or any(self.param.transform_param.HasField(field) for field in ("distort_param", "expand_param", "noise_param"))
         )
         return "samples or changes images at random" if random else super().batch_dependence()
 
-    def pixels(self, record):
-        """Image, truths (None where the record has no annotations) and label of a record."""
+    def parse(self, record: bytes | memoryview) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """Image, ground-truth boxes (None if the record has no annotations) and label of a record."""
         source = self.param.data_param.source
         datum = caffe_pb2.AnnotatedDatum()
         try:
             datum.ParseFromString(bytes(record))
         except Exception as error:
-            raise Error(source, f"a record that is no AnnotatedDatum ({error})", do="rebuild the database") from error
+            raise Error(source, f"a record that is not an AnnotatedDatum ({error})", do="rebuild the database") from error
         image = pixels_of(datum.datum, self.color, source).transpose(1, 2, 0)
         if not (datum.HasField("type") or self.param.annotated_data_param.HasField("anno_type")):
             return image, None, datum.datum.label
@@ -71,16 +73,17 @@ class AnnotatedData(Data):
         ]
         truths = np.array(rows, np.float32).reshape(-1, 7)
         if not (np.abs(truths) < 1e6).all():
-            raise Error(source, "a box without end", "corners are shares of the image, 0 to 1", "rebuild the database")
+            raise Error(source, "a box that is not finite", "corners are fractions of the image", "rebuild the database")
         return image, truths, datum.datum.label
 
-    def read(self, position):
+    def read(self, position: int) -> Iterator[Batch]:
         source, size = self.param.data_param.source, self.param.data_param.batch_size
         records = self.records(position)
         while True:
-            images, rows, labels = [], [], []
+            images: list[np.ndarray] = []
+            rows, labels = [], []
             for place in range(size):
-                image, truths, label = next(records)
+                image, truths, label = self.parse(next(records))
                 if (truths is not None) != self.annotated:
                     raise Error(source, "records with annotations and records without", do="rebuild the database")
                 values, truths = self.box_transformer(image, np.empty((0, 7), np.float32) if truths is None else truths)

@@ -1,11 +1,12 @@
-"""What forks added for the blocks of later nets: ReLU6, DepthwiseConvolution, ShuffleChannel, Axpy, Permute, Normalize, BN."""
+"""Building blocks of later nets: ReLU6, DepthwiseConvolution, ShuffleChannel, Axpy, Permute, Normalize, BN."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from caffe.engine.layer import BIAS, WEIGHT, BlobSpec, Layer, register
+from caffe.engine.layer import BIAS, WEIGHT, BlobSpec, Layer, Shape, Tops, register
 from caffe.layer_types.activation import Elementwise
 from caffe.layer_types.vision import Convolution
 from caffe.proto import caffe_pb2
@@ -13,9 +14,9 @@ from caffe.proto import caffe_pb2
 
 @register("ReLU6", "relu_param")
 class ReLU6(Elementwise):
-    """y = x from 0 to 6, 0 below (negative_slope · x where that is given) and 6 above (MobileNet); shape of x."""
+    """y = min(max(x, 0), 6), with negative_slope · x instead of 0 if it is given (MobileNet); shape of x."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope
         if slope:
             return functional.leaky_relu(x, slope).clamp_max(6)
@@ -26,13 +27,13 @@ class ReLU6(Elementwise):
 class DepthwiseConvolution(Convolution):
     """A Convolution with as many groups as channels: (N, C, H, W) × (O, 1, k_h, k_w) → (N, O, H', W'); O is a multiple of C.
 
-    convolution_param: as Convolution's; `group` need not be given.
+    convolution_param: as for Convolution; `group` is set from the bottom.
     """
 
     begins_layout = False
     is_classifier = False
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         p = self.param.convolution_param
         p.group = shapes[0][self.axis(p.axis, len(shapes[0]))]
         super().setup(*shapes)
@@ -40,21 +41,21 @@ class DepthwiseConvolution(Convolution):
 
 @register("ConvolutionDepthwise")
 class ConvolutionDepthwise(DepthwiseConvolution):
-    """DepthwiseConvolution by the name that another fork gave it."""
+    """DepthwiseConvolution under another fork's name."""
 
 
 @register("ShuffleChannel")
 class ShuffleChannel(Layer):
-    """Channels dealt out anew: channel i of group g comes to place i · group + g (Zhang et al. 2017); shape of x."""
+    """Channel shuffle: channel i of group g becomes channel i · group + g (Zhang et al. 2017); shape of x."""
 
     keeps_shape = True
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         self.group = self.param.shuffle_channel_param.group
         if len(shape) < 2 or self.group < 1 or shape[1] % self.group:
             raise self.error(f"group {self.group} for a bottom of shape {shape}", "the groups must divide its channels evenly")
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x.unflatten(1, (self.group, -1)).transpose(1, 2).flatten(1, 2)
 
 
@@ -65,72 +66,72 @@ class Axpy(Layer):
     bottoms = (3, 3)
     keeps_output = False
 
-    def setup(self, factor, x, y):
+    def setup(self, factor: Shape, x: Shape, y: Shape) -> None:
         if x != y:
-            raise self.error(f"second and third bottom of shapes {x} and {y}", "they have the same")
+            raise self.error(f"second and third bottom of shapes {x} and {y}", "they must have the same shape")
         if factor[:2] != x[:2] or any(extent != 1 for extent in factor[2:]):
-            raise self.error(f"factors of shape {factor} for a bottom of shape {x}", f"there is one for each of {x[:2]}")
+            raise self.error(f"factors of shape {factor} for a bottom of shape {x}", f"there must be one for each of {x[:2]}")
 
-    def top_shapes(self, factor, x, y):
+    def top_shapes(self, factor: Shape, x: Shape, y: Shape) -> list[Shape]:
         return [x]
 
-    def forward(self, factor, x, y):
+    def forward(self, factor: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return torch.addcmul(y, factor.reshape(factor.shape[:2] + (1,) * (x.dim() - 2)), x)
 
 
 @register("Permute")
 class Permute(Layer):
-    """Axes in another order: axis i of the top is axis order[i] of the bottom; axes that are not named follow as they come."""
+    """Transpose: axis i of the top is axis order[i] of the bottom; axes not listed follow in their order."""
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         order = list(self.param.permute_param.order)
         if len(set(order)) < len(order) or any(axis >= len(shape) for axis in order):
             raise self.error(
-                f"order {', '.join(map(str, order))}", f"each axis of the bottom (0 to {len(shape) - 1}) comes at most once"
+                f"order {', '.join(map(str, order))}", f"each axis of the bottom (0 to {len(shape) - 1}) may be listed once"
             )
         self.order = order + [axis for axis in range(len(shape)) if axis not in order]
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         return [tuple(shape[axis] for axis in self.order)]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x.permute(self.order)
 
 
 @register("Normalize", "norm_param")
 class Normalize(Layer):
-    """y = scale · x / √(Σ x² + eps), the sum over the channels of a position or over the whole image (ParseNet); shape of x.
+    """y = scale · x / √(Σ x² + eps), summed over the channels at each position, or over the whole image (ParseNet); shape of x.
 
-    Blob: the scales (C,), or () with channel_shared; 1 at first.
+    Blob: the scales (C,), or () with channel_shared; initially 1.
     """
 
     learns = (WEIGHT,)
     keeps_shape = True
     rescales = True
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.norm_param
         if not 2 <= len(shape) <= 4:
-            raise self.error(f"a bottom of shape {shape}", "Normalize wants 2 to 4 axes (N, C, H, W)")
+            raise self.error(f"a bottom of shape {shape}", "Normalize takes 2 to 4 axes (N, C, H, W)")
         filler = p.scale_filler if p.HasField("scale_filler") else caffe_pb2.FillerParameter(type="constant", value=1)
         self.add_blob(() if p.channel_shared else (shape[1],), filler)
         self.over = list(range(1, len(shape))) if p.across_spatial else [1]
-        self.placed = (-1,) + (1,) * (len(shape) - 2)
+        self.broadcast_shape = (-1,) + (1,) * (len(shape) - 2)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         (scale,) = self.parameters()
         norm = (x.square().sum(self.over, keepdim=True) + self.param.norm_param.eps).sqrt()
-        return x / norm * scale.reshape(self.placed)
+        return x / norm * scale.reshape(self.broadcast_shape)
 
 
 @register("BN")
 class BN(Layer):
     """Batch normalisation of two forks: y = slope · (x - mean) / √(variance + eps) + bias for each channel; shape of x.
 
-    yjxiong's: mean and variance are the batch's in training, and averages of them are kept, which serve in testing, or always
-    where it is frozen. Blobs, each (1, C): slope, bias, average mean, average variance; the last two are not learned.
+    yjxiong's: mean and variance are the batch's in training, and their running averages in testing, or in both phases if frozen.
+    Blobs, each (1, C): slope, bias, running mean, running variance; the last two are not learned.
     SegNet's (scale_filler, shift_filler or bn_mode is given): the batch's in both phases, with eps 1e-9, or with bn_mode:
-    INFERENCE y = scale · x + shift. Blobs, each (1, C, 1, 1): scale, shift. Batch's mean and variance as further tops.
+    INFERENCE y = scale · x + shift. Blobs, each (1, C, 1, 1): scale, shift. Optional further tops: the batch's mean and variance.
     """
 
     tops = (1, 3)
@@ -141,82 +142,82 @@ class BN(Layer):
     statistics_setting = "frozen"
 
     @staticmethod
-    def is_segnets(param) -> bool:
+    def is_segnets(param: caffe_pb2.LayerParameter) -> bool:
         """Whether a layer is SegNet's, which stores no statistics."""
         return any(param.bn_param.HasField(field) for field in ("scale_filler", "shift_filler", "bn_mode"))
 
     @classmethod
-    def blob_specs(cls, param):
+    def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...]:
         if cls.is_segnets(param):
             return WEIGHT, BIAS
         return WEIGHT, BIAS, BlobSpec("running_mean", learned=False), BlobSpec("running_var", learned=False)
 
     @classmethod
-    def tests_by_batch(cls, param):
+    def tests_by_batch(cls, param: caffe_pb2.LayerParameter) -> bool:
         return cls.is_segnets(param) and param.bn_param.bn_mode != caffe_pb2.BNParameter.INFERENCE
 
     @classmethod
-    def epsilon(cls, param):
+    def epsilon(cls, param: caffe_pb2.LayerParameter) -> float:
         """What is added to the stored variance."""
         return param.bn_param.eps
 
-    def setup(self, shape):
+    def setup(self, shape: Shape) -> None:
         p = self.param.bn_param
         if len(shape) < 2:
-            raise self.error(f"a bottom of shape {shape}", "BN wants a channel axis, the second")
+            raise self.error(f"a bottom of shape {shape}", "BN needs a channel axis, the second")
         self.segnets = self.is_segnets(self.param)
         if self.segnets:
             for filler in (p.scale_filler, p.shift_filler):
                 self.add_blob((1, shape[1], 1, 1), filler)
             return
         if len(self.param.top) > 1:
-            raise self.error(f"{len(self.param.top)} tops", "further ones are for scale_filler and shift_filler")
+            raise self.error(f"{len(self.param.top)} tops", "further tops need scale_filler and shift_filler")
         variance = caffe_pb2.FillerParameter(type="constant", value=float(p.frozen))
         for filler in (p.slope_filler, p.bias_filler, caffe_pb2.FillerParameter(), variance):
             self.add_blob((1, shape[1]), filler)
-        self.by_averages = p.frozen or self.phase == caffe_pb2.TEST
+        self.running_statistics = p.frozen or self.phase == caffe_pb2.TEST
         for index in range(4):
             spec = self.param.param[index] if index < len(self.param.param) else self.param.param.add()
             if index > 1 or p.frozen:
                 spec.lr_mult = spec.decay_mult = 0
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         inference = self.param.bn_param.bn_mode == caffe_pb2.BNParameter.INFERENCE
-        by_averages = inference if self.segnets else self.by_averages
-        return "" if by_averages else "batch statistics are of each process's own batch"
+        running = inference if self.segnets else self.running_statistics
+        return "" if running else "batch statistics are of each process's own batch"
 
-    def top_shapes(self, shape):
+    def top_shapes(self, shape: Shape) -> list[Shape]:
         return [shape, *[(1, shape[1], 1, 1)] * (len(self.param.top) - 1)]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tops:
         factor, term = (blob.reshape(-1) for blob in self.parameters()[:2])
         p = self.param.bn_param
         if self.segnets:
-            return self.of_segnet(x, factor, term)
-        if self.by_averages:
+            return self.forward_segnet(x, factor, term)
+        if self.running_statistics:
             mean, variance = (blob.tensor.reshape(-1) for blob in self.blobs[2:])
             return functional.batch_norm(x, mean, variance, factor, term, eps=p.eps)
-        y, mean, variance = _by_batch(x, factor, term, p.eps)
+        y, mean, variance = _normalize_batch(x, factor, term, p.eps)
         for blob, value in zip(self.blobs[2:], (mean, variance), strict=True):
             blob.tensor.mul_(p.momentum).add_(value.view(1, -1), alpha=1 - p.momentum)
         return y
 
-    def of_segnet(self, x, scale, shift):
-        """y, and as many of mean and variance as there are tops for."""
+    def forward_segnet(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
+        """The tops of SegNet's form: y[, mean[, variance]]."""
         if self.param.bn_param.bn_mode == caffe_pb2.BNParameter.INFERENCE:
             along = (-1,) + (1,) * (x.dim() - 2)
             y = torch.addcmul(shift.view(along), x, scale.view(along))
             mean, variance = x.new_zeros(2, x.shape[1])
         else:
-            y, mean, variance = _by_batch(x, scale, shift, 1e-9)
+            y, mean, variance = _normalize_batch(x, scale, shift, 1e-9)
         return (y, mean.view(1, -1, 1, 1), variance.view(1, -1, 1, 1))[: len(self.param.top)]
 
 
-def _by_batch(x, factor, term, eps):
-    """x standardised by its batch, scaled and shifted; its mean and its (biased) variance, (C,)."""
+def _normalize_batch(x: Tensor, factor: Tensor, term: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x normalised by batch statistics, scaled and shifted; the batch's mean and (biased) variance, (C,)."""
     channels = x.shape[1]
     count = x.numel() // max(1, channels)
     mean, variance = x.new_zeros(channels), x.new_zeros(channels)
-    # With momentum 1, what PyTorch keeps is the batch's mean and its unbiased variance.
+    # With momentum 1, PyTorch's running statistics are the batch's mean and unbiased variance.
     y = torch.batch_norm(x, factor, term, mean, variance, True, 1.0, eps, torch.backends.cudnn.enabled)
     return y, mean, (variance * ((count - 1) / max(1, count))).nan_to_num_()

@@ -1,4 +1,4 @@
-"""SSD's layers around a detector (Liu et al. 2016): where boxes are looked for, which are found, and which of them are right."""
+"""SSD's detection layers (Liu et al. 2016): PriorBox, DetectionOutput, DetectionEvaluate."""
 
 from __future__ import annotations
 
@@ -6,55 +6,56 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from caffe.engine.layer import Layer, register
+from caffe.engine.layer import Layer, Shape, register
 from caffe.transforms import boxes
 from caffe.transforms.detections import ResultFiles, in_pixels, read_sizes
 
 
 @register("PriorBox")
 class PriorBox(Layer):
-    """Boxes around each position of a map: (map (N, C, H, W), image (N, C, H', W')) → (1, 2, H · W · boxes · 4).
+    """Prior boxes at each position of a feature map: (map (N, C, H, W), image (N, C, H', W')) → (1, 2, H · W · boxes · 4).
 
-    First the boxes, as shares of the image, position by position, for each min_size: a square of that size; a square of
-    √(min_size · max_size); one of the size of the first for each aspect ratio. Then their variances. No gradient.
+    First the boxes, as fractions of the image, position by position, for each min_size: a square of that size; a square of
+    √(min_size · max_size); one of the first's area for each aspect ratio. Then their variances. No gradient.
     """
 
     bottoms = (2, 2)
     differentiable_bottoms = ()
     extents: tuple[int, ...] | None = None
-    """Those of map and image that `priors` are for."""
+    """Height and width of the map and of the image that `priors` were computed for."""
 
-    def setup(self, shape, image):
+    def setup(self, shape: Shape, image: Shape) -> None:
         p = self.param.prior_box_param
         if len(shape) != 4 or len(image) != 4:
-            raise self.error(f"bottoms of shapes {shape} and {image}", "both have 4 axes (N, C, H, W)")
+            raise self.error(f"bottoms of shapes {shape} and {image}", "both must have 4 axes (N, C, H, W)")
         if not p.min_size or min(p.min_size) < 1:
-            raise self.error("no min_size" if not p.min_size else f"min_size {min(p.min_size):g}", "it is at least 1 pixel")
+            raise self.error("no min_size" if not p.min_size else f"min_size {min(p.min_size):g}", "it must be at least 1 pixel")
         if p.max_size and len(p.max_size) != len(p.min_size):
             raise self.error(f"{len(p.max_size)} values of max_size", f"there are {len(p.min_size)} of min_size")
         for low, high in zip(p.min_size, p.max_size, strict=False):
             if high <= low:
-                raise self.error(f"max_size {high:g} for min_size {low:g}", "it is larger")
+                raise self.error(f"max_size {high:g} for min_size {low:g}", "it must be larger")
         if len(p.variance) not in (0, 1, 4) or min(p.variance, default=1) <= 0:
-            raise self.error(f"variance {', '.join(f'{value:g}' for value in p.variance)}", "it is one or four numbers above 0")
+            raise self.error(f"variance {', '.join(f'{value:g}' for value in p.variance)}", "give one or four numbers above 0")
         if min(p.aspect_ratio, default=1) <= 0:
-            raise self.error(f"aspect_ratio {min(p.aspect_ratio):g}", "it is larger than 0")
+            raise self.error(f"aspect_ratio {min(p.aspect_ratio):g}", "it must be larger than 0")
         self.image = self.pair("img_size", "img_h", "img_w")
         self.step = self.pair("step", "step_h", "step_w")
         self.variance = np.resize(np.array(p.variance or [0.1], np.float32), 4)
         self.sizes = self.boxes()
 
     def pair(self, both: str, height: str, width: str) -> tuple[float, float] | None:
-        """Two extents, given by one field or by two; None where they are not."""
+        """Two extents (height, width), given by one field or by two; None if neither is given."""
         p = self.param.prior_box_param
         if p.HasField(both) and (p.HasField(height) or p.HasField(width)):
-            raise self.error(f"both {both} and {height} or {width}", "one form or the other is wanted")
+            raise self.error(f"both {both} and {height} or {width}", "only one form may be given")
         if not any(p.HasField(name) for name in (both, height, width)):
             return None
         pair = (getattr(p, both),) * 2 if p.HasField(both) else (getattr(p, height), getattr(p, width))
         if min(pair) <= 0:
-            raise self.error(f"{both} {pair}", "both extents are larger than 0")
+            raise self.error(f"{both} {pair}", "both must be larger than 0")
         return pair
 
     def boxes(self) -> np.ndarray:
@@ -65,28 +66,31 @@ class PriorBox(Layer):
             if all(abs(ratio - known) >= 1e-6 for known in ratios):
                 ratios += [ratio, 1 / ratio] if p.flip else [ratio]
         roots = np.sqrt(np.array([ratio for ratio in ratios if abs(ratio - 1) >= 1e-6], np.float32))
-        sizes = []
-        for index, size in enumerate(map(int, p.min_size)):  # SSD takes whole pixels
+        sizes: list[tuple[float, float]] = []
+        for index, size in enumerate(map(int, p.min_size)):  # SSD truncates to whole pixels
             sizes.append((size, size))
             if p.max_size:
                 sizes.append((np.sqrt(size * int(p.max_size[index])),) * 2)
             sizes += [(size * root, size / root) for root in roots]
         return np.array(sizes, np.float32)
 
-    def top_shapes(self, shape, image):
+    def top_shapes(self, shape: Shape, image: Shape) -> list[Shape]:
         return [(1, 2, shape[2] * shape[3] * len(self.sizes) * 4)]
 
-    def forward(self, x, image):
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
         height, width = x.shape[2:]
         if self.extents != (*x.shape[2:], *image.shape[2:]):
             self.extents = (*x.shape[2:], *image.shape[2:])
-            self.priors = torch.from_numpy(self.place(height, width, self.image or image.shape[2:])).to(x)
+            self.priors = torch.from_numpy(self.place(height, width, self.image or (image.shape[2], image.shape[3]))).to(x)
         return self.priors.clone()
 
     def place(self, height: int, width: int, image: tuple[float, float]) -> np.ndarray:
-        """Boxes and variances of a map of these extents in an image of those."""
+        """Boxes and variances, (1, 2, H · W · boxes · 4), of a map height × width for an image (height, width)."""
         p = self.param.prior_box_param
-        steps = self.step or (np.float32(image[0]) / np.float32(height), np.float32(image[1]) / np.float32(width))
+        steps: tuple[float | np.float32, float | np.float32] = self.step or (
+            np.float32(image[0]) / np.float32(height),
+            np.float32(image[1]) / np.float32(width),
+        )
         down, across = (
             (np.arange(extent, dtype=np.float32) + np.float32(p.offset)) * np.float32(step)
             for extent, step in zip((height, width), steps, strict=True)
@@ -99,21 +103,21 @@ class PriorBox(Layer):
         return np.stack((corners, np.broadcast_to(self.variance, corners.shape))).reshape(1, 2, -1)
 
 
-def prior_arrays(layer: Layer, priors: torch.Tensor, code: int) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes (P, 4) and variances (P, 4) of a PriorBox's top; an error where a code needs a size that a box does not have."""
+def prior_arrays(layer: Layer, priors: Tensor, code: int) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes (P, 4) and variances (P, 4) of a PriorBox's top; raises LayerError if the code divides by a side that is 0."""
     corners, variances = priors.detach().float().cpu().numpy().reshape(2, -1, 4)
     if code != boxes.CODES.CORNER and (corners[:, 2:] <= corners[:, :2]).any():
         raise layer.error("a prior without width or height", do="check the clip and the steps of the PriorBox layers")
     return corners, variances
 
 
-def check_counts(layer: Layer, offsets, scores, priors, boxes_each: int, classes: int) -> None:
-    """That predictions of boxes and of classes are of the same images and priors, by their shapes."""
+def check_counts(layer: Layer, offsets: Shape, scores: Shape, priors: Shape, boxes_each: int, classes: int) -> None:
+    """Raise LayerError unless the shapes of box and class predictions fit the same images and priors."""
     if len(priors) < 3 or priors[:2] != (1, 2) or math.prod(priors) % 8:
         raise layer.error(f"priors of shape {priors}", "PriorBox gives (1, 2, priors · 4)")
     count = math.prod(priors) // 8
     if offsets[0] != scores[0]:
-        raise layer.error(f"{offsets[0]} images of boxes and {scores[0]} of scores", "they are of the same images")
+        raise layer.error(f"{offsets[0]} images of boxes and {scores[0]} of scores", "they must be of the same images")
     for what, values, each in (("boxes", offsets, 4 * boxes_each), ("scores", scores, classes)):
         found = math.prod(values[1:])
         if found != count * each:
@@ -122,75 +126,75 @@ def check_counts(layer: Layer, offsets, scores, priors, boxes_each: int, classes
 
 @register("DetectionOutput")
 class DetectionOutput(Layer):
-    """What is found in the images: (offsets, class probabilities, priors[, image]) → (1, 1, boxes, 7), an image after the other.
+    """Decode predictions and apply non-maximum suppression: (offsets, probabilities, priors[, image]) → (1, 1, boxes, 7).
 
     offsets (N, P · 4, or P · classes · 4 where share_location is false), probabilities (N, P · classes), priors (1, 2, P · 4).
-    A row is image, class, score, xmin, ymin, xmax, ymax, the box as shares of the image. For each class, boxes are taken by
-    their score unless they overlap a better one. Where nothing is found, a row for each image that is -1 but for its number.
-    save_output_param: the boxes also go into files, see `caffe.transforms.detections`.
+    A row is image, class, score, xmin, ymin, xmax, ymax, the box in fractions of the image; sorted by image. For each class,
+    boxes are kept in the order of their scores unless they overlap one kept before. If there are none at all, one row for each
+    image: its index, then -1. save_output_param: detections are also written to files, see `caffe.transforms.detections`.
     """
 
     bottoms = (3, 4)
     differentiable_bottoms = ()
 
-    def setup(self, offsets, scores, priors, image=None):
+    def setup(self, offsets: Shape, scores: Shape, priors: Shape, image: Shape | None = None) -> None:
         p = self.param.detection_output_param
         if p.num_classes < 1:
-            raise self.error("num_classes is not given", "it counts the background, too")
+            raise self.error("num_classes is not given", "it must be at least 1, and counts the background")
         if p.nms_param.nms_threshold < 0 or not 0 < p.nms_param.eta <= 1:
             raise self.error(
                 f"nms_threshold {p.nms_param.nms_threshold:g} and eta {p.nms_param.eta:g}",
-                "the threshold is not below 0, and eta above 0 and not above 1",
+                "the threshold must be at least 0, and eta above 0 and at most 1",
             )
         if p.visualize:
-            raise self.error("visualize: true", "boxes are not drawn here", "draw the rows of the top on the images in Python")
+            raise self.error("visualize: true", "it is not supported", "draw the rows of the top on the images in Python")
         self.threshold = p.confidence_threshold if p.HasField("confidence_threshold") else -np.inf
         self.candidates = p.nms_param.top_k if p.nms_param.HasField("top_k") else -1
-        self.files = None
+        self.files: ResultFiles | None = None
         save = p.save_output_param
         if save.output_directory and save.label_map_file and save.name_size_file:
             labels = [label for label in range(p.num_classes) if label != p.background_label_id]
             self.files = ResultFiles(save, labels, self.where)
 
-    def top_shapes(self, offsets, scores, priors, image=None):
+    def top_shapes(self, offsets: Shape, scores: Shape, priors: Shape, image: Shape | None = None) -> list[Shape]:
         p = self.param.detection_output_param
         check_counts(self, offsets, scores, priors, 1 if p.share_location else p.num_classes, p.num_classes)
-        return [(1, 1, 1, 7)]  # until it is known how many there are
+        return [(1, 1, 1, 7)]  # a placeholder: `forward` knows how many there are
 
-    def forward(self, offsets, scores, priors, image=None):
+    def forward(self, offsets: Tensor, scores: Tensor, priors: Tensor, image: Tensor | None = None) -> Tensor:
         p = self.param.detection_output_param
         corners, variances = prior_arrays(self, priors, p.code_type)
         count = scores.shape[0]
-        offsets = offsets.detach().float().cpu().numpy().reshape(count, len(corners), -1, 4).swapaxes(1, 2)
-        found = boxes.decode(
-            offsets, corners, np.ones_like(variances) if p.variance_encoded_in_target else variances, p.code_type
+        encoded = offsets.detach().float().cpu().numpy().reshape(count, len(corners), -1, 4).swapaxes(1, 2)
+        decoded = boxes.decode(
+            encoded, corners, np.ones_like(variances) if p.variance_encoded_in_target else variances, p.code_type
         )
         probabilities = scores.detach().float().cpu().numpy().reshape(count, len(corners), p.num_classes).swapaxes(1, 2)
-        rows = [self.of_image(number, found[number], probabilities[number]) for number in range(count)]
+        by_image = [self.detect(index, decoded[index], probabilities[index]) for index in range(count)]
         if self.files:
-            for own in rows:
+            for own in by_image:
                 self.files.add(own[:, 1:])
-        rows = np.concatenate(rows)
+        rows = np.concatenate(by_image)
         if not len(rows):
             rows = np.full((count, 7), -1, np.float32)
             rows[:, 0] = np.arange(count)
         return torch.from_numpy(rows[None, None]).to(scores)
 
-    def of_image(self, number: int, found: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """The rows of one image, class after class: from boxes (1 or classes, P, 4) and scores (classes, P)."""
+    def detect(self, image: int, decoded: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """The rows of one image, class after class, from boxes (1 or classes, P, 4) and scores (classes, P)."""
         p = self.param.detection_output_param
-        rows = [np.empty((0, 7), np.float32)]
+        by_class = [np.empty((0, 7), np.float32)]
         for label in range(p.num_classes):
             if label == p.background_label_id:
                 continue
             places = np.flatnonzero(scores[label] > np.float32(self.threshold))
             places = places[np.argsort(-scores[label, places], kind="stable")]
             places = places[: self.candidates] if self.candidates > -1 else places
-            own = found[0 if p.share_location else label, places]
+            own = decoded[0 if p.share_location else label, places]
             kept = boxes.suppress(own, p.nms_param.nms_threshold, p.nms_param.eta)
-            names = np.tile(np.array([number, label], np.float32), (len(kept), 1))
-            rows.append(np.hstack((names, scores[label, places[kept], None], own[kept])))
-        rows = np.concatenate(rows)
+            names = np.tile(np.array([image, label], np.float32), (len(kept), 1))
+            by_class.append(np.hstack((names, scores[label, places[kept], None], own[kept])))
+        rows = np.concatenate(by_class)
         if -1 < p.keep_top_k < len(rows):
             best = np.argsort(-rows[:, 2], kind="stable")[: p.keep_top_k]
             rows = rows[best[np.argsort(rows[best, 1], kind="stable")]]
@@ -199,36 +203,36 @@ class DetectionOutput(Layer):
 
 @register("DetectionEvaluate")
 class DetectionEvaluate(Layer):
-    """Which detections are right: (DetectionOutput's rows, true boxes (1, 1, boxes, 8)) → (1, 1, classes + detections, 5).
+    """Match detections to ground truth: (DetectionOutput's rows, true boxes (1, 1, boxes, 8)) → (1, 1, classes + detections, 5).
 
     For each class but the background a row -1, class, number of true boxes, -1, -1. Then for each detection image, class, score,
-    1 if it is right, 1 if it is wrong: a true box is found by the best detection whose overlap with it is the greatest and at
-    least overlap_threshold. Without evaluate_difficult_gt, what finds a difficult box is neither. No gradient.
+    1 if it is a true positive, 1 if a false positive. A true positive is the detection of highest score whose greatest overlap is
+    with that box and at least overlap_threshold; one of a difficult box is neither without evaluate_difficult_gt. No gradient.
     """
 
     bottoms = (2, 2)
     differentiable_bottoms = ()
 
-    def setup(self, found, truths):
+    def setup(self, found: Shape, truths: Shape) -> None:
         p = self.param.detection_evaluate_param
         if p.num_classes < 1:
-            raise self.error("num_classes is not given", "it counts the background, too")
+            raise self.error("num_classes is not given", "it must be at least 1, and counts the background")
         if p.overlap_threshold <= 0:
-            raise self.error(f"overlap_threshold {p.overlap_threshold:g}", "it is larger than 0")
+            raise self.error(f"overlap_threshold {p.overlap_threshold:g}", "it must be larger than 0")
         self.sizes = read_sizes(p.name_size_file) if p.name_size_file else []
         self.images = 0
 
     def classes(self) -> list[int]:
-        """All but the background."""
+        """All classes except the background."""
         p = self.param.detection_evaluate_param
         return [label for label in range(p.num_classes) if label != p.background_label_id]
 
-    def top_shapes(self, found, truths):
+    def top_shapes(self, found: Shape, truths: Shape) -> list[Shape]:
         if math.prod(found) % 7 or math.prod(truths) % 8:
-            raise self.error(f"bottoms of shapes {found} and {truths}", "their rows have 7 and 8 values")
-        return [(1, 1, len(self.classes()) + 1, 5)]  # until it is known how many are found
+            raise self.error(f"bottoms of shapes {found} and {truths}", "their rows must have 7 and 8 values")
+        return [(1, 1, len(self.classes()) + 1, 5)]  # a placeholder: `forward` knows how many there are
 
-    def forward(self, found, truths):
+    def forward(self, found: Tensor, truths: Tensor) -> Tensor:
         p = self.param.detection_evaluate_param
         detections = found.detach().float().cpu().numpy().reshape(-1, 7)
         true_boxes = truths.detach().float().cpu().numpy().reshape(-1, 8)
@@ -246,19 +250,19 @@ class DetectionEvaluate(Layer):
                     corners[:] = in_pixels(corners.astype(np.float64), height, width, p)
             for label in np.unique(own[:, 1]):
                 of_class = own[own[:, 1] == label]
-                rows.append(self.judged(of_class[np.argsort(-of_class[:, 2], kind="stable")], true[true[:, 1] == label]))
+                rows.append(self.evaluate(of_class[np.argsort(-of_class[:, 2], kind="stable")], true[true[:, 1] == label]))
         return torch.from_numpy(np.concatenate(rows)[None, None]).to(found)
 
-    def judged(self, detections: np.ndarray, truths: np.ndarray) -> np.ndarray:
-        """Rows of detections of one class in one image, best first."""
+    def evaluate(self, detections: np.ndarray, truths: np.ndarray) -> np.ndarray:
+        """The top's rows for detections of one class in one image, best first."""
         p = self.param.detection_evaluate_param
         rows = np.hstack((detections[:, [0, 1, 2]], np.tile(np.array([0, 1], np.float32), (len(detections), 1))))
         if not len(truths):
             return rows
-        # In pixels, the last one belongs to a box.
+        # In pixels, a box includes its last row and column.
         last = np.array([0, 0, 1, 1], np.float32) if self.sizes else np.float32(0)
         overlaps = boxes.overlaps(detections[:, 3:] + last, truths[:, 3:7] + last)
-        seen = set()
+        seen: set[int] = set()
         for row, nearest in enumerate(overlaps.argmax(1)):
             if overlaps[row, nearest] < np.float32(p.overlap_threshold):
                 continue

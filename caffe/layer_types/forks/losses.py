@@ -1,14 +1,17 @@
-"""What forks minimise: SmoothL1Loss, FocalLoss, CenterLoss, TripletLoss."""
+"""Loss layers of forks: SmoothL1Loss, FocalLoss, CenterLoss, TripletLoss."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from caffe.engine.layer import BlobSpec, register
+from caffe.engine.layer import BlobSpec, Shape, register
 from caffe.layer_types.loss import FLT_MIN, LOSS, Loss, _OfLabels, divisor, normalization_of
+from caffe.layer_types.utility import out_of_range
 
 
 @register("SmoothL1Loss")
@@ -21,13 +24,13 @@ class SmoothL1Loss(Loss):
     bottoms = (2, 4)
     differentiable_bottoms = (0, 1)
 
-    def setup(self, *shapes):
+    def setup(self, *shapes: Shape) -> None:
         if any(math.prod(shape) != math.prod(shapes[0]) for shape in shapes[1:]):
-            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "they have as many values")
+            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same number of values")
         if self.param.smooth_l1_loss_param.sigma <= 0:
-            raise self.error(f"sigma {self.param.smooth_l1_loss_param.sigma:g}", "it is larger than 0")
+            raise self.error(f"sigma {self.param.smooth_l1_loss_param.sigma:g}", "it must be larger than 0")
 
-    def forward(self, x, target, inside=None, outside=None):
+    def forward(self, x: Tensor, target: Tensor, inside: Tensor | None = None, outside: Tensor | None = None) -> Tensor:
         target = target.reshape(x.shape)
         if inside is not None:
             x, target = x * inside.reshape(x.shape), target * inside.reshape(x.shape)
@@ -42,14 +45,14 @@ class SmoothL1Loss(Loss):
 class FocalLoss(_OfLabels, Loss):
     """-alpha (1 - p)^gamma log p of the label's probability p (Lin et al. 2017): (scores, labels) → scalar[, probabilities].
 
-    p is a softmax along an axis, and the sum is divided, as SoftmaxWithLoss has it. alpha: one weight for all classes (0.25 if
+    p is a softmax along an axis, and the sum is normalised like SoftmaxWithLoss's. alpha: one weight for all classes (0.25 if
     none is given), or one each; alpha_balance: false makes it 1.
     """
 
     tops = (1, 2)
     applies_softmax = True
 
-    def setup(self, scores, labels):
+    def setup(self, scores: Shape, labels: Shape) -> None:
         p = self.param.focal_loss_param
         self.along = self.label_axis(scores, labels, self.param.softmax_param.axis)
         self.ignored = self.param.loss_param.ignore_label if self.param.loss_param.HasField("ignore_label") else None
@@ -62,10 +65,10 @@ class FocalLoss(_OfLabels, Loss):
             raise self.error(f"{len(alpha)} values of alpha", f"there are {classes} classes")
         self.alpha = torch.tensor(alpha, device=self.device)
 
-    def compare(self, scores, target, counted):
+    def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
         logarithms = torch.log_softmax(scores, self.along)
         chosen = logarithms.gather(self.along, target)
-        # Above 0, so that a gamma below 1 has a gradient where p is 1.
+        # Above 0, so that the gradient at p = 1 is finite for a gamma below 1.
         missing = 1 + 1e-6 - chosen.exp()
         floored = chosen + (chosen.clamp_min(math.log(FLT_MIN)) - chosen).detach()
         terms = missing**self.param.focal_loss_param.gamma * floored
@@ -80,21 +83,21 @@ class FocalLoss(_OfLabels, Loss):
 
 @register("SoftmaxFocalLoss")
 class SoftmaxFocalLoss(FocalLoss):
-    """FocalLoss by the name that another fork gave it."""
+    """FocalLoss under another fork's name."""
 
 
 class _ToCentres(torch.autograd.Function):
-    """Half the mean of |x - c|²; a centre's gradient is Σ (c - x) / (1 + its number of images), whatever the loss weight."""
+    """Half the mean of |x - c|²; a centre's gradient, Σ (c - x) / (1 + its number of images), ignores the loss weight."""
 
     @staticmethod
-    def forward(ctx, features, centres, labels):
+    def forward(ctx: Any, features: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
         difference = features - centres[labels]
         ctx.save_for_backward(difference, labels)
         ctx.classes = len(centres)
         return difference.square().sum() / (2 * len(features))
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         difference, labels = ctx.saved_tensors
         towards = difference.new_zeros(ctx.classes, difference.shape[1]).index_add_(0, labels, difference, alpha=-1)
         counts = torch.bincount(labels, minlength=ctx.classes)
@@ -105,34 +108,31 @@ class _ToCentres(torch.autograd.Function):
 class CenterLoss(Loss):
     """Half the mean squared distance of features from their class's centre (Wen et al. 2016): (x (N, …), labels (N,)) → scalar.
 
-    Blob: the centres (classes, values of an image), learned by a rule of their own. Axes from `axis` on are an image's.
+    Blob: the centres (classes, values of an image), learned by their own update rule. Axes from `axis` on are an image's.
     """
 
     learns = (BlobSpec("centers"),)
     bottoms = (2, 2)
     differentiable_bottoms = (0,)
 
-    def setup(self, features, labels):
+    def setup(self, features: Shape, labels: Shape) -> None:
         p = self.param.center_loss_param
         if p.num_output < 1:
-            raise self.error("num_output is not given", "it is the number of classes, at least 1")
+            raise self.error("num_output is not given", "it must be the number of classes, at least 1")
         self.first = self.axis(p.axis, len(features))
         if math.prod(labels) != math.prod(features[: self.first]):
-            raise self.error(f"labels of shape {labels} for features of shape {features}", "there is one label for each image")
+            raise self.error(f"labels of shape {labels} for features of shape {features}", "each image must have one label")
         self.add_blob((p.num_output, math.prod(features[self.first :])), p.center_filler)
 
-    def batch_dependence(self):
-        return "moves a centre by the mean over its images in the batch"
+    def batch_dependence(self) -> str:
+        return "moves each centre by the mean over its images in the batch"
 
-    def forward(self, features, labels):
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         (centres,) = self.parameters()
         rows = features.reshape(-1, centres.shape[1])
         labels = labels.reshape(-1).long()
-        low, high = (int(end) for end in labels.aminmax())
-        if low < 0 or high >= len(centres):
-            raise self.error(
-                f"label {high if low >= 0 else low}", f"num_output is {len(centres)}: labels go from 0 to {len(centres) - 1}"
-            )
+        if (label := out_of_range(labels, len(centres))) is not None:
+            raise self.error(f"label {label}", f"num_output is {len(centres)}: labels go from 0 to {len(centres) - 1}")
         return _ToCentres.apply(rows, centres, labels)
 
 
@@ -140,19 +140,19 @@ class CenterLoss(Loss):
 class TripletLoss(Loss):
     """Σ w · max(0, margin + |a - p|² - |a - n|²) / 2N: (a, p, n, all (N, …)[, w (N,)]) → scalar (Schroff et al. 2015).
 
-    a is an anchor, p of its class, n of another; w weighs the triplets, 1 if it is not given.
+    a is the anchor, p of its class (positive), n of another (negative); w are the triplets' weights, 1 by default.
     """
 
     bottoms = (3, 4)
     differentiable_bottoms = (0, 1, 2)
 
-    def setup(self, anchor, positive, negative, weights=None):
+    def setup(self, anchor: Shape, positive: Shape, negative: Shape, weights: Shape | None = None) -> None:
         if not anchor == positive == negative:
-            raise self.error(f"bottoms of shapes {anchor}, {positive} and {negative}", "all three have the same")
+            raise self.error(f"bottoms of shapes {anchor}, {positive} and {negative}", "all three must have the same shape")
         if weights is not None and math.prod(weights) != anchor[0]:
-            raise self.error(f"weights of shape {weights}", f"there is one for each of {anchor[0]} triplets")
+            raise self.error(f"weights of shape {weights}", f"there must be one for each of {anchor[0]} triplets")
 
-    def forward(self, anchor, positive, negative, weights=None):
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor, weights: Tensor | None = None) -> Tensor:
         near, far = ((anchor - other).flatten(1).square().sum(1) for other in (positive, negative))
         missing = torch.relu(self.param.triplet_loss_param.margin + near - far)
         if weights is not None:

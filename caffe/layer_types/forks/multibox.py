@@ -1,4 +1,4 @@
-"""What SSD learns from (Liu et al. 2016): MultiBoxLoss."""
+"""SSD's loss (Liu et al. 2016): MultiBoxLoss."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from caffe.engine.layer import register
+from caffe.engine.layer import Shape, register
 from caffe.layer_types.forks.detection import check_counts, prior_arrays
 from caffe.layer_types.loss import FLT_MIN, LOSS, Loss, normalization_of
 from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
+from caffe.transforms.boxes import Boxes
 
 MULTIBOX = caffe_pb2.MultiBoxLossParameter
+Matches = dict[int, tuple[np.ndarray, np.ndarray]]
+"""For each trained prediction of a prior: index of its true box (P,) and greatest overlap (P,); see `boxes.match`."""
 
 
 @dataclass(frozen=True)
 class Truth:
     """The true boxes of one image: corners (G, 4) and labels (G,)."""
 
-    corners: np.ndarray
+    corners: Boxes
     labels: np.ndarray
 
 
 @dataclass(frozen=True)
 class Positives:
-    """Priors that have a true box: image, prior, which of the prior's predictions (a class, or 0), its place among the truths."""
+    """Priors matched to a true box: image, prior, which of its predictions (a class, or 0), index among the image's truths."""
 
     image: np.ndarray
     prior: np.ndarray
@@ -36,19 +40,19 @@ class Positives:
     truth: np.ndarray
 
 
-def _smooth_or_square(kind: int, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def _smooth_or_square(kind: int, x: Tensor, target: Tensor) -> Tensor:
     if kind == MULTIBOX.SMOOTH_L1:
         return functional.smooth_l1_loss(x, target, reduction="none")
     return (x - target).square() / 2
 
 
-def _class_losses(kind: int, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Loss of each row of scores (N, C) for its label; -1 is no class, which only LOGISTIC knows."""
+def _class_losses(kind: int, scores: Tensor, labels: Tensor) -> Tensor:
+    """Loss of each row of scores (N, C) for its label; -1, for LOGISTIC only, is no class."""
     if kind == MULTIBOX.LOGISTIC:
         targets = (torch.arange(scores.shape[1], device=scores.device) == labels[:, None]).to(scores.dtype)
         return functional.binary_cross_entropy_with_logits(scores, targets, reduction="none").sum(1)
     losses = functional.cross_entropy(scores, labels, reduction="none")
-    # Caffe's logarithm is of FLT_MIN or more, and its gradient that of the softmax all the same.
+    # Caffe clamps the probability to FLT_MIN in the logarithm, but not in the gradient, which is the softmax's.
     return losses + (losses.clamp_max(-math.log(FLT_MIN)) - losses).detach()
 
 
@@ -57,49 +61,49 @@ class MultiBoxLoss(Loss):
     """Loss of predicted boxes and classes: (offsets, scores, priors, truths) → scalar.
 
     offsets (N, P · 4, or P · classes · 4 where share_location is false), scores (N, P · classes) before softmax, priors
-    (1, 2, P · 4), truths (1, 1, boxes, 8): image, label, a number, xmin, ymin, xmax, ymax, whether it is difficult; image -1 is
+    (1, 2, P · 4), truths (1, 1, boxes, 8): image, label, instance, xmin, ymin, xmax, ymax, difficult; image -1 is
     no box. Priors are matched to truths; matched ones learn box and class, and of the others the hardest learn background.
-    Divided as loss_param says, where VALID is by the number of matches.
+    Normalised as loss_param says, where VALID is by the number of matches.
     """
 
     bottoms = (4, 4)
     differentiable_bottoms = (0, 1)
 
-    def setup(self, offsets, scores, priors, truths):
+    def setup(self, offsets: Shape, scores: Shape, priors: Shape, truths: Shape) -> None:
         p = self.param.multibox_loss_param
         if p.num_classes < 1:
-            raise self.error("num_classes is not given", "it counts the background, too")
+            raise self.error("num_classes is not given", "it must be at least 1, and counts the background")
         mines = p.mining_type != MULTIBOX.NONE
         if p.HasField("do_neg_mining") and p.do_neg_mining != mines:
             raise self.error(
                 f"do_neg_mining: {str(p.do_neg_mining).lower()} and mining_type: {MULTIBOX.MiningType.Name(p.mining_type)}",
-                "they say the same",
+                "both must agree",
                 "leave do_neg_mining out",
             )
         if mines and not p.share_location:
             raise self.error("mining with share_location: false", "only shared locations are mined", "set mining_type: NONE")
         if p.mining_type == MULTIBOX.HARD_EXAMPLE and p.sample_size < 1:
-            raise self.error(f"sample_size {p.sample_size}", "it is at least 1")
+            raise self.error(f"sample_size {p.sample_size}", "it must be at least 1")
         if p.conf_loss_type == MULTIBOX.SOFTMAX and p.background_label_id >= p.num_classes:
             raise self.error(f"background_label_id {p.background_label_id}", f"a softmax has classes 0 to {p.num_classes - 1}")
         if p.map_object_to_agnostic and p.num_classes != 2:
-            raise self.error(f"{p.num_classes} classes with map_object_to_agnostic", "there are two: background and object")
+            raise self.error(f"{p.num_classes} classes with map_object_to_agnostic", "there must be two, background and object")
         self.code = p.code_type
         self.normalization = normalization_of(self, LOSS.VALID)
         learns = list(self.param.propagate_down) or [True, True]
         self.learns_boxes, self.learns_classes = learns[:2]
 
-    def batch_dependence(self):
+    def batch_dependence(self) -> str:
         return "divides by the number of matches in its batch" if self.normalization == LOSS.VALID else ""
 
-    def top_shapes(self, offsets, scores, priors, truths):
+    def top_shapes(self, offsets: Shape, scores: Shape, priors: Shape, truths: Shape) -> list[Shape]:
         p = self.param.multibox_loss_param
         check_counts(self, offsets, scores, priors, 1 if p.share_location else p.num_classes, p.num_classes)
         if math.prod(truths) % 8:
-            raise self.error(f"truths of shape {truths}", "each is 8 numbers: (1, 1, boxes, 8)")
+            raise self.error(f"truths of shape {truths}", "each must have 8 values: (1, 1, boxes, 8)")
         return [()]
 
-    def forward(self, offsets, scores, priors, truths):
+    def forward(self, offsets: Tensor, scores: Tensor, priors: Tensor, truths: Tensor) -> Tensor:
         p = self.param.multibox_loss_param
         corners, variances = prior_arrays(self, priors, self.code)
         images = scores.shape[0]
@@ -111,18 +115,14 @@ class MultiBoxLoss(Loss):
             negatives = None
         else:
             positives = self.positives(tables)
-            difficulty = self.difficulty(positives, found, offsets, scores, corners, variances)
+            losses = self.mining_losses(positives, found, offsets, scores, corners, variances)
             negatives = [
-                self.mine(table, difficulty[image], offsets[image], corners, variances) if table else np.empty(0, np.int64)
+                self.mine(table, losses[image], offsets[image], corners, variances) if table else np.empty(0, np.int64)
                 for image, table in enumerate(tables)
             ]
         positives = self.positives(tables)
-        count = max(
-            1,
-            {LOSS.VALID: len(positives.image), LOSS.FULL: images * len(corners), LOSS.BATCH_SIZE: images}.get(
-                self.normalization, 1
-            ),
-        )
+        counts: dict[int, int] = {LOSS.VALID: len(positives.image), LOSS.FULL: images * len(corners), LOSS.BATCH_SIZE: images}
+        count = max(1, counts.get(self.normalization, 1))
         loss = offsets.new_zeros(())
         if self.learns_boxes and len(positives.image):
             loss = loss + self.box_losses(positives, found, offsets, corners, variances).sum() * (p.loc_weight / count)
@@ -152,8 +152,8 @@ class MultiBoxLoss(Loss):
             raise self.error("a true box without width or height", "code_type CENTER_SIZE needs both", "leave it out of the data")
         return [Truth(rows[own, 3:7], labels[own]) for own in (rows[:, 0].astype(int) == image for image in range(images))]
 
-    def matches(self, truth: Truth, offsets, corners, variances) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """For each of a prior's predictions, what `boxes.match` gives; nothing for an image without true boxes."""
+    def matches(self, truth: Truth, offsets: Tensor, corners: Boxes, variances: Boxes) -> Matches:
+        """The result of `boxes.match` for each of a prior's predictions; empty for an image without true boxes."""
         p = self.param.multibox_loss_param
         if not len(truth.labels):
             return {}
@@ -162,7 +162,7 @@ class MultiBoxLoss(Loss):
             matches, greatest = boxes.match(corners, truth.corners, threshold, p.ignore_cross_boundary_bbox)
             if p.share_location:
                 return {0: (matches, greatest)}
-            # The last label stands for those that have no truth.
+            # UNMATCHED and IGNORED priors get the appended label, -1.
             labels = np.append(truth.labels, -1)[np.maximum(matches, boxes.UNMATCHED)]
             return {slot: (np.where(labels == slot, matches, boxes.UNMATCHED), greatest) for slot in self.slots()}
         decoded = self.decoded(offsets, corners, variances)
@@ -174,19 +174,19 @@ class MultiBoxLoss(Loss):
         return tables
 
     def slots(self) -> list[int]:
-        """Which predictions of a prior learn: one for all classes, or those of the classes but the background's."""
+        """Which predictions of a prior are trained: one for all classes, or one for each class but the background."""
         p = self.param.multibox_loss_param
         return [0] if p.share_location else [label for label in range(p.num_classes) if label != p.background_label_id]
 
-    def decoded(self, offsets, corners, variances) -> np.ndarray:
+    def decoded(self, offsets: Tensor, corners: Boxes, variances: Boxes) -> np.ndarray:
         """The predicted boxes of an image, (P, slots, 4)."""
-        offsets = offsets.detach().float().cpu().numpy().swapaxes(0, 1)
+        encoded = offsets.detach().float().cpu().numpy().swapaxes(0, 1)
         if self.param.multibox_loss_param.encode_variance_in_target:
             variances = np.ones_like(variances)
-        return boxes.decode(offsets, corners, variances, self.code).swapaxes(0, 1)
+        return boxes.decode(encoded, corners, variances, self.code).swapaxes(0, 1)
 
     @staticmethod
-    def positives(tables) -> Positives:
+    def positives(tables: list[Matches]) -> Positives:
         """All matches of all images."""
         parts = [
             np.stack((np.full(len(priors), image), priors, np.full(len(priors), slot), matches[priors]))
@@ -198,20 +198,23 @@ class MultiBoxLoss(Loss):
 
     # ---- mining
 
-    def difficulty(self, positives, found, offsets, scores, corners, variances) -> np.ndarray:
-        """Loss of each prior, (N, P): of its class, and for HARD_EXAMPLE of its box."""
+    def mining_losses(
+        self, positives: Positives, found: list[Truth], offsets: Tensor, scores: Tensor, corners: Boxes, variances: Boxes
+    ) -> np.ndarray:
+        """Loss of each prior, (N, P): of its class, and for HARD_EXAMPLE also of its box."""
         p = self.param.multibox_loss_param
         with torch.no_grad():
             labels = self.labels(positives, found, scores.shape[:2], p.background_label_id)
-            losses = _class_losses(p.conf_loss_type, scores.flatten(0, 1), torch.from_numpy(labels.reshape(-1)).to(scores.device))
-            losses = losses.float().cpu().numpy().reshape(labels.shape)
+            targets = torch.from_numpy(labels.reshape(-1)).to(scores.device)
+            of_classes = _class_losses(p.conf_loss_type, scores.flatten(0, 1), targets)
+            losses = of_classes.float().cpu().numpy().reshape(labels.shape)
             if p.mining_type == MULTIBOX.HARD_EXAMPLE and len(positives.image):
                 of_boxes = self.box_losses(positives, found, offsets, corners, variances).sum(1)
                 losses[positives.image, positives.prior] += of_boxes.float().cpu().numpy()
         return losses
 
-    def mine(self, table, difficulty, offsets, corners, variances) -> np.ndarray:
-        """The priors of an image that learn background; HARD_EXAMPLE also takes easy matches out of the table."""
+    def mine(self, table: Matches, losses: np.ndarray, offsets: Tensor, corners: Boxes, variances: Boxes) -> np.ndarray:
+        """The priors of an image that learn background; HARD_EXAMPLE also removes easy matches from the table."""
         p = self.param.multibox_loss_param
         matches, greatest = table[0]
         if p.mining_type == MULTIBOX.MAX_NEGATIVE:
@@ -219,7 +222,7 @@ class MultiBoxLoss(Loss):
             wanted = int(np.float32(p.neg_pos_ratio) * np.count_nonzero(matches >= 0))
         else:
             eligible, wanted = np.arange(len(matches)), p.sample_size
-        hardest = eligible[np.argsort(-difficulty[eligible], kind="stable")]
+        hardest = eligible[np.argsort(-losses[eligible], kind="stable")]
         if p.nms_param.nms_threshold > 0 and p.HasField("nms_param"):
             candidates = corners if p.use_prior_for_nms else self.decoded(offsets, corners, variances)[:, 0]
             hardest = hardest[: p.nms_param.top_k] if p.nms_param.top_k > -1 else hardest
@@ -234,15 +237,15 @@ class MultiBoxLoss(Loss):
 
     # ---- losses
 
-    def labels(self, positives, found, shape, otherwise: int) -> np.ndarray:
-        """The label that each prior is to have, (N, P); `otherwise` where it has no truth."""
-        labels = np.full(shape, otherwise)
+    def labels(self, positives: Positives, found: list[Truth], shape: Shape, unmatched: int) -> np.ndarray:
+        """Target label of each prior, (N, P); `unmatched` for those without a true box."""
+        labels = np.full(shape, unmatched)
         for image, truth in enumerate(found):
             own = positives.image == image
             labels[image, positives.prior[own]] = truth.labels[positives.truth[own]]
         return labels
 
-    def box_losses(self, positives, found, offsets, corners, variances) -> torch.Tensor:
+    def box_losses(self, positives: Positives, found: list[Truth], offsets: Tensor, corners: Boxes, variances: Boxes) -> Tensor:
         """Loss of each coordinate of each match, (matches, 4)."""
         p = self.param.multibox_loss_param
         predicted = offsets[positives.image, positives.prior, positives.slot]
@@ -263,8 +266,8 @@ class MultiBoxLoss(Loss):
             predicted = torch.where(torch.from_numpy((ends < 0) | (ends > 1)).to(offsets.device), targets, predicted)
         return _smooth_or_square(p.loc_loss_type, predicted, targets)
 
-    def class_loss(self, positives, negatives, found, scores) -> torch.Tensor:
-        """Sum over the priors that count: all of them, or with mining the matches and the negatives."""
+    def class_loss(self, positives: Positives, negatives: list[np.ndarray] | None, found: list[Truth], scores: Tensor) -> Tensor:
+        """Summed class loss of all priors, or with mining of the matched ones and the mined negatives."""
         p = self.param.multibox_loss_param
         kind, background = p.conf_loss_type, p.background_label_id
         if negatives is None:

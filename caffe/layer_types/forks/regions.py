@@ -1,51 +1,55 @@
-"""Layers that pool over regions of interest: ROIPooling (Fast R-CNN), PSROIPooling (R-FCN)."""
+"""Region-of-interest pooling: ROIPooling (Fast R-CNN), PSROIPooling (R-FCN)."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from caffe.engine.layer import Layer, register
+from caffe.engine.layer import Layer, Shape, register
+from caffe.layer_types.utility import out_of_range
+
+Ends = tuple[Tensor, Tensor]
+"""First and last + 1 position of each bin along an axis, each (R, bins)."""
 
 
-def _rounded(values: torch.Tensor) -> torch.Tensor:
-    """The nearest whole numbers; halves go away from 0, as C rounds."""
+def _round(values: Tensor) -> Tensor:
+    """Round to the nearest integer, halves away from 0, as C's `round` does."""
     whole = values.trunc()
     return torch.where((values - whole).abs() == 0.5, whole + values.sign(), values.round())
 
 
 class _OverRegions(Layer):
-    """What both layers share: regions (R, 5) as image number, x1, y1, x2, y2 in pixels of the net's input."""
+    """Base of both layers: regions (R, 5) of image index, x1, y1, x2, y2 in pixels of the net's input."""
 
     bottoms = (2, 2)
     differentiable_bottoms = (0,)
 
     def check(self, shape: tuple[int, ...], regions: tuple[int, ...]) -> None:
-        """That there is a map and that regions have five values."""
+        """Raise LayerError unless the first bottom is a feature map and regions have five values."""
         if len(shape) != 4:
-            raise self.error(f"a bottom of shape {shape}", f"{self.type} wants 4 axes (N, C, H, W)")
+            raise self.error(f"a bottom of shape {shape}", f"{self.type} takes 4 axes (N, C, H, W)")
         if len(regions) < 2 or regions[1:] != (5,) + (1,) * (len(regions) - 2):
-            raise self.error(f"regions of shape {regions}", "each has an image number and x1, y1, x2, y2: (R, 5)")
+            raise self.error(f"regions of shape {regions}", "each must have an image index and x1, y1, x2, y2: (R, 5)")
 
-    def images(self, rows: torch.Tensor, count: int) -> torch.Tensor:
-        """The regions' image numbers, (R,)."""
+    def images(self, rows: Tensor, count: int) -> Tensor:
+        """The regions' image indices, (R,)."""
         if not rows.isfinite().all():
-            raise self.error("a region that is not finite", "each has an image number and x1, y1, x2, y2")
+            raise self.error("a region that is not finite", "image index, x1, y1, x2 and y2 must be finite")
         images = rows[:, 0].long()
-        if images.numel():
-            low, high = (int(end) for end in images.aminmax())
-            if low < 0 or high >= count:
-                raise self.error(f"a region in image {high if low >= 0 else low}", f"there are {count} images (0 to {count - 1})")
+        if (image := out_of_range(images, count)) is not None:
+            raise self.error(f"a region in image {image}", f"there are {count} images (0 to {count - 1})")
         return images
 
 
-def _greatest(x, images, rows, columns):
-    """Where in its image each bin's greatest value is, as row · W + column, the first of equal ones; (R, bins, bins, C).
+def _argmax(x: Tensor, images: Tensor, rows: Ends, columns: Ends) -> Tensor:
+    """Position in its image of each bin's maximum, as row · W + column, the first of equal ones; (R, bins, bins, C).
 
-    rows, columns  first and last + 1 of each bin, (R, bins); a bin that is empty gives anything
+    rows, columns  first and last + 1 of each bin, (R, bins); of an empty bin the result is undefined
 
-    A rectangle of any size is covered by four of powers of two, whose maxima all bins share. Values and places are one number,
-    so that both come from one comparison: the value's bits, ordered as the value is, above the place, counted from the last.
+    A sparse table: any rectangle is covered by four with sides of powers of two, whose maxima all bins share. Value and position
+    are packed into one integer, so that one comparison finds both: bits that order as the values do, then the position, counted
+    from the last.
     """
     height, width = x.shape[2:]
     bits = (x.detach().permute(0, 2, 3, 1).float() + 0.0).contiguous().view(torch.int32)
@@ -79,91 +83,93 @@ def _greatest(x, images, rows, columns):
 
 @register("ROIPooling")
 class ROIPooling(_OverRegions):
-    """Greatest value of each bin of a region: (x (N, C, H, W), regions (R, 5)) → (R, C, pooled_h, pooled_w) (Girshick 2015).
+    """Max pooling over the bins of each region: (x (N, C, H, W), regions (R, 5)) → (R, C, pooled_h, pooled_w) (Girshick 2015).
 
-    Corners times spatial_scale are rounded to whole positions, both included; bins overlap where the region does not divide
+    Corners times spatial_scale are rounded to whole positions, both inclusive; bins overlap if the region does not divide
     evenly. A bin outside the map is 0.
     """
 
-    def setup(self, shape, regions):
+    def setup(self, shape: Shape, regions: Shape) -> None:
         p = self.param.roi_pooling_param
         self.check(shape, regions)
         if p.pooled_h < 1 or p.pooled_w < 1:
             raise self.error(f"pooled_h {p.pooled_h} and pooled_w {p.pooled_w}", "both must be at least 1")
 
-    def top_shapes(self, shape, regions):
+    def top_shapes(self, shape: Shape, regions: Shape) -> list[Shape]:
         p = self.param.roi_pooling_param
         return [(regions[0], shape[1], p.pooled_h, p.pooled_w)]
 
-    def forward(self, x, regions):
+    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
         p = self.param.roi_pooling_param
         count, channels, height, width = x.shape
         if not regions.shape[0]:
             return x.new_zeros(0, channels, p.pooled_h, p.pooled_w)
         rows = regions.reshape(-1, 5)
         images = self.images(rows, count)
-        left, top, right, bottom = _rounded(rows[:, 1:] * p.spatial_scale).unbind(1)
+        left, top, right, bottom = _round(rows[:, 1:] * p.spatial_scale).unbind(1)
         down = self.bins(top, bottom, p.pooled_h, height)
         across = self.bins(left, right, p.pooled_w, width)
-        places = _greatest(x, images, down, across) + (images * (height * width))[:, None, None, None]
+        places = _argmax(x, images, down, across) + (images * (height * width))[:, None, None, None]
         positions = x.permute(0, 2, 3, 1).reshape(-1, channels)
         pooled = positions.gather(0, places.view(-1, channels)).view(places.shape)
         filled = (down[1] > down[0])[:, :, None] & (across[1] > across[0])[:, None, :]
         return (pooled * filled[..., None]).permute(0, 3, 1, 2)
 
     @staticmethod
-    def bins(first, last, count, extent):
+    def bins(first: Tensor, last: Tensor, count: int, extent: int) -> Ends:
         """First and last + 1 of each region's bins along one axis of the map, (R, count)."""
         size = (last - first + 1).clamp_min(1) / count
         edges = torch.arange(count + 1, device=size.device) * size[:, None]
         ends = edges[:, :-1].floor(), edges[:, 1:].ceil()
-        # What a bin holds is worked out with the region at 0, and a sum of whole numbers is exact.
-        return tuple((end + first[:, None]).clamp(0, extent).long() for end in ends)
+        # Bins are computed relative to the region's start, as a sum of whole numbers is exact.
+        begin, end = ((end + first[:, None]).clamp(0, extent).long() for end in ends)
+        return begin, end
 
 
 @register("PSROIPooling")
 class PSROIPooling(_OverRegions):
-    """Mean of each bin of a region, over channels of the bin's own (Dai et al. 2016): → (R, output_dim, group_size, group_size).
+    """Position-sensitive average pooling over the bins of each region (Dai et al. 2016).
 
-    (x (N, output_dim · group_size², H, W), regions (R, 5)): bin i, j of output d is taken from channel (d · g + i) · g + j. A
+    (x (N, output_dim · group_size², H, W), regions (R, 5)) → (R, output_dim, group_size, group_size): bin i, j of output d is
+    taken from channel (d · g + i) · g + j. A
     region is at least 0.1 wide and high, and a bin outside the map is 0.
     """
 
-    def setup(self, shape, regions):
+    def setup(self, shape: Shape, regions: Shape) -> None:
         p = self.param.psroi_pooling_param
         self.check(shape, regions)
         for name in ("output_dim", "group_size", "spatial_scale"):
             if getattr(p, name) <= 0:
-                raise self.error(f"{name} {getattr(p, name):g}", "it is larger than 0")
+                raise self.error(f"{name} {getattr(p, name):g}", "it must be larger than 0")
         if shape[1] != p.output_dim * p.group_size**2:
             raise self.error(
                 f"{shape[1]} channels",
                 f"output_dim {p.output_dim} and group_size {p.group_size} need {p.output_dim * p.group_size**2}",
             )
 
-    def top_shapes(self, shape, regions):
+    def top_shapes(self, shape: Shape, regions: Shape) -> list[Shape]:
         p = self.param.psroi_pooling_param
         return [(regions[0], p.output_dim, p.group_size, p.group_size)]
 
-    def forward(self, x, regions):
+    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
         p = self.param.psroi_pooling_param
         bins, (height, width) = p.group_size, x.shape[2:]
         if not regions.shape[0]:
             return x.new_zeros(0, p.output_dim, bins, bins)
         rows = regions.reshape(-1, 5)
         images = self.images(rows, x.shape[0])
-        corners = _rounded(rows[:, 1:])
+        corners = _round(rows[:, 1:])
         corners = torch.cat((corners[:, :2], corners[:, 2:] + 1), 1) * p.spatial_scale
         left, right = (end[:, None, None, :] for end in self.bins(corners[:, 0], corners[:, 2], bins, width))
         top, bottom = (end[:, None, :, None] for end in self.bins(corners[:, 1], corners[:, 3], bins, height))
-        # Sums over rectangles are differences of sums from the first corner; in double, as those grow with the map.
+        # An integral image: sums over rectangles are differences of cumulative sums; in double, as those grow with the map.
         sums = functional.pad(x.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
         sums = sums.reshape(x.shape[0], p.output_dim, bins, bins, (height + 1) * (width + 1))
         outputs = torch.arange(p.output_dim, device=x.device)[:, None, None]
         grid = torch.arange(bins, device=x.device)
         of_bin = images[:, None, None, None], outputs, grid[:, None], grid
 
-        def until(row, column):
+        def until(row: Tensor, column: Tensor) -> Tensor:
             return sums[*of_bin, row * (width + 1) + column]
 
         total = until(bottom, right) - until(top, right) - until(bottom, left) + until(top, left)
@@ -171,7 +177,7 @@ class PSROIPooling(_OverRegions):
         return torch.where(area > 0, total / area.clamp_min(1), 0.0).to(x.dtype)
 
     @staticmethod
-    def bins(first, last, count, extent):
+    def bins(first: Tensor, last: Tensor, count: int, extent: int) -> Ends:
         """First and last + 1 of each region's bins along one axis of the map, (R, count)."""
         size = (last - first).clamp_min(0.1) / count
         edges = torch.arange(count + 1, device=size.device) * size[:, None] + first[:, None]

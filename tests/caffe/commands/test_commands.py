@@ -90,7 +90,7 @@ def test_flags_of_the_log_change_nothing_else(run):
 
 def test_flags_of_another_command_change_nothing(run, folder):
     code, messages, _ = run("train", "-solver", "solver.prototxt", "-iterations", "3", "--phase=TRAIN")
-    assert (code, messages[:2]) == (0, ["-iterations changes nothing of caffe train", "-phase changes nothing of caffe train"])
+    assert (code, messages[:2]) == (0, ["-iterations has no effect in caffe train", "-phase has no effect in caffe train"])
     assert (folder / "run_iter_8.caffemodel").exists()
     with pytest.raises(SystemExit):
         run("train", "-solver", "solver.prototxt", "-gemmOpt=0")
@@ -376,7 +376,7 @@ def test_parse_log_reads_logs_without_years_over_the_new_year(run, folder):
 def test_a_program_of_2014_says_what_to_type_now(run, former, today):
     code, _, rest = run(*former)
     assert code == 1
-    assert rest == f"error: caffe {former[0]}: a program of 2014; type now: {today}\n"
+    assert rest == f"error: caffe {former[0]}: a program of 2014; use: {today}\n"
 
 
 def test_an_unknown_command_is_answered_with_the_nearest(run):

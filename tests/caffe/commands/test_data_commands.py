@@ -79,7 +79,7 @@ def test_an_image_that_cannot_be_read_is_left_out(folder):
         (["images/", "missing.txt", "db"], "no such image list"),
         (["nowhere/", "list.txt", "db"], "none of 10 images could be read"),
         (["-check_size", "images/", "list.txt", "db"], "the first record has"),
-        (["-resize_width=3", "images/", "list.txt", "db"], "both are given, or neither"),
+        (["-resize_width=3", "images/", "list.txt", "db"], "give both, or neither"),
         (["-encode_type=webm", "images/", "list.txt", "db"], "no such encoder"),
     ],
 )
@@ -112,7 +112,7 @@ def test_the_mean_is_caffes(name, tmp_path, monkeypatch):
 def test_images_of_several_sizes_have_no_mean(folder, capfd):
     assert cli.main(["convert_imageset", "images/", "list.txt", "db"]) == 0
     assert cli.main(["compute_image_mean", "db", "mean.binaryproto"]) == 1
-    assert "a mean wants images of one size" in capfd.readouterr().err
+    assert "resize the images to one size" in capfd.readouterr().err
     assert not (folder / "mean.binaryproto").exists()
 
 
@@ -142,7 +142,7 @@ def test_extracted_features_are_caffes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "message"), [("999", "-gpu 999: "), ("DEVICE_ID=999", "-gpu 999: "), ("first", "GPU and its number")]
+    ("number", "message"), [("999", "-gpu 999: "), ("DEVICE_ID=999", "-gpu 999: "), ("first", "GPU and its device ID")]
 )
 def test_features_are_extracted_on_a_gpu_by_its_number(number, message, folder, capfd):
     assert cli.main(["extract_features", "w.caffemodel", "n.prototxt", "ip", "db", "1", "lmdb", "GPU", number]) == 1
@@ -156,7 +156,7 @@ def test_large_records_do_not_wait_in_memory_for_others(tmp_path, monkeypatch, b
     with writer as write:
         for number in range(10):
             write(b"%02d" % number, bytes([number]) * 2000)
-            waiting.append(len(writer._waiting))
+            waiting.append(len(writer._pending))
     assert waiting == [1, 2, 0, 1, 2, 0, 1, 2, 0, 1]
     kind = caffe_pb2.DataParameter.LMDB if backend == "lmdb" else caffe_pb2.DataParameter.LEVELDB
     assert [bytes(value)[:1] for value in open_db(str(tmp_path / "db"), kind).values()] == [bytes([n]) for n in range(10)]

@@ -7,7 +7,7 @@ import pytest
 
 import caffe
 from caffe.proto import caffe_pb2
-from caffe.transforms.box_transform import BoxTransformer, meets
+from caffe.transforms.box_transform import BoxTransformer, satisfies
 from caffe.transforms.detections import read_label_map
 from tests.caffe.layer_checks import exercises
 
@@ -97,9 +97,9 @@ def test_what_is_not_as_the_first_record_is_an_error(net):
         net([record(ONE, []), record(ONE, [], annotated=False)]).forward()
     with pytest.raises(caffe.Error, match="in a batch of"):
         net([record(ONE, []), record(picture(20, 31, (0, 0, 1, 1))[0], [])]).forward()
-    with pytest.raises(caffe.Error, match="no AnnotatedDatum"):
+    with pytest.raises(caffe.Error, match="not an AnnotatedDatum"):
         net([b"\xff\xff"])
-    with pytest.raises(caffe.Error, match="a box without end"):
+    with pytest.raises(caffe.Error, match="not finite"):
         net([record(ONE, [(1, 0, [0, 0, float("inf"), 1], False)])])
 
 
@@ -218,8 +218,8 @@ def test_a_crop_keeps_the_boxes_that_the_constraint_says(constraint, stays):
 )
 def test_sample_constraints_compare_a_crop_with_each_box(settings, met):
     crop, box = np.array([0, 0, 1, 1], np.float32), np.array([[0.25, 0.25, 0.75, 0.75]], np.float32)
-    assert meets(caffe_pb2.SampleConstraint(**settings), crop, box) == met
-    assert meets(caffe_pb2.SampleConstraint(**settings), crop, box[:0]) == (not settings)
+    assert satisfies(caffe_pb2.SampleConstraint(**settings), crop, box) == met
+    assert satisfies(caffe_pb2.SampleConstraint(**settings), crop, box[:0]) == (not settings)
 
 
 def distorted(seed=0, **settings):

@@ -124,7 +124,7 @@ def test_images_come_with_their_images_of_labels(tmp_path, write, monkeypatch):
         with pytest.raises(caffe.LayerError, match=found):
             net_of(write, DENSE % (settings, ""))
     cv2.imwrite("in/l0.png", labels[0, :3])
-    with pytest.raises(caffe.Error, match="labels of 3×6, but their image has 4×6"):
+    with pytest.raises(caffe.Error, match="labels of 3×6, but the image has 4×6"):
         net_of(write, DENSE % ("", ""))
     write("list.txt", "0.png")
     with pytest.raises(caffe.FileError, match="1 paths, but each image is followed"):

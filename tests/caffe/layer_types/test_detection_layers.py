@@ -304,7 +304,7 @@ def test_detections_are_compared_in_pixels_that_both_ends_belong_to(write):
 def test_detection_evaluate_wants_rows(write):
     assert refused(write, 'type: "DetectionEvaluate"', (1, 1, 1, 7), (1, 1, 1, 8)).found == "num_classes is not given"
     layer = 'type: "DetectionEvaluate" detection_evaluate_param { num_classes: 4 }'
-    assert refused(write, layer, (1, 1, 1, 6), (1, 1, 1, 8)).expected == "their rows have 7 and 8 values"
+    assert refused(write, layer, (1, 1, 1, 6), (1, 1, 1, 8)).expected == "their rows must have 7 and 8 values"
 
 
 # ---- MultiBoxLoss

@@ -356,7 +356,7 @@ def test_reorg_moves_values_as_yolo_does(write, reverse):
 
 
 def test_reorg_undoes_itself_only_as_far_as_yolos_does(write):
-    assert "channels are a multiple of 4" in refused(write, 'type: "Reorg" reorg_param { stride: 2 }', (1, 3, 4, 4)).expected
+    assert "channels must be a multiple of 4" in refused(write, 'type: "Reorg" reorg_param { stride: 2 }', (1, 3, 4, 4)).expected
     assert refused(write, 'type: "Reorg"', (1, 4, 4, 4)).found == "stride is not given"
 
 

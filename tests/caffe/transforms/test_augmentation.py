@@ -10,7 +10,7 @@ import caffe
 from caffe.formats import datum
 from caffe.proto import caffe_pb2
 from caffe.transforms.augmentation import Augmentation
-from caffe.transforms.batch_augmentation import changed_batch
+from caffe.transforms.batch_augmentation import augment_batch
 from caffe.transforms.transform import Transformer
 
 ALL = {
@@ -39,7 +39,7 @@ def changed(image, count=8, **fields):
     made = augmentation(**fields)
     changes = made.draw(count)
     whole = torch.from_numpy(np.repeat(image[None], count, 0))
-    return np.stack([made.changed(image, changes, index) for index in range(count)]), changed_batch(made, whole, changes).numpy()
+    return np.stack([made.apply(image, changes, index) for index in range(count)]), augment_batch(made, whole, changes).numpy()
 
 
 @pytest.mark.parametrize("fields", [{name: ALL[name]} for name in ALL] + [ALL], ids=[*ALL, "all"])
@@ -95,7 +95,7 @@ def test_brightness_and_contrast_are_factors_of_the_values_and_of_the_distance_f
     changes = made.draw(1)
     bright, contrast, _ = changes.factors[0]
     meant = (image.astype(float) - 90) * bright * contrast + 90 * bright
-    assert np.abs(made.changed(image, changes, 0) - meant).max() <= 0.51
+    assert np.abs(made.apply(image, changes, 0) - meant).max() <= 0.51
 
 
 def test_saturation_goes_between_gray_and_twice_the_colour_and_keeps_the_gray():
@@ -146,7 +146,7 @@ def test_images_of_other_kinds_are_named():
     made = augmentation(brightness=0.1)
     for image in (np.zeros((2, 4, 4), np.uint8), np.zeros((3, 4, 4), np.float32)):
         with pytest.raises(caffe.Error, match="1 or 3 channels of bytes"):
-            made.changed(image, made.draw(1), 0)
+            made.apply(image, made.draw(1), 0)
 
 
 # ---- in a transformation
@@ -168,8 +168,8 @@ def test_what_a_gpu_is_given_to_do_gives_the_same_batch(mean, tmp_path, monkeypa
     made = transformer(crop_size=8, mirror=True, scale=0.5, **mean)
     windows = made.draw(images)
     assert len(set(zip(*windows, strict=True))) > 3
-    here = made.values(made.cut(images, windows), windows)
-    there = made.values_there(made.cut_there(torch.from_numpy(np.stack(images)), windows), windows)
+    here = made.normalize(made.crop(images, windows), windows)
+    there = made.normalize_on_device(made.crop_on_device(torch.from_numpy(np.stack(images)), windows), windows)
     np.testing.assert_array_equal(here, there.numpy())
 
 

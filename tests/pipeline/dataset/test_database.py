@@ -233,7 +233,7 @@ def test_encoded_records_are_files_as_convert_imageset_writes_them(command, list
     ("datum", "found"),
     [
         (caffe_pb2.Datum(channels=1, height=1, width=2, data=b"ab", label=3), "label 3"),
-        (caffe_pb2.Datum(data=b"no image", encoded=True), "an encoded record that does not decode"),
+        (caffe_pb2.Datum(data=b"no image", encoded=True), "an encoded record that cannot be decoded"),
         (caffe_pb2.Datum(channels=1, height=1, width=3, data=b"ab"), "2 values for shape"),
     ],
 )

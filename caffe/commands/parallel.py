@@ -1,4 +1,4 @@
-"""Several processes that train one net: started here for `-gpu 0,1`, or by a launcher such as torchrun."""
+"""Data-parallel training in several processes, started here for `-gpu 0,1`, or by a launcher such as torchrun."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
+from typing import TYPE_CHECKING
 
 from caffe import events, glog
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
 
-_OF_THE_FIRST = ("display", "snapshot", "test_interval", "test_iter", "test_net", "test_net_param", "test_state")
+if TYPE_CHECKING:
+    from caffe.engine.net import Net
+    from caffe.training.solver import Solver
+
+_FIRST_ONLY = ("display", "snapshot", "test_interval", "test_iter", "test_net", "test_net_param", "test_state")
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Place:
-    """One process's place among those that train together.
+    """A process's place among those that train together.
 
-    rank, count  its number, from 0, and how many there are
-    local        its number on its own host
-    uid          where all meet, as `caffe.NCCL` takes it
+    rank, count  its rank, from 0, and the number of processes
+    local        its rank on its host
+    uid          rendezvous address, as `caffe.NCCL` takes it
     """
 
     rank: int
@@ -37,15 +42,16 @@ class Place:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that logs, tests and snapshots."""
+        """Whether it is the process that logs, tests and snapshots."""
         return self.rank == 0
 
 
 ALONE = Place(0, 1, 0, "")
+Train = Callable[[argparse.Namespace, caffe_pb2.SolverParameter, int | None, Place, threading.Event], None]
 
 
 def place_from_environment() -> Place:
-    """The place that a launcher gave to this process by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or ALONE."""
+    """This process's place, from a launcher's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; ALONE without them."""
     given = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
     if given.get("WORLD_SIZE") == "1" or not {"RANK", "WORLD_SIZE"} & given.keys():
         return ALONE
@@ -54,14 +60,14 @@ def place_from_environment() -> Place:
         raise Error(
             "environment",
             f"no {' and '.join(missing)} beside {' and '.join(given)}",
-            "a launcher of several processes sets all of them",
+            "a launcher must set all of them",
             "start with torchrun, or unset RANK and WORLD_SIZE to train in one process",
         )
     numbers = {"LOCAL_RANK": os.environ.get("LOCAL_RANK") or "0", **given}
     del numbers["MASTER_ADDR"]
     for name, value in numbers.items():
         if not value.isdecimal():
-            raise Error("environment", f"{name}={value}", "it is a whole number")
+            raise Error("environment", f"{name}={value}", "it must be a whole number")
     rank, count = int(given["RANK"]), int(given["WORLD_SIZE"])
     if rank >= count:
         raise Error("environment", f"RANK={rank}", f"WORLD_SIZE={count}: ranks are 0 to {count - 1}")
@@ -72,9 +78,9 @@ def place_from_environment() -> Place:
 
 @contextlib.contextmanager
 def joined(place: Place, met: threading.Event | None = None) -> Iterator[None]:
-    """Take a place, before any layer reads, wait until all processes have taken theirs, and part from them after the block.
+    """Join the other processes before any layer reads, waiting for all of them; leave them after the block.
 
-    met  set when all have met
+    met  set when all have joined
     """
     if place.count == 1:
         yield
@@ -98,12 +104,12 @@ def joined(place: Place, met: threading.Event | None = None) -> Iterator[None]:
     nccl.leave()
 
 
-def share_of(param: caffe_pb2.SolverParameter, place: Place) -> caffe_pb2.SolverParameter:
-    """The solver of one process: those after the first neither display, test nor snapshot, and draw other random numbers."""
+def solver_of(param: caffe_pb2.SolverParameter, place: Place) -> caffe_pb2.SolverParameter:
+    """The solver of one process: only the first displays, tests and snapshots; each has its own random seed."""
     mine = caffe_pb2.SolverParameter()
     mine.CopyFrom(param)
     if not place.is_first:
-        for field in _OF_THE_FIRST:
+        for field in _FIRST_ONLY:
             mine.ClearField(field)
         mine.snapshot_after_train = False
         if mine.random_seed >= 0:
@@ -111,8 +117,8 @@ def share_of(param: caffe_pb2.SolverParameter, place: Place) -> caffe_pb2.Solver
     return mine
 
 
-def connect(solver, place: Place) -> None:
-    """Begin with the first process's parameters, and update by the mean gradient of all."""
+def connect(solver: Solver, place: Place) -> None:
+    """Broadcast the first process's parameters, and average the gradients of all from now on."""
     from caffe.training import nccl
 
     joined = nccl.NCCL(solver, place.uid)
@@ -121,23 +127,23 @@ def connect(solver, place: Place) -> None:
     if solver.param.layer_wise_reduce:
         solver.net.after_backward(joined)
     if place.is_first:
-        for reason in _dependences(solver.net):
+        for reason in _batch_dependences(solver.net):
             events.processes_differ(place.count, place.count, reason)
 
 
-def _dependences(net) -> list[str]:
+def _batch_dependences(net: Net) -> list[str]:
     """`BatchNorm "bn1": batch statistics are …` for each layer that makes several processes differ from one."""
     reasons = ((layer, layer.batch_dependence()) for layer in net.layers)
     return [f'{layer.type} "{layer.param.name}": {reason}' for layer, reason in reasons if reason]
 
 
-# ---- processes of this command's own
+# ---- processes started by this command
 
 
-def spawn(train: Callable, arguments: argparse.Namespace, param: caffe_pb2.SolverParameter, gpus: list[int | None]) -> None:
-    """Call `train(arguments, param, gpu, place, met)` for each of `gpus` (None: the CPU): for the first here, else in processes.
+def spawn(train: Train, arguments: argparse.Namespace, param: caffe_pb2.SolverParameter, gpus: list[int | None]) -> None:
+    """Call `train(arguments, param, gpu, place, met)` for each of `gpus` (None: the CPU): the first here, others in processes.
 
-    met  an event, to be set when all processes have met
+    met  an event that `train` sets when all processes have joined
     """
     from caffe.training.nccl import NCCL
 
@@ -151,20 +157,22 @@ def spawn(train: Callable, arguments: argparse.Namespace, param: caffe_pb2.Solve
     for worker in workers:
         worker.start()
     met = threading.Event()
-    _end_with([worker.sentinel for worker in workers], "A solver has ended before training began.", met)
+    _exit_with([worker.sentinel for worker in workers], "A solver has ended before training began.", met)
     try:
         train(arguments, param, gpus[0], places[0], met)
     finally:
         met.set()
         deadline = time.monotonic() + 30
         for worker in workers:
-            worker.join(max(0, deadline - time.monotonic()))  # one left over is a daemon, and terminated at exit
+            worker.join(max(0, deadline - time.monotonic()))  # daemons still running are terminated at exit
 
 
-def _work(train, arguments, serialized: bytes, gpu: int | None, place: Place) -> None:
-    """A process that `spawn` has started."""
+def _work(train: Train, arguments: argparse.Namespace, serialized: bytes, gpu: int | None, place: Place) -> None:
+    """Main function of a process that `spawn` started."""
     met = threading.Event()
-    _end_with([multiprocessing.parent_process().sentinel], "The first solver has ended before training began.", met)
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # `spawn` started this process
+    _exit_with([parent.sentinel], "The first solver has ended before training began.", met)
     glog.init_log(max(1, arguments.minloglevel or 0))
     try:
         train(arguments, caffe_pb2.SolverParameter.FromString(serialized), gpu, place, met)
@@ -172,10 +180,10 @@ def _work(train, arguments, serialized: bytes, gpu: int | None, place: Place) ->
         raise SystemExit(f"error: {error}") from None
 
 
-def _end_with(sentinels: list[int], message: str, met: threading.Event) -> None:
-    """End this process where another one ends before all have met; after that, `Peers` watches."""
+def _exit_with(sentinels: list[int], message: str, met: threading.Event) -> None:
+    """Exit this process if another one exits before all have joined; after that, `Peers` watches."""
 
-    def watch():
+    def watch() -> None:
         connection.wait(sentinels)
         if not met.is_set():
             events.process_failed(message)
@@ -185,7 +193,7 @@ def _end_with(sentinels: list[int], message: str, met: threading.Event) -> None:
 
 
 def _ignore_signals() -> None:
-    """Leave signals to the first process, whose decision the others learn."""
+    """Ignore signals: the first process handles them and tells the others."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import caffe
-from caffe.commands import together
+from caffe.commands import parallel
 from caffe.proto import caffe_pb2
 
 ENDS_WITHIN = 30
@@ -117,12 +117,12 @@ SPAWN = """
 import argparse
 import sys
 from caffe.formats import prototxt
-from caffe.commands import together, train
+from caffe.commands import parallel, train
 if __name__ == "__main__":
     arguments = argparse.Namespace(
         solver="solver.prototxt", snapshot=sys.argv[1], sigint_effect="stop", sighup_effect="snapshot", minloglevel=None
     )
-    together.spawn(train._optimise, arguments, prototxt.read_solver("solver.prototxt"), [None] * int(sys.argv[2]))
+    parallel.spawn(train._optimise, arguments, prototxt.read_solver("solver.prototxt"), [None] * int(sys.argv[2]))
 """
 
 
@@ -411,12 +411,12 @@ def test_a_place_that_cannot_be_is_an_error(monkeypatch, variables, where, found
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(caffe.Error) as error:
-        together.place_from_environment()
+        parallel.place_from_environment()
     assert (error.value.where, error.value.found) == (where, found)
 
 
 def test_a_place_is_read_from_the_environment(monkeypatch):
-    assert together.place_from_environment() is together.ALONE
+    assert parallel.place_from_environment() is parallel.ALONE
     for name, value in {
         "RANK": "5",
         "WORLD_SIZE": "8",
@@ -425,6 +425,6 @@ def test_a_place_is_read_from_the_environment(monkeypatch):
         "MASTER_PORT": "29500",
     }.items():
         monkeypatch.setenv(name, value)
-    assert together.place_from_environment() == together.Place(5, 8, 1, "tcp://[fe::1]:29500")
+    assert parallel.place_from_environment() == parallel.Place(5, 8, 1, "tcp://[fe::1]:29500")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert together.place_from_environment() is together.ALONE
+    assert parallel.place_from_environment() is parallel.ALONE
