@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test test-long test-scalar lint types docs hooks wheel bench proto clean rebuild-check example-manifest check-all
+.PHONY: help env demo test test-long test-scalar lint bench proto clean rebuild-check example-manifest check-all
 
 # The checked config of the example, as the last build in a folder fixed it.
 FIXED = $$(ls -t $(1)/.snakemake/roastery/*.json | head -1)
@@ -76,6 +76,8 @@ lint: env  ## check code and workflow
 	snakemake --lint
 	lint-imports
 
+.PHONY: types docs hooks wheel
+
 types: env  ## check the types of both packages
 	mypy caffe pipeline
 
@@ -99,4 +101,4 @@ proto: env  ## regenerate caffe_pb2 after an edit of caffe.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. caffe/proto/caffe.proto
 
 clean:  ## remove what the example made; the environment stays
-	rm -rf results logs report.html .snakemake .rebuild build
+	rm -rf results logs report.html .snakemake .rebuild
