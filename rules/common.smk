@@ -18,7 +18,7 @@ DIGEST = f"ROASTERY_CONFIG_{workflow.uses_of_roastery}"
 try:
     if workflow.is_main_process:
         path = str((workflow.configfiles or ["config"])[-1])
-        schema = Path(workflow.basedir) / "config" / "schema.yaml"
+        schema = Path(workflow.source_path("../config/schema.yaml"))
         os.environ[DIGEST] = fixed_config.write(configuration.checked(config, path, schema), FIXED)
     fixed = fixed_config.read(os.environ.get(DIGEST, ""), FIXED)
 except caffe.Error as error:
