@@ -1,4 +1,4 @@
-"""How a step is run as a command: its options as flags or as JSON, and how it ends.
+"""How a step is run as a command: its arguments, and how it ends.
 
 Exit codes: 0; 1 after an error, with one line on standard error; 128 + N where signal N interrupted it (130 for Ctrl-C, 143 for
 SIGTERM), as shells have it.
@@ -6,6 +6,7 @@ SIGTERM), as shells have it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import signal
@@ -16,6 +17,16 @@ import caffe
 from caffe.allocator import keep_freed_memory
 from pipeline.errors import InputError
 from pipeline.interruption import Interrupted, ignore_signals
+from pipeline.options.base import Options
+from pipeline.options.flags import add_flags
+
+
+def step_parser(description: str | None, model: type[Options] | None = None) -> argparse.ArgumentParser:
+    """A parser of a step's command line, with the flags of its options; `read_flags` reads them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if model:
+        add_flags(parser, model)
+    return parser
 
 
 def run(main: Callable[[list[str]], None]) -> None:

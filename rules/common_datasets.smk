@@ -63,13 +63,6 @@ def patience(wildcards, input):
     return json.dumps({key: source[key] for key in configuration.keys.PATIENCE_FLAGS})
 
 
-def resize_options(wildcards):
-    """How images are resized."""
-    dataset = config["datasets"][wildcards.dataset]
-    options = {key: dataset[key] for key in ("interpolation", "color")}
-    return options | dataset["size"] | {"mode": dataset["resize_mode"]}
-
-
 def label_options(wildcards):
     """How images are divided and counted: a share of each class, a fold, the list's column, or the folder's own split."""
     dataset = config["datasets"][wildcards.dataset]

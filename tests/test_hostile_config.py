@@ -235,7 +235,7 @@ def test_a_hostile_text_in_any_key_is_accepted_or_refused_in_clear_lines(plain, 
     monkeypatch.chdir(folder)
     said = ""
     try:
-        configuration.checked(with_text(config, key, text), "config.yaml", SCHEMA)
+        configuration.check_config(with_text(config, key, text), "config.yaml")
     except InputError as error:
         said = str(error)
     assert not said or re.match(rf"config\.yaml: {key[0]}\.", said)

@@ -13,14 +13,14 @@ from caffe import params as P
 from caffe.proto import caffe_pb2
 from pipeline.command import run
 from pipeline.dataset.augmentation import of_records, parsed
-from pipeline.dataset.resize import INTERPOLATIONS, Mode, Options
+from pipeline.dataset.resize import INTERPOLATIONS, Mode
 from pipeline.errors import InputError
 from pipeline.files import written_whole
-from pipeline.formats.images import Size
 from pipeline.nets import models, solver_defaults, solver_fields
 from pipeline.nets.models import TEMPLATES, Built, Last, Template, siamese
 from pipeline.nets.preprocessing import Preprocessing
 from pipeline.nets.strategies import STRATEGIES, chosen, features, freeze, frozen, linear
+from pipeline.options.dataset import ImageSize, ResizeOptions
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,12 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         for name, net in made.items():
             caffe.write_prototxt(part / f"{name}.prototxt", net, edited)
         channels, *size = dataset.shape
-        resized = Options(Size(*size), mode, interpolation, channels == 3)
+        resized = ResizeOptions(
+            size=ImageSize(height=size[0], width=size[1]),
+            resize_mode=mode,
+            interpolation=interpolation,
+            color="color" if channels == 3 else "gray",
+        )
         how = Preprocessing(resized, made["test"].layer[0].transform_param, dataset.channels)
         how.write(part / "preprocessing.json")
         caffe.write_prototxt(part / "solver.prototxt", param, reasons)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-
-import yaml
 
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
+from pipeline.options.problems import number_hint
 
 FIELDS = caffe_pb2.SolverParameter.DESCRIPTOR.fields_by_name
 OURS = {
@@ -137,17 +135,6 @@ def _of_policy(values: dict) -> list[str]:
     elif isinstance(last, int) and steps[-1] >= last:
         found.append(f"stepvalue: {steps[-1]} has no effect, for training ends after {last} iterations")
     return found
-
-
-def number_hint(value) -> str:
-    """YAML takes 1e-3 for a text, as it has no point."""
-    try:
-        number = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        return ""
-    return f"write {yaml.safe_dump(int(number) if number.is_integer() else number).split()[0]}"
 
 
 def _kind(field) -> str:

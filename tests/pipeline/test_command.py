@@ -106,3 +106,7 @@ def test_an_edit_of_what_a_step_imports_is_seen_and_of_nothing_else(package, edi
 
 def test_the_resize_step_depends_on_the_decoder():
     assert "pipeline.formats.images" in closure.imported_by("pipeline.dataset.resize")
+
+
+def test_models_of_options_are_no_code_of_a_step():
+    assert not {name for name in closure.imported_by("pipeline.dataset.resize") if name.startswith("pipeline.options")}

@@ -13,8 +13,9 @@ from caffe.proto import caffe_pb2
 from pipeline.dataset import resize
 from pipeline.dataset.database import Options, build
 from pipeline.errors import InputError
-from pipeline.formats.images import Resized, Size, below
+from pipeline.formats.images import Resized, below
 from pipeline.formats.records import digest, record, write_database
+from pipeline.options.dataset import ImageSize, ResizeOptions
 from tests.conftest import GOLDEN
 from tests.pipeline.conftest import write_resized
 
@@ -38,9 +39,9 @@ def records(folder):
 @pytest.mark.parametrize(
     ("name", "size", "color", "as_files"),
     [
-        ("plain_resize", Size(32, 28), True, True),
-        ("gray", Size(16, 16), False, True),
-        ("plain_resize", Size(32, 28), True, False),
+        ("plain_resize", ImageSize(height=32, width=28), True, True),
+        ("gray", ImageSize(height=16, width=16), False, True),
+        ("plain_resize", ImageSize(height=32, width=28), True, False),
     ],
 )
 def test_records_are_those_of_convert_imageset(tmp_path, name, size, color, as_files):
@@ -50,11 +51,11 @@ def test_records_are_those_of_convert_imageset(tmp_path, name, size, color, as_f
         for path, _ in lines:
             image = cv2.imread(str(golden / "images" / path), cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
             (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
-            resized = resize.resize(image, resize.Options(size))
+            resized = resize.resize(image, ResizeOptions(size=size))
             (tmp_path / "images" / path).write_bytes(cv2.imencode(".png", resized)[1])
     else:
         for folder in {Path(path).parent for path, _ in lines}:
-            options = resize.Options(size, color=color)
+            options = ResizeOptions(size=size, color="color" if color else "gray")
             resize.resize_folder(golden / "images" / folder, tmp_path / "images" / folder, options)
     build(golden / "list.txt", below(tmp_path / "images", color), tmp_path / "db", Options(classes=4, color=color))
     recorded = np.load(golden / f"records_{name}.npz")

@@ -14,13 +14,13 @@ import pytest
 import caffe
 from caffe.formats.db import DatabaseWriter, LMDBFile
 from caffe.proto import caffe_pb2
-from pipeline.dataset.resize import Mode, Options, resize_folder
+from pipeline.dataset.resize import resize_folder
 from pipeline.errors import InputError
-from pipeline.formats.images import Size
 from pipeline.inference import extraction, features
 from pipeline.inference.extraction import Run, extract
 from pipeline.inference.feature_files import file_names, read
 from pipeline.nets.preprocessing import Preprocessing
+from pipeline.options.dataset import ImageSize, ResizeOptions
 from tests.conftest import needs_leveldb
 from tests.pipeline.training.test_train import change
 
@@ -130,7 +130,7 @@ LISTED = ("--list", "photos.txt", "--root", "photos")
 
 
 def test_images_of_any_size_are_resized_as_the_datasets_were(photographs, step):
-    how = Options(Size(8, 8), Mode.CROP, "area")
+    how = ResizeOptions(size=ImageSize(height=8, width=8), resize_mode="crop", interpolation="area")
     Preprocessing(how, caffe_pb2.TransformationParameter()).write(photographs / "preprocessing.json")
     step(*FEATURES, "data", "--formats", "npy", *LISTED)
     resize_folder(photographs / "photos/00000", photographs / "resized/00000", how)
@@ -145,7 +145,9 @@ def test_images_of_different_sizes_are_named_where_nothing_says_how_they_are_res
 
 
 def test_an_image_that_cannot_be_read_is_named_with_its_line(photographs, fails):
-    Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter()).write(photographs / "preprocessing.json")
+    Preprocessing(ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter()).write(
+        photographs / "preprocessing.json"
+    )
     (photographs / "photos/00000/3.png").write_text("<html></html>")
     fails(["photos.txt:4: photos/00000/3.png cannot be read"], *FEATURES, "data", *LISTED)
 
