@@ -95,19 +95,6 @@ def options_of(step):
     return lambda wildcards: json.dumps(steps.options_of(config, step, dict(wildcards)))
 
 
-def as_json(options):
-    """Params function: a step's options, of a function of wildcards, as one JSON argument.
-
-    No quoting can break it, and Snakemake sees each value that changes.
-    """
-    return lambda wildcards: json.dumps(options(wildcards), sort_keys=True)
-
-
-def on_device(wildcards):
-    """The options of a step that computes on the config's device and has no others."""
-    return {"gpu": bool(GPUS)}
-
-
 def dataset_of(wildcards):
     """The name of an experiment's dataset."""
     return config["experiments"][wildcards.experiment]["dataset"]
@@ -128,8 +115,8 @@ def results(wildcards):
     )
     paths += [
         f"results/datasets/{name}/augmented.png"
-        for name in config["datasets"]
-        if augmentation_of(name)[0]
+        for name, dataset in config["datasets"].items()
+        if dataset.get("augmentation", {}).keys() - {"copies"}
     ]
     paths += ["results/report/comparison.csv"] if experiments else []
     for name, experiment in experiments.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -41,17 +40,6 @@ POLICIES = {
     "sigmoid": {"gamma": "how fast the rate changes around stepsize, below 0 where it falls, such as -0.01"},
 }
 """What a policy of the learning rate needs, where Caffe's default of 0 or none makes the rate 0 or constant."""
-
-
-def parsed(fields: str) -> dict:
-    """The fields that a JSON object gives, as commands take them."""
-    try:
-        values = json.loads(fields)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise InputError("--solver", fields, "a JSON object is wanted", """give fields as in '{"base_lr": 0.01}'""")
-    return values
 
 
 def assign(param: caffe_pb2.SolverParameter, name: str, value) -> None:

@@ -20,9 +20,9 @@ PathText = Annotated[str, WithJsonSchema({"type": "string", "pattern": PATH})]
 
 
 class Options(BaseModel):
-    """Options of a step, or a part of them. Fields that are None are left to the step."""
+    """Options of a step, or a part of them, described by their docstrings. Fields that are None are left to the step."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True)
     one_flag: ClassVar[bool] = False
     """Whether a command line takes the fields as one flag with a JSON object; else each is a flag."""
 
@@ -53,7 +53,8 @@ def _pruned(value: Any) -> Any:
     if not isinstance(value, dict):
         return [_pruned(item) for item in value] if isinstance(value, list) else value
     left_out = {"title"} | ({"type"} if "enum" in value else set()) | ({"default"} if value.get("default", 0) is None else set())
-    return {key: _pruned(inner) for key, inner in value.items() if key not in left_out}
+    text = {"description": " ".join(value["description"].split())} if isinstance(value.get("description"), str) else {}
+    return {key: _pruned(inner) for key, inner in value.items() if key not in left_out} | text
 
 
 def with_defaults(values: dict, schema: dict) -> dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import enum
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
@@ -20,14 +20,14 @@ Model = TypeVar("Model", bound=Options)
 def add_flags(parser: argparse.ArgumentParser, model: type[Options]) -> None:
     """Add `--options` and a flag for each field of a model: those of nested models, too, unless they are one flag."""
     parser.add_argument(
-        "--options", type=json_object, action="append", default=[], metavar="JSON", help="these options as one JSON object"
+        "--options", type=_json("--options"), action="append", default=[], metavar="JSON", help="options as one JSON object"
     )
     for path, field in _fields(model):
         kind, several = _kind(field.annotation), {}
         if get_origin(kind) is list:
             kind, several = _kind(get_args(kind)[0]), {"nargs": "+", "action": "extend"}
         default = "" if field.is_required() or field.default in (None, False, "", []) else f" (default: {_text(field.default)})"
-        help = f"{field.description or ''}{default}".replace("%", "%%")
+        help = " ".join(f"{field.description or ''}{default}".split()).replace("%", "%%")
         name, common = flag(path), {"dest": path, "default": argparse.SUPPRESS, "help": help}
         if kind is bool:
             parser.add_argument(name, action="store_true", **common)
@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser, model: type[Options]) -> None:
         else:
             is_json = get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Options))
             metavar = "JSON" if is_json else path.rsplit(".", 1)[-1].upper()
-            parser.add_argument(name, type=json_object if is_json else str, metavar=metavar, **several, **common)
+            parser.add_argument(name, type=_json(name) if is_json else str, metavar=metavar, **several, **common)
 
 
 def read_flags(arguments: argparse.Namespace, model: type[Model]) -> Model:
@@ -68,15 +68,19 @@ def flag(path: str) -> str:
     return f"--{path.rsplit('.', 1)[-1].replace('_', '-')}"
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """A JSON object. Raises InputError for anything else."""
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError("--options", f"not JSON ({error})", "a JSON object of the step's options") from None
-    if not isinstance(values, dict):
-        raise InputError("--options", text, "a JSON object of the step's options")
-    return values
+def _json(name: str) -> Callable[[str], dict[str, Any]]:
+    """A function that reads the JSON object of a flag; it raises InputError for anything else."""
+
+    def read(text: str) -> dict[str, Any]:
+        try:
+            values = json.loads(text)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise InputError(name, text, "a JSON object is wanted", """as in '{"KEY": VALUE}'""")
+        return values
+
+    return read
 
 
 def _fields(model: type[Options], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -1,7 +1,6 @@
 """What is said of a config: every problem at once, with its key, its value and what is allowed."""
 
 import copy
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,9 @@ import yaml
 
 from pipeline import configuration
 from pipeline.configuration import check_config
-from pipeline.dataset.download import Options
 from pipeline.errors import InputError
 from pipeline.nets.models import TEMPLATES
+from pipeline.options.dataset import FetchOptions
 from tests.conftest import ROOT
 
 GOOD = {
@@ -702,9 +701,7 @@ def test_a_config_of_another_shape_is_a_message_too(config):
 
 def test_what_a_source_says_of_downloading_is_what_the_step_takes_with_its_defaults():
     source = check_config(GOOD, "my.yaml")["datasets"]["cats"]["source"]
-    taken = {field.name: field.default for field in dataclasses.fields(Options)}
-    flags = (*configuration.keys.DOWNLOAD_FLAGS, *configuration.keys.PATIENCE_FLAGS)
-    assert {name: source[name] for name in flags} == taken
+    assert {name: source[name] for name in FetchOptions.model_fields} == FetchOptions().model_dump()
 
 
 @pytest.mark.parametrize(
