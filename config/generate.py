@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.options.base import schema_of
+from pipeline.options.base import resolved, schema_of
 from pipeline.options.config import Config
 
 FOLDER = Path(__file__).parent
@@ -44,19 +44,15 @@ def table() -> str:
 
 def _rows(part: dict[str, Any], root: dict[str, Any], prefix: str) -> list[str]:
     """Rows of the keys of a mapping, at every depth; of a mapping with a description, the mapping's own."""
-    part = _resolved(part, root)
+    part = resolved(part, root)
     rows = []
     for name, inner in sorted(part["properties"].items(), key=lambda item: item[0] not in FIRST):
-        nested = _resolved(inner.get("else", inner), root)
+        nested = resolved(inner.get("else", inner), root)
         if "description" in inner:
             rows.append(_row(prefix + name, inner, name in part.get("required", [])))
         if "properties" in nested and ("else" in inner or "description" not in inner):
             rows += _rows(nested, root, f"{prefix}{name}.")
     return rows
-
-
-def _resolved(part: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    return root["$defs"][part["$ref"].rsplit("/", 1)[1]] if "$ref" in part else part
 
 
 def _row(key: str, part: dict[str, Any], required: bool) -> str:

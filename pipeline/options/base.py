@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 from pydantic.json_schema import GenerateJsonSchema
@@ -23,8 +23,6 @@ class Options(BaseModel):
     """Options of a step, or a part of them, described by their docstrings. Fields that are None are left to the step."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True)
-    one_flag: ClassVar[bool] = False
-    """Whether a command line takes the fields as one flag with a JSON object; else each is a flag."""
 
 
 class Device(Options):
@@ -48,6 +46,11 @@ def schema_of(model: type[Options]) -> dict[str, Any]:
     return _pruned(model.model_json_schema(schema_generator=_Schema))
 
 
+def resolved(part: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """A part of a schema in which a reference is replaced by the definition; what is beside the reference counts first."""
+    return root["$defs"][part["$ref"].rsplit("/", 1)[1]] | part if "$ref" in part else part
+
+
 def _pruned(value: Any) -> Any:
     """A schema without titles, null defaults and types of enumerations, which would report one mistake twice."""
     if not isinstance(value, dict):
@@ -65,8 +68,7 @@ def with_defaults(values: dict, schema: dict) -> dict:
 
 
 def _fill(value: dict, schema: dict, root: dict) -> None:
-    if "$ref" in schema:
-        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    schema = resolved(schema, root)
     for name, part in schema.get("properties", {}).items():
         if name not in value and "default" in part:
             value[name] = copy.deepcopy(part["default"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
@@ -44,8 +44,6 @@ class Split(dataset.Split):
 
 class Augmentation(dataset.Augmentation, dataset.Copies):
     """Random changes of training images."""
-
-    one_flag: ClassVar[bool] = False
 
 
 class Dataset(dataset.ListKeys, dataset.Encode, dataset.ResizeOptions, dataset.Channels, dataset.ShardSize):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -13,7 +13,6 @@ from pipeline.options.base import FilePath, Options
 class Columns(Options):
     """What a list calls its columns."""
 
-    one_flag: ClassVar[bool] = True
     url: str | None = None
     path: str | None = None
     label: str | None = None
@@ -28,7 +27,7 @@ class Source(Options):
     list: FilePath | None = None
     """CSV (commas, semicolons or tabs; UTF-8) or parquet with the columns `url`, `label` and optionally `split` (`train`, `val`
     or `test`), `group` and `sha256`; or a text file with `URL label` per line"""
-    columns: Columns = Columns()
+    columns: Columns | None = None
     """names of the list's columns: `{url: image_url, label: style}`"""
     root: FilePath | None = None
     """the list has paths below this folder instead of URLs: a column `path`, or Caffe's `path label` lines"""
@@ -227,7 +226,6 @@ class LabelOptions(ListKeys):
 class Augmentation(Options):
     """Random changes of training images: the fields of caffe.proto's AugmentationParameter."""
 
-    one_flag: ClassVar[bool] = True
     brightness: float | None = Field(None, ge=0, le=1)
     """x: all values times a factor between 1 − x and 1 + x"""
     contrast: float | None = Field(None, ge=0, le=1)

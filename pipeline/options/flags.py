@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import enum
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from pipeline.errors import InputError
-from pipeline.options.base import Options, schema_of
+from pipeline.options.base import Options, resolved, schema_of
 
 Model = TypeVar("Model", bound=Options)
 
 
 def add_flags(parser: argparse.ArgumentParser, model: type[Options]) -> None:
-    """Add `--options` and a flag for each field of a model: those of nested models, too, unless they are one flag."""
-    parser.add_argument(
-        "--options", type=_json("--options"), action="append", default=[], metavar="JSON", help="options as one JSON object"
-    )
-    for path, field in _fields(model):
-        kind, several = _kind(field.annotation), {}
-        if get_origin(kind) is list:
-            kind, several = _kind(get_args(kind)[0]), {"nargs": "+", "action": "extend"}
-        default = "" if field.is_required() or field.default in (None, False, "", []) else f" (default: {_text(field.default)})"
-        help = " ".join(f"{field.description or ''}{default}".split()).replace("%", "%%")
-        name, common = flag(path), {"dest": path, "default": argparse.SUPPRESS, "help": help}
-        if kind is bool:
-            parser.add_argument(name, action="store_true", **common)
-        elif choices := _choices(kind):
-            parser.add_argument(name, choices=choices, **several, **common)
-        elif kind in (int, float):
-            parser.add_argument(name, type=kind, metavar=kind.__name__.upper(), **several, **common)
-        else:
-            is_json = get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Options))
-            metavar = "JSON" if is_json else path.rsplit(".", 1)[-1].upper()
-            parser.add_argument(name, type=_json(name) if is_json else str, metavar=metavar, **several, **common)
+    """Add `--options` and a flag for each field of a model and of its nested models; one that may be left out is one flag."""
+    name = "--options"
+    parser.add_argument(name, type=_json(name), action="append", default=[], metavar="JSON", help="options as one JSON object")
+    for path, part in leaves(schema_of(model)):
+        name, item, default = flag(path), part.get("items", part), part.get("default")
+        shown = " ".join(default) if isinstance(default, list) else default
+        text = part.get("description", "") + (f" (default: {shown})" if shown or (shown == 0 and default is not False) else "")
+        how: dict[str, Any] = {"dest": path, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        if item.get("type") == "boolean":
+            parser.add_argument(name, action="store_true", **how)
+            continue
+        kinds = {"integer": (int, "N"), "number": (float, "X"), "object": (_json(name), "JSON")}
+        how["type"], metavar = kinds.get(item.get("type", ""), (str, name.removeprefix("--").upper()))
+        how |= {"choices": item["enum"]} if "enum" in item else {"metavar": metavar}
+        how |= {"nargs": "+", "action": "extend"} if "items" in part else {}
+        parser.add_argument(name, **how)
 
 
 def read_flags(arguments: argparse.Namespace, model: type[Model]) -> Model:
@@ -49,7 +42,8 @@ def read_flags(arguments: argparse.Namespace, model: type[Model]) -> Model:
     values: dict[str, Any] = {}
     for given in arguments.options:
         _merge(values, given)
-    for path in (path for path, _ in _fields(model) if hasattr(arguments, path)):
+    schema = schema_of(model)
+    for path in (path for path, _ in leaves(schema) if hasattr(arguments, path)):
         inner = getattr(arguments, path)
         for word in reversed(path.split(".")):
             inner = {word: inner}
@@ -59,13 +53,23 @@ def read_flags(arguments: argparse.Namespace, model: type[Model]) -> Model:
     except ValidationError as error:
         from pipeline.options.problems import problems  # its libraries are slow to load, and most command lines are right
 
-        found = problems(values, schema_of(model)) or [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise InputError("", "\n".join(_with_flag(line, model) for line in found)) from None
+        found = problems(values, schema) or [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise InputError("", "\n".join(_with_flag(line, schema) for line in found)) from None
 
 
 def flag(path: str) -> str:
     """The flag of the field at a path, such as --resize-mode: its last name."""
     return f"--{path.rsplit('.', 1)[-1].replace('_', '-')}"
+
+
+def leaves(part: dict[str, Any], root: dict[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path, such as size.height, and schema of each flag."""
+    for name, inner in part["properties"].items():
+        inner = resolved(inner, root or part)
+        if "properties" in inner and ("default" in inner or name in part.get("required", [])):
+            yield from leaves(inner, root or part, f"{prefix}{name}.")
+        else:
+            yield prefix + name, inner
 
 
 def _json(name: str) -> Callable[[str], dict[str, Any]]:
@@ -83,36 +87,6 @@ def _json(name: str) -> Callable[[str], dict[str, Any]]:
     return read
 
 
-def _fields(model: type[Options], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Path and field of each flag, such as size.height."""
-    for name, field in model.model_fields.items():
-        path, kind = prefix + (field.alias or name), _kind(field.annotation)
-        if isinstance(kind, type) and issubclass(kind, Options) and not kind.one_flag:
-            yield from _fields(kind, f"{path}.")
-        else:
-            yield path, field
-
-
-def _kind(annotation: Any) -> Any:
-    """A type without None and without annotations: int for int | None."""
-    while True:
-        inner = [kind for kind in get_args(annotation) if kind is not type(None)]
-        if hasattr(annotation, "__metadata__") or type(None) in get_args(annotation):
-            annotation = inner[0]
-        else:
-            return annotation
-
-
-def _choices(kind: Any) -> list[str]:
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return [member.value for member in kind]
-    return list(get_args(kind)) if str(get_origin(kind)) == "typing.Literal" else []
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def _merge(values: dict[str, Any], others: dict[str, Any]) -> None:
     """Put the others into the values, at every depth."""
     for key, value in others.items():
@@ -122,12 +96,10 @@ def _merge(values: dict[str, Any], others: dict[str, Any]) -> None:
             values[key] = value
 
 
-def _with_flag(line: str, model: type[Options]) -> str:
+def _with_flag(line: str, schema: dict[str, Any]) -> str:
     """A problem's line that names the flag in the place of the key."""
     if line.endswith(" is missing") and ":" not in line:
         return f"--{line.replace('_', '-')}"
     key, _, rest = line.partition(": ")
-    path = next((path for path, _ in _fields(model) if key == path or key.startswith(f"{path}.")), None)
-    if path is None:
-        return line
-    return ": ".join([flag(path) + key.removeprefix(path), rest])
+    path = next((path for path, _ in leaves(schema) if key == path or key.startswith(f"{path}.")), None)
+    return line if path is None else f"{flag(path)}{key.removeprefix(path)}: {rest}"

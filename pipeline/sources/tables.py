@@ -74,7 +74,7 @@ def _chunks(source: Source) -> Iterator[pd.DataFrame]:
     elif source.list.suffix.lower() == ".txt" or not source.list.suffix:
         tables = _rows(_text(source.list, list_root(source)))
     else:
-        tables = _tables(source.list, list_root(source), source.columns.model_dump(exclude_none=True))
+        tables = _tables(source.list, list_root(source), source.columns.model_dump(exclude_none=True) if source.columns else {})
     for table in tables:
         yield table[list(COLUMNS)].reset_index(drop=True)
 

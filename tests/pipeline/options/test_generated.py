@@ -4,8 +4,9 @@ import importlib.util
 
 import pytest
 
+from pipeline.options.base import schema_of
 from pipeline.options.config import STEPS, Config
-from pipeline.options.flags import _fields
+from pipeline.options.flags import leaves
 from tests.conftest import ROOT
 
 
@@ -35,7 +36,7 @@ def test_a_key_that_changes_changes_the_table(generate):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_every_flag_of_a_step_has_a_name_of_its_own(step):
-    names = [path.rsplit(".", 1)[-1] for path, _ in _fields(STEPS[step])]
+    names = [path.rsplit(".", 1)[-1] for path, _ in leaves(schema_of(STEPS[step]))]
     assert len(set(names)) == len(names)
 
 
