@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 import caffe
 from pipeline.nets import models
+from pipeline.options.dataset import Channels, ResizeOptions, ShardSize
 
 KINDS = ("list", "folder", "published", "database", "dataset")
 """What images can come from."""
 ORIGINS = ("experiment", "file", "url")
 """What weights can come from."""
-OF_IMAGES = ("shard_size", "size", "color", "channels", "resize_mode", "interpolation")
+OF_IMAGES = tuple(key for model in (ShardSize, ResizeOptions, Channels) for key in model.model_fields)
 """Keys of a dataset that say how its images are made."""
 OF_LISTS = ("split", "duplicates", "augmentation", "seed")
 """Keys of a dataset that say how its lists and databases are made of its images."""
