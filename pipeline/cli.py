@@ -7,8 +7,9 @@ import importlib
 import sys
 from pathlib import Path
 
-from caffe.errors import Error, nearest
+import caffe
 from pipeline import command
+from pipeline.errors import InputError
 
 STAGES = ("sources", "dataset", "nets", "training", "inference", "export", "report")
 
@@ -49,8 +50,8 @@ def main() -> None:
     known = {name: path for modules in commands().values() for name, path in modules.items()}
     path = known.get(name.replace("_", "-"))
     if path is None:
-        do = nearest(name, list(known)) or "roastery --help lists the commands"
-        print(f"error: {Error(f'roastery {name}', 'no such command', do=do)}", file=sys.stderr)
+        do = caffe.nearest(name, list(known)) or "roastery --help lists the commands"
+        print(f"error: {InputError(f'roastery {name}', 'no such command', do=do)}", file=sys.stderr)
         sys.exit(1)
     module = ".".join(path.relative_to(Path(__file__).parent.parent).with_suffix("").parts)
     sys.argv = [f"roastery {name}", *rest]

@@ -173,7 +173,7 @@ def test_tables_that_give_no_lists_are_refused(dataset, columns, found):
 
 
 def test_a_share_that_is_none_is_refused(fails, dataset):
-    fails(["split.val", "1.2 is not between 0 and 1"], *LABEL, "--val", 1.2)
+    fails(["--val: 1.2 is not between 0 and 1"], *LABEL, "--val", 1.2)
 
 
 def test_names_by_number_keep_the_numbers(command, dataset):
