@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test test-long test-scalar lint bench proto clean rebuild-check example-manifest check-all
+.PHONY: help env demo test test-long test-scalar lint bench proto schema clean rebuild-check example-manifest check-all
 
 # The checked config of the example, as the last build in a folder fixed it.
 FIXED = $$(ls -t $(1)/.snakemake/roastery/*.json | head -1)
@@ -99,6 +99,9 @@ bench: env  ## compare speed with the same nets by hand in PyTorch
 
 proto: env  ## regenerate caffe_pb2 after an edit of caffe.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. caffe/proto/caffe.proto
+
+schema: env  ## write config/schema.yaml and the table of keys in config/README.md from pipeline/options
+	python config/generate.py
 
 clean:  ## remove what the example made; the environment stays
 	rm -rf results logs report.html .snakemake .rebuild

@@ -71,7 +71,7 @@ def steps(folder: Path) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
         flags = [(f"list/{shard}.csv", f"download/{shard}", "--table", f"download/{shard}.csv") for shard in shards]
         list(pool.map(lambda one: run(folder, sys.executable, "-m", "pipeline.dataset.download", *one, "--allow-private"), flags))
-    fit = ("--mode", "crop", "--interpolation", "area", "--threads", str(THREADS))
+    fit = ("--resize-mode", "crop", "--interpolation", "area", "--threads", str(THREADS))
     for shard in shards:
         run(folder, sys.executable, "-m", "pipeline.dataset.resize", f"download/{shard}", f"resize/{shard}", *fit)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 PACKAGE = ROOT.name
+OPTIONS = f"{PACKAGE}.options"
+"""The models of options are no part of a step's code: their values, defaults too, are params that Snakemake sees."""
 
 
 def code_of(module: str) -> str:
@@ -52,7 +54,7 @@ def _imports(module: str) -> tuple[str, ...]:
     for node in ast.walk(ast.parse(_path(module).read_bytes())):
         for name in _named(node):
             parts = name.split(".")
-            if parts[0] == PACKAGE:
+            if parts[0] == PACKAGE and not f"{name}.".startswith(f"{OPTIONS}."):
                 found.update(".".join(parts[:length]) for length in range(1, len(parts) + 1))
     return tuple(name for name in sorted(found) if _path(name).is_file())
 

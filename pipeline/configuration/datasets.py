@@ -6,8 +6,9 @@ import csv
 import gzip
 from pathlib import Path
 
-from pipeline.configuration.keys import DOWNLOAD_FLAGS, KINDS, OF_IMAGES, OF_LISTS, PATIENCE_FLAGS, kind_of, mapping, unknown
+from pipeline.configuration.keys import KINDS, OF_IMAGES, OF_LISTS, kind_of, mapping, unknown
 from pipeline.formats.text import separator
+from pipeline.options.dataset import FetchOptions
 from pipeline.sources import folders
 
 
@@ -17,7 +18,7 @@ def without_effect(name: str, dataset: dict) -> list[str]:
     source, split = mapping(dataset.get("source")), mapping(dataset.get("split"))
     kind = kind_of(source)
     wanted = {"copy": ("published",), "root": ("list",), "allow_outside_root": ("list",), "val_labels": ("folder",)}
-    wanted |= dict.fromkeys((*DOWNLOAD_FLAGS, *PATIENCE_FLAGS, "sample", "seed", "columns"), ("list", "folder"))
+    wanted |= dict.fromkeys((*FetchOptions.model_fields, "sample", "seed", "columns"), ("list", "folder"))
     for key, kinds in wanted.items():
         if key in source and kind and kind not in kinds:
             problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")

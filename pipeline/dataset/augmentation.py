@@ -1,22 +1,17 @@
-"""A dataset's augmentation, as steps are told of it, and copies changed by it."""
+"""A dataset's augmentation as Caffe's message, and copies of images that it changes."""
 
 from __future__ import annotations
 
 import numpy as np
-from google.protobuf import json_format
 
 from caffe.augmentation import Augmentation
 from caffe.proto import caffe_pb2
-from pipeline.errors import InputError
+from pipeline.options.dataset import Augmentation as AugmentationOptions
 
 
-def parsed(fields: str) -> caffe_pb2.AugmentationParameter:
-    """The changes that a JSON object of AugmentationParameter's fields asks for."""
-    try:
-        return json_format.Parse(fields, caffe_pb2.AugmentationParameter())
-    except json_format.ParseError as error:
-        found = str(error).splitlines()[0]
-        raise InputError("augmentation", found, "a JSON object of AugmentationParameter's fields is wanted") from None
+def as_param(changes: AugmentationOptions) -> caffe_pb2.AugmentationParameter:
+    """The changes as Caffe's layers take them."""
+    return caffe_pb2.AugmentationParameter(**changes.model_dump(exclude_none=True))
 
 
 def of_records(changes: caffe_pb2.AugmentationParameter, channels: str) -> caffe_pb2.AugmentationParameter:

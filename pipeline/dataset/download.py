@@ -10,7 +10,6 @@ arrived, is taken up by the next one with the same list. How long each image too
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import csv
 import dataclasses
@@ -22,16 +21,17 @@ import shutil
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import plain_name, write_table, written_whole
 from pipeline.formats.images import Size, content_of, decode
+from pipeline.options.dataset import DownloadOptions, FetchOptions
+from pipeline.options.flags import read_flags
 from pipeline.progress import progress
 from pipeline.sources import fetch
 from pipeline.sources.fetch import Failed
@@ -55,18 +55,6 @@ SMALL = 1 << 16
 """Bytes of a file that is checked sooner than it is handed to a thread."""
 
 
-@dataclass(frozen=True)
-class Options(fetch.Options):
-    """How to download: how to fetch, and what is taken of that.
-
-    max_pixels  the largest image, known from its header before it is decoded
-    min_yield   the least share of images that must arrive, else the step fails
-    """
-
-    max_pixels: int = 64_000_000
-    min_yield: float = 0.5
-
-
 def read_shard(path: Path) -> list[dict[str, str]]:
     """The rows of a shard, as pipeline.sources.shards writes them."""
     if not path.is_file():
@@ -79,7 +67,7 @@ def read_shard(path: Path) -> list[dict[str, str]]:
         return [{name: row.get(name) or "" for name in LISTED} for row in reader]
 
 
-def download(source: Path, folder: Path, table: Path, options: Options) -> list[dict]:
+def download(source: Path, folder: Path, table: Path, options: FetchOptions) -> list[dict]:
     """Download the URLs of the list `source` into `folder` and write `table` and how long each took; all whole or not at all.
 
     Returns the table's rows.
@@ -161,7 +149,7 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-async def _download_all(listed: list[dict[str, str]], journal: Journal, options: Options, name: str) -> None:
+async def _download_all(listed: list[dict[str, str]], journal: Journal, options: FetchOptions, name: str) -> None:
     waiting = [(number, row["url"], row["sha256"]) for number, row in enumerate(listed) if number not in journal.rows]
     with (
         ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as checkers,
@@ -224,23 +212,16 @@ def checked_image(path: Path, max_pixels: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, DownloadOptions)
     parser.add_argument("list", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--table", type=Path, required=True, help="where the table goes")
-    for field in dataclasses.fields(Options):
-        name = f"--{field.name.replace('_', '-')}"
-        if field.default is False:
-            parser.add_argument(name, action="store_true")
-        else:
-            parser.add_argument(name, type=type(field.default), default=field.default, help="(default: %(default)s)")
-    arguments = vars(parser.parse_args(argv))
-    source, folder, table = (arguments.pop(name) for name in ("list", "folder", "table"))
-    result = download(source, folder, table, Options(**arguments))
+    a = parser.parse_args(argv)
+    result = download(a.list, a.folder, a.table, read_flags(a, DownloadOptions).source)
     counts = Counter(row["error"] for row in result)
     arrived = counts.pop("", 0)
     reasons = "".join(f", {count} {error}" for error, count in counts.most_common())
-    print(f"{folder}: {arrived} of {len(result)} images arrived{reasons}")
+    print(f"{a.folder}: {arrived} of {len(result)} images arrived{reasons}")
 
 
 if __name__ == "__main__":

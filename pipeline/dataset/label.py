@@ -6,31 +6,22 @@ of training images among the validation images are reported, or dropped.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import enum
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.dataset import duplicates
-from pipeline.dataset.split import Split, balanced, drawn
+from pipeline.dataset.split import balanced, drawn, way
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats.images import TABLE, Resized
 from pipeline.formats.lists import read_labels, write_classes, write_duplicates, write_lines, write_names, write_sizes
-
-
-class Duplicates(enum.StrEnum):
-    """What becomes of an image held out that is nearly a training image."""
-
-    REPORT = "report"
-    DROP = "drop"
-    IGNORE = "ignore"
-
+from pipeline.options.dataset import Duplicates, LabelOptions, Split
+from pipeline.options.flags import read_flags
 
 PARTS = ("train", "val", "test")
 """What an image can be for."""
@@ -108,10 +99,12 @@ def class_order(name: str) -> tuple:
 def by_column(listed: Listed, split: Split) -> bool:
     """Whether images are for what their list or folder says."""
     given = set(listed.splits)
-    return (split.own and "" not in given and given != {"train"}) or (split.val is None and not split.folds)
+    return way(split) == "column" or (not way(split) and "" not in given and given != {"train"})
 
 
-def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def assign(
+    listed: Listed, options: LabelOptions, where: Path, given: list[str] | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Each image's class as a number, what it is for (train, val or test), and the class names by number.
 
     where  what errors call the images' tables
@@ -119,10 +112,9 @@ def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = 
 
     Where a list has images for testing and none for validation, those are taken for it, as Caffe's examples do.
     """
-    if split.val is not None and not 0 < split.val < 1:
-        raise InputError("split.val", f"{split.val} is not between 0 and 1")
-    if split.folds and not 0 <= split.fold < split.folds:
-        raise InputError("split.fold", str(split.fold), f"there are {split.folds} folds (0–{split.folds - 1})")
+    split = options.split
+    if way(split) == "fold" and not (split.folds and split.fold is not None and split.fold < split.folds):
+        raise InputError("split.fold", str(split.fold), f"there are {split.folds or 'no'} folds, which count from 0")
     names = sorted(set(listed.labels), key=class_order)
     number = {name: index for index, name in enumerate(names)}
     if given is not None:
@@ -146,26 +138,28 @@ def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = 
     # An image without a group is one by itself.
     groups = {name: index for index, name in enumerate(sorted(set(listed.groups)))}
     numbered = np.array([groups[group] if group else len(groups) + at for at, group in enumerate(listed.groups)])
-    held_out = drawn(numbers, numbered, split, np.random.default_rng((split.seed, 0)))
+    held_out = drawn(numbers, numbered, split, np.random.default_rng((options.seed, 0)))
     return numbers, np.where(held_out, "val", "train"), names
 
 
-def lists_of(numbers: np.ndarray, parts: np.ndarray, names: list[str], split: Split, where: Path) -> dict[str, np.ndarray]:
+def lists_of(
+    numbers: np.ndarray, parts: np.ndarray, names: list[str], options: LabelOptions, where: Path
+) -> dict[str, np.ndarray]:
     """{train, val, test: positions of its images, in shuffled order}."""
-    rng = np.random.default_rng((split.seed, 1))
+    rng, least = np.random.default_rng((options.seed, 1)), options.split.min_per_class or 1
     trained = np.flatnonzero(parts == "train")
     counts = np.bincount(numbers[trained], minlength=len(names))
     for name, count in zip(names, counts, strict=True):
-        if count < split.min_per_class:
+        if count < least:
             found = f'class "{name}" has {count or "no"} training images'
-            wanted = f"every class needs {split.min_per_class if split.min_per_class > 1 else 'some'}"
-            do = "check its split" + (", or lower split.min_per_class" if split.min_per_class > 1 else ", or remove the class")
+            wanted = f"every class needs {least if least > 1 else 'some'}"
+            do = "check its split" + (", or lower split.min_per_class" if least > 1 else ", or remove the class")
             raise InputError(where, found, wanted, do)
     if not (parts == "val").any():
         kept = "a class's only image, and a group larger than the share, are for training"
         do = f"check their split, raise split.val, or add images: {kept}"
         raise InputError(where, "no validation images", "training is judged by some", do)
-    chosen = {"train": trained[balanced(numbers[trained], split, rng)]}
+    chosen = {"train": trained[balanced(numbers[trained], options, rng)]}
     return chosen | {part: rng.permutation(np.flatnonzero(parts == part)) for part in ("val", "test")}
 
 
@@ -180,14 +174,7 @@ def near_duplicates(listed: Listed, parts: np.ndarray, images: Resized) -> dict[
     return {int(val[query]): (int(train[other]), bits) for query, (other, bits) in found.items()}
 
 
-def write_lists(
-    tables: list[Path],
-    images: Path,
-    folder: Path,
-    split: Split,
-    given: list[str] | None = None,
-    policy: Duplicates = Duplicates.REPORT,
-) -> dict[str, int]:
+def write_lists(tables: list[Path], images: Path, folder: Path, options: LabelOptions) -> dict[str, int]:
     """Write the lists and what is said of them to `folder`, whole; return how many images there are, and near-duplicates.
 
     train.txt, val.txt, test.txt       `path label` a line; the last is empty where no images are for testing
@@ -197,11 +184,12 @@ def write_lists(
     duplicates.csv                     images held out that nearly are training images: val, train, bits, val_class, train_class
     sizes.csv                          sizes of the images' files: height, width, images
     """
-    resized, where = Resized(images), _place(tables)
+    resized, where, policy = Resized(images), _place(tables), options.duplicates
+    given = read_labels(options.names) if options.names else None
     listed = read_tables(tables, resized)
-    numbers, parts, names = assign(listed, split, where, given)
+    numbers, parts, names = assign(listed, options, where, given)
     pairs = {} if policy == Duplicates.IGNORE else near_duplicates(listed, parts, resized)
-    positions = lists_of(numbers, parts, names, split, where)
+    positions = lists_of(numbers, parts, names, options, where)
     if policy == Duplicates.DROP:
         positions |= {part: positions[part][~np.isin(positions[part], list(pairs))] for part in ("val", "test")}
         if not len(positions["val"]):
@@ -222,34 +210,24 @@ def write_lists(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, LabelOptions)
     parser.add_argument("shards", type=Path, help="folder of the shards' lists, SHARD.csv")
     parser.add_argument("tables", type=Path, help="folder of the download tables, SHARD.csv")
     parser.add_argument("images", type=Path, help="folder of the resized images, SHARD/")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists; replaced if it exists")
-    parser.add_argument("--val", type=float, help="share of each class for validation; else the split column decides")
-    parser.add_argument("--own-split", action="store_true", help="the split column decides where it says it of all images")
-    parser.add_argument("--folds", type=int, default=0, help="divide each class into so many folds")
-    parser.add_argument("--fold", type=int, default=0, help="the fold for validation, from 0")
-    parser.add_argument("--min-per-class", type=int, default=1, help="least training images of a class")
-    parser.add_argument("--max-per-class", type=int, default=0, help="most training images of a class; 0 takes all")
-    parser.add_argument("--repeat", action="store_true", help="list every class as often as the largest")
-    parser.add_argument("--names", type=Path, help="class names, one a line, where the labels are their numbers")
-    parser.add_argument("--duplicates", type=Duplicates, choices=list(Duplicates), default=Duplicates.REPORT)
-    parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args(argv)
+    options = read_flags(a, LabelOptions)
     tables = [a.tables / shard.name for shard in sorted(a.shards.glob("*.csv"))]
     if not tables:
         raise InputError(a.shards, "no shards", do="run pipeline.sources.shards first")
-    split = Split(a.val, a.seed, a.folds, a.fold, a.min_per_class, a.max_per_class, a.repeat, a.own_split)
-    counts = write_lists(tables, a.images, a.output, split, read_labels(a.names) if a.names else None, a.duplicates)
+    counts = write_lists(tables, a.images, a.output, options)
     said = f"{counts['train']} training and {counts['val']} validation images"
     print(f"{a.output}: {said}" + (f", {counts['test']} for testing" if counts["test"] else ""))
     if why := missing(tables, Resized(a.images)):
         reasons = ", ".join(f"{reason} {count}" for reason, count in why.most_common())
         print(f"{why.total()} more could not be had or read ({reasons}): see {a.tables}/*.csv and {a.images}/*/{TABLE}")
     if counts["duplicates"]:
-        done = " and were dropped" if a.duplicates == Duplicates.DROP else ""
+        done = " and were dropped" if options.duplicates == Duplicates.DROP else ""
         print(f"{counts['duplicates']} images held out nearly are training images{done}: see {a.output}/duplicates.csv")
 
 

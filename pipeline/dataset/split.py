@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from pipeline.options.dataset import LabelOptions, Split
 
-@dataclass(frozen=True)
-class Split:
-    """How images are divided: by their `split` column; or a share of each class; or one of several folds.
+VAL = 0.2
+"""Share of each class for validation, by default."""
 
-    val            share of each class for validation; None takes the column, where there are no folds
-    seed           what all is drawn by
-    folds, fold    every class is divided into so many parts, and this one, from 0, is for validation
-    min_per_class  the least training images that a class may have
-    max_per_class  how many training images of a class are taken, drawn by seed; 0 takes all
-    repeat         list the training images of every class as often as the largest class has images, in turn (label shuffling)
-    own            take the column in the place of all that where each image has a split, and not all are for training
-    """
 
-    val: float | None
-    seed: int
-    folds: int = 0
-    fold: int = 0
-    min_per_class: int = 1
-    max_per_class: int = 0
-    repeat: bool = False
-    own: bool = False
+def way(split: Split) -> str:
+    """How images are divided: column, fraction or fold; empty where the images decide between column and fraction."""
+    return split.by or ("fold" if split.folds else "" if split.val is None else "fraction")
 
 
 def drawn(numbers: np.ndarray, groups: np.ndarray, split: Split, rng: np.random.Generator) -> np.ndarray:
@@ -40,14 +25,14 @@ def drawn(numbers: np.ndarray, groups: np.ndarray, split: Split, rng: np.random.
     sizes = np.bincount(members)
     classes = _commonest(members, numbers, len(kinds))
     chosen = np.zeros(len(kinds), bool)
-    per_fold = np.zeros(split.folds, int)
+    per_fold = np.zeros(split.folds or 0, int)
     for number in np.unique(classes):
         mine = rng.permutation(np.flatnonzero(classes == number))
-        if split.folds:
+        if way(split) == "fold":
             chosen[mine] = _folds(sizes[mine], per_fold) == split.fold
         else:
             total = sizes[mine].sum()
-            chosen[mine] = _filled(sizes[mine], min(round(split.val * total), total - 1))
+            chosen[mine] = _filled(sizes[mine], min(round((split.val or VAL) * total), total - 1))
     return chosen[members]
 
 
@@ -83,12 +68,12 @@ def _folds(sizes: np.ndarray, per_fold: np.ndarray) -> np.ndarray:
     return folds
 
 
-def balanced(numbers: np.ndarray, split: Split, rng: np.random.Generator) -> np.ndarray:
-    """Positions of the training images to list, of these classes: as many of each as `split` says, in shuffled order."""
+def balanced(numbers: np.ndarray, options: LabelOptions, rng: np.random.Generator) -> np.ndarray:
+    """Positions of the training images to list, of these classes: as many of each as the options say, in shuffled order."""
     order = rng.permutation(len(numbers))
-    if split.max_per_class:
-        order = order[_ranks(numbers[order]) < split.max_per_class]
-    if split.repeat and len(order):
+    if most := options.split.max_per_class:
+        order = order[_ranks(numbers[order]) < most]
+    if options.repeat and len(order):
         counts = np.bincount(numbers[order])
         of_class = [order[numbers[order] == number] for number in np.flatnonzero(counts)]
         order = np.concatenate([np.resize(one, counts.max()) for one in of_class])

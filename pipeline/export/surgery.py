@@ -22,8 +22,12 @@ from pipeline.export.merging import merged
 from pipeline.files import written_whole
 from pipeline.inference.trained import copy, loaded, named
 from pipeline.nets import graph
+from pipeline.options.flags import add_flags, read_flags
+from pipeline.options.training import AverageOptions, ConvolutionalOptions
 
 SNAPSHOT = re.compile(r"_iter_(\d+)\.caffemodel(\.h5)?$")
+LAST = 5
+"""Snapshots that are averaged, by default."""
 
 
 def cropped(weights: Path, smaller: Path) -> caffe.Net:
@@ -64,8 +68,6 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
 
 def snapshots_in(folder: Path, last: int) -> list[Path]:
     """The `last` latest snapshots of a training, by iteration; all where there are fewer, but more than one."""
-    if last < 1:
-        raise InputError("--last", str(last), "a mean is of one snapshot at least", "give a number above 0")
     found = [(int(match[1]), path) for path in sorted(folder.glob("*")) if (match := SNAPSHOT.search(path.name))]
     if len(found) < min(last, 2):
         raise InputError(
@@ -101,7 +103,8 @@ def _crop(a: argparse.Namespace) -> tuple[caffe.Net, str]:
 
 def _convolutional(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     net = loaded(a.net, a.weights)
-    changed = convolutional(net, a.height, a.width)
+    size = read_flags(a, ConvolutionalOptions).convolutional
+    changed = convolutional(net, size.height, size.width)
     difference = checked(net, changed, str(a.output))
     shapes = ", ".join(f"{name} {'×'.join(map(str, changed.blobs[name].shape))}" for name in changed.outputs)
     return changed, f"{shapes}; for the net's own size the largest difference is {difference:.1e}"
@@ -118,12 +121,13 @@ def _merge(a: argparse.Namespace) -> tuple[caffe.Net, str]:
 def _average(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     if a.best and (at := json.loads(a.best.read_text()).get("diverged")) is not None:
         # The snapshots before are on the way there.
-        last = loaded(a.net, a.best.with_name("final.caffemodel"))
-        return last, f"training diverged at iteration {at}; the weights that it ended with"
+        final = loaded(a.net, a.best.with_name("final.caffemodel"))
+        return final, f"training diverged at iteration {at}; the weights that it ended with"
     (first, *others) = a.snapshots
     folder = first.is_dir() and not others
-    files = snapshots_in(first, a.last) if folder else a.snapshots
-    fewer = f"; {a.last} were asked for, there are no more" if folder and len(files) < a.last else ""
+    last = read_flags(a, AverageOptions).average or LAST
+    files = snapshots_in(first, last) if folder else a.snapshots
+    fewer = f"; {last} were asked for, there are no more" if folder and len(files) < last else ""
     return averaged(a.net, files), f"the mean of {', '.join(path.name for path in files)}{fewer}"
 
 
@@ -140,10 +144,9 @@ def main(argv: list[str] | None = None) -> None:
     for command in (crop, convolve, merge):
         command.add_argument("weights", type=Path, help="the .caffemodel")
     average.add_argument("snapshots", type=Path, nargs="+", help="weights of one net, or the folder of a training's snapshots")
-    average.add_argument("--last", type=int, default=5, help="at most so many of a folder's snapshots (default: %(default)s)")
     average.add_argument("--best", type=Path, metavar="FILE", help="best.json of the training, which says whether it diverged")
-    convolve.add_argument("--height", type=int, required=True, help="of the images")
-    convolve.add_argument("--width", type=int, required=True)
+    add_flags(convolve, ConvolutionalOptions)
+    add_flags(average, AverageOptions)
     for command, function in ((crop, _crop), (convolve, _convolutional), (merge, _merge), (average, _average)):
         command.add_argument("--output", type=Path, required=True, help="the new files, without .prototxt and .caffemodel")
         command.set_defaults(function=function)

@@ -6,7 +6,6 @@ probability; an image that cannot be read has a row of rank 0, and why not in th
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 import caffe
 from pipeline import devices
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import write_table, written_whole
 from pipeline.formats.images import content_of, why_unreadable
@@ -23,6 +22,8 @@ from pipeline.formats.lists import read_labels
 from pipeline.inference.trained import loaded
 from pipeline.nets import preprocessing
 from pipeline.nets.preprocessing import Preprocessing
+from pipeline.options.flags import read_flags
+from pipeline.options.training import ClassifyOptions
 from pipeline.progress import progress
 from pipeline.sources.folders import IMAGES
 
@@ -88,24 +89,23 @@ def _probabilities(net: caffe.Net, inputs: np.ndarray, classes: int) -> np.ndarr
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, ClassifyOptions)
     parser.add_argument("net", type=Path, help="deploy.prototxt")
     parser.add_argument("weights", type=Path, help="the .caffemodel")
     parser.add_argument("images", type=Path, nargs="+", help="files and folders")
     parser.add_argument("--labels", type=Path, required=True, help="labels.txt")
     parser.add_argument("--preprocessing", type=Path, help="by default preprocessing.json beside the net")
-    parser.add_argument("--oversample", action="store_true", help="ten crops of each image: corners, middle, and mirrored")
     parser.add_argument("--top", type=int, default=5, help="classes named for each image (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="also write a table")
-    parser.add_argument("--gpu", action="store_true")
     a = parser.parse_args(argv)
+    options = read_flags(a, ClassifyOptions)
     how = preprocessing.read(a.preprocessing or a.net.with_name("preprocessing.json"))
     names, paths = read_labels(a.labels), image_files(a.images)
-    with devices.on_gpu(a.gpu):
+    with devices.on_gpu(options.gpu):
         net = loaded(a.net, a.weights)
         if not net.inputs:
             raise InputError(a.net, "no input", "images are put into one", "give deploy.prototxt")
-        work = classify(net, paths, names, how, a.oversample, a.top)
+        work = classify(net, paths, names, how, options.classify.oversample, a.top)
         guesses = list(progress(work, total=len(paths), desc="classify"))
     if not any(guess.classes for guess in guesses):
         others = f", nor {len(guesses) - 1} more" if len(guesses) > 1 else ""

@@ -12,7 +12,6 @@ The calibration error is the mean, over images, of what lies between a bin's mea
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -20,12 +19,14 @@ import numpy as np
 import pandas as pd
 
 import caffe
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats.lists import read_image_list, read_labels
 from pipeline.inference import extraction
 from pipeline.inference.extraction import Run, batches
+from pipeline.options.base import Device
+from pipeline.options.flags import read_flags
 
 TOP = (2, 3, 5, 10)
 """Numbers of most probable classes that accuracies are given for, where there are more classes."""
@@ -150,7 +151,7 @@ def write(table: pd.DataFrame, names: list[str], folder: Path) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, Device)
     parser.add_argument("net", type=Path, help="the test prototxt")
     parser.add_argument("weights", type=Path)
     parser.add_argument("folder", type=Path, help="where the results go; replaced if it exists")
@@ -160,13 +161,14 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument("--database", type=Path, help="records in the place of the net's own")
     source.add_argument("--files", type=Path, metavar="ROOT", help="the list's image files below ROOT in their place")
     parser.add_argument("--preprocessing", type=Path, help="how files are resized; by default preprocessing.json beside the net")
-    parser.add_argument("--gpu", action="store_true")
     a = parser.parse_args(argv)
     names, listed = read_labels(a.labels), None
     if a.files:
         how = a.preprocessing or a.net.with_name("preprocessing.json")
         listed = extraction.listed(a.list, a.files, how)
-    made = write(predictions(Run(a.net, a.weights, a.gpu, a.database, listed), a.list, names), names, a.folder)
+    made = write(
+        predictions(Run(a.net, a.weights, read_flags(a, Device).gpu, a.database, listed), a.list, names), names, a.folder
+    )
     print(f"{a.folder}: accuracy {made['accuracy']:.4f}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from itertools import islice
 from pathlib import Path
 
@@ -16,11 +15,13 @@ import numpy as np
 import caffe
 from caffe.augmentation import Augmentation
 from caffe.proto import caffe_pb2
-from pipeline.command import run
-from pipeline.dataset.augmentation import of_records, parsed
+from pipeline.command import run, step_parser
+from pipeline.dataset.augmentation import as_param, of_records
 from pipeline.figures import STYLE, save_png
 from pipeline.files import written_whole
 from pipeline.formats.records import channels_of
+from pipeline.options.flags import read_flags
+from pipeline.options.training import AugmentationExamplesOptions
 from pipeline.report.dataset_pictures import sheet, thumbnail
 from pipeline.report.gallery import in_order
 
@@ -41,13 +42,12 @@ def examples(database: Path, changes: caffe_pb2.AugmentationParameter, seed: int
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = step_parser(__doc__, AugmentationExamplesOptions)
     parser.add_argument("database", type=Path, help="the training LMDB")
     parser.add_argument("picture", type=Path, help="the PNG to write")
-    parser.add_argument("--augmentation", type=parsed, required=True, help="JSON")
-    parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args(argv)
-    shown = examples(a.database, a.augmentation, a.seed)
+    options = read_flags(a, AugmentationExamplesOptions)
+    shown = examples(a.database, as_param(options.augmentation), options.seed)
     image = sheet(shown, COLUMNS)
     with written_whole(a.picture) as part, plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(8, 8 * image.shape[0] / image.shape[1] + 0.4), layout="constrained")

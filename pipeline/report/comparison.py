@@ -6,7 +6,6 @@ were swept, SWEEP.png and .svg.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -18,9 +17,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.figures import COLOURS, STYLE, save
 from pipeline.files import write_table, written_whole
+from pipeline.options.flags import read_flags
+from pipeline.options.training import ComparisonOptions
 from pipeline.report.plots import read_metrics
 
 REPEATED = ("dataset", "random_seed")
@@ -123,21 +124,19 @@ def _row(values: pd.Series) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, ComparisonOptions)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--names", nargs="+", action="extend", required=True)
-    parser.add_argument("--datasets", nargs="+", action="extend", required=True, help="each experiment's dataset")
     parser.add_argument("--metrics", nargs="+", type=Path, required=True)
     parser.add_argument("--summaries", nargs="+", type=Path, required=True)
     parser.add_argument("--bests", nargs="+", type=Path, required=True, help="best.json of each train step")
     parser.add_argument("--seconds", nargs="+", type=Path, required=True, help="seconds.csv of each train step")
-    parser.add_argument("--sweeps", type=json.loads, default={}, help="the config's sweeps, as JSON")
     a = parser.parse_args(argv)
+    options = read_flags(a, ComparisonOptions)
     plt.rcParams.update(STYLE)
-    metrics = {name: read_metrics(path) for name, path in zip(a.names, a.metrics, strict=True)}
-    table = comparison_table(a.names, a.datasets, a.summaries, metrics, a.bests)
+    metrics = {name: read_metrics(path) for name, path in zip(options.names, a.metrics, strict=True)}
+    table = comparison_table(options.names, options.datasets, a.summaries, metrics, a.bests)
     save(comparison(metrics, table), a.folder / "comparison")
-    for name, sweep in a.sweeps.items():
+    for name, sweep in options.sweeps.items():
         rows = swept_table(table, **sweep)
         save(swept(rows, sweep["keys"]), a.folder / name)
         with written_whole(a.folder / f"{name}.csv") as part:
@@ -145,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     with written_whole(a.folder / "comparison.csv") as part:
         table.to_csv(part, index=False)
     with written_whole(a.folder / "seconds.csv") as part:
-        seconds = [(name, pd.read_csv(path).seconds.max()) for name, path in zip(a.names, a.seconds, strict=True)]
+        seconds = [(name, pd.read_csv(path).seconds.max()) for name, path in zip(options.names, a.seconds, strict=True)]
         write_table(part, ("experiment", "seconds"), seconds)
 
 

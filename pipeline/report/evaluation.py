@@ -5,7 +5,6 @@ Written to a folder: confusion.png, confusion.svg, calibration.png, calibration.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -13,10 +12,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.figures import COLOURS, STYLE, save
 from pipeline.files import written_whole
+from pipeline.options.flags import read_flags
+from pipeline.options.training import EvaluationOptions
 from pipeline.report.gallery import Cell, gallery, images_at
 
 NAMED_CLASSES = 40
@@ -88,12 +89,12 @@ def mistakes(predictions: pd.DataFrame, database: Path) -> plt.Figure:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, EvaluationOptions)
     parser.add_argument("evaluation", type=Path, help="the folder that the evaluate step wrote")
     parser.add_argument("database", type=Path, help="the LMDB that was evaluated")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--suffix", default="", help="stands behind the files' names: confusion_train.png")
     a = parser.parse_args(argv)
+    suffix = read_flags(a, EvaluationOptions).suffix
     if not (a.evaluation / "predictions.csv").is_file():
         raise InputError(
             a.evaluation, "no predictions.csv", "it is the evaluate step's folder", "run that first, or correct the path"
@@ -103,9 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     predictions = pd.read_csv(a.evaluation / "predictions.csv", dtype=text, keep_default_na=False)
     confusion = pd.read_csv(a.evaluation / "confusion.csv", index_col=0, dtype={"class": str}, keep_default_na=False)
     summary = json.loads((a.evaluation / "summary.json").read_text())
-    save(confusion_matrix(confusion), a.folder / f"confusion{a.suffix}")
-    save(calibration(pd.read_csv(a.evaluation / "calibration.csv"), summary), a.folder / f"calibration{a.suffix}")
-    with written_whole(a.folder / f"mistakes{a.suffix}.png") as part:
+    save(confusion_matrix(confusion), a.folder / f"confusion{suffix}")
+    save(calibration(pd.read_csv(a.evaluation / "calibration.csv"), summary), a.folder / f"calibration{suffix}")
+    with written_whole(a.folder / f"mistakes{suffix}.png") as part:
         mistakes(predictions, a.database).savefig(part, format="png", dpi=130, metadata={"Software": None})
 
 

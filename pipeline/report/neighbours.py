@@ -11,19 +11,20 @@ Where there are more images or values than fit, as many as do are drawn by seed.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.figures import COLOURS, STYLE, save
 from pipeline.files import stem_of, write_table, written_whole
 from pipeline.formats.lists import read_image_list, read_labels
 from pipeline.inference import feature_files
+from pipeline.options.flags import read_flags
+from pipeline.options.training import NeighbourOptions
 from pipeline.report.gallery import Cell, cut, gallery, images_at
 
 NEAREST, QUERIES = 6, 10
@@ -198,16 +199,15 @@ def write(folder: Path, blob: str, database: Path, names: list[str], target: Pat
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, NeighbourOptions)
     parser.add_argument("features", type=Path, help="the folder that the features step wrote")
     parser.add_argument("database", type=Path, help="the LMDB that the features are of, for the pictures")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--blob", required=True)
     parser.add_argument("--labels", type=Path, required=True, help="labels.txt")
     parser.add_argument("--seed", type=int, default=1, help="what images are drawn by (default: %(default)s)")
     a = parser.parse_args(argv)
     plt.rcParams.update(STYLE)
-    figures = write(a.features, a.blob, a.database, read_labels(a.labels), a.folder, a.seed)
+    figures = write(a.features, read_flags(a, NeighbourOptions).blob, a.database, read_labels(a.labels), a.folder, a.seed)
     print(f"{a.folder}: {figures['nearest']:.1%} of {figures['images']} images are of their nearest neighbour's class")
 
 

@@ -7,7 +7,6 @@ layers, for each image). The images are the first validation images of different
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline import devices
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.figures import COLOURS, STYLE, save_png
 from pipeline.files import plain_name, written_whole
@@ -32,6 +31,8 @@ from pipeline.inference.classify import image_files
 from pipeline.inference.trained import loaded
 from pipeline.nets import preprocessing
 from pipeline.nets.preprocessing import Preprocessing
+from pipeline.options.flags import read_flags
+from pipeline.options.training import VisualizeOptions
 from pipeline.report import diagram
 from pipeline.report.gallery import in_order, labelled
 from pipeline.report.tiles import normalised, save_page, tiled
@@ -290,7 +291,7 @@ def write(trained: Trained, images: list[Shown], folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, VisualizeOptions)
     parser.add_argument("net", type=Path, help="deploy.prototxt")
     parser.add_argument("weights", type=Path, help="the .caffemodel")
     parser.add_argument("folder", type=Path, help="where the pictures go; replaced if it exists")
@@ -300,16 +301,16 @@ def main(argv: list[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--database", type=Path, help="the validation LMDB: the first images of different classes")
     source.add_argument("--images", type=Path, help="an image, or a folder of images")
-    parser.add_argument("--count", type=int, default=2, help="how many images (default: %(default)s)")
-    parser.add_argument("--gpu", action="store_true")
     a = parser.parse_args(argv)
-    if a.count < 1:
-        raise InputError("--count", str(a.count), "one image or more", "give a number, or leave it out")
+    options = read_flags(a, VisualizeOptions)
+    count = options.pictures.count
+    if not count:
+        raise InputError("--count", "0", "one image or more", "give a number, or leave it out")
     how = preprocessing.read(a.preprocessing or a.net.with_name("preprocessing.json"))
     names = read_labels(a.labels)
     trained = Trained(a.net, a.weights, a.train or a.net.with_name("train.prototxt"), how, names)
-    images = first_of_classes(a.database, names, a.count) if a.database else of_files(a.images, how, a.count)
-    with devices.on_gpu(a.gpu):
+    images = first_of_classes(a.database, names, count) if a.database else of_files(a.images, how, count)
+    with devices.on_gpu(options.gpu):
         write(trained, images, a.folder)
     print(f"{a.folder}: pictures of the net, with {', '.join(image.name for image in images)}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 import caffe
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.formats import records as database
 from pipeline.formats.lists import read_labels
+from pipeline.options.dataset import ReuseOptions
+from pipeline.options.flags import read_flags
 from pipeline.sources import prebuilt
 
 
@@ -49,18 +50,16 @@ def numbered(paths: list[Path]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = step_parser(__doc__, ReuseOptions)
     parser.add_argument("train", type=Path)
     parser.add_argument("val", type=Path)
     parser.add_argument("target", type=Path, help="the folder that gets lmdb/ and lists/")
-    parser.add_argument("--names", type=Path, help="class names, one a line; by default their numbers")
-    parser.add_argument("--channels", choices=["BGR", "RGB"], default="BGR", help="the records' order (default: %(default)s)")
-    parser.add_argument("--encode", choices=["raw", "png", "jpg"], help="by default records stay as they are")
     parser.add_argument("--threads", type=int, default=1)
     a = parser.parse_args(argv)
-    names = read_labels(a.names) if a.names else numbered([a.train, a.val])
-    parts = {part: records(path, a.encode, a.threads) for part, path in (("train", a.train), ("val", a.val))}
-    for part, manifest in prebuilt.write(parts, names, a.target, a.threads, a.channels).items():
+    options = read_flags(a, ReuseOptions)
+    names = read_labels(options.names) if options.names else numbered([a.train, a.val])
+    parts = {part: records(path, options.encode, a.threads) for part, path in (("train", a.train), ("val", a.val))}
+    for part, manifest in prebuilt.write(parts, names, a.target, a.threads, options.channels).items():
         print(f"{a.target}/lmdb/{part}: {manifest['images']} records, {manifest['classes']} classes")
 
 

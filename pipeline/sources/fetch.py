@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 import pycurl
 
+from pipeline.options.dataset import FetchOptions
 from pipeline.progress import progress
 from pipeline.sources.curl import Transfers
 
@@ -44,32 +45,6 @@ ERRORS = {
     pycurl.E_URL_MALFORMAT: "bad_url",
 }
 """What libcurl's errors are called here; the others are `connection`."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to fetch.
-
-    concurrency     requests under way at once; per_host, at one host
-    retries         further tries after a transient failure, with a pause that doubles, or as long as the server asks
-    timeout         seconds to connect, and between two pieces of an answer; total_timeout, for a whole answer
-    max_bytes       the largest file taken
-    max_redirects   how often an answer may point to another address
-    allow_file      take file: URLs, which may be relative to the working directory
-    allow_private   ask hosts of private networks and of this machine
-    ignore_opt_out  take images whose server says by X-Robots-Tag that they are not to be collected
-    """
-
-    concurrency: int = 32
-    per_host: int = 16
-    retries: int = 3
-    timeout: float = 20.0
-    total_timeout: float = 120.0
-    max_bytes: int = 64 << 20
-    max_redirects: int = 5
-    allow_file: bool = False
-    allow_private: bool = False
-    ignore_opt_out: bool = False
 
 
 class Failed(Exception):
@@ -97,7 +72,7 @@ class Fetched:
 class Fetcher:
     """Fetches URLs over kept connections: `async with Fetcher(options) as fetcher: await fetcher.fetch(url, path)`."""
 
-    def __init__(self, options: Options):
+    def __init__(self, options: FetchOptions):
         self.options = options
         self._gate = asyncio.Semaphore(options.concurrency)
         self._hosts: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(options.per_host))
@@ -192,7 +167,7 @@ class Answer:
     enough   whether the transfer was ended because the rest of the body does not matter
     """
 
-    def __init__(self, options: Options, file: BinaryIO, alive: Callable[[int], None]):
+    def __init__(self, options: FetchOptions, file: BinaryIO, alive: Callable[[int], None]):
         self.options, self._file, self._alive = options, file, alive
         self.status, self.size, self.digest = 0, 0, hashlib.sha256()
         self.headers: dict[str, list[str]] = {}
@@ -302,7 +277,7 @@ def _copy(url: str, path: Path, max_bytes: int) -> Fetched:
         return Fetched(200, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-PUBLISHED = Options(timeout=30, total_timeout=7200, max_bytes=1 << 30, retries=1, allow_private=True, ignore_opt_out=True)
+PUBLISHED = FetchOptions(timeout=30, total_timeout=7200, max_bytes=1 << 30, retries=1, allow_private=True, ignore_opt_out=True)
 """For files that a collection or a config names: large, and from addresses that are trusted."""
 
 

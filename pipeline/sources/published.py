@@ -24,6 +24,8 @@ from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats import records as database
+from pipeline.options.dataset import FetchCollectionOptions
+from pipeline.options.flags import add_flags, read_flags
 from pipeline.sources import fetch, prebuilt
 
 
@@ -241,14 +243,12 @@ def main(argv: list[str] | None = None) -> None:
     for command in (first, second):
         command.add_argument("name", choices=list(COLLECTIONS))
         command.add_argument("folder", type=Path, help="where the files are")
-    first.add_argument(
-        "--copy", type=Path, help="a folder that holds the files or their archives; without it, they are downloaded"
-    )
+    add_flags(first, FetchCollectionOptions)
     second.add_argument("target", type=Path, help="the folder that gets lmdb/ and lists/")
     second.add_argument("--threads", type=int, default=1)
     a = parser.parse_args(argv)
     if a.command == "fetch":
-        fetch_collection(a.name, a.folder, a.copy)
+        fetch_collection(a.name, a.folder, read_flags(a, FetchCollectionOptions).source.copied_from)
         print(f"{a.folder}: {', '.join(COLLECTIONS[a.name].files)}")
     else:
         for part, manifest in build(a.name, a.folder, a.target, a.threads).items():

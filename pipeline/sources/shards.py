@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.command import run
-from pipeline.errors import InputError
+from pipeline.command import run, step_parser
 from pipeline.files import written_whole
+from pipeline.options.dataset import ShardOptions
+from pipeline.options.flags import read_flags
 from pipeline.sources import folders, tables
 
 
@@ -21,8 +21,6 @@ def write_shards(tables: Iterable[pd.DataFrame], folder: Path, size: int) -> tup
 
     tables  the rows, some at a time
     """
-    if size < 1:
-        raise InputError("shard_size", str(size), "a shard has at least 1 image")
     images, classes = 0, set[str]()
     with written_whole(folder) as part:
         part.mkdir()
@@ -52,19 +50,17 @@ def alike(classes: set[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = step_parser(__doc__, ShardOptions)
     parser.add_argument("target", type=Path, help="where the shards go; replaced if it exists")
-    tables.add_arguments(parser)
-    parser.add_argument("--size", type=int, default=1000, help="images in a shard (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    source = tables.of_arguments(arguments)
-    images, classes = write_shards(tables.chunks(source), arguments.target, arguments.size)
-    shards = -(-images // arguments.size)
-    print(f"{arguments.target}: {images} images of {len(classes)} classes in {shards} shards")
+    a = parser.parse_args(argv)
+    options = read_flags(a, ShardOptions)
+    images, classes = write_shards(tables.chunks(options.source), a.target, options.shard_size)
+    shards = -(-images // options.shard_size)
+    print(f"{a.target}: {images} images of {len(classes)} classes in {shards} shards")
     if same := alike(classes):
-        print(f"{arguments.target}: classes that differ only in how they are written: {', '.join(same[:5])}")
-    if source.folder and (others := folders.left_out(source.folder)):
-        print(f"{source.folder}: not taken: {others}")
+        print(f"{a.target}: classes that differ only in how they are written: {', '.join(same[:5])}")
+    if options.source.folder and (others := folders.left_out(options.source.folder)):
+        print(f"{options.source.folder}: not taken: {others}")
 
 
 if __name__ == "__main__":

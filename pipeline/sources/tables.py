@@ -10,13 +10,11 @@ Files are file: URLs in the table, relative where they are below the working dir
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import itertools
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +27,7 @@ from pipeline.errors import InputError
 from pipeline.files import file_url
 from pipeline.formats.roots import Root
 from pipeline.formats.text import FORM, class_name, numbered, separator, utf8
+from pipeline.options.dataset import Source
 from pipeline.sources import folders
 from pipeline.sources.folders import SPLITS
 
@@ -37,29 +36,9 @@ CHUNK = 10_000
 """Rows of a list that are held at once."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where images come from; one of `list` and `folder` is given.
-
-    root        folder that the paths of a list begin from; without it, a list is one of URLs
-    columns     {"url": name in the list, …} for columns that are called otherwise; `path` is that of files below `root`
-    val_labels  for a folder whose val/ has no classes: `image label` lines, or the class of each file, in sorted order
-    sample      how many images are drawn, 0 for all: the first of a permutation by `seed`, as Caffe's flickr_style example draws
-    allow_outside_root  whether the paths of a list may lead out of `root`: by `..`, as absolute paths, through links
-    """
-
-    list: Path | None = None
-    folder: Path | None = None
-    root: Path | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    val_labels: Path | None = None
-    sample: int = 0
-    seed: int = 1
-    allow_outside_root: bool = False
-
-    def list_root(self) -> Root | None:
-        """The root of the list's paths; None for a list of URLs."""
-        return None if self.root is None else Root(self.root, self.allow_outside_root)
+def list_root(source: Source) -> Root | None:
+    """The root of a list's paths; None for a list of URLs."""
+    return None if source.root is None else Root(source.root, source.allow_outside_root)
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -90,10 +69,12 @@ def _sampled(source: Source, wanted: np.ndarray) -> pd.DataFrame:
 def _chunks(source: Source) -> Iterator[pd.DataFrame]:
     if source.folder is not None:
         tables = _rows(folders.images(source.folder, source.val_labels))
+    elif source.list is None:
+        raise InputError("--list, --folder", "neither is given", "images come from one of them")
     elif source.list.suffix.lower() == ".txt" or not source.list.suffix:
-        tables = _rows(_text(source.list, source.list_root()))
+        tables = _rows(_text(source.list, list_root(source)))
     else:
-        tables = _tables(source.list, source.list_root(), source.columns)
+        tables = _tables(source.list, list_root(source), source.columns.model_dump(exclude_none=True) if source.columns else {})
     for table in tables:
         yield table[list(COLUMNS)].reset_index(drop=True)
 
@@ -218,25 +199,3 @@ def _isutf8(line: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say what a source is."""
-    kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--list", type=Path, help="CSV, TSV or parquet, or a text of `URL label` or `path label` lines")
-    kind.add_argument("--folder", type=Path, help="CLASS/image, or train/CLASS/image and val/…")
-    parser.add_argument("--root", type=Path, help="the list has paths that begin from here")
-    parser.add_argument("--allow-outside-root", action="store_true", help="those paths may lead to files elsewhere")
-    parser.add_argument(
-        "--column", action="append", default=[], metavar="url=NAME", help="what the list calls url, path, label …"
-    )
-    parser.add_argument("--val-labels", type=Path, help="the classes of the images in FOLDER/val")
-    parser.add_argument("--sample", type=int, default=0, help="draw so many images")
-    parser.add_argument("--seed", type=int, default=1)
-
-
-def of_arguments(arguments: argparse.Namespace) -> Source:
-    """The source that the arguments say."""
-    columns = dict(one.split("=", 1) for one in arguments.column)
-    a = arguments
-    return Source(a.list, a.folder, a.root, columns, a.val_labels, a.sample, a.seed, a.allow_outside_root)

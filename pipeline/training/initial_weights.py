@@ -11,9 +11,11 @@ import pandas as pd
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.options.flags import read_flags
+from pipeline.options.training import DownloadWeightsOptions, InitialWeights
 from pipeline.sources import fetch
 
 COLUMNS = ["layer", "shapes", "start", "learned", "weights", "why"]
@@ -106,39 +108,24 @@ def layers_of(net: caffe.Net, taken: Sequence[Taken]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of steps that start from weights: those of `Given`."""
-    parser.add_argument(
-        "--weights",
-        nargs="+",
-        action="extend",
-        type=Path,
-        default=[],
-        help=".caffemodels to start from; of layers of one name, the last one's",
-    )
-    parser.add_argument(
-        "--skip", nargs="+", action="extend", default=[], metavar="LAYER", help="layers that are not copied from them"
-    )
-    parser.add_argument(
-        "--same-classes", action="store_true", help="they are of the same classes: that the last layer is copied is meant"
-    )
-    parser.add_argument(
-        "--fitted", type=Path, help="a .caffemodel with the classifier that pipeline.training.linear fitted, copied last"
-    )
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the files of `Given`; its other fields are options."""
+    weights = ".caffemodel files to start from; for layers of the same name, the last file's weights"
+    parser.add_argument("--weights", nargs="*", action="extend", type=Path, default=[], help=weights)
+    parser.add_argument("--fitted", nargs="?", type=Path, help="classifier.caffemodel of training.linear, copied last")
 
 
-def given_by(arguments: argparse.Namespace) -> Given:
-    """What the flags say."""
-    return Given(arguments.weights, arguments.skip, arguments.same_classes, arguments.fitted)
+def given_by(arguments: argparse.Namespace, options: InitialWeights) -> Given:
+    """The weights that a command line gives."""
+    return Given(arguments.weights, options.skip_layers, options.same_classes, arguments.fitted)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Download weights, checked by their SHA-256.")
+    parser = step_parser("Download weights, checked by their SHA-256.", DownloadWeightsOptions)
     parser.add_argument("file", type=Path, help="the file to write")
-    parser.add_argument("--url", required=True)
-    parser.add_argument("--sha256", required=True)
     a = parser.parse_args(argv)
-    download_weights(a.url, a.sha256, a.file)
+    options = read_flags(a, DownloadWeightsOptions)
+    download_weights(options.url, options.sha256, a.file)
     print(f"{a.file}: {a.file.stat().st_size} bytes")
 
 

@@ -12,7 +12,6 @@ images with such features, training from scratch.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
@@ -34,13 +33,15 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.figures import COLOURS, STYLE, save
 from pipeline.files import written_whole
 from pipeline.inference.extraction import Run, entries, extract
 from pipeline.nets import models, prototxt, strategies
 from pipeline.nets.prototxt import Dataset
+from pipeline.options.flags import read_flags
+from pipeline.options.training import LinearOptions
 
 FEW = 50
 """Training images of a class below which a dataset is small."""
@@ -160,30 +161,22 @@ def choose(images: int, classes: int, measured: dict[str, Measured]) -> Choice:
 class Job:
     """What is fitted to what.
 
-    model      a template's name or a prototxt's path
-    weights    what the net was pretrained to
-    dataset    its training database, and its mean
-    strategy   `features`, or `auto`
-    features   for `features`: top, middle, or a blob's name
-    balanced   whether classes count alike, whatever their numbers of images
+    weights  of the pretrained net
+    dataset  its training database, and its mean
     """
 
-    model: str
+    options: LinearOptions
     weights: Path
     dataset: Dataset
-    strategy: str
-    features: str = "top"
-    balanced: bool = False
-    gpu: bool = False
 
 
 def inputs_of_linear(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[str, np.ndarray]]]:
     """(path, label) of each view of the training images, and {features: (blob, views × values)} as the strategy needs them."""
-    template = models.template(job.model)
+    template = models.template(job.options.model)
     built = template.built(models.Last(template.last, job.dataset.classes), deploy=True)
-    wanted = ("top", "middle") if job.strategy == strategies.AUTO else (job.features,)
+    wanted = ("top", "middle") if job.options.strategy == strategies.AUTO else (job.options.features_from,)
     blobs = {name: strategies.features(built, name) for name in wanted}
-    net = caffe_pb2.NetParameter(name=job.model)
+    net = caffe_pb2.NetParameter(name=job.options.model)
     net.layer.append(prototxt.data_layer(template, job.dataset, BATCH, job.dataset.train))
     read = {}
     for name, blob in blobs.items():
@@ -191,13 +184,13 @@ def inputs_of_linear(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[s
         known = {layer.name for layer in net.layer}
         net.layer.extend(layer for layer in below if layer.name not in known)
         read[name] = classifier.bottom[0]
-    if job.strategy == strategies.AUTO:
+    if job.options.strategy == strategies.AUTO:
         net.layer.append(_means_of_pixels(template.crop_size or min(job.dataset.shape[1:])))
         read[PIXELS] = PIXELS
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.prototxt"
         caffe.write_prototxt(path, net)
-        run = Run(path, job.weights, job.gpu)
+        run = Run(path, job.weights, job.options.gpu)
         images = list(entries(run))
         different = len({path for path, _ in images})
         if different < 2 * job.dataset.classes:
@@ -227,17 +220,17 @@ def write(job: Job, folder: Path) -> Choice:
     groups = np.unique(paths, return_inverse=True)[1]  # that an image's other views are told right is no proof
     some = slice(MEASURED)
     measured = {
-        name: Measured(name, blob, values.shape[1], *measure(values[some], labels[some], groups[some], job.balanced))
+        name: Measured(name, blob, values.shape[1], *measure(values[some], labels[some], groups[some], job.options.balanced))
         for name, (blob, values) in found.items()
     }
-    if job.strategy == strategies.AUTO:
+    if job.options.strategy == strategies.AUTO:
         choice = choose(len(set(paths)), job.dataset.classes, measured)
     else:
-        choice = Choice("features", job.features, ("as the config says",))
+        choice = Choice("features", job.options.features_from, ("as the config says",))
     net = caffe_pb2.NetParameter(name=strategies.LINEAR)
     if choice.strategy == "features":
         values, penalty = found[choice.features_from][1], measured[choice.features_from].penalty
-        net.layer.append(_layer(Classifier(values, labels, job.dataset.classes, penalty, job.balanced)))
+        net.layer.append(_layer(Classifier(values, labels, job.dataset.classes, penalty, job.options.balanced)))
     with written_whole(folder) as part:
         part.mkdir()
         (part / "classifier.caffemodel").write_bytes(net.SerializeToString(deterministic=True))
@@ -276,20 +269,14 @@ def drawn(measured: dict[str, Measured], choice: Choice) -> plt.Figure:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, LinearOptions)
     parser.add_argument("folder", type=Path, help="where the results go; replaced if it exists")
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(models.TEMPLATES)}, or a prototxt's path")
-    parser.add_argument("--weights", type=Path, required=True, help="what the net was pretrained to")
+    parser.add_argument("--weights", type=Path, required=True, help="weights of the pretrained net")
     parser.add_argument("--train", type=Path, required=True, help="training LMDB")
     parser.add_argument("--val", type=Path, required=True, help="validation LMDB, of which nothing but its shape is read")
     parser.add_argument("--mean", type=Path, required=True, help="mean.binaryproto")
-    parser.add_argument("--strategy", choices=["features", strategies.AUTO], default="features")
-    parser.add_argument("--features-from", default="top", metavar="BLOB", help="top, middle, or a blob's name")
-    parser.add_argument("--balanced", action="store_true", help="let classes count alike")
-    parser.add_argument("--gpu", action="store_true")
     a = parser.parse_args(argv)
-    dataset = Dataset.read(a.train, a.val, a.mean)
-    job = Job(a.model, a.weights, dataset, a.strategy, a.features_from, a.balanced, a.gpu)
+    job = Job(read_flags(a, LinearOptions), a.weights, Dataset.read(a.train, a.val, a.mean))
     choice = write(job, a.folder)
     print(f"{a.folder}: {choice.strategy} {choice.features_from}".rstrip())
     for reason in choice.reasons:

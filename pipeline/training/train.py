@@ -16,7 +16,6 @@ that folder (files/, snapshots/) until training has ended.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import shutil
@@ -30,10 +29,12 @@ from tqdm import tqdm
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline import devices
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.files import written_whole
 from pipeline.interruption import noted_signals
 from pipeline.nets import strategies
+from pipeline.options.flags import read_flags
+from pipeline.options.training import TrainOptions
 from pipeline.training import initial_weights, preflight
 from pipeline.training.checkpoint import LOG, Checkpoints, identity_of
 from pipeline.training.divergence import diagnosed
@@ -207,16 +208,12 @@ def _show(stack: contextlib.ExitStack, solver: caffe.Solver, name: str, begun: i
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, TrainOptions)
     parser.add_argument("solver", type=Path)
     parser.add_argument("folder", type=Path, help="where the files go; those of an earlier training are replaced")
-    initial_weights.add_flags(parser)
+    initial_weights.add_files(parser)
     parser.add_argument(
-        "--chosen", type=Path, help="strategy.json of pipeline.training.linear; with scratch, the weights are not taken"
-    )
-    parser.add_argument("--early-stopping", type=int, default=0, metavar="N", help="stop after N tests without a better one")
-    parser.add_argument(
-        "--diverging", action="store_true", help="end well where the loss is no number any more; best.json says it"
+        "--chosen", nargs="?", type=Path, help="strategy.json of training.linear; with scratch, no weights are copied"
     )
     parser.add_argument("--failed", type=Path, metavar="FOLDER", help="where log and metrics go if training fails")
     parser.add_argument(
@@ -228,8 +225,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     a = parser.parse_args(argv)
     scratch = a.chosen and strategies.chosen(a.chosen)[0] == "scratch"
-    ends = Ends(a.early_stopping, a.diverging, a.failed, a.checkpoint, a.minutes, a.keep_results)
-    _, best = train(a.solver, a.folder, initial_weights.Given() if scratch else initial_weights.given_by(a), ends)
+    options = read_flags(a, TrainOptions)
+    ends = Ends(options.early_stopping, options.tolerate_divergence, a.failed, a.checkpoint, a.minutes, a.keep_results)
+    _, best = train(a.solver, a.folder, initial_weights.Given() if scratch else initial_weights.given_by(a, options), ends)
     final = a.folder / "final.caffemodel"
     if best["test_accuracy"] is None:
         print(final)

@@ -160,7 +160,7 @@ def test_records_and_image_files_give_the_same_predictions(tmp_path, monkeypatch
     (tmp_path / "labels.txt").write_text("\n".join(names) + "\n")
     (tmp_path / "net.prototxt").write_text(NET)
     sizes = ["--height", "36", "--width", "44"]
-    resize.main(["photos/00000", "resize/00000", *sizes, "--mode", mode, "--interpolation", interpolation])
+    resize.main(["photos/00000", "resize/00000", *sizes, "--resize-mode", mode, "--interpolation", interpolation])
     for part in ("train", "val"):
         files = ["--labels", "labels.txt", "--manifest", f"lmdb/{part}.manifest.json"]
         database.main(["list.txt", "resize", f"lmdb/{part}", *files, "--encode", encode, "--channels", channels])

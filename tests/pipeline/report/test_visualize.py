@@ -9,10 +9,9 @@ import pytest
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.dataset.resize import Options
 from pipeline.errors import InputError
-from pipeline.formats.images import Size
 from pipeline.nets.preprocessing import Preprocessing
+from pipeline.options.dataset import ImageSize, ResizeOptions
 from pipeline.report import visualize
 from pipeline.report.tiles import GAP
 from pipeline.report.visualize import Shown
@@ -48,12 +47,16 @@ def ready(net, small, monkeypatch):
     """That net's weights beside the small dataset, and how images become its inputs, in the folder where the test works."""
     monkeypatch.chdir(small)
     net[0].save(str(small / "net.caffemodel"))
-    Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter(scale=0.004)).write(small / "preprocessing.json")
+    Preprocessing(ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter(scale=0.004)).write(
+        small / "preprocessing.json"
+    )
     return small
 
 
 def cropping(crop: int, channels: str = "BGR") -> Preprocessing:
-    return Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter(crop_size=crop), channels)
+    return Preprocessing(
+        ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter(crop_size=crop), channels
+    )
 
 
 def test_an_image_is_seen_in_its_colours():
@@ -196,7 +199,9 @@ def test_a_net_without_convolutions_has_a_page_that_says_so(trained, monkeypatch
     layers = (trained / "train.prototxt").read_text().split("layer {")[2:4]
     prob = 'layer { name: "prob" type: "Softmax" bottom: "scores" top: "prob" }'
     (trained / "deploy.prototxt").write_text(data + "".join(f"layer {{{layer}" for layer in layers) + prob)
-    Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter()).write(trained / "preprocessing.json")
+    Preprocessing(ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter()).write(
+        trained / "preprocessing.json"
+    )
     monkeypatch.chdir(trained)
     weights = ["out/final.caffemodel" if one == "net.caffemodel" else one for one in ARGUMENTS]
     visualize.main([*weights, "--database", "lmdb/val", "--count", "1"])

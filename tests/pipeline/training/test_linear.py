@@ -16,6 +16,7 @@ from caffe.formats.db import LMDBFile
 from pipeline.inference.evaluate import softmax
 from pipeline.inference.extraction import Run, extract
 from pipeline.nets.prototxt import Dataset
+from pipeline.options.training import LinearOptions
 from pipeline.training.linear import FEW, VIEWS, Classifier, Job, Measured, choose, inputs_of_linear, measure
 
 
@@ -124,7 +125,7 @@ def test_few_images_are_seen_several_times_where_views_differ(trained, monkeypat
     net = trained / "train.prototxt"
     net.write_text(net.read_text().replace("scale: 0.004", f"scale: 0.004 mirror: {mirror}"))
     dataset = Dataset.read(Path("lmdb/train"), Path("lmdb/val"), Path("mean.binaryproto"))
-    images, found = inputs_of_linear(Job(str(net), Path("out/final.caffemodel"), dataset, "features"))
+    images, found = inputs_of_linear(Job(LinearOptions(model=str(net)), Path("out/final.caffemodel"), dataset))
     assert images == images[:6] * views
     blob, values = found["top"]
     assert (blob, values.shape) == ("hidden", (6 * views, 6))
