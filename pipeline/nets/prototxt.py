@@ -12,7 +12,7 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
 from pipeline.command import run
-from pipeline.dataset.augmentation import of_records, parsed
+from pipeline.dataset.augmentation import for_channels, parse_augmentation
 from pipeline.dataset.resize import INTERPOLATIONS, Mode, Options
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -86,7 +86,7 @@ def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[s
     sizes = _sizes(template, dataset, experiment.batch_size)
     train = _data(template, dataset, "TRAIN", experiment.batch_size)
     if experiment.augmentation is not None:
-        changes = of_records(experiment.augmentation, dataset.channels)
+        changes = for_channels(experiment.augmentation, dataset.channels)
         train["transform_param"]["augmentation_param"] = {field.name: value for field, value in changes.ListFields()}
     return {
         "train": _net(template, last, experiment, train, dataset),
@@ -246,7 +246,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--last-lr-mult", type=float, help="multiplies the last layer's learning rates; 10 if it is new, else 1")
     parser.add_argument("--batch-size", type=int, default=0, help="images in a training batch; by default the template's")
     parser.add_argument("--solver", type=solver_fields.parsed, default={}, help="solver fields, epochs and step_epochs as JSON")
-    parser.add_argument("--augmentation", type=parsed, help="how training images are changed: AugmentationParameter as JSON")
+    parser.add_argument(
+        "--augmentation", type=parse_augmentation, help="how training images are changed: AugmentationParameter as JSON"
+    )
     parser.add_argument("--infogain", type=Path, help="matrix of an InfogainLoss, to weigh the classes")
     parser.add_argument("--resize-mode", type=Mode, choices=list(Mode), default=Mode.SQUASH, help="how images were resized")
     parser.add_argument("--interpolation", choices=list(INTERPOLATIONS), default="linear", help="how they were sampled")

@@ -76,7 +76,7 @@ class Source:
         return len(self.labels) == self.total
 
 
-def findings(solver: caffe.Solver, taken: Sequence[initial_weights.Taken], same_classes: bool) -> list[Finding]:
+def findings(solver: caffe.Solver, taken: Sequence[initial_weights.CopiedFile], same_classes: bool) -> list[Finding]:
     """What is found, errors first.
 
     taken         what became of the weights that the solver's net starts from
@@ -187,7 +187,7 @@ def _batch_size(param: caffe_pb2.LayerParameter) -> int:
 # ---- what is checked
 
 
-def _of_weights(net: caffe.Net, taken: Sequence[initial_weights.Taken], same_classes: bool) -> Iterator[Finding]:
+def _of_weights(net: caffe.Net, taken: Sequence[initial_weights.CopiedFile], same_classes: bool) -> Iterator[Finding]:
     last = dict.fromkeys(classifier for _, classifier, _, _ in _heads(net))
     for one in taken:
         if not one.copied and not one.unfit and not one.fitted:
@@ -356,7 +356,7 @@ def main(argv: list[str] | None = None) -> None:
     param = caffe.read_solver(a.solver)
     param.solver_mode = caffe_pb2.SolverParameter.CPU
     solver = caffe.get_solver(str(a.solver), param)
-    found = findings(solver, initial_weights.copied(solver.net, initial_weights.given_by(a)), a.same_classes)
+    found = findings(solver, initial_weights.copy_weights(solver.net, initial_weights.given_by(a)), a.same_classes)
     solver.close()
     if a.csv:
         write(found, a.csv)

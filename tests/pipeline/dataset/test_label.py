@@ -9,7 +9,7 @@ import pytest
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.dataset.duplicates import fingerprint
-from pipeline.dataset.label import Duplicates, Listed, assign, lists_of, write_lists
+from pipeline.dataset.label import Duplicates, Listed, assign, draw_lists, write_lists
 from pipeline.dataset.split import Split
 from pipeline.errors import InputError
 from pipeline.formats.images import Resized
@@ -197,7 +197,7 @@ def listed(labels, splits=None, groups=None):
 def lists(images, split):
     """(class, position) of the lines of train.txt and val.txt."""
     numbers, parts, names = assign(images, split, "table")
-    found = lists_of(numbers, parts, names, split, "table")
+    found = draw_lists(numbers, parts, names, split, "table")
     return [[(int(numbers[at]), int(at)) for at in found[part]] for part in ("train", "val")]
 
 

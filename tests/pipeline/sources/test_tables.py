@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.sources.folders import left_out, listing
+from pipeline.sources.folders import describe_ignored, listing
 from pipeline.sources.tables import Source, read
 
 
@@ -122,11 +122,11 @@ def test_folders_of_splits_may_have_other_names(tree, train, other, split):
 def test_what_of_a_folder_is_no_image_of_a_class_is_told(tree):
     folder = tree("cats/1.jpg", "cats/2.heic", "cats/notes.txt", "dogs/3.HEIC", "top.png", "cats/.DS_Store", ".git/x.jpg")
     expected = "classes without images (dogs); files of other kinds (.heic 2, .txt 1); images in no folder of a class (1)"
-    assert left_out(folder) == expected
+    assert describe_ignored(folder) == expected
 
 
 def test_nothing_is_told_of_a_folder_that_has_images_alone(tree):
-    assert left_out(tree("train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/2.jpg")) == ""
+    assert describe_ignored(tree("train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/2.jpg")) == ""
 
 
 def test_the_listing_of_a_folder_is_another_where_an_image_was_added_or_renamed(tree):
