@@ -172,16 +172,10 @@ def draw_lists(numbers: np.ndarray, parts: np.ndarray, names: list[str], split: 
 def near_duplicates(listed: Listed, parts: np.ndarray, images: Resized) -> dict[int, tuple[int, int]]:
     """{validation or test image: (training image, bits in which their fingerprints differ)}, by position."""
     val, train = np.flatnonzero(parts != "train"), np.flatnonzero(parts == "train")
-
-    def pixels(position: int) -> np.ndarray:
-        image = images[listed.paths[position]]
-        assert image is not None, "only resized images are listed"
-        return image
-
     pairs = duplicates.nearest_duplicates(
         listed.prints[val],
         listed.prints[train],
-        lambda query, other: (pixels(val[query]), pixels(train[other])),
+        lambda query, other: (images.pixels(listed.paths[val[query]]), images.pixels(listed.paths[train[other]])),
     )
     return {int(val[query]): (int(train[other]), bits) for query, (other, bits) in pairs.items()}
 
@@ -211,11 +205,7 @@ def write_lists(
     if policy == Duplicates.DROP:
         positions |= {part: positions[part][~np.isin(positions[part], list(pairs))] for part in ("val", "test")}
         if not len(positions["val"]):
-            raise InputError(
-                where,
-                "every validation image is a near-duplicate of a training image",
-                do="use duplicates: report",
-            )
+            raise InputError(where, "all validation images are near-duplicates of training images", do="use duplicates: report")
     with written_whole(folder) as part:
         part.mkdir()
         for name, chosen in positions.items():

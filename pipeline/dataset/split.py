@@ -88,19 +88,12 @@ def draw_training_images(numbers: np.ndarray, split: Split, rng: np.random.Gener
     """Shuffled positions of training images of these classes, limited to max_per_class and oversampled by `repeat`."""
     order = rng.permutation(len(numbers))
     if split.max_per_class:
-        order = order[_ranks(numbers[order]) < split.max_per_class]
+        import pandas as pd  # slow to import
+
+        order = order[pd.Series(numbers[order]).groupby(numbers[order]).cumcount() < split.max_per_class]
     if split.repeat and len(order):
         counts = np.bincount(numbers[order])
         of_class = [order[numbers[order] == number] for number in np.flatnonzero(counts)]
         order = np.concatenate([np.resize(positions, counts.max()) for positions in of_class])
         order = order[rng.permutation(len(order))]
     return order
-
-
-def _ranks(numbers: np.ndarray) -> np.ndarray:
-    """For each image, the number of earlier ones of the same class."""
-    order = np.argsort(numbers, kind="stable")
-    ordered = numbers[order]
-    ranks = np.empty(len(numbers), int)
-    ranks[order] = np.arange(len(numbers)) - np.searchsorted(ordered, ordered)
-    return ranks

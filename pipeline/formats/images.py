@@ -84,14 +84,6 @@ def content_of(path: str | os.PathLike[str]) -> bytes:
         os.close(number)
 
 
-def read_image(path: Path, color: bool) -> np.ndarray | None:
-    """`decode` a file; None also if there is no such file."""
-    try:
-        return decode(content_of(path), color)
-    except OSError:
-        return None
-
-
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write a PNG, compressed for speed. Raises OSError if the disk is full."""
     encoded, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
@@ -127,10 +119,18 @@ class Resized:
             self._positions[name] = positions
         return self._positions[name], self._pixels(name)
 
-    def __getitem__(self, path: str) -> np.ndarray | None:
+    def pixels(self, path: str) -> np.ndarray:
+        """The image at a path; raises KeyError if it was not decoded."""
         shard, _, name = path.partition("/")
         positions, pixels = self.shard(shard)
-        return pixels[positions[name]] if name in positions else None
+        image: np.ndarray = pixels[positions[name]]
+        return image
+
+    def __getitem__(self, path: str) -> np.ndarray | None:
+        try:
+            return self.pixels(path)
+        except KeyError:
+            return None
 
 
 class Files:
@@ -140,7 +140,10 @@ class Files:
         self.root, self.color = root, color
 
     def __getitem__(self, path: str) -> np.ndarray | None:
-        return read_image(self.root / path, self.color)
+        try:
+            return decode(content_of(self.root / path), self.color)
+        except OSError:
+            return None
 
 
 def open_images(root: Path, color: bool) -> Resized | Files:

@@ -130,8 +130,7 @@ def write_database(batches: Batches, database: Path, classes: int, threads: int 
 def channels_of(database: Path) -> str:
     """The channel order of a database's records, by the manifest beside it: BGR, which is Caffe's, or RGB."""
     path = database.with_name(f"{database.name}.manifest.json")
-    manifest: Manifest | None = json.loads(path.read_text()) if path.exists() else None
-    return manifest.get("channels", "BGR") if manifest else "BGR"
+    return str(json.loads(path.read_text()).get("channels", "BGR")) if path.exists() else "BGR"
 
 
 def _read_back(environment: lmdb.Environment, database: Path, classes: int, threads: int) -> tuple[set[tuple[int, ...]], str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +24,6 @@ Entries = list[tuple[str, int]]
 """Paths and labels."""
 
 
-class Writer(Protocol):
-    """Writes the features of one blob."""
-
-    def add(self, start: int, rows: np.ndarray, entries: Entries) -> None:
-        """Write the features, images × shape, of the images from position `start` on."""
-
-
 class Npy:
     """Writes BLOB.npy, for so many images with features of `shape`."""
 
@@ -40,6 +32,7 @@ class Npy:
         stack.callback(self.array.flush)
 
     def add(self, start: int, rows: np.ndarray, entries: Entries) -> None:
+        """Write the features, images × shape, of the images from position `start` on."""
         self.array[start : start + len(rows)] = rows.reshape(len(rows), -1)
 
 
@@ -86,6 +79,9 @@ class Hdf5:
         self.values[here] = rows
         if self.first:
             self.file["path"][here], self.file["label"][here] = map(list, zip(*entries, strict=True))
+
+
+Writer = Npy | Parquet | Database | Hdf5
 
 
 def open_writer(kind: str, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack) -> Writer:

@@ -40,8 +40,7 @@ def outputs_of(net: caffe.Net, net_file: Path | str, inputs: np.ndarray, classes
     net.blobs[net.inputs[0]].data[...] = inputs
     outputs: np.ndarray = net.forward()[net.outputs[0]].reshape(len(inputs), -1).copy()
     if outputs.shape[1] != classes:
-        expected = f"there are {classes} class names"
-        raise InputError(net_file, f"{outputs.shape[1]} outputs", expected, "give the labels of this net")
+        raise InputError(net_file, f"{outputs.shape[1]} outputs", f"there are {classes} class names", "give this net's labels")
     return outputs
 
 

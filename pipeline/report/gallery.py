@@ -9,10 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ LEGEND, NAMED = 10, 40
 """Most classes with a marker of their own, and most classes named on the map."""
 LETTERS = 20
 """Most letters of a class name on a map."""
+Nearest = tuple[np.ndarray, np.ndarray]
 SIGNS = "os^DvP*Xp<"
 
 
@@ -49,8 +49,8 @@ def sample(count: int, most: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
 
 
-def nearest(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(positions, cosine distances) of the `count` nearest other rows of each row, nearest first; both rows × count."""
+def nearest(values: np.ndarray, count: int) -> Nearest:
+    """Positions and cosine distances of the `count` nearest other rows of each row, nearest first; both rows × count."""
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     unit = values / np.where(lengths > 0, lengths, 1)
     count = min(count, len(values) - 1)
@@ -100,17 +100,9 @@ def queries(labels: np.ndarray, count: int, seed: int) -> list[int]:
 
 
 def cells(
-    queries: list[int],
-    nearest: tuple[np.ndarray, np.ndarray],
-    labels: np.ndarray,
-    names: list[str],
-    images: dict[int, np.ndarray],
+    queries: list[int], nearest: Nearest, labels: np.ndarray, names: list[str], images: dict[int, np.ndarray]
 ) -> list[list[Cell]]:
-    """A row of cells for each query: itself, then its neighbours; a frame and a mark tell whether they are of its class.
-
-    nearest  positions and distances, by the function `nearest`
-    images   {position: pixels}
-    """
+    """A row for each query: its image, then its neighbours, framed and marked by whether they are of its class."""
     rows = []
     for query in queries:
         row = [Cell(images[query], (names[labels[query]], "nearest:"))]
@@ -141,9 +133,8 @@ def draw_maps(places: dict[str, np.ndarray], labels: np.ndarray, names: list[str
             axes.scatter(*here.T, 22, color=colour, marker=sign, alpha=0.75, linewidths=0, label=names[label])
             if LEGEND < len(classes) <= NAMED:
                 middle = np.median(here, 0)
-                words = axes.annotate(
-                    shorten(names[label], LETTERS), middle, ha="center", va="center", fontsize=9, parse_math=False
-                )
+                name = shorten(names[label], LETTERS)
+                words = axes.annotate(name, middle, ha="center", va="center", fontsize=9, parse_math=False)
                 words.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5})
         axes.set_title(title)
         axes.set(xticks=[], yticks=[])
@@ -156,46 +147,37 @@ def draw_maps(places: dict[str, np.ndarray], labels: np.ndarray, names: list[str
     return figure
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features of a sample of images: positions in the list, paths, labels, and values, images × values, float32."""
-
-    positions: np.ndarray
-    paths: list[str]
-    labels: np.ndarray
-    values: np.ndarray
-
-
-def read_features(folder: Path, blob: str, seed: int) -> Features:
-    """Read at most MOST images' features from a folder of features. Raises InputError for one image, or for NaN."""
-    entries, first = read_image_list(folder / feature_files.IMAGES), next(feature_files.read(folder, blob))
-    positions = sample(len(entries), min(MOST, VALUES // first.size), seed)
+def read_features(folder: Path, blob: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(positions in the list, values: images × values, float32) of a sample of a folder's images."""
+    count, first = len(read_image_list(folder / feature_files.IMAGES)), next(feature_files.read(folder, blob))
+    positions = sample(count, min(MOST, VALUES // first.size), seed)
     values = np.empty((len(positions), first.size), np.float32)
     rows = {position: row for row, position in enumerate(positions.tolist())}
     for position, row_values in enumerate(feature_files.read(folder, blob)):
         if position in rows:
             values[rows[position]] = row_values
-    paths, labels = [entries[position][0] for position in positions], np.array([entries[position][1] for position in positions])
     if len(values) < 2:
         raise InputError(folder, f"features of {len(values)} image", "two or more are needed")
-    if not np.isfinite(values).all():
-        path = paths[np.isfinite(values).all(1).argmin()]
-        raise InputError(folder, f"NaN or infinite features of {path}", do="train again with a lower base_lr")
-    return Features(positions, paths, labels, values)
+    return positions, values
 
 
 def write(folder: Path, blob: str, database: Path, names: list[str], target: Path, seed: int) -> dict[str, Any]:
     """Write the files of one blob of the folder of features `folder` to `target`; return the content of its JSON."""
-    features = read_features(folder, blob, seed)
-    labels, stem = features.labels, stem_of(blob)
-    positions, distances = nearest(features.values, NEAREST)
+    sampled, values = read_features(folder, blob, seed)
+    entries = read_image_list(folder / feature_files.IMAGES)
+    paths, labels = [entries[position][0] for position in sampled], np.array([entries[position][1] for position in sampled])
+    if not np.isfinite(values).all():
+        path = paths[np.isfinite(values).all(1).argmin()]
+        raise InputError(folder, f"NaN or infinite features of {path}", do="train again with a lower base_lr")
+    positions, distances = nearest(values, NEAREST)
     content = {
         "images": len(labels),
         "nearest": float((labels[positions[:, 0]] == labels).mean()),
         "vote": float((votes(labels, positions) == labels).mean()),
     }
+    stem = stem_of(blob)
     rows = (
-        (features.paths[image], rank, features.paths[other], f"{distance:.6f}", names[labels[image]], names[labels[other]])
+        (paths[image], rank, paths[other], f"{distance:.6f}", names[labels[image]], names[labels[other]])
         for image in range(len(labels))
         for rank, (other, distance) in enumerate(zip(positions[image], distances[image], strict=True), 1)
     )
@@ -204,27 +186,26 @@ def write(folder: Path, blob: str, database: Path, names: list[str], target: Pat
     with written_whole(target / f"neighbours_{stem}.json") as part:
         part.write_text(json.dumps(content) + "\n")
     chosen = queries(labels, QUERIES, seed)
-    images = _read_images(database, features, {*chosen, *positions[chosen].ravel().tolist()})
+    pictured = {*chosen, *positions[chosen].ravel().tolist()}
+    images = images_at(database, [int(sampled[row]) for row in pictured])
+    if len(images) < len(pictured):
+        raise InputError(database, "fewer records than features", do="give the database that the features are of")
     title = f"{content['nearest']:.1%} of {len(labels)} images are of their nearest neighbour's class"
-    sheet = gallery(cells(chosen, (positions, distances), labels, names, images), title)
+    pixels = {row: images[sampled[row]] for row in pictured}
+    sheet = gallery(cells(chosen, (positions, distances), labels, names, pixels), title)
     with written_whole(target / f"neighbours_{stem}.png") as part:
         sheet.savefig(part, format="png", dpi=130, metadata={"Software": None})
     plt.close(sheet)
     on_map = sample(len(labels), MAPPED, seed)
-    principal = components(features.values[on_map], COMPONENTS)
-    places = {f"{blob}: two principal components of {len(on_map)} images": principal[:, :2]}
-    if len(on_map) >= 10:  # t-SNE's perplexity is a third of this, at most
-        places["t-SNE"] = tsne(principal, seed)
-    save(draw_maps(places, labels[on_map], names), target / f"map_{stem}")
+    save(draw_maps(embed(values[on_map], blob, seed), labels[on_map], names), target / f"map_{stem}")
     return content
 
 
-def _read_images(database: Path, features: Features, rows: set[int]) -> dict[int, np.ndarray]:
-    """{row: image} of these rows of features."""
-    images = images_at(database, [int(features.positions[row]) for row in rows])
-    if len(images) < len(rows):
-        raise InputError(database, "fewer records than features", do="give the database that the features are of")
-    return {row: images[features.positions[row]] for row in rows}
+def embed(values: np.ndarray, blob: str, seed: int) -> dict[str, np.ndarray]:
+    """{title: images × 2}: the first two principal components, and t-SNE of COMPONENTS of them for ten images or more."""
+    principal = components(values, COMPONENTS)
+    places = {f"{blob}: two principal components of {len(values)} images": principal[:, :2]}
+    return places | {"t-SNE": tsne(principal, seed)} if len(values) >= 10 else places
 
 
 def main(argv: list[str] | None = None) -> None:

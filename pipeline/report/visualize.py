@@ -11,6 +11,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -189,11 +190,11 @@ def activations(names: list[str], blobs: dict[str, np.ndarray], images: list[Pic
 def _draw_lines(title: str, rows: np.ndarray, axes: list[Axes], images: list[Picture]) -> None:
     """Draw many values: a line for each in a panel per image, and a histogram in the last panel."""
     edges = np.histogram_bin_edges(rows[rows != 0] if rows.any() else rows, 40).tolist()
-    outline = {"histtype": "step", "linewidth": 1.5}
-    for image, row, axis, colour in zip(images, rows, axes, _colours(images), strict=False):
+    for image, row, axis, colour in zip(images, rows, axes, cycle(COLOURS), strict=False):
         axis.vlines(range(len(row)), 0, row, color=colour, linewidth=0.7)
         axis.set(ylim=(min(0, rows.min()), rows.max() or 1), xlim=(0, len(row)), ylabel=_short(image.name, 10))
-        axes[-1].hist(row[row != 0], edges, color=colour, label=f"{(row == 0).mean():.0%} are 0", **outline)
+        zeros = f"{(row == 0).mean():.0%} are 0"
+        axes[-1].hist(row[row != 0], edges, color=colour, histtype="step", linewidth=1.5, label=zeros)
     axes[0].set_title(title)
     axes[-1].set(xlabel="value, where it is not 0", ylabel="count")
     axes[-1].legend(fontsize=10)
@@ -202,16 +203,12 @@ def _draw_lines(title: str, rows: np.ndarray, axes: list[Axes], images: list[Pic
 def _draw_bars(title: str, rows: np.ndarray, axis: Axes, images: list[Picture]) -> None:
     """Draw few values: a bar for each, images side by side."""
     width = 0.8 / len(images)
-    for place, (image, row, colour) in enumerate(zip(images, rows, _colours(images), strict=True)):
+    for place, (image, row, colour) in enumerate(zip(images, rows, cycle(COLOURS), strict=False)):
         axis.bar(np.arange(len(row)) + (place + 0.5) * width - 0.4, row, width, color=colour, label=_short(image.name, 16))
     axis.locator_params(axis="x", integer=True)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_title(title)
     axis.legend(fontsize=10)
-
-
-def _colours(images: list[Picture]) -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(len(images))]
 
 
 def draw_probabilities(probabilities: np.ndarray, names: list[str], images: list[Picture], how: Preprocessing) -> Figure:

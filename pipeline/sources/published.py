@@ -204,9 +204,7 @@ def _download(collection: Collection, archive: str, folder: Path) -> bytes:
             reasons.append(f"{address}{archive}: {failure.error}")
         finally:
             (folder / archive).unlink(missing_ok=True)
-    raise InputError(
-        "; ".join(reasons), "no download succeeded", do="try again later, or set source.copy to a folder of the files"
-    )
+    raise InputError("; ".join(reasons), "no download", do="try again later, or set source.copy to a folder of the files")
 
 
 def records(collection: Collection, contents: list[bytes]) -> database.Batches:

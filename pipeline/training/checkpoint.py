@@ -238,8 +238,6 @@ def _lock(file: IO[str]) -> bool:
     """Try to lock an open file; False if another process has the lock, True also on file systems without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
     return True

@@ -20,7 +20,7 @@ import argparse
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,10 @@ from pipeline.training.monitor import Monitor
 from pipeline.training.schedule import MINUTES
 from pipeline.training.session import Session
 
-FINAL, BEST, METRICS, SECONDS = "final.caffemodel", "best.caffemodel", "metrics.csv", "seconds.csv"
-SUMMARY, MACHINE, LAYERS, PREFLIGHT = "best.json", "machine.json", "layers.csv", "preflight.csv"
-RESULTS = (FINAL, BEST, METRICS, SECONDS, SUMMARY, MACHINE, LAYERS, PREFLIGHT)
+RESULTS = FINAL, BEST, METRICS, SECONDS, SUMMARY, MACHINE, LAYERS, PREFLIGHT = (
+    *("final.caffemodel", "best.caffemodel", "metrics.csv", "seconds.csv"),
+    *("best.json", "machine.json", "layers.csv", "preflight.csv"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ def _train(
         stack.enter_context(devices.on_gpu(gpu))
         solver = caffe.get_solver(str(solver_file))
         stack.callback(solver.close)
-        copied, findings = _copy_and_check(solver, weights)
+        copied = initial_weights.copy_weights(solver.net, weights)
+        findings = preflight.findings(solver, copied, weights.same_classes)
+        preflight.refuse(findings)
+        preflight.tell(findings)
         parts = {name: stack.enter_context(written_whole(folder / name)) for name in RESULTS}
         parts[MACHINE].write_text(json.dumps(devices.machine(gpu), indent=1) + "\n")
         preflight.write(findings, parts[PREFLIGHT])
@@ -114,7 +118,9 @@ def _train(
         prefix = Path(solver.param.snapshot_prefix)
         if not session:
             prefix.parent.mkdir(parents=True, exist_ok=True)
-        monitor = _monitor(stack, solver, parts, folder / "tensorboard", ends.early_stopping)
+        table, clock = (stack.enter_context(parts[name].open("w", newline="")) for name in (METRICS, SECONDS))
+        monitor = Monitor(solver, table, clock, folder / "tensorboard", parts[BEST], ends.early_stopping)
+        stack.callback(monitor.close)
         _show_progress(stack, solver, prefix.name, checkpoint.iteration if checkpoint else 0)
         if ends.failed:
             stack.enter_context(_keep_on_failure({LOG: folder / LOG, METRICS: parts[METRICS]}, ends.failed))
@@ -125,7 +131,7 @@ def _train(
             checkpoint.restore_best(parts[BEST])
         if session:
             session.begin(solver, monitor, parts[BEST], ends.minutes)
-        _solve(solver_file, solver, monitor, parts, checkpoint, ends.diverging)
+        _solve(solver, monitor, parts, checkpoint, ends.diverging)
         monitor.write_summary(parts[SUMMARY])
     if session:
         session.checkpoints.finish(prefix.parent)
@@ -143,34 +149,8 @@ def _prepare(folder: Path, ends: Ends, checkpoint: Checkpoint | None) -> None:
         shutil.rmtree(ends.failed, ignore_errors=True)
 
 
-def _copy_and_check(
-    solver: caffe.Solver, weights: InitialWeights
-) -> tuple[Sequence[initial_weights.CopiedFile], list[preflight.Finding]]:
-    """Copy the initial weights, print preflight's warnings, raise its errors; which layers were copied, and the warnings."""
-    copied = initial_weights.copy_weights(solver.net, weights)
-    findings = preflight.findings(solver, copied, weights.same_classes)
-    preflight.refuse(findings)
-    preflight.tell(findings)
-    return copied, findings
-
-
-def _monitor(
-    stack: contextlib.ExitStack, solver: caffe.Solver, parts: dict[str, Path], tensorboard: Path, patience: int
-) -> Monitor:
-    """The monitor of a solver, with its tables, closed at the end of the stack."""
-    table, clock = (stack.enter_context(parts[name].open("w", newline="")) for name in (METRICS, SECONDS))
-    monitor = Monitor(solver, table, clock, tensorboard, parts[BEST], patience)
-    stack.callback(monitor.close)
-    return monitor
-
-
 def _solve(
-    solver_file: Path,
-    solver: caffe.Solver,
-    monitor: Monitor,
-    parts: dict[str, Path],
-    checkpoint: Checkpoint | None,
-    tolerate_divergence: bool,
+    solver: caffe.Solver, monitor: Monitor, parts: dict[str, Path], checkpoint: Checkpoint | None, tolerate_divergence: bool
 ) -> None:
     """Train to the end, from the checkpoint if there is one, and write the final and the best weights.
 
@@ -181,7 +161,7 @@ def _solve(
         solver.solve(str(checkpoint.solverstate) if checkpoint else None)
         monitor.test_last()
         if tolerate_divergence and monitor.is_diverged:  # in the last updates: no iteration has computed their loss
-            raise caffe.DivergenceError(solver_file, "the loss of the last test is NaN or infinite")
+            raise caffe.DivergenceError(solver.path, "the loss of the last test is NaN or infinite")
     except caffe.DivergenceError as error:
         explained = diagnose(error, solver, monitor.rows)
         if not tolerate_divergence:

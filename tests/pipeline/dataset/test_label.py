@@ -315,7 +315,7 @@ def test_a_validation_set_of_nothing_but_duplicates_is_refused(dataset):
         np.save(path, np.load(path) * 0)
         table = pd.read_csv(path.with_name("images.csv"))
         table.assign(fingerprint="0" * 32).to_csv(path.with_name("images.csv"), index=False)
-    with pytest.raises(InputError, match="every validation image nearly is a training image"):
+    with pytest.raises(InputError, match="all validation images are near-duplicates of training images"):
         write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(None, 1), policy=Duplicates.DROP)
 
 

@@ -66,7 +66,7 @@ def test_weights_that_are_no_numbers_are_named(trained, fails):
     weights = caffe.proto.caffe_pb2.NetParameter.FromString((trained / "out/final.caffemodel").read_bytes())
     next(layer for layer in weights.layer if layer.name == "scores").blobs[1].data[0] = np.nan
     (trained / "out/final.caffemodel").write_bytes(weights.SerializeToString())
-    fails(["final.caffemodel: scores of", "no numbers", "lower base_lr"], *EVALUATE)
+    fails(["final.caffemodel: NaN or infinite scores for", "lower base_lr"], *EVALUATE)
 
 
 def test_figures_are_scikit_learns():

@@ -121,7 +121,7 @@ def test_features_that_are_no_numbers_are_named(extracted):
     folder, values, _ = extracted
     values[7, 3] = np.nan
     np.save(folder / "features/conv_a.npy", values)
-    with pytest.raises(InputError, match=r"features: features of 007.png that are no numbers"):
+    with pytest.raises(InputError, match=r"features: NaN or infinite features of 007.png"):
         neighbours.main(RUN)
 
 

@@ -224,5 +224,5 @@ def test_a_net_that_gives_no_numbers_is_named(net, ready):
     net[0].save(str(ready / "net.caffemodel"))
     with pytest.raises(InputError) as raised:
         visualize.main([*ARGUMENTS, "--database", "lmdb/val"])
-    assert raised.value.found == 'blob "conv2" has values that are no numbers'
+    assert raised.value.found == 'blob "conv2" has NaN or infinite values'
     assert not (ready / "pictures").exists()

@@ -322,7 +322,7 @@ def test_values_that_are_no_numbers_are_not_blamed_on_the_learning_rate(here):
     change(here, "scale: 0.004", "scale: 0.004 mean_value: nan", "train.prototxt")
     with pytest.raises(caffe.DivergenceError) as raised:
         train(Path("solver.prototxt"), Path("out"), InitialWeights())
-    assert raised.value.do == 'layer "data" gives values that are no numbers: look at the mean and at the database'
+    assert raised.value.do == 'layer "data" gives NaN or infinite values: check the mean and the database'
 
 
 def test_several_weights_are_copied_one_over_the_other(here):
