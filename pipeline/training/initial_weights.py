@@ -33,7 +33,7 @@ def download_weights(url: str, sha256: str, path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class InitialWeights:
+class WeightFiles:
     """The weights that a training starts from.
 
     files         .caffemodels, copied in this order: of layers with the same name, the last file's weights are used
@@ -65,7 +65,7 @@ class CopiedFile:
     fitted: bool = False
 
 
-def copy_weights(net: caffe.Net, weights: InitialWeights) -> list[CopiedFile]:
+def copy_weights(net: caffe.Net, weights: WeightFiles) -> list[CopiedFile]:
     """Copy weights into a net; return which layers of each file were copied."""
     copied = []
     files = list(weights.files)
@@ -109,7 +109,7 @@ def layer_table(net: caffe.Net, copied: Sequence[CopiedFile]) -> pd.DataFrame:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of steps that start from weights: those of `InitialWeights`."""
+    """The flags of steps that start from weights: those of `WeightFiles`."""
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -129,9 +129,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def given_by(arguments: argparse.Namespace) -> InitialWeights:
+def given_by(arguments: argparse.Namespace) -> WeightFiles:
     """What the flags say."""
-    return InitialWeights(arguments.weights, arguments.skip, arguments.same_classes, arguments.fitted)
+    return WeightFiles(arguments.weights, arguments.skip, arguments.same_classes, arguments.fitted)
 
 
 def main(argv: list[str] | None = None) -> None:

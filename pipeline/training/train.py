@@ -38,7 +38,7 @@ from pipeline.nets import strategies
 from pipeline.training import initial_weights, preflight
 from pipeline.training.checkpoint import LOG, Checkpoint, Checkpoints, identity_of
 from pipeline.training.divergence import diagnose
-from pipeline.training.initial_weights import InitialWeights
+from pipeline.training.initial_weights import WeightFiles
 from pipeline.training.monitor import Monitor
 from pipeline.training.schedule import MINUTES
 from pipeline.training.session import Session
@@ -69,7 +69,7 @@ class Ends:
     keep: bool = False
 
 
-def train(solver_file: Path, folder: Path, weights: InitialWeights, ends: Ends = Ends()) -> tuple[pd.DataFrame, dict[str, Any]]:
+def train(solver_file: Path, folder: Path, weights: WeightFiles, ends: Ends = Ends()) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Train, and write the files to `folder`; return the metrics and best.json.
 
     Columns of the metrics: those of the solver's `on_metrics` except seconds, empty where not measured, and since_best. With a
@@ -96,7 +96,7 @@ def train(solver_file: Path, folder: Path, weights: InitialWeights, ends: Ends =
 
 
 def _train(
-    solver_file: Path, folder: Path, weights: InitialWeights, ends: Ends, session: Session | None = None
+    solver_file: Path, folder: Path, weights: WeightFiles, ends: Ends, session: Session | None = None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Train as `train` does; in a session `folder` and the snapshots are not in their final place."""
     gpu = caffe.read_solver(solver_file).solver_mode == caffe_pb2.SolverParameter.GPU
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.parse_args(argv)
     scratch = a.chosen and strategies.chosen(a.chosen)[0] == "scratch"
     ends = Ends(a.early_stopping, a.diverging, a.failed, a.checkpoint, a.minutes, a.keep_results)
-    _, best = train(a.solver, a.folder, initial_weights.InitialWeights() if scratch else initial_weights.given_by(a), ends)
+    _, best = train(a.solver, a.folder, initial_weights.WeightFiles() if scratch else initial_weights.given_by(a), ends)
     final = a.folder / "final.caffemodel"
     if best["test_accuracy"] is None:
         print(final)

@@ -12,7 +12,7 @@ import pytest
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.training import preflight
-from pipeline.training.initial_weights import InitialWeights, copy_weights
+from pipeline.training.initial_weights import WeightFiles, copy_weights
 from tests.pipeline.training.test_train import change
 
 NETS = ("train.prototxt", "test.prototxt")
@@ -30,7 +30,7 @@ def findings(*files: str, skip: tuple[str, ...] = (), same_classes: bool = False
     solver = caffe.get_solver("solver.prototxt")
     found = preflight.findings(
         solver,
-        copy_weights(solver.net, InitialWeights([Path(file) for file in files], skip)),
+        copy_weights(solver.net, WeightFiles([Path(file) for file in files], skip)),
         same_classes,
     )
     solver.close()
