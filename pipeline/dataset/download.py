@@ -99,12 +99,8 @@ def download(source: Path, folder: Path, table: Path, options: Options) -> list[
         errors = Counter(row["error"] for row in failed).most_common()
         reasons = ", ".join(f"{error} {count}" for error, count in errors)
         do = "; ".join(["correct the list, or lower source.min_yield", *filter(None, [ALLOWED_BY.get(errors[0][0])])])
-        raise InputError(
-            source,
-            f"{downloaded} of {len(result)} images arrived ({reasons}; the first: {failed[0]['url']})",
-            f"at least {options.min_yield:.0%} are required",
-            do,
-        )
+        found = f"{downloaded} of {len(result)} images arrived ({reasons}; the first: {failed[0]['url']})"
+        raise InputError(source, found, f"at least {options.min_yield:.0%} are required", do)
     seconds = table.with_suffix(".seconds.csv")
     with written_whole(folder) as part, written_whole(table) as part_table, written_whole(seconds) as part_seconds:
         write_table(part_table, COLUMNS, ([row[name] for name in COLUMNS] for row in result))

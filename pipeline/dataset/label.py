@@ -75,12 +75,9 @@ def read_tables(tables: list[Path], images: Resized) -> Listed:
                     rows.append((path, row["label"], row["split"], row["group"], size, image["fingerprint"]))
     missing = sorted(classes - {label for _, label, *_ in rows}, key=class_order)
     if missing or not rows:
-        raise InputError(
-            _place(tables),
-            f'class "{missing[0]}" has no images' if missing else "no images",
-            "every class of the list needs images",
-            f"see the errors in these tables and the reasons in {images.root}/*/{TABLE}",
-        )
+        found = f'class "{missing[0]}" has no images' if missing else "no images"
+        do = f"see the errors in these tables and the reasons in {images.root}/*/{TABLE}"
+        raise InputError(_place(tables), found, "every class of the list needs images", do)
     paths, labels, splits, groups, sizes, prints = map(list, zip(*sorted(rows), strict=True))
     return Listed(paths, labels, splits, groups, sizes, np.frombuffer(bytes.fromhex("".join(prints)), np.uint8).reshape(-1, 16))
 
@@ -135,12 +132,8 @@ def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = 
     if uses_split_column(listed, split):
         for path, part in zip(listed.paths, listed.splits, strict=True):
             if part not in PARTS:
-                raise InputError(
-                    where,
-                    f"no split for {path}",
-                    "split.by is column",
-                    "fill the list's split column with train, val or test, or use split.by: fraction",
-                )
+                do = "fill the list's split column with train, val or test, or use split.by: fraction"
+                raise InputError(where, f"no split for {path}", "split.by is column", do)
         parts = np.array(listed.splits)
         return numbers, parts if "val" in parts else np.where(parts == "test", "val", parts), names
     # An image without a group is its own group.

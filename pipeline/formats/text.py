@@ -32,10 +32,7 @@ def open_table(path: Path) -> gzip.GzipFile | BufferedReader:
 
 
 def table_header(path: Path) -> tuple[str, str]:
-    """(delimiter, first line) of a CSV or TSV file.
-
-    The delimiter is tab for .tsv, else of comma, semicolon (some Excels) and tab the one that gives most columns.
-    """
+    """(delimiter, first line) of a CSV or TSV file: of comma, semicolon (some Excels) and tab the one that gives most columns."""
     with open_table(path) as file:
         header = file.readline().decode("utf-8-sig", "replace")
 

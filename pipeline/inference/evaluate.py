@@ -41,11 +41,9 @@ def scores_blob(net_file: Path) -> str:
     for kinds in (("SoftmaxWithLoss", "InfogainLoss"), ("Accuracy",)):
         for layer in layers:
             if layer.type in kinds:
-                blob: str = layer.bottom[0]
-                return blob
-    raise InputError(
-        net_file, "no SoftmaxWithLoss or InfogainLoss layer", "the scores are its bottom", "give the test net of a classifier"
-    )
+                return str(layer.bottom[0])
+    do = "give the test net of a classifier"
+    raise InputError(net_file, "no SoftmaxWithLoss or InfogainLoss layer", "the scores are its bottom", do)
 
 
 def judge(scores: np.ndarray, labels: np.ndarray) -> pd.DataFrame:

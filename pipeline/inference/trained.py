@@ -24,14 +24,10 @@ def copy_all_weights(net: caffe.Net, weights: Path, net_file: Path) -> list[str]
     """
     report = net.copy_from(weights)
     if report.untouched:
-        raise InputError(
-            weights,
-            f"no weights of {layer_names(report.untouched)}",
-            f"{net_file} has {'them' if len(report.untouched) > 1 else 'it'}",
-            caffe.nearest(report.untouched[0], [*report.copied, *report.ignored]) or "give the weights of this net",
-        )
-    ignored: list[str] = report.ignored
-    return ignored
+        expected = f"{net_file} has {'them' if len(report.untouched) > 1 else 'it'}"
+        do = caffe.nearest(report.untouched[0], [*report.copied, *report.ignored]) or "give the weights of this net"
+        raise InputError(weights, f"no weights of {layer_names(report.untouched)}", expected, do)
+    return list(report.ignored)
 
 
 def outputs_of(net: caffe.Net, net_file: Path | str, inputs: np.ndarray, classes: int) -> np.ndarray:

@@ -20,7 +20,8 @@ from pipeline.formats.images import Size
 from pipeline.nets import models, solver_defaults, solver_fields
 from pipeline.nets.models import TEMPLATES, Built, Last, Template, siamese
 from pipeline.nets.preprocessing import Preprocessing
-from pipeline.nets.strategies import STRATEGIES, chosen, features, freeze, frozen, linear
+from pipeline.nets.strategies import STRATEGIES, features, freeze, frozen, linear
+from pipeline.nets.strategy_file import read_strategy
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     if a.batch_size < 0:
         raise InputError("--batch-size", str(a.batch_size), "a batch has one image at least", "give more, or 0 for the model's")
     template = models.template(a.model)
-    strategy, features_from = chosen(a.chosen) if a.chosen else (a.strategy, a.features_from)
+    strategy, features_from = read_strategy(a.chosen) if a.chosen else (a.strategy, a.features_from)
     pretrained = a.pretrained and strategy != "scratch"
     last = a.last or template.last
     new_among_others = pretrained and last != template.last

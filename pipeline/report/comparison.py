@@ -60,18 +60,14 @@ def comparison_table(
     for name, dataset, path, best in zip(names, datasets, summaries, bests, strict=True):
         summary, measured = json.loads(path.read_text()), metrics[name]
         diverged = json.loads(best.read_text()).get("diverged")
-        rows.append(
-            {
-                "experiment": name,
-                "dataset": dataset,
-                "images": summary["images"],
-                "accuracy": round(summary["accuracy"], 4),
-                "best_accuracy": round(float(measured.test_accuracy.max()), 4),
-                "iterations": int(measured.iteration.max()),
-            }
-        )
+        row = {
+            **{"experiment": name, "dataset": dataset, "images": summary["images"], "accuracy": round(summary["accuracy"], 4)},
+            "best_accuracy": round(float(measured.test_accuracy.max()), 4),
+            "iterations": int(measured.iteration.max()),
+        }
         if diverged is not None:
-            rows[-1] |= {"accuracy": None, "best_accuracy": None, "note": f"diverged at iteration {diverged}"}
+            row |= {"accuracy": None, "best_accuracy": None, "note": f"diverged at iteration {diverged}"}
+        rows.append(row)
     table = pd.DataFrame(rows).astype({"accuracy": float, "best_accuracy": float})
     return table.fillna({"note": ""}) if "note" in table else table
 

@@ -139,9 +139,8 @@ def accuracies(recorded: Manifest, built: Manifest) -> str:
             own = built["accuracies"].get(name, {}).get(part)
             both = own is not None and value is not None
             was, here = ("none" if accuracy is None else f"{accuracy:.2%}" for accuracy in (value, own))
-            lines.append(
-                f"{name}, {part}: recorded {was}, here {here}" + (f", {100 * (own - value):+.2f} points" if both else "")
-            )
+            points = f", {100 * (own - value):+.2f} points" if both else ""
+            lines.append(f"{name}, {part}: recorded {was}, here {here}{points}")
     return "\n".join(lines)
 
 

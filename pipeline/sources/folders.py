@@ -105,9 +105,8 @@ def _by_list(folder: Path, val_labels: Path | None, split: str) -> list[tuple[st
     if not files:
         return []
     if val_labels is None:
-        raise InputError(
-            folder, "images without classes", "each class is a folder", "set source.val_labels, a list of their classes"
-        )
+        do = "set source.val_labels, a list of their classes"
+        raise InputError(folder, "images without classes", "each class is a folder", do)
     lines = list(numbered_lines(val_labels))
     pairs = [re.fullmatch(r"(.*\S)\s+(\S+)", line) for _, line in lines]
     if not any(pairs):

@@ -188,9 +188,8 @@ def _unpack(archive: str, content: bytes, part: Path, collection: Collection) ->
 def _check(path: Path, sha256: str, copy: Path | None) -> None:
     actual = hashlib.sha256(path.read_bytes()).hexdigest()
     if actual != sha256:
-        raise InputError(
-            f"{copy or 'download'}/{path.name}", f"SHA-256 {actual}", f"the published file has {sha256}", "fetch it again"
-        )
+        where = f"{copy or 'download'}/{path.name}"
+        raise InputError(where, f"SHA-256 {actual}", f"the published file has {sha256}", "fetch it again")
 
 
 def _download(collection: Collection, archive: str, folder: Path) -> bytes:

@@ -27,9 +27,8 @@ def download_weights(url: str, sha256: str, path: Path) -> None:
         except fetch.FetchError as failure:
             raise InputError(url, failure.error, do="correct the URL, or try again later") from None
         if actual != sha256.lower():
-            raise InputError(
-                url, f"SHA-256 {actual}", f"sha256 is {sha256}", "correct sha256 if this is the file that you mean, else the URL"
-            )
+            do = "correct sha256 if this is the file that you mean, else the URL"
+            raise InputError(url, f"SHA-256 {actual}", f"sha256 is {sha256}", do)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from pipeline import devices
 from pipeline.command import run
 from pipeline.files import written_whole
 from pipeline.interruption import catch_signals
-from pipeline.nets import strategies
+from pipeline.nets.strategy_file import read_strategy
 from pipeline.training import initial_weights, preflight
 from pipeline.training.checkpoint import LOG, Checkpoint, Checkpoints, identity_of
 from pipeline.training.divergence import diagnose
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
         "--keep-results", action="store_true", help="keep the results in --checkpoint, to give them again if they are lost"
     )
     a = parser.parse_args(argv)
-    scratch = a.chosen and strategies.chosen(a.chosen)[0] == "scratch"
+    scratch = a.chosen and read_strategy(a.chosen)[0] == "scratch"
     ends = Ends(a.early_stopping, a.diverging, a.failed, a.checkpoint, a.minutes, a.keep_results)
     _, best = train(a.solver, a.folder, initial_weights.WeightFiles() if scratch else initial_weights.given_by(a), ends)
     final = a.folder / "final.caffemodel"
