@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import gzip
 from pathlib import Path
 
 from pipeline.configuration.keys import KINDS, OF_IMAGES, OF_LISTS, kind_of, mapping, unknown
-from pipeline.formats.text import separator
+from pipeline.formats.text import table_header
 from pipeline.options.dataset import FetchOptions
 from pipeline.sources import folders
 
@@ -96,11 +95,10 @@ def known_splits(dataset: dict) -> set[str] | None:
     if not {".csv", ".tsv"} & set(path.suffixes):
         return None
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            header = file.readline().decode("utf-8-sig", "replace")
+        delimiter, header = table_header(path)
     except (OSError, EOFError):  # the shards step says what is wrong with it
         return None
     if not header.strip():
         return None
-    names = [name.strip() for name in next(csv.reader([header], delimiter=separator(header)), [])]
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
     return None if mapping(source.get("columns")).get("split", "split") in names else {""}

@@ -1,8 +1,8 @@
-"""Resize a folder of images to one size, without loss, setting aside what cannot be read.
+"""Resize a folder of images to one size, without lossy compression, and list those that cannot be decoded.
 
 Written to a folder: pixels.npy (images × height × width × 3, BGR, or without the last axis for gray; uint8), which later steps
 map into memory, and images.csv: path, reason, height and width of the file, and fingerprint, for every file in the order of
-pixels.npy. The reason is empty, or says why there are no pixels, which are 0 then: `empty`, `damaged` or `not_an_image`.
+pixels.npy. The reason is empty for a decoded image; else, `empty`, `damaged` or `not_an_image`, the pixels are 0.
 """
 
 from __future__ import annotations
@@ -43,31 +43,31 @@ def size_of(options: ResizeOptions) -> Size:
 
 
 def resize(image: np.ndarray, options: ResizeOptions) -> np.ndarray:
-    """One image, height × width (× channels), uint8, to the size."""
+    """Resize an image, height × width (× channels), uint8."""
     (height, width), size = image.shape[:2], size_of(options)
     interpolation = INTERPOLATIONS[options.interpolation]
     if options.resize_mode == Mode.FIT:
         scale = min(size.height / height, size.width / width)
         inner = Size(max(1, round(height * scale)), max(1, round(width * scale)))
         top, left = (size.height - inner.height) // 2, (size.width - inner.width) // 2
-        framed = np.zeros((*size, *image.shape[2:]), np.uint8)
+        padded = np.zeros((*size, *image.shape[2:]), np.uint8)
         image = cv2.resize(image, (inner.width, inner.height), interpolation=interpolation)
-        framed[top : top + inner.height, left : left + inner.width] = image
-        return framed
+        padded[top : top + inner.height, left : left + inner.width] = image
+        return padded
     if options.resize_mode == Mode.CROP:
         scale = max(size.height / height, size.width / width)
-        kept = Size(min(height, round(size.height / scale)), min(width, round(size.width / scale)))
-        top, left = (height - kept.height) // 2, (width - kept.width) // 2
-        image = image[top : top + kept.height, left : left + kept.width]
+        crop = Size(min(height, round(size.height / scale)), min(width, round(size.width / scale)))
+        top, left = (height - crop.height) // 2, (width - crop.width) // 2
+        image = image[top : top + crop.height, left : left + crop.width]
     return cv2.resize(image, (size.width, size.height), interpolation=interpolation)
 
 
-def resize_folder(source: Path, target: Path, options: ResizeOptions, threads: int = 1) -> Counter:
-    """Write every readable image of `source` to `target`, whole or not at all; return how many there are for each reason."""
+def resize_folder(source: Path, target: Path, options: ResizeOptions, threads: int = 1) -> Counter[str]:
+    """Write every image of `source` to `target`, whole or not at all; return the number of images by reason."""
     if not source.is_dir():
-        raise InputError(source, "no such folder", "a folder of images is wanted")
+        raise InputError(source, "no such folder", "it is a folder of images")
     color = options.color == "color"
-    cv2.setNumThreads(1)  # images are worked on side by side
+    cv2.setNumThreads(1)  # images are resized in parallel
     paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
     with written_whole(target) as part:
         part.mkdir()
@@ -77,7 +77,7 @@ def resize_folder(source: Path, target: Path, options: ResizeOptions, threads: i
             begin, size = pixels.tell(), math.prod(shape[1:])
             _reserve(pixels.fileno(), begin + size * len(paths))
 
-            def one(position: int) -> tuple[str, int, int, str]:
+            def resize_file(position: int) -> tuple[str, int, int, str]:
                 content = content_of(paths[position])
                 image = decode(content, color, size_of(options))
                 if image is None:
@@ -88,7 +88,7 @@ def resize_folder(source: Path, target: Path, options: ResizeOptions, threads: i
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
                 return "", *(jpeg_size(content) or image.shape[:2]), fingerprint(resized).hex()
 
-            work = pool.map(one, range(len(paths)))
+            work = pool.map(resize_file, range(len(paths)))
             rows = list(progress(work, total=len(paths), desc=f"resize {source.name}"))
         with (part / TABLE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
@@ -98,7 +98,7 @@ def resize_folder(source: Path, target: Path, options: ResizeOptions, threads: i
 
 
 def _reserve(number: int, size: int) -> None:
-    """Make a file that long; on disk, where the system can: a full one is seen at once, and writing is faster."""
+    """Extend a file to `size` bytes, allocated if possible: a full disk raises OSError at once, and writing is faster."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(number, 0, size)
     else:
@@ -106,7 +106,7 @@ def _reserve(number: int, size: int) -> None:
 
 
 def export(target: Path, folder: Path) -> int:
-    """Write the images of the resized folder `target` to `folder` as PNG files, whole; return how many there are."""
+    """Write the images of the resized folder `target` to `folder` as PNG files, whole; return their number."""
     positions, pixels = Resized(target.parent).shard(target.name)
     with written_whole(folder) as part:
         part.mkdir()

@@ -20,7 +20,7 @@ from pipeline.export import agreement
 from pipeline.export.convolutional import convolutional
 from pipeline.export.merging import merged
 from pipeline.files import written_whole
-from pipeline.inference.trained import copy, loaded, named
+from pipeline.inference.trained import copy_all_weights, layer_names, load_net
 from pipeline.nets import graph
 from pipeline.options.flags import add_flags, read_flags
 from pipeline.options.training import AverageOptions, ConvolutionalOptions
@@ -35,7 +35,7 @@ def cropped(weights: Path, smaller: Path) -> caffe.Net:
 
     A layer that the weights lack, or have in another shape, is an error.
     """
-    return loaded(smaller, weights)
+    return load_net(smaller, weights)
 
 
 def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
@@ -47,10 +47,12 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
     layers: list[str] = []
     sums: dict[str, list[np.ndarray]] = {}
     for number, snapshot in enumerate(snapshots):
-        rest = sorted(copy(net, snapshot, net_file))
+        rest = sorted(copy_all_weights(net, snapshot, net_file))
         if number and rest != layers:
             odd = sorted({*rest} ^ {*layers})
-            raise InputError(snapshot, f"weights of another net than {snapshots[0]}", f"{named(odd)} is in one of them only")
+            raise InputError(
+                snapshot, f"weights of another net than {snapshots[0]}", f"{layer_names(odd)} is in one of them only"
+            )
         layers = rest
         for name, blobs in net.params.items():
             values = [blob.data.astype(np.float64) for blob in blobs]
@@ -98,11 +100,11 @@ def checked(net: caffe.Net, changed: caffe.Net, where: str) -> float:
 
 def _crop(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     net = cropped(a.weights, a.net)
-    return net, named(list(net.params))
+    return net, layer_names(list(net.params))
 
 
 def _convolutional(a: argparse.Namespace) -> tuple[caffe.Net, str]:
-    net = loaded(a.net, a.weights)
+    net = load_net(a.net, a.weights)
     size = read_flags(a, ConvolutionalOptions).convolutional
     changed = convolutional(net, size.height, size.width)
     difference = checked(net, changed, str(a.output))
@@ -111,17 +113,17 @@ def _convolutional(a: argparse.Namespace) -> tuple[caffe.Net, str]:
 
 
 def _merge(a: argparse.Namespace) -> tuple[caffe.Net, str]:
-    net = loaded(a.net, a.weights)
+    net = load_net(a.net, a.weights)
     changed, gone, left = merged(net)
     difference = checked(net, changed, str(a.output))
-    stay = f", {named(left)} {'stay' if len(left) > 1 else 'stays'}: no convolution alone before" if left else ""
+    stay = f", {layer_names(left)} {'stay' if len(left) > 1 else 'stays'}: no convolution alone before" if left else ""
     return changed, f"{len(gone)} layer{'s' * (len(gone) != 1)} merged{stay}; largest difference {difference:.1e}"
 
 
 def _average(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     if a.best and (at := json.loads(a.best.read_text()).get("diverged")) is not None:
         # The snapshots before are on the way there.
-        final = loaded(a.net, a.best.with_name("final.caffemodel"))
+        final = load_net(a.net, a.best.with_name("final.caffemodel"))
         return final, f"training diverged at iteration {at}; the weights that it ended with"
     (first, *others) = a.snapshots
     folder = first.is_dir() and not others

@@ -1,12 +1,12 @@
-"""Extract features: the values of named blobs for every record of a net's database, of another database, or of an image list.
+"""Extract features: the values of blobs for every record of a net's database, of another database, or of an image list.
 
-Written to a folder: images.txt, `path label` a line in the order of the images, and each blob as one or several of
+Written to a folder: images.txt, `path label` lines in the order of the images, and each blob as one or several of
   npy      BLOB.npy: images × values, float32
   parquet  BLOB.parquet: path, label, and the values as a list
   lmdb     BLOB.lmdb, as extract_features writes it (keys `%010d`; Datum with the blob's shape and float_data), with the label
   leveldb  BLOB.leveldb, the same records
   hdf5     features.h5, one for all blobs: a dataset for each, images × the blob's shape, and the datasets `label` and `path`
-A `/` in a blob's name becomes `_`. A list's images are resized as the dataset's were, where preprocessing.json is beside the net.
+A `/` in a blob's name becomes `_`. A list's images are resized like the dataset's if preprocessing.json is beside the net.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from pipeline.options.training import FeatureOptions
 
 
 def write(job: Run, blobs: list[str], folder: Path, formats: tuple[str, ...]) -> int:
-    """Write the features of every image to `folder`, whole; return how many there are."""
+    """Write the features of every image to `folder`, whole; return the number of images."""
     names, images, entries = feature_files.file_names(blobs, formats), extraction.count(job), extraction.entries(job)
     with written_whole(folder) as part, contextlib.ExitStack() as stack:
         part.mkdir()
         listed = stack.enter_context((part / feature_files.IMAGES).open("w", encoding="utf-8"))
-        writers: dict[str, list] = {}
+        writers: dict[str, list[feature_files.Writer]] = {}
         start = 0
         for batch in batches(job, list(names), images):
             rows = len(batch[blobs[0]])
-            named = list(islice(entries, rows))
-            listed.writelines(f"{path} {label}\n" for path, label in named)
+            images_of_batch = list(islice(entries, rows))
+            listed.writelines(f"{path} {label}\n" for path, label in images_of_batch)
             for blob, values in batch.items():
                 if blob not in writers:
                     shape = values.shape[1:]
-                    writers[blob] = [feature_files.writer(kind, part, names[blob], images, shape, stack) for kind in formats]
+                    writers[blob] = [feature_files.open_writer(kind, part, names[blob], images, shape, stack) for kind in formats]
                 for writer in writers[blob]:
-                    writer.add(start, values, named)
+                    writer.add(start, values, images_of_batch)
             start += rows
     return images
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     listed = None
     if a.list:
         how = a.preprocessing or a.net.with_name("preprocessing.json")
-        listed = extraction.listed(a.list, a.root, how, a.color == "color")
+        listed = extraction.open_list(a.list, a.root, how, a.color == "color")
     formats = tuple(dict.fromkeys(options.feature_formats))
     images = write(Run(a.net, a.weights, options.gpu, a.database, listed), options.features, a.folder, formats)
     print(f"{a.folder}: {', '.join(options.features)} of {images} images")

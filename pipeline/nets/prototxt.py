@@ -11,13 +11,14 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
 from pipeline.command import run, step_parser
-from pipeline.dataset.augmentation import as_param, of_records
+from pipeline.dataset.augmentation import as_param, for_channels
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.nets import models, solver_defaults
 from pipeline.nets.models import Built, Last, Template, siamese
 from pipeline.nets.preprocessing import Preprocessing
-from pipeline.nets.strategies import chosen, features, freeze, frozen, linear
+from pipeline.nets.strategies import features, freeze, frozen, linear
+from pipeline.nets.strategy_file import read_strategy
 from pipeline.options.dataset import ImageSize, ResizeOptions
 from pipeline.options.flags import read_flags
 from pipeline.options.training import PrototxtOptions
@@ -62,7 +63,7 @@ def nets(template: Template, dataset: Dataset, experiment: PrototxtOptions) -> d
     sizes = _sizes(template, dataset, experiment.batch_size)
     train = _data(template, dataset, "TRAIN", experiment.batch_size)
     if experiment.augmentation is not None:
-        changes = of_records(as_param(experiment.augmentation), dataset.channels)
+        changes = for_channels(as_param(experiment.augmentation), dataset.channels)
         train["transform_param"]["augmentation_param"] = {field.name: value for field, value in changes.ListFields()}
     return {
         "train": _net(template, last, experiment, train, dataset),
@@ -216,7 +217,7 @@ def write(dataset: Dataset, experiment: PrototxtOptions, folder: Path) -> None:
 def resolve(options: PrototxtOptions, strategy_file: Path | None = None) -> PrototxtOptions:
     """The options with a strategy, a last layer, its learning rate and a batch size where they were left to the step."""
     template = models.template(options.model)
-    strategy, features_from = chosen(strategy_file) if strategy_file else (options.strategy, options.features_from)
+    strategy, features_from = read_strategy(strategy_file) if strategy_file else (options.strategy, options.features_from)
     last = options.last or template.last
     is_new = options.pretrained and strategy != "scratch" and last != template.last
     return options.model_copy(

@@ -1,4 +1,4 @@
-"""Cut a dataset's source into shards, the unit of a job: tables of url, label, split, group and sha256."""
+"""Divide a dataset's source into shards, one job each: tables of url, label, split, group and sha256."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.sources import folders, tables
 
 
 def write_shards(tables: Iterable[pd.DataFrame], folder: Path, size: int) -> tuple[int, set[str]]:
-    """Write `folder`/00000.csv and so on, of `size` images each, whole; return how many images there are, and the classes.
+    """Write `folder`/00000.csv and so on, of `size` images each, whole; return the number of images, and the classes.
 
-    tables  the rows, some at a time
+    tables  the rows, in chunks
     """
     images, classes = 0, set[str]()
     with written_whole(folder) as part:
@@ -27,17 +27,17 @@ def write_shards(tables: Iterable[pd.DataFrame], folder: Path, size: int) -> tup
         for table in tables:
             classes.update(table.label)
             while len(table):
-                number, begun = divmod(images, size)
-                rows = table[: size - begun]
-                rows.to_csv(part / f"{number:05d}.csv", mode="a", header=not begun, index=False)
+                number, start = divmod(images, size)
+                rows = table[: size - start]
+                rows.to_csv(part / f"{number:05d}.csv", mode="a", header=not start, index=False)
                 images, table = images + len(rows), table[len(rows) :]
     return images, classes
 
 
-def alike(classes: set[str]) -> list[str]:
-    """Classes that differ only in how they are written, such as `01 = 1 = 1.0` and `Cat = cat`."""
+def similar_names(classes: set[str]) -> list[str]:
+    """Classes that differ only in spelling, such as `01 = 1 = 1.0` and `Cat = cat`."""
 
-    def meant(name: str) -> str | float:
+    def normalised(name: str) -> str | float:
         try:
             return float(name)
         except ValueError:
@@ -45,7 +45,7 @@ def alike(classes: set[str]) -> list[str]:
 
     groups = defaultdict(list)
     for name in sorted(classes):
-        groups[meant(name)].append(name)
+        groups[normalised(name)].append(name)
     return [" = ".join(names) for names in groups.values() if len(names) > 1]
 
 
@@ -57,9 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     images, classes = write_shards(tables.chunks(options.source), a.target, options.shard_size)
     shards = -(-images // options.shard_size)
     print(f"{a.target}: {images} images of {len(classes)} classes in {shards} shards")
-    if same := alike(classes):
+    if same := similar_names(classes):
         print(f"{a.target}: classes that differ only in how they are written: {', '.join(same[:5])}")
-    if options.source.folder and (others := folders.left_out(options.source.folder)):
+    if options.source.folder and (others := folders.describe_ignored(options.source.folder)):
         print(f"{options.source.folder}: not taken: {others}")
 
 

@@ -72,7 +72,7 @@ class Source:
         return len(self.labels) == self.total
 
 
-def findings(solver: caffe.Solver, taken: Sequence[initial_weights.Taken], same_classes: bool) -> list[Finding]:
+def findings(solver: caffe.Solver, taken: Sequence[initial_weights.CopiedFile], same_classes: bool) -> list[Finding]:
     """What is found, errors first.
 
     taken         what became of the weights that the solver's net starts from
@@ -170,7 +170,7 @@ def _image_list(param: caffe_pb2.LayerParameter) -> Source:
 # ---- what is checked
 
 
-def _of_weights(net: caffe.Net, taken: Sequence[initial_weights.Taken], same_classes: bool) -> Iterator[Finding]:
+def _of_weights(net: caffe.Net, taken: Sequence[initial_weights.CopiedFile], same_classes: bool) -> Iterator[Finding]:
     last = dict.fromkeys(classifier for _, classifier, _, _ in _heads(net))
     for one in taken:
         if not one.copied and not one.unfit and not one.fitted:
@@ -339,7 +339,7 @@ def main(argv: list[str] | None = None) -> None:
     param = caffe.read_solver(a.solver)
     param.solver_mode = caffe_pb2.SolverParameter.CPU
     solver = caffe.get_solver(str(a.solver), param)
-    found = findings(solver, initial_weights.copied(solver.net, initial_weights.given_by(a, options)), options.same_classes)
+    found = findings(solver, initial_weights.copy_weights(solver.net, initial_weights.given_by(a, options)), options.same_classes)
     solver.close()
     if a.csv:
         write(found, a.csv)

@@ -52,7 +52,7 @@ def test_a_database_without_records_is_named(tmp_path):
 READERS = {
     "mean": "from pipeline.dataset.mean import statistics; statistics(path)",
     "segmentation": "from pipeline.nets.segmentation import Pairs; Pairs.read(path, path)",
-    "gallery": "from pipeline.report.gallery import labelled; list(labelled(path, 2))",
+    "gallery": "from pipeline.report.gallery import labelled_records; list(labelled_records(path, 2))",
     "augmentation": "from pipeline.report.augmentation_examples import examples\n"
     "from caffe.proto import caffe_pb2; examples(path, caffe_pb2.AugmentationParameter(), 1)",
 }

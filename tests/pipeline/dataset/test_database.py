@@ -13,8 +13,8 @@ from caffe.proto import caffe_pb2
 from pipeline.dataset import resize
 from pipeline.dataset.database import build
 from pipeline.errors import InputError
-from pipeline.formats.images import Resized, below
-from pipeline.formats.records import digest, record, write_database
+from pipeline.formats.images import Resized, open_images
+from pipeline.formats.records import digest, encode_datum, write_database
 from pipeline.options.dataset import Augmentation, DatabaseOptions, ImageSize, ResizeOptions
 from tests.conftest import GOLDEN
 from tests.pipeline.conftest import write_resized
@@ -57,7 +57,7 @@ def test_records_are_those_of_convert_imageset(tmp_path, name, size, color, as_f
         for folder in {Path(path).parent for path, _ in lines}:
             options = ResizeOptions(size=size, color="color" if color else "gray")
             resize.resize_folder(golden / "images" / folder, tmp_path / "images" / folder, options)
-    build(golden / "list.txt", below(tmp_path / "images", color), tmp_path / "db", DatabaseOptions(), classes=4)
+    build(golden / "list.txt", open_images(tmp_path / "images", color), tmp_path / "db", DatabaseOptions(), classes=4)
     recorded = np.load(golden / f"records_{name}.npz")
     written = records(tmp_path / "db")
     assert [key for key, _ in written] == list(recorded["keys"])
@@ -83,7 +83,7 @@ def test_a_record_is_a_datum_as_protobuf_writes_it(shape):
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     datum = caffe.io.array_to_datum(image.transpose(2, 0, 1) if image.ndim == 3 else image[None], label=300)
     datum.encoded = False
-    assert record(image, 300) == datum.SerializeToString()
+    assert encode_datum(image, 300) == datum.SerializeToString()
 
 
 def test_a_list_built_again_gives_the_same_bytes(listed):

@@ -9,7 +9,7 @@ import pytest
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.dataset.duplicates import fingerprint
-from pipeline.dataset.label import Listed, assign, lists_of, write_lists
+from pipeline.dataset.label import Listed, assign, draw_lists, write_lists
 from pipeline.errors import InputError
 from pipeline.formats.images import Resized
 from pipeline.formats.lists import write_classes
@@ -205,7 +205,7 @@ def listed(labels, splits=None, groups=None):
 def lists(images, split):
     """(class, position) of the lines of train.txt and val.txt."""
     numbers, parts, names = assign(images, split, "table")
-    found = lists_of(numbers, parts, names, split, "table")
+    found = draw_lists(numbers, parts, names, split, "table")
     return [[(int(numbers[at]), int(at)) for at in found[part]] for part in ("train", "val")]
 
 
@@ -325,7 +325,7 @@ def test_a_validation_set_of_nothing_but_duplicates_is_refused(dataset):
         np.save(path, np.load(path) * 0)
         table = pd.read_csv(path.with_name("images.csv"))
         table.assign(fingerprint="0" * 32).to_csv(path.with_name("images.csv"), index=False)
-    with pytest.raises(InputError, match="every validation image nearly is a training image"):
+    with pytest.raises(InputError, match="all validation images are near-duplicates of training images"):
         write_lists(tables(dataset), dataset / "resize", dataset / "lists", LabelOptions(split=COLUMN, duplicates="drop"))
 
 

@@ -14,7 +14,7 @@ from pipeline.nets.preprocessing import Preprocessing
 from pipeline.options.dataset import ImageSize, ResizeOptions
 from pipeline.report import visualize
 from pipeline.report.tiles import GAP
-from pipeline.report.visualize import Shown
+from pipeline.report.visualize import Picture
 
 CONVOLUTIONS = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }
@@ -109,7 +109,7 @@ def test_maps_of_each_layer_in_order_as_many_as_are_legible(net):
     blobs["conv1"] = blobs["conv1"].copy()
     blobs["conv1"][0] = 0
     blobs["conv1"][0, 3] = 1
-    names = visualize.mapped(definition, blobs)
+    names = visualize.blobs_with_maps(definition, blobs)
     assert names == ["conv1", "squeeze", "conv2"]
     sections = list(visualize.feature_maps(names, blobs, 0))
     assert [title for title, _ in sections] == [
@@ -129,7 +129,7 @@ def test_of_a_deep_net_the_first_and_last_maps_of_each_resolution_are_shown():
     for number in range(20):
         net.layer.add(name=f"conv{number}", type="Convolution", bottom=["data"], top=[f"conv{number}"])
         blobs[f"conv{number}"] = np.zeros((1, 2, 32 >> number // 5, 32 >> number // 5))
-    assert visualize.mapped(net, blobs) == [f"conv{number}" for number in (0, 4, 5, 9, 10, 14, 15, 19)]
+    assert visualize.blobs_with_maps(net, blobs) == [f"conv{number}" for number in (0, 4, 5, 9, 10, 14, 15, 19)]
 
 
 def test_activations_are_those_of_the_last_vectors_each_once(net):
@@ -139,7 +139,7 @@ def test_activations_are_those_of_the_last_vectors_each_once(net):
     assert visualize.vectors(definition, blobs, ["prob", "last", "fc", "pool"]) == ["pool", "fc", "last", "prob"]
     blobs["fc"][...] = 0
     blobs["fc"][0, :6] = [1, 1, 1, 2, 2, 3]
-    figure = visualize.activations(["fc", "last"], blobs, [Shown("a", np.zeros((3, 8, 8), np.uint8))])
+    figure = visualize.activations(["fc", "last"], blobs, [Picture("a", np.zeros((3, 8, 8), np.uint8))])
     by_number, counted, few = figure.axes
     assert len(by_number.collections[0].get_segments()) == 60
     (line,) = counted.patches
@@ -152,7 +152,7 @@ def test_activations_are_those_of_the_last_vectors_each_once(net):
 def test_the_most_probable_classes_are_named_and_the_right_one_is_marked():
     names = [f"class{number}" for number in range(10)]
     made = np.array([[0.02, 0.3, 0, 0.4, 0.08, 0.01, 0, 0.1, 0.09, 0]])
-    figure = visualize.probabilities(made, names, [Shown("a", np.zeros((3, 8, 8), np.uint8), "class1")], cropping(4))
+    figure = visualize.draw_probabilities(made, names, [Picture("a", np.zeros((3, 8, 8), np.uint8), "class1")], cropping(4))
     image, best, every = figure.axes
     assert image.images[0].get_array().shape == (4, 4, 3)
     said = [text.get_text() for text in best.texts]
@@ -229,5 +229,5 @@ def test_a_net_that_gives_no_numbers_is_named(net, ready):
     net[0].save(str(ready / "net.caffemodel"))
     with pytest.raises(InputError) as raised:
         visualize.main([*ARGUMENTS, "--database", "lmdb/val"])
-    assert raised.value.found == 'blob "conv2" has values that are no numbers'
+    assert raised.value.found == 'blob "conv2" has NaN or infinite values'
     assert not (ready / "pictures").exists()
