@@ -60,11 +60,9 @@ def calibration(bins: pd.DataFrame, summary: dict[str, Any]) -> Figure:
     shares.plot(*points, "o", color=COLOURS[1], markersize=7, label="at their mean probability")
     shares.set(xlim=(0, 100), ylim=(0, 104), ylabel="accuracy, %")
     figure.legend(loc="outside lower center", ncols=2, fontsize=11)
-    shares.set_title(
-        f"accuracy {summary['accuracy']:.1%}, mean probability {summary['mean_probability']:.1%},\n"
-        f"calibration error {summary['calibration_error']:.1%}, log loss {summary['log_loss']:.3g}",
-        fontsize=12,
-    )
+    first = f"accuracy {summary['accuracy']:.1%}, mean probability {summary['mean_probability']:.1%},"
+    second = f"calibration error {summary['calibration_error']:.1%}, log loss {summary['log_loss']:.3g}"
+    shares.set_title(f"{first}\n{second}", fontsize=12)
     bars = counts.bar(middles, bins.images, 0.92 * width, color=COLOURS[0])
     counts.bar_label(bars, [f"{count}" if count else "" for count in bins.images], fontsize=11, padding=1)
     counts.set(ylabel="images", xlabel="probability of the predicted class, %", ylim=(0, 1.18 * bins.images.max()))

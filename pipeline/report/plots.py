@@ -80,14 +80,10 @@ def _draw_accuracies(axes: Axes, metrics: pd.DataFrame) -> None:
     tests = metrics.dropna(subset="test_accuracy")
     if len(tests):
         best = tests.loc[tests.test_accuracy.idxmax()]
-        axes.annotate(
-            f"best {100 * best.test_accuracy:.1f} % at {best.iteration:.0f}",
-            (best.iteration, 100 * best.test_accuracy),
-            xytext=(0, -28),
-            textcoords="offset points",
-            ha="right" if best.iteration > metrics.iteration.max() / 2 else "left",
-            arrowprops={"arrowstyle": "-", "alpha": 0.5},
-        )
+        text, point = f"best {100 * best.test_accuracy:.1f} % at {best.iteration:.0f}", (best.iteration, 100 * best.test_accuracy)
+        side = "right" if best.iteration > metrics.iteration.max() / 2 else "left"
+        line = {"arrowstyle": "-", "alpha": 0.5}
+        axes.annotate(text, point, xytext=(0, -28), textcoords="offset points", ha=side, arrowprops=line)
     if len(axes.lines) > 1:
         axes.set_ylabel("accuracy, %")
         axes.legend(loc="lower right")

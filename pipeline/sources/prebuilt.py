@@ -30,8 +30,8 @@ def write_dataset(
         for part, batches in parts.items():
             entries: list[tuple[str, int]] = []
             with written_whole(target / f"lmdb/{part}.manifest.json") as manifest:
-                noted = _with_labels(batches, entries)
-                manifests[part] = write_database(noted, target / f"lmdb/{part}", len(names), threads, channels)
+                batches = _with_labels(batches, entries)
+                manifests[part] = write_database(batches, target / f"lmdb/{part}", len(names), threads, channels)
                 manifest.write_text(json.dumps(manifests[part], indent=1) + "\n")
             image_lists.write_lines(lists / f"{part}.txt", [f"{key} {number}" for key, number in entries])
             labels[part] = [number for _, number in entries]

@@ -109,7 +109,7 @@ def _file(root: Root, name: str, where: str) -> str:
 
 
 def _not_a_url(where: str, found: str) -> InputError:
-    return InputError(where, f'"{found}" is not a URL', do="for paths, set source.root, the folder that they are relative to")
+    return InputError(where, f'"{found}"', "a list without source.root has URLs", "set source.root to the folder of its paths")
 
 
 def _tables(path: Path, root: Root | None, columns: dict[str, str]) -> Iterator[pd.DataFrame]:

@@ -247,7 +247,7 @@ def test_folders_may_lie_deeper_than_python_recurses(tmp_path):
     deep = tmp_path.joinpath("src", "cats", *["d"] * 250)
     deep.mkdir(parents=True)
     (deep / "1.jpg").touch()
-    code = "import sys; from pathlib import Path; from pipeline import folders; sys.setrecursionlimit(150)"
+    code = "import sys; from pathlib import Path; from pipeline.sources import folders; sys.setrecursionlimit(150)"
     code += "; print(len(list(folders.images(Path('src'), None))), folders.describe_ignored(Path('src')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "1 \n"), done.stderr

@@ -193,7 +193,12 @@ BAD = {
         "a.txt:2",
         "a line is an image and its label",
     ),
-    "a table of paths without a root": ({"list": "a.csv"}, {"a.csv": "url,label\n1.jpg,a\n"}, "a.csv:2", "is not a URL"),
+    "a table of paths without a root": (
+        {"list": "a.csv"},
+        {"a.csv": "url,label\n1.jpg,a\n"},
+        "a.csv:2",
+        "has URLs",
+    ),
     "a table in Latin-1": (
         {"list": "a.csv"},
         {"a.csv": "url,label\nhttp://x,a\nhttp://y,\udcf6\n"},
@@ -204,7 +209,12 @@ BAD = {
     "more fields than the header": ({"list": "a.csv"}, {"a.csv": "url\nhttp://x,a,b\n"}, "a.csv", "file with a header"),
     "no parquet": ({"list": "a.parquet"}, {"a.parquet": "PAR1"}, "a.parquet", "file with a header"),
     "no gzip": ({"list": "a.csv.gz"}, {"a.csv.gz": "url\n"}, "a.csv.gz", "file with a header"),
-    "a text of paths without a root": ({"list": "a.txt"}, {"a.txt": "cats/1.jpg 0\n"}, "a.txt:1", "is not a URL"),
+    "a text of paths without a root": (
+        {"list": "a.txt"},
+        {"a.txt": "cats/1.jpg 0\n"},
+        "a.txt:1",
+        "has URLs",
+    ),
     "an empty text": ({"list": "a.txt"}, {"a.txt": "\n"}, "a.txt", "one line per image"),
     "no such list": ({"list": "a.csv"}, {}, "a.csv", ""),
     "no such folder": ({"folder": "f"}, {}, "f", "each class is a folder in it"),

@@ -75,7 +75,7 @@ def test_the_choice_goes_by_the_number_of_images_and_by_what_the_features_say(pe
     measured = {name: Measured(name, name, 9, accuracy, 0.02, 0.1) for name, accuracy in accuracies.items()}
     choice = choose(4 * per_class, 4, measured)
     assert (choice.strategy, choice.features_from) == (strategy, features)
-    assert f"{per_class} training images a class" in choice.reasons[0]
+    assert f"{per_class} training images per class" in choice.reasons[0]
 
 
 OF_NET = ("--train", "lmdb/train", "--val", "lmdb/val", "--mean", "mean.binaryproto", "--model", "./train.prototxt")
