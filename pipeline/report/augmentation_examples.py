@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("picture", type=Path, help="the PNG to write")
     a = parser.parse_args(argv)
     options = read_flags(a, AugmentationExamplesOptions)
+    if options.augmentation is None:
+        raise InputError("--augmentation", "none", "it is what the examples show", """give it, as in '{"rotation": 10}'""")
     shown = examples(a.database, as_param(options.augmentation), options.seed)
     image = sheet(shown, COLUMNS)
     with written_whole(a.picture) as part, plt.rc_context(STYLE):
