@@ -17,6 +17,7 @@ from caffe.augmentation import Augmentation
 from caffe.proto import caffe_pb2
 from pipeline.command import run, step_parser
 from pipeline.dataset.augmentation import as_param, of_records
+from pipeline.errors import InputError
 from pipeline.figures import STYLE, save_png
 from pipeline.files import written_whole
 from pipeline.formats.records import channels_of
