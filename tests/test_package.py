@@ -92,8 +92,8 @@ def test_the_packages_import_only_what_is_declared_for_them():
 
 def test_what_is_declared_is_used():
     owners = set().union(*(OWNERS[module] for package in ("caffe", "pipeline") for module in imported(package)))
-    # Snakemake is a command, TensorBoard is imported by torch.utils.tensorboard, and the options' models are pydantic's.
-    assert declared("workflow", "leveldb") - owners <= {"snakemake", "tensorboard", "pydantic"}
+    # Snakemake is a command, and TensorBoard is imported by torch.utils.tensorboard.
+    assert declared("workflow", "leveldb") - owners == {"snakemake", "tensorboard"}
 
 
 def test_the_lock_pins_every_package_that_is_declared():

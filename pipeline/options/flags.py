@@ -66,7 +66,8 @@ def leaves(part: dict[str, Any], root: dict[str, Any] | None = None, prefix: str
     """Path, such as size.height, and schema of each flag."""
     for name, inner in part["properties"].items():
         inner = resolved(inner, root or part)
-        if "properties" in inner and ("default" in inner or name in part.get("required", [])):
+        is_model = inner.get("additionalProperties") is False
+        if is_model and ("default" in inner or name in part.get("required", [])):
             yield from leaves(inner, root or part, f"{prefix}{name}.")
         else:
             yield prefix + name, inner

@@ -202,7 +202,7 @@ class AverageOptions(Options):
 class AugmentationExamplesOptions(Seed):
     """Options of report.augmentation_examples."""
 
-    augmentation: Augmentation
+    augmentation: Augmentation | None = None
 
 
 class EvaluationOptions(Options):

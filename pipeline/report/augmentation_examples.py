@@ -13,6 +13,7 @@ from caffe.augmentation import Augmentation
 from caffe.proto import caffe_pb2
 from pipeline.command import run, step_parser
 from pipeline.dataset.augmentation import as_param, for_channels
+from pipeline.errors import InputError
 from pipeline.figures import STYLE, save_png
 from pipeline.files import written_whole
 from pipeline.formats.records import channels_of
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("picture", type=Path, help="the PNG to write")
     a = parser.parse_args(argv)
     options = read_flags(a, AugmentationExamplesOptions)
+    if options.augmentation is None:
+        raise InputError("--augmentation", "none", "it is what the examples show", """give it, as in '{"rotation": 10}'""")
     shown = examples(a.database, as_param(options.augmentation), options.seed)
     image = grid(shown, COLUMNS, GAP)
     with written_whole(a.picture) as part, plt.rc_context(STYLE):

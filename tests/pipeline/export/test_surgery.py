@@ -282,7 +282,7 @@ def test_crop_keeps_the_layers_of_a_smaller_prototxt(write, tmp_path, whole):
     smaller = write("smaller.prototxt", SMALL)
     surgery.main(["crop", smaller, str(tmp_path / "snapshots/s_iter_8.caffemodel"), "--output", str(tmp_path / "out/cropped")])
     assert stored(tmp_path / "out/cropped.caffemodel") == {"conv": 1}
-    cropped = surgery.loaded(tmp_path / "out/cropped.prototxt", tmp_path / "out/cropped.caffemodel")
+    cropped = surgery.load_net(tmp_path / "out/cropped.prototxt", tmp_path / "out/cropped.caffemodel")
     values = pictures(1, 3, 6, 6)
     np.testing.assert_array_equal(output(cropped, values), output(whole[0], values, "conv"))
 
@@ -314,7 +314,7 @@ def test_the_average_is_the_mean_of_parameters_and_of_normalised_statistics(tmp_
             str(tmp_path / "mean"),
         ]
     )
-    mean = surgery.loaded(tmp_path / "mean.prototxt", tmp_path / "mean.caffemodel")
+    mean = surgery.load_net(tmp_path / "mean.prototxt", tmp_path / "mean.caffemodel")
     one, other = whole[1:]
     for name in ("conv", "fc"):
         for found, first, second in zip(mean.params[name], one.params[name], other.params[name], strict=True):
@@ -392,7 +392,7 @@ def test_the_commands_write_nets_that_are_read_again(tmp_path, whole, capsys):
     assert "merged: 1 layer merged; largest difference" in said
     assert "convolutional: fc-conv 1×4×4×3; for the net's own size" in said
     assert stored(tmp_path / "merged.caffemodel") == {"conv": 2, "fc": 2}
-    changed = surgery.loaded(tmp_path / "convolutional.prototxt", tmp_path / "convolutional.caffemodel")
+    changed = surgery.load_net(tmp_path / "convolutional.prototxt", tmp_path / "convolutional.caffemodel")
     values = pictures(1, 3, 6, 6)
     np.testing.assert_allclose(output(changed, values).ravel(), output(whole[0], values).ravel(), rtol=1e-4)
 

@@ -94,6 +94,11 @@ def test_a_mapping_is_one_flag_of_json():
     ]
 
 
+def test_the_solver_is_one_flag_though_its_schema_knows_some_fields():
+    options = read(PrototxtOptions, "--name", "e", "--model", "lenet", "--solver", '{"base_lr": 0.1, "type": "Adam"}')
+    assert options.solver == {"base_lr": 0.1, "type": "Adam"}
+
+
 def test_help_has_descriptions_defaults_and_choices(capsys):
     with pytest.raises(SystemExit):
         read(ResizeOptions, "--help")
