@@ -114,7 +114,7 @@ def test_two_images_are_neighbours_and_one_has_none(extracted, fails):
             neighbours.main(RUN)
             assert pd.read_csv(folder / "report/neighbours_conv_a.csv").neighbour.tolist() == ["001.png", "000.png"]
     (folder / "report").rename(folder / "before")
-    fails(["features of 1 image", "two and more"], "pipeline.report.neighbours", *RUN)
+    fails(["features of 1 image", "two or more"], "pipeline.report.neighbours", *RUN)
 
 
 def test_features_that_are_no_numbers_are_named(extracted):
