@@ -213,7 +213,7 @@ def test_a_net_without_convolutions_has_a_page_that_says_so(trained, monkeypatch
     [(("--database", "lmdb/nowhere"), "lmdb/nowhere"), (("--database", "lmdb/val", "--count", "0"), "--count")],
 )
 def test_what_cannot_be_shown_is_named(ready, arguments, where):
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(caffe.Error) as raised:
         visualize.main([*ARGUMENTS, *arguments])
     assert str(raised.value.where) == where
 
