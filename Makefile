@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test test-long test-scalar lint bench proto clean rebuild-check example-manifest check-all
+.PHONY: help env demo test test-long test-scalar lint bench proto schema clean rebuild-check example-manifest check-all
 
 # The checked config of the example, as the last build in a folder fixed it.
 FIXED = $$(ls -t $(1)/.snakemake/roastery/*.json | head -1)
@@ -28,7 +28,7 @@ demo: env  ## build the example: data, two nets, features, evaluation and report
 	@$(BIN)/python -m pipeline.report.verify config/example.manifest.json results/manifest.json --kinds data --accuracies || true
 
 # All that the report shows: it is written again when one of them is newer.
-report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/pictures/* results/experiments/*/evaluate/* report/*)
+report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/pictures/* results/experiments/*/evaluate/* report/* pipeline/report/style.css)
 	snakemake --report $@ --quiet all
 
 test: env  ## run the tests
@@ -60,7 +60,7 @@ example-manifest: demo  ## record the data and the accuracies of the example in 
 	$(BIN)/python -m pipeline.report.manifest results config/example.manifest.json --config $(call FIXED,.) --kinds data
 
 check-all: env  ## everything, before a release: all tests with 1 and 2 threads, without vector code, under load; a rebuild
-	$(MAKE) lint
+	$(MAKE) lint docs
 	OMP_NUM_THREADS=1 pytest -n auto -m "not long"
 	OMP_NUM_THREADS=2 pytest -n 1 -m "not long"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long"
@@ -74,12 +74,34 @@ lint: env  ## check code and workflow
 	ruff format --check .
 	snakefmt --check Snakefile rules
 	snakemake --lint
+	lint-imports
+
+.PHONY: types docs hooks wheel
+
+types: env  ## check the types of both packages
+	mypy caffe pipeline
+
+# Pages keep their folders, so that their links hold on the site as in the repository.
+docs: env  ## build the site of tutorials and API in build/site; a broken link is an error
+	rm -rf build/pages && mkdir -p build/pages
+	tar -cf - README.md CHANGELOG.md CONTRIBUTING.md LICENSE NOTICE benchmarks/README.md config docs | tar -xf - -C build/pages
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+hooks: env  ## check code at each commit, by .pre-commit-config.yaml
+	pre-commit install
+
+wheel: env  ## build the package in dist/
+	rm -rf build
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 bench: env  ## compare speed with the same nets by hand in PyTorch
 	$(BIN)/python benchmarks/train_step.py
 
 proto: env  ## regenerate caffe_pb2 after an edit of caffe.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. caffe/proto/caffe.proto
+
+schema: env  ## write config/schema.yaml and the table of keys in config/README.md from pipeline/options
+	python config/generate.py
 
 clean:  ## remove what the example made; the environment stays
 	rm -rf results logs report.html .snakemake .rebuild

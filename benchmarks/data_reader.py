@@ -1,9 +1,9 @@
-"""How fast the Data layer's reader makes batches: records of 256 × 256 × 3 bytes, random crops of 227 and mirrors, as bytes.
+"""Speed of the Data layer's reader: batches of bytes from records of 256 × 256 × 3 bytes, random crops of 227 and mirrors.
 
     python benchmarks/data_reader.py [--records 4096] [--batch 256] [--seconds 5]
 
-The database is written to a temporary folder and stays in the page cache. Beside it: the same with the mean's values subtracted
-(float32, what a net takes on a CPU), with random changes on top, and a plain loop (lmdb, Protocol Buffers, NumPy) as the peer.
+The database is written to a temporary folder and stays in the page cache. Also: the same with mean values subtracted (float32, a
+net's input on a CPU), with data augmentation, and a plain loop (lmdb, Protocol Buffers, NumPy) as the baseline.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from itertools import cycle, islice
 
 import lmdb
 import numpy as np
+from google.protobuf import json_format
 
 from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import open_db
@@ -27,7 +28,7 @@ CHANGES = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "min_area": 0.
 
 
 def write(path: str, records: int) -> None:
-    """A database of noise."""
+    """Write a database of noise."""
     pixels = np.random.default_rng(0).integers(0, 256, 256 * 256 * 3 + records, dtype=np.uint8)
     with lmdb.open(path, map_size=1 << 34) as environment, environment.begin(write=True) as transaction:
         for number in range(records):
@@ -37,7 +38,7 @@ def write(path: str, records: int) -> None:
 
 
 def batches(path: str, size: int) -> Iterator[list[np.ndarray]]:
-    """Images of the database, over and over, as the Data layer reads them."""
+    """Batches of the database's images, endlessly, as the Data layer reads them."""
     database = open_db(path, caffe_pb2.DataParameter.LMDB)
     images = (pixels_of(parse_datum(record), None, path) for _ in cycle([0]) for record in database.values())
     while True:
@@ -45,22 +46,25 @@ def batches(path: str, size: int) -> Iterator[list[np.ndarray]]:
 
 
 def reader(path: str, size: int) -> Iterator[np.ndarray]:
-    """Batches of bytes by the transformer."""
+    """Transformed batches of bytes."""
     transformer = Transformer(transformation(), caffe_pb2.TRAIN, "", np.random.default_rng(1))
     for images in batches(path, size):
         yield transformer.crop(images, transformer.draw(images))
 
 
-def floats(path: str, size: int, **more) -> Iterator[object]:
-    """Batches as a net takes them on a CPU."""
-    param = transformation(mean_value=[104, 117, 123], **more)
+def floats(path: str, size: int, augmentation: dict[str, float] | None = None) -> Iterator[object]:
+    """Transformed batches of floats, a net's input on a CPU."""
+    param = transformation()
+    param.mean_value.extend([104, 117, 123])
+    if augmentation:
+        json_format.ParseDict(augmentation, param.augmentation_param)
     transformer = Transformer(param, caffe_pb2.TRAIN, "", np.random.default_rng(1))
     for images in batches(path, size):
         yield transformer(images)
 
 
 def loop(path: str, size: int) -> Iterator[np.ndarray]:
-    """The peer: one thread, a record after the other."""
+    """The baseline: one thread, record by record."""
     rng = np.random.default_rng(1)
     with lmdb.open(path, readonly=True, lock=False) as environment, environment.begin() as transaction:
         records = (value for _ in cycle([0]) for _, value in transaction.cursor())
@@ -75,8 +79,8 @@ def loop(path: str, size: int) -> Iterator[np.ndarray]:
             yield batch
 
 
-def transformation(**more) -> caffe_pb2.TransformationParameter:
-    return caffe_pb2.TransformationParameter(crop_size=227, mirror=True, **more)
+def transformation() -> caffe_pb2.TransformationParameter:
+    return caffe_pb2.TransformationParameter(crop_size=227, mirror=True)
 
 
 def main() -> None:
@@ -88,11 +92,11 @@ def main() -> None:
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write(folder, a.records)
-        ways: dict[str, Callable[[], Iterator]] = {
+        ways: dict[str, Callable[[], Iterator[object]]] = {
             "to bytes": lambda: reader(folder, a.batch),
             "to bytes, loop": lambda: loop(folder, a.batch),
-            "to floats less the mean": lambda: floats(folder, a.batch),
-            "changed, to floats": lambda: floats(folder, a.batch, augmentation_param=CHANGES),
+            "to floats minus mean": lambda: floats(folder, a.batch),
+            "augmented, to floats": lambda: floats(folder, a.batch, CHANGES),
         }
         running = {name: way() for name, way in ways.items()}
         rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -105,8 +109,8 @@ def main() -> None:
                     count += a.batch
                 rates[name].append(count / (time.perf_counter() - start))
         print(f"{os.cpu_count()} cores, {a.records} records, batches of {a.batch}; images/s")
-        for name, found in rates.items():
-            print(f"{name:26}{np.median(found):8.0f}")
+        for name, values in rates.items():
+            print(f"{name:26}{np.median(values):8.0f}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""URLs to images of 256 × 256, by the steps, as the rules run them, and by img2dataset.
+"""Download and resize URLs to images of 256 × 256, by the pipeline's steps and by img2dataset.
 
     python -m venv peer && peer/bin/pip install img2dataset 'albumentations<2'
     python benchmarks/download.py FOLDER --img2dataset peer/bin/img2dataset [--count 2000] [--rounds 3]
 
-FOLDER holds photographs (searched for *.jpg), which a server on this machine, a process of its own, gives under COUNT names. The
-steps: a download of each 1,000 URLs, as many at once as there are processors, then a resize of each, with as many threads.
-The peer: as many processes, 32 threads each, shards of 1,000, else as by default (JPEG files of quality 95, a JSON beside each).
-It has no mode that squashes: both scale the shorter side to 256 (`area`) and keep the middle of the longer (`center_crop`,
-our `crop`). Turns alternate; prints median images/s and the ratio of the steps' to the peer's.
+FOLDER has photographs (*.jpg, recursively), which a local server process serves under COUNT names. The steps: a download for each
+1,000 URLs, as many at once as there are processors, then a resize of each, with as many threads. img2dataset: as many processes,
+32 threads each, shards of 1,000, else its defaults (JPEG files of quality 95, a JSON beside each). It has no squash mode: both
+scale the shorter side to 256 (`area`) and crop the middle of the longer (`center_crop`, our `crop`). Rounds alternate; prints
+median images/s and the ratio of the steps' to img2dataset's.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1", "
 
 
 class Answers(asyncio.Protocol):
-    """HTTP/1.1 as far as a GET needs it: /NUMBER.jpg is answer NUMBER, put together before, again for numbers past the last."""
+    """A minimal HTTP/1.1 server: /NUMBER.jpg is answered by the prepared answer NUMBER modulo their count."""
 
     def __init__(self, answers: list[bytes]):
-        self._answers, self._asked = answers, b""
+        self._answers, self._received = answers, b""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        *requests, self._asked = (self._asked + data).split(b"\r\n\r\n")
+        *requests, self._received = (self._received + data).split(b"\r\n\r\n")
         for request in requests:
             number = int(request.split(b" ", 2)[1][1:].removesuffix(b".jpg"))
             self._transport.write(self._answers[number % len(self._answers)])
@@ -51,8 +52,8 @@ class Answers(asyncio.Protocol):
                 self._transport.close()
 
 
-def serve(folder: Path, ready: multiprocessing.Queue) -> None:
-    """Serve the photographs of a folder; the port goes to `ready`."""
+def serve(folder: Path, ready: multiprocessing.Queue[int]) -> None:
+    """Serve the photographs of a folder; put the port in `ready`."""
     images = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
     head = "HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
     answers = [head.format(len(image)).encode() + image for image in images]
@@ -66,32 +67,33 @@ def serve(folder: Path, ready: multiprocessing.Queue) -> None:
 
 
 def steps(folder: Path) -> None:
-    """Download and resize of every shard."""
+    """Download and resize every shard."""
     shards = sorted(path.stem for path in (folder / "list").iterdir())
     with ThreadPoolExecutor(THREADS) as pool:
         flags = [(f"list/{shard}.csv", f"download/{shard}", "--table", f"download/{shard}.csv") for shard in shards]
-        list(pool.map(lambda one: run(folder, sys.executable, "-m", "pipeline.dataset.download", *one, "--allow-private"), flags))
-    fit = ("--mode", "crop", "--interpolation", "area", "--threads", str(THREADS))
+        command = (sys.executable, "-m", "pipeline.dataset.download", "--allow-private")
+        list(pool.map(lambda arguments: run(folder, *command, *arguments), flags))
+    fit = ("--resize-mode", "crop", "--interpolation", "area", "--threads", str(THREADS))
     for shard in shards:
         run(folder, sys.executable, "-m", "pipeline.dataset.resize", f"download/{shard}", f"resize/{shard}", *fit)
 
 
 def peer(folder: Path, command: Path) -> None:
-    """img2dataset, doing the same."""
+    """The same by img2dataset."""
     size = ("--image_size=256", "--resize_mode=center_crop", f"--number_sample_per_shard={SHARD}")
     work = (f"--processes_count={THREADS}", "--thread_count=32")
     run(folder, str(command), "--url_list=urls.txt", "--output_folder=peer", "--output_format=files", *size, *work)
 
 
 def run(folder: Path, *words: str) -> None:
-    """One command, which must end well."""
+    """Run a command, which must succeed."""
     done = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(words)}: {done.stderr}")
 
 
 def write_lists(folder: Path, port: int, count: int) -> None:
-    """The same URLs for both."""
+    """Write the same URLs for both."""
     urls = [f"http://127.0.0.1:{port}/{number:06d}.jpg" for number in range(count)]
     (folder / "urls.txt").write_text("".join(f"{url}\n" for url in urls))
     (folder / "list").mkdir()
@@ -100,14 +102,14 @@ def write_lists(folder: Path, port: int, count: int) -> None:
         (folder / f"list/{start // SHARD:05d}.csv").write_text(f"url,label,split,group,sha256\n{rows}")
 
 
-def made(folder: Path) -> dict[str, int]:
-    """How many images there are of each."""
+def count_images(folder: Path) -> dict[str, int]:
+    """The number of images of each."""
     ours = sum(np.load(path, mmap_mode="r").shape[0] for path in (folder / "resize").glob("*/pixels.npy"))
     return {"steps": ours, "img2dataset": sum(1 for _ in (folder / "peer").rglob("*.jpg"))}
 
 
 def measure(port: int, command: Path, count: int, rounds: int) -> None:
-    """Print the figures."""
+    """Print images/s of both, and the ratio."""
     rates: dict[str, list[float]] = {"steps": [], "img2dataset": []}
     for _ in range(rounds):
         for which, work in (("steps", steps), ("img2dataset", lambda folder: peer(folder, command))):
@@ -116,7 +118,7 @@ def measure(port: int, command: Path, count: int, rounds: int) -> None:
                 start = time.perf_counter()
                 work(Path(name))
                 rates[which].append(count / (time.perf_counter() - start))
-                assert made(Path(name))[which] == count, f"{which}: images are missing"
+                assert count_images(Path(name))[which] == count, f"{which}: images are missing"
     for which, values in rates.items():
         print(f"{which}: {statistics.median(values):.0f} images/s ({', '.join(f'{value:.0f}' for value in values)})")
     ours, other = (statistics.median(values) for values in rates.values())

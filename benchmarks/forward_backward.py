@@ -1,12 +1,12 @@
-"""Forward and backward of published nets, by `caffe` and by hand in PyTorch, in one run.
+"""Benchmark forward and backward of published nets, by `caffe` and by hand in PyTorch, in one run.
 
     python benchmarks/forward_backward.py FOLDER [--nets lenet64 caffenet64 …] [--rounds 5] [--memory]
 
-FOLDER holds the nets as prototxt, on DummyData for training and on an input for forward alone: lenet64, cifarquick100,
-caffenet64, googlenet32; caffenet10, googlenet10. Turns alternate between the two sides and, by hand, between PyTorch's two memory
-layouts, of which the faster counts; the first passes of a turn, which find the other side's memory in the cache, do not count
-where passes are short. Prints median milliseconds and the ratio of the medians; below 1, `caffe` is faster.
---memory prints the peak memory of training instead, each side in a process of its own.
+FOLDER has the nets as prototxt, with DummyData for training and with an input for forward only: lenet64, cifarquick100,
+caffenet64, googlenet32; caffenet10, googlenet10. Rounds alternate between the two sides and, by hand, between PyTorch's two
+memory layouts, of which the faster is compared. If passes are short, the first ones of a round are warm-up: the cache has the
+other side's memory. Prints median milliseconds and the ratio of the medians; below 1, `caffe` is faster.
+--memory prints the peak memory of training instead, each side in its own process.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GLOG_minloglevel", "2")
@@ -39,13 +40,13 @@ NETS = {
 }
 
 
-def by_caffe(path: Path, training: bool):
+def by_caffe(path: Path, training: bool) -> Callable[[], object]:
     """A pass of `caffe`."""
     net = caffe.Net(str(path), caffe.TRAIN if training else caffe.TEST)
     if not training:
-        return net.forward
+        return lambda: net.forward()
 
-    def step():
+    def step() -> None:
         net.clear_param_diffs()
         net.forward()
         net.backward()
@@ -53,44 +54,45 @@ def by_caffe(path: Path, training: bool):
     return step
 
 
-def hand_written(module: nn.Module, shape: tuple[int, ...], training: bool, channels_last: bool):
-    """A pass of the net by hand; data are drawn anew for each one in training, as DummyData draws them."""
+def hand_written(module: nn.Module, shape: tuple[int, ...], training: bool, channels_last: bool) -> Callable[[], object]:
+    """A pass of the net by hand; in training on new random data each time, like DummyData."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    module = module.train(training).to(memory_format=layout)
+    module = module.train(training)
+    module.to(memory_format=layout)  # type: ignore[call-overload] # missing in PyTorch's annotations
     if not training:
         data = torch.zeros(shape).contiguous(memory_format=layout)
 
-        def forward():
+        def forward() -> None:
             with torch.no_grad():
                 module(data)
 
         return forward
     label = torch.ones(shape[0], dtype=torch.long)
 
-    def step():
+    def step() -> None:
         data = torch.empty(shape).normal_(0, 50).contiguous(memory_format=layout)
         module.zero_grad()
-        by_hand.loss_of(module(data), label).backward()
+        torch.autograd.backward(by_hand.loss_of(module(data), label))
 
     return step
 
 
 def measure(folder: Path, name: str, rounds: int) -> None:
-    """Print the figures of one net."""
+    """Print milliseconds and ratio for one net."""
     make, shape, training = NETS[name]
     steps = {
         "caffe": by_caffe(folder / f"{name}.prototxt", training),
         "by hand": hand_written(make(), shape, training, False),
         "by hand, channels-last": hand_written(make(), shape, training, True),
     }
-    turn, unsettled = (20, 5) if shape[2] < 100 else (2, 0)
+    passes, warm_up = (20, 5) if shape[2] < 100 else (2, 0)
     times: dict[str, list[float]] = {which: [] for which in steps}
     for number in range(rounds + 1):
         for which, step in steps.items():
-            for index in range(turn):
+            for index in range(passes):
                 start = time.perf_counter()
                 step()
-                if number and index >= unsettled:
+                if number and index >= warm_up:
                     times[which].append(time.perf_counter() - start)
     medians = {which: statistics.median(values) * 1000 for which, values in times.items()}
     ratio = medians["caffe"] / min(medians["by hand"], medians["by hand, channels-last"])
@@ -99,7 +101,7 @@ def measure(folder: Path, name: str, rounds: int) -> None:
 
 
 def peak(folder: Path, name: str, side: str) -> None:
-    """Three training iterations of one side, with momentum; prints the peak memory of this process in MB."""
+    """Train three iterations of one side, with momentum; print the peak memory of this process in MB."""
     make, shape, training = NETS[name]
     if side == "caffe":
         with tempfile.NamedTemporaryFile("w", suffix=".prototxt") as file:

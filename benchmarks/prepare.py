@@ -1,10 +1,10 @@
-"""Photographs to an LMDB by the steps, as the rules run them, and by one process that does what convert_imageset does.
+"""Convert photographs to an LMDB, by the pipeline's steps and by a single process like convert_imageset.
 
     python benchmarks/prepare.py FOLDER [--rounds 3]
 
-FOLDER holds photographs (searched for *.jpg), of which 1,000 JPEGs of 500 × 375 and 200 of 3,000 × 2,000 are made. The steps are
-resize, label and LMDB, a process each, after a download (not timed, as convert_imageset has none). Turns alternate; prints median
-seconds and the ratio of the loop's to the steps'.
+FOLDER has photographs (*.jpg, recursively), which are resized to 1,000 JPEGs of 500 × 375 and 200 of 3,000 × 2,000. The steps are
+resize, label and database, a process each, after a download (not timed, as convert_imageset has none). Rounds alternate; prints
+median seconds and the ratio of the loop's to the steps'.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ environment.sync()
 
 
 def photographs(source: Path, folder: Path, count: int, width: int, height: int) -> None:
-    """A downloaded shard of `count` photographs of that size, and a list of the same for the loop."""
+    """Write a downloaded shard of `count` photographs of that size, and a list of them for the loop."""
     paths = sorted(source.rglob("*.jpg"))
     (folder / "download/00000").mkdir(parents=True)
     (folder / "list").mkdir()
@@ -53,7 +53,9 @@ def photographs(source: Path, folder: Path, count: int, width: int, height: int)
     names = []
     for number in range(count):
         path = paths[number * 7 % len(paths)]
-        image = cv2.resize(cv2.imread(str(path)), (width, height), interpolation=cv2.INTER_CUBIC)
+        original = cv2.imread(str(path))
+        assert original is not None, path
+        image = cv2.resize(original, (width, height), interpolation=cv2.INTER_CUBIC)
         names.append((f"{number:06d}.jpg", path.parent.name))
         cv2.imwrite(str(folder / "download/00000" / names[-1][0]), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
     classes = sorted({name for _, name in names})
@@ -66,7 +68,7 @@ def photographs(source: Path, folder: Path, count: int, width: int, height: int)
 
 
 def steps(folder: Path) -> None:
-    """Resize, label and LMDB of both parts."""
+    """Resize, label, and build both databases."""
     threads = ("--threads", str(os.cpu_count()))
     run(folder, "pipeline.dataset.resize", "download/00000", "resize/00000", *threads)
     run(folder, "pipeline.dataset.label", "list", "download", "resize", "--output", "lists", "--val", "0.2")
@@ -76,19 +78,19 @@ def steps(folder: Path) -> None:
 
 
 def run(folder: Path, module: str, *arguments: str) -> None:
-    """One step as a command."""
+    """Run a step's command."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", module, *arguments], cwd=folder, env=environment, check=True, capture_output=True)
 
 
 def loop(folder: Path) -> None:
-    """The peer, in a process of its own."""
+    """The baseline, in its own process."""
     shutil.rmtree(folder / "peer", ignore_errors=True)
     subprocess.run([sys.executable, "-c", LOOP, "list.txt", "peer", str(ROOT)], cwd=folder, check=True)
 
 
 def measure(source: Path, count: int, width: int, height: int, rounds: int) -> None:
-    """Print the figures for photographs of one size."""
+    """Print seconds and ratio for photographs of one size."""
     times: dict[str, list[float]] = {"steps": [], "loop": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

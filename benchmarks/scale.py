@@ -1,10 +1,10 @@
-"""Seconds and peak memory of the steps, as the rules run them, for lists of 1,000, 10,000 and 100,000 images.
+"""Seconds and peak memory of the data steps for lists of 1,000, 10,000 and 100,000 images.
 
     python benchmarks/scale.py [--lengths 1000 10000 100000]
 
-The images are JPEGs of 40 × 40, each another (file:// URLs), in 10 classes; shards have 1,000, resized to 32 × 32. As many
-downloads at once as there are processors; resize and database with as many threads. The memory is the most that one process of
-the step held: its own, and, after the slash, with the pages of files in it, which the system takes back at need.
+The images are distinct JPEGs of 40 × 40 (file:// URLs) in 10 classes; shards have 1,000, resized to 32 × 32. As many downloads at
+once as there are processors; resize and database with as many threads. The memory is the peak of a process of the step: anonymous
+(RssAnon), and after the slash resident, with pages of files, which the system reclaims if needed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def write_list(folder: Path, length: int) -> None:
-    """A list of so many images, smooth noise of a colour for each class."""
+    """Write a list of so many images: smooth noise, of one colour per class."""
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
     rows = []
@@ -43,38 +43,39 @@ def write_list(folder: Path, length: int) -> None:
     (folder / "list.csv").write_text("url,label\n" + "".join(rows))
 
 
-def steps(folder: Path) -> Iterator[tuple[str, list[tuple]]]:
-    """The name of each step, and its commands, module first; the downloads may run side by side."""
-    yield "shards", [("shards", "list", "--list", "list.csv")]
+def steps(folder: Path) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """The name of each step, and its commands, module first; downloads may run in parallel."""
+    yield "shards", [("sources.shards", "list", "--list", "list.csv")]
     shards = sorted(path.stem for path in (folder / "list").iterdir())
     places = [(f"list/{shard}.csv", f"download/{shard}", "--table", f"download/{shard}.csv") for shard in shards]
-    yield "download", [("download", *place, "--allow-file") for place in places]
+    yield "download", [("dataset.download", *place, "--allow-file") for place in places]
     size = ("--height", "32", "--width", "32", "--threads", str(THREADS))
-    yield "resize", [("resize", f"download/{shard}", f"resize/{shard}", *size) for shard in shards]
-    yield "label", [("label", "list", "download", "resize", "--output", "lists", "--val", "0.2")]
+    yield "resize", [("dataset.resize", f"download/{shard}", f"resize/{shard}", *size) for shard in shards]
+    yield "label", [("dataset.label", "list", "download", "resize", "--output", "lists", "--val", "0.2")]
     files = ("--labels", "lists/labels.txt", "--manifest", "train.json", "--threads", str(THREADS))
-    yield "database", [("database", "lists/train.txt", "resize", "lmdb", *files)]
-    yield "mean", [("mean", "lmdb", "mean.binaryproto", "--values", "mean.json")]
+    yield "database", [("dataset.database", "lists/train.txt", "resize", "lmdb", *files)]
+    yield "mean", [("dataset.mean", "lmdb", "mean.binaryproto", "--values", "mean.json")]
 
 
 def run(folder: Path, module: str, *arguments: str) -> tuple[int, int]:
-    """Run one command, which must end well; the most bytes that it held, its own and all."""
+    """Run a command, which must succeed; return its peak memory in bytes, anonymous and resident."""
     words = [sys.executable, "-m", f"pipeline.{module}", *arguments]
     process = subprocess.Popen(words, cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     own = [0]
     watch = threading.Thread(target=_watch, args=(process.pid, own))
     watch.start()
-    said = process.stderr.read()
+    assert process.stderr is not None
+    errors = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     watch.join()
     if process.returncode:
-        sys.exit(f"{' '.join(words)}: {said}")
+        sys.exit(f"{' '.join(words)}: {errors}")
     return own[0], usage.ru_maxrss << 10
 
 
 def _watch(pid: int, own: list[int]) -> None:
-    """Note the most memory of its own that a process holds, until it ends."""
+    """Record a process's peak of anonymous memory, until it ends."""
     with suppress(OSError, IndexError):
         while lines := Path(f"/proc/{pid}/status").read_text().partition("RssAnon:")[2]:
             own[0] = max(own[0], int(lines.split()[0]) << 10)
@@ -82,7 +83,7 @@ def _watch(pid: int, own: list[int]) -> None:
 
 
 def measure(folder: Path, length: int) -> dict[str, str]:
-    """Seconds and MB of each step."""
+    """Seconds and MB of each step, as text."""
     write_list(folder, length)
     figures = {}
     for name, commands in steps(folder):

@@ -1,11 +1,11 @@
-"""One training iteration of a published net, by `caffe` and by hand in PyTorch, in one run.
+"""Benchmark a training iteration of published nets, by `caffe` and by hand in PyTorch, in one run.
 
     python benchmarks/train_step.py [lenet] [cifar10_quick] [frozen_body] --rounds 40
 
-Each net trains on DummyData: a Gaussian batch drawn anew for every iteration, by both sides. Turns of twenty iterations alternate
-between the two, so that the machine's drift meets both; the first five of a turn, which find the other side's memory in the
-cache, do not count. The learning rate is next to nothing, so that neither side runs into denormal numbers. By hand, the faster
-of PyTorch's two memory layouts counts. Prints median milliseconds and the ratio of the medians; below 1, `caffe` is faster.
+Each net trains on DummyData: a new Gaussian batch for every iteration, on both sides. Rounds of twenty iterations alternate
+between the two, so that drift of the machine affects both; the first five of a round are warm-up, since the cache has the other
+side's memory. The learning rate is almost 0, to avoid denormal numbers. By hand, the faster of PyTorch's two memory layouts is
+compared. Prints median milliseconds and the ratio of the medians; below 1, `caffe` is faster.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GLOG_minloglevel", "2")
@@ -27,20 +28,25 @@ from torch.nn import functional
 import caffe
 from caffe import layers as L
 from caffe import params as P
+from caffe.net_spec import Top
+from caffe.proto import caffe_pb2
 
 SOLVER = """net: "{net}"
 base_lr: 1e-9 lr_policy: "fixed" momentum: 0.9 weight_decay: 0.0005 max_iter: 1000000 solver_mode: CPU random_seed: 1
 """
-TURN, UNSETTLED = 20, 5
+ITERATIONS, WARM_UP = 20, 5
+Net = tuple[caffe_pb2.NetParameter, nn.Module, tuple[int, ...]]
+"""A net's prototxt, the same net by hand, the shape of its data."""
 FILLED = {"weight_filler": {"type": "xavier"}, "param": [{"lr_mult": 1}, {"lr_mult": 2}]}
 
 
-def _data(shape: list[int]):
+def _data(shape: list[int]) -> tuple[Top, Top]:
     filler = [{"type": "gaussian", "std": 50.0}, {"type": "constant", "value": 1.0}]
-    return L.DummyData(shape=[{"dim": shape}, {"dim": shape[:1]}], data_filler=filler, ntop=2)
+    data, label = L.DummyData(shape=[{"dim": shape}, {"dim": shape[:1]}], data_filler=filler, ntop=2)
+    return data, label
 
 
-def lenet():
+def lenet() -> Net:
     """LeNet at batch 64: the net, and the same by hand."""
     n = caffe.NetSpec()
     n.data, n.label = _data([64, 1, 28, 28])
@@ -55,7 +61,7 @@ def lenet():
     return n.to_proto(), by_hand.lenet(), (64, 1, 28, 28)
 
 
-def cifar10_quick():
+def cifar10_quick() -> Net:
     """cifar10_quick at batch 100: the net, and the same by hand."""
     n = caffe.NetSpec()
     n.data, n.label = _data([100, 3, 32, 32])
@@ -74,8 +80,8 @@ def cifar10_quick():
     return n.to_proto(), by_hand.cifar10_quick(), (100, 3, 32, 32)
 
 
-def frozen_body():
-    """A net with 10.5 M frozen parameters under a small learned layer at batch 16: the net, and the same by hand."""
+def frozen_body() -> Net:
+    """A net with 10.5 M frozen parameters and a small trained last layer at batch 16: the net, and the same by hand."""
     n = caffe.NetSpec()
     n.data, n.label = _data([16, 64, 4, 4])
     frozen = {"weight_filler": {"type": "xavier"}, "param": [{"lr_mult": 0}, {"lr_mult": 0}]}
@@ -86,23 +92,23 @@ def frozen_body():
     return n.to_proto(), by_hand.frozen_body(), (16, 64, 4, 4)
 
 
-def hand_written(module: nn.Module, shape: tuple[int, ...], channels_last: bool):
-    """A training step of the usual kind."""
+def hand_written(module: nn.Module, shape: tuple[int, ...], channels_last: bool) -> Callable[[], object]:
+    """A training step in PyTorch."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    module = module.to(memory_format=layout)
+    module.to(memory_format=layout)  # type: ignore[call-overload] # missing in PyTorch's annotations
     optimizer = torch.optim.SGD((p for p in module.parameters() if p.requires_grad), lr=1e-9, momentum=0.9, weight_decay=0.0005)
     label = torch.ones(shape[0], dtype=torch.long)
 
-    def step():
+    def step() -> None:
         data = torch.empty(shape).normal_(0, 50).contiguous(memory_format=layout)
         optimizer.zero_grad()
-        functional.cross_entropy(module(data), label).backward()
+        torch.autograd.backward(functional.cross_entropy(module(data), label))
         optimizer.step()
 
     return step
 
 
-def ours(net: caffe.proto.caffe_pb2.NetParameter):
+def ours(net: caffe_pb2.NetParameter) -> Callable[[], object]:
     """A training step of `caffe`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.prototxt"
@@ -114,7 +120,7 @@ def ours(net: caffe.proto.caffe_pb2.NetParameter):
 
 
 def measure(name: str, rounds: int) -> float:
-    """Print the figures of one net; returns the ratio."""
+    """Print milliseconds and ratio for one net; return the ratio."""
     net, hand, shape = NETS[name]()
     steps = {
         "caffe": ours(net),
@@ -122,12 +128,12 @@ def measure(name: str, rounds: int) -> float:
         "by hand, channels-last": hand_written(NETS[name]()[1], shape, True),
     }
     times: dict[str, list[float]] = {which: [] for which in steps}
-    for turn in range(rounds + 1):
+    for number in range(rounds + 1):
         for which, step in steps.items():
-            for index in range(TURN):
+            for index in range(ITERATIONS):
                 start = time.perf_counter()
                 step()
-                if turn and index >= UNSETTLED:
+                if number and index >= WARM_UP:
                     times[which].append(time.perf_counter() - start)
     medians = {which: statistics.median(values) * 1000 for which, values in times.items()}
     ratio = medians["caffe"] / min(medians["by hand"], medians["by hand, channels-last"])
@@ -142,7 +148,7 @@ NETS = {"lenet": lenet, "cifar10_quick": cifar10_quick, "frozen_body": frozen_bo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nets", nargs="*", metavar="net", help=f"of {', '.join(NETS)}; all by default")
-    parser.add_argument("--rounds", type=int, default=20, help=f"turns of {TURN} iterations for each side")
+    parser.add_argument("--rounds", type=int, default=20, help=f"turns of {ITERATIONS} iterations for each side")
     arguments = parser.parse_args()
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in arguments.nets or NETS:

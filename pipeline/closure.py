@@ -1,4 +1,4 @@
-"""The modules of pipeline/ that a step runs, and a digest of them: how rules notice that a step's code has changed."""
+"""Digest of the modules that a step imports, by which rules detect that a step's code has changed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 PACKAGE = ROOT.name
+OPTIONS = f"{PACKAGE}.options"
+"""The models of options are no part of a step's code: their values, defaults too, are params that Snakemake sees."""
 
 
 def code_of(module: str) -> str:
     """Digest of a step's module and of all modules of pipeline/ that it imports, directly or not: 16 hexadecimal digits.
 
-    An edit of any of them changes it, a touch does not. The engine is left out on purpose, so that another version of it does not
-    by itself repeat trainings; its version is in the manifest of results.
+    An edit of any of them changes it, a touch does not. The engine is left out on purpose, so that upgrading it does not repeat
+    all trainings; its version is in the manifest of results.
     """
     return _digest({name: _path(name) for name in imported_by(module)})
 
@@ -35,30 +37,30 @@ def _digest(files: dict[str, Path]) -> str:
 
 
 def imported_by(module: str) -> set[str]:
-    """`module` and the modules of pipeline/ that it imports, directly or not, inside of functions too."""
-    seen, waiting = set(), [module]
-    while waiting:
-        name = waiting.pop()
+    """`module` and the modules of pipeline/ that it imports, directly or not, also inside of functions."""
+    seen, pending = set[str](), [module]
+    while pending:
+        name = pending.pop()
         if name not in seen:
             seen.add(name)
-            waiting += _imports(name)
+            pending += _imports(name)
     return seen
 
 
 @functools.cache
 def _imports(module: str) -> tuple[str, ...]:
-    """The modules of pipeline/ that a module's own statements import, with the packages that they are in."""
-    found = set()
+    """The modules of pipeline/ that a module imports directly, with their packages."""
+    imports = set[str]()
     for node in ast.walk(ast.parse(_path(module).read_bytes())):
-        for name in _named(node):
+        for name in _candidates(node):
             parts = name.split(".")
-            if parts[0] == PACKAGE:
-                found.update(".".join(parts[:length]) for length in range(1, len(parts) + 1))
-    return tuple(name for name in sorted(found) if _path(name).is_file())
+            if parts[0] == PACKAGE and not f"{name}.".startswith(f"{OPTIONS}."):
+                imports.update(".".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return tuple(name for name in sorted(imports) if _path(name).is_file())
 
 
-def _named(node: ast.AST) -> Iterator[str]:
-    """What an import statement may import: of `from a import b`, both a and a.b, of which b may be a function."""
+def _candidates(node: ast.AST) -> Iterator[str]:
+    """Modules that an import statement may import: for `from a import b`, a.b, which may be a function of a."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -66,6 +68,6 @@ def _named(node: ast.AST) -> Iterator[str]:
 
 
 def _path(module: str) -> Path:
-    """The file of a module of pipeline/, whether or not there is one."""
+    """The file of a module of pipeline/, which need not exist."""
     folder = ROOT.joinpath(*module.split(".")[1:])
     return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")

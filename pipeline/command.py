@@ -1,4 +1,4 @@
-"""How a step is run as a command: its options as flags or as JSON, and how it ends.
+"""How a step is run as a command: its arguments, and how it ends.
 
 Exit codes: 0; 1 after an error, with one line on standard error; 128 + N where signal N interrupted it (130 for Ctrl-C, 143 for
 SIGTERM), as shells have it.
@@ -6,23 +6,32 @@ SIGTERM), as shells have it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import caffe
 from caffe.allocator import keep_freed_memory
-from pipeline.errors import InputError
 from pipeline.interruption import Interrupted, ignore_signals
+from pipeline.options.base import Options
+from pipeline.options.flags import add_flags
+
+
+def step_parser(description: str | None, model: type[Options] | None = None) -> argparse.ArgumentParser:
+    """A parser of a step's command line, with the flags of its options; `read_flags` reads them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if model:
+        add_flags(parser, model)
+    return parser
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Call a step's `main` with the command line; an Error becomes its one line, without a traceback, and exit code 1."""
     keep_freed_memory()
     try:
-        main(expand_options(sys.argv[1:]))
+        main(sys.argv[1:])
     except caffe.Error as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -36,40 +45,3 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-
-
-def expand_options(argv: Sequence[str]) -> list[str]:
-    """A command line with each `--options JSON` replaced by the flags that the JSON object holds.
-
-    That is how rules hand over what a config says: one argument, quoted once, that holds any text. A text or number becomes
-    --key=value, true becomes --key, an object --key=JSON, a list the same flag for each of its items; false, null and "" are left
-    out. Underscores in keys become dashes.
-
-    Raises InputError where the JSON is not an object.
-    """
-    words = iter(argv)
-    expanded: list[str] = []
-    for word in words:
-        if word == "--options":
-            expanded += _flags(next(words, ""))
-        elif word.startswith("--options="):
-            expanded += _flags(word.removeprefix("--options="))
-        else:
-            expanded.append(word)
-    return expanded
-
-
-def _flags(text: str) -> Iterator[str]:
-    try:
-        options = json.loads(text)
-    except ValueError as error:
-        raise InputError("--options", f"not JSON ({error})", "a JSON object of the step's flags") from None
-    if not isinstance(options, dict):
-        raise InputError("--options", text, "a JSON object of the step's flags")
-    for key, given in options.items():
-        flag = f"--{key.replace('_', '-')}"
-        for value in given if isinstance(given, list) else [given]:
-            if value is True:
-                yield flag
-            elif value is not None and value is not False and value != "":
-                yield f"{flag}={json.dumps(value) if isinstance(value, dict) else value}"

@@ -1,11 +1,10 @@
-"""Which GPU a job takes, where several run at once: Snakemake counts GPUs but does not say which is free."""
+"""Claim a free GPU, since Snakemake counts GPUs but does not assign them; and describe the machine."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import tempfile
@@ -22,9 +21,9 @@ from pipeline.errors import InputError
 
 @contextlib.contextmanager
 def gpu() -> Iterator[int]:
-    """The number of a GPU that no other job of this user holds; waits for one, and holds it while the block runs.
+    """Claim a GPU that no other job of this user has claimed, while the block runs; wait for one. Yields its number.
 
-    GPUs are told apart by their identity, not their number: a cluster may call the one that it gives each job number 0.
+    GPUs are identified by UUID: a cluster may show each job its GPU as number 0.
     """
     count = torch.cuda.device_count()
     if not count:
@@ -35,9 +34,9 @@ def gpu() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def on_gpu(wanted: bool) -> Iterator[None]:
-    """Compute on a GPU that no other job of this user holds while the block runs; or, where none is wanted, on the CPU."""
-    if not wanted:
+def on_gpu(enabled: bool) -> Iterator[None]:
+    """Compute on a claimed GPU while the block runs; on the CPU if not `enabled`."""
+    if not enabled:
         yield
         return
     with gpu() as number:
@@ -47,14 +46,14 @@ def on_gpu(wanted: bool) -> Iterator[None]:
 
 
 def machine(is_gpu: bool) -> dict[str, str | int]:
-    """What this process computes with, on which the bits of a training depend.
+    """Hardware and software that the bits of a training depend on.
 
     Versions of Roastery and PyTorch, a digest of the engine's code, processor, vector code, threads, device.
     """
     return {
         "roastery": importlib.metadata.version("roastery"),
         "torch": torch.__version__,
-        "engine": code_of_package(Path(importlib.util.find_spec("caffe").origin).parent),
+        "engine": code_of_package(Path(caffe.__file__).parent),
         "processor": _processor(),
         "vector_code": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -63,7 +62,7 @@ def machine(is_gpu: bool) -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    """The processor's name as Linux has it, or elsewhere as Python has it."""
+    """The processor's name, from /proc/cpuinfo, else from Python."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -73,9 +72,9 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def first_free(names: list[str], folder: Path) -> Iterator[int]:
-    """The number of the first of `names` that nobody holds; waits for one, and holds it while the block runs.
+    """Lock the first free of `names` while the block runs; wait for one. Yields its position.
 
-    A name is held by a lock on a file of its own in `folder`, which the system releases however the job ends.
+    Each name is a lock file in `folder`; the system releases the lock however the job ends.
     """
     folder.mkdir(exist_ok=True)
     while True:

@@ -1,7 +1,7 @@
-"""What a step raises for bad input; shown as one line by `pipeline.command`."""
+"""The exception of bad input, which `pipeline.command` prints as one line."""
 
 import caffe
 
 
 class InputError(caffe.Error):
-    """Input of a step that cannot be used: a list, an image, a label, a setting."""
+    """Bad input of a step: a list, an image, a label, an option."""

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, and tables."""
+"""Write files and folders whole or not at all; names of files; CSV tables."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from caffe import written_whole
 __all__ = ["file_url", "link_or_copy", "plain_name", "stem_of", "sync", "sync_entry", "write_table", "written_whole"]
 
 LONGEST_STEM = 100
-"""Bytes of a blob's name in the names of files, which may have 255 with all that is put around it."""
+"""Most bytes of a blob's name within a file name, which may have 255."""
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file that is replaced, never changed, or a folder of such files, a second name; copy where there are no links."""
+    """Hard-link a file, or a folder's files, that are replaced but never changed; copy if the file system has no links."""
     if source.is_dir():
         target.mkdir()
         for path in source.iterdir():
@@ -35,7 +35,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder with all that is in it, to the disk, so that it outlives a power failure."""
+    """Flush a file, or a folder with its content, to disk (fsync), so that it survives a power failure."""
     if path.is_dir():
         for entry in path.iterdir():
             sync(entry)
@@ -43,11 +43,11 @@ def sync(path: Path) -> None:
 
 
 def sync_entry(path: Path) -> None:
-    """Bring a file's content, or a folder's list of names, to the disk."""
+    """Flush a file's content, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError as error:  # some file systems (CIFS, some of FUSE's) cannot do it with a folder
+    except OSError as error:  # some file systems (CIFS, some of FUSE's) cannot sync a folder
         if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
             raise
     finally:
@@ -55,10 +55,10 @@ def sync_entry(path: Path) -> None:
 
 
 def stem_of(blob: str) -> str:
-    """What a blob is called in the names of files: GoogLeNet's have a `/`, which becomes `_`.
+    """A blob's name as a part of a file name: a `/`, as in GoogLeNet's, becomes `_`.
 
-    A name that has other characters than letters of ASCII, digits, `_`, `-` and `.`, or that is long, is cut down to those, with
-    a digest behind it that tells it from others.
+    A long name, or one with characters besides ASCII letters, digits, `_`, `-` and `.`, is shortened to those and gets a digest
+    as its suffix.
     """
     stem = blob.replace("/", "_")
     if len(stem) <= LONGEST_STEM and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", stem):
@@ -69,25 +69,25 @@ def stem_of(blob: str) -> str:
 
 
 def plain_name(words: str, size: int) -> str:
-    """Words as a part of a file's name: letters, digits, `-` and `_`, in at most `size` bytes of UTF-8."""
+    """Words as a part of a file name: letters, digits, `-` and `_`, in at most `size` bytes of UTF-8."""
     words = unicodedata.normalize("NFC", words)
     plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in words)
     return plain.encode()[:size].decode(errors="ignore")
 
 
-def file_url(path: str | os.PathLike) -> str:
+def file_url(path: str | os.PathLike[str]) -> str:
     """The URL of a file: file:PATH, relative, if it is below the working directory; else file:///PATH.
 
-    So the lists of a workflow that has its images beside it are the same wherever the folder lies.
+    So a workflow with its images beside it has the same lists wherever its folder is.
 
-    path  absolute, without links
+    path  absolute, without symbolic links
     """
     here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118, a million paths are compared with it
     path = os.fspath(path)
     return f"file:{quote(os.fsencode(path[len(here) :]))}" if path.startswith(here) else Path(path).as_uri()
 
 
-def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable]) -> None:
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a CSV file."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

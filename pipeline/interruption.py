@@ -1,4 +1,4 @@
-"""Signals that ask a step to stop: the first one is noted, further ones are ignored until the step has ended."""
+"""Signals that ask a step to stop: the first one is recorded, further ones are ignored until the step has ended."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """Ctrl-C; time limits, preemption and cancellation (Slurm, PBS); a closed terminal; warnings of LSF and Grid Engine.
 
-The default action of each would end the process. rules/train.smk names the same ones."""
+The default action of each would end the process. rules/train.smk lists the same signals."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A step that was asked to stop has stopped; the text says where, and what running it again does.
+    """A step was asked to stop, and has stopped; the text says where, and what running it again does.
 
     number  the signal
     """
@@ -24,35 +24,35 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """What has been noted.
+    """Records signals.
 
-    noted  the first signal, or None
+    received  the first signal, or None
     """
 
     def __init__(self) -> None:
-        self.noted: signal.Signals | None = None
+        self.received: signal.Signals | None = None
         self._deferred = False
 
     def defer(self) -> None:
-        """Only note a signal from now on, for code that asks for `noted` where it can stop. Before, it raises Interrupted."""
+        """Only record a signal from now on, for code that checks `received` when it can stop. Before, it raises Interrupted."""
         self._deferred = True
 
-    def note(self, number: int, _frame: object) -> None:
-        """Handle a signal."""
-        if self.noted is None:
-            self.noted = signal.Signals(number)
+    def handle(self, number: int, _frame: object) -> None:
+        """The handler of a signal."""
+        if self.received is None:
+            self.received = signal.Signals(number)
             if not self._deferred:
-                raise Interrupted(self.noted, "before training began; nothing is lost, run again")
+                raise Interrupted(self.received, "before training began; nothing is lost, run again")
 
 
 @contextlib.contextmanager
-def noted_signals() -> Iterator[Interruption]:
-    """Note SIGNALS while the block runs; those that are ignored, as SIGINT is in the background, stay ignored."""
+def catch_signals() -> Iterator[Interruption]:
+    """Handle SIGNALS while the block runs; those that are ignored, as SIGINT is in the background, stay ignored."""
     interruption = Interruption()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     for number in before:
-        signal.signal(number, interruption.note)
+        signal.signal(number, interruption.handle)
     try:
         yield interruption
     finally:

@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 from pipeline import configuration
 from pipeline.closure import code_of
 from pipeline.configuration import fixed as fixed_config
+from pipeline.configuration import steps
 from pipeline.files import stem_of
 
 # The main process checks the config and fixes it; a cluster's jobs take what it has fixed, whatever the config file says by then.
@@ -18,8 +19,7 @@ DIGEST = f"ROASTERY_CONFIG_{workflow.uses_of_roastery}"
 try:
     if workflow.is_main_process:
         path = str((workflow.configfiles or ["config"])[-1])
-        schema = Path(workflow.basedir) / "config" / "schema.yaml"
-        os.environ[DIGEST] = fixed_config.write(configuration.checked(config, path, schema), FIXED)
+        os.environ[DIGEST] = fixed_config.write(configuration.check_config(config, path), FIXED)
     fixed = fixed_config.read(os.environ.get(DIGEST, ""), FIXED)
 except caffe.Error as error:
     raise WorkflowError(str(error)) from None
@@ -87,17 +87,12 @@ wildcard_constraints:
     blob="[A-Za-z0-9_.-]+",
 
 
-def as_json(options):
-    """Params function: a step's options, of a function of wildcards, as one JSON argument.
+def options_of(step):
+    """Params function: the options of a step, such as dataset.resize, as one JSON argument.
 
     No quoting can break it, and Snakemake sees each value that changes.
     """
-    return lambda wildcards: json.dumps(options(wildcards), sort_keys=True)
-
-
-def on_device(wildcards):
-    """The options of a step that computes on the config's device and has no others."""
-    return {"gpu": bool(GPUS)}
+    return lambda wildcards: json.dumps(steps.options_of(config, step, dict(wildcards)))
 
 
 def dataset_of(wildcards):
@@ -120,8 +115,8 @@ def results(wildcards):
     )
     paths += [
         f"results/datasets/{name}/augmented.png"
-        for name in config["datasets"]
-        if augmentation_of(name)[0]
+        for name, dataset in config["datasets"].items()
+        if dataset.get("augmentation", {}).keys() - {"copies"}
     ]
     paths += ["results/report/comparison.csv"] if experiments else []
     for name, experiment in experiments.items():

@@ -24,7 +24,7 @@ checkpoint shards:
         mem_mb=1000,
         runtime=10,
     params:
-        options=as_json(shard_options),
+        options=options_of("sources.shards"),
         listing=listing_of,
         code=code_of("pipeline.sources.shards"),
     shell:
@@ -44,7 +44,7 @@ rule download:
         mem_mb=1000,
         runtime=120,
     params:
-        options=as_json(download_options),
+        options=options_of("dataset.download"),
         patience=patience,
         code=code_of("pipeline.dataset.download"),
     shell:

@@ -58,7 +58,7 @@ rule convolutional:
         runtime=30,
     params:
         stem=without_suffix,
-        options=as_json(convolutional_options),
+        options=options_of("export.convolutional"),
         code=code_of("pipeline.export.surgery"),
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.export.surgery convolutional {input.net:q} {input.weights:q}"
@@ -100,7 +100,7 @@ rule average:
         runtime=30,
     params:
         stem=without_suffix,
-        options=as_json(average_options),
+        options=options_of("export.average"),
         code=code_of("pipeline.export.surgery"),
     shell:
         "python -m pipeline.export.surgery average {input.net:q} {input.snapshots:q} --best {input.best:q}"

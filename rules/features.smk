@@ -14,7 +14,7 @@ rule features:
         runtime=120,
         gpu=GPUS,
     params:
-        options=as_json(feature_options),
+        options=options_of("inference.features"),
         code=code_of("pipeline.inference.features"),
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.inference.features {input.net:q} {input.weights:q} {output.folder:q}"
@@ -54,7 +54,7 @@ rule evaluate:
         gpu=GPUS,
     params:
         folder=subpath(output.summary, parent=True),
-        options=as_json(on_device),
+        options=options_of("inference.evaluate"),
         code=code_of("pipeline.inference.evaluate"),
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.inference.evaluate {input.net:q} {input.weights:q} {params.folder:q}"
@@ -85,7 +85,7 @@ rule classify:
         runtime=120,
         gpu=GPUS,
     params:
-        options=as_json(classify_options),
+        options=options_of("inference.classify"),
         code=code_of("pipeline.inference.classify"),
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.inference.classify {input.net:q} {input.weights:q} {input.images:q}"

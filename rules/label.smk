@@ -15,7 +15,7 @@ rule label:
         tables=of_images("download"),
         resized=of_images("resize"),
         folder="results/datasets/{dataset}/lists",
-        options=as_json(label_options),
+        options=options_of("dataset.label"),
         code=code_of("pipeline.dataset.label"),
     shell:
         "python -m pipeline.dataset.label {input.shards:q} {params.tables:q} {params.resized:q} --output {params.folder:q}"

@@ -32,8 +32,8 @@ rule linear:
     params:
         folder=subpath(output.strategy, parent=True),
         val=of_dataset("lmdb/val"),
-        options=as_json(linear_options),
+        options=options_of("training.linear"),
         code=code_of("pipeline.training.linear"),
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.training.linear {params.folder:q} --train {input.train:q} --val {params.val:q}"
-        " --mean {input.mean:q} --options {params.options:q} 2>&1 | tee {log:q}"
+        " --mean {input.mean:q} --weights {input.weights:q} --options {params.options:q} 2>&1 | tee {log:q}"

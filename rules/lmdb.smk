@@ -14,7 +14,7 @@ rule lmdb:
         runtime=60,
     params:
         root=of_images("resize"),
-        options=as_json(database_options),
+        options=options_of("dataset.database"),
         code=code_of("pipeline.dataset.database"),
     shell:
         "python -m pipeline.dataset.database {input.list:q} {params.root:q} {output.database:q} --labels {input.labels:q}"

@@ -22,8 +22,8 @@ rule prototxt:
         folder=subpath(output.solver, parent=True),
         train=of_dataset("lmdb/train"),
         val=of_dataset("lmdb/val"),
-        options=as_json(prototxt_options),
+        options=options_of("nets.prototxt"),
         code=code_of("pipeline.nets.prototxt"),
     shell:
         "python -m pipeline.nets.prototxt {params.folder:q} --train {params.train:q} --val {params.val:q} --mean {input.mean:q}"
-        " --options {params.options:q} 2>&1 | tee {log:q}"
+        " --infogain {input.infogain:q} --chosen {input.strategy:q} --options {params.options:q} 2>&1 | tee {log:q}"

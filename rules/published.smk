@@ -8,7 +8,7 @@ rule fetch:
         runtime=120,
     params:
         name=lookup(dpath="datasets/{dataset}/source/published", within=config),
-        options=as_json(fetch_options),
+        options=options_of("sources.published"),
         code=code_of("pipeline.sources.published"),
     shell:
         "python -m pipeline.sources.published fetch {params.name} {output.folder:q} --options {params.options:q} 2>&1 | tee {log:q}"
@@ -66,7 +66,7 @@ rule reuse:
         runtime=60,
     params:
         folder="results/datasets/{dataset}",
-        options=as_json(reuse_options),
+        options=options_of("sources.databases"),
         code=code_of("pipeline.sources.databases"),
     shell:
         "python -m pipeline.sources.databases {input.records:q} {params.folder:q} --options {params.options:q}"

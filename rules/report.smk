@@ -70,7 +70,7 @@ rule augmented:
         mem_mb=1000,
         runtime=5,
     params:
-        options=as_json(augmented_options),
+        options=options_of("report.augmentation_examples"),
         code=code_of("pipeline.report.augmentation_examples"),
     shell:
         "python -m pipeline.report.augmentation_examples {input.database:q} {output:q} --options {params.options:q} 2>&1 | tee {log:q}"
@@ -138,7 +138,7 @@ rule evaluated:
     params:
         evaluation=subpath(input.summary, parent=True),
         folder=subpath(output.mistakes, parent=True),
-        options=as_json(evaluated_options),
+        options=options_of("report.evaluation"),
         code=code_of("pipeline.report.evaluation"),
     shell:
         "python -m pipeline.report.evaluation {params.evaluation:q} {input.database:q} {params.folder:q}"
@@ -174,7 +174,7 @@ rule neighbours:
         runtime=30,
     params:
         folder=subpath(output.map, parent=True),
-        options=as_json(neighbour_options),
+        options=options_of("report.neighbours"),
         code=code_of("pipeline.report.neighbours"),
     shell:
         "OMP_NUM_THREADS=1 python -m pipeline.report.neighbours {input.features:q} {input.database:q} {params.folder:q}"
@@ -233,11 +233,12 @@ rule visualize:
         gpu=GPUS,
     params:
         folder=subpath(output.filters, parent=True),
-        options=as_json(visualize_options),
+        kind=shown_by,
+        options=options_of("report.visualize"),
         code=code_of("pipeline.report.visualize"),
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.report.visualize {input.net:q} {input.weights:q} {params.folder:q}"
-        " --labels {input.labels:q} --options {params.options:q} 2>&1 | tee {log:q}"
+        " --labels {input.labels:q} {params.kind} {input.images:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule comparison:
@@ -272,7 +273,7 @@ rule comparison:
         runtime=5,
     params:
         folder=subpath(output.table, parent=True),
-        options=json.dumps(COMPARED),
+        options=options_of("report.comparison"),
         code=code_of("pipeline.report.comparison"),
     shell:
         "python -m pipeline.report.comparison {params.folder:q} --metrics {input.metrics:q} --summaries {input.summaries:q}"

@@ -10,7 +10,7 @@ rule resize:
         mem_mb=1000,
         runtime=30,
     params:
-        options=as_json(resize_options),
+        options=options_of("dataset.resize"),
         code=code_of("pipeline.dataset.resize"),
     shell:
         "python -m pipeline.dataset.resize {input.images:q} {output.images:q} --options {params.options:q}"

@@ -13,7 +13,7 @@ rule weights:
         mem_mb=500,
         runtime=120,
     params:
-        options=as_json(weights_options),
+        options=options_of("training.initial_weights"),
         code=code_of("pipeline.training.initial_weights"),
     shell:
         "python -m pipeline.training.initial_weights {output:q} --options {params.options:q} 2>&1 | tee {log:q}"
@@ -82,12 +82,13 @@ rule train:
         gpu=GPUS,
     params:
         folder=subpath(output.weights, parent=True),
-        options=as_json(train_options),
+        options=options_of("training.train"),
         failed="logs/experiments/{experiment}/failed",
         experiment=subpath(output.weights, ancestor=2),
         code=code_of("pipeline.training.train"),
     shell:
         "trap : HUP INT TERM USR1 USR2 XCPU;"
         " OMP_NUM_THREADS={threads} python -m pipeline.training.train {input.solver:q} {params.folder:q} --failed {params.failed:q}"
-        " --checkpoint {params.experiment:q}/checkpoint --keep-results --options {params.options:q} 2>&1"
+        " --checkpoint {params.experiment:q}/checkpoint --keep-results --weights {input.weights:q} --fitted {input.classifier:q}"
+        " --chosen {input.strategy:q} --options {params.options:q} 2>&1"
         " | (trap '' HUP INT TERM USR1 USR2 XCPU PIPE; exec tee {log:q})"

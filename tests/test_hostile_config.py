@@ -159,7 +159,9 @@ def test_every_command_hands_a_hostile_text_over_as_a_part_of_one_argument(tmp_p
     code, output = workflows.snakemake(tmp_path, "-n", "--printshellcmds")
     assert code == 0, output
     commands = [line.partition("Shell command: ")[2] for line in output.splitlines() if "python -m pipeline." in line]
-    assert {re.search(r"pipeline\.(\w+)", line)[1] for line in commands} >= {"shards", "reuse", "published", "weights"}
+    assert {re.search(r"pipeline\.([\w.]+)", line)[1] for line in commands} >= {
+        *("sources.shards", "sources.databases", "sources.published", "training.initial_weights"),
+    }
     noted, fake = tmp_path / "noted", tmp_path / "bin/python"
     fake.parent.mkdir()
     fake.write_text(PYTHON.format(python=sys.executable, noted=noted))
@@ -173,7 +175,7 @@ def test_every_command_hands_a_hostile_text_over_as_a_part_of_one_argument(tmp_p
     words = {word for words in given for word in words}
     assert {f"train {text}"[:200], f"val {text}"[:200]} <= words  # the databases, as inputs
     options = [json.loads(words[words.index("--options") + 1]) for words in given if "--options" in words]
-    assert any(one.get("folder") == f"folder {text}"[:200] for one in options)
+    assert any(one.get("source", {}).get("folder") == f"folder {text}"[:200] for one in options)
     assert any(one.get("url") == f"http://x/{text}" for one in options)
     assert not list(tmp_path.rglob("pwned"))
 
@@ -235,7 +237,7 @@ def test_a_hostile_text_in_any_key_is_accepted_or_refused_in_clear_lines(plain, 
     monkeypatch.chdir(folder)
     said = ""
     try:
-        configuration.checked(with_text(config, key, text), "config.yaml", SCHEMA)
+        configuration.check_config(with_text(config, key, text), "config.yaml")
     except InputError as error:
         said = str(error)
     assert not said or re.match(rf"config\.yaml: {key[0]}\.", said)

@@ -1,11 +1,25 @@
-"""The built package: a net and the command run from it in an empty folder."""
+"""The package: what it declares is what it needs; a net and the command run from the built one in an empty folder."""
 
+import ast
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+# Which distributions a module may be of.
+OWNERS = {
+    module: {canonicalize_name(name) for name in names} for module, names in importlib.metadata.packages_distributions().items()
+}
 
 SCRIPT = """
 import caffe, pathlib
@@ -23,7 +37,7 @@ def test_a_net_and_the_command_run_from_the_built_wheel_in_an_empty_folder(tmp_p
     empty.mkdir()
     for name in ("caffe", "pipeline"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     built = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
@@ -45,3 +59,104 @@ def test_a_net_and_the_command_run_from_the_built_wheel_in_an_empty_folder(tmp_p
     assert b"         y\tforward: " in done.stderr
     installed = {path.name for path in (site / "caffe" / "commands").glob("*.py")}
     assert installed == {path.name for path in (ROOT / "caffe" / "commands").glob("*.py")}
+    (licenses,) = site.glob("roastery-*.dist-info/licenses")
+    assert {path.name for path in licenses.iterdir()} == {"LICENSE", "NOTICE"}
+    assert (site / "pipeline/report/style.css").exists()
+    assert (site / "caffe/py.typed").exists()
+
+
+def declared(*extras: str) -> set[str]:
+    """Names of the declared packages: those that are always installed, and those of extras."""
+    listed = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
+    return {canonicalize_name(Requirement(line).name) for line in listed}
+
+
+def imported(package: str) -> dict[str, str]:
+    """{module of another project: a file of the package that imports it}."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            found |= {name.split(".")[0]: str(path) for name in names}
+    ours = {"caffe", "pipeline"} | sys.stdlib_module_names
+    return {name: path for name, path in found.items() if name not in ours}
+
+
+def test_the_packages_import_only_what_is_declared_for_them():
+    for package, extras in (("caffe", ["leveldb"]), ("pipeline", ["workflow"])):
+        for module, path in imported(package).items():
+            assert OWNERS[module] & declared(*extras), f"{path} imports {module}"
+
+
+def test_what_is_declared_is_used():
+    owners = set().union(*(OWNERS[module] for package in ("caffe", "pipeline") for module in imported(package)))
+    # Snakemake is a command, and TensorBoard is imported by torch.utils.tensorboard.
+    assert declared("workflow", "leveldb") - owners == {"snakemake", "tensorboard"}
+
+
+def test_the_lock_pins_every_package_that_is_declared():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert all(str(pin.specifier).startswith("==") for pin in pinned)
+    names = [canonicalize_name(pin.name) for pin in pinned]
+    assert len(set(names)) == len(names)
+    assert declared("workflow", "leveldb", "dev", "docs") <= set(names)
+    for line in [*PROJECT["dependencies"], *EXTRAS["workflow"], *EXTRAS["dev"], *EXTRAS["docs"]]:
+        wanted = Requirement(line)
+        (pin,) = (pin for pin in pinned if canonicalize_name(pin.name) == canonicalize_name(wanted.name))
+        assert wanted.specifier.contains(str(pin.specifier).removeprefix("==")), line
+
+
+ALONE = """
+import importlib, importlib.abc, pathlib, pkgutil, sys
+refused = set(sys.argv[1].split(","))
+
+class Refusal(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in refused:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refusal())
+import caffe
+for name in caffe.__all__:
+    getattr(caffe, name)
+modules = [info.name for info in pkgutil.walk_packages(caffe.__path__, "caffe.") if not info.name.endswith("__main__")]
+for name in modules:
+    importlib.import_module(name)
+n = caffe.NetSpec()
+n.x = caffe.layers.Input(shape={"dim": [1, 1, 4, 4]})
+n.y = caffe.layers.Convolution(n.x, num_output=2, kernel_size=3, weight_filler={"type": "constant", "value": 2})
+pathlib.Path("net.prototxt").write_text(str(n.to_proto()))
+net = caffe.Net("net.prototxt", caffe.TEST)
+net.blobs["x"].data[...] = 1
+net.save("net.caffemodel")
+net.save_hdf5("net.caffemodel.h5")
+for weights in ("net.caffemodel", "net.caffemodel.h5"):
+    net.copy_from(weights)
+print(len(modules), net.forward()["y"].max())
+"""
+
+
+def test_a_net_runs_with_the_declared_core_alone(tmp_path):
+    core, found = set(), declared()
+    while found:  # what the core needs, what that needs, …
+        core |= found
+        lines = [line for name in found for line in importlib.metadata.requires(name) or []]
+        needed = [line for line in map(Requirement, lines) if line.marker is None or line.marker.evaluate({"extra": ""})]
+        found = {canonicalize_name(line.name) for line in needed} - core
+    refused = [module for module, owners in OWNERS.items() if not owners & core and "roastery" not in owners]
+    assert {"pandas", "matplotlib", "sklearn", "snakemake", "PIL", "yaml", "plyvel"} & set(OWNERS) <= set(refused)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", ALONE, ",".join(refused)]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules, highest = done.stdout.split()
+    assert int(modules) > 50
+    assert float(highest) == 18
+
+
+def test_the_changelog_begins_with_this_version():
+    versions = re.findall(r"^## \[(\d.*?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == PROJECT["version"]

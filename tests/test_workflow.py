@@ -9,7 +9,7 @@ import pytest
 
 import caffe
 from tests.conftest import ROOT
-from tests.workflows import options
+from tests.workflows import commands, options
 
 
 def snakemake(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -113,7 +113,7 @@ def test_the_order_of_channels_reaches_the_database(elsewhere):
     config.write_text(config.read_text().replace("    color: gray", "    channels: RGB"))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [given["channels"] for given in options(done.stdout, "database")] == ["RGB"] * 4
+    assert [given["channels"] for given in options(done.stdout, "dataset.database")] == ["RGB"] * 4
 
 
 @pytest.mark.parametrize(("copies", "in_database", "in_net"), [(0, 0, 1), (3, 1, 0)])
@@ -127,11 +127,11 @@ def test_images_are_changed_in_the_database_or_on_their_way_into_the_net(elsewhe
     assert done.returncode == 0, done.stdout + done.stderr
     changed = {
         step: [given for given in options(done.stdout, step) if given.get("augmentation") == {"brightness": 0.5}]
-        for step in ("database", "prototxt", "augmented")
+        for step in ("dataset.database", "nets.prototxt", "report.augmentation_examples")
     }
-    assert [given["copies"] for given in changed["database"]] == [3] * in_database
-    assert len(changed["prototxt"]) == in_net
-    assert len(changed["augmented"]) == 1
+    assert [given["copies"] for given in changed["dataset.database"]] == [3] * in_database
+    assert len(changed["nets.prototxt"]) == in_net
+    assert len(changed["report.augmentation_examples"]) == 1
 
 
 def test_pictures_of_a_net_are_of_the_images_and_as_many_as_the_config_says(elsewhere):
@@ -141,11 +141,14 @@ def test_pictures_of_a_net_are_of_the_images_and_as_many_as_the_config_says(else
     config.write_text(text.replace("    batch_size: 20", "    batch_size: 20\n    pictures: {count: 0}", 1))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(options(done.stdout, "visualize")) == 2
-    (base,) = options(done.stdout, "visualize", "experiments/base")
-    assert (base["database"], base["count"]) == ("results/datasets/digits_base/lmdb/val", 2)
-    (finetuned,) = options(done.stdout, "visualize", "experiments/finetuned")
-    assert (finetuned["images"], finetuned["count"]) == ("look", 5)
+    assert len(options(done.stdout, "report.visualize")) == 2
+    for name, shown, count in (
+        ("base", "--database results/datasets/digits_base/lmdb/val", 2),
+        ("finetuned", "--images look", 5),
+    ):
+        (command,) = (line for line in commands(done.stdout, "report.visualize") if f"experiments/{name}" in line)
+        assert shown in command
+        assert options(command, "report.visualize")[0]["pictures"] == {"count": count}
 
 
 def test_images_to_classify_are_classified_by_the_trained_net(elsewhere):
@@ -154,9 +157,9 @@ def test_images_to_classify_are_classified_by_the_trained_net(elsewhere):
     config.write_text(config.read_text().replace("    features: [ip1]", "    classify: {images: look, oversample: true}"))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    (command,) = (line for line in done.stdout.splitlines() if "pipeline.inference.classify" in line)
+    (command,) = commands(done.stdout, "inference.classify")
     assert "experiments/finetuned/train/final.caffemodel look" in command
-    assert options(command, "classify")[0]["oversample"]
+    assert options(command, "inference.classify")[0]["classify"]["oversample"]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_the_weights_of_the_best_test_are_used_where_they_are_wanted(elsewhere, 
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
     of_weights = [line for line in done.stdout.splitlines() if f"results/experiments/finetuned/train/{which}.caffemodel" in line]
-    for step in ("features", "evaluate", "visualize", "export"):
+    for step in ("inference.features", "inference.evaluate", "report.visualize", "export.export"):
         assert sum(f"python -m pipeline.{step} " in line for line in of_weights) == 1
 
 
@@ -181,8 +184,8 @@ def test_another_experiment_gives_the_weights_that_it_is_used_by(elsewhere, weig
     config.write_text(text.replace("weights: {experiment: base}", f"weights: {{{weights}}}"))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    (given,) = options(done.stdout, "train", "experiments/finetuned")
-    assert given["weights"] == [f"results/experiments/base/train/{which}.caffemodel"]
+    (command,) = (line for line in commands(done.stdout, "training.train") if "experiments/finetuned" in line)
+    assert f" --weights results/experiments/base/train/{which}.caffemodel --fitted" in command
 
 
 def test_a_net_is_evaluated_on_images_for_testing(elsewhere):

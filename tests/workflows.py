@@ -20,13 +20,17 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "snakemake", "--cores", "2", *files, *arguments]
 
 
+def commands(output: str, step: str) -> list[str]:
+    """Each command of a step, such as dataset.resize, that --printshellcmds has shown."""
+    return [line for line in output.splitlines() if f"python -m pipeline.{step} " in line]
+
+
 def options(output: str, step: str, about: str = "") -> list[dict]:
     """Of each command of a step that --printshellcmds has shown: what its `--options` hold, all together.
 
     about  text that the command has
     """
-    lines = [line for line in output.splitlines() if f"python -m pipeline.{step} " in line and about in line]
-    words = [shlex.split(line) for line in lines]
+    words = [shlex.split(line) for line in commands(output, step) if about in line]
     held = [[json.loads(given) for flag, given in itertools.pairwise(one) if flag == "--options"] for one in words]
     return [{key: value for part in parts for key, value in part.items()} for parts in held]
 

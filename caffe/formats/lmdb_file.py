@@ -98,11 +98,9 @@ class LMDBFile:
 
     def _leaves(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(offset, offsets of the nodes) of every leaf page, in key order."""
-        if self._root == NO_PAGE:
-            return
-        waiting = [(self._root, 0)]
+        waiting = [] if self._root == NO_PAGE else [(self._root, 0)]
         pages = len(self._map) // self._page_size
-        seen = 0
+        seen = records = 0
         while waiting:
             number, depth = waiting.pop()
             seen += 1
@@ -110,9 +108,12 @@ class LMDBFile:
                 raise self._error("its pages form a cycle")
             page, flags, pointers = self._page(number)
             if flags & LEAF:
+                records += len(pointers)
                 yield page, pointers
             else:
                 waiting.extend((self._child(page, pointer), depth + 1) for pointer in reversed(pointers))
+        if records != self._entries:
+            raise self._error(f"{records} records of {self._entries} are there")
 
     def _page(self, number: int) -> tuple[int, int, tuple[int, ...]]:
         """Offset, flags and node offsets of a branch or leaf page."""

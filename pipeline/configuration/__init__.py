@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
-from pipeline.configuration import datasets, experiments, keys, schema, sweeps, weights
+from pipeline.configuration import datasets, experiments, keys, limits, sweeps, weights
 from pipeline.configuration.keys import mapping, mappings
 from pipeline.errors import InputError
+from pipeline.options.base import schema_of, with_defaults
+from pipeline.options.config import Config
+from pipeline.options.problems import problems as schema_problems
 
 
-def checked(config: dict, path: str, schema_file: Path) -> dict:
+def check_config(config: dict, path: str) -> dict:
     """The config with defaults filled in, and one experiment for each combination of a sweep; those are in `sweeps`.
 
     Raises one InputError that lists every problem, a line each.
 
-    path         the config file, as the errors name it
-    schema_file  a JSON schema, as YAML
+    path  the config file, as the errors name it
     """
-    wanted = yaml.safe_load(schema_file.read_text())
-    problems = [*schema.repeated(Path(path)), *schema.not_finite(config), *schema.too_long(config)]
+    schema = schema_of(Config)
+    problems = [*limits.repeated(Path(path)), *limits.not_finite(config), *limits.too_long(config)]
     swept: dict[str, dict] = {}
     if isinstance(config.get("experiments"), dict):
         expanded, swept = sweeps.expanded(config["experiments"])
         config = {**config, "experiments": expanded}
-    problems += schema.problems(config, wanted)
+    problems += schema_problems(config, schema)
     for kind, checks in (("datasets", datasets), ("experiments", experiments)):
         for name, given in mappings(config.get(kind)).items():
             problems += checks.without_effect(name, given)
-    config = schema.with_defaults(config, wanted)
+    config = with_defaults(config, schema)
     sets, trainings = (mappings(config.get(kind)) for kind in ("datasets", "experiments"))
     for training in trainings.values():
         if isinstance(training.get("weights"), str | list):

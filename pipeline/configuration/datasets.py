@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import gzip
 from pathlib import Path
 
-from pipeline.configuration.keys import DOWNLOAD_FLAGS, KINDS, OF_IMAGES, OF_LISTS, PATIENCE_FLAGS, kind_of, mapping, unknown
-from pipeline.formats.text import separator
+from pipeline.configuration.keys import KINDS, OF_IMAGES, OF_LISTS, kind_of, mapping, unknown
+from pipeline.formats.text import table_header
+from pipeline.options.dataset import FetchOptions
 from pipeline.sources import folders
 
 
@@ -17,7 +17,7 @@ def without_effect(name: str, dataset: dict) -> list[str]:
     source, split = mapping(dataset.get("source")), mapping(dataset.get("split"))
     kind = kind_of(source)
     wanted = {"copy": ("published",), "root": ("list",), "allow_outside_root": ("list",), "val_labels": ("folder",)}
-    wanted |= dict.fromkeys((*DOWNLOAD_FLAGS, *PATIENCE_FLAGS, "sample", "seed", "columns"), ("list", "folder"))
+    wanted |= dict.fromkeys((*FetchOptions.model_fields, "sample", "seed", "columns"), ("list", "folder"))
     for key, kinds in wanted.items():
         if key in source and kind and kind not in kinds:
             problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")
@@ -95,11 +95,10 @@ def known_splits(dataset: dict) -> set[str] | None:
     if not {".csv", ".tsv"} & set(path.suffixes):
         return None
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            header = file.readline().decode("utf-8-sig", "replace")
+        delimiter, header = table_header(path)
     except (OSError, EOFError):  # the shards step says what is wrong with it
         return None
     if not header.strip():
         return None
-    names = [name.strip() for name in next(csv.reader([header], delimiter=separator(header)), [])]
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
     return None if mapping(source.get("columns")).get("split", "split") in names else {""}

@@ -6,23 +6,16 @@ from collections.abc import Iterable
 
 import caffe
 from pipeline.nets import models
+from pipeline.options.dataset import Channels, ResizeOptions, ShardSize
 
-SOURCE_FLAGS = ("list", "folder", "root", "allow_outside_root", "val_labels", "sample", "seed")
-"""Keys of a source that the shards step takes as flags."""
 KINDS = ("list", "folder", "published", "database", "dataset")
 """What images can come from."""
 ORIGINS = ("experiment", "file", "url")
 """What weights can come from."""
-OF_IMAGES = ("shard_size", "size", "color", "channels", "resize_mode", "interpolation")
+OF_IMAGES = tuple(key for model in (ShardSize, ResizeOptions, Channels) for key in model.model_fields)
 """Keys of a dataset that say how its images are made."""
 OF_LISTS = ("split", "duplicates", "augmentation", "seed")
 """Keys of a dataset that say how its lists and databases are made of its images."""
-DOWNLOAD_FLAGS = ("allow_file", "allow_private", "ignore_opt_out", "max_bytes", "max_pixels", "max_redirects")
-"""Keys of a source that say what is downloaded, which the download step takes as flags."""
-PATIENCE_FLAGS = ("min_yield", "concurrency", "per_host", "timeout", "total_timeout", "retries")
-"""Those that say how long and how hard it is tried."""
-
-
 EXPORTS = {
     "onnx": "model.onnx",
     "safetensors": "model.safetensors",

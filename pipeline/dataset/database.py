@@ -1,76 +1,53 @@
-"""Build an LMDB of Caffe's Datum records from an image list, and a manifest of what is in it.
+"""Build an LMDB of Caffe's Datum records from an image list, and its manifest.
 
 Records are raw pixels, channels × height × width, uint8, BGR or gray, or PNG or JPEG files; keys are `%08d_path`. Both are as
-convert_imageset writes them; channels may be RGB instead, as those of CIFAR's own databases. Changed copies of the images follow
-them, all of the first, then all of the second: an epoch each. The manifest (JSON: images, classes, shape, the sha256 of all keys'
-and records' digests, and channels where they are RGB) is what later steps depend on: Snakemake sees no change inside a database.
+convert_imageset writes them; channels may be RGB instead, as in CIFAR's own databases. Augmented copies of the images follow,
+an epoch each: the first copies of all images, then the second ones. The manifest (JSON: images, classes, shape, the sha256 of the
+digests of all keys and records, and channels if they are RGB) is what later steps depend on: Snakemake sees no change inside a
+database.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from caffe.proto import caffe_pb2
-from pipeline.command import run
-from pipeline.dataset.augmentation import changed, parsed
+from pipeline.command import run, step_parser
+from pipeline.dataset.augmentation import as_param, augment
 from pipeline.errors import InputError
 from pipeline.files import written_whole
-from pipeline.formats.images import Files, Resized, below
-from pipeline.formats.lists import entries_of, read_labels
-from pipeline.formats.records import BATCH, digest, record, write_database
+from pipeline.formats.images import Files, Resized, open_images
+from pipeline.formats.lists import iter_image_list, read_labels
+from pipeline.formats.records import BATCH, Batches, Entry, Manifest, digest, encode_datum, write_database
 from pipeline.formats.roots import Root
+from pipeline.options.dataset import DatabaseOptions
+from pipeline.options.flags import read_flags
 
 LONGEST_NAME = 511 - len("000000000000_")
-"""Bytes of a path: LMDB's keys have 511, and one begins with the image's number, of 12 digits at most."""
+"""Most bytes of a path: LMDB's keys have 511, and begin with the image's number, of at most 12 digits."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to build.
+def records(source: Path, images: Resized | Files, options: DatabaseOptions, classes: int, threads: int = 1) -> Batches:
+    """A record for every line of a list, in its order, BATCH at a time. Raises InputError if image sizes differ.
 
-    classes       their number; labels are below it
-    color         BGR or gray
-    threads       images worked on at once
-    encode        "raw" pixels, or files: "png", or "jpg" (lossy, of OpenCV's quality, 95)
-    copies        changed copies of each image
-    augmentation  how those are changed
-    seed          what the changes are drawn by
-    channels      the records' order: BGR or RGB
+    Records are valid until the next batch.
     """
-
-    classes: int
-    color: bool = True
-    threads: int = 1
-    encode: str = "raw"
-    copies: int = 0
-    augmentation: caffe_pb2.AugmentationParameter | None = None
-    seed: int = 1
-    channels: str = "BGR"
-
-
-def records(source: Path, images: Resized | Files, options: Options) -> Iterator[list[tuple[bytes, bytes | memoryview, bytes]]]:
-    """Key, record and the digest of both for every line of a list, in its order, BATCH at a time; all of the first one's size.
-
-    Records are good until the next batch is asked for.
-    """
-    first, _ = next(entries_of(source, options.classes))
-    _check(source, images, options)
-    first = images[first]
+    first_path, _ = next(iter_image_list(source, classes))
+    _check(source, images, classes)
+    first = images[first_path]
     shape = None if first is None else first.shape
-    # Two batches at once: the one that is put and the one that is made.
-    room = np.empty((2, BATCH, 64 + first.size if first is not None and options.encode == "raw" else 0), np.uint8)
+    encode, param = options.encode or "raw", None if options.augmentation is None else as_param(options.augmentation)
+    # Two batches at once: one is written while the next is encoded.
+    room = np.empty((2, BATCH, 64 + first.size if first is not None and encode == "raw" else 0), np.uint8)
 
-    def one(entry: tuple[int, tuple[int, int, str, int]]) -> tuple[bytes, bytes | memoryview, bytes]:
+    def convert(entry: tuple[int, tuple[int, int, str, int]]) -> Entry:
         number, (copy, line, name, label) = entry
         where, image = f"{source}:{line}", images[name]
         if image is None:
@@ -78,47 +55,50 @@ def records(source: Path, images: Resized | Files, options: Options) -> Iterator
         if shape and image.shape != shape:
             found = f"{name} is {'×'.join(map(str, image.shape))}"
             raise InputError(where, found, f"the first image is {'×'.join(map(str, shape))}", "resize them alike first")
-        if copy:
-            image = changed(image, options.augmentation, (options.seed, number))
+        if copy and param is not None:
+            image = augment(image, param, (options.seed, number))
         if options.channels == "RGB" and image.ndim == 3:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         key = f"{number:08d}_{name}".encode(errors="surrogateescape")
-        value = record(image, label, options.encode, room[number // BATCH % 2, number % BATCH])
+        value = encode_datum(image, label, encode, room[number // BATCH % 2, number % BATCH])
         return key, value, digest(key, value)
 
     entries = enumerate(
-        (copy, line, *entry)
+        (copy, line, name, label)
         for copy in range(1 + options.copies)
-        for line, entry in enumerate(entries_of(source, options.classes), 1)
+        for line, (name, label) in enumerate(iter_image_list(source, classes), 1)
     )
-    with ThreadPoolExecutor(options.threads) as pool:
-        following = pool.map(one, list(itertools.islice(entries, BATCH)))
+    with ThreadPoolExecutor(threads) as pool:
+        following = pool.map(convert, list(itertools.islice(entries, BATCH)))
         while batch := list(following):
-            following = pool.map(one, list(itertools.islice(entries, BATCH)))  # made while this one is put
+            following = pool.map(convert, list(itertools.islice(entries, BATCH)))
             yield batch
 
 
-def _check(source: Path, images: Resized | Files, options: Options) -> None:
-    """Look at every line of a list, so that one that is wrong is named before hours of work."""
+def _check(source: Path, images: Resized | Files, classes: int) -> None:
+    """Check every line of a list, to raise InputError before hours of work."""
     root = Root(images.root) if isinstance(images, Files) else None
-    for line, (name, _) in enumerate(entries_of(source, options.classes, root), 1):
+    for line, (name, _) in enumerate(iter_image_list(source, classes, root), 1):
         size = len(name.encode(errors="surrogateescape"))
         if size > LONGEST_NAME:
             expected = f"LMDB's keys, NUMBER_PATH, have room for {LONGEST_NAME}"
             raise InputError(f"{source}:{line}", f"a path of {size} bytes", expected, "give the file a shorter name")
 
 
-def build(source: Path, images: Resized | Files, database: Path, options: Options) -> dict:
+def build(
+    source: Path, images: Resized | Files, database: Path, options: DatabaseOptions, classes: int, threads: int = 1
+) -> Manifest:
     """Write the images of the list `source` to `database`, whole; return the manifest."""
-    with _without_fused_additions(options.copies > 0):
-        return write_database(records(source, images, options), database, options.classes, options.threads, options.channels)
+    with _without_avx2(options.copies > 0):
+        batches = records(source, images, options, classes, threads)
+        return write_database(batches, database, classes, threads, options.channels)
 
 
 @contextmanager
-def _without_fused_additions(wanted: bool) -> Iterator[None]:
-    """Let OpenCV compute without AVX2 in the block, in all threads: else its affine warps round some pixels by the processor."""
+def _without_avx2(enabled: bool) -> Iterator[None]:
+    """Disable OpenCV's AVX2 in the block, in all threads: its affine warps round some pixels differently with it."""
     before = cv2.useOptimized()
-    cv2.setUseOptimized(before and not wanted)
+    cv2.setUseOptimized(before and not enabled)
     try:
         yield
     finally:
@@ -126,7 +106,7 @@ def _without_fused_additions(wanted: bool) -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, DatabaseOptions)
     parser.add_argument("list", type=Path, help="train.txt or val.txt")
     parser.add_argument(
         "root", type=Path, help="folder that the list's paths begin from: what pipeline.dataset.resize wrote, or images"
@@ -134,20 +114,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("database", type=Path, help="the LMDB; replaced if it exists")
     parser.add_argument("--labels", type=Path, required=True, help="labels.txt")
     parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--color", choices=["color", "gray"], default="color")
-    parser.add_argument("--channels", choices=["BGR", "RGB"], default="BGR", help="their order in records (default: %(default)s)")
-    parser.add_argument("--encode", choices=["raw", "png", "jpg"], default="raw", help="pixels or files (default: %(default)s)")
-    parser.add_argument("--copies", type=int, default=0, help="changed copies of each image")
-    parser.add_argument("--augmentation", type=parsed, help="how copies are changed: AugmentationParameter's fields as JSON")
-    parser.add_argument("--seed", type=int, default=1, help="what the changes are drawn by")
     parser.add_argument("--threads", type=int, default=1, help="images worked on at once (default: %(default)s)")
     a = parser.parse_args(argv)
-    if a.copies and a.augmentation is None:
-        raise InputError("--copies", str(a.copies), "copies are changed", "say how with --augmentation")
+    options = read_flags(a, DatabaseOptions)
+    if options.copies and options.augmentation is None:
+        raise InputError("--copies", str(options.copies), "copies are changed", "say how with --augmentation")
     with written_whole(a.manifest) as part:
-        color = a.color == "color"
-        options = Options(len(read_labels(a.labels)), color, a.threads, a.encode, a.copies, a.augmentation, a.seed, a.channels)
-        manifest = build(a.list, below(a.root, options.color), a.database, options)
+        images, classes = open_images(a.root, options.color == "color"), len(read_labels(a.labels))
+        manifest = build(a.list, images, a.database, options, classes, a.threads)
         part.write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"{a.database}: {manifest['images']} records of {'×'.join(map(str, manifest['shape']))}, {manifest['classes']} classes")
 

@@ -1,7 +1,7 @@
-"""Find near-duplicates: images that were cut, recompressed or resized from one another.
+"""Find near-duplicates: images that were cropped, recompressed or resized from one another.
 
-A fingerprint says in 128 bits whether the gray of an image falls or rises between neighbours in a grid of 9 × 9, along rows and
-along columns. Where two differ in few bits, their pixels are compared.
+A fingerprint (difference hash) is 128 bits: whether the gray level of an image falls or rises between neighbours in a grid of
+9 × 9, along rows and along columns. If two differ in few bits, their pixels are compared.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import cv2
 import numpy as np
 
 MOST_BITS = 6
-"""Bits in which fingerprints of near-duplicates differ at most. A change of up to 7 leaves one of their 8 bands as it was."""
+"""Most bits in which fingerprints of near-duplicates differ. If up to 7 differ, at least one of their 8 bands is equal."""
 MOST_LEVELS = 8
-"""Mean difference of gray, 0 to 255, of near-duplicates, each of 32 × 32 and less its mean."""
+"""Largest mean difference of gray levels, 0 to 255, of near-duplicates, each of 32 × 32 pixels with its mean subtracted."""
 LARGEST_BAND = 1000
-"""Images that share a band's value; a value that more share (of flat images, black borders) tells nothing."""
+"""Most images with the same value of a band; a more frequent value (flat images, black borders) is ignored."""
 TRIES = 8
-"""Nearest images by fingerprint whose pixels are compared."""
+"""Most nearest images by fingerprint whose pixels are compared."""
 AT_ONCE = 250
-"""Images that are looked up together, so that memory does not grow with their number."""
+"""Images that are looked up together, to bound memory."""
 
 
 def fingerprint(image: np.ndarray) -> bytes:
-    """128 bits of an image, uint8, height × width × 3 (BGR) or height × width."""
-    # In two steps: whole factors are far faster.
+    """The fingerprint of an image, uint8, height × width × 3 (BGR) or height × width: 16 bytes."""
+    # Resized in two steps: integer factors are far faster.
     small = cv2.resize(_small_gray(image), (9, 9), interpolation=cv2.INTER_AREA)
     bits = np.concatenate([(small[:8, 1:] > small[:8, :8]).ravel(), (small[1:, :8] > small[:8, :8]).ravel()])
     return np.packbits(bits).tobytes()
 
 
-def alike(first: np.ndarray, second: np.ndarray) -> bool:
+def are_near_duplicates(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two images have nearly the same pixels, whatever their size and brightness."""
     grays = [_small_gray(image).astype(np.float32) for image in (first, second)]
     difference = np.subtract(*(gray - gray.mean() for gray in grays))
@@ -40,12 +40,12 @@ def alike(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _small_gray(image: np.ndarray) -> np.ndarray:
-    """32 × 32, gray."""
+    """The image as 32 × 32 gray levels."""
     small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
     return cv2.cvtColor(small, cv2.COLOR_BGR2GRAY) if small.ndim == 3 else small
 
 
-def nearest(
+def nearest_duplicates(
     queries: np.ndarray, others: np.ndarray, images: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 ) -> dict[int, tuple[int, int]]:
     """{query: (its nearest near-duplicate among the others, the bits in which they differ)}.
@@ -56,14 +56,14 @@ def nearest(
     result = {}
     for query, near in _candidates(queries, others):
         for other, bits in near:
-            if alike(*images(query, other)):
+            if are_near_duplicates(*images(query, other)):
                 result[query] = (other, bits)
                 break
     return result
 
 
 def _candidates(queries: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Each query that has any, and the TRIES others that differ from it in fewest bits: (other, bits), nearest first."""
+    """(query, [(other, bits), …]) for each query with candidates: the TRIES nearest, nearest first."""
     if not len(queries) or not len(others):
         return
     many, few = (np.ascontiguousarray(side).view(np.uint16).reshape(-1, 8) for side in (others, queries))
@@ -71,14 +71,14 @@ def _candidates(queries: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, 
     sorted_bands = [many[order, band] for band, order in enumerate(orders)]
     for start in range(0, len(few), AT_ONCE):
         part = few[start : start + AT_ONCE]
-        found = []
+        matches = []
         for band, (order, values) in enumerate(zip(orders, sorted_bands, strict=True)):
             begins, ends = (np.searchsorted(values, part[:, band], side) for side in ("left", "right"))
             sizes = np.where(ends - begins > LARGEST_BAND, 0, ends - begins)
             query = np.repeat(np.arange(len(part)), sizes)
             within = np.arange(len(query)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            found.append(np.stack([query, order[np.repeat(begins, sizes) + within]]))
-        query, other = np.concatenate(found, axis=1)
+            matches.append(np.stack([query, order[np.repeat(begins, sizes) + within]]))
+        query, other = np.concatenate(matches, axis=1)
         bits = np.bitwise_count(part[query] ^ many[other]).sum(1)
         near = bits <= MOST_BITS
         rows = np.unique(np.stack([query[near], bits[near].astype(int), other[near]]), axis=1)  # in that order

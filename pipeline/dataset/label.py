@@ -1,44 +1,35 @@
-"""Make Caffe's image lists: `path label` lines for training and validation, and the names of the labels.
+"""Write Caffe's image lists: `path label` lines for training, validation and testing, and the class names.
 
 Labels count from 0 in the sorted order of the class names (numbers sort as numbers). Lists are shuffled by seed. Near-duplicates
-of training images among the validation images are reported, or dropped.
+of training images among the validation and test images are reported, or dropped.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
-import enum
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.dataset import duplicates
-from pipeline.dataset.split import Split, balanced, drawn
+from pipeline.dataset.split import draw_training_images, draw_validation_images, way
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats.images import TABLE, Resized
 from pipeline.formats.lists import read_labels, write_classes, write_duplicates, write_lines, write_names, write_sizes
-
-
-class Duplicates(enum.StrEnum):
-    """What becomes of an image held out that is nearly a training image."""
-
-    REPORT = "report"
-    DROP = "drop"
-    IGNORE = "ignore"
-
+from pipeline.options.dataset import Duplicates, LabelOptions, Split
+from pipeline.options.flags import read_flags
 
 PARTS = ("train", "val", "test")
-"""What an image can be for."""
+"""The splits."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """Images that were downloaded and resized, one an element of each.
+    """Images that were downloaded and resized; each field has an element per image.
 
     paths        SHARD/NAME
     labels, splits, groups
@@ -59,7 +50,7 @@ def read_tables(tables: list[Path], images: Resized) -> Listed:
 
     tables  download tables, one a shard, whose names without .csv are the shards' folders of `images`
     """
-    classes, found = set(), []
+    classes, rows = set(), []
     for table in tables:
         if not table.exists():
             raise InputError(table, "no such table", do="run the download first")
@@ -67,26 +58,23 @@ def read_tables(tables: list[Path], images: Resized) -> Listed:
         with table.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if not row["label"]:
-                    raise InputError(table, f"no label for {row['url']}", do="give every image of the list a label")
+                    raise InputError(table, f"no label for {row['url']}", do="give each image of the list a label")
                 classes.add(row["label"])
                 if image := resized.get(row["path"]):
                     size = int(image["height"]), int(image["width"])
                     path = f"{table.stem}/{row['path']}"
-                    found.append((path, row["label"], row["split"], row["group"], size, image["fingerprint"]))
-    missing = sorted(classes - {label for _, label, *_ in found}, key=class_order)
-    if missing or not found:
-        raise InputError(
-            _place(tables),
-            f'class "{missing[0]}" has no images' if missing else "no images",
-            "every class of the list needs some",
-            f"the tables there and {images.root}/*/{TABLE} say what became of them",
-        )
-    paths, labels, splits, groups, sizes, prints = map(list, zip(*sorted(found), strict=True))
+                    rows.append((path, row["label"], row["split"], row["group"], size, image["fingerprint"]))
+    missing = sorted(classes - {label for _, label, *_ in rows}, key=class_order)
+    if missing or not rows:
+        found = f'class "{missing[0]}" has no images' if missing else "no images"
+        do = f"see the errors in these tables and the reasons in {images.root}/*/{TABLE}"
+        raise InputError(_place(tables), found, "every class of the list needs images", do)
+    paths, labels, splits, groups, sizes, prints = map(list, zip(*sorted(rows), strict=True))
     return Listed(paths, labels, splits, groups, sizes, np.frombuffer(bytes.fromhex("".join(prints)), np.uint8).reshape(-1, 16))
 
 
-def missing(tables: list[Path], images: Resized) -> Counter[str]:
-    """{why: how many images of the list there are no pixels of}."""
+def count_missing(tables: list[Path], images: Resized) -> Counter[str]:
+    """{error or reason: number of images} of the list that could not be downloaded or decoded."""
     why: Counter[str] = Counter()
     for table in tables:
         with table.open(newline="", encoding="utf-8") as file:
@@ -96,33 +84,34 @@ def missing(tables: list[Path], images: Resized) -> Counter[str]:
 
 
 def _place(tables: list[Path]) -> Path:
-    """What to call the tables in an error: their folder, or the only one."""
+    """The tables in an error: their folder, or the only one."""
     return tables[0].parent if len(tables) > 1 else tables[0]
 
 
-def class_order(name: str) -> tuple:
-    """Key that sorts numbers as numbers and before names."""
+def class_order(name: str) -> tuple[int, int, str]:
+    """Sort key: numbers by value, before names."""
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
 
-def by_column(listed: Listed, split: Split) -> bool:
-    """Whether images are for what their list or folder says."""
-    given = set(listed.splits)
-    return (split.own and "" not in given and given != {"train"}) or (split.val is None and not split.folds)
+def uses_split_column(listed: Listed, split: Split) -> bool:
+    """Whether the split column, not a random split, decides."""
+    splits = set(listed.splits)
+    return way(split) == "column" or (not way(split) and "" not in splits and splits != {"train"})
 
 
-def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Each image's class as a number, what it is for (train, val or test), and the class names by number.
+def assign(
+    listed: Listed, options: LabelOptions, where: Path, given: list[str] | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(label of each image, its split: train, val or test, class names by label).
 
-    where  what errors call the images' tables
-    given  the class names; labels are their numbers then
+    where  the images' tables, for errors
+    given  class names, if the list has labels instead
 
-    Where a list has images for testing and none for validation, those are taken for it, as Caffe's examples do.
+    If a list has test images but no validation images, the former are used for validation, as in Caffe's examples.
     """
-    if split.val is not None and not 0 < split.val < 1:
-        raise InputError("split.val", f"{split.val} is not between 0 and 1")
-    if split.folds and not 0 <= split.fold < split.folds:
-        raise InputError("split.fold", str(split.fold), f"there are {split.folds} folds (0–{split.folds - 1})")
+    split = options.split
+    if way(split) == "fold" and not (split.folds and split.fold is not None and split.fold < split.folds):
+        raise InputError("split.fold", str(split.fold), f"there are {split.folds or 'no'} folds, which count from 0")
     names = sorted(set(listed.labels), key=class_order)
     number = {name: index for index, name in enumerate(names)}
     if given is not None:
@@ -132,80 +121,72 @@ def assign(listed: Listed, split: Split, where: Path, given: list[str] | None = 
             raise InputError(where, f'label "{wrong[0]}"', expected, "correct names, or remove it, so that labels are names")
         number, names = {name: int(name) for name in names}, given
     numbers = np.array([number[label] for label in listed.labels])
-    if by_column(listed, split):
+    if uses_split_column(listed, split):
         for path, part in zip(listed.paths, listed.splits, strict=True):
             if part not in PARTS:
-                raise InputError(
-                    where,
-                    f"no split for {path}",
-                    "split.by is column",
-                    "fill the list's split column with train, val or test, or use split.by: fraction",
-                )
+                do = "fill the list's split column with train, val or test, or use split.by: fraction"
+                raise InputError(where, f"no split for {path}", "split.by is column", do)
         parts = np.array(listed.splits)
         return numbers, parts if "val" in parts else np.where(parts == "test", "val", parts), names
-    # An image without a group is one by itself.
+    # An image without a group is its own group.
     groups = {name: index for index, name in enumerate(sorted(set(listed.groups)))}
     numbered = np.array([groups[group] if group else len(groups) + at for at, group in enumerate(listed.groups)])
-    held_out = drawn(numbers, numbered, split, np.random.default_rng((split.seed, 0)))
+    held_out = draw_validation_images(numbers, numbered, split, np.random.default_rng((options.seed, 0)))
     return numbers, np.where(held_out, "val", "train"), names
 
 
-def lists_of(numbers: np.ndarray, parts: np.ndarray, names: list[str], split: Split, where: Path) -> dict[str, np.ndarray]:
-    """{train, val, test: positions of its images, in shuffled order}."""
-    rng = np.random.default_rng((split.seed, 1))
-    trained = np.flatnonzero(parts == "train")
-    counts = np.bincount(numbers[trained], minlength=len(names))
+def draw_lists(
+    numbers: np.ndarray, parts: np.ndarray, names: list[str], options: LabelOptions, where: Path
+) -> dict[str, np.ndarray]:
+    """{train, val, test: positions of its images, shuffled}."""
+    rng, least = np.random.default_rng((options.seed, 1)), options.split.min_per_class or 1
+    training = np.flatnonzero(parts == "train")
+    counts = np.bincount(numbers[training], minlength=len(names))
     for name, count in zip(names, counts, strict=True):
-        if count < split.min_per_class:
+        if count < least:
             found = f'class "{name}" has {count or "no"} training images'
-            wanted = f"every class needs {split.min_per_class if split.min_per_class > 1 else 'some'}"
-            do = "check its split" + (", or lower split.min_per_class" if split.min_per_class > 1 else ", or remove the class")
-            raise InputError(where, found, wanted, do)
+            expected = f"every class needs {least if least > 1 else 'some'}"
+            do = "check its split" + (", or lower split.min_per_class" if least > 1 else ", or remove the class")
+            raise InputError(where, found, expected, do)
     if not (parts == "val").any():
-        kept = "a class's only image, and a group larger than the share, are for training"
-        do = f"check their split, raise split.val, or add images: {kept}"
-        raise InputError(where, "no validation images", "training is judged by some", do)
-    chosen = {"train": trained[balanced(numbers[trained], split, rng)]}
-    return chosen | {part: rng.permutation(np.flatnonzero(parts == part)) for part in ("val", "test")}
+        reason = "a class's only image, and a group larger than the share, are for training"
+        do = f"check their split, raise split.val, or add images: {reason}"
+        raise InputError(where, "no validation images", "training needs some for its tests", do)
+    train = {"train": training[draw_training_images(numbers[training], options, rng)]}
+    return train | {part: rng.permutation(np.flatnonzero(parts == part)) for part in ("val", "test")}
 
 
 def near_duplicates(listed: Listed, parts: np.ndarray, images: Resized) -> dict[int, tuple[int, int]]:
-    """{image held out: (the training image it nearly is, the bits in which their fingerprints differ)}, by position."""
+    """{validation or test image: (training image, bits in which their fingerprints differ)}, by position."""
     val, train = np.flatnonzero(parts != "train"), np.flatnonzero(parts == "train")
-    found = duplicates.nearest(
+    pairs = duplicates.nearest_duplicates(
         listed.prints[val],
         listed.prints[train],
-        lambda query, other: (images[listed.paths[val[query]]], images[listed.paths[train[other]]]),
+        lambda query, other: (images.pixels(listed.paths[val[query]]), images.pixels(listed.paths[train[other]])),
     )
-    return {int(val[query]): (int(train[other]), bits) for query, (other, bits) in found.items()}
+    return {int(val[query]): (int(train[other]), bits) for query, (other, bits) in pairs.items()}
 
 
-def write_lists(
-    tables: list[Path],
-    images: Path,
-    folder: Path,
-    split: Split,
-    given: list[str] | None = None,
-    policy: Duplicates = Duplicates.REPORT,
-) -> dict[str, int]:
-    """Write the lists and what is said of them to `folder`, whole; return how many images there are, and near-duplicates.
+def write_lists(tables: list[Path], images: Path, folder: Path, options: LabelOptions) -> dict[str, int]:
+    """Write the lists and the tables beside them to `folder`, whole; return the number of images in each, and of duplicates.
 
-    train.txt, val.txt, test.txt       `path label` a line; the last is empty where no images are for testing
-    labels.txt                         a class name a line, by number
+    train.txt, val.txt, test.txt       `path label` lines; the last is empty if there are no test images
+    labels.txt                         class names, by label
     synset_words.txt                   `nNUMBER name`, as ImageNet's
     classes.csv, infogain.binaryproto  images and weight of each class
-    duplicates.csv                     images held out that nearly are training images: val, train, bits, val_class, train_class
+    duplicates.csv                     near-duplicates of training images: val, train, bits, val_class, train_class
     sizes.csv                          sizes of the images' files: height, width, images
     """
-    resized, where = Resized(images), _place(tables)
+    resized, where, policy = Resized(images), _place(tables), options.duplicates
+    given = read_labels(options.names) if options.names else None
     listed = read_tables(tables, resized)
-    numbers, parts, names = assign(listed, split, where, given)
+    numbers, parts, names = assign(listed, options, where, given)
     pairs = {} if policy == Duplicates.IGNORE else near_duplicates(listed, parts, resized)
-    positions = lists_of(numbers, parts, names, split, where)
+    positions = draw_lists(numbers, parts, names, options, where)
     if policy == Duplicates.DROP:
         positions |= {part: positions[part][~np.isin(positions[part], list(pairs))] for part in ("val", "test")}
         if not len(positions["val"]):
-            raise InputError(where, "every validation image nearly is a training image", do="use duplicates: report, and look")
+            raise InputError(where, "all validation images are near-duplicates of training images", do="use duplicates: report")
     with written_whole(folder) as part:
         part.mkdir()
         for name, chosen in positions.items():
@@ -222,34 +203,24 @@ def write_lists(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, LabelOptions)
     parser.add_argument("shards", type=Path, help="folder of the shards' lists, SHARD.csv")
     parser.add_argument("tables", type=Path, help="folder of the download tables, SHARD.csv")
     parser.add_argument("images", type=Path, help="folder of the resized images, SHARD/")
     parser.add_argument("--output", type=Path, required=True, help="folder for the lists; replaced if it exists")
-    parser.add_argument("--val", type=float, help="share of each class for validation; else the split column decides")
-    parser.add_argument("--own-split", action="store_true", help="the split column decides where it says it of all images")
-    parser.add_argument("--folds", type=int, default=0, help="divide each class into so many folds")
-    parser.add_argument("--fold", type=int, default=0, help="the fold for validation, from 0")
-    parser.add_argument("--min-per-class", type=int, default=1, help="least training images of a class")
-    parser.add_argument("--max-per-class", type=int, default=0, help="most training images of a class; 0 takes all")
-    parser.add_argument("--repeat", action="store_true", help="list every class as often as the largest")
-    parser.add_argument("--names", type=Path, help="class names, one a line, where the labels are their numbers")
-    parser.add_argument("--duplicates", type=Duplicates, choices=list(Duplicates), default=Duplicates.REPORT)
-    parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args(argv)
+    options = read_flags(a, LabelOptions)
     tables = [a.tables / shard.name for shard in sorted(a.shards.glob("*.csv"))]
     if not tables:
         raise InputError(a.shards, "no shards", do="run pipeline.sources.shards first")
-    split = Split(a.val, a.seed, a.folds, a.fold, a.min_per_class, a.max_per_class, a.repeat, a.own_split)
-    counts = write_lists(tables, a.images, a.output, split, read_labels(a.names) if a.names else None, a.duplicates)
+    counts = write_lists(tables, a.images, a.output, options)
     said = f"{counts['train']} training and {counts['val']} validation images"
     print(f"{a.output}: {said}" + (f", {counts['test']} for testing" if counts["test"] else ""))
-    if why := missing(tables, Resized(a.images)):
+    if why := count_missing(tables, Resized(a.images)):
         reasons = ", ".join(f"{reason} {count}" for reason, count in why.most_common())
         print(f"{why.total()} more could not be had or read ({reasons}): see {a.tables}/*.csv and {a.images}/*/{TABLE}")
     if counts["duplicates"]:
-        done = " and were dropped" if a.duplicates == Duplicates.DROP else ""
+        done = " and were dropped" if options.duplicates == Duplicates.DROP else ""
         print(f"{counts['duplicates']} images held out nearly are training images{done}: see {a.output}/duplicates.csv")
 
 

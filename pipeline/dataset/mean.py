@@ -1,4 +1,4 @@
-"""Compute the mean image of a database, as BVLC Caffe's compute_image_mean does, and the mean and deviation of each channel."""
+"""Compute the mean image of a database, like BVLC Caffe's compute_image_mean, and each channel's mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pipeline.progress import progress
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of all images of a database.
+    """Statistics of all images of a database.
 
     mean    channels × height × width, float32
     std     standard deviation of each channel's pixels, float64
-    images  how many there are
+    images  their number
     """
 
     mean: np.ndarray
@@ -33,9 +33,9 @@ class Statistics:
 
 
 def statistics(database: Path) -> Statistics:
-    """Read a database once, encoded records too.
+    """Read a database once, also encoded records.
 
-    The mean is summed in float32 in the database's order, as compute_image_mean does, so that not even the rounding differs.
+    The mean is summed in float32 in the database's order, to equal compute_image_mean's to the bit.
     """
     records = caffe.open_db(database)
     total, count = None, len(records)
@@ -48,9 +48,10 @@ def statistics(database: Path) -> Statistics:
             raise InputError(f"{database}: {key.decode(errors='replace')}", found, f"the first image has {total.shape}")
         total += image
         for channel, plane in enumerate(image):
-            mean, deviation = (float(one[0, 0]) for one in cv2.meanStdDev(plane))
+            mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(plane))
             sums[channel] += mean
             squares[channel] += deviation**2 + mean**2
+    assert total is not None  # open_db refuses an empty database
     return Statistics(total / np.float32(count), np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0)), count)
 
 

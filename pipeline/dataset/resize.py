@@ -1,45 +1,32 @@
-"""Resize a folder of images to one size, without loss, setting aside what cannot be read.
+"""Resize a folder of images to one size, without lossy compression, and list those that cannot be decoded.
 
 Written to a folder: pixels.npy (images × height × width × 3, BGR, or without the last axis for gray; uint8), which later steps
 map into memory, and images.csv: path, reason, height and width of the file, and fingerprint, for every file in the order of
-pixels.npy. The reason is empty, or says why there are no pixels, which are 0 then: `empty`, `damaged` or `not_an_image`.
+pixels.npy. The reason is empty for a decoded image; else, `empty`, `damaged` or `not_an_image`, the pixels are 0.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
-import enum
 import errno
 import math
 import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.dataset.duplicates import fingerprint
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats.images import PIXELS, TABLE, Resized, Size, content_of, decode, jpeg_size, why_unreadable, write_png
+from pipeline.options.dataset import Mode, ResizeOptions
+from pipeline.options.flags import read_flags
 from pipeline.progress import progress
-
-
-class Mode(enum.StrEnum):
-    """How an image of another shape is fitted."""
-
-    SQUASH = "squash"
-    """Both sides are scaled, each as it must be."""
-    CROP = "crop"
-    """The shorter side is scaled to fit, and the middle of the longer one kept."""
-    FIT = "fit"
-    """The longer side is scaled to fit, and the rest is black."""
-
 
 INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
@@ -50,56 +37,49 @@ INTERPOLATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
-    """The size, how images are fitted to it and sampled (`linear` is convert_imageset's), BGR or gray, images at once."""
-
-    size: Size
-    mode: Mode = Mode.SQUASH
-    interpolation: str = "linear"
-    color: bool = True
-    threads: int = 1
+def size_of(options: ResizeOptions) -> Size:
+    """The size that images are resized to."""
+    return Size(options.size.height, options.size.width)
 
 
-def resize(image: np.ndarray, options: Options) -> np.ndarray:
-    """One image, height × width (× channels), uint8, to the size."""
-    (height, width), size = image.shape[:2], options.size
+def resize(image: np.ndarray, options: ResizeOptions) -> np.ndarray:
+    """Resize an image, height × width (× channels), uint8."""
+    (height, width), size = image.shape[:2], size_of(options)
     interpolation = INTERPOLATIONS[options.interpolation]
-    if options.mode == Mode.FIT:
+    if options.resize_mode == Mode.FIT:
         scale = min(size.height / height, size.width / width)
         inner = Size(max(1, round(height * scale)), max(1, round(width * scale)))
         top, left = (size.height - inner.height) // 2, (size.width - inner.width) // 2
-        framed = np.zeros((*size, *image.shape[2:]), np.uint8)
+        padded = np.zeros((*size, *image.shape[2:]), np.uint8)
         image = cv2.resize(image, (inner.width, inner.height), interpolation=interpolation)
-        framed[top : top + inner.height, left : left + inner.width] = image
-        return framed
-    if options.mode == Mode.CROP:
+        padded[top : top + inner.height, left : left + inner.width] = image
+        return padded
+    if options.resize_mode == Mode.CROP:
         scale = max(size.height / height, size.width / width)
-        kept = Size(min(height, round(size.height / scale)), min(width, round(size.width / scale)))
-        top, left = (height - kept.height) // 2, (width - kept.width) // 2
-        image = image[top : top + kept.height, left : left + kept.width]
+        crop = Size(min(height, round(size.height / scale)), min(width, round(size.width / scale)))
+        top, left = (height - crop.height) // 2, (width - crop.width) // 2
+        image = image[top : top + crop.height, left : left + crop.width]
     return cv2.resize(image, (size.width, size.height), interpolation=interpolation)
 
 
-def resize_folder(source: Path, target: Path, options: Options) -> Counter:
-    """Write every readable image of `source` to `target`, whole or not at all; return how many there are for each reason."""
+def resize_folder(source: Path, target: Path, options: ResizeOptions, threads: int = 1) -> Counter[str]:
+    """Write every image of `source` to `target`, whole or not at all; return the number of images by reason."""
     if not source.is_dir():
-        raise InputError(source, "no such folder", "a folder of images is wanted")
-    if min(options.size) < 1:
-        raise InputError("size", f"{options.size.height}×{options.size.width}", "both sides are at least 1 pixel")
-    cv2.setNumThreads(1)  # images are worked on side by side
+        raise InputError(source, "no such folder", "it is a folder of images")
+    color = options.color == "color"
+    cv2.setNumThreads(1)  # images are resized in parallel
     paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
     with written_whole(target) as part:
         part.mkdir()
-        with (part / PIXELS).open("wb", buffering=0) as pixels, ThreadPoolExecutor(options.threads) as pool:
-            shape = (len(paths), *options.size, *([3] if options.color else []))
+        with (part / PIXELS).open("wb", buffering=0) as pixels, ThreadPoolExecutor(threads) as pool:
+            shape = (len(paths), *size_of(options), *([3] if color else []))
             np.lib.format.write_array_header_1_0(pixels, {"descr": "|u1", "fortran_order": False, "shape": shape})
             begin, size = pixels.tell(), math.prod(shape[1:])
             _reserve(pixels.fileno(), begin + size * len(paths))
 
-            def one(position: int) -> tuple[str, int, int, str]:
+            def resize_file(position: int) -> tuple[str, int, int, str]:
                 content = content_of(paths[position])
-                image = decode(content, options.color, options.size)
+                image = decode(content, color, size_of(options))
                 if image is None:
                     return why_unreadable(content), 0, 0, ""
                 resized = resize(image, options)
@@ -108,7 +88,7 @@ def resize_folder(source: Path, target: Path, options: Options) -> Counter:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
                 return "", *(jpeg_size(content) or image.shape[:2]), fingerprint(resized).hex()
 
-            work = pool.map(one, range(len(paths)))
+            work = pool.map(resize_file, range(len(paths)))
             rows = list(progress(work, total=len(paths), desc=f"resize {source.name}"))
         with (part / TABLE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
@@ -118,7 +98,7 @@ def resize_folder(source: Path, target: Path, options: Options) -> Counter:
 
 
 def _reserve(number: int, size: int) -> None:
-    """Make a file that long; on disk, where the system can: a full one is seen at once, and writing is faster."""
+    """Extend a file to `size` bytes, allocated if possible: a full disk raises OSError at once, and writing is faster."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(number, 0, size)
     else:
@@ -126,7 +106,7 @@ def _reserve(number: int, size: int) -> None:
 
 
 def export(target: Path, folder: Path) -> int:
-    """Write the images of the resized folder `target` to `folder` as PNG files, whole; return how many there are."""
+    """Write the images of the resized folder `target` to `folder` as PNG files, whole; return their number."""
     positions, pixels = Resized(target.parent).shard(target.name)
     with written_whole(folder) as part:
         part.mkdir()
@@ -136,20 +116,14 @@ def export(target: Path, folder: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, ResizeOptions)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, help="the folder to write; replaced if it exists")
-    parser.add_argument("--height", type=int, default=256)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.SQUASH)
-    parser.add_argument("--interpolation", choices=list(INTERPOLATIONS), default="linear")
-    parser.add_argument("--color", choices=["color", "gray"], default="color")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--png", type=Path, metavar="FOLDER", help="also write the resized images there, to be looked at")
     a = parser.parse_args(argv)
-    options = Options(Size(a.height, a.width), a.mode, a.interpolation, a.color == "color", a.threads)
     start = time.monotonic()
-    counts = resize_folder(a.source, a.target, options)
+    counts = resize_folder(a.source, a.target, read_flags(a, ResizeOptions), a.threads)
     rate = counts.total() / (time.monotonic() - start)
     others = "".join(f", {count} {reason}" for reason, count in counts.items() if reason)
     print(f"{a.target}: {counts['']} images{others} ({rate:.0f} images/s)")

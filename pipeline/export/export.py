@@ -27,7 +27,7 @@ from pipeline.command import run
 from pipeline.export import agreement, onnx_graph
 from pipeline.files import written_whole
 from pipeline.formats.lists import read_labels
-from pipeline.inference.trained import loaded
+from pipeline.inference.trained import load_net
 from pipeline.nets import preprocessing
 from pipeline.nets.parameters import named_tensors
 
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, help="labels.txt: the classes' names")
     a = parser.parse_args(argv)
     metadata = metadata_of(a.preprocessing, a.labels)
-    net = loaded(a.net, a.weights)
+    net = load_net(a.net, a.weights)
     if a.format == "safetensors":
         print(f"{a.output}: {write_safetensors(net, a.output, metadata)} tensors")
         return

@@ -20,10 +20,14 @@ from pipeline.export import agreement
 from pipeline.export.convolutional import convolutional
 from pipeline.export.merging import merged
 from pipeline.files import written_whole
-from pipeline.inference.trained import copy, loaded, named
+from pipeline.inference.trained import copy_all_weights, layer_names, load_net
 from pipeline.nets import graph
+from pipeline.options.flags import add_flags, read_flags
+from pipeline.options.training import AverageOptions, ConvolutionalOptions
 
 SNAPSHOT = re.compile(r"_iter_(\d+)\.caffemodel(\.h5)?$")
+LAST = 5
+"""Snapshots that are averaged, by default."""
 
 
 def cropped(weights: Path, smaller: Path) -> caffe.Net:
@@ -31,7 +35,7 @@ def cropped(weights: Path, smaller: Path) -> caffe.Net:
 
     A layer that the weights lack, or have in another shape, is an error.
     """
-    return loaded(smaller, weights)
+    return load_net(smaller, weights)
 
 
 def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
@@ -43,10 +47,12 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
     layers: list[str] = []
     sums: dict[str, list[np.ndarray]] = {}
     for number, snapshot in enumerate(snapshots):
-        rest = sorted(copy(net, snapshot, net_file))
+        rest = sorted(copy_all_weights(net, snapshot, net_file))
         if number and rest != layers:
             odd = sorted({*rest} ^ {*layers})
-            raise InputError(snapshot, f"weights of another net than {snapshots[0]}", f"{named(odd)} is in one of them only")
+            raise InputError(
+                snapshot, f"weights of another net than {snapshots[0]}", f"{layer_names(odd)} is in one of them only"
+            )
         layers = rest
         for name, blobs in net.params.items():
             values = [blob.data.astype(np.float64) for blob in blobs]
@@ -64,8 +70,6 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
 
 def snapshots_in(folder: Path, last: int) -> list[Path]:
     """The `last` latest snapshots of a training, by iteration; all where there are fewer, but more than one."""
-    if last < 1:
-        raise InputError("--last", str(last), "a mean is of one snapshot at least", "give a number above 0")
     found = [(int(match[1]), path) for path in sorted(folder.glob("*")) if (match := SNAPSHOT.search(path.name))]
     if len(found) < min(last, 2):
         raise InputError(
@@ -96,34 +100,36 @@ def checked(net: caffe.Net, changed: caffe.Net, where: str) -> float:
 
 def _crop(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     net = cropped(a.weights, a.net)
-    return net, named(list(net.params))
+    return net, layer_names(list(net.params))
 
 
 def _convolutional(a: argparse.Namespace) -> tuple[caffe.Net, str]:
-    net = loaded(a.net, a.weights)
-    changed = convolutional(net, a.height, a.width)
+    net = load_net(a.net, a.weights)
+    size = read_flags(a, ConvolutionalOptions).convolutional
+    changed = convolutional(net, size.height, size.width)
     difference = checked(net, changed, str(a.output))
     shapes = ", ".join(f"{name} {'×'.join(map(str, changed.blobs[name].shape))}" for name in changed.outputs)
     return changed, f"{shapes}; for the net's own size the largest difference is {difference:.1e}"
 
 
 def _merge(a: argparse.Namespace) -> tuple[caffe.Net, str]:
-    net = loaded(a.net, a.weights)
+    net = load_net(a.net, a.weights)
     changed, gone, left = merged(net)
     difference = checked(net, changed, str(a.output))
-    stay = f", {named(left)} {'stay' if len(left) > 1 else 'stays'}: no convolution alone before" if left else ""
+    stay = f", {layer_names(left)} {'stay' if len(left) > 1 else 'stays'}: no convolution alone before" if left else ""
     return changed, f"{len(gone)} layer{'s' * (len(gone) != 1)} merged{stay}; largest difference {difference:.1e}"
 
 
 def _average(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     if a.best and (at := json.loads(a.best.read_text()).get("diverged")) is not None:
         # The snapshots before are on the way there.
-        last = loaded(a.net, a.best.with_name("final.caffemodel"))
-        return last, f"training diverged at iteration {at}; the weights that it ended with"
+        final = load_net(a.net, a.best.with_name("final.caffemodel"))
+        return final, f"training diverged at iteration {at}; the weights that it ended with"
     (first, *others) = a.snapshots
     folder = first.is_dir() and not others
-    files = snapshots_in(first, a.last) if folder else a.snapshots
-    fewer = f"; {a.last} were asked for, there are no more" if folder and len(files) < a.last else ""
+    last = read_flags(a, AverageOptions).average or LAST
+    files = snapshots_in(first, last) if folder else a.snapshots
+    fewer = f"; {last} were asked for, there are no more" if folder and len(files) < last else ""
     return averaged(a.net, files), f"the mean of {', '.join(path.name for path in files)}{fewer}"
 
 
@@ -140,10 +146,9 @@ def main(argv: list[str] | None = None) -> None:
     for command in (crop, convolve, merge):
         command.add_argument("weights", type=Path, help="the .caffemodel")
     average.add_argument("snapshots", type=Path, nargs="+", help="weights of one net, or the folder of a training's snapshots")
-    average.add_argument("--last", type=int, default=5, help="at most so many of a folder's snapshots (default: %(default)s)")
     average.add_argument("--best", type=Path, metavar="FILE", help="best.json of the training, which says whether it diverged")
-    convolve.add_argument("--height", type=int, required=True, help="of the images")
-    convolve.add_argument("--width", type=int, required=True)
+    add_flags(convolve, ConvolutionalOptions)
+    add_flags(average, AverageOptions)
     for command, function in ((crop, _crop), (convolve, _convolutional), (merge, _merge), (average, _average)):
         command.add_argument("--output", type=Path, required=True, help="the new files, without .prototxt and .caffemodel")
         command.set_defaults(function=function)

@@ -1,4 +1,4 @@
-"""Images as every step reads them: files by OpenCV, whole or not at all, and the pixels that the resize step made of them."""
+"""Read images: decode files, complete or not at all, and map the resize step's pixels into memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 
 PIXELS, TABLE = "pixels.npy", "images.csv"
 MAPPED = 256
-"""Shards whose pixels are mapped into memory at once; each is an open file, of which most systems allow 1024."""
+"""Most shards mapped into memory at once; each is an open file, of which most systems allow 1024."""
 _REDUCED = {
     8: (cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
     4: (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
@@ -34,20 +34,19 @@ class Size(NamedTuple):
 
 
 def decode(content: bytes, color: bool, least: Size | None = None) -> np.ndarray | None:
-    """Pixels, uint8: height × width × 3 (BGR) or height × width (gray). None where `content` is no image, or a cut one.
+    """Pixels, uint8: height × width × 3 (BGR) or height × width (gray). None if `content` is no image, or a truncated one.
 
-    Turned as EXIF says; of 16 bits the upper 8, of an animation the first image, without an alpha channel. With `least`, a JPEG
-    of twice that size or more is decoded at 1/2, 1/4 or 1/8, the smallest not smaller than `least`, which is faster and smoother.
+    Rotated by EXIF; the upper 8 of 16 bits, the first frame of an animation, without an alpha channel. With `least`, a JPEG of at
+    least twice that size is decoded at 1/2, 1/4 or 1/8, the smallest not smaller than `least`, which is faster and smoother.
     """
     factor = 1
-    size = jpeg_size(content) if least else None
-    if size:
-        room = min(size) // max(least)  # whichever way EXIF turns the image
+    if least and (size := jpeg_size(content)):
+        room = min(size) // max(least)  # whichever way EXIF rotates the image
         factor = next(factor for factor in _REDUCED if factor <= max(room, 1))
     if factor == 1 and content.startswith(b"\xff\xd8\xff") and b"Exif\0\0" not in content[:65536]:
-        # The same library as OpenCV's, called directly, gives the same pixels in two thirds of the time.
-        with suppress(ValueError):  # CMYK, cut or damaged: OpenCV knows what becomes of it
-            pixels = simplejpeg.decode_jpeg(content, "BGR" if color else "GRAY")
+        # OpenCV's JPEG library, called directly, gives the same pixels in two thirds of the time.
+        with suppress(ValueError):  # CMYK, truncated or damaged: left to OpenCV
+            pixels: np.ndarray = simplejpeg.decode_jpeg(content, "BGR" if color else "GRAY")
             return pixels if color else pixels[:, :, 0]
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), _REDUCED[factor][not color])
@@ -56,36 +55,24 @@ def decode(content: bytes, color: bool, least: Size | None = None) -> np.ndarray
 
 
 def why_unreadable(content: bytes) -> str:
-    """Why `decode` gives nothing: the file is `empty`, it begins as an image but is `damaged`, or it is `not_an_image`."""
+    """Why `decode` returns None: the file is `empty`, has an image's signature but is `damaged`, or is `not_an_image`."""
     if not content:
         return "empty"
-    begins = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
-    return "damaged" if content.startswith(begins) else "not_an_image"
+    signatures = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+    return "damaged" if content.startswith(signatures) else "not_an_image"
 
 
 def jpeg_size(content: bytes) -> Size | None:
-    """The size that a JPEG's frame header gives; None where `content` is no JPEG with one (ITU-T T.81, B.1 and B.2)."""
-    if content[:2] != b"\xff\xd8":
+    """The size in a JPEG's frame header, before EXIF rotates it; None if `content` is no JPEG, or its header is damaged."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
         return None
-    position = 2
-    while position + 9 <= len(content):
-        if content[position] != 0xFF:
-            return None
-        marker = content[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int.from_bytes(content[position + at : position + at + 2], "big") for at in (5, 7))
-            return Size(height, width) if height and width else None
-        elif marker == 0xDA:  # the scan: no frame header came before it
-            return None
-        else:
-            position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
-    return None
+    return Size(height, width)
 
 
-def content_of(path: str | os.PathLike) -> bytes:
-    """What a file holds, by as few calls of the system as can be."""
+def content_of(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file, by as few system calls as possible: Path.read_bytes makes twice as many."""
     number = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(number).st_size
@@ -97,27 +84,19 @@ def content_of(path: str | os.PathLike) -> bytes:
         os.close(number)
 
 
-def read_image(path: Path, color: bool) -> np.ndarray | None:
-    """`decode` of a file; None where the file is missing, too."""
-    try:
-        return decode(content_of(path), color)
-    except OSError:
-        return None
-
-
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write pixels without loss, packed for speed. Raises OSError where the disk is full."""
-    packed, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    assert packed
-    path.write_bytes(content)
+    """Write a PNG, compressed for speed. Raises OSError if the disk is full."""
+    encoded, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert encoded
+    path.write_bytes(content.data)
 
 
 class Resized:
-    """The pixels that the resize step made: `resized["00000/cat.jpg"]` is the image of shard 00000 that came from cat.jpg.
+    """The resize step's pixels: `resized["00000/cat.jpg"]` is the resized cat.jpg of shard 00000.
 
-    `root` has a folder for each shard, with the pixels of its images (images × height × width (× 3), uint8) and a table that
-    has a line for each of them: path, reason (why there are no pixels; empty where there are), height and width before, and
-    fingerprint (as pipeline.dataset.duplicates makes it, in hexadecimal).
+    `root` has a folder for each shard, with the pixels of its images (images × height × width (× 3), uint8) and a table with a
+    line for each of them: path, reason (why it was not decoded, else empty), height and width of the file, and fingerprint (by
+    pipeline.dataset.duplicates, in hexadecimal).
     """
 
     def __init__(self, root: Path):
@@ -140,22 +119,33 @@ class Resized:
             self._positions[name] = positions
         return self._positions[name], self._pixels(name)
 
-    def __getitem__(self, path: str) -> np.ndarray | None:
+    def pixels(self, path: str) -> np.ndarray:
+        """The image at a path; raises KeyError if it was not decoded."""
         shard, _, name = path.partition("/")
         positions, pixels = self.shard(shard)
-        return pixels[positions[name]] if name in positions else None
+        image: np.ndarray = pixels[positions[name]]
+        return image
+
+    def __getitem__(self, path: str) -> np.ndarray | None:
+        try:
+            return self.pixels(path)
+        except KeyError:
+            return None
 
 
 class Files:
-    """Image files below `root`, by path, decoded when asked for; None for what is missing or no image."""
+    """Image files below `root`, by path, decoded on access; None for a missing file and for one that is no image."""
 
     def __init__(self, root: Path, color: bool):
         self.root, self.color = root, color
 
     def __getitem__(self, path: str) -> np.ndarray | None:
-        return read_image(self.root / path, self.color)
+        try:
+            return decode(content_of(self.root / path), self.color)
+        except OSError:
+            return None
 
 
-def below(root: Path, color: bool) -> Resized | Files:
-    """The images below `root`: the resize step's, or files."""
+def open_images(root: Path, color: bool) -> Resized | Files:
+    """The images below `root`: the resize step's if it has any, else files."""
     return Resized(root) if next(root.glob(f"*/{TABLE}"), None) else Files(root, color)

@@ -1,9 +1,9 @@
-"""Image lists in Caffe's form and the tables beside them: read and checked, and written."""
+"""Read, check and write image lists in Caffe's form (`path label` lines) and the tables beside them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,47 +15,39 @@ from pipeline.formats.roots import Root
 
 
 def read_image_list(path: Path, classes: int | None = None) -> list[tuple[str, int]]:
-    """(path, label) of every line of a list in Caffe's form; labels are checked against the number of classes."""
-    return list(entries_of(path, classes))
+    """(path, label) of every line of a list. Raises InputError for a bad line, or a label that is not below `classes`."""
+    return list(iter_image_list(path, classes))
 
 
-def entries_of(path: Path, classes: int | None = None, root: Root | None = None) -> Iterator[tuple[str, int]]:
-    """`read_image_list`, a line after the other; a path that leads out of `root`, where it is given, is an error."""
+def iter_image_list(path: Path, classes: int | None = None, root: Root | None = None) -> Iterator[tuple[str, int]]:
+    """`read_image_list`, line by line; with `root`, raises InputError also for a path outside of it."""
     if not path.is_file():
         raise InputError(path, "no such image list", do="build it first, or correct its path")
     number = 0
-    for number, line in enumerate(_lines(path), 1):
-        name, _, label = line.rstrip().rpartition(" ")
-        if not name or not re.fullmatch("-?[0-9]+", label):
-            raise InputError(f"{path}:{number}", f'"{line.rstrip()}"', "a path, a space and a label are wanted")
-        if classes is not None and not 0 <= int(label) < classes:
-            raise InputError(
-                f"{path}:{number}",
-                f"label {label}",
-                f"there are {classes} classes (0–{classes - 1})",
-                "Caffe's labels start from 0",
-            )
-        if root is not None:
-            root.path_of(name, f"{path}:{number}", "correct the line, or give a folder that has all of the list's files")
-        yield name, int(label)
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:  # names may have \r
+        for number, line in enumerate(file, 1):
+            name, _, label = line.rstrip().rpartition(" ")
+            where = f"{path}:{number}"
+            if not name or not re.fullmatch("-?[0-9]+", label):
+                raise InputError(where, f'"{line.rstrip()}"', "a line is a path, a space and a label")
+            if classes is not None and not 0 <= int(label) < classes:
+                expected = f"there are {classes} classes (0–{classes - 1})"
+                raise InputError(where, f"label {label}", expected, "Caffe's labels start from 0")
+            if root is not None:
+                root.path_of(name, where, "correct the line, or give a folder with all of the list's files")
+            yield name, int(label)
     if not number:
-        do = "name some in the source's split; where it names none for val, those for testing are taken for it"
+        do = "mark some images as test in the source's split; if it marks none as val, the test images are used for validation"
         raise InputError(path, "the list is empty", do=do if path.name == "test.txt" else "")
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text, ends of line and all; names that are not UTF-8 are kept."""
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        yield from file
-
-
 def read_labels(path: Path) -> list[str]:
-    """The class names of a labels.txt, by number."""
+    """The class names in a labels.txt, by label."""
     if not path.is_file():
-        raise InputError(path, "no such file of class names", do="build it first, or correct its path")
+        raise InputError(path, "no such file", do="build it first, or correct its path")
     names = path.read_text(encoding="utf-8").splitlines()
     if not names:
-        raise InputError(path, "no class names", "there is one a line")
+        raise InputError(path, "no class names", "each line has one")
     return names
 
 
@@ -65,11 +57,11 @@ def write_names(folder: Path, names: list[str]) -> None:
     write_lines(folder / "synset_words.txt", [f"n{number:08d} {name}" for number, name in enumerate(names)])
 
 
-def write_classes(folder: Path, names: list[str], labels: dict[str, Iterable[int]]) -> None:
+def write_classes(folder: Path, names: list[str], labels: Mapping[str, Iterable[int]]) -> None:
     """Write classes.csv (number, class, lines in train.txt and in val.txt, weight) and infogain.binaryproto.
 
-    A class's weight makes the classes count alike: the mean number of training images of a class, divided by its own. The
-    matrix for InfogainLoss (1 × 1 × classes × classes) has the weights in its diagonal.
+    The weights balance the classes: the mean number of training images per class, divided by that of the class. They are the
+    diagonal of the matrix for InfogainLoss (1 × 1 × classes × classes).
     """
     counts = {part: np.bincount(np.asarray(numbers, int), minlength=len(names)) for part, numbers in labels.items()}
     weights = (counts["train"].mean() / np.maximum(counts["train"], 1)).round(6)
@@ -81,13 +73,13 @@ def write_classes(folder: Path, names: list[str], labels: dict[str, Iterable[int
 
 
 def write_sizes(folder: Path, counts: dict[tuple[int, int], int]) -> None:
-    """Write sizes.csv: height, width and how many images of that size there are."""
+    """Write sizes.csv: height, width, number of images of that size."""
     rows = [(height, width, count) for (height, width), count in sorted(counts.items())]
     write_table(folder / "sizes.csv", ("height", "width", "images"), rows)
 
 
 def write_duplicates(folder: Path, rows: Iterable[tuple[str, str, int, str, str]]) -> None:
-    """Write duplicates.csv."""
+    """Write duplicates.csv: validation or test image, training image, differing bits, both classes."""
     write_table(folder / "duplicates.csv", ("val", "train", "bits", "val_class", "train_class"), rows)
 
 

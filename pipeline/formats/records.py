@@ -1,4 +1,4 @@
-"""Databases of Datum records: records serialised, written with their hash, and read back."""
+"""Databases of Datum records: serialise, write and read back, checked by hash."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import cv2
 import lmdb
@@ -22,31 +23,43 @@ from pipeline.files import written_whole
 from pipeline.progress import progress
 
 BATCH = 32
-"""Records put in one transaction."""
+"""Records per transaction."""
 MAP_SIZE = 1 << 28
-"""Bytes that a database may have at first."""
-Batches = Iterable[list[tuple[bytes, bytes, bytes]]]
-"""Key, record and digest of both, in the order of keys, some at a time."""
+"""Initial size of a database's map, in bytes; doubled when it is full."""
+Entry = tuple[bytes, bytes | memoryview, bytes]
+"""Key, record, digest of both."""
+Batches = Iterable[list[Entry]]
+"""Entries in the order of their keys, a batch at a time."""
 
 
-def record(image: np.ndarray, label: int, encode: str = "raw", room: np.ndarray | None = None) -> bytes | memoryview:
+class Manifest(TypedDict):
+    """A database: numbers of images and classes, shape of an image, hash of all digests; channels if they are RGB."""
+
+    images: int
+    classes: int
+    shape: list[int]
+    sha256: str
+    channels: NotRequired[str]
+
+
+def encode_datum(image: np.ndarray, label: int, encode: str = "raw", room: np.ndarray | None = None) -> bytes | memoryview:
     """Pixels, uint8, height × width × 3 (BGR) or height × width, as a serialised Datum, with the fields that Caffe sets.
 
-    room  bytes that a raw record may be put into; without them, or where they are too few, it gets its own
+    room  buffer for a raw record; without it, or if it is too small, one is allocated
 
-    A raw message is put together around the pixels, which it would copy twice: its fields stand in the order of their numbers.
+    A raw Datum is serialised by hand, in the order of field numbers: Protocol Buffers would copy the pixels twice.
     """
     if encode != "raw":
         _, content = cv2.imencode(f".{encode}", image)
-        return caffe_pb2.Datum(data=content.tobytes(), label=label, encoded=True).SerializeToString()
+        return bytes(caffe_pb2.Datum(data=content.tobytes(), label=label, encoded=True).SerializeToString())
     shape = (1 if image.ndim == 2 else image.shape[2], *image.shape[:2])
-    before, after = _before(*shape), _after(label)
-    end = len(before) + image.size
-    size = end + len(after)
+    prefix, suffix = _prefix(*shape), _suffix(label)
+    end = len(prefix) + image.size
+    size = end + len(suffix)
     if room is None or room.size < size:
         room = np.empty(size, np.uint8)
-    room[: len(before)], room[end:size] = before, after
-    planes = room[len(before) : end].reshape(shape)
+    room[: len(prefix)], room[end:size] = prefix, suffix
+    planes = room[len(prefix) : end].reshape(shape)
     if image.ndim == 3:
         cv2.split(image, list(planes))
     else:
@@ -55,21 +68,21 @@ def record(image: np.ndarray, label: int, encode: str = "raw", room: np.ndarray 
 
 
 @functools.cache
-def _before(channels: int, height: int, width: int) -> np.ndarray:
-    """What stands before the pixels: the shape, the field's number, and that a length follows."""
+def _prefix(channels: int, height: int, width: int) -> np.ndarray:
+    """Serialised prefix of a Datum: shape fields, then tag and length of `data`."""
     shape = caffe_pb2.Datum(channels=channels, height=height, width=width).SerializeToString()
     field = caffe_pb2.Datum.DATA_FIELD_NUMBER << 3 | 2
     return np.frombuffer(bytes([*shape, field, *_varint(channels * height * width)]), np.uint8)
 
 
 @functools.cache
-def _after(label: int) -> np.ndarray:
-    """What stands behind the pixels."""
+def _suffix(label: int) -> np.ndarray:
+    """Serialised suffix of a Datum: label and encoded."""
     return np.frombuffer(caffe_pb2.Datum(label=label, encoded=False).SerializeToString(), np.uint8)
 
 
 def _varint(value: int) -> list[int]:
-    """A number as Protocol Buffers write it: seven bits a byte, the lowest first."""
+    """A number as a varint of Protocol Buffers: seven bits per byte, the lowest first."""
     digits = []
     while value > 127:
         digits.append(value & 127 | 128)
@@ -77,52 +90,54 @@ def _varint(value: int) -> list[int]:
     return [*digits, value]
 
 
-def digest(key: bytes, value: bytes) -> bytes:
-    """The SHA-256 of a key and its record."""
+def digest(key: bytes, value: bytes | memoryview) -> bytes:
+    """SHA-256 of a key and its record."""
     both = hashlib.sha256(key)
     both.update(value)
     return both.digest()
 
 
-def write_database(batches: Batches, database: Path, classes: int, threads: int = 1, channels: str = "BGR") -> dict:
-    """Write batches of key, record and digest, in the order of keys, to `database`, whole; return the manifest.
+def write_database(batches: Batches, database: Path, classes: int, threads: int = 1, channels: str = "BGR") -> Manifest:
+    """Write batches to `database`, whole; return the manifest.
 
-    What was written is read back and compared by hash before the database takes its name.
+    The records are read back and compared by hash before the database is moved to its path.
     """
-    meant, count = hashlib.sha256(), 0
+    expected, count = hashlib.sha256(), 0
     with written_whole(database) as part:
         with closing(lmdb.open(str(part), map_size=MAP_SIZE, sync=False)) as environment:
             with progress(desc=database.name) as bar:
                 for batch in batches:
                     _put(environment, batch)
-                    meant.update(b"".join(one for _, _, one in batch))
+                    expected.update(b"".join(digest for _, _, digest in batch))
                     count += len(batch)
                     bar.update(len(batch))
-            with ThreadPoolExecutor(1) as disk:  # its memory is read back while it goes to the disk
+            with ThreadPoolExecutor(1) as disk:  # read back from memory while it is written to disk
                 on_disk = disk.submit(environment.sync, True)
                 shapes, written = _read_back(environment, database, classes, threads)
                 on_disk.result()
-        if written != meant.hexdigest():
-            raise InputError(database, "what was read back is not what was written", do="check the disk, then build it again")
+        if written != expected.hexdigest():
+            raise InputError(database, "records read back differ from those written", do="check the disk, then build it again")
         if len(shapes) > 1:
             found = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
             raise InputError(database, f"records of {found}", "all have one shape", "resize the images alike")
     shape = list(shapes.pop())
-    manifest = {"images": count, "classes": classes, "shape": shape, "sha256": meant.hexdigest()}
-    return manifest | {"channels": "RGB"} if channels == "RGB" else manifest
+    manifest: Manifest = {"images": count, "classes": classes, "shape": shape, "sha256": expected.hexdigest()}
+    if channels == "RGB":
+        manifest["channels"] = "RGB"
+    return manifest
 
 
 def channels_of(database: Path) -> str:
-    """The order of the channels of a database's records, by the manifest beside it: BGR, which is Caffe's, or RGB."""
-    manifest = database.with_name(f"{database.name}.manifest.json")
-    return json.loads(manifest.read_text()).get("channels", "BGR") if manifest.exists() else "BGR"
+    """The channel order of a database's records, by the manifest beside it: BGR, which is Caffe's, or RGB."""
+    path = database.with_name(f"{database.name}.manifest.json")
+    return str(json.loads(path.read_text()).get("channels", "BGR")) if path.exists() else "BGR"
 
 
 def _read_back(environment: lmdb.Environment, database: Path, classes: int, threads: int) -> tuple[set[tuple[int, ...]], str]:
-    """The shapes of all records, each of which decodes and has a label in range, and the hash of all digests."""
-    written, shapes = hashlib.sha256(), set()
+    """The shapes of all records, and the hash of all digests. Raises InputError if one has another label or does not decode."""
+    written, shapes = hashlib.sha256(), set[tuple[int, ...]]()
 
-    def one(key: bytes, value: memoryview) -> tuple[tuple[int, ...], bytes]:
+    def check(key: bytes, value: memoryview) -> tuple[tuple[int, ...], bytes]:
         where = f"{database}: {bytes(key).decode(errors='replace')}"
         datum = caffe.parse_datum(value)
         if not 0 <= datum.label < classes:
@@ -132,14 +147,14 @@ def _read_back(environment: lmdb.Environment, database: Path, classes: int, thre
     with environment.begin(buffers=True) as transaction, ThreadPoolExecutor(threads) as pool:
         records = iter(transaction.cursor())
         while batch := list(itertools.islice(records, BATCH)):
-            found, digests = zip(*pool.map(one, *zip(*batch, strict=True)), strict=True)
+            batch_shapes, digests = zip(*pool.map(check, *zip(*batch, strict=True)), strict=True)
             written.update(b"".join(digests))
-            shapes.update(found)
+            shapes.update(batch_shapes)
     return shapes, written.hexdigest()
 
 
-def _put(environment: lmdb.Environment, batch: list[tuple[bytes, bytes, bytes]]) -> None:
-    """Put records in one transaction, in a map that is doubled as often as it is full."""
+def _put(environment: lmdb.Environment, batch: list[Entry]) -> None:
+    """Put records in one transaction; double the map until they fit."""
     while True:
         try:
             with environment.begin(write=True) as transaction:

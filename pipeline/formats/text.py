@@ -1,20 +1,23 @@
-"""Texts that people bring, a line each image."""
+"""Read people's text files and tables: lines, the header of a CSV file, UTF-8, class names."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import unicodedata
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
+from typing import Final
 
 from pipeline.errors import InputError
 
-FORM = "NFC"
-"""Unicode's normal form of names: an umlaut is one character, however a Mac or a list writes it."""
+FORM: Final = "NFC"
+"""Unicode normal form of names: an umlaut is one character, also if a Mac or a list writes two."""
 
 
-def numbered(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbers and text of the lines that are not empty; bytes that are not UTF-8 are kept, for paths may have them."""
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line that is not empty; bytes that are not UTF-8 are kept, since paths may have them."""
     if not path.is_file():
         raise InputError(path, "no such file", do="correct its path")
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -23,25 +26,32 @@ def numbered(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.strip()
 
 
-def separator(header: str) -> str:
-    """What is between the columns of a table: of comma, semicolon (as some Excels write CSV) and tab, what gives most columns."""
+def open_table(path: Path) -> gzip.GzipFile | BufferedReader:
+    """Open a table to read its bytes, decompressed if its name ends in .gz."""
+    return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
 
-    def columns(mark: str) -> int:
+
+def table_header(path: Path) -> tuple[str, str]:
+    """(delimiter, first line) of a CSV or TSV file: of comma, semicolon (some Excels) and tab the one that gives most columns."""
+    with open_table(path) as file:
+        header = file.readline().decode("utf-8-sig", "replace")
+
+    def columns(delimiter: str) -> int:
         try:
-            return len(next(csv.reader([header], delimiter=mark, strict=True), []))
-        except csv.Error:  # it is within quotation marks
+            return len(next(csv.reader([header], delimiter=delimiter, strict=True), []))
+        except csv.Error:  # the delimiter is within quotation marks
             return 0
 
-    return max(",;\t", key=columns)
+    return "\t" if ".tsv" in path.suffixes else max(",;\t", key=columns), header
 
 
-def utf8(text: str, where: str | Path) -> str:
-    """`text`, if it could be read as UTF-8."""
+def check_utf8(text: str, where: str | Path) -> str:
+    """`text`; raises InputError if it was not UTF-8."""
     if any("\udc80" <= letter <= "\udcff" for letter in text):
-        raise InputError(where, ascii(text), "UTF-8 is wanted", "save the list as UTF-8, or rename the folder")
+        raise InputError(where, ascii(text), "it has to be UTF-8", "save the list as UTF-8, or rename the folder")
     return text
 
 
 def class_name(text: str, where: str | Path) -> str:
-    """A class's name on one line, in normal form: folders and lists that write it in another form mean the same class."""
-    return " ".join(unicodedata.normalize(FORM, utf8(text, where)).split())
+    """A class name: on one line, in normal form, so that folders and lists in different forms mean the same class."""
+    return " ".join(unicodedata.normalize(FORM, check_utf8(text, where)).split())

@@ -1,1 +1,1 @@
-"""What trained nets say: features, evaluation, classification."""
+"""Inference with trained nets: features, evaluation, classification."""

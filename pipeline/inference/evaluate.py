@@ -1,78 +1,74 @@
 """Evaluate a trained net on its validation set, on other records, or on image files.
 
 Written to a folder:
-  summary.json     accuracy, images; top_k (share of images whose class is among the k most probable); macro_accuracy (mean of the
-                   classes' accuracies); mean_probability (of what is predicted), calibration_error and log_loss
-  per_class.csv    class, images, accuracy (its recall), precision, f1; empty where there is nothing to divide by
-  confusion.csv    rows: the class an image has; columns: the class predicted
-  calibration.csv  images by the probability of what is predicted, in ten bins: low, high, images, mean_probability, accuracy
+  summary.json     accuracy, images; top_k accuracies; macro_accuracy (mean of the classes' accuracies); mean_probability (of the
+                   predicted classes), calibration_error and log_loss
+  per_class.csv    class, images, accuracy (its recall), precision, f1; empty if undefined (0 / 0)
+  confusion.csv    the confusion matrix; rows: true class; columns: predicted class
+  calibration.csv  images by the probability of the predicted class, in ten bins: low, high, images, mean_probability, accuracy
   predictions.csv  path, label, predicted, probability, rank (of the label, from 1), loss (-ln of its probability)
-The calibration error is the mean, over images, of what lies between a bin's mean probability and its accuracy.
+The (expected) calibration error is the mean, over images, of |mean probability - accuracy| of the image's bin.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 import caffe
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats.lists import read_image_list, read_labels
 from pipeline.inference import extraction
 from pipeline.inference.extraction import Run, batches
+from pipeline.options.base import Device
+from pipeline.options.flags import read_flags
 
 TOP = (2, 3, 5, 10)
-"""Numbers of most probable classes that accuracies are given for, where there are more classes."""
+"""Values of k for top-k accuracies, if there are more than k classes."""
 BINS = 10
-"""Of the calibration."""
+"""Bins of the calibration."""
 
 
 def scores_blob(net_file: Path) -> str:
-    """The blob of class scores: what the loss reads first; for a loss of another kind, what the accuracy does."""
+    """The blob of class scores: the first bottom of the loss; for another kind of loss, of the Accuracy layer."""
     layers = [(layer, caffe.layer_type(layer.type)) for layer in caffe.read_net(net_file).layer]
     losses = [layer for layer, kind in layers if kind.is_loss and kind.applies_softmax]
     for layer in (*losses, *(layer for layer, kind in layers if kind.compares_labels and not kind.is_loss)):
-        return layer.bottom[0]
-    raise InputError(
-        net_file, "no SoftmaxWithLoss or InfogainLoss layer", "the scores are what it reads", "give the test net of a classifier"
-    )
+        return str(layer.bottom[0])
+    do = "give the test net of a classifier"
+    raise InputError(net_file, "no SoftmaxWithLoss or InfogainLoss layer", "the scores are its bottom", do)
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities from scores, images × classes, float64."""
-    exponentials = np.exp(scores - scores.max(1, keepdims=True), dtype=np.float64)
-    return exponentials / exponentials.sum(1, keepdims=True)
-
-
-def judged(scores: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """One row an image: label, predicted (numbers), probability (of the predicted class), rank and loss (of the label).
+def judge(scores: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """A row per image: label, predicted (numbers), probability (of the predicted class), rank and loss (of the label).
 
     scores  images × classes
-    labels  a number an image
+    labels  the images' classes, as numbers
     """
-    probabilities, images = softmax(scores), np.arange(len(scores))
-    own = scores[images, labels][:, None]
-    before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))  # of equals, the first
-    below = (scores - scores.max(1, keepdims=True)).astype(np.float64)
+    images = np.arange(len(scores))
+    shifted = (scores - scores.max(1, keepdims=True)).astype(np.float64)  # in the precision of the scores
+    target = scores[images, labels][:, None]
+    before = (scores > target) | ((scores == target) & (np.arange(scores.shape[1]) < labels[:, None]))  # ties: the first
     return pd.DataFrame(
         {
             "label": labels,
             "predicted": scores.argmax(1),
-            "probability": probabilities.max(1),
+            "probability": special.softmax(shifted, 1).max(1),
             "rank": before.sum(1) + 1,
-            "loss": np.log(np.exp(below).sum(1)) - below[images, labels],
+            "loss": 0 - special.log_softmax(shifted, 1)[images, labels],  # not -x: 0 is written without a sign
         }
     )
 
 
 def predictions(job: Run, source: Path, names: list[str]) -> pd.DataFrame:
-    """`judged` for every image of the list `source`, with its path before."""
+    """`judge` for every image of the list `source`, with the column path. Raises InputError if list, records and net differ."""
     entries = read_image_list(source, len(names))
     records = extraction.count(job)
     if records < len(entries):
@@ -87,39 +83,39 @@ def predictions(job: Run, source: Path, names: list[str]) -> pd.DataFrame:
             raise InputError(job.net, f"{values.shape[1]} outputs", f"the dataset has {len(names)} classes")
         if not np.isfinite(values).all():
             path = entries[start + np.isfinite(values).all(1).argmin()][0]
-            raise InputError(job.weights, f"scores of {path} that are no numbers", do="train again with a lower base_lr")
-        if len(other := np.flatnonzero(stored != here)):
-            where, found, wanted = f"{source}:{start + other[0] + 1}", here[other[0]], int(stored[other[0]])
-            do = "give the list that the records were made from"
-            raise InputError(where, f"label {found}", f"the record has label {wanted}", do)
-        parts.append(judged(values, here))
+            raise InputError(job.weights, f"NaN or infinite scores for {path}", do="train again with a lower base_lr")
+        if len(differing := np.flatnonzero(stored != here)):
+            first = differing[0]
+            where, expected = f"{source}:{start + first + 1}", f"the record has label {int(stored[first])}"
+            raise InputError(where, f"label {here[first]}", expected, "give the list that the records were made from")
+        parts.append(judge(values, here))
         start += len(values)
     table = pd.concat(parts, ignore_index=True)
     table.insert(0, "path", [path for path, _ in entries])
     return table
 
 
-def by_class(confusion: np.ndarray) -> pd.DataFrame:
-    """images, accuracy, precision and f1 of each class, from a confusion matrix; nan where there is nothing to divide by."""
-    right, images, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+def class_metrics(confusion: np.ndarray) -> pd.DataFrame:
+    """images, accuracy, precision and f1 of each class, from a confusion matrix; NaN if undefined (0 / 0)."""
+    correct, images, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     with np.errstate(invalid="ignore"):
-        figures = {"accuracy": right / images, "precision": right / predicted, "f1": 2 * right / (images + predicted)}
-    return pd.DataFrame({"images": images, **figures})
+        metrics = {"accuracy": correct / images, "precision": correct / predicted, "f1": 2 * correct / (images + predicted)}
+    return pd.DataFrame({"images": images, **metrics})
 
 
 def calibration(table: pd.DataFrame) -> pd.DataFrame:
     """low, high, images, mean_probability and accuracy of BINS bins of the predicted classes' probabilities."""
     number = np.minimum((table.probability * BINS).astype(int), BINS - 1)
-    right = table.label == table.predicted
+    correct = table.label == table.predicted
     bins = pd.DataFrame({"low": np.arange(BINS) / BINS, "high": np.arange(1, BINS + 1) / BINS})
     bins["images"] = number.value_counts().reindex(bins.index, fill_value=0)
     bins["mean_probability"] = table.probability.groupby(number).mean()
-    bins["accuracy"] = right.groupby(number).mean()
+    bins["accuracy"] = correct.groupby(number).mean()
     return bins
 
 
-def summary(table: pd.DataFrame, classes: pd.DataFrame, bins: pd.DataFrame) -> dict:
-    """What summary.json says."""
+def summary(table: pd.DataFrame, classes: pd.DataFrame, bins: pd.DataFrame) -> dict[str, Any]:
+    """The content of summary.json."""
     gap = (bins.mean_probability - bins.accuracy).abs() * bins.images / len(table)
     return {
         "accuracy": float((table.label == table.predicted).mean()),
@@ -132,12 +128,12 @@ def summary(table: pd.DataFrame, classes: pd.DataFrame, bins: pd.DataFrame) -> d
     }
 
 
-def write(table: pd.DataFrame, names: list[str], folder: Path) -> dict:
+def write(table: pd.DataFrame, names: list[str], folder: Path) -> dict[str, Any]:
     """Write the files to `folder`, whole; return the summary."""
     confusion = np.zeros((len(names), len(names)), int)
     np.add.at(confusion, (table.label, table.predicted), 1)
-    classes, bins = by_class(confusion), calibration(table)
-    made = summary(table, classes, bins)
+    classes, bins = class_metrics(confusion), calibration(table)
+    content = summary(table, classes, bins)
     named = table.assign(**{column: [names[number] for number in table[column]] for column in ("label", "predicted")})
     with written_whole(folder) as part:
         part.mkdir()
@@ -145,12 +141,12 @@ def write(table: pd.DataFrame, names: list[str], folder: Path) -> dict:
         classes.set_axis(names).to_csv(part / "per_class.csv", index_label="class")
         pd.DataFrame(confusion, names, names).to_csv(part / "confusion.csv", index_label="class")
         bins.to_csv(part / "calibration.csv", index=False)
-        (part / "summary.json").write_text(json.dumps(made, indent=1) + "\n")
-    return made
+        (part / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
+    return content
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, Device)
     parser.add_argument("net", type=Path, help="the test prototxt")
     parser.add_argument("weights", type=Path)
     parser.add_argument("folder", type=Path, help="where the results go; replaced if it exists")
@@ -160,13 +156,13 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument("--database", type=Path, help="records in the place of the net's own")
     source.add_argument("--files", type=Path, metavar="ROOT", help="the list's image files below ROOT in their place")
     parser.add_argument("--preprocessing", type=Path, help="how files are resized; by default preprocessing.json beside the net")
-    parser.add_argument("--gpu", action="store_true")
     a = parser.parse_args(argv)
     names, listed = read_labels(a.labels), None
     if a.files:
         how = a.preprocessing or a.net.with_name("preprocessing.json")
-        listed = extraction.listed(a.list, a.files, how)
-    made = write(predictions(Run(a.net, a.weights, a.gpu, a.database, listed), a.list, names), names, a.folder)
+        listed = extraction.open_list(a.list, a.files, how)
+    job = Run(a.net, a.weights, read_flags(a, Device).gpu, a.database, listed)
+    made = write(predictions(job, a.list, names), names, a.folder)
     print(f"{a.folder}: accuracy {made['accuracy']:.4f}")
 
 

@@ -1,4 +1,4 @@
-"""Files of features: written batch by batch in any of five formats, and read again."""
+"""Feature files: write them batch by batch in five formats, and read them."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from pipeline.files import stem_of
 
 FORMATS = ("hdf5", "leveldb", "lmdb", "npy", "parquet")
 IMAGES = "images.txt"
-"""The list of the images, `path label` a line, in the order of the features."""
+"""The list of the images, `path label` lines in the order of the features."""
 SCHEMA = pa.schema([("path", pa.string()), ("label", pa.int64()), ("features", pa.list_(pa.float32()))])
 Entries = list[tuple[str, int]]
 """Paths and labels."""
 
 
 class Npy:
-    """One blob's BLOB.npy, for so many images with features of `shape`."""
+    """Writes BLOB.npy, for so many images with features of `shape`."""
 
     def __init__(self, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
         self.array = np.lib.format.open_memmap(folder / f"{blob}.npy", "w+", np.float32, (images, int(np.prod(shape))))
         stack.callback(self.array.flush)
 
     def add(self, start: int, rows: np.ndarray, entries: Entries) -> None:
-        """Put the features of the images from `start` on: images × shape."""
+        """Write the features, images × shape, of the images from position `start` on."""
         self.array[start : start + len(rows)] = rows.reshape(len(rows), -1)
 
 
 class Parquet:
-    """One blob's BLOB.parquet; see Npy."""
+    """Writes BLOB.parquet; see Npy."""
 
     def __init__(self, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
         self.table = stack.enter_context(pq.ParquetWriter(folder / f"{blob}.parquet", SCHEMA))
@@ -48,24 +48,24 @@ class Parquet:
 
 
 class Database:
-    """One blob's BLOB.lmdb or BLOB.leveldb; see Npy."""
+    """Writes BLOB.lmdb or BLOB.leveldb; see Npy."""
 
     def __init__(self, kind: str, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
         self.write = stack.enter_context(DatabaseWriter(str(folder / f"{blob}.{kind}"), kind))
-        shape = (*shape, 1, 1, 1)[:3] if len(shape) <= 3 else (int(np.prod(shape)), 1, 1)
-        self.shape = dict(zip(("channels", "height", "width"), shape, strict=True))
+        self.shape = (*shape, 1, 1, 1)[:3] if len(shape) <= 3 else (int(np.prod(shape)), 1, 1)
 
     def add(self, start: int, rows: np.ndarray, entries: Entries) -> None:
+        channels, height, width = self.shape
         for number, (row, (_, label)) in enumerate(zip(rows, entries, strict=True), start):
-            datum = caffe_pb2.Datum(**self.shape, label=label, float_data=row.ravel())
+            datum = caffe_pb2.Datum(channels=channels, height=height, width=width, label=label, float_data=row.ravel())
             self.write(b"%010d" % number, datum.SerializeToString())
 
 
 class Hdf5:
-    """One blob's dataset in features.h5, which the first blob begins with the images' labels and paths; see Npy."""
+    """Writes a blob's dataset to features.h5, the first blob also the images' labels and paths; see Npy."""
 
     def __init__(self, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
-        import h5py  # loaded where it is asked for, as most do not
+        import h5py  # imported late: by default there is no HDF5
 
         self.file = stack.enter_context(h5py.File(folder / "features.h5", "a"))
         self.first = "path" not in self.file
@@ -81,27 +81,31 @@ class Hdf5:
             self.file["path"][here], self.file["label"][here] = map(list, zip(*entries, strict=True))
 
 
-def writer(kind: str, *arguments) -> Npy | Parquet | Database | Hdf5:
-    """The writer of a format; the arguments are Npy's."""
+Writer = Npy | Parquet | Database | Hdf5
+
+
+def open_writer(kind: str, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack) -> Writer:
+    """The writer of a format, closed with the stack."""
     if kind in ("lmdb", "leveldb"):
-        return Database(kind, *arguments)
-    return {"npy": Npy, "parquet": Parquet, "hdf5": Hdf5}[kind](*arguments)
+        return Database(kind, folder, blob, images, shape, stack)
+    writers: dict[str, type[Npy] | type[Parquet] | type[Hdf5]] = {"npy": Npy, "parquet": Parquet, "hdf5": Hdf5}
+    return writers[kind](folder, blob, images, shape, stack)
 
 
 def file_names(blobs: list[str], formats: tuple[str, ...]) -> dict[str, str]:
-    """What each blob is called in the names of files and of datasets."""
+    """The name of each blob in file names and as a dataset; raises InputError if two are equal."""
     names = {blob: stem_of(blob) for blob in dict.fromkeys(blobs)}
-    taken = {"path": "", "label": ""} if "hdf5" in formats else {}
+    used = {"path": "", "label": ""} if "hdf5" in formats else {}
     for blob, name in names.items():
-        if name in taken:
-            other = f'so is blob "{taken[name]}"' if taken[name] else "features.h5 has that dataset for the images"
+        if name in used:
+            other = f'so is blob "{used[name]}"' if used[name] else "features.h5 has that dataset for the images"
             raise InputError("--blobs", f'"{blob}" is written as {name}', other, "extract it by itself, or in another format")
-        taken[name] = blob
+        used[name] = blob
     return names
 
 
 def read(folder: Path, blob: str) -> Iterator[np.ndarray]:
-    """A blob's values, float32, an image after the other, from the first format in which a folder of features has them."""
+    """A blob's values, float32, image by image, in the first format that a folder of features has."""
     stem = stem_of(blob)
     if (path := folder / f"{stem}.npy").exists():
         yield from np.load(path, mmap_mode="r")

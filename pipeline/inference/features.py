@@ -1,60 +1,56 @@
-"""Extract features: the values of named blobs for every record of a net's database, of another database, or of an image list.
+"""Extract features: the values of blobs for every record of a net's database, of another database, or of an image list.
 
-Written to a folder: images.txt, `path label` a line in the order of the images, and each blob as one or several of
+Written to a folder: images.txt, `path label` lines in the order of the images, and each blob as one or several of
   npy      BLOB.npy: images × values, float32
   parquet  BLOB.parquet: path, label, and the values as a list
   lmdb     BLOB.lmdb, as extract_features writes it (keys `%010d`; Datum with the blob's shape and float_data), with the label
   leveldb  BLOB.leveldb, the same records
   hdf5     features.h5, one for all blobs: a dataset for each, images × the blob's shape, and the datasets `label` and `path`
-A `/` in a blob's name becomes `_`. A list's images are resized as the dataset's were, where preprocessing.json is beside the net.
+A `/` in a blob's name becomes `_`. A list's images are resized like the dataset's if preprocessing.json is beside the net.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from itertools import islice
 from pathlib import Path
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.inference import extraction, feature_files
 from pipeline.inference.extraction import Run, batches
+from pipeline.options.flags import read_flags
+from pipeline.options.training import FeatureOptions
 
-DEFAULT = ("lmdb", "npy", "parquet")
 
-
-def write(job: Run, blobs: list[str], folder: Path, formats: tuple[str, ...] = DEFAULT) -> int:
-    """Write the features of every image to `folder`, whole; return how many there are."""
+def write(job: Run, blobs: list[str], folder: Path, formats: tuple[str, ...]) -> int:
+    """Write the features of every image to `folder`, whole; return the number of images."""
     names, images, entries = feature_files.file_names(blobs, formats), extraction.count(job), extraction.entries(job)
     with written_whole(folder) as part, contextlib.ExitStack() as stack:
         part.mkdir()
         listed = stack.enter_context((part / feature_files.IMAGES).open("w", encoding="utf-8"))
-        writers: dict[str, list] = {}
+        writers: dict[str, list[feature_files.Writer]] = {}
         start = 0
         for batch in batches(job, list(names), images):
             rows = len(batch[blobs[0]])
-            named = list(islice(entries, rows))
-            listed.writelines(f"{path} {label}\n" for path, label in named)
+            images_of_batch = list(islice(entries, rows))
+            listed.writelines(f"{path} {label}\n" for path, label in images_of_batch)
             for blob, values in batch.items():
                 if blob not in writers:
                     shape = values.shape[1:]
-                    writers[blob] = [feature_files.writer(kind, part, names[blob], images, shape, stack) for kind in formats]
+                    writers[blob] = [feature_files.open_writer(kind, part, names[blob], images, shape, stack) for kind in formats]
                 for writer in writers[blob]:
-                    writer.add(start, values, named)
+                    writer.add(start, values, images_of_batch)
             start += rows
     return images
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, FeatureOptions)
     parser.add_argument("net", type=Path, help="a prototxt with a Data layer")
     parser.add_argument("weights", type=Path)
     parser.add_argument("folder", type=Path, help="where the features go")
-    parser.add_argument("--blobs", nargs="+", action="extend", required=True)
-    formats = f"default: {' '.join(DEFAULT)}"
-    parser.add_argument("--formats", nargs="+", action="extend", choices=feature_files.FORMATS, help=formats)
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--database", type=Path, help="an LMDB or LevelDB in the place of the net's own")
@@ -64,18 +60,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--color", choices=["color", "gray"], default="color", help="how images are read without preprocessing.json"
     )
-    parser.add_argument("--gpu", action="store_true")
     a = parser.parse_args(argv)
+    options = read_flags(a, FeatureOptions)
+    if not options.features:
+        raise InputError("--features", "none", "at least one blob is extracted", "give its name")
     if a.folder.exists() and not a.overwrite:
         raise InputError(a.folder, "it exists already", "features are not written over", "give another folder, or --overwrite")
     listed = None
     if a.list:
         how = a.preprocessing or a.net.with_name("preprocessing.json")
-        listed = extraction.listed(a.list, a.root, how, a.color == "color")
-    images = write(
-        Run(a.net, a.weights, a.gpu, a.database, listed), a.blobs, a.folder, tuple(dict.fromkeys(a.formats or DEFAULT))
-    )
-    print(f"{a.folder}: {', '.join(a.blobs)} of {images} images")
+        listed = extraction.open_list(a.list, a.root, how, a.color == "color")
+    formats = tuple(dict.fromkeys(options.feature_formats))
+    images = write(Run(a.net, a.weights, options.gpu, a.database, listed), options.features, a.folder, formats)
+    print(f"{a.folder}: {', '.join(options.features)} of {images} images")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from google.protobuf import json_format
 import caffe
 from caffe.proto import caffe_pb2
 from caffe.transform import Transformer
-from pipeline.dataset.resize import Mode, Options, resize
+from pipeline.dataset.resize import resize, size_of
 from pipeline.errors import InputError
-from pipeline.formats.images import Size, content_of, decode
+from pipeline.formats.images import content_of, decode
+from pipeline.options.dataset import ImageSize, ResizeOptions
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Preprocessing:
     channels   the order of the records' colours: BGR or RGB
     """
 
-    resize: Options
+    resize: ResizeOptions
     transform: caffe_pb2.TransformationParameter
     channels: str = "BGR"
 
@@ -37,9 +38,9 @@ class Preprocessing:
             "resize": {
                 "height": self.resize.size.height,
                 "width": self.resize.size.width,
-                "mode": str(self.resize.mode),
+                "mode": str(self.resize.resize_mode),
                 "interpolation": self.resize.interpolation,
-                "color": self.channels if self.resize.color else "gray",
+                "color": "gray" if self.resize.color == "gray" else self.channels,
             },
             "transform_param": json_format.MessageToDict(self.transform, preserving_proto_field_name=True),
         }
@@ -47,7 +48,7 @@ class Preprocessing:
 
     def image(self, content: bytes) -> np.ndarray | None:
         """An image file as it goes into the database, height × width (× 3), uint8; None where it is none."""
-        image = decode(content, self.resize.color, self.resize.size)
+        image = decode(content, self.resize.color == "color", size_of(self.resize))
         if image is None:
             return None
         image = resize(image, self.resize)
@@ -120,10 +121,11 @@ def read(path: Path) -> Preprocessing:
     try:
         found = json.loads(path.read_text())
         how = found["resize"]
-        size, color = Size(how["height"], how["width"]), how["color"]
+        size, color = ImageSize(height=how["height"], width=how["width"]), how["color"]
         if color not in ("BGR", "RGB", "gray"):
             raise ValueError(f"color {color}")
-        options = Options(size, Mode(how["mode"]), how["interpolation"], color != "gray")
+        kind = "gray" if color == "gray" else "color"
+        options = ResizeOptions(size=size, resize_mode=how["mode"], interpolation=how["interpolation"], color=kind)
         transform = json_format.ParseDict(found["transform_param"], caffe_pb2.TransformationParameter())
     except (KeyError, TypeError, ValueError, json_format.ParseError) as error:
         raise InputError(path, f"not a preprocessing.json ({error})", do="write it again with the prototxt step") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +10,26 @@ import caffe
 from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
-from pipeline.command import run
-from pipeline.dataset.augmentation import of_records, parsed
-from pipeline.dataset.resize import INTERPOLATIONS, Mode, Options
+from pipeline.command import run, step_parser
+from pipeline.dataset.augmentation import as_param, for_channels
 from pipeline.errors import InputError
 from pipeline.files import written_whole
-from pipeline.formats.images import Size
-from pipeline.nets import models, solver_defaults, solver_fields
-from pipeline.nets.models import TEMPLATES, Built, Last, Template, siamese
+from pipeline.nets import models, solver_defaults
+from pipeline.nets.models import Built, Last, Template, siamese
 from pipeline.nets.preprocessing import Preprocessing
-from pipeline.nets.strategies import STRATEGIES, chosen, features, freeze, frozen, linear
+from pipeline.nets.strategies import features, freeze, frozen, linear
+from pipeline.nets.strategy_file import read_strategy
+from pipeline.options.dataset import ImageSize, ResizeOptions
+from pipeline.options.flags import read_flags
+from pipeline.options.training import PrototxtOptions
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a net needs to know of its data: where the two LMDBs and the mean are, and what the manifests say of them."""
+    """What a net needs to know of its data: where the two LMDBs and the mean are, and what the manifests say of them.
+
+    infogain  matrix of an InfogainLoss that weights the classes, instead of SoftmaxWithLoss
+    """
 
     train: Path
     val: Path
@@ -35,9 +39,10 @@ class Dataset:
     train_images: int
     val_images: int
     channels: str = "BGR"
+    infogain: Path | None = None
 
     @classmethod
-    def read(cls, train: Path, val: Path, mean: Path) -> Dataset:
+    def read(cls, train: Path, val: Path, mean: Path, infogain: Path | None = None) -> Dataset:
         """From the databases and the manifests beside them (`train.manifest.json`)."""
         manifests = []
         for database in (train, val):
@@ -49,44 +54,16 @@ class Dataset:
         if first["shape"] != second["shape"]:
             raise InputError(val, f"images of shape {second['shape']}", f"the training images have {first['shape']}")
         sizes = first["classes"], first["images"], second["images"]
-        return cls(train, val, mean, tuple(first["shape"]), *sizes, first.get("channels", "BGR"))
+        return cls(train, val, mean, tuple(first["shape"]), *sizes, first.get("channels", "BGR"), infogain)
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """What is trained: a template, the classifier's name and learning rate, and fields of the solver that are not the default.
-
-    augmentation  how training images are changed on their way into the net
-    infogain      the matrix of an InfogainLoss that weighs the classes, in the place of SoftmaxWithLoss
-    strategy      what is learned, one of STRATEGIES
-    features_from  for the strategy `features`: top, middle, or a blob's name
-    freeze_to     the last layer that is not learned; empty leaves it to the strategy
-    batch_norm    "learn": BatchNorm normalises a training batch by its own statistics, and learns those of the whole set, which
-                  testing takes; "freeze": training and testing take those of the weights
-    """
-
-    name: str
-    model: str
-    last: str
-    last_lr_mult: float
-    batch_size: int
-    gpu: bool
-    solver: dict
-    augmentation: caffe_pb2.AugmentationParameter | None = None
-    infogain: Path | None = None
-    strategy: str = "full"
-    features_from: str = "top"
-    freeze_to: str = ""
-    batch_norm: str = "learn"
-
-
-def nets(template: Template, dataset: Dataset, experiment: Experiment) -> dict[str, caffe_pb2.NetParameter]:
+def nets(template: Template, dataset: Dataset, experiment: PrototxtOptions) -> dict[str, caffe_pb2.NetParameter]:
     """{"train", "test", "deploy"}: the three nets."""
     last = Last(experiment.last, dataset.classes, experiment.last_lr_mult)
     sizes = _sizes(template, dataset, experiment.batch_size)
     train = _data(template, dataset, "TRAIN", experiment.batch_size)
     if experiment.augmentation is not None:
-        changes = of_records(experiment.augmentation, dataset.channels)
+        changes = for_channels(as_param(experiment.augmentation), dataset.channels)
         train["transform_param"]["augmentation_param"] = {field.name: value for field, value in changes.ListFields()}
     return {
         "train": _net(template, last, experiment, train, dataset),
@@ -131,7 +108,9 @@ def data_layer(template: Template, dataset: Dataset, batch_size: int, source: Pa
     return n.to_proto().layer[0]
 
 
-def _net(template: Template, last: Last, experiment: Experiment, data: dict | None, dataset: Dataset) -> caffe_pb2.NetParameter:
+def _net(
+    template: Template, last: Last, experiment: PrototxtOptions, data: dict | None, dataset: Dataset
+) -> caffe_pb2.NetParameter:
     built = template.built(last, deploy=data is None or experiment.strategy == "features")
     if experiment.strategy == "features":
         built = linear(built, features(built, experiment.features_from), last.outputs)
@@ -145,7 +124,7 @@ def _net(template: Template, last: Last, experiment: Experiment, data: dict | No
     channels, height, width = dataset.shape
     shape = [channels // (2 if template.pairs else 1), side or height, side or width]
     if training:
-        names = frozen(built, experiment.strategy, experiment.freeze_to)
+        names = frozen(built, experiment.strategy, experiment.freeze_to or "")
         freeze(built.layers, names, [experiment.batch_size, *shape])
     n, layers, scores = caffe.NetSpec(), built.layers, built.heads[-1][0]
     if data is None:
@@ -157,7 +136,7 @@ def _net(template: Template, last: Last, experiment: Experiment, data: dict | No
     else:
         n.data, n.label = L.Data(ntop=2, **data)
         after = _accuracies(scores, dataset.classes)[: 1 if training else None]
-        after += _losses(built, experiment.infogain)
+        after += _losses(built, dataset.infogain)
     net = n.to_proto()
     net.layer.extend([*layers, *after])
     net.name = experiment.model
@@ -193,11 +172,8 @@ def _losses(built: Built, infogain: Path | None) -> list[caffe_pb2.LayerParamete
     return layers
 
 
-def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, interpolation: str) -> None:
-    """Write the four prototxt files and preprocessing.json to `folder`, whole.
-
-    mode, interpolation  how the dataset's images were resized
-    """
+def write(dataset: Dataset, experiment: PrototxtOptions, folder: Path) -> None:
+    """Write the four prototxt files and preprocessing.json to `folder`, whole."""
     template = models.template(experiment.model)
     if template.pairs and (dataset.shape[0] % 2 or dataset.classes != 2):
         raise InputError(
@@ -227,60 +203,47 @@ def write(dataset: Dataset, experiment: Experiment, folder: Path, mode: Mode, in
         for name, net in made.items():
             caffe.write_prototxt(part / f"{name}.prototxt", net, edited)
         channels, *size = dataset.shape
-        resized = Options(Size(*size), mode, interpolation, channels == 3)
+        resized = ResizeOptions(
+            size=ImageSize(height=size[0], width=size[1]),
+            resize_mode=experiment.resize_mode,
+            interpolation=experiment.interpolation,
+            color="color" if channels == 3 else "gray",
+        )
         how = Preprocessing(resized, made["test"].layer[0].transform_param, dataset.channels)
         how.write(part / "preprocessing.json")
         caffe.write_prototxt(part / "solver.prototxt", param, reasons)
 
 
+def resolve(options: PrototxtOptions, strategy_file: Path | None = None) -> PrototxtOptions:
+    """The options with a strategy, a last layer, its learning rate and a batch size where they were left to the step."""
+    template = models.template(options.model)
+    strategy, features_from = read_strategy(strategy_file) if strategy_file else (options.strategy, options.features_from)
+    last = options.last or template.last
+    is_new = options.pretrained and strategy != "scratch" and last != template.last
+    return options.model_copy(
+        update={
+            "strategy": strategy,
+            "features_from": features_from,
+            "last": last,
+            "last_lr_mult": (10.0 if is_new else 1.0) if options.last_lr_mult is None else options.last_lr_mult,
+            "batch_size": options.batch_size or template.batch_size,
+            "batch_norm": "learn" if strategy == "scratch" else options.batch_norm,
+        }
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = step_parser(__doc__, PrototxtOptions)
     parser.add_argument("folder", type=Path, help="where the files go; replaced if it exists")
-    parser.add_argument("--name", required=True, help="the experiment")
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(TEMPLATES)}, or a prototxt's path")
     parser.add_argument("--train", type=Path, required=True, help="training LMDB")
     parser.add_argument("--val", type=Path, required=True, help="validation LMDB")
     parser.add_argument("--mean", type=Path, required=True, help="mean.binaryproto")
-    parser.add_argument("--last", default="", help="name of the last layer; by default the template's")
-    parser.add_argument("--pretrained", action="store_true", help="training starts from weights, unless from scratch")
-    parser.add_argument("--last-lr-mult", type=float, help="multiplies the last layer's learning rates; 10 if it is new, else 1")
-    parser.add_argument("--batch-size", type=int, default=0, help="images in a training batch; by default the template's")
-    parser.add_argument("--solver", type=solver_fields.parsed, default={}, help="solver fields, epochs and step_epochs as JSON")
-    parser.add_argument("--augmentation", type=parsed, help="how training images are changed: AugmentationParameter as JSON")
-    parser.add_argument("--infogain", type=Path, help="matrix of an InfogainLoss, to weigh the classes")
-    parser.add_argument("--resize-mode", type=Mode, choices=list(Mode), default=Mode.SQUASH, help="how images were resized")
-    parser.add_argument("--interpolation", choices=list(INTERPOLATIONS), default="linear", help="how they were sampled")
-    parser.add_argument("--strategy", choices=STRATEGIES, default="full", help="what is learned")
-    parser.add_argument("--features-from", default="top", metavar="BLOB", help="for features: top, middle, or a blob's name")
-    parser.add_argument("--chosen", type=Path, help="strategy.json of pipeline.training.linear, in the place of these two")
-    parser.add_argument("--freeze-to", default="", metavar="LAYER", help="the last layer that is not learned")
-    parser.add_argument("--batch-norm", choices=["learn", "freeze"], default="learn", help="whose statistics training takes")
-    parser.add_argument("--gpu", action="store_true", help="train on a GPU")
+    parser.add_argument("--infogain", type=Path, nargs="?", help="matrix of an InfogainLoss, to weight the classes")
+    parser.add_argument("--chosen", type=Path, nargs="?", help="strategy.json of training.linear; overrides --strategy")
     a = parser.parse_args(argv)
-    if a.batch_size < 0:
-        raise InputError("--batch-size", str(a.batch_size), "a batch has one image at least", "give more, or 0 for the model's")
-    template = models.template(a.model)
-    strategy, features_from = chosen(a.chosen) if a.chosen else (a.strategy, a.features_from)
-    pretrained = a.pretrained and strategy != "scratch"
-    last = a.last or template.last
-    new_among_others = pretrained and last != template.last
-    experiment = Experiment(
-        name=a.name,
-        model=a.model,
-        last=last,
-        last_lr_mult=(10.0 if new_among_others else 1.0) if a.last_lr_mult is None else a.last_lr_mult,
-        batch_size=a.batch_size or template.batch_size,
-        gpu=a.gpu,
-        solver=a.solver,
-        augmentation=a.augmentation,
-        infogain=a.infogain,
-        strategy=strategy,
-        features_from=features_from,
-        freeze_to=a.freeze_to,
-        batch_norm="learn" if strategy == "scratch" else a.batch_norm,
-    )
-    write(Dataset.read(a.train, a.val, a.mean), experiment, a.folder, a.resize_mode, a.interpolation)
-    print(f"{a.folder}: {a.model} for {experiment.last}")
+    experiment = resolve(read_flags(a, PrototxtOptions), a.chosen)
+    write(Dataset.read(a.train, a.val, a.mean, a.infogain), experiment, a.folder)
+    print(f"{a.folder}: {experiment.model} for {experiment.last}")
 
 
 if __name__ == "__main__":

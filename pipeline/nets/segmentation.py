@@ -9,10 +9,9 @@ classifier (VGG's or CaffeNet's), or of another net of this kind; layers of scor
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,13 @@ import caffe
 from caffe import layers as L
 from caffe import params as P
 from caffe.proto import caffe_pb2
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
-from pipeline.nets import solver_defaults, solver_fields
+from pipeline.nets import solver_defaults
 from pipeline.nets.models import fcn
+from pipeline.options.flags import read_flags
+from pipeline.options.training import SegmentationOptions
 
 IGNORED = 255
 """The value of pixels that neither loss nor accuracy counts."""
@@ -72,23 +73,7 @@ def _first(path: Path) -> tuple[set[bytes], np.ndarray]:
     return {key for key, _ in database.items()}, pixels
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is trained: one of fcn.NETS, for so many classes, from which weights, and how.
-
-    mean    a value of each channel to subtract; empty for none
-    solver  solver fields, epochs and step_epochs that are not the default
-    """
-
-    model: str
-    classes: int
-    weights: Path
-    mean: tuple[float, ...] = ()
-    solver: dict = field(default_factory=dict)
-    gpu: bool = False
-
-
-def nets(options: Options, train: Pairs, val: Pairs) -> dict[str, caffe_pb2.NetParameter]:
+def nets(options: SegmentationOptions, train: Pairs, val: Pairs) -> dict[str, caffe_pb2.NetParameter]:
     """{"train", "test", "deploy"}: the three nets."""
     if len(options.mean) not in (0, 1, train.channels):
         raise InputError("--mean", f"{len(options.mean)} values", f"the images have {train.channels} channels")
@@ -156,7 +141,7 @@ def _stored(path: Path) -> dict[str, list[np.ndarray]]:
     return {layer.name: [np.array(blob.data, np.float32) for blob in layer.blobs] for layer in (*found.layer, *found.layers)}
 
 
-def write(options: Options, train: Pairs, val: Pairs, folder: Path) -> list[str]:
+def write(options: SegmentationOptions, train: Pairs, val: Pairs, folder: Path) -> list[str]:
     """Write all files to `folder`, whole; return the layers of scores that begin with zeros."""
     made = nets(options, train, val)
     defaults = SOLVER | {"base_lr": RATES[options.model]}
@@ -180,20 +165,18 @@ def write(options: Options, train: Pairs, val: Pairs, folder: Path) -> list[str]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, SegmentationOptions)
     parser.add_argument("folder", type=Path, help="where the files go; replaced if it exists")
-    parser.add_argument("--model", required=True, choices=list(fcn.NETS))
-    parser.add_argument("--classes", type=int, required=True, help="classes of pixels, with the background's")
     for part in ("train", "val"):
         parser.add_argument(f"--{part}", type=Path, nargs=2, required=True, metavar=("IMAGES", "LABELS"), help="two LMDBs")
-    parser.add_argument("--weights", type=Path, required=True, help="a .caffemodel to start from")
-    parser.add_argument("--mean", type=float, nargs="*", default=[], help="a value of each channel to subtract, in BGR order")
-    parser.add_argument("--solver", type=solver_fields.parsed, default={}, help="solver fields, epochs and step_epochs as JSON")
-    parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     a = parser.parse_args(argv)
-    options = Options(a.model, a.classes, a.weights, tuple(a.mean), a.solver, a.gpu)
+    options = read_flags(a, SegmentationOptions)
+    if options.model not in fcn.NETS:
+        raise InputError(
+            "--model", f'"{options.model}"', f"there are {', '.join(fcn.NETS)}", caffe.nearest(options.model, fcn.NETS)
+        )
     anew = write(options, Pairs.read(*a.train), Pairs.read(*a.val), a.folder)
-    print(f"{a.folder}: {a.model}" + (f", with {', '.join(anew)} from zeros" if anew else ""))
+    print(f"{a.folder}: {options.model}" + (f", with {', '.join(anew)} from zeros" if anew else ""))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
-
-import yaml
 
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
+from pipeline.options.problems import number_hint
 
 FIELDS = caffe_pb2.SolverParameter.DESCRIPTOR.fields_by_name
 OURS = {
@@ -43,17 +40,6 @@ POLICIES = {
     "sigmoid": {"gamma": "how fast the rate changes around stepsize, below 0 where it falls, such as -0.01"},
 }
 """What a policy of the learning rate needs, where Caffe's default of 0 or none makes the rate 0 or constant."""
-
-
-def parsed(fields: str) -> dict:
-    """The fields that a JSON object gives, as commands take them."""
-    try:
-        values = json.loads(fields)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise InputError("--solver", fields, "a JSON object is wanted", """give fields as in '{"base_lr": 0.01}'""")
-    return values
 
 
 def assign(param: caffe_pb2.SolverParameter, name: str, value) -> None:
@@ -137,17 +123,6 @@ def _of_policy(values: dict) -> list[str]:
     elif isinstance(last, int) and steps[-1] >= last:
         found.append(f"stepvalue: {steps[-1]} has no effect, for training ends after {last} iterations")
     return found
-
-
-def number_hint(value) -> str:
-    """YAML takes 1e-3 for a text, as it has no point."""
-    try:
-        number = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        return ""
-    return f"write {yaml.safe_dump(int(number) if number.is_integer() else number).split()[0]}"
 
 
 def _kind(field) -> str:

@@ -6,9 +6,7 @@ the train log says of each layer whether it needs backward computation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -24,17 +22,6 @@ FITTED = ("features", AUTO)
 """Those for which a linear classifier is fitted before the nets are written."""
 LINEAR = "linear"
 """The linear classifier's layer and blob."""
-
-
-def chosen(path: Path) -> tuple[str, str]:
-    """(strategy, what its features are of) as pipeline.training.linear wrote it."""
-    try:
-        made = json.loads(path.read_text())
-        return made["strategy"], made["features_from"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            path, f"no strategy ({error})", "it is strategy.json of pipeline.training.linear", "correct the path"
-        ) from None
 
 
 def _type_of(layer: caffe_pb2.LayerParameter):

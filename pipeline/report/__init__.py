@@ -1,1 +1,1 @@
-"""Plots, pictures and tables of the report; the manifest of results."""
+"""Plots, pictures and tables of the report, and the manifest of results."""

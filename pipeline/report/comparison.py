@@ -6,39 +6,37 @@ were swept, SWEEP.png and .svg.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.figures import COLOURS, STYLE, save
 from pipeline.files import write_table, written_whole
+from pipeline.options.flags import read_flags
+from pipeline.options.training import ComparisonOptions
 from pipeline.report.plots import read_metrics
 
 REPEATED = ("dataset", "random_seed")
-"""Swept keys that repeat an experiment, as other seeds do, and are no choice."""
+"""Swept keys that repeat an experiment, such as seeds, rather than choices."""
 LINES = 12
-"""Most experiments of a dataset whose curves are told apart; with more, the best are drawn."""
+"""Most curves per dataset that are distinguishable; of more experiments, the best are drawn."""
 
 
-def comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> plt.Figure:
-    """Validation accuracy over iterations, a panel for each dataset and a line for each of its LINES best.
+def draw_comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> Figure:
+    """Validation accuracy over iterations, a panel for each dataset and a line for each of its LINES best experiments.
 
-    Those that diverged have no accuracy, and come after all others.
+    Diverged experiments have no accuracy, and rank last.
     """
     datasets = list(dict.fromkeys(table.dataset))
     figure, panels = plt.subplots(len(datasets), 1, figsize=(5.6, 3.8 * len(datasets)), squeeze=False, layout="constrained")
     for dataset, axes in zip(datasets, panels[:, 0], strict=True):
-        shown = table[table.dataset == dataset].sort_values("accuracy", ascending=False, kind="stable").head(LINES).sort_index()
-        for _, row in shown.iterrows():
+        best = table[table.dataset == dataset].sort_values("accuracy", ascending=False, kind="stable").head(LINES).sort_index()
+        for _, row in best.iterrows():
             tests = metrics[row.experiment].dropna(subset="test_accuracy")
             label = f"{row.experiment}: {row.get('note') or f'{100 * row.accuracy:.1f} %'}"
             axes.plot(tests.iteration, 100 * tests.test_accuracy, marker="o", markersize=3, label=label)
@@ -46,66 +44,62 @@ def comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> plt.Fig
         axes.set_xlabel("iteration")
         axes.set_ylabel("validation accuracy, %")
         axes.set_ylim(0, 102)
-        axes.legend(loc="lower right", fontsize=12 if len(shown) < 6 else 8)
+        axes.legend(loc="lower right", fontsize=12 if len(best) < 6 else 8)
     return figure
 
 
 def comparison_table(
     names: list[str], datasets: list[str], summaries: list[Path], metrics: dict[str, pd.DataFrame], bests: list[Path]
 ) -> pd.DataFrame:
-    """One row an experiment: experiment, dataset, images (validation), accuracy, best_accuracy, iterations.
+    """A row per experiment: experiment, dataset, images (validation), accuracy, best_accuracy, iterations.
 
-    Where one has diverged there is a column `note`, which says when, and it has no accuracies.
+    If an experiment has diverged, it has no accuracies, and a column `note` gives the iteration.
 
-    bests  what the train step says of the best test and of divergence
+    bests  best.json of the train steps
     """
     rows = []
     for name, dataset, path, best in zip(names, datasets, summaries, bests, strict=True):
         summary, measured = json.loads(path.read_text()), metrics[name]
         diverged = json.loads(best.read_text()).get("diverged")
-        rows.append(
-            {
-                "experiment": name,
-                "dataset": dataset,
-                "images": summary["images"],
-                "accuracy": round(summary["accuracy"], 4),
-                "best_accuracy": round(float(measured.test_accuracy.max()), 4),
-                "iterations": int(measured.iteration.max()),
-            }
-        )
+        row = {
+            **{"experiment": name, "dataset": dataset, "images": summary["images"], "accuracy": round(summary["accuracy"], 4)},
+            "best_accuracy": round(float(measured.test_accuracy.max()), 4),
+            "iterations": int(measured.iteration.max()),
+        }
         if diverged is not None:
-            rows[-1] |= {"accuracy": None, "best_accuracy": None, "note": f"diverged at iteration {diverged}"}
+            row |= {"accuracy": None, "best_accuracy": None, "note": f"diverged at iteration {diverged}"}
+        rows.append(row)
     table = pd.DataFrame(rows).astype({"accuracy": float, "best_accuracy": float})
     return table.fillna({"note": ""}) if "note" in table else table
 
 
-def swept_table(table: pd.DataFrame, keys: list[str], members: dict[str, list]) -> pd.DataFrame:
-    """The rows of a sweep's experiments, with a column for each swept key behind the name."""
+def sweep_table(table: pd.DataFrame, keys: list[str], members: dict[str, list[object]]) -> pd.DataFrame:
+    """The rows of a sweep's experiments, with a column for each swept key after the name."""
     values = pd.DataFrame(list(members.values()), columns=keys)
     values.insert(0, "experiment", list(members))
     columns = [name for name in table if name not in keys]
     return values.merge(table[columns], on="experiment")
 
 
-def swept(table: pd.DataFrame, keys: list[str]) -> plt.Figure:
+def draw_sweep(table: pd.DataFrame, keys: list[str]) -> Figure:
     """A row for each combination of choices: a point for each repetition, and their mean."""
     choices = [key for key in keys if key not in REPEATED]
     names = table[choices].apply(_row, axis=1) if choices else pd.Series("all", index=table.index)
     rows = list(dict.fromkeys(names))
-    width = 8.4 if table.accuracy.isna().any() else 6.4  # words take more room than means
+    width = 8.4 if table.accuracy.isna().any() else 6.4  # room for notes
     figure, axis = plt.subplots(figsize=(width, 1.4 + 0.42 * len(rows)), layout="constrained")
     for number, row in enumerate(rows):
         repetitions = table[names == row]
         accuracies = 100 * repetitions.accuracy.dropna().to_numpy()
         axis.scatter(accuracies, np.full(len(accuracies), number), color=COLOURS[0], alpha=0.6, zorder=3)
-        said = []
+        notes = []
         if len(accuracies):
             mean = accuracies.mean()
             axis.plot([mean, mean], [number - 0.3, number + 0.3], color=COLOURS[1], linewidth=2.5, zorder=4)
-            said.append(f"{mean:.1f}")
-        if len(lost := repetitions[repetitions.accuracy.isna()]):
-            said.append(lost.note.iloc[0] if len(repetitions) == 1 else f"{len(lost)} of {len(repetitions)} diverged")
-        axis.annotate(", ".join(said), (1.01, number), xycoords=("axes fraction", "data"), va="center", color=COLOURS[1])
+            notes.append(f"{mean:.1f}")
+        if len(diverged := repetitions[repetitions.accuracy.isna()]):
+            notes.append(diverged.note.iloc[0] if len(repetitions) == 1 else f"{len(diverged)} of {len(repetitions)} diverged")
+        axis.annotate(", ".join(notes), (1.01, number), xycoords=("axes fraction", "data"), va="center", color=COLOURS[1])
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
@@ -118,34 +112,32 @@ def swept(table: pd.DataFrame, keys: list[str]) -> plt.Figure:
 
 
 def _row(values: pd.Series) -> str:
-    """What a row of choices is called."""
+    """The name of a combination of choices."""
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.dropna())
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, ComparisonOptions)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--names", nargs="+", action="extend", required=True)
-    parser.add_argument("--datasets", nargs="+", action="extend", required=True, help="each experiment's dataset")
     parser.add_argument("--metrics", nargs="+", type=Path, required=True)
     parser.add_argument("--summaries", nargs="+", type=Path, required=True)
     parser.add_argument("--bests", nargs="+", type=Path, required=True, help="best.json of each train step")
     parser.add_argument("--seconds", nargs="+", type=Path, required=True, help="seconds.csv of each train step")
-    parser.add_argument("--sweeps", type=json.loads, default={}, help="the config's sweeps, as JSON")
     a = parser.parse_args(argv)
+    options = read_flags(a, ComparisonOptions)
     plt.rcParams.update(STYLE)
-    metrics = {name: read_metrics(path) for name, path in zip(a.names, a.metrics, strict=True)}
-    table = comparison_table(a.names, a.datasets, a.summaries, metrics, a.bests)
-    save(comparison(metrics, table), a.folder / "comparison")
-    for name, sweep in a.sweeps.items():
-        rows = swept_table(table, **sweep)
-        save(swept(rows, sweep["keys"]), a.folder / name)
+    metrics = {name: read_metrics(path) for name, path in zip(options.names, a.metrics, strict=True)}
+    table = comparison_table(options.names, options.datasets, a.summaries, metrics, a.bests)
+    save(draw_comparison(metrics, table), a.folder / "comparison")
+    for name, sweep in options.sweeps.items():
+        rows = sweep_table(table, **sweep)
+        save(draw_sweep(rows, sweep["keys"]), a.folder / name)
         with written_whole(a.folder / f"{name}.csv") as part:
             rows.to_csv(part, index=False)
     with written_whole(a.folder / "comparison.csv") as part:
         table.to_csv(part, index=False)
     with written_whole(a.folder / "seconds.csv") as part:
-        seconds = [(name, pd.read_csv(path).seconds.max()) for name, path in zip(a.names, a.seconds, strict=True)]
+        seconds = [(name, pd.read_csv(path).seconds.max()) for name, path in zip(options.names, a.seconds, strict=True)]
         write_table(part, ("experiment", "seconds"), seconds)
 
 

@@ -1,4 +1,4 @@
-"""Show what a dataset looks like: images of each class, how many there are, and the mean image.
+"""Draw a dataset: images of each class, class sizes, image sizes, and the mean image.
 
 Written to a folder: overview.png (a row of images for each class), classes.png and classes.svg (images of each class by split),
 sizes.png and sizes.svg (height and width of the images' files), mean.png, and sheets/NUMBER_CLASS.jpg, a contact sheet for each
@@ -11,13 +11,10 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -27,58 +24,50 @@ from pipeline.files import plain_name, written_whole
 from pipeline.formats.images import write_png
 from pipeline.formats.lists import read_image_list, read_labels
 from pipeline.formats.records import channels_of
-from pipeline.report.gallery import in_order, labelled
+from pipeline.report.gallery import labelled_records, reorder_channels
+from pipeline.report.tiles import grid
 
 ROW, COLUMNS, ROWS = 8, 8, 6
-"""Images of a class in the overview, and in a row and a column of its sheet."""
-SIDE = 96
-"""Pixels of an image's longer side."""
+"""Images of a class in the overview; columns and rows of its sheet."""
+SIDE, GAP = 96, 4
+"""Side of a thumbnail, and white between them, in pixels."""
 SHOWN = 40
-"""Most classes in the overview and the plot; the sheets show all."""
+"""Most classes in the overview and the plot; there are sheets of all."""
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """An image, channels × height × width, as height × width × 3 (BGR) in a square of SIDE, on white; a pair side by side."""
-    gray = np.hstack(image)[None] if len(image) == 2 else image[:1]
+    """An image, channels × height × width, as SIDE × SIDE × 3 (BGR), padded with white; a pair of images side by side."""
+    gray = np.hstack(list(image))[None] if len(image) == 2 else image[:1]
     planes = image if len(image) == 3 else np.repeat(gray, 3, 0)
     height, width = planes.shape[1:]
     scale = SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     small = cv2.resize(np.ascontiguousarray(planes.transpose(1, 2, 0)), size, interpolation=interpolation)
-    framed = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    padded = np.full((SIDE, SIDE, 3), 255, np.uint8)
     top, left = (SIDE - size[1]) // 2, (SIDE - size[0]) // 2
-    framed[top : top + size[1], left : left + size[0]] = small
-    return framed
+    padded[top : top + size[1], left : left + size[0]] = small
+    return padded
 
 
 def first_of_each(database: Path, classes: int, count: int) -> list[list[np.ndarray]]:
-    """Thumbnails of the first `count` images of each class, in the order of a database; it is read no further than they are."""
-    found: list[list[np.ndarray]] = [[] for _ in range(classes)]
-    wanted, channels = classes * count, channels_of(database)
-    for where, record in labelled(database, classes):
-        if len(found[record.label]) < count:
-            found[record.label].append(thumbnail(in_order(caffe.pixels_of(record, None, where), channels, "BGR")))
-            wanted -= 1
-        if not wanted:
+    """Thumbnails of the first `count` images of each class of a database, which is read up to the last of them."""
+    images: list[list[np.ndarray]] = [[] for _ in range(classes)]
+    missing, channels = classes * count, channels_of(database)
+    for where, record in labelled_records(database, classes):
+        if len(images[record.label]) < count:
+            pixels = caffe.pixels_of(record, None, where)
+            images[record.label].append(thumbnail(reorder_channels(pixels, channels, "BGR")))
+            missing -= 1
+        if not missing:
             break
-    return found
+    return images
 
 
-def sheet(images: list[np.ndarray], columns: int) -> np.ndarray:
-    """Thumbnails in rows, with a margin between them."""
-    margin = 4
-    rows = -(-len(images) // columns)
-    whole = np.full((rows * (SIDE + margin) - margin, columns * (SIDE + margin) - margin, 3), 255, np.uint8)
-    for number, image in enumerate(images):
-        top, left = (number // columns) * (SIDE + margin), (number % columns) * (SIDE + margin)
-        whole[top : top + SIDE, left : left + SIDE] = image
-    return whole
-
-
-def overview(images: list[list[np.ndarray]], names: list[str]) -> plt.Figure:
+def overview(images: list[list[np.ndarray]], names: list[str]) -> Figure:
     """A row of images for each of the first SHOWN classes, with its name."""
-    rows = [sheet(one[:ROW], ROW) if one else np.full((SIDE, SIDE, 3), 255, np.uint8) for one in images[:SHOWN]]
+    blank = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    rows = [grid(thumbnails[:ROW], ROW, GAP) if thumbnails else blank for thumbnails in images[:SHOWN]]
     figure, axes = plt.subplots(len(rows), 1, figsize=(8, 0.95 * len(rows)), squeeze=False, layout="constrained")
     for axis, row, name in zip(axes[:, 0], rows, names, strict=False):
         axis.imshow(row[:, :, ::-1], aspect="equal")
@@ -88,8 +77,8 @@ def overview(images: list[list[np.ndarray]], names: list[str]) -> plt.Figure:
     return figure
 
 
-def class_sizes(counts: dict[str, Counter], names: list[str]) -> plt.Figure:
-    """Images of each class by split: a bar for each class, or their distribution where there are many."""
+def class_sizes(counts: dict[str, Counter[int]], names: list[str]) -> Figure:
+    """Images per class by split: a bar for each class; for many classes, the sorted numbers."""
     parts = {part: np.array([counter[number] for number in range(len(names))]) for part, counter in counts.items()}
     if len(names) > SHOWN:
         figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
@@ -112,11 +101,11 @@ def class_sizes(counts: dict[str, Counter], names: list[str]) -> plt.Figure:
     return figure
 
 
-def file_sizes(sizes: np.ndarray, resized: tuple[int, int]) -> plt.Figure:
-    """Where the images' files lie by width and height.
+def file_sizes(sizes: np.ndarray, resized: tuple[int, int]) -> Figure:
+    """Width and height of the image files.
 
     sizes    rows of height, width and the number of images
-    resized  height and width that they were resized to
+    resized  height and width after resizing
     """
     heights, widths, counts = sizes.T
     figure, axis = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
@@ -140,17 +129,17 @@ def write(dataset: Path, folder: Path) -> None:
     mean = caffe.io.blobproto_to_array(caffe_pb2.BlobProto.FromString((dataset / "mean.binaryproto").read_bytes()))[0]
     with written_whole(folder) as part:
         (part / "sheets").mkdir(parents=True)
-        for number, (name, shown) in enumerate(zip(names, images, strict=True)):
-            if shown:
-                _, content = cv2.imencode(".jpg", sheet(shown, COLUMNS), [cv2.IMWRITE_JPEG_QUALITY, 75])
-                (part / f"sheets/{number:04d}_{plain_name(name, 60)}.jpg").write_bytes(content)
+        for number, (name, thumbnails) in enumerate(zip(names, images, strict=True)):
+            if thumbnails:
+                _, content = cv2.imencode(".jpg", grid(thumbnails, COLUMNS, GAP), [cv2.IMWRITE_JPEG_QUALITY, 75])
+                (part / f"sheets/{number:04d}_{plain_name(name, 60)}.jpg").write_bytes(content.data)
         with plt.rc_context(STYLE):
             save_png(overview(images, names), part / "overview.png", tight=True)
-            counts = {one: Counter(label for _, label in entries) for one, entries in lists.items()}
+            counts = {split: Counter(label for _, label in entries) for split, entries in lists.items()}
             save(class_sizes(counts, names), part / "classes")
             sizes = np.loadtxt(dataset / "lists/sizes.csv", int, delimiter=",", skiprows=1, ndmin=2)
             save(file_sizes(sizes, mean.shape[1:]), part / "sizes")
-        planes = in_order(mean, channels_of(dataset / "lmdb/train"), "BGR") if len(mean) == 3 else mean[:1]
+        planes = reorder_channels(mean, channels_of(dataset / "lmdb/train"), "BGR") if len(mean) == 3 else mean[:1]
         write_png(part / "mean.png", np.ascontiguousarray(planes.round().astype(np.uint8).transpose(1, 2, 0)))
 
 

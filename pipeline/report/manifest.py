@@ -1,9 +1,9 @@
-"""Write results/manifest.json: what a build made, of what, with what; `pipeline.report.verify` compares it.
+"""Write results/manifest.json: the results of a build, its inputs and environment; `pipeline.report.verify` compares it.
 
-results      each result: the step that made it, its kind, SHA-256 and bytes; of a folder, all files together
-inputs       SHA-256 of each file and folder of the user's that the config names; images are in the download tables
-config       as the build had it, checked and with defaults, and its digest
-accuracies   of each experiment, on the images that the config says are evaluated
+results      each result: its step, its kind, SHA-256 and bytes; of a folder, all files together
+inputs       SHA-256 of each of the user's files and folders in the config; images are in the download tables
+config       the build's config, checked and with defaults, and its digest
+accuracies   of each experiment, on the splits that the config evaluates
 machines     of each training: threads, processor, vector code, device
 versions     of Python and of each installed package
 not_compared files without reproducible bytes, and why
@@ -22,20 +22,22 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.command import run
 from pipeline.configuration import keys
 from pipeline.errors import InputError
 from pipeline.files import stem_of, written_whole
 
+Config = dict[str, Any]
+Manifest = dict[str, Any]
 FORMAT = 1
-"""Of the manifest; another number is another layout."""
+"""Version of the manifest's layout."""
 KINDS = ("data", "nets", "weights", "predictions", "metrics", "tables", "pictures")
 
 
 class Output(NamedTuple):
-    """The results of a step that have one kind: paths below the results folder.
+    """Results of a step that are of one kind: patterns of paths below the results folder.
 
     A pattern that ends with `/` is a folder that is one result.
     """
@@ -87,11 +89,11 @@ OUTPUTS = (
     Output("comparison", "tables", ("report/*.csv",)),
     Output("comparison", "pictures", ("report/*",)),
 )
-"""All results, in the order in which steps make them; of several patterns that match, the first one counts."""
+"""All results, in the order of the steps; the first pattern that matches a path applies."""
 STEPS = list(dict.fromkeys(output.step for output in OUTPUTS))
 """The steps, in their order."""
 STEPS_OF_A_NET = {output.step for output in OUTPUTS if output.patterns[0].startswith(("experiments/", "report/"))}
-"""Steps whose bits may depend on the machine: on its processor, threads and device."""
+"""Steps whose results may depend on processor, threads and device."""
 NOT_COMPARED = {
     "manifest.json": "this file",
     "lock.mdb": "LMDB's table of the processes that had the database open",
@@ -103,34 +105,34 @@ NOT_COMPARED = {
     "LOG": "LevelDB's log has the time of each line",
     "LOG.old": "LevelDB's log has the time of each line",
 }
-"""Files whose bytes no two builds share, by name, and why."""
+"""Files whose bytes differ between builds, by name, and why."""
 
 
-class Found(NamedTuple):
-    """One result as it lies on the disk: the files of a folder, or one."""
+class Result(NamedTuple):
+    """One result on disk: the files of a folder, or one file."""
 
     step: str
     kind: str
     files: list[Path]
 
 
-def find(results: Path, config: dict) -> dict[str, Found]:
-    """{path below `results`: the files there}, in the order of steps.
+def find(results: Path, config: Config) -> dict[str, Result]:
+    """{path below `results`: result}, in the order of steps.
 
-    config  whose results; those of other configs, and of this one before it was edited, may be in the same folder
+    config  results of other configs, or of an earlier version of this one, may be in the same folder, and are left out
     """
-    found: dict[str, Found] = {}
+    found: dict[str, Result] = {}
     shards = {name: {path.stem for path in (results / "datasets" / name / "list").glob("*.csv")} for name in config["datasets"]}
     for path in sorted(_files(results)):
-        relative = path.relative_to(results)
-        if not_compared(path.name) or not _is_of(config, shards, relative.parts) or not (placed := place(relative.as_posix())):
-            continue
-        key, output = placed
-        found.setdefault(key, Found(output.step, output.kind, [])).files.append(path)
+        parts = path.relative_to(results).parts
+        match = place("/".join(parts)) if not not_compared(path.name) and _belongs_to(config, shards, parts) else None
+        if match:
+            key, output = match
+            found.setdefault(key, Result(output.step, output.kind, [])).files.append(path)
     return dict(sorted(found.items(), key=lambda item: (STEPS.index(item[1].step), item[0])))
 
 
-def _is_of(config: dict, shards: dict[str, set[str]], parts: tuple[str, ...]) -> bool:
+def _belongs_to(config: Config, shards: dict[str, set[str]], parts: tuple[str, ...]) -> bool:
     """Whether a file below the results folder is a result of this config.
 
     shards  {dataset: its shards}
@@ -139,12 +141,12 @@ def _is_of(config: dict, shards: dict[str, set[str]], parts: tuple[str, ...]) ->
         is_of_shard = len(parts) > 3 and parts[2] in ("download", "resize")
         return parts[1] in shards and (not is_of_shard or parts[3].partition(".")[0] in shards[parts[1]])
     if parts[0] == "experiments":
-        return parts[1] in config["experiments"] and _is_asked_for(config["experiments"][parts[1]], parts[2:])
+        return parts[1] in config["experiments"] and _is_enabled(config["experiments"][parts[1]], parts[2:])
     return True
 
 
-def _is_asked_for(experiment: dict, parts: tuple[str, ...]) -> bool:
-    """Whether an experiment's config asks for a file in the experiment's folder."""
+def _is_enabled(experiment: Config, parts: tuple[str, ...]) -> bool:
+    """Whether a file in an experiment's folder is a result of the experiment's config."""
     part, name = parts[0], parts[-1]
     if part.startswith("evaluate"):
         return (part.removeprefix("evaluate").removeprefix("_") or "val") in experiment["evaluate"]
@@ -154,26 +156,26 @@ def _is_asked_for(experiment: dict, parts: tuple[str, ...]) -> bool:
         return blob[1] in map(stem_of, experiment["features"])
     if part == "export":
         return name.replace(".prototxt", ".caffemodel") in keys.exports(experiment)
-    wanted = {"features": bool(experiment["features"]), "classify.csv": "classify" in experiment}
-    return wanted.get(part, part != "checkpoint")
+    enabled = {"features": bool(experiment["features"]), "classify.csv": "classify" in experiment}
+    return enabled.get(part, part != "checkpoint")
 
 
 def place(path: str) -> tuple[str, Output] | None:
-    """The result that a file belongs to, a file or folder below the results folder, and its output; None for an unknown file."""
+    """(result, output) that a file below the results folder belongs to, the result a file or a folder; None if unknown."""
     parts = path.split("/")
     for output in OUTPUTS:
         for pattern in output.patterns:
-            wanted = pattern.rstrip("/").split("/")
+            names = pattern.rstrip("/").split("/")
             is_folder = pattern.endswith("/")
-            if len(parts) < len(wanted) + is_folder or (len(parts) > len(wanted) and not is_folder):
+            if len(parts) < len(names) + is_folder or (len(parts) > len(names) and not is_folder):
                 continue
-            if all(fnmatch.fnmatchcase(part, one) for part, one in zip(parts, wanted, strict=False)):
-                return "/".join(parts[: len(wanted)]), output
+            if all(map(fnmatch.fnmatchcase, parts, names)):
+                return "/".join(parts[: len(names)]), output
     return None
 
 
 def not_compared(name: str) -> str:
-    """Why the bytes of a file of this name are not compared; empty where they are."""
+    """Why a file of this name is not compared; empty if it is."""
     return next((reason for pattern, reason in NOT_COMPARED.items() if fnmatch.fnmatchcase(name, pattern)), "")
 
 
@@ -190,42 +192,41 @@ def digest(folder: Path, files: list[Path]) -> tuple[str, int]:
     return whole.hexdigest(), size
 
 
-def digests(results: Path, found: dict[str, Found], threads: int = 1) -> dict[str, tuple[str, int]]:
-    """`digest` of each result that was found."""
+def digests(results: Path, found: dict[str, Result], threads: int = 1) -> dict[str, tuple[str, int]]:
+    """`digest` of each result."""
     with ThreadPoolExecutor(threads) as pool:
         return dict(zip(found, pool.map(lambda key: digest(results / key, found[key].files), found), strict=True))
 
 
-def make(results: Path, config: dict, config_digest: str, kinds: tuple[str, ...] = KINDS, threads: int = 1) -> dict:
+def make(results: Path, config: Config, config_digest: str, kinds: tuple[str, ...] = KINDS, threads: int = 1) -> Manifest:
     """The manifest of a build.
 
     results  the folder of its results
     config   the checked config
-    kinds    of the results that it lists
+    kinds    of results to list
     """
-    found = find(results, config)
-    found = {path: one for path, one in found.items() if one.kind in kinds}
+    found = {path: result for path, result in find(results, config).items() if result.kind in kinds}
     measured = digests(results, found, threads)
     return {
         "format": FORMAT,
         "config_digest": config_digest,
         "config": config,
-        "accuracies": {name: _accuracies(results / "experiments" / name, one) for name, one in config["experiments"].items()},
+        "accuracies": {name: _accuracies(results / "experiments" / name, it) for name, it in config["experiments"].items()},
         "machines": {name: _json(results / "experiments" / name / "train/machine.json") for name in config["experiments"]},
         "versions": versions(),
         "inputs": {path: digest(Path(path), _files_at(Path(path)))[0] for path in sorted(set(named_files(config)))},
         "results": {
-            key: {"step": one.step, "kind": one.kind, "sha256": measured[key][0], "bytes": measured[key][1]}
-            for key, one in found.items()
+            key: {"step": result.step, "kind": result.kind, "sha256": measured[key][0], "bytes": measured[key][1]}
+            for key, result in found.items()
         },
         "not_compared": NOT_COMPARED,
     }
 
 
-def read(path: Path) -> dict:
+def read(path: Path) -> Manifest:
     """Read a manifest. Raises InputError for any other file, and for one of another format."""
     try:
-        manifest = json.loads(path.read_text())
+        manifest: Manifest = json.loads(path.read_text())
         form, _, _ = (manifest[key] for key in ("format", "results", "config"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(path, f"not a manifest ({error})", "results/manifest.json of a build", "correct the path") from None
@@ -236,14 +237,14 @@ def read(path: Path) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """{package: version} of all that is installed, with Python's."""
-    named = [(one.metadata["Name"], one.version) for one in importlib.metadata.distributions()]
+    """{package: version} of all installed packages, and of Python."""
+    named = [(package.metadata["Name"], package.version) for package in importlib.metadata.distributions()]
     installed = {name.lower(): version for name, version in named if name}  # an aborted installation leaves one without
     return {"python": platform.python_version(), **dict(sorted(installed.items()))}
 
 
-def named_files(config: dict) -> Iterator[str]:
-    """The user's files that a config names, but for those that do not exist and those that the build makes."""
+def named_files(config: Config) -> Iterator[str]:
+    """The user's existing files and folders in a config, without those that the build writes."""
     for dataset in config["datasets"].values():
         source = dataset["source"]
         yield from _existing(source.get("list"), source.get("val_labels"), dataset.get("names"))
@@ -261,29 +262,29 @@ def _existing(*paths: str | None) -> Iterator[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files in a folder and in those in it, links followed; none that are hidden, which are of steps that were cut off."""
+    """The files in a folder and below, following links, except hidden ones, which interrupted steps left."""
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".") and not _is_loop(root, name)]
         yield from (Path(root) / name for name in names if not name.startswith("."))
 
 
 def _is_loop(root: str, name: str) -> bool:
-    """Whether a folder is a link to one that it is in."""
+    """Whether a folder is a link to one that contains it."""
     return Path(root).resolve().is_relative_to(Path(root, name).resolve())
 
 
 def _files_at(path: Path) -> list[Path]:
-    return [one for one in sorted(_files(path)) if not not_compared(one.name)] if path.is_dir() else [path]
+    return [file for file in sorted(_files(path)) if not not_compared(file.name)] if path.is_dir() else [path]
 
 
-def _accuracies(folder: Path, experiment: dict) -> dict[str, float | None]:
-    """{part: accuracy} of each evaluation that an experiment's config asks for."""
+def _accuracies(folder: Path, experiment: Config) -> dict[str, float | None]:
+    """{split: accuracy} of each evaluation in an experiment's config."""
     paths = {part: folder / f"evaluate{'' if part == 'val' else '_' + part}" / "summary.json" for part in experiment["evaluate"]}
     return {part: _json(path).get("accuracy") for part, path in paths.items()}
 
 
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Draw what an experiment's training gave, as PNG and SVG."""
+"""Draw an experiment's learning curves: loss, accuracy and learning rate."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import argparse
 import re
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from pipeline.command import run
@@ -21,7 +19,7 @@ from pipeline.figures import COLOURS, STYLE, save
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """A metrics table of the train step; tests whose loss is no number, which Caffe counts as right, have no accuracy."""
+    """A metrics table of the train step; tests with a NaN loss, whose images Caffe counts as correct, have no accuracy."""
     if not path.is_file():
         raise InputError(path, "no such table", "it is metrics.csv of the train step", "train first, or correct the path")
     table = pd.read_csv(path)
@@ -36,32 +34,31 @@ def read_metrics(path: Path) -> pd.DataFrame:
     return table
 
 
-def curves(metrics: pd.DataFrame) -> plt.Figure:
-    """Loss and accuracy in training and testing, the best of the test accuracy marked, and the learning rate, over iterations.
+def curves(metrics: pd.DataFrame) -> Figure:
+    """Training and validation loss and accuracy, with the best validation accuracy, and learning rate, over iterations.
 
-    The loss in training is the weighted sum of all heads' losses; where a test gives those of several, `test_loss`, `test_loss1`
-    and so on, their sum is drawn beside it. Accuracy in training is drawn where there is a column `accuracy`; so is every column
-    whose name begins with test_accuracy.
+    The training loss is the weighted sum of all heads' losses; the validation loss is that of the columns test_loss, test_loss1,
+    …. The training accuracy is drawn if there is a column accuracy; so is every column whose name begins with test_accuracy.
     """
     figure, (losses, accuracies, rates) = plt.subplots(
         3, 1, figsize=(5.6, 7.6), sharex=True, height_ratios=[3, 3, 1.4], layout="constrained"
     )
     heads = [name for name in metrics if re.fullmatch(r"test_loss\d*", name)]
-    drawn = {"training": metrics.loss, "validation": metrics[heads].sum(axis=1, skipna=False)}
-    for (label, values), marker in zip(drawn.items(), ("", "o"), strict=True):
-        there = values.notna()
-        losses.plot(metrics.iteration[there], values[there], marker=marker, markersize=4, label=label)
+    series = {"training": metrics.loss, "validation": metrics[heads].sum(axis=1, skipna=False)}
+    for (label, values), marker in zip(series.items(), ("", "o"), strict=True):
+        measured = values.notna()
+        losses.plot(metrics.iteration[measured], values[measured], marker=marker, markersize=4, label=label)
     losses.set_ylabel("loss")
-    if any(values.max() > 0 for values in drawn.values()):
+    if any(values.max() > 0 for values in series.values()):
         losses.set_yscale("log")
-        _plain(losses)
+        _format_log_axis(losses)
     losses.legend(title=f"weighted sum of {len(heads)} heads" if len(heads) > 1 else None)
-    _accuracies(accuracies, metrics)
+    _draw_accuracies(accuracies, metrics)
     rate = metrics.dropna(subset="learning_rate")
     rates.plot(rate.iteration, rate.learning_rate, color="#555555", drawstyle="steps-post")
     if rate.learning_rate.min() > 0 and rate.learning_rate.max() > 9 * rate.learning_rate.min():
         rates.set_yscale("log")
-        _plain(rates)
+        _format_log_axis(rates)
     else:
         rates.set_ylim(0)
         rates.yaxis.get_major_locator().set_params(nbins=3)
@@ -71,10 +68,10 @@ def curves(metrics: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-def _accuracies(axes: plt.Axes, metrics: pd.DataFrame) -> None:
-    more = [name for name in metrics if name.startswith("test_accuracy") and name != "test_accuracy"]
+def _draw_accuracies(axes: Axes, metrics: pd.DataFrame) -> None:
+    others = [name for name in metrics if name.startswith("test_accuracy") and name != "test_accuracy"]
     labels = {"accuracy": "training", "test_accuracy": "validation"}
-    labels |= {name: f"validation, {name.removeprefix('test_accuracy').strip('_') or name}" for name in more}
+    labels |= {name: f"validation, {name.removeprefix('test_accuracy').strip('_') or name}" for name in others}
     for colour, (column, label) in zip(COLOURS, labels.items(), strict=False):
         if column in metrics and metrics[column].notna().any():
             values = metrics.dropna(subset=column)
@@ -83,14 +80,10 @@ def _accuracies(axes: plt.Axes, metrics: pd.DataFrame) -> None:
     tests = metrics.dropna(subset="test_accuracy")
     if len(tests):
         best = tests.loc[tests.test_accuracy.idxmax()]
-        axes.annotate(
-            f"best {100 * best.test_accuracy:.1f} % at {best.iteration:.0f}",
-            (best.iteration, 100 * best.test_accuracy),
-            xytext=(0, -28),
-            textcoords="offset points",
-            ha="right" if best.iteration > metrics.iteration.max() / 2 else "left",
-            arrowprops={"arrowstyle": "-", "alpha": 0.5},
-        )
+        text, point = f"best {100 * best.test_accuracy:.1f} % at {best.iteration:.0f}", (best.iteration, 100 * best.test_accuracy)
+        side = "right" if best.iteration > metrics.iteration.max() / 2 else "left"
+        line = {"arrowstyle": "-", "alpha": 0.5}
+        axes.annotate(text, point, xytext=(0, -28), textcoords="offset points", ha=side, arrowprops=line)
     if len(axes.lines) > 1:
         axes.set_ylabel("accuracy, %")
         axes.legend(loc="lower right")
@@ -98,8 +91,8 @@ def _accuracies(axes: plt.Axes, metrics: pd.DataFrame) -> None:
         axes.set_ylabel("validation accuracy, %")
 
 
-def _plain(axes: plt.Axes) -> None:
-    """Numbers at a logarithmic axis as people write them; between the powers of ten only where there are few of those."""
+def _format_log_axis(axes: Axes) -> None:
+    """Plain numbers at a logarithmic y axis; between powers of ten only if there are few of those."""
     low, high = axes.get_ylim()
     few = np.log10(high / low) < 2.5
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

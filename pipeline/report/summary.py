@@ -1,4 +1,4 @@
-"""Print what a run gave: a line for each experiment, and where to look."""
+"""Print a summary of the results: a line for each experiment."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def summary(results: Path) -> str:
     first, second = (max([width, *map(len, table[column])]) for column, width in (("experiment", 14), ("dataset", 16)))
     lines = [f"{'experiment':{first}} {'dataset':{second}} {'validation images':>17}  accuracy"]
     for row in table.itertuples():
-        gained = f"{row.accuracy:7.1%}" if pd.notna(row.accuracy) else row.note
-        lines.append(f"{row.experiment:{first}} {row.dataset:{second}} {row.images:17d}  {gained}")
+        result = f"{row.accuracy:7.1%}" if pd.notna(row.accuracy) else row.note
+        lines.append(f"{row.experiment:{first}} {row.dataset:{second}} {row.images:17d}  {result}")
     return "\n".join(lines)
 
 

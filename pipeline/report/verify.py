@@ -1,9 +1,9 @@
-"""Compare two builds by their manifests, or a manifest with the files beside it: the first step at which they differ, and why.
+"""Compare two builds by their manifests, or a manifest with the files beside it: the first step that differs, and why.
 
     python -m pipeline.report.verify results/manifest.json                 has anything been truncated, changed or lost since?
     python -m pipeline.report.verify a/results/manifest.json b/results/manifest.json
 
-Nothing is built. Exit code 1 where something differs.
+Nothing is built. Exit code 1 if something differs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.report import manifest
+from pipeline.report.manifest import Manifest
 
 SHOWN = 5
-"""How many differences of a kind are named."""
+"""Most differences of a kind that are listed."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class Difference:
     what: str
 
 
-def compare(first: dict, second: dict, kinds: tuple[str, ...] = manifest.KINDS) -> list[Difference]:
-    """What differs between two manifests' results of these kinds, in the order of steps."""
-    ours, theirs = (one["results"] for one in (first, second))
+def compare(first: Manifest, second: Manifest, kinds: tuple[str, ...] = manifest.KINDS) -> list[Difference]:
+    """The differences between two manifests' results of these kinds, in the order of steps."""
+    ours, theirs = first["results"], second["results"]
     differences = []
-    for path, one in {**ours, **theirs}.items():
-        if one["kind"] not in kinds:
+    for path, result in {**ours, **theirs}.items():
+        if result["kind"] not in kinds:
             continue
         if path not in ours or path not in theirs:
             what = f"only in the {'first' if path in ours else 'second'}"
@@ -47,61 +49,61 @@ def compare(first: dict, second: dict, kinds: tuple[str, ...] = manifest.KINDS) 
             what = "other content" if ours[path]["bytes"] == theirs[path]["bytes"] else what
         else:
             continue
-        differences.append(Difference(path, one["step"], one["kind"], what))
+        differences.append(Difference(path, result["step"], result["kind"], what))
     return _in_order(differences)
 
 
-def check(recorded: dict, results: Path) -> list[Difference]:
-    """What of a manifest's results is missing, truncated or changed in a folder, in the order of steps."""
+def check(recorded: Manifest, results: Path) -> list[Difference]:
+    """The results of a manifest that are missing, truncated or changed in a folder, in the order of steps."""
     found = manifest.find(results, recorded["config"])
-    measured = manifest.digests(results, {path: one for path, one in found.items() if path in recorded["results"]})
+    measured = manifest.digests(results, {path: found[path] for path in found if path in recorded["results"]})
     differences = []
-    for path, one in recorded["results"].items():
+    for path, result in recorded["results"].items():
         sha256, size = measured.get(path, ("", 0))
-        if sha256 == one["sha256"]:
+        if sha256 == result["sha256"]:
             continue
-        shorter = f"truncated: {size} bytes of {one['bytes']}" if size < one["bytes"] else "changed"
-        differences.append(Difference(path, one["step"], one["kind"], shorter if path in measured else "missing"))
+        change = f"truncated: {size} bytes of {result['bytes']}" if size < result["bytes"] else "changed"
+        differences.append(Difference(path, result["step"], result["kind"], change if path in measured else "missing"))
     return _in_order(differences)
 
 
 def _in_order(differences: list[Difference]) -> list[Difference]:
-    return sorted(differences, key=lambda one: (manifest.STEPS.index(one.step), one.path))
+    return sorted(differences, key=lambda difference: (manifest.STEPS.index(difference.step), difference.path))
 
 
-def reasons(first: dict, second: dict, step: str) -> list[str]:
-    """Why two builds may differ from a step on: what differs between what they were made of, the most likely reason first.
+def reasons(first: Manifest, second: Manifest, step: str) -> list[str]:
+    """Why two builds may differ from a step on: differing inputs, config, versions and machines, the most likely first.
 
-    Empty where nothing does: then the difference is unexplained.
+    Empty if nothing else differs: then the difference is unexplained.
     """
     found = [f"input {path}" for path in _differing(first["inputs"], second["inputs"])]
-    found += [f"config {key}: {said}" for key, said in _leaves(first["config"], second["config"])]
+    found += [f"config {key}: {values}" for key, values in _leaves(first["config"], second["config"])]
     of_packages = _differing(first["versions"], second["versions"])
     found += [f"version of {name}: {_both(first['versions'], second['versions'], name)}" for name in _most_likely(of_packages)]
     if step not in manifest.STEPS_OF_A_NET:
         return found
     for name in sorted({*first["machines"], *second["machines"]}):
-        ours, theirs = (one["machines"].get(name, {}) for one in (first, second))
+        ours, theirs = (build["machines"].get(name, {}) for build in (first, second))
         found += [f"{key} of {name}: {_both(ours, theirs, key)}" for key in _differing(ours, theirs)]
     return found
 
 
-def _differing(first: dict, second: dict) -> list[str]:
+def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
 
 
-def _both(first: dict, second: dict, key: str) -> str:
+def _both(first: dict[str, Any], second: dict[str, Any], key: str) -> str:
     return f"{first.get(key, 'none')} against {second.get(key, 'none')}"
 
 
 def _most_likely(packages: list[str]) -> list[str]:
-    """Packages that compute first, then the others."""
+    """Packages that compute results first, then the others."""
     computing = ["roastery", "torch", "numpy", "opencv-python-headless", "simplejpeg", "scikit-learn", "scipy", "python", "lmdb"]
     return [name for name in computing if name in packages] + [name for name in packages if name not in computing]
 
 
 def _leaves(first: object, second: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, what both say) of each value in which two configs differ."""
+    """(key, both values) of each value in which two configs differ."""
     if isinstance(first, dict) and isinstance(second, dict):
         for name in sorted({*first, *second}):
             yield from _leaves(first.get(name), second.get(name), f"{key}.{name}" if key else name)
@@ -110,36 +112,35 @@ def _leaves(first: object, second: object, key: str = "") -> Iterator[tuple[str,
 
 
 def report(differences: list[Difference], why: list[str] | None) -> str:
-    """The differences in words: the first step, why, and what to rebuild.
+    """A text about the differences: the first step, the reasons, and what to rebuild.
 
-    why  what may have caused them; None where two builds are not compared
+    why  reasons; None if a manifest is compared with files
     """
     step = differences[0].step
-    here = [one for one in differences if one.step == step]
+    here = [difference for difference in differences if difference.step == step]
     lines = [f"{len(differences)} results differ, first at the step {step}:"]
-    lines += [f"  results/{one.path} ({one.kind}): {one.what}" for one in here[:SHOWN]]
+    lines += [f"  results/{difference.path} ({difference.kind}): {difference.what}" for difference in here[:SHOWN]]
     lines += [f"  and {len(here) - SHOWN} more of this step"] if len(here) > SHOWN else []
     if why:
-        lines += ["may be caused by:", *(f"  {one}" for one in why[:SHOWN])]
+        lines += ["may be caused by:", *(f"  {reason}" for reason in why[:SHOWN])]
         lines += [f"  and {len(why) - SHOWN} more"] if len(why) > SHOWN else []
     elif why is not None:
         lines.append("unexplained: inputs, config, versions, threads and devices are the same")
-    targets = shlex.join(f"results/{one.path}" for one in here[:SHOWN])
+    targets = shlex.join(f"results/{difference.path}" for difference in here[:SHOWN])
     lines.append(f"to build them again, and what depends on them: snakemake --cores all --forcerun {targets}")
     return "\n".join(lines)
 
 
-def accuracies(recorded: dict, made: dict) -> str:
-    """Each experiment's accuracy beside the recorded one, a line each."""
+def accuracies(recorded: Manifest, built: Manifest) -> str:
+    """Each experiment's accuracy and the recorded one, a line each."""
     lines = []
     for name, parts in recorded["accuracies"].items():
         for part, value in parts.items():
-            own = made["accuracies"].get(name, {}).get(part)
+            own = built["accuracies"].get(name, {}).get(part)
             both = own is not None and value is not None
-            was, here = ("none" if one is None else f"{one:.2%}" for one in (value, own))
-            lines.append(
-                f"{name}, {part}: recorded {was}, here {here}" + (f", {100 * (own - value):+.2f} points" if both else "")
-            )
+            was, here = ("none" if accuracy is None else f"{accuracy:.2%}" for accuracy in (value, own))
+            points = f", {100 * (own - value):+.2f} points" if both else ""
+            lines.append(f"{name}, {part}: recorded {was}, here {here}{points}")
     return "\n".join(lines)
 
 

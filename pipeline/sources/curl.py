@@ -11,7 +11,7 @@ import pycurl
 class Transfers:
     """Transfers of one event loop: `await transfers.perform(transfers.handle())`.
 
-    connections  how many are kept open for later transfers
+    connections  kept open for later transfers, at most
     """
 
     def __init__(self, connections: int):
@@ -26,7 +26,7 @@ class Transfers:
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
 
     def handle(self) -> pycurl.Curl:
-        """A handle with the options that all transfers have."""
+        """A handle with the options of all transfers."""
         curl = self._idle.pop() if self._idle else pycurl.Curl()
         curl.setopt(pycurl.NOSIGNAL, 1)
         curl.setopt(pycurl.CAINFO, certifi.where())
@@ -35,11 +35,12 @@ class Transfers:
         return curl
 
     async def perform(self, curl: pycurl.Curl) -> tuple[int, str]:
-        """Transfer what a handle asks for; libcurl's error code (0: it is done) and what it says of it.
+        """Perform the transfer of a handle; libcurl's error code (0: success) and message.
 
-        The handle is given back, and serves another transfer. Cancelled, the transfer ends.
+        The handle is reused for other transfers. Cancelling the task ends the transfer.
         """
-        done = self._running[curl] = self._loop.create_future()
+        done: asyncio.Future[tuple[int, str]] = self._loop.create_future()
+        self._running[curl] = done
         self._multi.add_handle(curl)
         try:
             return await done
@@ -58,39 +59,39 @@ class Transfers:
             self._watch(pycurl.POLL_REMOVE, number)
         self._wake(-1)
 
-    # ---- what libcurl asks of the loop
+    # ---- callbacks of libcurl
 
-    def _watch(self, wanted: int, number: int, *_: object) -> None:
-        """Watch a socket for reading, writing or both, or no more."""
+    def _watch(self, events: int, number: int, *_: object) -> None:
+        """Watch a socket for reading, writing or both; or stop watching it."""
         watched = self._watched.pop(number, pycurl.POLL_NONE)
-        if wanted == pycurl.POLL_REMOVE:
-            wanted = pycurl.POLL_NONE
+        if events == pycurl.POLL_REMOVE:
+            events = pycurl.POLL_NONE
         else:
-            self._watched[number] = wanted
-        for flag, way, add, remove in (
+            self._watched[number] = events
+        for flag, direction, add, remove in (
             (pycurl.POLL_IN, pycurl.CSELECT_IN, self._loop.add_reader, self._loop.remove_reader),
             (pycurl.POLL_OUT, pycurl.CSELECT_OUT, self._loop.add_writer, self._loop.remove_writer),
         ):
-            if wanted & flag and not watched & flag:
-                add(number, self._act, number, way)
-            elif watched & flag and not wanted & flag:
+            if events & flag and not watched & flag:
+                add(number, self._act, number, direction)
+            elif watched & flag and not events & flag:
                 remove(number)
 
     def _wake(self, milliseconds: int) -> None:
-        """Call libcurl after so many milliseconds; -1: not at all."""
+        """Set libcurl's timer, in milliseconds; -1 removes it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if milliseconds >= 0:
             self._timer = self._loop.call_later(milliseconds / 1000, self._act, pycurl.SOCKET_TIMEOUT, 0)
 
-    def _act(self, number: int, ways: int) -> None:
-        """Let libcurl do what can be done now, and tell those who wait."""
-        self._multi.socket_action(number, ways)
+    def _act(self, number: int, directions: int) -> None:
+        """Let libcurl transfer what is ready, and finish the transfers that are done."""
+        self._multi.socket_action(number, directions)
         more = True
         while more:
-            more, good, bad = self._multi.info_read()
-            for curl, code, said in (*((curl, 0, "") for curl in good), *bad):
+            more, succeeded, failed = self._multi.info_read()
+            for curl, code, message in (*((curl, 0, "") for curl in succeeded), *failed):
                 done = self._running.get(curl)
                 if done is not None and not done.done():
-                    done.set_result((code, said))
+                    done.set_result((code, message))

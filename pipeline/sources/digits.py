@@ -19,7 +19,7 @@ from pipeline.formats.images import write_png
 
 TARGET_TRAINING_IMAGES = 20
 MARGIN = 2
-"""Black pixels around each digit: as much as MNIST's have, since LeNet's convolutions hardly see the edge of an image."""
+"""Padding in pixels, as MNIST has it: LeNet's convolutions hardly see the border of an image."""
 
 
 def write_digits(folder: Path) -> None:
@@ -30,18 +30,18 @@ def write_digits(folder: Path) -> None:
         rows = []
         for number, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
             name = f"{digit}_{number:04d}.png"
-            pixels = np.pad(np.round(image * (255 / 16)).astype(np.uint8), MARGIN)  # stored as 0 to 16
+            pixels = np.pad(np.round(image * (255 / 16)).astype(np.uint8), MARGIN)  # values are 0 to 16
             write_png(part / "images" / name, pixels)
             rows.append((file_url(folder.resolve() / "images" / name), int(digit)))
         table = pd.DataFrame(rows, columns=["url", "label"])
-        # The digits lie writer by writer; drawn at random, both splits have all writers.
+        # The digits are sorted by writer; in a random split, both parts have all writers.
         rank = table.sample(frac=1, random_state=0).groupby("label").cumcount().sort_index()
         size = table.groupby("label").label.transform("size")
-        for name, chosen, training in (
+        for name, rows_of_list, training in (
             ("base", table.label < 5, rank < 0.8 * size),
             ("target", table.label >= 5, rank < TARGET_TRAINING_IMAGES),
         ):
-            listed = table.assign(split=np.where(training, "train", "val"))[chosen]
+            listed = table.assign(split=np.where(training, "train", "val"))[rows_of_list]
             listed.to_csv(part / f"{name}.csv", index=False)
 
 

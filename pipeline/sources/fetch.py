@@ -1,4 +1,4 @@
-"""Fetch one URL to a file: what is asked, of whom, how often and how long, and what is refused."""
+"""Fetch a URL to a file: requests, redirects, retries, timeouts, limits, opt-outs, refused addresses."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 import pycurl
 
+from pipeline.options.dataset import FetchOptions
 from pipeline.progress import progress
 from pipeline.sources.curl import Transfers
 
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-"""HTTP statuses that may be others soon."""
+"""HTTP statuses worth a retry."""
 OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
-"""What an X-Robots-Tag says of images that are not to be collected."""
+"""Directives of an X-Robots-Tag that forbid to collect an image."""
 LONGEST_PAUSE = 60
-"""Seconds; a server that asks for more gets this."""
+"""Longest pause between retries in seconds, also if a server asks for more."""
 PIECE = 1 << 18
-"""Bytes that are taken of an answer at once, at most."""
+"""Size of libcurl's receive buffer in bytes."""
 REDIRECTS = {301, 302, 303, 307, 308}
 LONGEST_REFUSAL = 1 << 16
-"""Bytes of an answer other than 200 that are read, so that the connection can be kept."""
+"""Bytes that are read of an answer other than 200, to keep the connection."""
 SAFE = "%:/?@!$&'()*+,;=~[]|"
-"""Characters of a path or query that are sent as they stand, besides letters, digits and -._"""
+"""Characters of a path or query that are not percent-encoded, besides letters, digits and -._"""
 ERRORS = {
     pycurl.E_COULDNT_RESOLVE_HOST: "unknown_host",
     pycurl.E_OPERATION_TIMEDOUT: "timeout",
@@ -43,37 +44,11 @@ ERRORS = {
     pycurl.E_UNSUPPORTED_PROTOCOL: "bad_url",
     pycurl.E_URL_MALFORMAT: "bad_url",
 }
-"""What libcurl's errors are called here; the others are `connection`."""
+"""Error classes of libcurl's errors; the others are `connection`."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to fetch.
-
-    concurrency     requests under way at once; per_host, at one host
-    retries         further tries after a transient failure, with a pause that doubles, or as long as the server asks
-    timeout         seconds to connect, and between two pieces of an answer; total_timeout, for a whole answer
-    max_bytes       the largest file taken
-    max_redirects   how often an answer may point to another address
-    allow_file      take file: URLs, which may be relative to the working directory
-    allow_private   ask hosts of private networks and of this machine
-    ignore_opt_out  take images whose server says by X-Robots-Tag that they are not to be collected
-    """
-
-    concurrency: int = 32
-    per_host: int = 16
-    retries: int = 3
-    timeout: float = 20.0
-    total_timeout: float = 120.0
-    max_bytes: int = 64 << 20
-    max_redirects: int = 5
-    allow_file: bool = False
-    allow_private: bool = False
-    ignore_opt_out: bool = False
-
-
-class Failed(Exception):
-    """A URL that gave no file: an error class, the HTTP status (0 where there was none), the seconds the server asks to wait."""
+class FetchError(Exception):
+    """A URL could not be fetched: error class, HTTP status (0 if there was none), seconds that the server asks to wait."""
 
     def __init__(self, error: str, status: int = 0, pause: float | None = None):
         super().__init__(error)
@@ -81,13 +56,13 @@ class Failed(Exception):
 
     @property
     def transient(self) -> bool:
-        """Whether another try may go better."""
+        """Whether a retry may succeed."""
         return self.status in TRANSIENT or self.error in ("timeout", "connection", "truncated")
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that came: HTTP status (200 for a file), size, SHA-256."""
+    """A fetched file: HTTP status (200 for a local file), size, SHA-256."""
 
     status: int
     bytes: int
@@ -97,7 +72,7 @@ class Fetched:
 class Fetcher:
     """Fetches URLs over kept connections: `async with Fetcher(options) as fetcher: await fetcher.fetch(url, path)`."""
 
-    def __init__(self, options: Options):
+    def __init__(self, options: FetchOptions):
         self.options = options
         self._gate = asyncio.Semaphore(options.concurrency)
         self._hosts: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(options.per_host))
@@ -110,20 +85,20 @@ class Fetcher:
         self._transfers.close()
 
     async def fetch(self, url: str, path: Path, arrived: Callable[[int], object] = lambda _: None) -> Fetched:
-        """Write what `url` gives to `path`. Raises Failed, and leaves no file, after as many tries as there may be.
+        """Write the content of `url` to `path`. Raises FetchError, and leaves no file, after the last retry.
 
-        arrived  is told of every piece of a body how many bytes it has
+        arrived  called with the number of bytes of each piece of a body
         """
         if url.startswith("file:"):
             if not self.options.allow_file:
-                raise Failed("refused")
+                raise FetchError("refused")
             async with self._gate:
                 return await asyncio.to_thread(_copy, url, path, self.options.max_bytes)
         for attempt in range(self.options.retries + 1):
             try:
                 async with self._gate:
                     return await self._follow(url, path, arrived)
-            except Failed as failure:
+            except FetchError as failure:
                 path.unlink(missing_ok=True)
                 if attempt == self.options.retries or not failure.transient:
                     raise
@@ -132,30 +107,30 @@ class Fetcher:
         raise AssertionError("the last attempt returns or raises")
 
     async def _follow(self, url: str, path: Path, arrived: Callable[[int], object]) -> Fetched:
-        """One try, along its redirects."""
+        """One try, following redirects."""
         for _ in range(self.options.max_redirects + 1):
-            host, address = _taken_apart(url)
+            host, address = _split_url(url)
             async with self._hosts[host]:
                 answer = await self._request(url, address, path, arrived)
             if isinstance(answer, Fetched):
                 return answer
             url = answer
-        raise Failed("too_many_redirects")
+        raise FetchError("too_many_redirects")
 
     async def _request(self, url: str, address: str, path: Path, arrived: Callable[[int], object]) -> Fetched | str:
-        """What came, or the address that the answer points to."""
+        """The fetched file, or the URL of a redirect."""
         options, loop = self.options, asyncio.get_running_loop()
         curl = self._transfers.handle()
         try:
-            async with asyncio.timeout(options.total_timeout), asyncio.timeout(2 * options.timeout) as pause:
+            async with asyncio.timeout(options.total_timeout), asyncio.timeout(2 * options.timeout) as stalled:
 
-                def alive(size: int) -> None:
-                    if not pause.expired():
-                        pause.reschedule(loop.time() + options.timeout)
+                def postpone(size: int) -> None:
+                    if not stalled.expired():
+                        stalled.reschedule(loop.time() + options.timeout)
                     arrived(size)
 
                 with path.open("wb") as file:
-                    answer = Answer(options, file, alive)
+                    answer = Answer(options, file, postpone)
                     curl.setopt(pycurl.URL, address)
                     curl.setopt(pycurl.HTTPHEADER, HEADERS)
                     curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(1000 * options.timeout)))
@@ -166,17 +141,17 @@ class Fetcher:
                         curl.setopt(pycurl.OPENSOCKETFUNCTION, answer.connect)
                     code, _ = await self._transfers.perform(curl)
         except TimeoutError:
-            raise Failed("timeout") from None
+            raise FetchError("timeout") from None
         if answer.failure:
             raise answer.failure
-        if code and not answer.enough:
-            raise Failed(ERRORS.get(code, "connection"))
+        if code and not answer.is_cut:
+            raise FetchError(ERRORS.get(code, "connection"))
         if answer.status in REDIRECTS and "location" in answer.headers:
             try:
                 return urljoin(url, answer.headers["location"][-1])
             except ValueError:
-                raise Failed("bad_url", answer.status) from None
-        answer.judge()
+                raise FetchError("bad_url", answer.status) from None
+        answer.check()
         return Fetched(answer.status, answer.size, answer.digest.hexdigest())
 
 
@@ -184,85 +159,86 @@ HEADERS = ["User-Agent: roastery", "Accept: image/*,*/*;q=0.5", "Accept-Encoding
 
 
 class Answer:
-    """What a server answers, judged while it comes. libcurl calls the methods.
+    """A server's answer, checked as it arrives. libcurl calls the methods.
 
-    file     takes the body of a 200
-    alive    is told how many bytes have come
-    failure  what ended the transfer
-    enough   whether the transfer was ended because the rest of the body does not matter
+    file     receives the body of a 200
+    arrived  called with the number of bytes that arrived
+    failure  the error that ended the transfer
+    is_cut   whether the transfer was ended because the rest of an error's body is not needed
     """
 
-    def __init__(self, options: Options, file: BinaryIO, alive: Callable[[int], None]):
-        self.options, self._file, self._alive = options, file, alive
+    def __init__(self, options: FetchOptions, file: BinaryIO, arrived: Callable[[int], None]):
+        self.options, self._file, self._arrived = options, file, arrived
         self.status, self.size, self.digest = 0, 0, hashlib.sha256()
         self.headers: dict[str, list[str]] = {}
-        self.failure: Failed | OSError | None = None
-        self.enough = False
+        self.failure: FetchError | OSError | None = None
+        self.is_cut = False
 
-    def connect(self, _: int, address: tuple) -> socket.socket | int:
-        """A socket for an address, (family, kind, protocol, (host, …)), but for one of a private network."""
+    def connect(self, _purpose: int, address: tuple[int, int, int, tuple[str | bytes, int]]) -> socket.socket | int:
+        """Open a socket for (family, kind, protocol, (host, port, …)); refuse addresses of private networks."""
         family, kind, protocol, (host, *_) = address
         host = host.decode() if isinstance(host, bytes) else host
         if not ipaddress.ip_address(host.partition("%")[0]).is_global:
-            self.failure = Failed("refused")
-            return pycurl.SOCKET_BAD
+            self.failure = FetchError("refused")
+            bad: int = pycurl.SOCKET_BAD
+            return bad
         return socket.socket(family, kind, protocol)
 
     def header(self, line: bytes) -> None:
-        """Take a header, or the line before them, which begins an answer anew."""
+        """Receive a header, or the status line, which starts a new answer."""
         text = line.decode("latin-1").strip()
         if text.startswith("HTTP/"):
-            self._alive(0)
+            self._arrived(0)
             self.status, self.headers = int(text.split()[1]), {}
         elif ":" in text:
             name, value = text.split(":", 1)
             self.headers.setdefault(name.strip().lower(), []).append(value.strip())
 
     def write(self, piece: bytes) -> int | None:
-        """Take a piece of the body; -1 where no more is wanted."""
-        self._alive(len(piece))
+        """Receive a piece of the body; -1 ends the transfer."""
+        self._arrived(len(piece))
         try:
             if self.status != 200:
                 self.size += len(piece)
-                self.enough = self.size > LONGEST_REFUSAL
-                return -1 if self.enough else None
+                self.is_cut = self.size > LONGEST_REFUSAL
+                return -1 if self.is_cut else None
             if not self.size:
-                self.judge()
+                self.check()
             self.size += len(piece)
             if self.size > self.options.max_bytes:
-                raise Failed("too_large", self.status)
+                raise FetchError("too_large", self.status)
             self.digest.update(piece)
             self._file.write(piece)
-        except Failed as failure:
+        except FetchError as failure:
             self.failure = failure
         except OSError as error:  # a full disk
             self.failure = error
         return -1 if self.failure else None
 
-    def judge(self) -> None:
-        """Raise Failed where the status and the headers say that there is no image to be had."""
+    def check(self) -> None:
+        """Raise FetchError for a status or headers that refuse the image."""
         if self.status != 200:
             error = "not_found" if self.status in (404, 410) else f"http_{self.status}"
-            raise Failed(error, self.status, _pause_asked_for(self.headers.get("retry-after", [""])[-1]))
+            raise FetchError(error, self.status, _retry_after(self.headers.get("retry-after", [""])[-1]))
         announced = self.headers.get("content-length", [""])[-1]
         if announced.isdecimal() and int(announced) > self.options.max_bytes:
-            raise Failed("too_large", self.status)
+            raise FetchError("too_large", self.status)
         if not self.options.ignore_opt_out and _opts_out(self.headers.get("x-robots-tag", [])):
-            raise Failed("opted_out", self.status)
+            raise FetchError("opted_out", self.status)
 
 
-def _taken_apart(url: str) -> tuple[str, str]:
-    """The host of a URL, and the URL as it is sent: as it stands, for it may be signed, but for what cannot be sent."""
+def _split_url(url: str) -> tuple[str, str]:
+    """(host, URL to send): unchanged, since it may be signed, except for characters that must be encoded."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
         if parts.scheme not in ("http", "https"):
-            raise Failed("refused")
+            raise FetchError("refused")
         name = host if host.isascii() else host.encode("idna").decode()
     except ValueError:
-        raise Failed("bad_url") from None
+        raise FetchError("bad_url") from None
     if not host:
-        raise Failed("bad_url")
+        raise FetchError("bad_url")
     place = (f"[{name}]" if ":" in name else name) + (f":{port}" if port else "")
     user = parts.netloc.rpartition("@")[0]
     path, query = (quote(part, safe=SAFE) for part in (parts.path or "/", parts.query))
@@ -270,17 +246,17 @@ def _taken_apart(url: str) -> tuple[str, str]:
 
 
 def _opts_out(tags: list[str]) -> bool:
-    """Whether an X-Robots-Tag, which may name a robot before a colon, asks everybody not to collect the image."""
+    """Whether X-Robots-Tags forbid all robots to collect the image; those for one robot, with its name and a colon, do not."""
     directives = {word.strip().lower() for tag in tags for word in tag.split(",")}
     return bool(directives & OPT_OUTS)
 
 
-def _pause_asked_for(retry_after: str) -> float | None:
-    """Seconds that a Retry-After header asks for, as a number or a date; None where it says neither."""
-    if retry_after.isdecimal():
-        return float(retry_after)
+def _retry_after(header: str) -> float | None:
+    """Seconds to wait by a Retry-After header, a number or a date; None if it is neither."""
+    if header.isdecimal():
+        return float(header)
     try:
-        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
 
@@ -289,29 +265,29 @@ def _copy(url: str, path: Path, max_bytes: int) -> Fetched:
     try:
         source = Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)))
         if not source.is_file():
-            raise Failed("not_found")
+            raise FetchError("not_found")
         if source.stat().st_size > max_bytes:
-            raise Failed("too_large")
+            raise FetchError("too_large")
         shutil.copyfile(source, path)
     except ValueError:
-        raise Failed("bad_url") from None
+        raise FetchError("bad_url") from None
     except OSError:
         path.unlink(missing_ok=True)
-        raise Failed("not_found") from None
+        raise FetchError("not_found") from None
     with path.open("rb") as file:
         return Fetched(200, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-PUBLISHED = Options(timeout=30, total_timeout=7200, max_bytes=1 << 30, retries=1, allow_private=True, ignore_opt_out=True)
-"""For files that a collection or a config names: large, and from addresses that are trusted."""
+PUBLISHED = FetchOptions(timeout=30, total_timeout=7200, max_bytes=1 << 30, retries=1, allow_private=True, ignore_opt_out=True)
+"""Options for files of collections and configs, which are large, and from trusted addresses."""
 
 
 def fetch_url(url: str, path: Path) -> Fetched:
-    """Write what such a file's URL gives to `path`. Raises Failed, and leaves no file."""
+    """Write the content of a trusted URL to `path`. Raises FetchError, and leaves no file."""
 
-    async def fetched() -> Fetched:
+    async def fetch() -> Fetched:
         with progress(desc=path.name, unit=" bytes") as bar:
             async with Fetcher(PUBLISHED) as fetcher:
                 return await fetcher.fetch(url, path, bar.update)
 
-    return asyncio.run(fetched())
+    return asyncio.run(fetch())

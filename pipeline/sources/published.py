@@ -1,9 +1,9 @@
-"""MNIST, pairs of it, CIFAR-10 and CIFAR-100: fetch the files, or take a local copy, and build databases as Caffe's own tools do.
+"""MNIST, pairs of MNIST, CIFAR-10 and CIFAR-100: download or copy the files, and build databases like Caffe's own tools.
 
-`fetch` writes the files as published, unpacked, each checked by its SHA-256. `build` writes lmdb/train and lmdb/val with the keys
-and records of convert_mnist_data and convert_cifar_data (CIFAR-100 likewise, by its fine labels), the manifests beside them, and
-lists/, whose train.txt and val.txt have keys in the place of paths. Pairs are as convert_mnist_siamese_data makes them, of images
-drawn by a seed.
+`fetch` writes the published files, unpacked, each checked by its SHA-256. `build` writes lmdb/train and lmdb/val with the keys
+and records of convert_mnist_data and convert_cifar_data (CIFAR-100 likewise, with its fine labels), their manifests, and
+lists/, whose train.txt and val.txt have keys instead of paths. Pairs are those of convert_mnist_siamese_data, drawn by a fixed
+seed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import gzip
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from pipeline.command import run
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats import records as database
+from pipeline.options.dataset import FetchCollectionOptions
+from pipeline.options.flags import add_flags, read_flags
 from pipeline.sources import fetch, prebuilt
 
 
@@ -31,14 +33,14 @@ from pipeline.sources import fetch, prebuilt
 class Collection:
     """A published set of images.
 
-    addresses  where its archives are, each whole, in the order in which they are tried
-    archives   the archives' names; one file in a .gz, or many in a .tar.gz
-    train, val files by part: {name: SHA-256 of what is in it}
+    addresses  URLs of the mirrors' folders, in the order in which they are tried
+    archives   the archives' names; one file in a .gz, or several in a .tar.gz
+    train, val files by part: {name: SHA-256 of the unpacked file}
     read       (files' contents) → images (N, channels × height × width, uint8), labels (N,)
     shape      channels, height, width
-    key        how the numbers of records are written
-    classes    their names, by number
-    channels   their order: BGR or RGB
+    key        format of a record's key, of its number
+    classes    class names, by label
+    channels   channel order: BGR or RGB
     """
 
     addresses: tuple[str, ...]
@@ -64,14 +66,14 @@ def _idx(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairs(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """As many pairs as there are images, each of two drawn at random; labels: 1 for two of one class, else 0."""
+    """As many pairs as images, each of two random images; label 1 for two of one class, else 0."""
     images, labels = _idx(contents)
     first, second = np.random.default_rng(1).integers(len(labels), size=(2, len(labels)))
     return np.hstack([images[first], images[second]]), (labels[first] == labels[second]).astype(np.uint8)
 
 
 def _rows(label_bytes: int) -> Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]:
-    """A reader of CIFAR's rows: labels, of which the last counts, and 3 × 32 × 32 bytes."""
+    """A reader of CIFAR's rows: labels, of which the last is used, and 3 × 32 × 32 bytes."""
 
     def read(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         rows = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, label_bytes + 3072)
@@ -89,7 +91,7 @@ possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper
 sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
 wolf woman worm
 """
-"""CIFAR-100's classes, by number."""
+"""CIFAR-100's classes, by label."""
 MNIST = Collection(
     ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
     tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
@@ -142,29 +144,27 @@ COLLECTIONS = {
 
 
 def fetch_collection(name: str, folder: Path, copy: Path | None = None) -> None:
-    """Write the files of a collection to `folder`, whole: from `copy`, which holds them or their archives, or downloaded."""
+    """Write the files of a collection to `folder`, whole: from the folder `copy` of files or archives, or downloaded."""
     collection = COLLECTIONS[name]
     with written_whole(folder) as part:
         part.mkdir()
         if copy is not None:
-            _take(collection, copy, part)
+            _copy_files(collection, copy, part)
         else:
             for archive in collection.archives:
                 _unpack(archive, _download(collection, archive, part), part, collection)
         missing = [file for file in collection.files if not (part / file).exists()]
         if missing:
             found = f"no {missing[0]}" + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
-            what = " and ".join(collection.archives[:2]) + (" …" if len(collection.archives) > 2 else "")
-            raise InputError(copy or name, found, f"the files of {name} are wanted", f"put {what} there, or leave copy out")
+            archives = " and ".join(collection.archives[:2]) + (" …" if len(collection.archives) > 2 else "")
+            raise InputError(copy or name, found, f"all files of {name} are needed", f"put {archives} there, or remove copy")
         for file, sha256 in collection.files.items():
             _check(part / file, sha256, copy)
 
 
-def _take(collection: Collection, copy: Path, part: Path) -> None:
+def _copy_files(collection: Collection, copy: Path, part: Path) -> None:
     if not copy.is_dir():
-        raise InputError(
-            copy, "no such folder", "it holds the published files", "correct source.copy, or leave it out to download"
-        )
+        raise InputError(copy, "no such folder", "it has the published files", "correct source.copy, or remove it to download")
     for path in sorted(copy.rglob("*")):
         if path.name in collection.archives:
             _unpack(path.name, path.read_bytes(), part, collection)
@@ -173,7 +173,7 @@ def _take(collection: Collection, copy: Path, part: Path) -> None:
 
 
 def _unpack(archive: str, content: bytes, part: Path, collection: Collection) -> None:
-    """Write the collection's files that are in an archive, and no others, whatever the names in it say."""
+    """Write the files of an archive that belong to the collection, by their names without folders, and no others."""
     try:
         if not archive.endswith(".tar.gz"):
             (part / archive.removesuffix(".gz")).write_bytes(gzip.decompress(content))
@@ -181,40 +181,39 @@ def _unpack(archive: str, content: bytes, part: Path, collection: Collection) ->
         with tarfile.open(fileobj=io.BytesIO(content)) as files:
             for member in files:
                 name = Path(member.name).name
-                if name in collection.files and member.isfile():
-                    (part / name).write_bytes(files.extractfile(member).read())
+                if name in collection.files and (content_of_member := files.extractfile(member)):
+                    (part / name).write_bytes(content_of_member.read())
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise InputError(archive, f"not a whole archive ({error})", do="fetch it again") from None
+        raise InputError(archive, f"damaged archive ({error})", do="fetch it again") from None
 
 
 def _check(path: Path, sha256: str, copy: Path | None) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
-        raise InputError(
-            f"{copy or 'download'}/{path.name}", f"SHA-256 {found}", f"as published it is {sha256}", "fetch it again"
-        )
+    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    if actual != sha256:
+        where = f"{copy or 'download'}/{path.name}"
+        raise InputError(where, f"SHA-256 {actual}", f"the published file has {sha256}", "fetch it again")
 
 
 def _download(collection: Collection, archive: str, folder: Path) -> bytes:
-    """An archive from the first address that gives it; `folder` takes it meanwhile."""
+    """Download an archive from the first mirror that has it, by way of a file in `folder`."""
     reasons = []
     for address in collection.addresses:
         try:
             fetch.fetch_url(address + archive, folder / archive)
             return (folder / archive).read_bytes()
-        except fetch.Failed as failure:
+        except fetch.FetchError as failure:
             reasons.append(f"{address}{archive}: {failure.error}")
         finally:
             (folder / archive).unlink(missing_ok=True)
-    raise InputError("; ".join(reasons), "nothing came", do="try again later, or give source.copy a folder with the files")
+    raise InputError("; ".join(reasons), "no download", do="try again later, or set source.copy to a folder of the files")
 
 
-def records(collection: Collection, contents: list[bytes]) -> Iterator[list[tuple[bytes, bytes, bytes]]]:
-    """Key, record and digest of every image, as convert_mnist_data and convert_cifar_data write them, a batch at a time."""
+def records(collection: Collection, contents: list[bytes]) -> database.Batches:
+    """The records of all images, as convert_mnist_data and convert_cifar_data write them."""
     images, labels = collection.read(contents)
     channels, height, width = collection.shape
     for start in range(0, len(labels), database.BATCH):
-        batch = []
+        batch: list[database.Entry] = []
         for number in range(start, min(start + database.BATCH, len(labels))):
             key = collection.key.format(number).encode()
             value = caffe_pb2.Datum(
@@ -224,13 +223,13 @@ def records(collection: Collection, contents: list[bytes]) -> Iterator[list[tupl
         yield batch
 
 
-def build(name: str, folder: Path, target: Path, threads: int) -> dict[str, dict]:
+def build(name: str, folder: Path, target: Path, threads: int) -> dict[str, database.Manifest]:
     """Write databases, manifests and lists of the files in `folder` below `target`, each whole; return the manifests."""
     collection = COLLECTIONS[name]
     parts = {}
     for part, files in (("train", collection.train), ("val", collection.val)):
         parts[part] = records(collection, [(folder / file).read_bytes() for file in files])
-    return prebuilt.write(parts, list(collection.classes), target, threads, collection.channels)
+    return prebuilt.write_dataset(parts, list(collection.classes), target, threads, collection.channels)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -241,14 +240,12 @@ def main(argv: list[str] | None = None) -> None:
     for command in (first, second):
         command.add_argument("name", choices=list(COLLECTIONS))
         command.add_argument("folder", type=Path, help="where the files are")
-    first.add_argument(
-        "--copy", type=Path, help="a folder that holds the files or their archives; without it, they are downloaded"
-    )
+    add_flags(first, FetchCollectionOptions)
     second.add_argument("target", type=Path, help="the folder that gets lmdb/ and lists/")
     second.add_argument("--threads", type=int, default=1)
     a = parser.parse_args(argv)
     if a.command == "fetch":
-        fetch_collection(a.name, a.folder, a.copy)
+        fetch_collection(a.name, a.folder, read_flags(a, FetchCollectionOptions).source.copied_from)
         print(f"{a.folder}: {', '.join(COLLECTIONS[a.name].files)}")
     else:
         for part, manifest in build(a.name, a.folder, a.target, a.threads).items():

@@ -1,8 +1,7 @@
-"""Cut a dataset's source into shards, the unit of a job: tables of url, label, split, group and sha256."""
+"""Divide a dataset's source into shards, one job each: tables of url, label, split, group and sha256."""
 
 from __future__ import annotations
 
-import argparse
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,36 +9,35 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.command import run
-from pipeline.errors import InputError
+from pipeline.command import run, step_parser
 from pipeline.files import written_whole
+from pipeline.options.dataset import ShardOptions
+from pipeline.options.flags import read_flags
 from pipeline.sources import folders, tables
 
 
 def write_shards(tables: Iterable[pd.DataFrame], folder: Path, size: int) -> tuple[int, set[str]]:
-    """Write `folder`/00000.csv and so on, of `size` images each, whole; return how many images there are, and the classes.
+    """Write `folder`/00000.csv and so on, of `size` images each, whole; return the number of images, and the classes.
 
-    tables  the rows, some at a time
+    tables  the rows, in chunks
     """
-    if size < 1:
-        raise InputError("shard_size", str(size), "a shard has at least 1 image")
     images, classes = 0, set[str]()
     with written_whole(folder) as part:
         part.mkdir()
         for table in tables:
             classes.update(table.label)
             while len(table):
-                number, begun = divmod(images, size)
-                rows = table[: size - begun]
-                rows.to_csv(part / f"{number:05d}.csv", mode="a", header=not begun, index=False)
+                number, start = divmod(images, size)
+                rows = table[: size - start]
+                rows.to_csv(part / f"{number:05d}.csv", mode="a", header=not start, index=False)
                 images, table = images + len(rows), table[len(rows) :]
     return images, classes
 
 
-def alike(classes: set[str]) -> list[str]:
-    """Classes that differ only in how they are written, such as `01 = 1 = 1.0` and `Cat = cat`."""
+def similar_names(classes: set[str]) -> list[str]:
+    """Classes that differ only in spelling, such as `01 = 1 = 1.0` and `Cat = cat`."""
 
-    def meant(name: str) -> str | float:
+    def normalised(name: str) -> str | float:
         try:
             return float(name)
         except ValueError:
@@ -47,24 +45,22 @@ def alike(classes: set[str]) -> list[str]:
 
     groups = defaultdict(list)
     for name in sorted(classes):
-        groups[meant(name)].append(name)
+        groups[normalised(name)].append(name)
     return [" = ".join(names) for names in groups.values() if len(names) > 1]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = step_parser(__doc__, ShardOptions)
     parser.add_argument("target", type=Path, help="where the shards go; replaced if it exists")
-    tables.add_arguments(parser)
-    parser.add_argument("--size", type=int, default=1000, help="images in a shard (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    source = tables.of_arguments(arguments)
-    images, classes = write_shards(tables.chunks(source), arguments.target, arguments.size)
-    shards = -(-images // arguments.size)
-    print(f"{arguments.target}: {images} images of {len(classes)} classes in {shards} shards")
-    if same := alike(classes):
-        print(f"{arguments.target}: classes that differ only in how they are written: {', '.join(same[:5])}")
-    if source.folder and (others := folders.left_out(source.folder)):
-        print(f"{source.folder}: not taken: {others}")
+    a = parser.parse_args(argv)
+    options = read_flags(a, ShardOptions)
+    images, classes = write_shards(tables.chunks(options.source), a.target, options.shard_size)
+    shards = -(-images // options.shard_size)
+    print(f"{a.target}: {images} images of {len(classes)} classes in {shards} shards")
+    if same := similar_names(classes):
+        print(f"{a.target}: classes that differ only in how they are written: {', '.join(same[:5])}")
+    if options.source.folder and (others := folders.describe_ignored(options.source.folder)):
+        print(f"{options.source.folder}: not taken: {others}")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,20 @@
-"""What people bring, as one table: url, label, split (train, val or unknown), group and sha256 of every image, as strings.
+"""Read any source as one table of strings: url, label, split (train, val or unknown), group and sha256 of every image.
 
-A list       CSV, TSV, parquet (or .gz of the first two) with columns of any names, or a text with a URL and a label a line
-A folder     CLASS/image, or train/CLASS/image and val/CLASS/image, as ImageNet lies; val/image goes with a list of labels.
-             Folders in that of a class are of this class, too
-Image files  a list in Caffe's form, `path label` a line, or a list with a column of paths, below a folder
+A list       CSV, TSV, parquet (the first two also as .gz) with columns of any names, or a text of `URL label` lines
+A folder     CLASS/image, or train/CLASS/image and val/CLASS/image, like ImageNet; or val/image with a list of labels.
+             Folders in a class's folder belong to the class
+Image files  a list of `path label` lines, as Caffe has it, or a table with a column of paths, below a folder
 
-Files are file: URLs in the table, relative where they are below the working directory (`pipeline.files.file_url`).
+Files are file: URLs in the table, relative if they are below the working directory (`pipeline.files.file_url`).
 """
 
 from __future__ import annotations
 
-import argparse
-import gzip
 import itertools
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -28,38 +24,20 @@ import caffe
 from pipeline.errors import InputError
 from pipeline.files import file_url
 from pipeline.formats.roots import Root
-from pipeline.formats.text import FORM, class_name, numbered, separator, utf8
+from pipeline.formats.text import FORM, check_utf8, class_name, numbered_lines, open_table, table_header
+from pipeline.options.dataset import Source
 from pipeline.sources import folders
 from pipeline.sources.folders import SPLITS
 
 COLUMNS = ("url", "label", "split", "group", "sha256")
+TABLE = "a list is a CSV, TSV or parquet file with a header"
 CHUNK = 10_000
-"""Rows of a list that are held at once."""
+"""Rows of a list in memory at once."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where images come from; one of `list` and `folder` is given.
-
-    root        folder that the paths of a list begin from; without it, a list is one of URLs
-    columns     {"url": name in the list, …} for columns that are called otherwise; `path` is that of files below `root`
-    val_labels  for a folder whose val/ has no classes: `image label` lines, or the class of each file, in sorted order
-    sample      how many images are drawn, 0 for all: the first of a permutation by `seed`, as Caffe's flickr_style example draws
-    allow_outside_root  whether the paths of a list may lead out of `root`: by `..`, as absolute paths, through links
-    """
-
-    list: Path | None = None
-    folder: Path | None = None
-    root: Path | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    val_labels: Path | None = None
-    sample: int = 0
-    seed: int = 1
-    allow_outside_root: bool = False
-
-    def list_root(self) -> Root | None:
-        """The root of the list's paths; None for a list of URLs."""
-        return None if self.root is None else Root(self.root, self.allow_outside_root)
+def list_root(source: Source) -> Root | None:
+    """The root of a list's paths; None for a list of URLs."""
+    return None if source.root is None else Root(source.root, source.allow_outside_root)
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -68,32 +46,34 @@ def read(source: Source) -> pd.DataFrame:
 
 
 def chunks(source: Source) -> Iterator[pd.DataFrame]:
-    """The table of a source, CHUNK rows at a time, so that its length does not matter; only a sample is held as a whole."""
+    """The table of a source, CHUNK rows at a time, to bound memory; a sample is one chunk."""
     if source.sample:
         count = sum(len(chunk) for chunk in _chunks(source))
         if source.sample < count:
-            yield _sampled(source, np.random.RandomState(source.seed).permutation(count)[: source.sample])
+            yield _rows_at(source, np.random.RandomState(source.seed).permutation(count)[: source.sample])
             return
     yield from _chunks(source)
 
 
-def _sampled(source: Source, wanted: np.ndarray) -> pd.DataFrame:
-    """The rows of these positions, in their order."""
+def _rows_at(source: Source, positions: np.ndarray) -> pd.DataFrame:
+    """The rows of a source at these positions, in their order."""
     parts, start = [], 0
     for chunk in _chunks(source):
-        here = wanted[(wanted >= start) & (wanted < start + len(chunk))]
+        here = positions[(positions >= start) & (positions < start + len(chunk))]
         parts.append(chunk.iloc[here - start].set_axis(here))
         start += len(chunk)
-    return pd.concat(parts).loc[wanted].reset_index(drop=True)
+    return pd.concat(parts).loc[positions].reset_index(drop=True)
 
 
 def _chunks(source: Source) -> Iterator[pd.DataFrame]:
     if source.folder is not None:
         tables = _rows(folders.images(source.folder, source.val_labels))
+    elif source.list is None:
+        raise InputError("--list, --folder", "neither is given", "images come from one of them")
     elif source.list.suffix.lower() == ".txt" or not source.list.suffix:
-        tables = _rows(_text(source.list, source.list_root()))
+        tables = _rows(_text(source.list, list_root(source)))
     else:
-        tables = _tables(source.list, source.list_root(), source.columns)
+        tables = _tables(source.list, list_root(source), source.columns.model_dump(exclude_none=True) if source.columns else {})
     for table in tables:
         yield table[list(COLUMNS)].reset_index(drop=True)
 
@@ -101,25 +81,26 @@ def _chunks(source: Source) -> Iterator[pd.DataFrame]:
 def _rows(rows: Iterable[tuple[str, str, str]]) -> Iterator[pd.DataFrame]:
     """Tables of url, label and split."""
     rows = iter(rows)
-    while some := list(itertools.islice(rows, CHUNK)):
-        yield pd.DataFrame(some, columns=["url", "label", "split"], dtype=object).assign(group="", sha256="")
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        yield pd.DataFrame(chunk, columns=["url", "label", "split"], dtype=object).assign(group="", sha256="")
 
 
 def _text(path: Path, root: Root | None) -> Iterator[tuple[str, str, str]]:
-    """`path label` or `URL label` a line."""
+    """Read `path label` or `URL label` lines."""
     name = None
-    for number, line in numbered(path):
+    for number, line in numbered_lines(path):
         where = f"{path}:{number}"
-        name, label = re.fullmatch(r"(.*\S)\s+(\S+)", line).groups() if re.search(r"\s", line) else (line, "")
-        if not label:
-            raise InputError(where, f'"{line}"', "each image has a label behind it", "correct the line, or remove it")
+        match = re.fullmatch(r"(.*\S)\s+(\S+)", line)
+        if match is None:
+            raise InputError(where, f'"{line}"', "a line is an image and its label", "correct the line, or remove it")
+        name, label = match.groups()
         if root is not None:
             name = _file(root, name, where)
         elif "://" not in name and not name.startswith("file:"):
-            raise _no_address(where, name)
-        yield utf8(name, where), class_name(label, where), ""
+            raise _not_a_url(where, name)
+        yield check_utf8(name, where), class_name(label, where), ""
     if name is None:
-        raise InputError(path, "no images", "there is one line for each image")
+        raise InputError(path, "no images", "a list has one line per image")
 
 
 def _file(root: Root, name: str, where: str) -> str:
@@ -127,50 +108,50 @@ def _file(root: Root, name: str, where: str) -> str:
     return file_url(root.path_of(name, where, "correct the line, or set source.allow_outside_root: true"))
 
 
-def _no_address(where: str, found: str) -> InputError:
-    return InputError(where, f'"{found}"', "an address is wanted", "give source.root, where the list's paths begin")
+def _not_a_url(where: str, found: str) -> InputError:
+    return InputError(where, f'"{found}"', "a list without source.root has URLs", "set source.root to the folder of its paths")
 
 
 def _tables(path: Path, root: Root | None, columns: dict[str, str]) -> Iterator[pd.DataFrame]:
     """The rows of a CSV, TSV or parquet file, under our names for its columns."""
     place = "path" if root is not None else "url"
-    wanted = {name: columns.get(name, name) for name in (place, "label", "split", "group", "sha256")}
-    any_at_all = False
+    names = {name: columns.get(name, name) for name in (place, "label", "split", "group", "sha256")}
+    is_empty = True
     for table in _read_tables(path):
-        for name, column in wanted.items():
+        for name, column in names.items():
             if column not in table and (name in (place, "label") or name in columns):
                 found = f"columns {', '.join(table.columns)}"
                 hint = caffe.nearest(column, table.columns)
-                do = f"say what it is called in source.columns, as in {{{name}: NAME}}" + (f"; {hint}" if hint else "")
-                raise InputError(f"{path}:1", found, f"one called {column} is wanted", do)
+                do = f"set its name in source.columns, as in {{{name}: NAME}}" + (f"; {hint}" if hint else "")
+                raise InputError(f"{path}:1", found, f"none is called {column}", do)
         table = table[(table != "").any(axis=1)]
         named = pd.DataFrame(
-            {name: table[column].str.strip() if column in table else "" for name, column in wanted.items()}, table.index
+            {name: table[column].str.strip() if column in table else "" for name, column in names.items()}, table.index
         )
-        # A cell may have several lines, the name of a class has one.
+        # A cell may have several lines, a class name has one.
         named["label"] = named.label.str.replace(r"\s+", " ", regex=True).str.normalize(FORM)
         named["group"] = named["group"].str.normalize(FORM)
         named["split"] = named.split.str.lower().map(SPLITS)
         for name, bad in ((place, named[place] == ""), ("label", named.label == ""), ("split", named.split.isna())):
             if bad.any():
                 line = bad.idxmax()
-                found = f'{wanted[name]} "{table[wanted[name]][line]}"'
+                found = f'{names[name]} "{table[names[name]][line]}"'
                 expected = "it is train, val or test" if name == "split" else "each image has one"
                 raise InputError(f"{path}:{line}", found, expected, "correct the line, or remove it")
         if root is not None:
             named["url"] = [_file(root, name, f"{path}:{line}") for line, name in named.path.items()]
-        elif not any_at_all and len(named) and not named.url.str.contains("://|^file:").any():
-            raise _no_address(f"{path}:{named.index[0]}", named.url.iloc[0])
-        any_at_all |= not named.empty
+        elif is_empty and len(named) and not named.url.str.contains("://|^file:").any():
+            raise _not_a_url(f"{path}:{named.index[0]}", named.url.iloc[0])
+        is_empty &= named.empty
         yield named
-    if not any_at_all:
-        raise InputError(path, "no images", "there is one line for each image")
+    if is_empty:
+        raise InputError(path, "no images", "a list has one line per image")
 
 
 def _read_tables(path: Path) -> Iterator[pd.DataFrame]:
-    """All columns as strings, by the number of the line in the file; their names without spaces around them."""
+    """All columns as strings, indexed by line number; their names without spaces around them."""
     if not path.is_file():
-        raise InputError(path, "no such image list", do="give datasets.NAME.source.list an existing file")
+        raise InputError(path, "no such image list", do="set datasets.NAME.source.list to an existing file")
     try:
         if path.suffix.lower() == ".parquet":
             start = 1
@@ -181,62 +162,20 @@ def _read_tables(path: Path) -> Iterator[pd.DataFrame]:
                 start += len(table)
                 yield table.rename(columns=lambda name: str(name).strip())
             return
-        how = {"sep": _separator(path), "dtype": str, "keep_default_na": False, "index_col": False}
-        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # more fields than the header has
-            tables = pd.read_csv(path, skip_blank_lines=False, chunksize=CHUNK, **how)
-            for table in tables:
+        delimiter, _ = table_header(path)
+        how = {"dtype": str, "keep_default_na": False, "index_col": False, "skip_blank_lines": False}
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # more fields than the header
+            for table in pd.read_csv(path, sep=delimiter, chunksize=CHUNK, **how):
                 table.index += 2  # the header is line 1
                 yield table.rename(columns=lambda name: str(name).strip())
     except UnicodeDecodeError:
-        with _opened(path) as file:
-            line = next((number for number, line in enumerate(file, 1) if not _isutf8(line)), 1)
+        with open_table(path) as file:
+            line = next((number for number, line in enumerate(file, 1) if line.decode(errors="replace").encode() != line), 1)
         do = 'save the list as UTF-8, which Excel calls "CSV UTF-8"'
-        raise InputError(f"{path}:{line}", "bytes that are not UTF-8", "a CSV, TSV or parquet file is wanted", do) from None
+        raise InputError(f"{path}:{line}", "bytes that are not UTF-8", TABLE, do) from None
     except pd.errors.ParserWarning:
-        found, do = "lines with more fields than the header", "put values that have a comma into quotation marks"
-        raise InputError(path, found, "a CSV, TSV or parquet file with a header is wanted", do) from None
+        found, do = "lines with more fields than the header", "put values that contain a comma in quotation marks"
+        raise InputError(path, found, TABLE, do) from None
     except (ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise InputError(path, f"not a table ({reason})", "a CSV, TSV or parquet file with a header is wanted") from None
-
-
-def _separator(path: Path) -> str:
-    """What is between the columns of a table."""
-    if ".tsv" in path.suffixes:
-        return "\t"
-    with _opened(path) as file:
-        return separator(file.readline().decode("utf-8-sig", "replace"))
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-def _isutf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say what a source is."""
-    kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--list", type=Path, help="CSV, TSV or parquet, or a text of `URL label` or `path label` lines")
-    kind.add_argument("--folder", type=Path, help="CLASS/image, or train/CLASS/image and val/…")
-    parser.add_argument("--root", type=Path, help="the list has paths that begin from here")
-    parser.add_argument("--allow-outside-root", action="store_true", help="those paths may lead to files elsewhere")
-    parser.add_argument(
-        "--column", action="append", default=[], metavar="url=NAME", help="what the list calls url, path, label …"
-    )
-    parser.add_argument("--val-labels", type=Path, help="the classes of the images in FOLDER/val")
-    parser.add_argument("--sample", type=int, default=0, help="draw so many images")
-    parser.add_argument("--seed", type=int, default=1)
-
-
-def of_arguments(arguments: argparse.Namespace) -> Source:
-    """The source that the arguments say."""
-    columns = dict(one.split("=", 1) for one in arguments.column)
-    a = arguments
-    return Source(a.list, a.folder, a.root, columns, a.val_labels, a.sample, a.seed, a.allow_outside_root)
+        raise InputError(path, f"not a table ({reason})", TABLE) from None

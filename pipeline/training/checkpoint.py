@@ -5,9 +5,9 @@ still writing a checkpoint. So a training writes nothing to the outputs before i
 
 files/         all that it writes besides snapshots, published to its final place at the end
 snapshots/     likewise
-ITERATION/     weights and solver state after so many iterations, the log, the best weights, and what the monitor knows
+ITERATION/     weights and solver state after so many iterations, the log, the best weights, and the monitor's state
 finished.json  training has ended, and the two folders above are its results
-lock           held by the process that trains
+lock           locked by the process that trains
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from google.protobuf.message import Message
 
@@ -33,29 +33,29 @@ from pipeline.files import link_or_copy, sync, sync_entry, written_whole
 
 RUN, BEST, LOG, STATE = "run", "best.caffemodel", "train.log", "state.json"
 LAYOUT = "2"
-"""Of the folder; checkpoints of another layout are not resumed."""
+"""Version of the folder's layout; checkpoints of another one are not resumed."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint: its folder, and what its monitor knew."""
+    """One checkpoint: its folder, and the state of its monitor."""
 
     folder: Path
-    monitor: dict
+    monitor: dict[str, Any]
 
     @property
     def iteration(self) -> int:
-        """Iterations done."""
+        """The number of iterations done."""
         return int(self.folder.name)
 
     @property
     def solverstate(self) -> Path:
-        """The solver's state, beside its weights."""
+        """The .solverstate file, which names the weights beside it."""
         (path,) = self.folder.glob(f"{RUN}.solverstate*")
         return path
 
     def restore_best(self, best: Path) -> None:
-        """Put the best weights so far, if there were any, in their place."""
+        """Copy the best weights so far, if there are any, to the file `best`."""
         if (self.folder / BEST).exists():
             link_or_copy(self.folder / BEST, best)
 
@@ -63,7 +63,8 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one training in a folder; those of another are removed.
 
-    identity  what the result of the training depends on, as `identity_of` gives it
+    identity  hash of all that the result of the training depends on, by `identity_of`
+    resumed   the checkpoint that the training resumes from, once `open` has found one
     """
 
     def __init__(self, folder: Path, identity: str):
@@ -77,14 +78,14 @@ class Checkpoints:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder's lock while the block runs; wait while another process has it. No-op on file systems without locks."""
-        told = False
+        waiting = False
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "lock").open("w") as file:
                 while not _lock(file):
-                    if not told:
+                    if not waiting:
                         print(f"waiting for another process that trains with {self.folder}", flush=True)
-                    told = True
+                    waiting = True
                     time.sleep(1)
                 if _is_at(file, self.folder / "lock"):  # else the other process has removed the folder at its end
                     yield
@@ -93,13 +94,13 @@ class Checkpoints:
     # ---- an earlier process
 
     def finished(self) -> bool:
-        """Whether this training has ended already, by today's code of the step, and its results are undamaged."""
+        """Whether this training has ended already, with the present code of the step, and its results are undamaged."""
         state = self._read(self._finished)
         own = (state.get("identity"), state.get("code")) == (self._identity, self._code)
-        return own and state["results"] == self._digests()
+        return own and bool(state["results"] == self._digests())
 
     def open(self) -> None:
-        """Find the last checkpoint, as `resumed`, and bring `files` and `snapshots` to where they were then."""
+        """Find the last checkpoint, as `resumed`, and restore `files` and `snapshots` to their state at that time."""
         self._finished.unlink(missing_ok=True)
         for folder in sorted(self._iterations(), key=lambda path: int(path.name), reverse=True):
             state = self._read(folder / STATE)
@@ -112,16 +113,16 @@ class Checkpoints:
         self.files.mkdir()
         self.snapshots.mkdir(exist_ok=True)
         for path in self.snapshots.iterdir():
-            written = re.search(r"_iter_(\d+)\.(caffemodel|solverstate)(\.h5)?$", path.name)
-            if not (written and int(written[1]) <= (self._last or 0)):
+            iteration = re.search(r"_iter_(\d+)\.(caffemodel|solverstate)(\.h5)?$", path.name)
+            if not (iteration and int(iteration[1]) <= (self._last or 0)):
                 path.unlink()
         if self.resumed:
             shutil.copyfile(self.resumed.folder / LOG, self.files / LOG)
 
     # ---- this process
 
-    def save(self, solver: caffe.Solver, monitor: dict, best: Path) -> None:
-        """Write a checkpoint, whole or not at all, then remove those before. OSError where that fails: the one before stays."""
+    def save(self, solver: caffe.Solver, monitor: dict[str, Any], best: Path) -> None:
+        """Write a checkpoint, whole or not at all, then remove the earlier ones. If it raises OSError, the last one stays."""
         sync(self.snapshots)
         with written_whole(self.folder / str(solver.iter)) as part:
             part.mkdir()
@@ -139,22 +140,22 @@ class Checkpoints:
 
     @property
     def where_to_resume(self) -> str:
-        """What to do after an interruption, for messages."""
+        """How to resume after an interruption, for messages."""
         return f"run again to resume at iteration {self._last}" if self._last else "run again to start over"
 
     def finish(self, target: Path) -> None:
-        """Note that training has ended; `target` is the folder of the snapshots."""
+        """Record that training has ended; `target` is the final folder of the snapshots."""
         for folder in (self.files, self.snapshots):
             sync(folder)
         with written_whole(self._finished) as part:
-            whose = {"identity": self._identity, "code": self._code}
-            part.write_text(json.dumps(whose | {"snapshots": str(target), "results": self._digests()}))
+            origin = {"identity": self._identity, "code": self._code}
+            part.write_text(json.dumps(origin | {"snapshots": str(target), "results": self._digests()}))
             sync(part)
         sync_entry(self.folder)
         self.remove_iterations()
 
     def publish(self, folder: Path) -> None:
-        """Give the results of a training that has ended their place in `folder`, and its snapshots theirs, each whole."""
+        """Link or copy the results of a finished training to `folder`, and its snapshots to their final folder, all whole."""
         for source, target in ((self.files, folder), (self.snapshots, Path(self._read(self._finished)["snapshots"]))):
             target.mkdir(parents=True, exist_ok=True)
             for path in source.iterdir():
@@ -170,34 +171,34 @@ class Checkpoints:
         """Remove the whole folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _digests(self) -> dict[str, str]:
-        """{path: SHA-256} of the results, which may be hard links of what somebody has changed since."""
+    def _digests(self) -> dict[str, object]:
+        """{path: SHA-256} of the results: those published are hard links to them, and may have been edited since."""
         paths = [path for folder in (self.files, self.snapshots) for path in sorted(folder.rglob("*")) if path.is_file()]
-        return {path.relative_to(self.folder).as_posix(): _content(path) for path in paths}
+        return {path.relative_to(self.folder).as_posix(): _content_digest(path) for path in paths}
 
     def _iterations(self) -> list[Path]:
         return [path for path in self.folder.iterdir() if path.name.isdecimal()]
 
     @staticmethod
-    def _read(path: Path) -> dict:
-        """A JSON file's mapping; empty where the file is missing or damaged."""
+    def _read(path: Path) -> dict[str, Any]:
+        """The mapping in a JSON file; empty if the file is missing or damaged."""
         try:
-            return json.loads(path.read_text())
+            return dict(json.loads(path.read_text()))
         except (OSError, ValueError):
             return {}
 
 
 def identity_of(solver_file: Path, *others: object) -> str:
-    """A hash of all that the result of a training depends on: its solver, nets, the files and databases they name, and `others`.
+    """Hash of all that the result of a training depends on: solver, nets, the files and databases that they read, and `others`.
 
-    others  paths, whose contents count, and values
+    others  paths, of which the contents are hashed, and values
     """
     solver = caffe.read_solver(solver_file)
     nets = [path for path in (solver.net, solver.train_net, *solver.test_net) if path]
     parts: list[object] = [LAYOUT, solver.SerializeToString(deterministic=True)]
     for net in map(caffe.read_net, nets):
-        parts += [net.SerializeToString(deterministic=True), *(_content(Path(path)) for path in sorted(set(_paths(net))))]
-    parts += [_content(other) if isinstance(other, Path) else other for other in others]
+        parts += [net.SerializeToString(deterministic=True), *(_content_digest(Path(path)) for path in sorted(set(_paths(net))))]
+    parts += [_content_digest(other) if isinstance(other, Path) else other for other in others]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -206,13 +207,13 @@ def _paths(message: Message) -> Iterator[str]:
     for field, value in message.ListFields():
         if field.name in ("source", "mean_file"):
             yield value
-        for one in value if field.is_repeated else [value]:
-            if isinstance(one, Message):
-                yield from _paths(one)
+        for item in value if field.is_repeated else [value]:
+            if isinstance(item, Message):
+                yield from _paths(item)
 
 
-def _content(path: Path) -> object:
-    """What stands for the content of a file or a folder; of a database, its manifest. None where there is nothing."""
+def _content_digest(path: Path) -> object:
+    """SHA-256 of a file; a folder's names, sizes and times; a database's manifest; None if there is no such path."""
     if not path.exists():
         return None
     manifest = path.with_name(f"{path.name}.manifest.json")
@@ -225,7 +226,7 @@ def _content(path: Path) -> object:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_at(file: IO, path: Path) -> bool:
+def _is_at(file: IO[str], path: Path) -> bool:
     """Whether an open file is the one at a path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -233,12 +234,10 @@ def _is_at(file: IO, path: Path) -> bool:
         return False
 
 
-def _lock(file: IO) -> bool:
-    """Whether this process has the lock on an open file now; true, too, where the file system has no locks."""
+def _lock(file: IO[str]) -> bool:
+    """Try to lock an open file; False if another process has the lock, True also on file systems without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
     return True

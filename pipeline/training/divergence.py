@@ -1,8 +1,9 @@
-"""Why a training has left the numbers: the common causes, each looked at."""
+"""Diagnose a diverged training (NaN or infinite loss): inputs, labels, learning rate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,38 +12,38 @@ from caffe.proto import caffe_pb2
 from pipeline.training.preflight import LARGE
 
 
-def diagnosed(error: caffe.DivergenceError, solver: caffe.Solver, rows: Sequence[dict]) -> caffe.DivergenceError:
-    """The error with what was seen of the inputs, the labels and the learning rate, and what to do about it.
+def diagnose(error: caffe.DivergenceError, solver: caffe.Solver, rows: Sequence[dict[str, Any]]) -> caffe.DivergenceError:
+    """The error, with findings about inputs, labels and learning rate, and remedies, in its field `do`.
 
-    rows  the metrics that were measured before
+    rows  the metrics measured so far
     """
     inputs = list(_inputs(solver.net))
-    said = [_of_input(*one) for one in inputs] or ["there is no data layer to look at"]
+    hints = [_check_input(*layer) for layer in inputs] or ["the net has no data layer to check"]
     if all(np.isfinite(values).all() for _, _, values in inputs):
-        said.append("labels are within range" if inputs else "check the labels")
+        hints.append("labels are within range" if inputs else "check the labels")
         losses = [(row["iteration"], row["loss"]) for row in rows if row["loss"] is not None and np.isfinite(row["loss"])]
-        said.append(_of_rate(losses, solver.param.base_lr))
-    return caffe.DivergenceError(error.where, error.found, do="; ".join(said))
+        hints.append(_check_learning_rate(losses, solver.param.base_lr))
+    return caffe.DivergenceError(error.where, error.found, do="; ".join(hints))
 
 
 def _inputs(net: caffe.Net) -> Iterator[tuple[str, caffe_pb2.TransformationParameter, np.ndarray]]:
-    """Layer, transformation and last batch of each data layer."""
+    """(name, transform_param, last batch) of each data layer."""
     for name, layer in net.layer_dict.items():
         if layer.reads in ("database", "image list"):
             yield name, layer.param.transform_param, net.blobs[net.top_names[name][0]].data
 
 
-def _of_input(layer: str, param: caffe_pb2.TransformationParameter, values: np.ndarray) -> str:
+def _check_input(layer: str, param: caffe_pb2.TransformationParameter, values: np.ndarray) -> str:
     if not np.isfinite(values).all():
-        return f'layer "{layer}" gives values that are no numbers: look at the mean and at the database'
+        return f'layer "{layer}" gives NaN or infinite values: check the mean and the database'
     largest, mean = float(np.abs(values).max()), param.mean_file or param.mean_value
     prepared = f"inputs reach {largest:g} ({'a mean is' if mean else 'no mean is'} subtracted, scale {param.scale:g})"
     return prepared + (": subtract a mean, or set scale" if largest > LARGE and not mean else "")
 
 
-def _of_rate(losses: Sequence[tuple[int, float]], rate: float) -> str:
-    """What the losses, (iteration, loss), say of the learning rate."""
-    lowest = min(losses, key=lambda one: one[1], default=(0, 0.0))
-    later = [one for one in losses if one[0] > lowest[0]]
+def _check_learning_rate(losses: Sequence[tuple[int, float]], rate: float) -> str:
+    """Whether the loss, (iteration, loss), rose before it became NaN, and which rate to try."""
+    lowest = min(losses, key=lambda point: point[1], default=(0, 0.0))
+    later = [point for point in losses if point[0] > lowest[0]]
     rose = f"the loss rose from {lowest[1]:g} at iteration {lowest[0]} to {later[-1][1]:g} at {later[-1][0]}: " if later else ""
     return f"{rose}try base_lr: {rate / 10:g}, a tenth of {rate:g}, or clip_gradients"

@@ -1,4 +1,4 @@
-"""Weights that a training starts from: download published ones, copy them into a net, and tell what became of each layer."""
+"""Initial weights: download published ones, copy them into a net, and list which layers were copied."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ import pandas as pd
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.options.flags import read_flags
+from pipeline.options.training import DownloadWeightsOptions, InitialWeights
 from pipeline.sources import fetch
 
 COLUMNS = ["layer", "shapes", "start", "learned", "weights", "why"]
 
 
 def download_weights(url: str, sha256: str, path: Path) -> None:
-    """Write the weights at `url` to `path`, whole, once their SHA-256 is the expected one."""
+    """Write the weights at `url` to `path`, whole; raises InputError if their SHA-256 is not the expected one."""
     with written_whole(path) as part:
         try:
-            found = fetch.fetch_url(url, part).sha256
-        except fetch.Failed as failure:
+            actual = fetch.fetch_url(url, part).sha256
+        except fetch.FetchError as failure:
             raise InputError(url, failure.error, do="correct the URL, or try again later") from None
-        if found != sha256.lower():
-            raise InputError(
-                url, f"SHA-256 {found}", f"sha256 is {sha256}", "correct sha256 if this is the file that you mean, else the URL"
-            )
+        if actual != sha256.lower():
+            do = "correct sha256 if this is the file that you mean, else the URL"
+            raise InputError(url, f"SHA-256 {actual}", f"sha256 is {sha256}", do)
 
 
 @dataclass(frozen=True)
-class Given:
+class WeightFiles:
     """The weights that a training starts from.
 
-    files         .caffemodels, copied one after the other, so that of layers with the same name the last file's counts
+    files         .caffemodels, copied in this order: of layers with the same name, the last file's weights are used
     skip          layers that are not copied from them
-    same_classes  they are of the databases' classes, so that a copied last layer is meant
-    fitted        classifier.caffemodel of pipeline.training.linear, copied last; without layers where it chose another strategy
+    same_classes  they were trained on the databases' classes; copying the last layer is intended
+    fitted        classifier.caffemodel of pipeline.training.linear, copied last; without layers if it chose another strategy
     """
 
     files: Sequence[Path] = ()
@@ -49,12 +50,12 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What became of one file of weights: layers copied, and ignored as the net has none of the name.
+class CopiedFile:
+    """One file of weights: layers copied, and ignored because the net has no layer of the name.
 
-    skipped  {layer: why it could not have been copied, if so} of those that were not to be copied
-    unfit    {layer: (what the file has, what the net has, what to do)} where the shapes differ; then nothing was copied
-    fitted   whether this is the classifier that was fitted
+    skipped  {layer in `skip`: why it could not have been copied, if so}
+    unfit    {layer: (what the file has, what the net has, what to do)} if shapes differ; then nothing was copied
+    fitted   whether this is the fitted classifier
     """
 
     path: Path
@@ -65,80 +66,67 @@ class Taken:
     fitted: bool = False
 
 
-def copied(net: caffe.Net, given: Given) -> list[Taken]:
-    """Copy weights into a net; what became of each file."""
-    taken = []
-    layers = caffe_pb2.NetParameter.FromString(given.fitted.read_bytes()).layer if given.fitted else []
-    for path in (*given.files, *([given.fitted] if layers else [])):
-        fitted = path == given.fitted
+def copy_weights(net: caffe.Net, weights: WeightFiles) -> list[CopiedFile]:
+    """Copy weights into a net; return which layers of each file were copied."""
+    copied = []
+    files = list(weights.files)
+    if weights.fitted and caffe_pb2.NetParameter.FromString(weights.fitted.read_bytes()).layer:
+        files.append(weights.fitted)
+    for path in files:
+        fitted = path == weights.fitted
         try:
-            report = net.copy_from(path, () if fitted else given.skip)
+            report = net.copy_from(path, () if fitted else weights.skip)
         except caffe.WeightsError as error:
-            taken.append(Taken(path, unfit=error.layers, fitted=fitted))
+            copied.append(CopiedFile(path, unfit=error.layers, fitted=fitted))
         else:
-            taken.append(Taken(path, report.copied, report.ignored, report.skipped, fitted=fitted))
-    return taken
+            copied.append(CopiedFile(path, report.copied, report.ignored, report.skipped, fitted=fitted))
+    return copied
 
 
-def layers_of(net: caffe.Net, taken: Sequence[Taken]) -> pd.DataFrame:
-    """A row for each layer with weights: of the net, then of the files where the net has none of the name.
+def layer_table(net: caffe.Net, copied: Sequence[CopiedFile]) -> pd.DataFrame:
+    """A row for each layer of the net with weights, then for each layer of the files that the net does not have.
 
     shapes   of its parameters
-    start    copied; filled, as its prototxt says; or left out
-    learned  whether it has a learning rate
+    start    copied; filled, by its fillers; or left out
+    learned  whether its learning rate is not 0
     weights  the file that has the layer
     why      why it was not copied
     """
     rows = []
     for name, blobs in net.params.items():
-        having = [one for one in taken if name in one.copied]
-        skipping = [one for one in taken if name in one.skipped]
-        start, path, why = "filled", "", "the weights have no layer of this name" if taken else "no weights"
-        if having:
-            start, path, why = "copied", having[-1].path, ""
+        sources = [file for file in copied if name in file.copied]
+        skipping = [file for file in copied if name in file.skipped]
+        start, path, why = "filled", "", "the weights have no layer of this name" if copied else "no weights"
+        if sources:
+            start, path, why = "copied", str(sources[-1].path), ""
         elif skipping:
-            path, why = skipping[-1].path, skipping[-1].skipped[name] or "it was to be skipped"
+            path, why = str(skipping[-1].path), skipping[-1].skipped[name] or "it was to be skipped"
         specs = net.layer_dict[name].param.param
         learned = any(spec.lr_mult for spec in specs) or not specs
         rows.append([name, " ".join("×".join(map(str, blob.shape)) for blob in blobs), start, learned, path, why])
-    for one in taken:
-        rows += [[name, "", "left out", False, one.path, "the net has no layer of this name"] for name in one.ignored]
+    for file in copied:
+        rows += [[name, "", "left out", False, file.path, "the net has no layer of this name"] for name in file.ignored]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of steps that start from weights: those of `Given`."""
-    parser.add_argument(
-        "--weights",
-        nargs="+",
-        action="extend",
-        type=Path,
-        default=[],
-        help=".caffemodels to start from; of layers of one name, the last one's",
-    )
-    parser.add_argument(
-        "--skip", nargs="+", action="extend", default=[], metavar="LAYER", help="layers that are not copied from them"
-    )
-    parser.add_argument(
-        "--same-classes", action="store_true", help="they are of the same classes: that the last layer is copied is meant"
-    )
-    parser.add_argument(
-        "--fitted", type=Path, help="a .caffemodel with the classifier that pipeline.training.linear fitted, copied last"
-    )
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the files of `WeightFiles`; its other fields are options."""
+    weights = ".caffemodel files to start from; for layers of the same name, the last file's weights"
+    parser.add_argument("--weights", nargs="*", action="extend", type=Path, default=[], help=weights)
+    parser.add_argument("--fitted", nargs="?", type=Path, help="classifier.caffemodel of training.linear, copied last")
 
 
-def given_by(arguments: argparse.Namespace) -> Given:
-    """What the flags say."""
-    return Given(arguments.weights, arguments.skip, arguments.same_classes, arguments.fitted)
+def given_by(arguments: argparse.Namespace, options: InitialWeights) -> WeightFiles:
+    """The weights that a command line gives."""
+    return WeightFiles(arguments.weights, options.skip_layers, options.same_classes, arguments.fitted)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Download weights, checked by their SHA-256.")
+    parser = step_parser("Download weights, checked by their SHA-256.", DownloadWeightsOptions)
     parser.add_argument("file", type=Path, help="the file to write")
-    parser.add_argument("--url", required=True)
-    parser.add_argument("--sha256", required=True)
     a = parser.parse_args(argv)
-    download_weights(a.url, a.sha256, a.file)
+    options = read_flags(a, DownloadWeightsOptions)
+    download_weights(options.url, options.sha256, a.file)
     print(f"{a.file}: {a.file.stat().st_size} bytes")
 
 

@@ -1,4 +1,4 @@
-"""What a training shows and keeps while it runs: the table of metrics, TensorBoard's event files, and the best weights so far."""
+"""Monitor a training: the table of metrics, TensorBoard's event files, the best weights so far, early stopping."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import caffe
 
@@ -16,39 +16,40 @@ TAGS = {
     **{"loss": "loss/train", "test_loss": "loss/validation"},
     **{"accuracy": "accuracy/train", "test_accuracy": "accuracy/validation"},
 }
-"""What TensorBoard calls the metrics; further ones are called as the test net's outputs."""
+"""TensorBoard's tags of the metrics; further ones have the names of the test net's outputs."""
+Row = dict[str, Any]
+"""A row of metrics: iteration (int) and the others (float), None where not measured."""
 
 
 class Monitor:
-    """Follows a solver from its making to the end of training, which it does not change, but for stopping it early.
+    """Records a solver's metrics and best weights, and may stop it early; else it does not change the training.
 
-    solver    is not training yet
-    table     takes the metrics, a CSV row as soon as it is measured: those of the solver, and since_best, how many tests it is
-              since the best one
-    clock     takes how many seconds of training each row came after, which no two trainings share
-    board     a folder for TensorBoard's event files; those that are there are removed
-    best      the file that gets the weights of the best test
-    patience  after so many tests without a better one, training is asked to stop; 0: never
+    solver    before it trains
+    table     file of the metrics, written row by row as CSV: the solver's, and since_best, the number of tests since the best
+    clock     file of the seconds of training before each row, which no two trainings share
+    board     a folder for TensorBoard's event files; those in it are removed
+    best      file of the weights of the best test
+    patience  early stopping: after so many tests without a better one; 0: never
 
-    The best test is the one with the highest accuracy, or where there is no accuracy, the lowest loss; of equals, the first after
-    some training. One whose loss is no number is never the best: Caffe counts scores that are no numbers as right.
-    Its weights are written at once, and not copied in memory: an array that has been looked at keeps its order in memory from
-    then on, and training would be slower and end on other last digits.
+    The best test is the one with the highest accuracy, or if there is no accuracy, the lowest loss; of equals, the first after
+    some training. One with a NaN or infinite loss is never the best: Caffe's Accuracy layer takes NaN scores for correct.
+    The best weights are written at once, not copied in memory: reading a blob fixes its memory layout, and training would be
+    slower and end with other last digits.
     """
 
     def __init__(self, solver: caffe.Solver, table: TextIO, clock: TextIO, board: Path, best: Path, patience: int):
-        from torch.utils.tensorboard import SummaryWriter  # loaded where it is needed: the preflight has none
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and the preflight command needs none
 
         shutil.rmtree(board, ignore_errors=True)
         self._solver, self._best_file, self._patience = solver, best, patience
-        self.rows: list[dict] = []
+        self.rows: list[Row] = []
         self._times: list[float] = []
-        self.best: dict | None = None
+        self.best: Row | None = None
         self.tests = 0
-        self.stopped = False
+        self.stopped_early = False
         self.diverged: int | None = None
         self._since: int | None = None
-        self._last: dict = {}
+        self._last: Row = {}
         self._seconds = 0.0
         columns = [name for name in solver.metrics if name != "seconds"]
         self._tables = [
@@ -56,44 +57,45 @@ class Monitor:
             for file, names in ((table, [*columns, "since_best"]), (clock, ["iteration", "seconds"]))
         ]
         self._files = (table, clock)
-        for one, file in zip(self._tables, self._files, strict=True):
-            one.writeheader()
+        for writer, file in zip(self._tables, self._files, strict=True):
+            writer.writeheader()
             file.flush()
         self._board = SummaryWriter(str(board), flush_secs=10)
-        solver.on_test(self._tested)
-        solver.on_metrics(self._measured)
+        solver.on_test(self._on_test)
+        solver.on_metrics(self._on_metrics)
 
     def close(self) -> None:
-        """End the event files."""
+        """Close the event files."""
         self._board.close()
 
-    def state(self) -> dict:
-        """All that `resume` wants; it can be JSON."""
+    def state(self) -> dict[str, Any]:
+        """The state for `resume`, of JSON's types."""
         counts = {"best": self.best, "tests": self.tests, "since": self._since, "last": self._last}
         return {"rows": self.rows, "times": self._times, **counts}
 
-    def resume(self, state: dict) -> None:
-        """Go on where another monitor was; its best weights are in place."""
+    def resume(self, state: dict[str, Any]) -> None:
+        """Restore the state of another monitor, whose best weights are in the file `best` already."""
         for row, measured_at in zip(state["rows"], state["times"], strict=True):
             self._write(row, measured_at)
         self.best, self.tests, self._since, self._last = (state[name] for name in ("best", "tests", "since", "last"))
         self._seconds = max((row["seconds"] for row in self.rows), default=0.0)
 
-    def summary(self) -> dict:
-        """Of the best test: iteration, by, test_accuracy, test_loss; and tests, how many there were, stopped_early, and diverged.
+    def summary(self) -> dict[str, Any]:
+        """Of the best test: iteration, by, test_accuracy, test_loss; and tests (their number), stopped_early, diverged.
 
-        diverged  the iteration whose loss was no number, if one was
+        by        the metric; "last" without a test, "start" if training diverged before one
+        diverged  the iteration with a NaN or infinite loss, None if there was none
         """
-        none = {"iteration": self._solver.iter, "by": "last"} if self.diverged is None else {"iteration": 0, "by": "start"}
-        best = self.best or none
-        rest = {"tests": self.tests, "stopped_early": self.stopped, "diverged": self.diverged}
+        untested = {"iteration": self._solver.iter, "by": "last"} if self.diverged is None else {"iteration": 0, "by": "start"}
+        best = self.best or untested
+        rest = {"tests": self.tests, "stopped_early": self.stopped_early, "diverged": self.diverged}
         return {key: best.get(key) for key in ("iteration", "by", "test_accuracy", "test_loss")} | rest
 
     def write_summary(self, path: Path) -> None:
         """Write the summary as JSON."""
         path.write_text(json.dumps(self.summary(), indent=1) + "\n")
 
-    def _tested(self, row: dict) -> None:
+    def _on_test(self, row: Row) -> None:
         self.tests += 1
         by, sign = ("test_loss", -1) if row["test_accuracy"] is None else ("test_accuracy", 1)
         value = row[by]
@@ -106,33 +108,30 @@ class Monitor:
         if better:
             self.best = {**row, "by": by}
             self._solver.net.save(self._best_file)
-        elif self._patience and self._since is not None and self._since >= self._patience and not self._at_end():
+        elif self.best and self._since and 0 < self._patience <= self._since and self._solver.iter < self._solver.param.max_iter:
             best = f"{self.best[by]:g} of iteration {self.best['iteration']}"
             caffe.log(f"Early stopping: {self._since} tests without a better {by} than {best}")
-            self.stopped = True
+            self.stopped_early = True
             self._solver.request("stop")
 
-    def _at_end(self) -> bool:
-        return self._solver.iter >= self._solver.param.max_iter
-
     def test_last(self) -> None:
-        """Test the last weights where the interval passed them by: they may be the best."""
+        """Test the final weights, unless test_interval has done so: they may be the best."""
         if self.tests and self._last["iteration"] != self._solver.iter:
             self._solver.test_all()
-            self._measured(self._last)
+            self._on_metrics(self._last)
 
     @property
-    def is_lost(self) -> bool:
-        """Whether the loss of the last test is no number."""
+    def is_diverged(self) -> bool:
+        """Whether the loss of the last test is NaN or infinite."""
         return not math.isfinite(self._last.get("test_loss") or 0)
 
-    def _measured(self, row: dict) -> None:
+    def _on_metrics(self, row: Row) -> None:
         tested = row["test_loss"] is not None or row["test_accuracy"] is not None
-        more = {"seconds": row["seconds"] + self._seconds, "since_best": self._since if tested else None}
-        self._write(row | more, time.time())
+        columns = {"seconds": row["seconds"] + self._seconds, "since_best": self._since if tested else None}
+        self._write(row | columns, time.time())
 
-    def _write(self, row: dict, measured_at: float) -> None:
-        """Add a row to the table and the event files; `measured_at`, in seconds since 1970, is TensorBoard's wall time."""
+    def _write(self, row: Row, measured_at: float) -> None:
+        """Add a row to the tables and the event files; `measured_at`, in seconds since 1970, is TensorBoard's wall time."""
         self.rows.append(row)
         self._times.append(measured_at)
         for table, file in zip(self._tables, self._files, strict=True):

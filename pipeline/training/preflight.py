@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -15,11 +14,13 @@ import numpy as np
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import write_table, written_whole
 from pipeline.formats.lists import read_image_list
 from pipeline.nets.solver_defaults import most_tested, slow_test
+from pipeline.options.flags import read_flags
+from pipeline.options.training import InitialWeights
 from pipeline.training import initial_weights
 
 RECORDS = 5000
@@ -71,7 +72,7 @@ class Source:
         return len(self.labels) == self.total
 
 
-def findings(solver: caffe.Solver, taken: Sequence[initial_weights.Taken], same_classes: bool) -> list[Finding]:
+def findings(solver: caffe.Solver, taken: Sequence[initial_weights.CopiedFile], same_classes: bool) -> list[Finding]:
     """What is found, errors first.
 
     taken         what became of the weights that the solver's net starts from
@@ -169,7 +170,7 @@ def _image_list(param: caffe_pb2.LayerParameter) -> Source:
 # ---- what is checked
 
 
-def _of_weights(net: caffe.Net, taken: Sequence[initial_weights.Taken], same_classes: bool) -> Iterator[Finding]:
+def _of_weights(net: caffe.Net, taken: Sequence[initial_weights.CopiedFile], same_classes: bool) -> Iterator[Finding]:
     last = dict.fromkeys(classifier for _, classifier, _, _ in _heads(net))
     for one in taken:
         if not one.copied and not one.unfit and not one.fitted:
@@ -328,16 +329,17 @@ def _weighed(net: caffe.Net, layer: str) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = step_parser(__doc__, InitialWeights)
     parser.add_argument("solver", type=Path)
-    initial_weights.add_flags(parser)
+    initial_weights.add_files(parser)
     parser.add_argument("--csv", type=Path, help="a table to write")
     a = parser.parse_args(argv)
+    options = read_flags(a, InitialWeights)
     caffe.init_log(2)
     param = caffe.read_solver(a.solver)
     param.solver_mode = caffe_pb2.SolverParameter.CPU
     solver = caffe.get_solver(str(a.solver), param)
-    found = findings(solver, initial_weights.copied(solver.net, initial_weights.given_by(a)), a.same_classes)
+    found = findings(solver, initial_weights.copy_weights(solver.net, initial_weights.given_by(a, options)), options.same_classes)
     solver.close()
     if a.csv:
         write(found, a.csv)

@@ -1,4 +1,4 @@
-"""When a training writes a checkpoint."""
+"""When to write checkpoints: at intervals, the first one early, and never for more than a share of the time."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ MINUTES = 10.0
 FIRST_SECONDS, FIRST_SHARE = 60.0, 0.01
 """The first checkpoint of a process comes after 60 s or 1 % of the run's iterations, whichever is sooner."""
 WRITING_SHARE = 0.05
-"""At most this share of the time goes into writing; the 60 s above hold even so."""
+"""Largest share of the time that goes into writing; the first checkpoint comes after FIRST_SECONDS nevertheless."""
 BYTES_PER_SECOND = 100e6
-"""What a disk is assumed to write until the first checkpoint has shown it."""
+"""Assumed writing speed of the disk, until the first checkpoint was timed."""
 
 
 class Schedule:
-    """Says when a checkpoint is due; starts with the training.
+    """The times of checkpoints, counted from when it is made.
 
     iteration   iterations done before this process
-    iterations  of the whole run
-    size        of a checkpoint in bytes, about
+    iterations  max_iter of the training
+    size        approximate bytes of a checkpoint
     minutes     between checkpoints; 0: one after each iteration
-    clock       gives seconds
+    clock       returns seconds
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Schedule:
         self._clock, self._interval = clock, 60 * minutes
         self._early = iteration + FIRST_SHARE * iterations
         self._writing = size / BYTES_PER_SECOND
-        self._begun, self._first = clock(), True
+        self._last, self._first = clock(), True
 
     def is_due(self, iteration: int) -> bool:
         """Whether to write a checkpoint after this iteration."""
-        waited, affordable = self._clock() - self._begun, self._writing / WRITING_SHARE
+        waited, affordable = self._clock() - self._last, self._writing / WRITING_SHARE
         if not self._interval:
             return True
         if not self._first:
@@ -48,6 +48,6 @@ class Schedule:
         early = iteration >= self._early and waited >= affordable
         return early or waited >= min(FIRST_SECONDS, self._interval)
 
-    def wrote(self, seconds: float) -> None:
-        """Count from now on; a checkpoint took so many seconds to write."""
-        self._writing, self._begun, self._first = seconds, self._clock(), False
+    def restart(self, seconds: float) -> None:
+        """Count from now on; the checkpoint just written took so many seconds."""
+        self._writing, self._last, self._first = seconds, self._clock(), False

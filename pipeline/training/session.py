@@ -1,4 +1,4 @@
-"""A training that can be interrupted: writes checkpoints when they are due, and stops after the one that a signal asks for."""
+"""An interruptible training: write checkpoints when they are due; after a signal, write one and stop."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipeline.training.schedule import Schedule
 
 @dataclass(frozen=True)
 class Session:
-    """What one process does of a training."""
+    """One process's part of a training: between its start, or the checkpoint it resumes from, and its end."""
 
     checkpoints: Checkpoints
     interruption: Interruption
 
     def begin(self, solver: caffe.Solver, monitor: Monitor, best: Path, minutes: float) -> None:
-        """From now on write checkpoints while the solver trains, and snapshots beside them.
+        """Write checkpoints while the solver trains, and its snapshots beside them.
 
         best     the file that the monitor writes the best weights to
         minutes  between checkpoints
@@ -34,12 +34,12 @@ class Session:
         solver.snapshot_folder = self.checkpoints.snapshots
 
         def after_iteration() -> None:
-            if not (self.interruption.noted or schedule.is_due(solver.iter)):
+            if not (self.interruption.received or schedule.is_due(solver.iter)):
                 return
-            begun = time.monotonic()
+            start = time.monotonic()
             failure = self._save(solver, monitor, best)
-            schedule.wrote(time.monotonic() - begun)
-            if number := self.interruption.noted:
+            schedule.restart(time.monotonic() - start)
+            if number := self.interruption.received:
                 raise Interrupted(number, f"at iteration {solver.iter}; {failure}{self.checkpoints.where_to_resume}")
             if failure:
                 with contextlib.suppress(OSError):
@@ -49,7 +49,7 @@ class Session:
         self.interruption.defer()
 
     def _save(self, solver: caffe.Solver, monitor: Monitor, best: Path) -> str:
-        """Write a checkpoint; a full disk need not end the training, so it is returned what prevented it, to begin a sentence."""
+        """Write a checkpoint; "", or the beginning of a message: a full disk need not end the training."""
         try:
             self.checkpoints.save(solver, monitor.state(), best)
         except OSError as error:
@@ -58,5 +58,7 @@ class Session:
 
 
 def _size(solver: caffe.Solver) -> int:
-    """Bytes of a checkpoint, about: the weights, and as many for each history of the solver."""
-    return 4 * (1 + solver.histories) * sum(blob.count for blobs in solver.net.params.values() for blob in blobs)
+    """Approximate bytes of a checkpoint: the weights, and as many for each history of the solver."""
+    values = sum(blob.count for blobs in solver.net.params.values() for blob in blobs)
+    size: int = 4 * (1 + solver.histories) * values
+    return size

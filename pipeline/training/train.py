@@ -1,13 +1,13 @@
-"""Train a net as its solver says, from scratch or from weights, and write to a folder what came of it.
+"""Train a net as its solver says, from scratch or from weights, and write the results to a folder.
 
 final.caffemodel     the weights at the end
-best.caffemodel      those of the best test; best.json says which that was, and where training diverged
-metrics.csv          a row for each display and test; until the end it is .metrics.csv.part
-seconds.csv          how many seconds of training each of these rows came after
+best.caffemodel      the weights of the best test; best.json: of which test, and whether and when training diverged
+metrics.csv          a row for each display and test; .metrics.csv.part while it trains
+seconds.csv          seconds of training before each of these rows
 machine.json         what trained: processor, vector code, threads, device
-tensorboard/         the same as TensorBoard's event files, while it trains
-layers.csv           what each layer started from, and whether it is learned
-preflight.csv        what may be wrong with nets, weights and databases; an error ends the step before it trains
+tensorboard/         the metrics as TensorBoard's event files, while it trains
+layers.csv           the initial weights of each layer, and whether it is trained or frozen
+preflight.csv        warnings about nets, weights and databases; an error ends the step before it trains
 train.log            the log in glog's form
 
 With --checkpoint, an interrupted training resumes when it is run again, and ends with the same bytes. All files are then below
@@ -16,13 +16,13 @@ that folder (files/, snapshots/) until training has ended.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -30,26 +30,34 @@ from tqdm import tqdm
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline import devices
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.files import written_whole
-from pipeline.interruption import noted_signals
-from pipeline.nets import strategies
+from pipeline.interruption import catch_signals
+from pipeline.nets.strategy_file import read_strategy
+from pipeline.options.flags import read_flags
+from pipeline.options.training import TrainOptions
 from pipeline.training import initial_weights, preflight
-from pipeline.training.checkpoint import LOG, Checkpoints, identity_of
-from pipeline.training.divergence import diagnosed
+from pipeline.training.checkpoint import LOG, Checkpoint, Checkpoints, identity_of
+from pipeline.training.divergence import diagnose
+from pipeline.training.initial_weights import WeightFiles
 from pipeline.training.monitor import Monitor
 from pipeline.training.schedule import MINUTES
 from pipeline.training.session import Session
+
+RESULTS = FINAL, BEST, METRICS, SECONDS, SUMMARY, MACHINE, LAYERS, PREFLIGHT = (
+    *("final.caffemodel", "best.caffemodel", "metrics.csv", "seconds.csv"),
+    *("best.json", "machine.json", "layers.csv", "preflight.csv"),
+)
 
 
 @dataclass(frozen=True)
 class Ends:
     """How a training may end besides at max_iter.
 
-    early_stopping  after how many tests without a better one; 0: it does not
-    diverging       well, where the loss is no number: with the weights of the best test, or else of the beginning
-    failed          a folder that gets the log and the metrics so far where it fails; None: they are lost
-    checkpoint      a folder for all that an interrupted training resumes from; None: it starts again
+    early_stopping  after how many tests without a better one; 0: never
+    diverging       on a NaN or infinite loss, finish with the weights of the best test, else the initial ones
+    failed          a folder that gets the log and the metrics so far if training fails; None: they are lost
+    checkpoint      a folder for resumable checkpoints; None: an interrupted training starts over
     minutes         between checkpoints; 0: one after each iteration
     keep            do not remove `checkpoint` at the end: the caller may lose the results and run again to get them from there
     """
@@ -62,161 +70,157 @@ class Ends:
     keep: bool = False
 
 
-def train(solver_file: Path, folder: Path, given: initial_weights.Given, ends: Ends = Ends()) -> tuple[pd.DataFrame, dict]:
-    """Train, and write the files to `folder`; return the metrics, and what is said of the best test.
+def train(solver_file: Path, folder: Path, weights: WeightFiles, ends: Ends = Ends()) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Train, and write the files to `folder`; return the metrics and best.json.
 
-    given  the weights to start from
-
-    Columns of the metrics: those of the solver's `on_metrics` but for seconds, empty where not measured, and since_best. With a
-    checkpoint folder, nothing is written to `folder` before training has ended; Interrupted if the process was asked to stop
-    before.
+    Columns of the metrics: those of the solver's `on_metrics` except seconds, empty where not measured, and since_best. With a
+    checkpoint folder, nothing is written to `folder` before training has ended. Raises Interrupted if the process is asked to
+    stop before then, DivergenceError on a NaN or infinite loss.
     """
     if not ends.checkpoint:
-        return _train(solver_file, folder, given, ends)
-    with noted_signals() as interruption:
-        checkpoints = _checkpoints(solver_file, given, ends)
+        return _train(solver_file, folder, weights, ends)
+    with catch_signals() as interruption:
+        files = [*weights.files, *([weights.fitted] if weights.fitted else [])]
+        identity = identity_of(solver_file, *files, tuple(weights.skip), ends.early_stopping, ends.diverging)
+        checkpoints = Checkpoints(ends.checkpoint, identity)
         with checkpoints.locked():
             if checkpoints.finished():
                 print(f"training has ended before; its results are in {ends.checkpoint}; remove it to train again", flush=True)
             else:
                 checkpoints.open()
-                _train(solver_file, checkpoints.files, given, ends, Session(checkpoints, interruption))
+                _train(solver_file, checkpoints.files, weights, ends, Session(checkpoints, interruption))
             interruption.defer()
             checkpoints.publish(folder)
             if not ends.keep:
                 checkpoints.remove()
-    return pd.read_csv(folder / "metrics.csv"), json.loads((folder / "best.json").read_text())
+    return pd.read_csv(folder / METRICS), json.loads((folder / SUMMARY).read_text())
 
 
 def _train(
-    solver_file: Path, folder: Path, given: initial_weights.Given, ends: Ends, session: Session | None = None
-) -> tuple[pd.DataFrame, dict]:
+    solver_file: Path, folder: Path, weights: WeightFiles, ends: Ends, session: Session | None = None
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Train as `train` does; in a session `folder` and the snapshots are not in their final place."""
-    wants_gpu = caffe.read_solver(solver_file).solver_mode == caffe_pb2.SolverParameter.GPU
-    log = folder / LOG
-    last = session.checkpoints.resumed if session else None
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if last:
-        print(f"resumes at iteration {last.iteration}, from {last.folder}", flush=True)
-    else:
-        log.unlink(missing_ok=True)
-    if ends.failed:
-        shutil.rmtree(ends.failed, ignore_errors=True)
+    gpu = caffe.read_solver(solver_file).solver_mode == caffe_pb2.SolverParameter.GPU
+    checkpoint = session.checkpoints.resumed if session else None
+    _prepare(folder, ends, checkpoint)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(caffe.log_to_file(log, stderr=False))
-        stack.enter_context(devices.on_gpu(wants_gpu))
+        stack.enter_context(caffe.log_to_file(folder / LOG, stderr=False))
+        stack.enter_context(devices.on_gpu(gpu))
         solver = caffe.get_solver(str(solver_file))
         stack.callback(solver.close)
-        taken = initial_weights.copied(solver.net, given)
-        found = preflight.findings(solver, taken, given.same_classes)
-        preflight.refuse(found)
-        preflight.tell(found)
-        final, best, metrics, seconds, summary, machine, layers, warnings = (
-            stack.enter_context(written_whole(folder / name))
-            for name in (
-                *("final.caffemodel", "best.caffemodel", "metrics.csv", "seconds.csv"),
-                *("best.json", "machine.json", "layers.csv", "preflight.csv"),
-            )
-        )
-        machine.write_text(json.dumps(devices.machine(wants_gpu), indent=1) + "\n")
-        preflight.write(found, warnings)
-        initial_weights.layers_of(solver.net, taken).to_csv(layers, index=False)
+        copied = initial_weights.copy_weights(solver.net, weights)
+        findings = preflight.findings(solver, copied, weights.same_classes)
+        preflight.refuse(findings)
+        preflight.tell(findings)
+        parts = {name: stack.enter_context(written_whole(folder / name)) for name in RESULTS}
+        parts[MACHINE].write_text(json.dumps(devices.machine(gpu), indent=1) + "\n")
+        preflight.write(findings, parts[PREFLIGHT])
+        initial_weights.layer_table(solver.net, copied).to_csv(parts[LAYERS], index=False)
         prefix = Path(solver.param.snapshot_prefix)
         if not session:
             prefix.parent.mkdir(parents=True, exist_ok=True)
-        table, clock = (stack.enter_context(path.open("w", newline="")) for path in (metrics, seconds))
-        monitor = Monitor(solver, table, clock, folder / "tensorboard", best, ends.early_stopping)
+        table, clock = (stack.enter_context(parts[name].open("w", newline="")) for name in (METRICS, SECONDS))
+        monitor = Monitor(solver, table, clock, folder / "tensorboard", parts[BEST], ends.early_stopping)
         stack.callback(monitor.close)
-        _show(stack, solver, prefix.name, last.iteration if last else 0)
+        _show_progress(stack, solver, prefix.name, checkpoint.iteration if checkpoint else 0)
         if ends.failed:
-            stack.enter_context(_kept({LOG: log, "metrics.csv": metrics}, ends.failed))
+            stack.enter_context(_keep_on_failure({LOG: folder / LOG, METRICS: parts[METRICS]}, ends.failed))
         if ends.diverging:
-            solver.net.save(final)
-        if last:
-            monitor.resume(last.monitor)
-            last.restore_best(best)
+            solver.net.save(parts[FINAL])
+        if checkpoint:
+            monitor.resume(checkpoint.monitor)
+            checkpoint.restore_best(parts[BEST])
         if session:
-            session.begin(solver, monitor, best, ends.minutes)
-        try:
-            solver.solve(str(last.solverstate) if last else None)
-            monitor.test_last()
-            if ends.diverging and monitor.is_lost:  # by the last updates, whose loss no iteration has seen
-                raise caffe.DivergenceError(solver_file, "the loss of the last test is no number")
-        except caffe.DivergenceError as error:
-            explained = diagnosed(error, solver, monitor.rows)
-            if not ends.diverging:
-                raise explained from None
-            print(f"warning: {explained}", flush=True)
-            monitor.diverged = solver.iter
-            _recover(solver.net, final, best if monitor.best else final)
-        else:
-            solver.net.save(final)
-        if monitor.best is None:
-            shutil.copyfile(final, best)
-        monitor.write_summary(summary)
+            session.begin(solver, monitor, parts[BEST], ends.minutes)
+        _solve(solver, monitor, parts, checkpoint, ends.diverging)
+        monitor.write_summary(parts[SUMMARY])
     if session:
         session.checkpoints.finish(prefix.parent)
     return pd.DataFrame(monitor.rows).drop(columns="seconds", errors="ignore"), monitor.summary()
 
 
-def _checkpoints(solver_file: Path, given: initial_weights.Given, ends: Ends) -> Checkpoints:
-    """The checkpoints of this training and no other."""
-    files = [*given.files, *([given.fitted] if given.fitted else [])]
-    identity = identity_of(solver_file, *files, tuple(given.skip), ends.early_stopping, ends.diverging)
-    return Checkpoints(ends.checkpoint, identity)
+def _prepare(folder: Path, ends: Ends, checkpoint: Checkpoint | None) -> None:
+    """Make the folder; remove the log, unless the training resumes, and what an earlier failure left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if checkpoint:
+        print(f"resumes at iteration {checkpoint.iteration}, from {checkpoint.folder}", flush=True)
+    else:
+        (folder / LOG).unlink(missing_ok=True)
+    if ends.failed:
+        shutil.rmtree(ends.failed, ignore_errors=True)
+
+
+def _solve(
+    solver: caffe.Solver, monitor: Monitor, parts: dict[str, Path], checkpoint: Checkpoint | None, tolerate_divergence: bool
+) -> None:
+    """Train to the end, from the checkpoint if there is one, and write the final and the best weights.
+
+    tolerate_divergence  on a NaN or infinite loss, restore the best weights, else the initial ones, which parts[FINAL] has
+    """
+    final, best = parts[FINAL], parts[BEST]
+    try:
+        solver.solve(str(checkpoint.solverstate) if checkpoint else None)
+        monitor.test_last()
+        if tolerate_divergence and monitor.is_diverged:  # in the last updates: no iteration has computed their loss
+            raise caffe.DivergenceError(solver.path, "the loss of the last test is NaN or infinite")
+    except caffe.DivergenceError as error:
+        explained = diagnose(error, solver, monitor.rows)
+        if not tolerate_divergence:
+            raise explained from None
+        print(f"warning: {explained}", flush=True)
+        monitor.diverged = solver.iter
+        _restore(solver.net, best if monitor.best else final)
+    solver.net.save(final)
+    if monitor.best is None:
+        shutil.copyfile(final, best)
 
 
 @contextlib.contextmanager
-def _kept(files: dict[str, Path], folder: Path) -> Iterator[None]:
-    """Copy files, {name: path}, to a folder where the block raises, and say so in its error."""
+def _keep_on_failure(files: dict[str, Path], folder: Path) -> Iterator[None]:
+    """If the block raises, copy files, {name: path}, to a folder, and name it in the error."""
     try:
         yield
     except Exception as error:
         folder.mkdir(parents=True, exist_ok=True)
         for name, path in files.items():
             shutil.copyfile(path, folder / name)
-        said = f"{' and '.join(files)} so far are in {folder}"
+        hint = f"{' and '.join(files)} so far are in {folder}"
         if not isinstance(error, caffe.Error):
-            print(f"warning: {said}", flush=True)
+            print(f"warning: {hint}", flush=True)
             raise
-        raise type(error)(error.where, error.found, error.expected, f"{error.do}; {said}" if error.do else said) from None
+        raise type(error)(error.where, error.found, error.expected, f"{error.do}; {hint}" if error.do else hint) from None
 
 
-def _recover(net: caffe.Net, final: Path, good: Path) -> None:
-    """Bring a net that has left the numbers back to good weights, and write them.
+def _restore(net: caffe.Net, weights: Path) -> None:
+    """Copy finite weights into a net that has diverged.
 
-    A BatchNorm that has seen no batch divides by nothing; it gets the statistics of one.
+    A BatchNorm layer that has seen no batch would divide by 0; it gets the statistics of one.
     """
-    net.copy_from(good)
+    net.copy_from(weights)
     if not all(layer.blobs[2].data.any() for layer in net.layers if layer.stores_sums(layer.param)):
         net.forward()
-    net.save(final)
 
 
-def _show(stack: contextlib.ExitStack, solver: caffe.Solver, name: str, begun: int) -> None:
-    """A bar on a terminal, with the last loss and accuracy."""
-    most = solver.param.max_iter
-    bar = stack.enter_context(tqdm(total=most, initial=begun, unit=" iterations", desc=f"train {name}", disable=None))
+def _show_progress(stack: contextlib.ExitStack, solver: caffe.Solver, name: str, iteration: int) -> None:
+    """A progress bar on a terminal, from `iteration` on, with the last loss and accuracy."""
+    total = solver.param.max_iter
+    bar = stack.enter_context(tqdm(total=total, initial=iteration, unit=" iterations", desc=f"train {name}", disable=None))
 
-    def show(row: dict) -> None:
-        measured = {name: row[name] for name in ("loss", "test_accuracy") if row[name] is not None}
-        bar.set_postfix({name: f"{value:.4g}" for name, value in measured.items()}, refresh=False)
+    def show(row: dict[str, Any]) -> None:
+        values = {name: row[name] for name in ("loss", "test_accuracy") if row[name] is not None}
+        bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
 
     solver.on_metrics(show)
     solver.add_callback(lambda: None, bar.update)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__, TrainOptions)
     parser.add_argument("solver", type=Path)
     parser.add_argument("folder", type=Path, help="where the files go; those of an earlier training are replaced")
-    initial_weights.add_flags(parser)
+    initial_weights.add_files(parser)
     parser.add_argument(
-        "--chosen", type=Path, help="strategy.json of pipeline.training.linear; with scratch, the weights are not taken"
-    )
-    parser.add_argument("--early-stopping", type=int, default=0, metavar="N", help="stop after N tests without a better one")
-    parser.add_argument(
-        "--diverging", action="store_true", help="end well where the loss is no number any more; best.json says it"
+        "--chosen", nargs="?", type=Path, help="strategy.json of training.linear; with scratch, no weights are copied"
     )
     parser.add_argument("--failed", type=Path, metavar="FOLDER", help="where log and metrics go if training fails")
     parser.add_argument(
@@ -227,9 +231,10 @@ def main(argv: list[str] | None = None) -> None:
         "--keep-results", action="store_true", help="keep the results in --checkpoint, to give them again if they are lost"
     )
     a = parser.parse_args(argv)
-    scratch = a.chosen and strategies.chosen(a.chosen)[0] == "scratch"
-    ends = Ends(a.early_stopping, a.diverging, a.failed, a.checkpoint, a.minutes, a.keep_results)
-    _, best = train(a.solver, a.folder, initial_weights.Given() if scratch else initial_weights.given_by(a), ends)
+    scratch = a.chosen and read_strategy(a.chosen)[0] == "scratch"
+    options = read_flags(a, TrainOptions)
+    ends = Ends(options.early_stopping, options.tolerate_divergence, a.failed, a.checkpoint, a.minutes, a.keep_results)
+    _, best = train(a.solver, a.folder, WeightFiles() if scratch else initial_weights.given_by(a, options), ends)
     final = a.folder / "final.caffemodel"
     if best["test_accuracy"] is None:
         print(final)

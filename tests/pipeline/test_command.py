@@ -7,8 +7,6 @@ import subprocess
 import pytest
 
 from pipeline import closure
-from pipeline.command import expand_options
-from pipeline.errors import InputError
 
 HOSTILE = [
     "$(touch pwned)",
@@ -23,38 +21,9 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_text_reaches_a_flag_as_it_is(text):
-    assert expand_options(["in", "--options", json.dumps({"freeze_to": text}), "out"]) == ["in", f"--freeze-to={text}", "out"]
-
-
-def test_each_kind_of_value_becomes_its_flags():
-    options = {
-        "val": 0.2,
-        "seed": 0,
-        "own_split": True,
-        "repeat": False,
-        "names": None,
-        "copy": "",
-        "blobs": ["a", "-b"],
-        "solver": {"x": 1, "a": 2},
-    }
-    assert expand_options(["--options", json.dumps(options)]) == [
-        *("--val=0.2", "--seed=0", "--own-split", "--blobs=a", "--blobs=-b"),
-        '--solver={"x": 1, "a": 2}',
-    ]
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
-def test_options_that_are_no_json_object_are_refused(text):
-    with pytest.raises(InputError) as raised:
-        expand_options(["--options", text])
-    assert raised.value.where == "--options"
-
-
 def test_no_text_reaches_the_shell(tmp_path, command):
     """As a rule's shell command has it: the one JSON argument, quoted by shlex."""
-    done = command("pipeline.sources.shards", "list", "--options", json.dumps({"list": "$(touch pwned).txt"}))
+    done = command("pipeline.sources.shards", "list", "--options", json.dumps({"source": {"list": "$(touch pwned).txt"}}))
     assert done.returncode == 1
     assert "$(touch pwned).txt" in done.stderr
     text = " ".join(HOSTILE)
@@ -106,3 +75,7 @@ def test_an_edit_of_what_a_step_imports_is_seen_and_of_nothing_else(package, edi
 
 def test_the_resize_step_depends_on_the_decoder():
     assert "pipeline.formats.images" in closure.imported_by("pipeline.dataset.resize")
+
+
+def test_models_of_options_are_no_code_of_a_step():
+    assert not {name for name in closure.imported_by("pipeline.dataset.resize") if name.startswith("pipeline.options")}

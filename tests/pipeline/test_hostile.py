@@ -133,7 +133,7 @@ def test_a_list_that_leads_out_of_its_root_is_refused_with_its_line(outside, wri
     with pytest.raises(InputError) as raised:
         read(Source(list=listed, root=outside))
     assert raised.value.where == f"{listed}:3"
-    assert f'"{name}" leads out of the root' in raised.value.found
+    assert f'"{name}" is outside of the root' in raised.value.found
     real = os.path.realpath(outside / name.replace("\\", "/"))
     assert real in raised.value.found
     allowed = read(Source(list=listed, root=outside, allow_outside_root=True))
@@ -144,7 +144,7 @@ def test_a_list_that_leads_out_of_its_root_is_refused_with_its_line(outside, wri
 def test_the_shards_step_says_which_option_allows_a_list_to_lead_out_of_its_root(write, fails, command):
     write("all.csv", LISTS["csv"].format("out.jpg"))
     source = ("pipeline.sources.shards", "list", "--list=all.csv", "--root=root")
-    fails(["error: all.csv:3", "leads out of the root", "source.allow_outside_root: true"], *source)
+    fails(["error: all.csv:3", "is outside of the root", "source.allow_outside_root: true"], *source)
     done = command(*source, "--allow-outside-root")
     assert done.returncode == 0, done.stderr
     assert "2 images of 2 classes" in done.stdout
@@ -218,7 +218,7 @@ def loops(tmp_path):
     return src
 
 
-LOOPS = "links to a folder that they are in (above, all, cats/deep/again, cats/up, dogs/more/back)"
+LOOPS = "links to a folder above (above, all, cats/deep/again, cats/up, dogs/more/back)"
 
 
 def test_links_to_a_folder_that_they_are_in_are_skipped_and_told(loops, tmp_path, command):
@@ -247,15 +247,15 @@ def test_folders_may_lie_deeper_than_python_recurses(tmp_path):
     deep = tmp_path.joinpath("src", "cats", *["d"] * 250)
     deep.mkdir(parents=True)
     (deep / "1.jpg").touch()
-    code = "import sys; from pathlib import Path; from pipeline import folders; sys.setrecursionlimit(150)"
-    code += "; print(len(list(folders.images(Path('src'), None))), folders.left_out(Path('src')))"
+    code = "import sys; from pathlib import Path; from pipeline.sources import folders; sys.setrecursionlimit(150)"
+    code += "; print(len(list(folders.images(Path('src'), None))), folders.describe_ignored(Path('src')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "1 \n"), done.stderr
 
 
 @pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize(
-    ("name", "said"), [("../other/x.jpg", "leads out of the root"), ("out.jpg", "leads out"), ("x" * 600, "600 bytes")]
+    ("name", "said"), [("../other/x.jpg", "is outside of the root"), ("out.jpg", "is outside"), ("x" * 600, "600 bytes")]
 )
 def test_a_database_of_files_takes_none_outside_of_their_folder(write, fails, picture, tmp_path, name, said):
     cv2.imwrite(str(tmp_path / "root/cats/1.jpg"), picture())

@@ -52,7 +52,7 @@ def test_a_database_without_records_is_named(tmp_path):
 READERS = {
     "mean": "from pipeline.dataset.mean import statistics; statistics(path)",
     "segmentation": "from pipeline.nets.segmentation import Pairs; Pairs.read(path, path)",
-    "gallery": "from pipeline.report.gallery import labelled; list(labelled(path, 2))",
+    "gallery": "from pipeline.report.gallery import labelled_records; list(labelled_records(path, 2))",
     "augmentation": "from pipeline.report.augmentation_examples import examples\n"
     "from caffe.proto import caffe_pb2; examples(path, caffe_pb2.AugmentationParameter(), 1)",
 }
@@ -75,6 +75,20 @@ except caffe.Error as error:
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "db"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{tmp_path / 'db'}: not a readable LMDB: page ")
+
+
+def test_a_database_that_lacks_records_is_named(tmp_path):
+    write(tmp_path / "db")
+    content = bytearray((tmp_path / "db/data.mdb").read_bytes())
+    for meta in (0, 4096):
+        place = meta + 16 + 24 + 48 + 32  # of the number of records: page header, meta, tree of free pages, tree of records
+        if content[place] == 40:
+            content[place] = 41
+    (tmp_path / "db/data.mdb").write_bytes(content)
+    database = caffe.open_db(tmp_path / "db")
+    assert len(database) == 41
+    with pytest.raises(caffe.FileError, match="40 records of 41 are there"):
+        list(database.items())
 
 
 # ---- files

@@ -1,20 +1,18 @@
 """What is said of a config: every problem at once, with its key, its value and what is allowed."""
 
 import copy
-import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline import configuration
-from pipeline.configuration import checked
-from pipeline.dataset.download import Options
+from pipeline.configuration import check_config
 from pipeline.errors import InputError
 from pipeline.nets.models import TEMPLATES
+from pipeline.options.dataset import FetchOptions
 from tests.conftest import ROOT
 
-SCHEMA = ROOT / "config/schema.yaml"
 GOOD = {
     "datasets": {"cats": {"source": {"list": "cats.csv"}}},
     "experiments": {"breeds": {"dataset": "cats", "model": "lenet"}},
@@ -29,7 +27,7 @@ def problems(change) -> list[str]:
     config = copy.deepcopy(GOOD)
     change(config)
     with pytest.raises(InputError) as error:
-        checked(config, "my.yaml", SCHEMA)
+        check_config(config, "my.yaml")
     return str(error.value).splitlines()
 
 
@@ -52,11 +50,11 @@ def test_images_for_testing_may_be_found_where_the_list_or_the_folder_decides():
         config = copy.deepcopy(GOOD)
         config["datasets"]["cats"]["split"] = split
         config["experiments"]["breeds"]["evaluate"] = ["test"]
-        assert checked(config, "my.yaml", SCHEMA)["experiments"]["breeds"]["evaluate"] == ["test"]
+        assert check_config(config, "my.yaml")["experiments"]["breeds"]["evaluate"] == ["test"]
 
 
 def test_defaults_are_filled_in_at_every_depth():
-    config = checked(GOOD, "my.yaml", SCHEMA)
+    config = check_config(GOOD, "my.yaml")
     assert config["compute"] == "cpu"
     assert config["datasets"]["cats"]["size"] == {"height": 256, "width": 256}
     assert config["datasets"]["cats"]["split"] == {"balance": "none"}
@@ -68,14 +66,14 @@ def test_defaults_are_filled_in_at_every_depth():
 def test_features_of_both_images_of_a_pair_may_be_wanted():
     config = copy.deepcopy(GOOD)
     config["experiments"]["breeds"] |= {"model": "mnist_siamese", "features": ["data", "ip1_p", "feat", "feat_p"]}
-    checked(config, "my.yaml", SCHEMA)
+    check_config(config, "my.yaml")
 
 
 def test_a_sweep_whose_name_is_a_number_is_a_message_too():
     config = copy.deepcopy(GOOD)
     config["experiments"][2024] = {"dataset": "cats", "model": ["lenet", "caffenet"]}
     with pytest.raises(InputError) as raised:
-        checked(config, "my.yaml", SCHEMA)
+        check_config(config, "my.yaml")
     assert "my.yaml: experiments: the name 2024 is no text; put it into quotation marks" in str(raised.value).splitlines()
 
 
@@ -84,7 +82,7 @@ def test_what_a_file_says_twice_is_told_with_its_line(write):
         "my.yaml", yaml.safe_dump(GOOD) + "experiments: # again\n  breeds: {dataset: cats, model: lenet, model: caffenet}\n"
     )
     with pytest.raises(InputError) as raised:
-        checked(yaml.safe_load(Path(path).read_text()), path, SCHEMA)
+        check_config(yaml.safe_load(Path(path).read_text()), path)
     line = yaml.safe_dump(GOOD).count("\n") + 1
     assert str(raised.value).splitlines() == [
         f"{path}: experiments: given again in line {line}; rename one of them, or remove it",
@@ -93,7 +91,7 @@ def test_what_a_file_says_twice_is_told_with_its_line(write):
 
 
 def test_the_embedded_example_is_good():
-    checked(yaml.safe_load((ROOT / "config/config.yaml").read_text()), "config/config.yaml", SCHEMA)
+    check_config(yaml.safe_load((ROOT / "config/config.yaml").read_text()), "config/config.yaml")
 
 
 CASES = {
@@ -562,7 +560,7 @@ def test_records_and_images_of_the_size_that_is_cropped_are_good():
     for dataset in ("digits", "small"):
         config["experiments"][dataset] = {"dataset": dataset, "model": "caffenet"}
     config["experiments"]["small"]["export"] = {"convolutional": {"height": 227, "width": 454}}
-    checked(config, "my.yaml", SCHEMA)
+    check_config(config, "my.yaml")
 
 
 @pytest.mark.parametrize(
@@ -583,10 +581,10 @@ def test_images_are_those_that_a_net_for_use_takes(write, shape, dataset, said):
     config["datasets"]["cats"] |= {"size": {"height": 32, "width": 32}} | dataset
     config["experiments"]["breeds"]["model"] = model = write("net.prototxt", net)
     if not said:
-        checked(config, "my.yaml", SCHEMA)
+        check_config(config, "my.yaml")
         return
     with pytest.raises(InputError) as error:
-        checked(config, "my.yaml", SCHEMA)
+        check_config(config, "my.yaml")
     assert str(error.value).startswith(f"my.yaml: experiments.breeds.model: {model} {said}")
     assert len(str(error.value).splitlines()) == 1
 
@@ -606,7 +604,7 @@ def test_images_are_those_that_a_net_for_use_takes(write, shape, dataset, said):
 def test_a_learning_rate_that_changes_as_it_says_is_good(solver):
     config = copy.deepcopy(GOOD)
     config["experiments"]["breeds"]["solver"] = solver
-    checked(config, "my.yaml", SCHEMA)
+    check_config(config, "my.yaml")
 
 
 def test_all_problems_are_shown_at_once():
@@ -667,7 +665,7 @@ def test_weights_of_a_net_of_rgb_images_are_good_for_gray_ones_and_for_rgb(targe
         "base": {"dataset": "cifar", "model": "cifar10_quick"},
         "tuned": {"dataset": "target", "model": "cifar10_quick", "weights": {"experiment": "base"}, "rename_last": True},
     }
-    checked(config, "my.yaml", SCHEMA)
+    check_config(config, "my.yaml")
 
 
 def test_a_first_layer_that_is_not_copied_may_see_other_channels():
@@ -675,21 +673,21 @@ def test_a_first_layer_that_is_not_copied_may_see_other_channels():
     config["datasets"]["cifar"] = {"source": {"published": "cifar10"}}
     config["experiments"]["base"] = {"dataset": "cifar", "model": "lenet"}
     config["experiments"]["breeds"] |= {"weights": {"experiment": "base"}, "skip_layers": ["conv1"]}
-    checked(config, "my.yaml", SCHEMA)
+    check_config(config, "my.yaml")
 
 
 def test_several_weights_are_good():
     config = copy.deepcopy(GOOD)
     sources = [{"file": "x.caffemodel"}, {"experiment": "breeds", "best": True}, {"url": "http://x/y", "sha256": "0" * 64}]
     config["experiments"]["more"] = {**GOOD["experiments"]["breeds"], "weights": sources}
-    assert configuration.keys.origins(checked(config, "my.yaml", SCHEMA)["experiments"]["more"]) == sources
+    assert configuration.keys.origins(check_config(config, "my.yaml")["experiments"]["more"]) == sources
 
 
 def test_a_text_in_the_place_of_weights_is_a_file():
     config = copy.deepcopy(GOOD)
     config["experiments"]["one"] = {**GOOD["experiments"]["breeds"], "weights": "x.caffemodel", "strategy": "half"}
     config["experiments"]["two"] = {**GOOD["experiments"]["breeds"], "weights": [{"experiment": "one"}, "y.h5"]}
-    experiments = checked(config, "my.yaml", SCHEMA)["experiments"]
+    experiments = check_config(config, "my.yaml")["experiments"]
     assert experiments["one"]["weights"] == {"file": "x.caffemodel"}
     assert configuration.keys.origins(experiments["two"]) == [{"experiment": "one"}, {"file": "y.h5"}]
     assert config["experiments"]["one"]["weights"] == "x.caffemodel"
@@ -698,14 +696,12 @@ def test_a_text_in_the_place_of_weights_is_a_file():
 @pytest.mark.parametrize("config", [{}, {"datasets": 3}, {"datasets": {"cats": None}, "experiments": {"breeds": ["lenet"]}}])
 def test_a_config_of_another_shape_is_a_message_too(config):
     with pytest.raises(InputError):
-        checked(config, "my.yaml", SCHEMA)
+        check_config(config, "my.yaml")
 
 
 def test_what_a_source_says_of_downloading_is_what_the_step_takes_with_its_defaults():
-    source = checked(GOOD, "my.yaml", SCHEMA)["datasets"]["cats"]["source"]
-    taken = {field.name: field.default for field in dataclasses.fields(Options)}
-    flags = (*configuration.keys.DOWNLOAD_FLAGS, *configuration.keys.PATIENCE_FLAGS)
-    assert {name: source[name] for name in flags} == taken
+    source = check_config(GOOD, "my.yaml")["datasets"]["cats"]["source"]
+    assert {name: source[name] for name in FetchOptions.model_fields} == FetchOptions().model_dump()
 
 
 @pytest.mark.parametrize(
@@ -752,8 +748,8 @@ def test_a_list_without_splits_is_told_from_its_header(tmp_path, monkeypatch, na
 def assert_said(config: dict, said: str) -> None:
     """A config has one problem, with these words, or none where they are empty."""
     if not said:
-        checked(config, "config.yaml", SCHEMA)
+        check_config(config, "config.yaml")
         return
     with pytest.raises(InputError) as raised:
-        checked(config, "config.yaml", SCHEMA)
+        check_config(config, "config.yaml")
     assert said in str(raised.value)

@@ -113,17 +113,17 @@ def test_other_names_of_classes_are_noticed_and_missing_ones_before_anything_run
 
 @pytest.mark.usefixtures("of_folder")
 @pytest.mark.parametrize(
-    ("split", "val", "own"),
+    ("split", "made"),
     [
-        ("", 0.2, True),
-        ("    split: {val: 0.3}\n", 0.3, False),
-        ("    split: {by: fraction}\n", 0.2, False),
+        ("", {}),
+        ("    split: {val: 0.3}\n", {"val": 0.3}),
+        ("    split: {by: fraction}\n", {"by": "fraction"}),
     ],
 )
-def test_images_keep_their_own_split_unless_the_config_says_how_to_divide_them(tmp_path, split, val, own):
+def test_images_keep_their_own_split_unless_the_config_says_how_to_divide_them(tmp_path, split, made):
     config = FOLDER.replace("    split: {by: fraction, val: 0.34}\n", split)
     (tmp_path / "config.yaml").write_text(config)
     code, output = workflows.snakemake(tmp_path, "-n", "--printshellcmds", "results/datasets/few/lists/val.txt")
     assert code == 0, output
-    (given,) = workflows.options(output, "label")
-    assert (given.get("val"), given["own_split"]) == (val, own)
+    (given,) = workflows.options(output, "dataset.label")
+    assert given["split"] == made

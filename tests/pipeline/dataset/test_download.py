@@ -8,8 +8,9 @@ import pandas as pd
 import pycurl
 import pytest
 
-from pipeline.dataset.download import Options, download
+from pipeline.dataset.download import download
 from pipeline.errors import InputError
+from pipeline.options.dataset import FetchOptions
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def fetch(tmp_path, monkeypatch):
 
     def fetch_urls(urls: list[str], sha256: str = "", **options) -> pd.DataFrame:
         pd.DataFrame({"url": urls, "label": "a", "sha256": sha256}).to_csv(tmp_path / "list.csv", index=False)
-        options = Options(**{"retries": 0, "min_yield": 0, "timeout": 5, "allow_private": True, **options})
+        options = FetchOptions(**{"retries": 0, "min_yield": 0, "timeout": 5, "allow_private": True, **options})
         return pd.DataFrame(download(tmp_path / "list.csv", tmp_path / "images", tmp_path / "table.csv", options))
 
     return fetch_urls

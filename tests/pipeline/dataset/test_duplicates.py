@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.dataset.duplicates import alike, fingerprint, nearest
+from pipeline.dataset.duplicates import are_near_duplicates, fingerprint, nearest_duplicates
 
 
 def prints(images):
@@ -12,7 +12,7 @@ def prints(images):
 
 
 def found(queries, others):
-    return nearest(prints(queries), prints(others), lambda query, other: (queries[query], others[other]))
+    return nearest_duplicates(prints(queries), prints(others), lambda query, other: (queries[query], others[other]))
 
 
 CHANGES = {
@@ -37,7 +37,7 @@ def test_other_images_are_not_found(picture):
 def test_images_with_one_fingerprint_are_told_apart_by_their_pixels():
     ramps = [np.repeat(np.linspace(0, top, 64)[None], 64, 0).astype(np.uint8) for top in (60, 250)]
     assert fingerprint(ramps[0]) == fingerprint(ramps[1])
-    assert not alike(*ramps)
+    assert not are_near_duplicates(*ramps)
     assert found(ramps[:1], ramps) == {0: (0, 0)}
 
 
@@ -49,10 +49,10 @@ def test_every_change_of_six_bits_is_found_and_none_of_seven():
         changed = base.copy()
         for row in changed:
             row[rng.choice(128, count, replace=False)] ^= 1
-        pairs = nearest(np.packbits(changed, 1), np.packbits(base, 1), lambda query, other: (image, image))
+        pairs = nearest_duplicates(np.packbits(changed, 1), np.packbits(base, 1), lambda query, other: (image, image))
         assert len(pairs) == wanted
         assert all(pair == (query, count) for query, pair in pairs.items())
 
 
 def test_nothing_has_no_duplicates():
-    assert nearest(np.empty((0, 16), np.uint8), np.zeros((3, 16), np.uint8), lambda query, other: None) == {}
+    assert nearest_duplicates(np.empty((0, 16), np.uint8), np.zeros((3, 16), np.uint8), lambda query, other: None) == {}

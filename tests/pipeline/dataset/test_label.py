@@ -9,13 +9,14 @@ import pytest
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.dataset.duplicates import fingerprint
-from pipeline.dataset.label import Duplicates, Listed, assign, lists_of, write_lists
-from pipeline.dataset.split import Split
+from pipeline.dataset.label import Listed, assign, draw_lists, write_lists
 from pipeline.errors import InputError
 from pipeline.formats.images import Resized
 from pipeline.formats.lists import write_classes
+from pipeline.options.dataset import LabelOptions, Split
 from tests.pipeline.conftest import write_resized
 
+COLUMN = Split(by="column")
 LABEL = ("pipeline.dataset.label", "list", "download", "resize", "--output", "lists")
 
 
@@ -75,10 +76,10 @@ def test_images_for_testing_are_in_a_list_of_their_own(command, dataset, policy)
 
 
 def test_images_own_split_is_kept_where_each_has_one_and_is_no_reason_where_not(command, dataset):
-    own = (*LABEL, "--val", 0.4, "--own-split")
+    own = LABEL
     assert command(*own).returncode == 0
     kept = sorted(lines(dataset, "val.txt"))
-    assert command(*LABEL).returncode == 0
+    assert command(*LABEL, "--by", "column").returncode == 0
     assert kept == sorted(lines(dataset, "val.txt"))
     for given in ("train", ""):
         table = pd.read_csv(tables(dataset)[0], keep_default_na=False)
@@ -87,17 +88,17 @@ def test_images_own_split_is_kept_where_each_has_one_and_is_no_reason_where_not(
         table.assign(split="train").to_csv(tables(dataset)[1], index=False)
         assert command(*own).returncode == 0
         drawn = lines(dataset, "val.txt")
-        assert command(*LABEL, "--val", 0.4).returncode == 0
+        assert command(*LABEL, "--by", "fraction").returncode == 0
         assert drawn == lines(dataset, "val.txt")
         assert len(drawn) == 3
 
 
 def test_numbers_sort_as_numbers():
-    assert assign(listed(["10", "9", "010"]), Split(None, 1), "table")[2] == ["9", "010", "10"]
+    assert assign(listed(["10", "9", "010"]), LabelOptions(split=COLUMN), "table")[2] == ["9", "010", "10"]
 
 
 def test_a_fraction_is_taken_of_every_class(dataset):
-    write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(0.34, 1))
+    write_lists(tables(dataset), dataset / "resize", dataset / "lists", LabelOptions(split=Split(val=0.34), seed=1))
     assert Counter(line.split(" ")[1] for line in lines(dataset, "val.txt")) == {"0": 1, "1": 1, "2": 1}
     assert Counter(line.split(" ")[1] for line in lines(dataset, "train.txt")) == {"0": 2, "1": 2, "2": 2}
 
@@ -105,7 +106,7 @@ def test_a_fraction_is_taken_of_every_class(dataset):
 def test_the_seed_decides_order_and_split(dataset):
     written = []
     for seed in (1, 1, 2):
-        write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(0.34, seed))
+        write_lists(tables(dataset), dataset / "resize", dataset / "lists", LabelOptions(split=Split(val=0.34), seed=seed))
         written.append((lines(dataset, "train.txt"), lines(dataset, "val.txt")))
     assert written[0] == written[1]
     assert written[0] != written[2]
@@ -116,7 +117,14 @@ def test_images_that_failed_or_were_rejected_are_left_out(dataset):
     table = pd.read_csv(tables(dataset)[1], keep_default_na=False)
     table.loc[0, ["path", "error"]] = ["", "not_found"]
     table.to_csv(tables(dataset)[1], index=False)
-    assert sum(write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(0.5, 1)).values()) == 7
+    assert (
+        sum(
+            write_lists(
+                tables(dataset), dataset / "resize", dataset / "lists", LabelOptions(split=Split(val=0.5), seed=1)
+            ).values()
+        )
+        == 7
+    )
 
 
 def test_how_many_images_could_not_be_had_or_read_is_told(command, dataset):
@@ -158,14 +166,14 @@ def test_a_class_without_training_images_is_named(fails, dataset):
 def test_tables_that_give_no_lists_are_refused(dataset, columns, found):
     edit(dataset, **columns)
     with pytest.raises(InputError) as raised:
-        write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(None, 1))
+        write_lists(tables(dataset), dataset / "resize", dataset / "lists", LabelOptions(split=COLUMN))
     assert "download" in raised.value.where
     assert found in raised.value.found
     assert not (dataset / "lists").exists()
 
 
 def test_a_share_that_is_none_is_refused(fails, dataset):
-    fails(["split.val", "1.2 is not between 0 and 1"], *LABEL, "--val", 1.2)
+    fails(["--val: 1.2 is not between 0 and 1"], *LABEL, "--val", 1.2)
 
 
 def test_names_by_number_keep_the_numbers(command, dataset):
@@ -197,7 +205,7 @@ def listed(labels, splits=None, groups=None):
 def lists(images, split):
     """(class, position) of the lines of train.txt and val.txt."""
     numbers, parts, names = assign(images, split, "table")
-    found = lists_of(numbers, parts, names, split, "table")
+    found = draw_lists(numbers, parts, names, split, "table")
     return [[(int(numbers[at]), int(at)) for at in found[part]] for part in ("train", "val")]
 
 
@@ -207,7 +215,7 @@ def uneven():
 
 
 def test_a_small_class_is_repeated_to_the_length_of_the_largest():
-    train, val = lists(uneven(), Split(None, 1, repeat=True))
+    train, val = lists(uneven(), LabelOptions(split=COLUMN, seed=1, repeat=True))
     assert Counter(number for number, _ in train) == {0: 8, 1: 8}
     assert Counter(at for number, at in train if number == 1) == {9: 4, 10: 4}
     assert max(Counter(at for number, at in train if number == 0).values()) == 1
@@ -217,9 +225,9 @@ def test_a_small_class_is_repeated_to_the_length_of_the_largest():
 
 
 def test_a_large_class_is_cut_to_as_many_as_are_wanted():
-    train, _ = lists(uneven(), Split(None, 1, max_per_class=3))
+    train, _ = lists(uneven(), LabelOptions(split=Split(by="column", max_per_class=3), seed=1))
     assert Counter(number for number, _ in train) == {0: 3, 1: 2}
-    others, _ = lists(uneven(), Split(None, 2, max_per_class=3))
+    others, _ = lists(uneven(), LabelOptions(split=Split(by="column", max_per_class=3), seed=2))
     assert set(others) != set(train)
 
 
@@ -227,7 +235,7 @@ def test_a_group_is_never_divided():
     labels = [str(number % 3) for number in range(90)]
     groups = [f"g{number // 6}" for number in range(90)]
     groups[:6] = [""] * 6
-    for split in (Split(0.3, 1), Split(None, 1, folds=4, fold=2)):
+    for split in (LabelOptions(split=Split(val=0.3), seed=1), LabelOptions(split=Split(folds=4, fold=2), seed=1)):
         numbers, parts, _ = assign(listed(labels, groups=groups), split, "table")
         held_out = parts == "val"
         for group in set(groups) - {""}:
@@ -239,7 +247,9 @@ def test_a_group_is_never_divided():
 def test_folds_take_every_image_once_and_every_class_evenly():
     labels = ["a"] * 23 + ["b"] * 10 + ["c"] * 3
     images = listed(labels)
-    found = np.stack([assign(images, Split(None, 7, folds=5, fold=fold), "table")[1] == "val" for fold in range(5)])
+    found = np.stack(
+        [assign(images, LabelOptions(split=Split(folds=5, fold=fold), seed=7), "table")[1] == "val" for fold in range(5)]
+    )
     assert (found.sum(0) == 1).all()
     for name in "abc":
         sizes = found[:, np.array(labels) == name].sum(1)
@@ -248,12 +258,12 @@ def test_folds_take_every_image_once_and_every_class_evenly():
 
 
 def test_a_fold_that_is_none_is_refused(fails, dataset):
-    fails(["split.fold: 3", "there are 3 folds (0–2)"], *LABEL, "--folds", 3, "--fold", 3)
+    fails(["split.fold: 3", "there are 3 folds, which count from 0"], *LABEL, "--folds", 3, "--fold", 3)
 
 
 def test_a_class_with_too_few_images_is_named():
     with pytest.raises(InputError) as raised:
-        lists(uneven(), Split(None, 1, min_per_class=3))
+        lists(uneven(), LabelOptions(split=Split(by="column", min_per_class=3), seed=1))
     assert raised.value.found == 'class "b" has 2 training images'
     assert raised.value.expected == "every class needs 3"
 
@@ -315,8 +325,8 @@ def test_a_validation_set_of_nothing_but_duplicates_is_refused(dataset):
         np.save(path, np.load(path) * 0)
         table = pd.read_csv(path.with_name("images.csv"))
         table.assign(fingerprint="0" * 32).to_csv(path.with_name("images.csv"), index=False)
-    with pytest.raises(InputError, match="every validation image nearly is a training image"):
-        write_lists(tables(dataset), dataset / "resize", dataset / "lists", Split(None, 1), policy=Duplicates.DROP)
+    with pytest.raises(InputError, match="all validation images are near-duplicates of training images"):
+        write_lists(tables(dataset), dataset / "resize", dataset / "lists", LabelOptions(split=COLUMN, duplicates="drop"))
 
 
 def test_the_sizes_of_the_files_are_counted(command, dataset):

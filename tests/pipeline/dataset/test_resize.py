@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.dataset.resize import Mode, Options, resize, resize_folder
+from pipeline.dataset.resize import resize, resize_folder
 from pipeline.formats.images import Resized, Size, decode, jpeg_size
+from pipeline.options.dataset import ImageSize, Mode, ResizeOptions
 
 
 @pytest.fixture
@@ -21,9 +22,10 @@ def folder(tmp_path, picture):
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-@pytest.mark.parametrize(("color", "shape"), [(True, (3, 32, 48, 3)), (False, (3, 32, 48))])
+@pytest.mark.parametrize(("color", "shape"), [("color", (3, 32, 48, 3)), ("gray", (3, 32, 48))])
 def test_every_image_gets_the_size(folder, tmp_path, mode, color, shape):
-    assert resize_folder(folder, tmp_path / "out", Options(Size(32, 48), mode, color=color, threads=2)) == {"": 3}
+    options = ResizeOptions(size=ImageSize(height=32, width=48), resize_mode=mode, color=color)
+    assert resize_folder(folder, tmp_path / "out", options, threads=2) == {"": 3}
     positions, pixels = Resized(tmp_path).shard("out")
     assert list(positions) == ["clear.png", "tall.png", "wide.jpg"]
     assert pixels.shape == shape
@@ -36,26 +38,26 @@ def test_every_image_gets_the_size(folder, tmp_path, mode, color, shape):
 )
 def test_squash_is_a_resize_by_the_named_interpolation(picture, name, flag):
     image = picture(3, 50, 70)
-    resized = resize(image, Options(Size(20, 30), interpolation=name))
+    resized = resize(image, ResizeOptions(size=ImageSize(height=20, width=30), interpolation=name))
     np.testing.assert_array_equal(resized, cv2.resize(image, (30, 20), interpolation=flag))
 
 
 def test_crop_keeps_the_middle_and_the_proportions():
     image = np.zeros((40, 120, 3), np.uint8)
     image[:, 40:80] = 255  # the middle third is a white square
-    assert (resize(image, Options(Size(10, 10), Mode.CROP)) == 255).all()
+    assert (resize(image, ResizeOptions(size=ImageSize(height=10, width=10), resize_mode=Mode.CROP)) == 255).all()
 
 
 @pytest.mark.parametrize("shape", [(40, 120, 3), (40, 120)])
 def test_fit_keeps_the_whole_between_black_bars(shape):
-    fitted = resize(np.full(shape, 255, np.uint8), Options(Size(30, 30), Mode.FIT))
+    fitted = resize(np.full(shape, 255, np.uint8), ResizeOptions(size=ImageSize(height=30, width=30), resize_mode=Mode.FIT))
     assert (fitted[10:20] == 255).all()
     assert not fitted[:10].any()
     assert not fitted[20:].any()
 
 
 def test_pixels_are_those_of_decoding_and_resizing(folder, tmp_path):
-    resize_folder(folder, tmp_path / "out", Options(Size(24, 24)))
+    resize_folder(folder, tmp_path / "out", ResizeOptions(size=ImageSize(height=24, width=24)))
     for name in ("wide.jpg", "tall.png", "clear.png"):
         expected = cv2.resize(cv2.imread(str(folder / name)), (24, 24))
         np.testing.assert_array_equal(Resized(tmp_path)[f"out/{name}"], expected)
@@ -85,7 +87,7 @@ def test_a_folder_without_images_gives_an_empty_shard(command, tmp_path):
 
 def test_the_number_of_threads_changes_nothing(folder, tmp_path):
     for threads in (1, 4):
-        resize_folder(folder, tmp_path / f"out{threads}", Options(Size(16, 16), threads=threads))
+        resize_folder(folder, tmp_path / f"out{threads}", ResizeOptions(size=ImageSize(height=16, width=16)), threads)
     for name in ("pixels.npy", "images.csv"):
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out4" / name).read_bytes()
 

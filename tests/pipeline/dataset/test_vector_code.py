@@ -16,12 +16,14 @@ from tests.pipeline.conftest import _picture
 
 STEPS = """
 import sys
-from pipeline import database, download, label, mean, resize, shards
+from pipeline.dataset import database, download, label, mean, resize
+from pipeline.sources import shards
 mode, interpolation, encode = sys.argv[1:]
 CHANGES = '{"brightness": 0.3, "saturation": 0.3, "pca": 0.1, "rotation": 20, "min_area": 0.5, "noise": 5, "blur": 1}'
 shards.main(["list", "--folder", "photos"])
 download.main(["list/00000.csv", "download/00000", "--table", "download/00000.csv", "--allow-file"])
-resize.main(["download/00000", "resize/00000", "--height=96", "--width=64", "--mode", mode, "--interpolation", interpolation])
+size = ["--height=96", "--width=64"]
+resize.main(["download/00000", "resize/00000", *size, "--resize-mode", mode, "--interpolation", interpolation])
 label.main(["list", "download", "resize", "--output", "lists", "--val=0.3"])
 for part in ("train", "val"):
     database.main([f"lists/{part}.txt", "resize", f"lmdb/{part}", "--labels=lists/labels.txt", f"--manifest={part}.json",

@@ -282,7 +282,7 @@ def test_crop_keeps_the_layers_of_a_smaller_prototxt(write, tmp_path, whole):
     smaller = write("smaller.prototxt", SMALL)
     surgery.main(["crop", smaller, str(tmp_path / "snapshots/s_iter_8.caffemodel"), "--output", str(tmp_path / "out/cropped")])
     assert stored(tmp_path / "out/cropped.caffemodel") == {"conv": 1}
-    cropped = surgery.loaded(tmp_path / "out/cropped.prototxt", tmp_path / "out/cropped.caffemodel")
+    cropped = surgery.load_net(tmp_path / "out/cropped.prototxt", tmp_path / "out/cropped.caffemodel")
     values = pictures(1, 3, 6, 6)
     np.testing.assert_array_equal(output(cropped, values), output(whole[0], values, "conv"))
 
@@ -308,13 +308,13 @@ def test_the_average_is_the_mean_of_parameters_and_of_normalised_statistics(tmp_
             "average",
             str(tmp_path / "whole.prototxt"),
             str(tmp_path / "snapshots"),
-            "--last",
+            "--average",
             "2",
             "--output",
             str(tmp_path / "mean"),
         ]
     )
-    mean = surgery.loaded(tmp_path / "mean.prototxt", tmp_path / "mean.caffemodel")
+    mean = surgery.load_net(tmp_path / "mean.prototxt", tmp_path / "mean.caffemodel")
     one, other = whole[1:]
     for name in ("conv", "fc"):
         for found, first, second in zip(mean.params[name], one.params[name], other.params[name], strict=True):
@@ -344,7 +344,7 @@ def test_snapshots_are_the_latest_by_their_iteration_in_either_format(tmp_path, 
 
 def test_of_fewer_snapshots_than_asked_all_are_averaged_which_is_said(tmp_path, whole, capsys):
     files = [str(tmp_path / "whole.prototxt"), str(tmp_path / "snapshots")]
-    surgery.main(["average", *files, "--last", "4", "--output", str(tmp_path / "mean")])
+    surgery.main(["average", *files, "--average", "4", "--output", str(tmp_path / "mean")])
     names = ", ".join(f"s_iter_{number}.caffemodel" for number in (8, 9, 10))
     assert f"the mean of {names}; 4 were asked for, there are no more" in capsys.readouterr().out
     assert (tmp_path / "mean.caffemodel").exists()
@@ -369,10 +369,11 @@ def test_of_a_training_that_diverged_its_last_weights_are_the_average(tmp_path, 
         np.testing.assert_array_equal(mean.params[name][0].data, blobs[0].data)
 
 
-@pytest.mark.parametrize("last", [0, -2])
+@pytest.mark.parametrize("last", [1, -2])
 def test_a_mean_of_no_snapshots_is_refused(tmp_path, whole, last):
-    with pytest.raises(InputError, match=rf"--last: {last}, but a mean is of one snapshot at least"):
-        surgery.snapshots_in(tmp_path / "snapshots", last)
+    files = [str(tmp_path / "whole.prototxt"), str(tmp_path / "snapshots"), "--output", str(tmp_path / "mean")]
+    with pytest.raises(InputError, match=rf"--average: {last} is less than 2"):
+        surgery.main(["average", *files, f"--average={last}"])
 
 
 def test_snapshots_of_different_nets_are_refused(write, tmp_path, whole):
@@ -391,7 +392,7 @@ def test_the_commands_write_nets_that_are_read_again(tmp_path, whole, capsys):
     assert "merged: 1 layer merged; largest difference" in said
     assert "convolutional: fc-conv 1×4×4×3; for the net's own size" in said
     assert stored(tmp_path / "merged.caffemodel") == {"conv": 2, "fc": 2}
-    changed = surgery.loaded(tmp_path / "convolutional.prototxt", tmp_path / "convolutional.caffemodel")
+    changed = surgery.load_net(tmp_path / "convolutional.prototxt", tmp_path / "convolutional.caffemodel")
     values = pictures(1, 3, 6, 6)
     np.testing.assert_allclose(output(changed, values).ravel(), output(whole[0], values).ravel(), rtol=1e-4)
 

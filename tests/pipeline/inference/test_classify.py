@@ -12,11 +12,11 @@ import pytest
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.dataset.mean import to_blob
-from pipeline.dataset.resize import Mode, Options
 from pipeline.errors import InputError
-from pipeline.formats.images import Resized, Size
+from pipeline.formats.images import Resized
 from pipeline.nets import preprocessing
 from pipeline.nets.preprocessing import Preprocessing
+from pipeline.options.dataset import ImageSize, ResizeOptions
 from tests.pipeline.conftest import NET
 
 CLASSIFY = ("pipeline.inference.classify", "deploy.prototxt", "out/final.caffemodel", "look", "--labels", "lists/labels.txt")
@@ -31,7 +31,7 @@ def files(trained):
     prob = 'layer { name: "prob" type: "Softmax" bottom: "scores" top: "prob" }'
     (trained / "deploy.prototxt").write_text(data + body + prob)
     transform = caffe_pb2.TransformationParameter(scale=0.004)
-    Preprocessing(Options(Size(8, 8)), transform).write(trained / "preprocessing.json")
+    Preprocessing(ResizeOptions(size=ImageSize(height=8, width=8)), transform).write(trained / "preprocessing.json")
     images = Resized(trained / "resize")
     for line in (trained / "lists/val.txt").read_text().splitlines():
         path = trained / "look" / line.rpartition(" ")[0]
@@ -98,7 +98,7 @@ def test_images_of_which_none_can_be_read_are_an_error(fails, files):
 
 def test_what_is_written_is_what_is_read(tmp_path):
     made = Preprocessing(
-        Options(Size(20, 30), Mode.CROP, "area", False),
+        ResizeOptions(size=ImageSize(height=20, width=30), resize_mode="crop", interpolation="area", color="gray"),
         caffe_pb2.TransformationParameter(crop_size=9, mean_value=[3.5], scale=0.5),
     )
     made.write(tmp_path / "preprocessing.json")
@@ -110,7 +110,9 @@ def test_the_mean_is_found_from_elsewhere(tmp_path, monkeypatch):
     home, nets = tmp_path / "project", tmp_path / "project/results/experiments/e/prototxt"
     nets.mkdir(parents=True)
     (home / "results/mean.binaryproto").write_bytes(to_blob(np.ones((3, 8, 8))).SerializeToString())
-    made = Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter(mean_file="results/mean.binaryproto"))
+    made = Preprocessing(
+        ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter(mean_file="results/mean.binaryproto")
+    )
     made.write(nets / "preprocessing.json")
     monkeypatch.chdir(tmp_path)
     seen = preprocessing.read(Path("project/results/experiments/e/prototxt/preprocessing.json"))
@@ -125,7 +127,10 @@ def test_the_mean_is_found_from_elsewhere(tmp_path, monkeypatch):
 
 def test_ten_crops_are_caffes():
     image = np.random.default_rng(0).integers(0, 256, (3, 20, 24), dtype=np.uint8)
-    made = Preprocessing(Options(Size(20, 24)), caffe_pb2.TransformationParameter(crop_size=15, mean_value=[1, 2, 3], scale=0.5))
+    made = Preprocessing(
+        ResizeOptions(size=ImageSize(height=20, width=24)),
+        caffe_pb2.TransformationParameter(crop_size=15, mean_value=[1, 2, 3], scale=0.5),
+    )
     values = ((image - np.array([1, 2, 3], np.float32)[:, None, None]) * np.float32(0.5)).transpose(1, 2, 0)
     theirs = caffe.io.oversample([values], (15, 15)).transpose(0, 3, 1, 2)
     ours = made.inputs(image, oversample=True)

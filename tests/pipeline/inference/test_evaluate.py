@@ -8,12 +8,13 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 from sklearn import metrics
 
 import caffe
 from pipeline.dataset import database, mean, resize
 from pipeline.inference import classify, evaluate
-from pipeline.inference.evaluate import by_class, calibration, judged, softmax, summary, write
+from pipeline.inference.evaluate import calibration, class_metrics, judge, summary, write
 from pipeline.nets import prototxt
 from tests.conftest import SHARED, needs_shared
 
@@ -65,29 +66,29 @@ def test_weights_that_are_no_numbers_are_named(trained, fails):
     weights = caffe.proto.caffe_pb2.NetParameter.FromString((trained / "out/final.caffemodel").read_bytes())
     next(layer for layer in weights.layer if layer.name == "scores").blobs[1].data[0] = np.nan
     (trained / "out/final.caffemodel").write_bytes(weights.SerializeToString())
-    fails(["final.caffemodel: scores of", "no numbers", "lower base_lr"], *EVALUATE)
+    fails(["final.caffemodel: NaN or infinite scores for", "lower base_lr"], *EVALUATE)
 
 
 def test_figures_are_scikit_learns():
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=(300, 7)).astype(np.float32) * 2, rng.integers(0, 7, 300)
-    table = judged(scores, labels)
+    table = judge(scores, labels)
     confusion = metrics.confusion_matrix(table.label, table.predicted)
-    classes = by_class(confusion)
+    classes = class_metrics(confusion)
     precision, recall, f1, support = metrics.precision_recall_fscore_support(table.label, table.predicted)
     for column, expected in (("precision", precision), ("accuracy", recall), ("f1", f1), ("images", support)):
         np.testing.assert_allclose(classes[column], expected)
     made = summary(table, classes, calibration(table))
     assert made["accuracy"] == metrics.accuracy_score(labels, scores.argmax(1))
     assert made["macro_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, scores.argmax(1)))
-    assert made["log_loss"] == pytest.approx(metrics.log_loss(labels, softmax(scores)))
+    assert made["log_loss"] == pytest.approx(metrics.log_loss(labels, softmax(scores, 1)))
     assert list(made["top_k"]) == ["2", "3", "5"]
     for k, share in made["top_k"].items():
         assert share == metrics.top_k_accuracy_score(labels, scores, k=int(k))
 
 
 def test_of_equal_scores_the_first_comes_first_as_in_what_is_predicted():
-    table = judged(np.array([[1.0, 1, 1], [0, 2, 2]]), np.array([2, 1]))
+    table = judge(np.array([[1.0, 1, 1], [0, 2, 2]]), np.array([2, 1]))
     assert table["rank"].tolist() == [3, 1]
     assert table.predicted.tolist() == [0, 1]
     assert table.loss.tolist() == pytest.approx([np.log(3), np.log(2 + np.exp(-2))])
@@ -101,11 +102,11 @@ def test_the_calibration_error_is_what_lies_between_probability_and_accuracy():
     assert bins.accuracy[[3, 9]].tolist() == pytest.approx([1 / 2, 2 / 3])
     assert bins.mean_probability[9] == pytest.approx(0.97)
     expected = (2 * abs(0.325 - 1 / 2) + 3 * abs(0.97 - 2 / 3)) / 5
-    assert summary(table, by_class(np.eye(2)), bins)["calibration_error"] == pytest.approx(expected)
+    assert summary(table, class_metrics(np.eye(2)), bins)["calibration_error"] == pytest.approx(expected)
 
 
 def test_a_class_without_validation_images_has_a_row_all_the_same(tmp_path):
-    table = judged(np.array([[3.0, 1], [1, 2]]), np.array([0, 0]))
+    table = judge(np.array([[3.0, 1], [1, 2]]), np.array([0, 0]))
     table.insert(0, "path", ["a", "b"])
     assert write(table, ["cat", "dog"], tmp_path / "out")["accuracy"] == 0.5
     lines = (tmp_path / "out/per_class.csv").read_text().splitlines()
@@ -115,14 +116,16 @@ def test_a_class_without_validation_images_has_a_row_all_the_same(tmp_path):
 
 
 def test_classes_of_one_name_are_two_classes(tmp_path):
-    table = judged(np.array([[3.0, 1], [1, 2]]), np.array([0, 0]))
+    table = judge(np.array([[3.0, 1], [1, 2]]), np.array([0, 0]))
     table.insert(0, "path", ["a", "b"])
     assert write(table, ["crane", "crane"], tmp_path / "out")["accuracy"] == 0.5
     assert [line.split(",")[1] for line in (tmp_path / "out/per_class.csv").read_text().splitlines()] == ["images", "2", "0"]
 
 
 def test_large_scores_make_probabilities_all_the_same():
-    np.testing.assert_allclose(softmax(np.array([[1000.0, 1000.0], [-1000.0, 0.0]])), [[0.5, 0.5], [0, 1]])
+    table = judge(np.array([[1000.0, 1000.0], [-1000.0, 0.0]]), np.array([1, 0]))
+    np.testing.assert_allclose(table.probability, [0.5, 1])
+    np.testing.assert_allclose(table.loss, [np.log(2), 1000])
 
 
 NET = """
@@ -160,7 +163,7 @@ def test_records_and_image_files_give_the_same_predictions(tmp_path, monkeypatch
     (tmp_path / "labels.txt").write_text("\n".join(names) + "\n")
     (tmp_path / "net.prototxt").write_text(NET)
     sizes = ["--height", "36", "--width", "44"]
-    resize.main(["photos/00000", "resize/00000", *sizes, "--mode", mode, "--interpolation", interpolation])
+    resize.main(["photos/00000", "resize/00000", *sizes, "--resize-mode", mode, "--interpolation", interpolation])
     for part in ("train", "val"):
         files = ["--labels", "labels.txt", "--manifest", f"lmdb/{part}.manifest.json"]
         database.main(["list.txt", "resize", f"lmdb/{part}", *files, "--encode", encode, "--channels", channels])

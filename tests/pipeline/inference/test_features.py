@@ -14,21 +14,21 @@ import pytest
 import caffe
 from caffe.formats.db import DatabaseWriter, LMDBFile
 from caffe.proto import caffe_pb2
-from pipeline.dataset.resize import Mode, Options, resize_folder
+from pipeline.dataset.resize import resize_folder
 from pipeline.errors import InputError
-from pipeline.formats.images import Size
 from pipeline.inference import extraction, features
 from pipeline.inference.extraction import Run, extract
 from pipeline.inference.feature_files import file_names, read
 from pipeline.nets.preprocessing import Preprocessing
+from pipeline.options.dataset import ImageSize, ResizeOptions
 from tests.conftest import needs_leveldb
 from tests.pipeline.training.test_train import change
 
-FEATURES = ("pipeline.inference.features", "test.prototxt", "out/final.caffemodel", "features", "--blobs")
+FEATURES = ("pipeline.inference.features", "test.prototxt", "out/final.caffemodel", "features", "--features")
 
 
 def test_features_are_those_of_every_image_in_the_lists_order(trained, command):
-    arguments = ("test.prototxt", "out/final.caffemodel", "features", "--blobs", "hidden", "scores")
+    arguments = ("test.prototxt", "out/final.caffemodel", "features", "--features", "hidden", "scores")
     done = command("pipeline.inference.features", *arguments)
     assert done.returncode == 0, done.stderr
     table = pd.read_parquet(trained / "features/hidden.parquet")
@@ -47,7 +47,7 @@ def test_features_are_those_of_every_image_in_the_lists_order(trained, command):
 
 @needs_leveldb
 def test_all_formats_hold_the_same_features_labels_and_paths(trained, step):
-    step(*FEATURES, "hidden", "data", "--formats", "hdf5", "leveldb", "lmdb", "npy", "parquet")
+    step(*FEATURES, "hidden", "data", "--feature-formats", "hdf5", "leveldb", "lmdb", "npy", "parquet")
     folder = trained / "features"
     listed = [line.rsplit(" ", 1) for line in (trained / "lists/val.txt").read_text().splitlines()]
     with h5py.File(folder / "features.h5") as file:
@@ -75,7 +75,7 @@ def test_a_folder_that_exists_is_written_over_only_when_asked(trained, command, 
     (trained / "features/mine.txt").write_text("mine")
     fails(["features: it exists already", "--overwrite"], *FEATURES, "hidden")
     assert (trained / "features/mine.txt").read_text() == "mine"
-    done = command(*FEATURES, "hidden", "--formats", "npy", "--overwrite")
+    done = command(*FEATURES, "hidden", "--feature-formats", "npy", "--overwrite")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (trained / "features").iterdir()) == ["hidden.npy", "images.txt"]
 
@@ -97,7 +97,7 @@ def test_features_that_are_not_there_are_named(tmp_path):
 
 
 def test_an_unknown_blob_is_named_with_the_known_ones(trained, fails):
-    arguments = ("test.prototxt", "out/final.caffemodel", "features", "--blobs", "hiden")
+    arguments = ("test.prototxt", "out/final.caffemodel", "features", "--features", "hiden")
     fails(["test.prototxt", 'no blob "hiden"', 'did you mean "hidden"?'], "pipeline.inference.features", *arguments)
 
 
@@ -130,9 +130,9 @@ LISTED = ("--list", "photos.txt", "--root", "photos")
 
 
 def test_images_of_any_size_are_resized_as_the_datasets_were(photographs, step):
-    how = Options(Size(8, 8), Mode.CROP, "area")
+    how = ResizeOptions(size=ImageSize(height=8, width=8), resize_mode="crop", interpolation="area")
     Preprocessing(how, caffe_pb2.TransformationParameter()).write(photographs / "preprocessing.json")
-    step(*FEATURES, "data", "--formats", "npy", *LISTED)
+    step(*FEATURES, "data", "--feature-formats", "npy", *LISTED)
     resize_folder(photographs / "photos/00000", photographs / "resized/00000", how)
     pixels = np.load(photographs / "resized/00000/pixels.npy").transpose(0, 3, 1, 2).reshape(5, -1)
     np.testing.assert_allclose(np.load(photographs / "features/data.npy"), 0.004 * pixels.astype(np.float32), rtol=1e-6)
@@ -145,7 +145,9 @@ def test_images_of_different_sizes_are_named_where_nothing_says_how_they_are_res
 
 
 def test_an_image_that_cannot_be_read_is_named_with_its_line(photographs, fails):
-    Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter()).write(photographs / "preprocessing.json")
+    Preprocessing(ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter()).write(
+        photographs / "preprocessing.json"
+    )
     (photographs / "photos/00000/3.png").write_text("<html></html>")
     fails(["photos.txt:4: photos/00000/3.png cannot be read"], *FEATURES, "data", *LISTED)
 
@@ -157,7 +159,7 @@ def test_a_leveldb_may_take_the_place_of_the_nets_own(trained, step):
             put(bytes(key), bytes(value))
     for folder, database in (("features", "level"), ("others", "lmdb/train")):
         words = [folder if word == "features" else word for word in FEATURES]
-        step(*words, "hidden", "--formats", "npy", "--database", database)
+        step(*words, "hidden", "--feature-formats", "npy", "--database", database)
     assert (trained / "features/hidden.npy").read_bytes() == (trained / "others/hidden.npy").read_bytes()
     assert (trained / "features/images.txt").read_text() == (trained / "lists/train.txt").read_text()
 
@@ -179,7 +181,7 @@ def test_images_that_do_not_fill_the_last_batch_are_not_repeated(trained, step, 
     text = (trained / "test.prototxt").read_text()
     assert "batch_size: 3" in text
     (trained / "test.prototxt").write_text(text.replace("batch_size: 3", "batch_size: 2"))
-    step(*FEATURES, "scores", "--formats", "npy")
+    step(*FEATURES, "scores", "--feature-formats", "npy")
     uneven = np.load(trained / "features/scores.npy")
     (trained / "test.prototxt").write_text(text)
     monkeypatch.chdir(trained)

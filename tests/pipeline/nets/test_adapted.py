@@ -4,7 +4,8 @@ import pytest
 
 import caffe
 from pipeline.nets.models import Last, adapted
-from pipeline.nets.prototxt import Dataset, Experiment, nets
+from pipeline.nets.prototxt import Dataset, nets
+from pipeline.options.training import PrototxtOptions
 from tests.conftest import SHARED, needs_shared
 
 ZOO = SHARED / "zoo"
@@ -28,7 +29,7 @@ MEASURED = {"train": ["accuracy"], "test": ["accuracy", "accuracy_top5"]}
 def made(net, tmp_path, shape=(3, 320, 320), **fields):
     """The three nets for a dataset of 7 classes, and the deploy net's blobs."""
     dataset = Dataset("lmdb/train", "lmdb/val", "mean.binaryproto", shape, 7, 500, 90)
-    experiment = Experiment("e", "mine", f"{net.last}_dogs", 10, 4, False, {}, **fields)
+    experiment = PrototxtOptions(name="e", model="mine", last=f"{net.last}_dogs", last_lr_mult=10, batch_size=4, **fields)
     written = nets(net, dataset, experiment)
     caffe.write_prototxt(tmp_path / "deploy.prototxt", written["deploy"])
     return written, caffe.Net(str(tmp_path / "deploy.prototxt"), caffe.TEST)

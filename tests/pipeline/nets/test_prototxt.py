@@ -11,13 +11,15 @@ import pytest
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.dataset.resize import Mode
+from pipeline.dataset.augmentation import as_param
 from pipeline.inference.evaluate import scores_blob
 from pipeline.nets import models
 from pipeline.nets.models import TEMPLATES
-from pipeline.nets.prototxt import Dataset, Experiment, nets, write
+from pipeline.nets.prototxt import Dataset, nets, write
 from pipeline.nets.solver_defaults import Run, Sizes, solver
 from pipeline.nets.solver_defaults import test_batch as batch_for
+from pipeline.options.dataset import Augmentation
+from pipeline.options.training import PrototxtOptions
 
 PROTOTXT = (
     "pipeline.nets.prototxt",
@@ -44,8 +46,8 @@ def test_an_unknown_solver_field_is_named(small, fails):
     ("given", "said"),
     [
         (("--model", "lenett"), ['model: "lenett", but there are lenet, mnist_siamese', 'did you mean "lenet"']),
-        (("--model", "lenet", "--batch-size", "-3"), ["--batch-size: -3, but a batch has one image at least; give more, or 0"]),
-        (("--model", "lenet", "--solver", "[1]"), ["--solver: [1], but a JSON object is wanted; give fields as in '{"]),
+        (("--model", "lenet", "--batch-size", "-3"), ["--batch-size: -3 is less than 0"]),
+        (("--model", "lenet", "--solver", "[1]"), ["--solver: [1], but a JSON object is wanted; as in '{"]),
         (("--model", "lenet", "--solver", "base_lr=1"), ["--solver: base_lr=1, but a JSON object is wanted"]),
     ],
 )
@@ -68,11 +70,15 @@ def test_images_that_a_net_for_use_does_not_take_are_named(small, fails):
     fails(said, *PROTOTXT, "--model", "net.prototxt")
 
 
+def options_for(model, last, last_lr_mult, batch_size, **fields):
+    return PrototxtOptions(name="e", model=model, last=last, last_lr_mult=last_lr_mult, batch_size=batch_size, **fields)
+
+
 DATASET = Dataset("lmdb/train", "lmdb/val", "mean.binaryproto", (3, 40, 40), 7, 500, 90)
 
 
 def test_the_written_nets_are_of_one_shape(tmp_path):
-    experiment = Experiment("e", "cifar10_quick", "ip2_cats", 10, 50, False, {})
+    experiment = options_for("cifar10_quick", "ip2_cats", 10, 50)
     made = nets(TEMPLATES["cifar10_quick"], DATASET, experiment)
     assert made["deploy"].layer[0].type == "Input"
     assert [layer.name for layer in made["train"].layer][-3:] == ["ip2_cats", "accuracy", "loss"]
@@ -113,7 +119,11 @@ def test_the_test_batch_divides_the_validation_set(images, most, batch):
 )
 def test_the_larger_the_images_the_fewer_are_tested_at_once(model, side, batch):
     dataset = dataclasses.replace(DATASET, shape=(3, side, side), val_images=1000)
-    made = nets(TEMPLATES[model], dataset, Experiment("e", model, TEMPLATES[model].last, 1, 50, False, {}))
+    made = nets(
+        TEMPLATES[model],
+        dataset,
+        options_for(model, TEMPLATES[model].last, 1, 50),
+    )
     assert made["test"].layer[0].data_param.batch_size == batch
 
 
@@ -215,7 +225,7 @@ def test_a_reason_stands_once_beside_a_field_of_several_values(small, command):
 
 @pytest.mark.parametrize(("batch_norm", "in_training"), [("learn", False), ("freeze", True)])
 def test_batch_norm_takes_statistics_by_phase(batch_norm, in_training):
-    experiment = Experiment("e", "resnet18", "fc1000", 1, 8, False, {}, batch_norm=batch_norm)
+    experiment = options_for("resnet18", "fc1000", 1, 8, batch_norm=batch_norm)
     for part, net in nets(TEMPLATES["resnet18"], DATASET, experiment).items():
         taken = {layer.batch_norm_param.use_global_stats for layer in net.layer if layer.type == "BatchNorm"}
         assert taken == {in_training if part == "train" else True}
@@ -233,7 +243,7 @@ layer { name: "bn" type: "BN" bottom: "conv" top: "bn" %s }
 layer { name: "ip" type: "InnerProduct" bottom: "bn" top: "ip" inner_product_param { num_output: 2 } }
 """
     (tmp_path / "net.prototxt").write_text(layers % ("param { lr_mult: 1 } " * 4))
-    experiment = Experiment("e", str(tmp_path / "net.prototxt"), "ip", 1, 8, False, {}, **fields)
+    experiment = options_for(str(tmp_path / "net.prototxt"), "ip", 1, 8, **fields)
     made = nets(models.template(experiment.model), DATASET, experiment)
     norms = {part: next(layer for layer in net.layer if layer.name == "bn") for part, net in made.items()}
     assert {part: norm.bn_param.frozen for part, norm in norms.items()} == {"train": frozen, "test": False, "deploy": False}
@@ -252,14 +262,14 @@ layer { name: "ip" type: "InnerProduct" bottom: "bn" top: "ip" inner_product_par
     ],
 )
 def test_a_net_whose_batch_norm_has_no_statistics_yet_is_not_tested(tmp_path, fields, tested):
-    experiment = Experiment(
+    experiment = PrototxtOptions(
         **(
             {"name": "e", "model": "resnet18", "last": "fc", "last_lr_mult": 1, "batch_size": 8, "gpu": False, "solver": {}}
             | fields
         )
     )
     dataset = dataclasses.replace(DATASET, shape=(3, 256, 256))
-    write(dataset, experiment, tmp_path / "nets", Mode.SQUASH, "linear")
+    write(dataset, experiment, tmp_path / "nets")
     assert caffe.read_solver(tmp_path / "nets/solver.prototxt").test_initialization == tested
     said = "# before training BatchNorm may have no statistics, and the scores would be no numbers"
     assert (said in (tmp_path / "nets/solver.prototxt").read_text().splitlines()) != tested
@@ -268,7 +278,11 @@ def test_a_net_whose_batch_norm_has_no_statistics_yet_is_not_tested(tmp_path, fi
 @pytest.mark.parametrize(("classes", "measured"), [(5, ["accuracy"]), (6, ["accuracy", "accuracy_top5"])])
 def test_top_5_is_measured_where_there_are_more_classes(classes, measured):
     dataset = dataclasses.replace(DATASET, classes=classes)
-    made = nets(TEMPLATES["cifar10_quick"], dataset, Experiment("e", "cifar10_quick", "ip2", 1, 50, False, {}))
+    made = nets(
+        TEMPLATES["cifar10_quick"],
+        dataset,
+        options_for("cifar10_quick", "ip2", 1, 50),
+    )
     layers = [layer for layer in made["test"].layer if layer.type == "Accuracy"]
     assert [layer.name for layer in layers] == measured
     assert [layer.accuracy_param.top_k for layer in layers] == [1, 5][: len(measured)]
@@ -295,8 +309,8 @@ def records(tmp_path, monkeypatch):
 
 
 def test_of_two_accuracies_the_metrics_have_the_first(records):
-    experiment = Experiment("e", "lenet", "ip2", 1, 8, False, {"max_iter": 1})
-    write(records(1, 8), experiment, Path("nets"), Mode.SQUASH, "linear")
+    experiment = options_for("lenet", "ip2", 1, 8, solver={"max_iter": 1})
+    write(records(1, 8), experiment, Path("nets"))
     made, rows = caffe.get_solver("nets/solver.prototxt"), []
     made.on_metrics(rows.append)
     made.step(1)
@@ -307,8 +321,8 @@ def test_of_two_accuracies_the_metrics_have_the_first(records):
 
 
 def test_pairs_are_told_apart_by_their_distance(records):
-    experiment = Experiment("e", "mnist_siamese", "feat", 1, 8, False, {"max_iter": 1, "base_lr": 0.001})
-    write(records(2, 2), experiment, Path("nets"), Mode.SQUASH, "linear")
+    experiment = options_for("mnist_siamese", "feat", 1, 8, solver={"max_iter": 1, "base_lr": 0.001})
+    write(records(2, 2), experiment, Path("nets"))
     assert scores_blob(Path("nets/test.prototxt")) == "scores"
     assert caffe.Net("nets/deploy.prototxt", caffe.TEST).blobs["feat"].data.shape == (1, 2)
     made = caffe.get_solver("nets/solver.prototxt")
@@ -326,7 +340,7 @@ def test_pairs_are_told_apart_by_their_distance(records):
 
 def test_a_layer_that_is_frozen_is_frozen_for_both_images():
     dataset = dataclasses.replace(DATASET, shape=(2, 28, 28), classes=2)
-    experiment = Experiment("e", "mnist_siamese", "feat", 10, 8, False, {}, freeze_to="conv1")
+    experiment = options_for("mnist_siamese", "feat", 10, 8, freeze_to="conv1")
     layers = {layer.name: layer for layer in nets(TEMPLATES["mnist_siamese"], dataset, experiment)["train"].layer}
     for suffix in ("", "_p"):
         assert [spec.lr_mult for spec in layers[f"conv1{suffix}"].param] == [0, 0]
@@ -346,8 +360,8 @@ def test_mean_values_of_other_channels_are_named(small, fails):
 
 
 def test_what_is_said_of_colours_has_the_records_order():
-    changes = caffe_pb2.AugmentationParameter(saturation=0.5)
-    experiment = Experiment("e", "googlenet", "loss3/classifier", 1, 8, False, {}, changes)
+    changes = Augmentation(saturation=0.5)
+    experiment = options_for("googlenet", "loss3/classifier", 1, 8, augmentation=changes)
     for channels, values in (("BGR", [104, 117, 123]), ("RGB", [123, 117, 104])):
         dataset = dataclasses.replace(DATASET, shape=(3, 256, 256), channels=channels)
         train = nets(TEMPLATES["googlenet"], dataset, experiment)["train"].layer[0].transform_param
@@ -356,7 +370,11 @@ def test_what_is_said_of_colours_has_the_records_order():
 
 
 def test_only_training_images_are_changed():
-    changes = caffe_pb2.AugmentationParameter(brightness=0.5, rotation=10)
-    made = nets(TEMPLATES["cifar10_quick"], DATASET, Experiment("e", "cifar10_quick", "ip2", 1, 50, False, {}, changes))
-    assert made["train"].layer[0].transform_param.augmentation_param == changes
+    changes = Augmentation(brightness=0.5, rotation=10)
+    made = nets(
+        TEMPLATES["cifar10_quick"],
+        DATASET,
+        options_for("cifar10_quick", "ip2", 1, 50, augmentation=changes),
+    )
+    assert made["train"].layer[0].transform_param.augmentation_param == as_param(changes)
     assert not made["test"].layer[0].transform_param.HasField("augmentation_param")

@@ -11,7 +11,8 @@ from caffe import layers as L
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.nets.models import fcn
-from pipeline.nets.segmentation import RATES, Options, Pairs, started, write
+from pipeline.nets.segmentation import RATES, Pairs, started, write
+from pipeline.options.training import SegmentationOptions
 
 OFFSETS = {"fcn32s": [19], "fcn16s": [5, 27], "fcn8s": [5, 9, 31], "fcn_alexnet": [18]}
 """Where the authors' published nets crop."""
@@ -92,7 +93,13 @@ def pairs(tmp_path, monkeypatch):
 
 
 def test_a_net_is_trained_on_pairs_from_a_classifiers_weights(pairs):
-    options = Options("tiny", 3, Path("classifier.caffemodel"), (100, 110, 120), {"max_iter": 4, "test_interval": 2})
+    options = SegmentationOptions(
+        model="tiny",
+        classes=3,
+        weights=Path("classifier.caffemodel"),
+        mean=[100, 110, 120],
+        solver={"max_iter": 4, "test_interval": 2},
+    )
     assert write(options, pairs, pairs, Path("made")) == ["score_fr"]
     solver = caffe.get_solver("made/solver.prototxt")
     assert (solver.param.test_iter[0], solver.param.momentum) == (3, pytest.approx(0.99))
@@ -117,10 +124,10 @@ def test_a_net_is_trained_on_pairs_from_a_classifiers_weights(pairs):
 
 
 def test_scores_of_another_net_of_this_kind_are_taken(pairs):
-    options = Options("tiny", 3, Path("classifier.caffemodel"), solver={"max_iter": 4})
+    options = SegmentationOptions(model="tiny", classes=3, weights=Path("classifier.caffemodel"), solver={"max_iter": 4})
     write(options, pairs, pairs, Path("made"))
     for classes, anew in ((3, []), (4, ["score_fr"])):
-        again = Options("tiny", classes, Path("made/start.caffemodel"))
+        again = SegmentationOptions(model="tiny", classes=classes, weights=Path("made/start.caffemodel"))
         assert write(again, pairs, pairs, Path("again")) == anew
     lines = Path("again/solver.prototxt").read_text().splitlines()
     assert lines[lines.index("max_iter: 36") - 1] == "# 12 epochs of 3 iterations"

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from pipeline.report.comparison import comparison, comparison_table, swept, swept_table
+from pipeline.report.comparison import comparison_table, draw_comparison, draw_sweep, sweep_table
 from tests.pipeline.report.test_plots import METRICS
 
 TABLE = pd.DataFrame(
@@ -46,29 +46,29 @@ def test_an_experiment_that_diverged_is_in_the_table_without_accuracies(tmp_path
     table = comparison_table(["e", "f"], ["cats", "cats"], paths[:1] * 2, both, paths[1:])
     assert list(table.accuracy.isna()) == list(table.best_accuracy.isna()) == [False, True]
     assert list(table.note) == ["", "diverged at iteration 7"]
-    figure = comparison(both, table)
+    figure = draw_comparison(both, table)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["e: 80.0 %", "f: diverged at iteration 7"]
     plt.close(figure)
 
 
 def test_the_picture_of_a_sweep_says_what_diverged():
-    figure = swept(swept_table(LOST, ["strategy", "dataset"], MEMBERS), ["strategy", "dataset"])
+    figure = draw_sweep(sweep_table(LOST, ["strategy", "dataset"], MEMBERS), ["strategy", "dataset"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["2 of 2 diverged", "90.0, 1 of 2 diverged"]
-    one = swept(swept_table(LOST, ["strategy"], {"tuned-full-a": ["full"]}), ["strategy"])
+    one = draw_sweep(sweep_table(LOST, ["strategy"], {"tuned-full-a": ["full"]}), ["strategy"])
     assert [text.get_text() for text in one.axes[0].texts] == ["diverged at iteration 3"]
     plt.close("all")
 
 
 def test_a_sweeps_table_has_its_experiments_and_their_values():
-    table = swept_table(TABLE, ["strategy", "dataset"], MEMBERS)
+    table = sweep_table(TABLE, ["strategy", "dataset"], MEMBERS)
     assert list(table.columns) == ["experiment", "strategy", "dataset", "accuracy"]
     assert list(table.strategy) == ["full", "full", "half", "half"]
     assert list(table.accuracy) == [0.5, 0.7, 0.9, 0.7]
 
 
 def test_a_sweep_is_drawn_with_a_row_for_each_choice_and_the_mean_of_its_repetitions():
-    figure = swept(swept_table(TABLE, ["strategy", "dataset"], MEMBERS), ["strategy", "dataset"])
+    figure = draw_sweep(sweep_table(TABLE, ["strategy", "dataset"], MEMBERS), ["strategy", "dataset"])
     (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["full", "half"]
     assert [text.get_text() for text in axis.texts] == ["60.0", "80.0"]
@@ -77,8 +77,8 @@ def test_a_sweep_is_drawn_with_a_row_for_each_choice_and_the_mean_of_its_repetit
 
 
 def test_a_sweep_of_nothing_but_repetitions_has_one_row():
-    table = swept_table(TABLE, ["dataset"], {"tuned-full-a": ["a"], "tuned-full-b": ["b"]})
-    figure = swept(table, ["dataset"])
+    table = sweep_table(TABLE, ["dataset"], {"tuned-full-a": ["a"], "tuned-full-b": ["b"]})
+    figure = draw_sweep(table, ["dataset"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["60.0"]
     plt.close(figure)
 

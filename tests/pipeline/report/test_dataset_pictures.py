@@ -8,8 +8,9 @@ import pytest
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.report.augmentation_examples import examples
-from pipeline.report.dataset_pictures import COLUMNS, ROWS, SIDE, class_sizes, first_of_each, sheet, thumbnail
+from pipeline.report.dataset_pictures import COLUMNS, ROWS, SIDE, class_sizes, first_of_each, thumbnail
 from pipeline.report.gallery import images_at
+from pipeline.report.tiles import grid
 
 
 def put(folder, images):
@@ -92,7 +93,7 @@ def test_a_label_of_no_class_is_named(tmp_path):
 
 
 def test_a_sheet_has_full_rows_and_white_where_images_end():
-    whole = sheet([np.zeros((SIDE, SIDE, 3), np.uint8)] * 10, COLUMNS)
+    whole = grid([np.zeros((SIDE, SIDE, 3), np.uint8)] * 10, COLUMNS, 4)
     assert whole.shape == (2 * SIDE + 4, COLUMNS * (SIDE + 4) - 4, 3)
     assert (whole[-1, -1] == 255).all()
     assert ROWS > 1

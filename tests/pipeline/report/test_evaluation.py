@@ -11,7 +11,7 @@ from pipeline.figures import save
 from pipeline.inference import evaluate
 from pipeline.report import evaluation
 from pipeline.report.evaluation import calibration, confusion_matrix, mistakes
-from pipeline.report.gallery import Cell, cut, gallery, images_at
+from pipeline.report.gallery import Cell, gallery, images_at, shorten
 from tests.pipeline.report.test_dataset_pictures import put
 
 
@@ -21,7 +21,7 @@ def evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 30)
-    table = evaluate.judged(2 * rng.normal(size=(30, 3)), labels)
+    table = evaluate.judge(2 * rng.normal(size=(30, 3)), labels)
     table.insert(0, "path", [f"{number}.png" for number in range(30)])
     evaluate.write(table, ["cat", "NA", "3"], tmp_path / "evaluate")
     put(tmp_path / "db", [(np.full((1, 6, 6), 8 * number, np.uint8), label) for number, label in enumerate(labels.tolist())])
@@ -65,7 +65,7 @@ def test_the_mistakes_are_the_surest_ones_with_their_own_images(evaluated):
 
 def test_where_nothing_is_wrong_the_picture_says_so(evaluated):
     table = pd.DataFrame({"label": ["cat"] * 5, "predicted": "cat", "probability": 0.9, "rank": 1})
-    assert "No mistakes: each of 5 images" in mistakes(table, evaluated / "db").texts[0].get_text()
+    assert "No mistakes: all 5 images" in mistakes(table, evaluated / "db").texts[0].get_text()
 
 
 def test_a_database_with_fewer_records_is_refused(evaluated):
@@ -101,8 +101,8 @@ def test_images_are_shown_in_colour_as_they_lie_in_the_database(tmp_path):
 
 
 def test_names_below_images_are_cut_to_their_column():
-    assert cut("n02085936 Maltese dog, Maltese terrier", 12) == "Maltese dog…"
-    assert cut("n02085936", 12) == "n02085936"
+    assert shorten("n02085936 Maltese dog, Maltese terrier", 12) == "Maltese dog…"
+    assert shorten("n02085936", 12) == "n02085936"
     rows = [[Cell(np.zeros((4, 8, 3), np.uint8), ("a name that is far too long for a column of seven", "$x$"))] * 7]
     figure = gallery([*rows, rows[0][:2]], "")
     figure.draw_without_rendering()

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from pipeline.errors import InputError
 from pipeline.report import neighbours
-from pipeline.report.neighbours import components, map_of, nearest, queries, tsne, votes
+from pipeline.report.neighbours import components, draw_maps, nearest, queries, tsne, votes
 from tests.pipeline.report.test_dataset_pictures import put
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -114,14 +114,14 @@ def test_two_images_are_neighbours_and_one_has_none(extracted, fails):
             neighbours.main(RUN)
             assert pd.read_csv(folder / "report/neighbours_conv_a.csv").neighbour.tolist() == ["001.png", "000.png"]
     (folder / "report").rename(folder / "before")
-    fails(["features of 1 image", "two and more"], "pipeline.report.neighbours", *RUN)
+    fails(["features of 1 image", "two or more"], "pipeline.report.neighbours", *RUN)
 
 
 def test_features_that_are_no_numbers_are_named(extracted):
     folder, values, _ = extracted
     values[7, 3] = np.nan
     np.save(folder / "features/conv_a.npy", values)
-    with pytest.raises(InputError, match=r"features: features of 007.png that are no numbers"):
+    with pytest.raises(InputError, match=r"features: NaN or infinite features of 007.png"):
         neighbours.main(RUN)
 
 
@@ -169,7 +169,7 @@ def test_queries_are_of_different_classes_first():
 def test_a_map_names_as_many_classes_as_can_be_told_apart(classes):
     values, labels = blobs(400, 2, classes)
     names = [f"a class of number {number}" for number in range(classes)]
-    figure = map_of({"a": values, "b": values}, labels, names)
+    figure = draw_maps({"a": values, "b": values}, labels, names)
     named = [text.get_text() for text in figure.axes[0].texts]
     legend = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     if classes <= 10:

@@ -3,17 +3,17 @@
 import numpy as np
 from PIL import Image
 
-from pipeline.report.tiles import GAP, LEVELS, WIDTH, normalised, save_page, tiled
+from pipeline.report.tiles import GAP, LEVELS, WIDTH, normalise, save_page, tile
 
 
 def test_the_least_value_is_black_and_the_greatest_white():
-    assert normalised(np.array([-2.0, 0.0, 2.0])).tolist() == [0, 128, 255]
-    assert normalised(np.full(3, 7.0)).tolist() == [0, 0, 0]
+    assert normalise(np.array([-2.0, 0.0, 2.0])).tolist() == [0, 128, 255]
+    assert normalise(np.full(3, 7.0)).tolist() == [0, 0, 0]
 
 
 def test_small_images_are_enlarged_by_a_whole_factor_and_stand_in_rows():
     images = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2)
-    whole = tiled(images, columns=2, width=2 * (6 + GAP) + 1)
+    whole = tile(images, columns=2, width=2 * (6 + GAP) + 1)
     assert whole.shape == (2 * 6 + GAP, 2 * 6 + GAP)
     assert np.array_equal(whole[:6, :6], images[0].repeat(3, 0).repeat(3, 1))
     assert np.array_equal(whole[:6, 6 + GAP :], images[1].repeat(3, 0).repeat(3, 1))
@@ -25,7 +25,7 @@ def test_small_images_are_enlarged_by_a_whole_factor_and_stand_in_rows():
 def test_large_images_are_reduced_by_their_means():
     image = np.zeros((1, 40, 80), np.uint8)
     image[0, :, ::2] = 200
-    whole = tiled(image, columns=1, width=40 + GAP)
+    whole = tile(image, columns=1, width=40 + GAP)
     assert whole.shape == (20, 40)
     assert (whole == 100).all()
 

@@ -9,13 +9,12 @@ import pytest
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.dataset.resize import Options
 from pipeline.errors import InputError
-from pipeline.formats.images import Size
 from pipeline.nets.preprocessing import Preprocessing
+from pipeline.options.dataset import ImageSize, ResizeOptions
 from pipeline.report import visualize
 from pipeline.report.tiles import GAP
-from pipeline.report.visualize import Shown
+from pipeline.report.visualize import Picture
 
 CONVOLUTIONS = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }
@@ -48,12 +47,16 @@ def ready(net, small, monkeypatch):
     """That net's weights beside the small dataset, and how images become its inputs, in the folder where the test works."""
     monkeypatch.chdir(small)
     net[0].save(str(small / "net.caffemodel"))
-    Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter(scale=0.004)).write(small / "preprocessing.json")
+    Preprocessing(ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter(scale=0.004)).write(
+        small / "preprocessing.json"
+    )
     return small
 
 
 def cropping(crop: int, channels: str = "BGR") -> Preprocessing:
-    return Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter(crop_size=crop), channels)
+    return Preprocessing(
+        ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter(crop_size=crop), channels
+    )
 
 
 def test_an_image_is_seen_in_its_colours():
@@ -106,7 +109,7 @@ def test_maps_of_each_layer_in_order_as_many_as_are_legible(net):
     blobs["conv1"] = blobs["conv1"].copy()
     blobs["conv1"][0] = 0
     blobs["conv1"][0, 3] = 1
-    names = visualize.mapped(definition, blobs)
+    names = visualize.blobs_with_maps(definition, blobs)
     assert names == ["conv1", "squeeze", "conv2"]
     sections = list(visualize.feature_maps(names, blobs, 0))
     assert [title for title, _ in sections] == [
@@ -126,7 +129,7 @@ def test_of_a_deep_net_the_first_and_last_maps_of_each_resolution_are_shown():
     for number in range(20):
         net.layer.add(name=f"conv{number}", type="Convolution", bottom=["data"], top=[f"conv{number}"])
         blobs[f"conv{number}"] = np.zeros((1, 2, 32 >> number // 5, 32 >> number // 5))
-    assert visualize.mapped(net, blobs) == [f"conv{number}" for number in (0, 4, 5, 9, 10, 14, 15, 19)]
+    assert visualize.blobs_with_maps(net, blobs) == [f"conv{number}" for number in (0, 4, 5, 9, 10, 14, 15, 19)]
 
 
 def test_activations_are_those_of_the_last_vectors_each_once(net):
@@ -136,7 +139,7 @@ def test_activations_are_those_of_the_last_vectors_each_once(net):
     assert visualize.vectors(definition, blobs, ["prob", "last", "fc", "pool"]) == ["pool", "fc", "last", "prob"]
     blobs["fc"][...] = 0
     blobs["fc"][0, :6] = [1, 1, 1, 2, 2, 3]
-    figure = visualize.activations(["fc", "last"], blobs, [Shown("a", np.zeros((3, 8, 8), np.uint8))])
+    figure = visualize.activations(["fc", "last"], blobs, [Picture("a", np.zeros((3, 8, 8), np.uint8))])
     by_number, counted, few = figure.axes
     assert len(by_number.collections[0].get_segments()) == 60
     (line,) = counted.patches
@@ -149,7 +152,7 @@ def test_activations_are_those_of_the_last_vectors_each_once(net):
 def test_the_most_probable_classes_are_named_and_the_right_one_is_marked():
     names = [f"class{number}" for number in range(10)]
     made = np.array([[0.02, 0.3, 0, 0.4, 0.08, 0.01, 0, 0.1, 0.09, 0]])
-    figure = visualize.probabilities(made, names, [Shown("a", np.zeros((3, 8, 8), np.uint8), "class1")], cropping(4))
+    figure = visualize.draw_probabilities(made, names, [Picture("a", np.zeros((3, 8, 8), np.uint8), "class1")], cropping(4))
     image, best, every = figure.axes
     assert image.images[0].get_array().shape == (4, 4, 3)
     said = [text.get_text() for text in best.texts]
@@ -196,7 +199,9 @@ def test_a_net_without_convolutions_has_a_page_that_says_so(trained, monkeypatch
     layers = (trained / "train.prototxt").read_text().split("layer {")[2:4]
     prob = 'layer { name: "prob" type: "Softmax" bottom: "scores" top: "prob" }'
     (trained / "deploy.prototxt").write_text(data + "".join(f"layer {{{layer}" for layer in layers) + prob)
-    Preprocessing(Options(Size(8, 8)), caffe_pb2.TransformationParameter()).write(trained / "preprocessing.json")
+    Preprocessing(ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter()).write(
+        trained / "preprocessing.json"
+    )
     monkeypatch.chdir(trained)
     weights = ["out/final.caffemodel" if one == "net.caffemodel" else one for one in ARGUMENTS]
     visualize.main([*weights, "--database", "lmdb/val", "--count", "1"])
@@ -208,7 +213,7 @@ def test_a_net_without_convolutions_has_a_page_that_says_so(trained, monkeypatch
     [(("--database", "lmdb/nowhere"), "lmdb/nowhere"), (("--database", "lmdb/val", "--count", "0"), "--count")],
 )
 def test_what_cannot_be_shown_is_named(ready, arguments, where):
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(caffe.Error) as raised:
         visualize.main([*ARGUMENTS, *arguments])
     assert str(raised.value.where) == where
 
@@ -224,5 +229,5 @@ def test_a_net_that_gives_no_numbers_is_named(net, ready):
     net[0].save(str(ready / "net.caffemodel"))
     with pytest.raises(InputError) as raised:
         visualize.main([*ARGUMENTS, "--database", "lmdb/val"])
-    assert raised.value.found == 'blob "conv2" has values that are no numbers'
+    assert raised.value.found == 'blob "conv2" has NaN or infinite values'
     assert not (ready / "pictures").exists()

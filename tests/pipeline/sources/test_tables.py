@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.sources.folders import left_out, listing
+from pipeline.sources.folders import describe_ignored, listing
 from pipeline.sources.tables import Source, read
 
 
@@ -121,12 +121,12 @@ def test_folders_of_splits_may_have_other_names(tree, train, other, split):
 
 def test_what_of_a_folder_is_no_image_of_a_class_is_told(tree):
     folder = tree("cats/1.jpg", "cats/2.heic", "cats/notes.txt", "dogs/3.HEIC", "top.png", "cats/.DS_Store", ".git/x.jpg")
-    expected = "classes without images (dogs); files of other kinds (.heic 2, .txt 1); images in no folder of a class (1)"
-    assert left_out(folder) == expected
+    expected = "classes without images (dogs); files of other kinds (.heic 2, .txt 1); images outside of class folders (1)"
+    assert describe_ignored(folder) == expected
 
 
 def test_nothing_is_told_of_a_folder_that_has_images_alone(tree):
-    assert left_out(tree("train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/2.jpg")) == ""
+    assert describe_ignored(tree("train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/2.jpg")) == ""
 
 
 def test_the_listing_of_a_folder_is_another_where_an_image_was_added_or_renamed(tree):
@@ -178,31 +178,46 @@ BAD = {
         {"list": "a.csv", "columns": {"url": "adress"}},
         {"a.csv": "address\nhttp://x\n"},
         "a.csv:1",
-        "one called adress is wanted",
+        "none is called adress",
     ),
-    "a table without addresses": ({"list": "a.csv"}, {"a.csv": "image,label\nx,y\n"}, "a.csv:1", "one called url is wanted"),
-    "an empty table": ({"list": "a.csv"}, {"a.csv": "url,label\n"}, "a.csv", "one line for each image"),
-    "an empty file": ({"list": "a.csv"}, {"a.csv": ""}, "a.csv", "with a header is wanted"),
+    "a table without addresses": ({"list": "a.csv"}, {"a.csv": "image,label\nx,y\n"}, "a.csv:1", "none is called url"),
+    "an empty table": ({"list": "a.csv"}, {"a.csv": "url,label\n"}, "a.csv", "one line per image"),
+    "an empty file": ({"list": "a.csv"}, {"a.csv": ""}, "a.csv", "file with a header"),
     "a line without address": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x,a\n\n,b\n"}, "a.csv:4", "each image has one"),
     "another split": ({"list": "a.csv"}, {"a.csv": "url,label,split\nhttp://x,a,tran\n"}, "a.csv:2", "train, val or test"),
-    "a table without labels": ({"list": "a.csv"}, {"a.csv": "url,class\nhttp://x,a\n"}, "a.csv:1", "one called label is wanted"),
+    "a table without labels": ({"list": "a.csv"}, {"a.csv": "url,class\nhttp://x,a\n"}, "a.csv:1", "none is called label"),
     "a line without label": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x,a\nhttp://y,\n"}, "a.csv:3", "each image has one"),
     "a line of a text without label": (
         {"list": "a.txt"},
         {"a.txt": "http://x a\nhttp://y\n"},
         "a.txt:2",
-        "has a label behind it",
+        "a line is an image and its label",
     ),
-    "a table of paths without a root": ({"list": "a.csv"}, {"a.csv": "url,label\n1.jpg,a\n"}, "a.csv:2", "an address is wanted"),
-    "a table in Latin-1": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x,a\nhttp://y,\udcf6\n"}, "a.csv:3", "file is wanted"),
-    "a text in Latin-1": ({"list": "a.txt"}, {"a.txt": "http://x a\nhttp://y \udcf6\n"}, "a.txt:2", "UTF-8 is wanted"),
-    "more fields than the header": ({"list": "a.csv"}, {"a.csv": "url\nhttp://x,a,b\n"}, "a.csv", "with a header is wanted"),
-    "no parquet": ({"list": "a.parquet"}, {"a.parquet": "PAR1"}, "a.parquet", "with a header is wanted"),
-    "no gzip": ({"list": "a.csv.gz"}, {"a.csv.gz": "url\n"}, "a.csv.gz", "with a header is wanted"),
-    "a text of paths without a root": ({"list": "a.txt"}, {"a.txt": "cats/1.jpg 0\n"}, "a.txt:1", "an address is wanted"),
-    "an empty text": ({"list": "a.txt"}, {"a.txt": "\n"}, "a.txt", "one line for each image"),
+    "a table of paths without a root": (
+        {"list": "a.csv"},
+        {"a.csv": "url,label\n1.jpg,a\n"},
+        "a.csv:2",
+        "has URLs",
+    ),
+    "a table in Latin-1": (
+        {"list": "a.csv"},
+        {"a.csv": "url,label\nhttp://x,a\nhttp://y,\udcf6\n"},
+        "a.csv:3",
+        "file with a header",
+    ),
+    "a text in Latin-1": ({"list": "a.txt"}, {"a.txt": "http://x a\nhttp://y \udcf6\n"}, "a.txt:2", "it has to be UTF-8"),
+    "more fields than the header": ({"list": "a.csv"}, {"a.csv": "url\nhttp://x,a,b\n"}, "a.csv", "file with a header"),
+    "no parquet": ({"list": "a.parquet"}, {"a.parquet": "PAR1"}, "a.parquet", "file with a header"),
+    "no gzip": ({"list": "a.csv.gz"}, {"a.csv.gz": "url\n"}, "a.csv.gz", "file with a header"),
+    "a text of paths without a root": (
+        {"list": "a.txt"},
+        {"a.txt": "cats/1.jpg 0\n"},
+        "a.txt:1",
+        "has URLs",
+    ),
+    "an empty text": ({"list": "a.txt"}, {"a.txt": "\n"}, "a.txt", "one line per image"),
     "no such list": ({"list": "a.csv"}, {}, "a.csv", ""),
-    "no such folder": ({"folder": "f"}, {}, "f", "its folders are the classes"),
+    "no such folder": ({"folder": "f"}, {}, "f", "each class is a folder in it"),
     "a folder without images": ({"folder": "f"}, {"f/cats/notes.txt": ""}, "f", "each class is a folder with images"),
     "validation images without labels": (
         {"folder": "f"},

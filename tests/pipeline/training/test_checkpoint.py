@@ -22,13 +22,13 @@ import caffe
 from caffe.proto import caffe_pb2
 from pipeline.interruption import SIGNALS, Interrupted
 from pipeline.training import checkpoint
-from pipeline.training.initial_weights import Given
+from pipeline.training.initial_weights import WeightFiles
 from pipeline.training.train import Ends, train
 from tests.conftest import ROOT
 from tests.pipeline.conftest import ACCURACY, TRAIN
 
 CHECKPOINT = Path("checkpoint")
-NONE = Given()
+NONE = WeightFiles()
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def resumed(**fields) -> dict:
     return results(train(Path("solver.prototxt"), Path("out"), NONE, ends(**fields))[0])
 
 
-def interrupt(monkeypatch, iteration: int, *numbers: signal.Signals, given: Given = NONE, **fields) -> str:
+def interrupt(monkeypatch, iteration: int, *numbers: signal.Signals, given: WeightFiles = NONE, **fields) -> str:
     """Train, and send signals while the net is tested at that iteration; the text of what is raised."""
     measured = caffe.SGDSolver.test_all
 
@@ -214,7 +214,7 @@ from pathlib import Path
 import caffe
 from pipeline.command import run
 from pipeline.training.train import Ends, train
-from pipeline.training.initial_weights import Given
+from pipeline.training.initial_weights import WeightFiles
 
 measured, iteration = caffe.SGDSolver.test_all, [0]
 
@@ -229,7 +229,8 @@ def at_test(iteration):
     pass
 
 {prepare}
-run(lambda _: train(Path("solver.prototxt"), Path("out"), Given(), Ends(checkpoint=Path("checkpoint"), minutes={minutes})))
+ends = Ends(checkpoint=Path("checkpoint"), minutes={minutes})
+run(lambda _: train(Path("solver.prototxt"), Path("out"), WeightFiles(), ends))
 """
 
 
@@ -428,7 +429,7 @@ def changed_records():
 
 def changed_weights():
     caffe.Net("train.prototxt", caffe.TRAIN).save("start.caffemodel")
-    return {"given": Given([Path("start.caffemodel")])}
+    return {"given": WeightFiles([Path("start.caffemodel")])}
 
 
 def changed_end():
@@ -438,8 +439,8 @@ def changed_end():
 @pytest.mark.parametrize("change", [changed_rate, changed_net, changed_records, changed_weights, changed_end])
 def test_what_is_another_training_does_not_go_on(here, monkeypatch, capsys, change):
     caffe.Net("train.prototxt", caffe.TRAIN).save("start.caffemodel")
-    interrupt(monkeypatch, 15, signal.SIGTERM, given=Given([Path("start.caffemodel")]))
-    fields = {"given": Given([Path("start.caffemodel")])} | change()
+    interrupt(monkeypatch, 15, signal.SIGTERM, given=WeightFiles([Path("start.caffemodel")]))
+    fields = {"given": WeightFiles([Path("start.caffemodel")])} | change()
     metrics, _ = train(Path("solver.prototxt"), Path("out"), fields.pop("given"), ends(**fields))
     assert "resumes at" not in capsys.readouterr().out
     assert metrics.iteration.tolist() == list(range(0, 41, 5))
@@ -456,7 +457,7 @@ def test_what_a_net_does_not_read_is_nothing_to_it(here, monkeypatch, capsys):
 
 def test_weights_that_are_not_there_are_named_as_ever(here):
     with pytest.raises(caffe.FileError) as raised:
-        train(Path("solver.prototxt"), Path("out"), Given([Path("none.caffemodel")]), ends())
+        train(Path("solver.prototxt"), Path("out"), WeightFiles([Path("none.caffemodel")]), ends())
     assert (raised.value.where, raised.value.found) == ("none.caffemodel", "no such file")
 
 

@@ -116,14 +116,16 @@ def test_weights_from_a_url_and_an_early_stop_are_what_the_train_step_is_told(sn
     code, output = snakemake("-n", "--printshellcmds", target)
     assert code == 0, output
     path = f"results/weights/{sha256}.caffemodel.h5"
-    assert workflows.options(output, "weights", path) == [{"url": url, "sha256": sha256}]
-    (given,) = workflows.options(output, "train", "experiments/tuned")
-    assert given["weights"] == ["results/experiments/base/train/final.caffemodel", path]
-    assert (given["skip"], given["early_stopping"], given["same_classes"]) == (["ip2"], 3, False)
+    assert workflows.options(output, "training.initial_weights", path) == [{"url": url, "sha256": sha256}]
+    (command,) = (line for line in workflows.commands(output, "training.train") if "experiments/tuned" in line)
+    assert f" --weights results/experiments/base/train/final.caffemodel {path} --fitted --chosen" in " ".join(command.split())
+    (given,) = workflows.options(command, "training.train")
+    assert (given["skip_layers"], given["early_stopping"], given["same_classes"]) == (["ip2"], 3, False)
     (tmp_path / "config.yaml").write_text(CONFIG.replace("    rename_last: true\n", "    strategy: features\n"))
-    (given,) = workflows.options(snakemake("-n", "--printshellcmds", target)[1], "train", "experiments/tuned")
-    assert given["same_classes"]
-    assert given["fitted"] == "results/experiments/tuned/linear/classifier.caffemodel"
+    output = snakemake("-n", "--printshellcmds", target)[1]
+    (command,) = (line for line in workflows.commands(output, "training.train") if "experiments/tuned" in line)
+    assert workflows.options(command, "training.train")[0]["same_classes"]
+    assert " --fitted results/experiments/tuned/linear/classifier.caffemodel --chosen" in command
 
 
 def test_one_of_a_sweep_that_diverges_does_not_end_the_others(snakemake, tmp_path):
@@ -141,7 +143,7 @@ def test_what_a_training_is_told_of_its_end(snakemake, tmp_path):
     code, output = snakemake("-n", "--printshellcmds")
     assert code == 0, output
     commands = [line for line in output.splitlines() if "pipeline.training.train " in line]
-    assert sorted(given["diverging"] for given in workflows.options(output, "train")) == [False, True, True]
+    assert sorted(given["tolerate_divergence"] for given in workflows.options(output, "training.train")) == [False, True, True]
     assert all(f"--failed logs/experiments/{line.split('/')[2]}/failed" in line for line in commands)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -13,10 +14,10 @@ from sklearn.preprocessing import StandardScaler
 import caffe
 from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import LMDBFile
-from pipeline.inference.evaluate import softmax
 from pipeline.inference.extraction import Run, extract
 from pipeline.nets.prototxt import Dataset
-from pipeline.training.linear import FEW, VIEWS, Classifier, Job, Measured, choose, inputs_of_linear, measure
+from pipeline.options.training import LinearOptions
+from pipeline.training.linear import FEW, VIEWS, Classifier, Job, Measured, choose, extract_features, measure
 
 
 def features(classes, images=60, values=7, seed=0):
@@ -33,7 +34,7 @@ def test_the_layer_gives_the_probabilities_of_scikit_learns_classifier(classes):
     values, labels = features(classes)
     layer = Classifier(values, labels, classes, 0.1, balanced=False)
     peer = make_pipeline(StandardScaler(), LogisticRegression(C=0.1)).fit(values, labels)
-    np.testing.assert_allclose(softmax(values @ layer.weights.T + layer.bias), peer.predict_proba(values), atol=1e-4)
+    np.testing.assert_allclose(softmax(values @ layer.weights.T + layer.bias, 1), peer.predict_proba(values), atol=1e-4)
 
 
 def test_a_class_without_images_is_never_the_one():
@@ -74,7 +75,7 @@ def test_the_choice_goes_by_the_number_of_images_and_by_what_the_features_say(pe
     measured = {name: Measured(name, name, 9, accuracy, 0.02, 0.1) for name, accuracy in accuracies.items()}
     choice = choose(4 * per_class, 4, measured)
     assert (choice.strategy, choice.features_from) == (strategy, features)
-    assert f"{per_class} training images a class" in choice.reasons[0]
+    assert f"{per_class} training images per class" in choice.reasons[0]
 
 
 OF_NET = ("--train", "lmdb/train", "--val", "lmdb/val", "--mean", "mean.binaryproto", "--model", "./train.prototxt")
@@ -124,7 +125,7 @@ def test_few_images_are_seen_several_times_where_views_differ(trained, monkeypat
     net = trained / "train.prototxt"
     net.write_text(net.read_text().replace("scale: 0.004", f"scale: 0.004 mirror: {mirror}"))
     dataset = Dataset.read(Path("lmdb/train"), Path("lmdb/val"), Path("mean.binaryproto"))
-    images, found = inputs_of_linear(Job(str(net), Path("out/final.caffemodel"), dataset, "features"))
+    images, found = extract_features(Job(LinearOptions(model=str(net)), Path("out/final.caffemodel"), dataset))
     assert images == images[:6] * views
     blob, values = found["top"]
     assert (blob, values.shape) == ("hidden", (6 * views, 6))

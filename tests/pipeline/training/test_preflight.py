@@ -11,7 +11,8 @@ import pytest
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.training import initial_weights, preflight
+from pipeline.training import preflight
+from pipeline.training.initial_weights import WeightFiles, copy_weights
 from tests.pipeline.training.test_train import change
 
 NETS = ("train.prototxt", "test.prototxt")
@@ -28,7 +29,9 @@ def findings(*files: str, skip: tuple[str, ...] = (), same_classes: bool = False
     """What is found for solver.prototxt, starting from files of weights."""
     solver = caffe.get_solver("solver.prototxt")
     found = preflight.findings(
-        solver, initial_weights.copied(solver.net, initial_weights.Given([Path(file) for file in files], skip)), same_classes
+        solver,
+        copy_weights(solver.net, WeightFiles([Path(file) for file in files], skip)),
+        same_classes,
     )
     solver.close()
     return found

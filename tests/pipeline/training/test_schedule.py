@@ -15,7 +15,7 @@ def written(iterations: int, seconds: float, size: int, minutes: float = 10, beg
         if schedule.is_due(iteration):
             took = size / 100e6 if writing is None else writing
             now += took
-            schedule.wrote(took)
+            schedule.restart(took)
             after.append(iteration)
     return after
 

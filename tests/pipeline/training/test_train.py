@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import caffe
-from pipeline.training.initial_weights import Given
+from pipeline.training.initial_weights import WeightFiles
 from pipeline.training.train import Ends, train
 from tests.conftest import ROOT
 from tests.pipeline.conftest import ACCURACY, TRAIN
@@ -125,7 +125,7 @@ def values(path: Path) -> dict[str, list[list[float]]]:
 
 
 def test_the_best_weights_are_those_that_the_best_test_had(here):
-    metrics, best = train(Path("solver.prototxt"), Path("out"), Given())
+    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles())
     assert best == json.loads((here / "out/best.json").read_text())
     assert best["by"] == "test_accuracy"
     assert best["test_accuracy"] == metrics.test_accuracy.max()
@@ -133,14 +133,14 @@ def test_the_best_weights_are_those_that_the_best_test_had(here):
     assert (best["tests"], best["stopped_early"]) == (5, False)
     assert list(metrics.since_best[metrics.iteration >= best["iteration"]]) == [0, 1, 2, 3]
     change(here, "max_iter: 20", f"max_iter: {best['iteration']}", "solver.prototxt")
-    train(Path("solver.prototxt"), Path("shorter"), Given())
+    train(Path("solver.prototxt"), Path("shorter"), WeightFiles())
     assert values(here / "out/best.caffemodel") == values(here / "shorter/final.caffemodel")
     assert values(here / "out/best.caffemodel") != values(here / "out/final.caffemodel")
 
 
 def test_the_last_weights_are_tested_where_the_interval_passes_them_by(here):
     change(here, "max_iter: 20", "max_iter: 23", "solver.prototxt")
-    metrics, best = train(Path("solver.prototxt"), Path("out"), Given())
+    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles())
     tested = metrics[metrics.test_accuracy.notna()]
     assert list(tested.iteration) == [0, 5, 10, 15, 20, 23]
     assert best["tests"] == 6
@@ -151,33 +151,33 @@ def test_the_last_weights_are_tested_where_the_interval_passes_them_by(here):
 def test_a_last_test_that_the_interval_passes_by_stops_nothing_early(here):
     change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
     change(here, "max_iter: 20", "max_iter: 13", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(early_stopping=2))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
     assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, False)
 
 
 def test_weights_before_training_are_the_best_only_where_none_is_as_good(here):
     change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(early_stopping=2))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
     assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, True)
 
 
 def test_without_accuracy_the_lowest_loss_is_the_best(here):
     text = (here / "test.prototxt").read_text()
     (here / "test.prototxt").write_text("\n".join(line for line in text.splitlines() if "Accuracy" not in line))
-    metrics, best = train(Path("solver.prototxt"), Path("out"), Given())
+    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles())
     assert (best["by"], best["test_loss"]) == ("test_loss", metrics.test_loss.min())
     assert metrics.test_loss.min() < metrics.test_loss.iloc[-1]
 
 
 def test_without_tests_the_last_weights_are_the_best(here):
     change(here, 'test_net: "test.prototxt" test_iter: 1 test_interval: 5', "", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), Given())
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles())
     assert (best["by"], best["iteration"], best["tests"]) == ("last", 20, 0)
     assert (here / "out/best.caffemodel").read_bytes() == (here / "out/final.caffemodel").read_bytes()
 
 
 def test_training_stops_early_after_so_many_tests_without_a_better_one(here):
-    metrics, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(early_stopping=2))
+    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
     assert best["stopped_early"]
     assert metrics.iteration.iloc[-1] == best["iteration"] + 10
     assert metrics.since_best.iloc[-1] == 2
@@ -192,7 +192,7 @@ def test_every_output_of_the_test_net_is_a_metric(here):
     )
     with (here / "test.prototxt").open("a") as file:
         file.write(f"layer {{ {top} }}\n")
-    train(Path("solver.prototxt"), Path("out"), Given())
+    train(Path("solver.prototxt"), Path("out"), WeightFiles())
     metrics = pd.read_csv(here / "out/metrics.csv")
     assert (metrics.test_accuracy_top2 >= metrics.test_accuracy).all()
     (events,) = (here / "out/tensorboard").iterdir()
@@ -207,10 +207,10 @@ def test_every_output_of_the_test_net_is_a_metric(here):
 
 
 def test_accuracy_in_training_is_measured_where_a_net_gives_it_and_changes_nothing(here):
-    train(Path("solver.prototxt"), Path("without"), Given())
+    train(Path("solver.prototxt"), Path("without"), WeightFiles())
     with (here / "train.prototxt").open("a") as file:
         file.write(ACCURACY + "\n")
-    metrics, _ = train(Path("solver.prototxt"), Path("out"), Given())
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), WeightFiles())
     assert values(here / "out/final.caffemodel") == values(here / "without/final.caffemodel")
     assert list(metrics.columns)[-2:] == ["accuracy", "since_best"]
     assert (3 * metrics.accuracy).round(6).isin([0, 1, 2, 3]).all()
@@ -231,7 +231,7 @@ def test_metrics_are_there_while_training_goes_on(here, monkeypatch):
         measured(solver)
 
     monkeypatch.setattr(caffe.SGDSolver, "test_all", look)
-    train(Path("solver.prototxt"), Path("out"), Given())
+    train(Path("solver.prototxt"), Path("out"), WeightFiles())
     assert seen[0] == ["iteration"]
     assert seen[-1] == ["iteration", "0", "5", "10", "15"]
     assert not (here / "out/.metrics.csv.part").exists()
@@ -252,7 +252,7 @@ def test_a_loss_that_is_no_number_is_explained_by_what_was_looked_at(here):
     change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
     change(here, "display: 5", "display: 1", "solver.prototxt")
     with pytest.raises(caffe.DivergenceError) as raised:
-        train(Path("solver.prototxt"), Path("out"), Given())
+        train(Path("solver.prototxt"), Path("out"), WeightFiles())
     assert "the loss is nan" in raised.value.found
     said = raised.value.do.split("; ")
     assert said[0].startswith("inputs reach 1.0")
@@ -279,11 +279,11 @@ def test_a_training_that_fails_leaves_its_log_and_metrics_and_says_where(here, c
 
 def test_a_training_that_may_diverge_ends_with_the_weights_of_the_best_test(here):
     change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
-    metrics, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(diverging=True))
+    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
     assert (best["iteration"], best["diverged"]) == (0, metrics.iteration.iloc[-1])
     assert best == json.loads((here / "out/best.json").read_text())
     change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
-    train(Path("solver.prototxt"), Path("start"), Given())
+    train(Path("solver.prototxt"), Path("start"), WeightFiles())
     for name in ("final", "best"):
         assert values(here / f"out/{name}.caffemodel") == values(here / "start/final.caffemodel")
 
@@ -294,10 +294,10 @@ layer { name: "scores" """
     change(here, 'layer { name: "scores" ', norm, "train.prototxt", "test.prototxt")
     change(here, "test_interval: 5", "test_interval: 5 test_initialization: false", "solver.prototxt")
     change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
-    train(Path("solver.prototxt"), Path("start"), Given())
+    train(Path("solver.prototxt"), Path("start"), WeightFiles())
     change(here, "max_iter: 0", "max_iter: 20", "solver.prototxt")
     change(here, "base_lr: 0.05", "base_lr: 1e38", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(diverging=True))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
     assert (best["iteration"], best["by"], best["test_accuracy"]) == (0, "start", None)
     got, start = values(here / "out/final.caffemodel"), values(here / "start/final.caffemodel")
     assert (got["hidden"], got["scores"]) == (start["hidden"], start["scores"])
@@ -308,27 +308,27 @@ layer { name: "scores" """
 def test_a_training_that_diverges_by_its_last_update_has_diverged(here):
     change(here, "base_lr: 0.05", "base_lr: 1e38", "solver.prototxt")
     change(here, "max_iter: 20", "max_iter: 1", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), Given(), Ends(diverging=True))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
     assert (best["iteration"], best["diverged"]) == (0, 1)
 
 
 def test_to_be_allowed_to_diverge_changes_nothing_else(trained, monkeypatch):
     monkeypatch.chdir(trained)
-    train(Path("solver.prototxt"), Path("again"), Given(), Ends(diverging=True, failed=Path("failed")))
+    train(Path("solver.prototxt"), Path("again"), WeightFiles(), Ends(diverging=True, failed=Path("failed")))
     assert (trained / "again/final.caffemodel").read_bytes() == (trained / "out/final.caffemodel").read_bytes()
 
 
 def test_values_that_are_no_numbers_are_not_blamed_on_the_learning_rate(here):
     change(here, "scale: 0.004", "scale: 0.004 mean_value: nan", "train.prototxt")
     with pytest.raises(caffe.DivergenceError) as raised:
-        train(Path("solver.prototxt"), Path("out"), Given())
-    assert raised.value.do == 'layer "data" gives values that are no numbers: look at the mean and at the database'
+        train(Path("solver.prototxt"), Path("out"), WeightFiles())
+    assert raised.value.do == 'layer "data" gives NaN or infinite values: check the mean and the database'
 
 
 def test_several_weights_are_copied_one_over_the_other(here):
-    train(Path("solver.prototxt"), Path("first"), Given())
+    train(Path("solver.prototxt"), Path("first"), WeightFiles())
     change(here, "random_seed: 1", "random_seed: 2", "solver.prototxt")
-    train(Path("solver.prototxt"), Path("second"), Given())
+    train(Path("solver.prototxt"), Path("second"), WeightFiles())
     change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
     first, second = Path("first/final.caffemodel"), Path("second/final.caffemodel")
     other = caffe.Net("test.prototxt", caffe.TEST)
@@ -336,7 +336,7 @@ def test_several_weights_are_copied_one_over_the_other(here):
     text = (here / "test.prototxt").read_text().replace('name: "scores"', 'name: "else"')
     (here / "else.prototxt").write_text(text)
     caffe.Net("else.prototxt", str(second), caffe.TEST).save("else.caffemodel")
-    train(Path("solver.prototxt"), Path("out"), Given([first, Path("else.caffemodel")]))
+    train(Path("solver.prototxt"), Path("out"), WeightFiles([first, Path("else.caffemodel")]))
     got = values(here / "out/final.caffemodel")
     assert got["hidden"] == values(second)["hidden"]
     assert got["scores"] == values(first)["scores"]
@@ -361,7 +361,7 @@ def test_a_classifier_that_was_fitted_is_copied_last_and_one_without_a_layer_is_
     fitted.layer.extend(layer for layer in stored.layer if layer.name == "scores")
     (here / "fitted.caffemodel").write_bytes(fitted.SerializeToString())
     for name, same in (("fitted", "both"), ("none", "start")):
-        given = Given([Path("start.caffemodel")], same_classes=True, fitted=Path(f"{name}.caffemodel"))
+        given = WeightFiles([Path("start.caffemodel")], same_classes=True, fitted=Path(f"{name}.caffemodel"))
         train(Path("solver.prototxt"), Path(name), given)
         assert values(here / name / "final.caffemodel") == values(here / f"{same}.caffemodel")
         assert (here / name / "preflight.csv").read_text() == "kind,where,found,do\n"

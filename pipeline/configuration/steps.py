@@ -1,0 +1,119 @@
+"""The options that each step gets from a checked config: only what it uses, so that a change of another key reruns nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.configuration import keys
+from pipeline.files import stem_of
+from pipeline.nets import strategies
+from pipeline.options.base import Options
+from pipeline.options.config import STEPS
+from pipeline.options.dataset import Patience
+
+
+def options_of(config: Mapping, step: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """The options of a step as JSON values; those with a default are there, too, as a changed default is a change.
+
+    step   as in STEPS, such as dataset.resize
+    names  of the dataset or experiment that it is run for, and the other wildcards of its rule
+    """
+    values: dict[str, Any] = {"gpu": config["compute"] == "gpu"}
+    if "experiment" in names:
+        values |= _of_experiment(config, names["experiment"])
+    elif "dataset" in names:
+        values |= _of_dataset(config["datasets"][names["dataset"]])
+    if step in CHANGES:
+        values |= CHANGES[step](config, names, values)
+    model = STEPS[step]
+    options = model.model_validate(_picked(values, model)).model_dump(mode="json", by_alias=True, exclude_none=True)
+    if step == "dataset.download":
+        options["source"] = {key: value for key, value in options["source"].items() if key not in Patience.model_fields}
+    return options
+
+
+def patience_of(config: Mapping, dataset: str) -> dict[str, Any]:
+    """How long and how hard the images of a dataset are tried to download: options that are no reason to download them again."""
+    source = config["datasets"][dataset]["source"]
+    return {"source": {key: source[key] for key in Patience.model_fields}}
+
+
+def _picked(values: Mapping, model: type[Options]) -> dict[str, Any]:
+    """The values of a model's fields, at every depth."""
+    picked = {}
+    for name, field in model.model_fields.items():
+        key, kind = field.alias or name, field.annotation
+        if key in values:
+            nested = isinstance(kind, type) and issubclass(kind, Options) and isinstance(values[key], dict)
+            picked[key] = _picked(values[key], kind) if nested else values[key]
+    return picked
+
+
+def _of_dataset(dataset: dict) -> dict[str, Any]:
+    """A dataset's keys, and what steps use that follows from them."""
+    source, changes = dataset["source"], dict(dataset.get("augmentation", {}))
+    return {
+        **dataset,
+        "source": source | {"allow_file": source["allow_file"] or bool(source.keys() & {"folder", "root"})},
+        "copies": changes.pop("copies", 0),
+        "augmentation": changes or None,
+        "repeat": dataset["split"]["balance"] == "repeat",
+    }
+
+
+def _of_experiment(config: Mapping, name: str) -> dict[str, Any]:
+    """The keys of an experiment and of its dataset, and what steps use that follows from them."""
+    experiment = config["experiments"][name]
+    dataset = config["datasets"][experiment["dataset"]]
+    changed = _of_dataset(dataset)
+    sources = [origin.get("experiment") for origin in keys.origins(experiment)]
+    others = {config["experiments"].get(source, {}).get("dataset") for source in sources}
+    return {
+        **changed,
+        **experiment,
+        **experiment["export"],
+        "augmentation": None if changed["copies"] else changed["augmentation"],  # else it is in the records
+        "balanced": dataset["split"]["balance"] == "weights",
+        "same_classes": others == {experiment["dataset"]},
+        "tolerate_divergence": any(name in sweep["members"] for sweep in config["sweeps"].values()),
+    }
+
+
+def _prototxt(config: Mapping, names: Mapping[str, str], values: dict) -> dict[str, Any]:
+    """What the linear step chooses is read from its file."""
+    chosen = {"strategy": "full", "features_from": "top", "freeze_to": None} if values["strategy"] in strategies.FITTED else {}
+    last = keys.last_layer(config["experiments"][names["experiment"]])
+    return {"name": names["experiment"], "last": last, "pretrained": bool(values["weights"])} | chosen
+
+
+def _database(config: Mapping, names: Mapping[str, str], values: dict) -> dict[str, Any]:
+    """Only training images have augmented copies, and only copies are random."""
+    augmented = names["part"] == "train" and values["copies"] and values["augmentation"]
+    return {} if augmented else {"copies": 0, "augmentation": None, "seed": 1}
+
+
+def _weights(config: Mapping, names: Mapping[str, str], values: dict) -> dict[str, Any]:
+    origins = (origin for experiment in config["experiments"].values() for origin in keys.origins(experiment))
+    return next(origin for origin in origins if origin.get("sha256") == names["sha256"])
+
+
+def _comparison(config: Mapping, names: Mapping[str, str], values: dict) -> dict[str, Any]:
+    experiments = config["experiments"]
+    datasets = [experiment["dataset"] for experiment in experiments.values()]
+    return {"names": list(experiments), "datasets": datasets, "sweeps": config["sweeps"]}
+
+
+def _neighbours(config: Mapping, names: Mapping[str, str], values: dict) -> dict[str, Any]:
+    return {"blob": next(blob for blob in values["features"] if stem_of(blob) == names["blob"])}
+
+
+CHANGES = {
+    "nets.prototxt": _prototxt,
+    "dataset.database": _database,
+    "training.initial_weights": _weights,
+    "report.comparison": _comparison,
+    "report.neighbours": _neighbours,
+    "report.evaluation": lambda config, names, values: {"suffix": names["of"]},
+}
+"""Functions of (config, names, values) that give values of a step which differ from the config's keys."""

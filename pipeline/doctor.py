@@ -1,0 +1,96 @@
+"""Check the environment: packages, processor, GPU, engine, databases, Snakemake and disk space."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import caffe
+from caffe.proto import caffe_pb2
+from pipeline import devices
+from pipeline.command import step_parser
+from pipeline.errors import InputError
+
+LEAST_SPACE = 5
+"""GiB; below, a dataset and its checkpoints hardly fit."""
+PACKAGES = ("roastery", "torch", "numpy", "opencv-python-headless", "lmdb")
+EXTRAS = {"plyvel": "LevelDB", "snakemake_executor_plugin_slurm": "Slurm"}
+
+
+def versions() -> str:
+    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
+
+
+def processor() -> str:
+    found = devices.machine(is_gpu=False)
+    return f"{found['processor']}, {found['vector_code']}, {os.cpu_count()} cores, {found['threads']} threads"
+
+
+def gpu() -> str:
+    for number in range(torch.cuda.device_count()):
+        torch.ones(2, device=f"cuda:{number}").sum().item()
+    names = (torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    return ", ".join(names) or "none; nets are computed on the processor"
+
+
+def engine() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.prototxt"
+        path.write_text('layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 } } }')
+        caffe.init_log(2)
+        net = caffe.Net(str(path), caffe.TEST)
+    net.forward()
+    net.close()
+    return f"caffe {caffe.__version__} runs a net"
+
+
+def lmdb() -> str:
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        path = str(Path(folder) / "lmdb")
+        with caffe.db.DatabaseWriter(path, "lmdb") as write:
+            write(b"key", b"value")
+        records = [(bytes(key), bytes(value)) for key, value in caffe.db.open_db(path, caffe_pb2.DataParameter.LMDB).items()]
+    if records != [(b"key", b"value")]:
+        raise InputError("LMDB", f"records {records}", "the one that was written", "use a local file system")
+    return "written and read in this folder"
+
+
+def snakemake() -> str:
+    if not shutil.which("snakemake"):
+        raise InputError("snakemake", "no such command", do="activate the environment that Roastery is installed in")
+    return version("snakemake")
+
+
+def extras() -> str:
+    return ", ".join(f"{name} {'yes' if importlib.util.find_spec(package) else 'no'}" for package, name in EXTRAS.items())
+
+
+def disk() -> str:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    if free < LEAST_SPACE:
+        raise InputError(Path.cwd(), f"{free:.1f} GiB free", f"at least {LEAST_SPACE} are needed", "work on a larger disk")
+    return f"{free:.1f} GiB free in {Path.cwd()}"
+
+
+CHECKS = (versions, processor, gpu, engine, lmdb, snakemake, extras, disk)
+"""Each gives what it has found, and raises where something that is needed is missing or broken."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    step_parser(__doc__).parse_args(argv)
+    broken = 0
+    for check in CHECKS:
+        try:
+            print(f"ok      {check.__name__}: {check()}", flush=True)
+        except Exception as error:  # a damaged library raises anything
+            broken += 1
+            print(f"broken  {check.__name__}: {error}", flush=True)
+    if broken:
+        raise InputError("doctor", f"{broken} of {len(CHECKS)} checks failed")

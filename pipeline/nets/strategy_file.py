@@ -1,0 +1,18 @@
+"""Read strategy.json, by pipeline.training.linear; apart from `strategies`, so that training imports no templates of nets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+
+def read_strategy(path: Path) -> tuple[str, str]:
+    """(strategy, features_from). Raises InputError for any other file."""
+    try:
+        content = json.loads(path.read_text())
+        return content["strategy"], content["features_from"]
+    except (ValueError, KeyError, TypeError) as error:
+        expected = "it is strategy.json of pipeline.training.linear"
+        raise InputError(path, f"no strategy ({error})", expected, "correct the path") from None

@@ -1,0 +1,81 @@
+"""What all models of options have in common, and the JSON schema of a model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+from pydantic.json_schema import GenerateJsonSchema
+
+PATH = "^[^-{}\\x00-\\x1f\\x7f][^{}\\x00-\\x1f\\x7f]*$"
+"""Paths in a config: Snakemake takes what is in braces for a wildcard, and commands a leading dash for an option."""
+FilePath = Annotated[
+    Path,
+    BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value),
+    WithJsonSchema({"type": "string", "pattern": PATH}),
+]
+PathText = Annotated[str, WithJsonSchema({"type": "string", "pattern": PATH})]
+
+
+class Options(BaseModel):
+    """Options of a step, or a part of them, described by their docstrings. Fields that are None are left to the step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True)
+
+
+class Device(Options):
+    """Where a net is computed."""
+
+    gpu: bool = False
+
+
+class _Schema(GenerateJsonSchema):
+    """A key that may be left out is not null; the default of a mapping is an empty one, which is filled in key by key."""
+
+    def nullable_schema(self, schema: Any) -> dict[str, Any]:
+        return self.generate_inner(schema["schema"])
+
+    def encode_default(self, dft: Any) -> Any:
+        return {} if isinstance(dft, Options) else super().encode_default(dft)
+
+
+def schema_of(model: type[Options]) -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a model."""
+    return _pruned(model.model_json_schema(schema_generator=_Schema))
+
+
+def resolved(part: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """A part of a schema in which a reference is replaced by the definition; what is beside the reference counts first."""
+    return root["$defs"][part["$ref"].rsplit("/", 1)[1]] | part if "$ref" in part else part
+
+
+def _pruned(value: Any) -> Any:
+    """A schema without titles, null defaults and types of enumerations, which would report one mistake twice."""
+    if not isinstance(value, dict):
+        return [_pruned(item) for item in value] if isinstance(value, list) else value
+    left_out = {"title"} | ({"type"} if "enum" in value else set()) | ({"default"} if value.get("default", 0) is None else set())
+    text = {"description": " ".join(value["description"].split())} if isinstance(value.get("description"), str) else {}
+    return {key: _pruned(inner) for key, inner in value.items() if key not in left_out} | text
+
+
+def with_defaults(values: dict, schema: dict) -> dict:
+    """A copy of values in which nothing is missing that has a default in their schema, at every depth."""
+    values = copy.deepcopy(values)
+    _fill(values, schema, schema)
+    return values
+
+
+def _fill(value: dict, schema: dict, root: dict) -> None:
+    schema = resolved(schema, root)
+    for name, part in schema.get("properties", {}).items():
+        if name not in value and "default" in part:
+            value[name] = copy.deepcopy(part["default"])
+        if isinstance(value.get(name), dict):
+            _fill(value[name], part, root)
+    rest = schema.get("additionalProperties")
+    if isinstance(rest, dict):
+        for inner in value.values():
+            if isinstance(inner, dict):
+                _fill(inner, rest, root)

@@ -1,0 +1,61 @@
+"""The command `roastery`: lists the commands by stage, runs one, and says which was meant."""
+
+import subprocess
+import sys
+
+import pytest
+
+import caffe
+from pipeline import cli, doctor
+
+
+def roastery(*words, cwd=None) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "pipeline.cli", *words], cwd=cwd, capture_output=True, text=True)
+
+
+def test_help_lists_every_command_by_stage_with_its_first_line():
+    text = cli.usage()
+    assert text.index("dataset:") < text.index("  resize ") < text.index("training:") < text.index("  train ")
+    assert "Resize a folder of images to one size" in text
+    for stage in cli.commands().values():
+        for name, path in stage.items():
+            assert cli._first_line(path), f"{name} has no docstring"
+
+
+def test_names_of_commands_are_unique():
+    names = [name for stage in cli.commands().values() for name in stage]
+    assert len(set(names)) == len(names)
+    assert {"resize", "train", "classify", "evaluate", "export", "verify", "doctor", "initial-weights"} <= set(names)
+
+
+def test_a_command_is_run_with_its_arguments(tmp_path):
+    (tmp_path / "in").mkdir()
+    done = roastery("resize", "in", "out", "--height", "8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "out: 0 images" in done.stdout
+
+
+def test_the_error_of_a_command_is_its_own(tmp_path):
+    done = roastery("resize", "nowhere", "out", "--height", "0", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: --height: 0 is not between 1 and 8192\n")
+
+
+def test_a_mistyped_command_is_told_the_nearest():
+    done = roastery("resise")
+    assert done.returncode == 1
+    assert done.stderr == 'error: roastery resise: no such command; did you mean "resize"?\n'
+
+
+def test_doctor_finds_the_environment_of_the_tests_whole(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "LEAST_SPACE", 0)
+    doctor.main([])
+    assert capsys.readouterr().out.count("ok  ") == len(doctor.CHECKS)
+
+
+def test_doctor_fails_and_goes_on_where_something_is_broken(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "LEAST_SPACE", 1 << 62)
+    with pytest.raises(caffe.Error, match="1 of 8 checks failed"):
+        doctor.main([])
+    assert "broken  disk: " in capsys.readouterr().out
