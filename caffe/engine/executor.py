@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from caffe.engine import machine
 from caffe.engine.blob import Blob
 from caffe.engine.graph import NetGraph
+from caffe.engine.layer import Layer
 from caffe.errors import Error, LayerError
 from caffe.proto import caffe_pb2
 
@@ -29,7 +30,7 @@ Place = torch.Tensor | GradientEdge
 class Step:
     """One layer in its net: which blobs it reads and writes, which gradients it owes, and where it stands in the graph."""
 
-    layer: object
+    layer: Layer
     bottoms: list[str]
     tops: list[str]
     needs_backward: bool

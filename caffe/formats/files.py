@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def written_whole(target: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
+def written_whole(target: str | os.PathLike[str], sync: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `target` to write a file or a folder to; it takes its name when the block ends well.
 
     What was at `target` is replaced only then. When the block raises, the temporary path is removed and `target` is as before.

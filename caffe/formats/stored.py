@@ -1,8 +1,7 @@
-"""Blobs in files: BlobProto to arrays and back; and writing files atomically."""
+"""Blobs in files: BlobProto to arrays and back."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -44,16 +43,6 @@ def add_array(proto: caffe_pb2.BlobProto, array: np.ndarray) -> None:
     """Set shape and values, as float32, of a BlobProto that has none."""
     proto.shape.dim.extend(array.shape)
     add_values(proto, array)
-
-
-def write_whole(path: str, content: bytes) -> None:
-    """Write a file atomically: to a temporary name, flushed to disk, then renamed."""
-    part = Path(f"{path}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def read_array(path: str, what: str, do: str) -> np.ndarray:

@@ -43,7 +43,7 @@ class _OfLabels(Layer):
     ignored: int | None = None
 
     bottoms = (2, 2)
-    differentiable_bottoms = (0,)
+    differentiable_bottoms: tuple[int, ...] | None = (0,)
     compares_labels = True
 
     def label_axis(self, scores: tuple[int, ...], labels: tuple[int, ...], axis: int) -> int:

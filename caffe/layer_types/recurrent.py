@@ -69,7 +69,8 @@ class _Recurrent(Layer):
 
     def declare(self, inputs: int, statics: int | None, p: caffe_pb2.RecurrentParameter) -> None:
         """Declare the blobs, in Caffe's order."""
-        rows, widths = self.gates * p.num_output, {"weight_input": inputs, "weight_static": statics}
+        rows = self.gates * p.num_output
+        widths = {"weight_input": inputs} | ({} if statics is None else {"weight_static": statics})
         for spec in self.blob_specs(self.param):
             if spec.name.startswith("bias"):
                 self.add_blob((rows,), p.bias_filler)

@@ -202,7 +202,7 @@ def test_small_batches_of_a_test_are_not_those_of_features(trained, monkeypatch)
 
 
 def test_a_blob_without_a_row_for_each_image_is_refused(trained, fails):
-    fails(["test.prototxt", 'blob "loss" of shape ()', "a row for each of the batch's 3 images"], *FEATURES, "loss")
+    fails(["test.prototxt", 'blob "loss" of shape ()', "its first axis must have the batch's 3 images"], *FEATURES, "loss")
 
 
 def test_weights_that_leave_a_layer_without_its_own_are_refused(trained, fails, write):
