@@ -116,7 +116,7 @@ WITHOUT = {
 }
 
 
-FORKS = ("annotated", "blocks", "detection", "fork_losses", "multibox", "regions", "resampling")
+FORKS = ("annotated", "blocks", "detection", "losses", "multibox", "regions", "resampling")
 """Modules of layers that have tests of their own, with gradients: test_fork_layers and others."""
 
 

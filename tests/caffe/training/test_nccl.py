@@ -38,7 +38,7 @@ import json
 import sys
 import numpy as np
 import caffe
-from caffe import nccl as engine
+from caffe.training import nccl as engine
 
 rank, uid, asked = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 engine.BUCKET = asked.get("bucket", engine.BUCKET)
@@ -261,7 +261,7 @@ import json
 import sys
 import caffe
 import torch
-from caffe import nccl as engine
+from caffe.training import nccl as engine
 
 rank, uid, asked = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 engine.BUCKET = asked["bucket"]

@@ -116,7 +116,7 @@ def wait_for(process, text):
 SPAWN = """
 import argparse
 import sys
-from caffe import prototxt
+from caffe.formats import prototxt
 from caffe.commands import parallel, train
 if __name__ == "__main__":
     arguments = argparse.Namespace(
