@@ -6,7 +6,7 @@ the corners in fractions of the image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -44,7 +44,7 @@ class BoxTransformer:
     def __init__(
         self,
         param: caffe_pb2.TransformationParameter,
-        samplers: Iterable[caffe_pb2.BatchSampler],
+        samplers: Sequence[caffe_pb2.BatchSampler],
         phase: int,
         where: str,
         rng: np.random.Generator,

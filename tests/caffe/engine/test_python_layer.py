@@ -356,4 +356,4 @@ def test_a_class_that_is_no_layer_is_refused(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "not_layers", types.SimpleNamespace(Double=dict))
     with pytest.raises(caffe.LayerError) as error:
         caffe.Net(write("net.prototxt", INPUT + python("Double", "x").replace(__name__, "not_layers")), caffe.TEST)
-    assert error.value.expected == "must be a class derived from caffe.Layer"
+    assert error.value.expected == "it must be a class derived from caffe.Layer"
