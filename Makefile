@@ -60,7 +60,7 @@ example-manifest: demo  ## record the data and the accuracies of the example in 
 	$(BIN)/python -m pipeline.report.manifest results config/example.manifest.json --config $(call FIXED,.) --kinds data
 
 check-all: env  ## everything, before a release: all tests with 1 and 2 threads, without vector code, under load; a rebuild
-	$(MAKE) lint docs
+	$(MAKE) lint types docs
 	OMP_NUM_THREADS=1 pytest -n auto -m "not long"
 	OMP_NUM_THREADS=2 pytest -n 1 -m "not long"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long"
@@ -79,7 +79,7 @@ lint: env  ## check code and workflow
 .PHONY: types docs hooks wheel
 
 types: env  ## check the types of both packages
-	mypy caffe pipeline
+	mypy
 
 # Pages keep their folders, so that their links hold on the site as in the repository.
 docs: env  ## build the site of tutorials and API in build/site; a broken link is an error
