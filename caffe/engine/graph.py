@@ -23,8 +23,8 @@ class NetGraph:
         [layer.name for layer in graph.leading_to("fc8")]
 
     layers   LayerParameters, in order
-    bottoms  bottoms[i][j]: the Value that layer i reads as its bottom j; None if no layer before it makes that blob
-    tops     tops[i][j]: the Value that layer i makes as its top j
+    bottoms  for each layer, the Value that each bottom reads; None if no layer before it makes that blob
+    tops     for each layer, the Value that each top makes
     last     {blob: the last Value of that name}
     readers  {value: the (layer, bottom) numbers that read it, in order}
     """
