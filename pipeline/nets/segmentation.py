@@ -1,8 +1,8 @@
-"""Write what trains a fully convolutional net: train, test, deploy and solver prototxt, and the weights to start from.
+"""Write train, test, deploy and solver prototxt of a fully convolutional net for segmentation, and its initial weights.
 
 Images and label maps come from two LMDBs whose records have the same keys: images of any sizes, and maps of the same sizes with a
-single channel, whose values are classes, or 255 where nothing is asked. Images go in one by one. The weights are those of the
-classifier (VGG's or CaffeNet's), or of another net of this kind; layers of scores that they lack begin with zeros.
+single channel, whose values are classes, or 255 for pixels to ignore. The batch size is 1. The weights are those of the
+classifier (VGG's or CaffeNet's), or of another net of this kind; score layers that they lack start from 0.
 
     caffe train --solver FOLDER/solver.prototxt
 """

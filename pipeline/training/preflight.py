@@ -1,4 +1,4 @@
-"""Before long work: what of a training's nets, weights and databases cannot work, or commonly is a mistake, in plain words."""
+"""Check a training before it starts: errors and common mistakes in its nets, weights and databases."""
 
 from __future__ import annotations
 
