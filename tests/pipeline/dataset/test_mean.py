@@ -43,7 +43,7 @@ def test_encoded_records_have_the_mean_of_their_pixels(command, tmp_path, pictur
 
 def test_an_encoded_record_that_is_no_image_is_named(fails, tmp_path):
     put(tmp_path / "db", caffe_pb2.Datum(data=b"<html>", encoded=True))
-    fails(["db: 00000000", "does not decode"], "pipeline.dataset.mean", "db", "mean.binaryproto", "--values", "mean.json")
+    fails(["db: 00000000", "cannot be decoded"], "pipeline.dataset.mean", "db", "mean.binaryproto", "--values", "mean.json")
 
 
 def put(folder, *values):

@@ -110,7 +110,7 @@ def no_image(record):
     [
         (wrong_label, ["val: 00001", "label 7", "there are 3 classes"]),
         (wrong_shape, ["val", "records of 3×6×8 and 3×8×6"]),
-        (no_image, ["val: 00001", "does not decode"]),
+        (no_image, ["val: 00001", "cannot be decoded"]),
     ],
 )
 def test_a_wrong_record_is_named_and_nothing_is_written(fails, tmp_path, mine, change, said):
