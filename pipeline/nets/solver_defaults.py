@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
@@ -45,7 +46,7 @@ class Run:
     nets: Path
     snapshots: Path
     gpu: bool
-    given: dict
+    given: dict[str, Any]
     fitted: bool = False
 
 
@@ -126,7 +127,7 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
     return param, {field: reason for field, reason in reasons.items() if field not in given}
 
 
-def _steps(steps: float | list[float], epoch: int) -> dict:
+def _steps(steps: float | list[float], epoch: int) -> dict[str, Any]:
     """The solver's fields that lower the rate after so many epochs, again and again, or after each of several."""
     if isinstance(steps, list):
         return {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [max(1, round(step * epoch)) for step in steps]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -70,7 +71,9 @@ def laid_out(sizes: list[tuple[float, float]], reads: list[list[int]]) -> Layout
     return Layout(centres, lines, (right - left, y - DOWN + MARGIN))
 
 
-def _across(ranks: list[list[int]], widths: list[float], above: list, below: list, boxes: int) -> list[float]:
+def _across(
+    ranks: list[list[int]], widths: list[float], above: Sequence[Sequence[int]], below: Sequence[Sequence[int]], boxes: int
+) -> list[float]:
     """The x of each node: ordered by the mean of its neighbours, then as near to it as those beside it allow."""
     place = [float(number) for number in range(len(widths))]
     for sweep in range(SWEEPS):
