@@ -36,7 +36,8 @@ def read(digest: str, folder: Path) -> dict[str, Any]:
     content = path.read_bytes()
     if _digest(content) != digest:
         raise InputError(path, f"changed: its digest is {_digest(content)}", digest, "remove it, and start the build again")
-    return json.loads(content)
+    config: dict[str, Any] = json.loads(content)
+    return config
 
 
 def _digest(content: bytes) -> str:

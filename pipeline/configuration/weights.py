@@ -62,7 +62,8 @@ def _channels(experiment: dict[str, Any], datasets: dict[str, Any]) -> str | Non
     published = mapping(dataset.get("source")).get("published")
     if isinstance(published, str):
         return "RGB" if published.startswith("cifar") else None
-    return dataset.get("channels", "BGR")
+    channels: str = dataset.get("channels", "BGR")
+    return channels
 
 
 def _circle(name: str, source: str, experiments: dict[str, Any]) -> list[str]:

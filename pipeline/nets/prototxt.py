@@ -107,7 +107,8 @@ def data_layer(template: Template | Adapted, dataset: Dataset, batch_size: int, 
     fields["data_param"]["source"] = str(source)
     n = caffe.NetSpec()
     n.data, n.label = L.Data(ntop=2, **fields)
-    return n.to_proto().layer[0]
+    layer: caffe_pb2.LayerParameter = n.to_proto().layer[0]
+    return layer
 
 
 def _net(

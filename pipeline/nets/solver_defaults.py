@@ -68,8 +68,8 @@ def slow_test(images: int, batch: int, most: int) -> tuple[str, str] | None:
     best = test_batch(images, most)
     if best > batch:
         return found, f"set batch_size: {best} and test_iter: {images // best}"
-    near = (other for far in range(1, FEW + 1) for other in (images - far, images + far))
-    near = next(other for other in near if test_batch(other, most) >= min(FEW, most))
+    others = (other for far in range(1, FEW + 1) for other in (images - far, images + far))
+    near = next(other for other in others if test_batch(other, most) >= min(FEW, most))
     why = f"no number from {batch + 1} to {most} divides {images}"
     return f"{found}: {why}", f"hold out {near} images, of which {test_batch(near, most)} make a batch"
 

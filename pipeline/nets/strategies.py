@@ -106,7 +106,8 @@ def features(built: Built, wanted: str) -> str:
     """
     (last,) = (layer for layer in built.layers if layer.name in built.classifiers)
     if wanted == "top":
-        return last.bottom[0]
+        bottom: str = last.bottom[0]
+        return bottom
     if wanted == "middle":
         return _middle(built.layers)
     blobs = list(dict.fromkeys(top for layer in built.layers if layer is not last for top in layer.top))

@@ -38,8 +38,8 @@ def laid_out(sizes: list[tuple[float, float]], reads: list[list[int]]) -> Layout
     for target, sources in enumerate(reads):
         for source in sources:
             chain = [source]
-            for passed in range(rank[source] + 1, rank[target]):
-                rank.append(passed)
+            for between in range(rank[source] + 1, rank[target]):
+                rank.append(between)
                 widths.append(0)
                 above.append([chain[-1]])
                 chain.append(len(rank) - 1)

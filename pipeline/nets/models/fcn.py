@@ -94,7 +94,8 @@ def _scored(n: NetSpec, bottom: Top, outputs: int, kernel: int, **learned: Any) 
 def _upsampled(bottom: Top, outputs: int, kernel: int, stride: int) -> Top:
     """A deconvolution that is not learned; see `set_upsampling`."""
     shape = {"num_output": outputs, "kernel_size": kernel, "stride": stride, "bias_term": False}
-    return L.Deconvolution(bottom, convolution_param=shape, param=[{"lr_mult": 0}])
+    top: Top = L.Deconvolution(bottom, convolution_param=shape, param=[{"lr_mult": 0}])
+    return top
 
 
 NETS = {"fcn32s": vgg16(32), "fcn16s": vgg16(16), "fcn8s": vgg16(8), "fcn_alexnet": alexnet}
