@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.configuration import datasets, experiments, keys, limits, sweeps, weights
 from pipeline.configuration.keys import mapping, mappings
@@ -12,7 +13,7 @@ from pipeline.options.config import Config
 from pipeline.options.problems import problems as schema_problems
 
 
-def check_config(config: dict, path: str) -> dict:
+def check_config(config: dict[str, Any], path: str) -> dict[str, Any]:
     """The config with defaults filled in, and one experiment for each combination of a sweep; those are in `sweeps`.
 
     Raises one InputError that lists every problem, a line each.
@@ -21,7 +22,7 @@ def check_config(config: dict, path: str) -> dict:
     """
     schema = schema_of(Config)
     problems = [*limits.repeated(Path(path)), *limits.not_finite(config), *limits.too_long(config)]
-    swept: dict[str, dict] = {}
+    swept: dict[str, dict[str, Any]] = {}
     if isinstance(config.get("experiments"), dict):
         expanded, swept = sweeps.expanded(config["experiments"])
         config = {**config, "experiments": expanded}
@@ -44,7 +45,7 @@ def check_config(config: dict, path: str) -> dict:
     return config
 
 
-def _cross_checked(sets: dict[str, dict], trainings: dict[str, dict]) -> list[str]:
+def _cross_checked(sets: dict[str, dict[str, Any]], trainings: dict[str, dict[str, Any]]) -> list[str]:
     """What the schema cannot say: names that refer to one another, and what a template and Caffe's solver have.
 
     What is of another kind than the schema wants has been found there, and is passed over here.

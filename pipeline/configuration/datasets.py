@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from pipeline.configuration.keys import KINDS, OF_IMAGES, OF_LISTS, kind_of, mapping, unknown
 from pipeline.formats.text import table_header
@@ -11,19 +12,24 @@ from pipeline.options.dataset import FetchOptions
 from pipeline.sources import folders
 
 
-def without_effect(name: str, dataset: dict) -> list[str]:
+def without_effect(name: str, dataset: dict[str, Any]) -> list[str]:
     """Keys that are given where what they say is settled by others; before defaults are filled in."""
     problems = []
     source, split = mapping(dataset.get("source")), mapping(dataset.get("split"))
     kind = kind_of(source)
-    wanted = {"copy": ("published",), "root": ("list",), "allow_outside_root": ("list",), "val_labels": ("folder",)}
+    wanted: dict[str, tuple[str, ...]] = {
+        "copy": ("published",),
+        "root": ("list",),
+        "allow_outside_root": ("list",),
+        "val_labels": ("folder",),
+    }
     wanted |= dict.fromkeys((*FetchOptions.model_fields, "sample", "seed", "columns"), ("list", "folder"))
     for key, kinds in wanted.items():
         if key in source and kind and kind not in kinds:
             problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")
     if kind == "list" and source.get("allow_outside_root") and "root" not in source:
         problems.append(f"datasets.{name}.source.allow_outside_root: no effect without root")
-    images = {"list": (), "folder": (), "dataset": OF_IMAGES}.get(kind, (*OF_IMAGES, *OF_LISTS))
+    images: tuple[str, ...] = {"list": (), "folder": (), "dataset": OF_IMAGES}.get(kind, (*OF_IMAGES, *OF_LISTS))
     images = (*images, "encode") if kind == "published" else images
     for key in images:
         if key in dataset and (kind, key) != ("database", "channels"):  # what is said of records, not made of them
@@ -37,7 +43,7 @@ def without_effect(name: str, dataset: dict) -> list[str]:
     return problems
 
 
-def problems(name: str, datasets: dict[str, dict]) -> list[str]:
+def problems(name: str, datasets: dict[str, dict[str, Any]]) -> list[str]:
     """What is wrong with one dataset, in a line each; defaults are filled in."""
     dataset = datasets[name]
     found = _of_source(name, datasets) if isinstance(dataset.get("source"), dict) else []
@@ -45,7 +51,7 @@ def problems(name: str, datasets: dict[str, dict]) -> list[str]:
     return [f"datasets.{name}.{key}{one}" for key, ones in (("source", found), ("split", divided)) for one in ones]
 
 
-def _of_source(name: str, datasets: dict) -> list[str]:
+def _of_source(name: str, datasets: dict[str, Any]) -> list[str]:
     """What is wrong with where a dataset's images come from, each with the rest of its key before it."""
     source = datasets[name]["source"]
     kinds = [kind for kind in KINDS if kind in source]
@@ -61,7 +67,7 @@ def _of_source(name: str, datasets: dict) -> list[str]:
     return []
 
 
-def _of_split(split: dict) -> list[str]:
+def _of_split(split: dict[str, Any]) -> list[str]:
     """What is wrong with how a dataset is divided, each with the rest of its key before it."""
     if split.get("by") != "fold":
         return []
@@ -73,7 +79,7 @@ def _of_split(split: dict) -> list[str]:
     return []
 
 
-def _of_column(dataset: dict) -> list[str]:
+def _of_column(dataset: dict[str, Any]) -> list[str]:
     """What is wrong with images that are to be divided as their list or folder says, which does not say it."""
     if mapping(dataset.get("split")).get("by") == "column" and known_splits(dataset) == {""}:
         source = dataset["source"]
@@ -82,7 +88,7 @@ def _of_column(dataset: dict) -> list[str]:
     return []
 
 
-def known_splits(dataset: dict) -> set[str] | None:
+def known_splits(dataset: dict[str, Any]) -> set[str] | None:
     """The splits that a dataset's images have, {""} where they have none; None where that is not known before they are read."""
     source = mapping(dataset.get("source"))
     folder, path = (Path(source[key]) if isinstance(source.get(key), str) else None for key in ("folder", "list"))

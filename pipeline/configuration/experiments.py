@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import caffe
 from pipeline.configuration.datasets import known_splits
 from pipeline.configuration.keys import kind_of, last_layer, mapping, origins, unknown
 from pipeline.errors import InputError
 from pipeline.files import stem_of
 from pipeline.nets import models, solver_fields, strategies
+from pipeline.nets.models.adapted import Adapted
 
 
-def without_effect(name: str, experiment: dict) -> list[str]:
+def without_effect(name: str, experiment: dict[str, Any]) -> list[str]:
     """Keys that are given where what they say is settled by others; before defaults are filled in."""
     if "feature_formats" in experiment and not experiment.get("features"):
         return [f"experiments.{name}.feature_formats: no effect without features"]
     return []
 
 
-def problems(experiment: dict, datasets: dict) -> list[str]:
+def problems(experiment: dict[str, Any], datasets: dict[str, Any]) -> list[str]:
     """What is wrong with one experiment by itself, its key first, in a line each; defaults are filled in."""
     dataset, model = experiment.get("dataset"), experiment.get("model")
     found = [f"solver.{problem}" for problem in solver_fields.problems(mapping(experiment.get("solver")))]
@@ -39,14 +42,14 @@ def problems(experiment: dict, datasets: dict) -> list[str]:
     return found
 
 
-def _with_images(name: str, datasets: dict) -> dict:
+def _with_images(name: str, datasets: dict[str, Any]) -> dict[str, Any]:
     """A dataset with the source that its images are of, its own or another dataset's."""
     dataset = mapping(datasets.get(name))
     other = mapping(dataset.get("source")).get("dataset")
     return dataset | {"source": mapping(datasets.get(other)).get("source")} if isinstance(other, str) else dataset
 
 
-def _of_testing(experiment: dict, dataset: dict) -> list[str]:
+def _of_testing(experiment: dict[str, Any], dataset: dict[str, Any]) -> list[str]:
     """What is wrong with an evaluation on images for testing."""
     if "test" not in (experiment.get("evaluate") or []) or not dataset:
         return []
@@ -63,7 +66,7 @@ def _of_testing(experiment: dict, dataset: dict) -> list[str]:
     return []
 
 
-def _shape(name: str, datasets: dict) -> tuple[int, int, int] | None:
+def _shape(name: str, datasets: dict[str, Any]) -> tuple[int, int, int] | None:
     """Channels, height and width of a dataset's images where they are resized; None where they are taken as they are."""
     dataset = datasets.get(name, {})
     size = mapping(dataset.get("size"))
@@ -77,7 +80,7 @@ def _shape(name: str, datasets: dict) -> tuple[int, int, int] | None:
     return 1 if dataset.get("color") == "gray" else 3, height, width
 
 
-def _of_images(experiment: dict, template: models.Template, shape: tuple[int, int, int] | None) -> list[str]:
+def _of_images(experiment: dict[str, Any], template: models.Template | Adapted, shape: tuple[int, int, int] | None) -> list[str]:
     """What is wrong with the size and the colours of the images that a net is given.
 
     shape  of the dataset's images, where it is known
@@ -86,14 +89,14 @@ def _of_images(experiment: dict, template: models.Template, shape: tuple[int, in
         return [str(InputError("model", *unfit))]
     side, wanted = template.crop_size, mapping(mapping(experiment.get("export")).get("convolutional"))
     own = (side, side) if side else shape[1:] if shape else None
-    given = wanted.get("height"), wanted.get("width")
+    given: tuple[Any, Any] = wanted.get("height"), wanted.get("width")
     if own and all(isinstance(one, int) for one in given) and any(one < least for one, least in zip(given, own, strict=True)):
         found, least = (f"{height}×{width}" for height, width in (given, own))
         return [f"export.convolutional: {found} is smaller than the net's own {least}; give no side that is smaller"]
     return []
 
 
-def _of_layers(experiment: dict, template: models.Template) -> list[str]:
+def _of_layers(experiment: dict[str, Any], template: models.Template | Adapted) -> list[str]:
     """What is wrong with the layers and blobs that an experiment names."""
     strategy, freeze_to, wanted = (experiment.get(key) for key in ("strategy", "freeze_to", "features"))
     if not (wanted or freeze_to or strategy in strategies.FITTED):
@@ -121,7 +124,7 @@ def _of_layers(experiment: dict, template: models.Template) -> list[str]:
     return found
 
 
-def _of_skipped(experiment: dict, template: models.Template) -> list[str]:
+def _of_skipped(experiment: dict[str, Any], template: models.Template | Adapted) -> list[str]:
     """What is wrong with the layers that are not copied from the weights."""
     skipped, strategy = experiment.get("skip_layers"), experiment.get("strategy")
     if not skipped or not isinstance(skipped, list):
@@ -134,7 +137,7 @@ def _of_skipped(experiment: dict, template: models.Template) -> list[str]:
     return [f"skip_layers: {problem}" for name in skipped if isinstance(name, str) for problem in unknown(name, layers)]
 
 
-def _of_strategy(experiment: dict) -> list[str]:
+def _of_strategy(experiment: dict[str, Any]) -> list[str]:
     """What is wrong with what is to be learned, by itself."""
     strategy, weights = experiment.get("strategy"), origins(experiment)
     if strategy == "scratch" and weights:
@@ -150,7 +153,7 @@ def _of_strategy(experiment: dict) -> list[str]:
     return []
 
 
-def _of_pairs(experiment: dict) -> list[str]:
+def _of_pairs(experiment: dict[str, Any]) -> list[str]:
     """What is wrong with an experiment whose net tells pairs apart."""
     said = f"{experiment['model']} gives values to compare, no classes"
     problems = [f"classify: {said}; remove it"] if "classify" in experiment else []
@@ -159,7 +162,7 @@ def _of_pairs(experiment: dict) -> list[str]:
     return problems
 
 
-def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[str]:
+def _of_batch_norm(experiment: dict[str, Any], template: models.Template | Adapted | None) -> list[str]:
     """What is wrong with keeping BatchNorm's statistics as they are."""
     if not experiment.get("weights"):
         return ["batch_norm: freeze keeps the statistics of the weights, but there are no weights; give weights, or use learn"]
@@ -172,7 +175,7 @@ def _of_batch_norm(experiment: dict, template: models.Template | None) -> list[s
     return []
 
 
-def _of_average(experiment: dict) -> list[str]:
+def _of_average(experiment: dict[str, Any]) -> list[str]:
     """What is wrong with the snapshots that are to be averaged."""
     wanted, solver = mapping(experiment.get("export")).get("average"), mapping(experiment.get("solver"))
     every, last = solver.get("snapshot", 0), solver.get("max_iter")
@@ -188,7 +191,7 @@ def _of_average(experiment: dict) -> list[str]:
     return []
 
 
-def _template(model: str) -> tuple[models.Template | None, list[str]]:
+def _template(model: str) -> tuple[models.Template | Adapted | None, list[str]]:
     """The template of a model, or what is wrong with it."""
     if not models.is_file(model):
         return models.TEMPLATES.get(model), unknown(model, models.TEMPLATES)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 
 
-def write(config: dict, folder: Path) -> str:
+def write(config: dict[str, Any], folder: Path) -> str:
     """Write a checked config to `folder`/DIGEST.json; return the digest, 16 hexadecimal digits of the file's SHA-256."""
     content = json.dumps(config, indent=1).encode()
     digest = _digest(content)
@@ -19,7 +20,7 @@ def write(config: dict, folder: Path) -> str:
     return digest
 
 
-def read(digest: str, folder: Path) -> dict:
+def read(digest: str, folder: Path) -> dict[str, Any]:
     """The config that `write` gave this digest.
 
     digest  as the build's main process gave it to its jobs; empty where a job did not get it
@@ -35,7 +36,8 @@ def read(digest: str, folder: Path) -> dict:
     content = path.read_bytes()
     if _digest(content) != digest:
         raise InputError(path, f"changed: its digest is {_digest(content)}", digest, "remove it, and start the build again")
-    return json.loads(content)
+    config: dict[str, Any] = json.loads(content)
+    return config
 
 
 def _digest(content: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,14 +30,14 @@ def repeated(path: Path) -> Iterator[str]:
         yield from within(yaml.compose(path.read_text(encoding="utf-8"), yaml.CSafeLoader), "")
 
 
-def not_finite(config: dict) -> Iterator[str]:
+def not_finite(config: dict[str, Any]) -> Iterator[str]:
     """Values that are no numbers, though YAML takes them for some."""
     for key, value in _leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{key}: {value} is no number to reckon with"
 
 
-def too_long(config: dict) -> Iterator[str]:
+def too_long(config: dict[str, Any]) -> Iterator[str]:
     """Paths that no file system has, as they have a part of more than 255 bytes (umlauts have two), or more than 4095 in all."""
     for key, value in _leaves(config):
         if isinstance(value, str) and "://" not in value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.configuration import keys
@@ -13,7 +13,7 @@ from pipeline.options.config import STEPS
 from pipeline.options.dataset import Patience
 
 
-def options_of(config: Mapping, step: str, names: Mapping[str, str]) -> dict[str, Any]:
+def options_of(config: Mapping[str, Any], step: str, names: Mapping[str, str]) -> dict[str, Any]:
     """The options of a step as JSON values; those with a default are there, too, as a changed default is a change.
 
     step   as in STEPS, such as dataset.resize
@@ -33,13 +33,13 @@ def options_of(config: Mapping, step: str, names: Mapping[str, str]) -> dict[str
     return options
 
 
-def patience_of(config: Mapping, dataset: str) -> dict[str, Any]:
+def patience_of(config: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """How long and how hard the images of a dataset are tried to download: options that are no reason to download them again."""
     source = config["datasets"][dataset]["source"]
     return {"source": {key: source[key] for key in Patience.model_fields}}
 
 
-def _picked(values: Mapping, model: type[Options]) -> dict[str, Any]:
+def _picked(values: Mapping[str, Any], model: type[Options]) -> dict[str, Any]:
     """The values of a model's fields, at every depth."""
     picked = {}
     for name, field in model.model_fields.items():
@@ -50,7 +50,7 @@ def _picked(values: Mapping, model: type[Options]) -> dict[str, Any]:
     return picked
 
 
-def _of_dataset(dataset: dict) -> dict[str, Any]:
+def _of_dataset(dataset: dict[str, Any]) -> dict[str, Any]:
     """A dataset's keys, and what steps use that follows from them."""
     source, changes = dataset["source"], dict(dataset.get("augmentation", {}))
     return {
@@ -62,7 +62,7 @@ def _of_dataset(dataset: dict) -> dict[str, Any]:
     }
 
 
-def _of_experiment(config: Mapping, name: str) -> dict[str, Any]:
+def _of_experiment(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The keys of an experiment and of its dataset, and what steps use that follows from them."""
     experiment = config["experiments"][name]
     dataset = config["datasets"][experiment["dataset"]]
@@ -80,35 +80,35 @@ def _of_experiment(config: Mapping, name: str) -> dict[str, Any]:
     }
 
 
-def _prototxt(config: Mapping, names: Mapping[str, str], values: dict) -> dict[str, Any]:
+def _prototxt(config: Mapping[str, Any], names: Mapping[str, str], values: dict[str, Any]) -> dict[str, Any]:
     """What the linear step chooses is read from its file."""
     chosen = {"strategy": "full", "features_from": "top", "freeze_to": None} if values["strategy"] in strategies.FITTED else {}
     last = keys.last_layer(config["experiments"][names["experiment"]])
     return {"name": names["experiment"], "last": last, "pretrained": bool(values["weights"])} | chosen
 
 
-def _database(config: Mapping, names: Mapping[str, str], values: dict) -> dict[str, Any]:
+def _database(config: Mapping[str, Any], names: Mapping[str, str], values: dict[str, Any]) -> dict[str, Any]:
     """Only training images have augmented copies, and only copies are random."""
     augmented = names["part"] == "train" and values["copies"] and values["augmentation"]
     return {} if augmented else {"copies": 0, "augmentation": None, "seed": 1}
 
 
-def _weights(config: Mapping, names: Mapping[str, str], values: dict) -> dict[str, Any]:
+def _weights(config: Mapping[str, Any], names: Mapping[str, str], values: dict[str, Any]) -> dict[str, Any]:
     origins = (origin for experiment in config["experiments"].values() for origin in keys.origins(experiment))
     return next(origin for origin in origins if origin.get("sha256") == names["sha256"])
 
 
-def _comparison(config: Mapping, names: Mapping[str, str], values: dict) -> dict[str, Any]:
+def _comparison(config: Mapping[str, Any], names: Mapping[str, str], values: dict[str, Any]) -> dict[str, Any]:
     experiments = config["experiments"]
     datasets = [experiment["dataset"] for experiment in experiments.values()]
     return {"names": list(experiments), "datasets": datasets, "sweeps": config["sweeps"]}
 
 
-def _neighbours(config: Mapping, names: Mapping[str, str], values: dict) -> dict[str, Any]:
+def _neighbours(config: Mapping[str, Any], names: Mapping[str, str], values: dict[str, Any]) -> dict[str, Any]:
     return {"blob": next(blob for blob in values["features"] if stem_of(blob) == names["blob"])}
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[[Mapping[str, Any], Mapping[str, str], dict[str, Any]], dict[str, Any]]] = {
     "nets.prototxt": _prototxt,
     "dataset.database": _database,
     "training.initial_weights": _weights,

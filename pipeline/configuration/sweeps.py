@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.nets import solver_fields
@@ -30,7 +31,7 @@ The net of `features` is only tested."""
 FROZEN = ("features_from", "freeze_to")
 
 
-def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
+def expanded(experiments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The experiments, with one for each combination that differs from the others; and {sweep: {"keys": …, "members": …}}.
 
     keys     what has several values, in the config's order; the solver's fields by their names alone
@@ -49,7 +50,7 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
                 if (part or key) in WITHOUT_EFFECT["features"]:
                     where = ".".join(filter(None, ("experiments", name, part, key)))
                     raise InputError(where, "several values", "it has no effect with strategy: features", "remove it")
-        members = {}
+        members: dict[str, list[Any]] = {}
         for values in itertools.product(*lists.values()):
             one = copy.deepcopy(experiment)
             for (part, key), value in zip(lists, values, strict=True):
@@ -76,7 +77,7 @@ def expanded(experiments: Mapping) -> tuple[dict, dict[str, dict]]:
     return made, sweeps
 
 
-def _lists(experiment: object) -> dict[tuple[str, str], list]:
+def _lists(experiment: object) -> dict[tuple[str, str], list[Any]]:
     """{("" or "solver", key): its values} of the keys that have a list of one value or more."""
     if not isinstance(experiment, dict):
         return {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pipeline.configuration.keys import ORIGINS, mapping, origins, unknown
 
 
-def problems(name: str, experiments: dict) -> list[str]:
+def problems(name: str, experiments: dict[str, Any]) -> list[str]:
     """What is wrong with the weights that an experiment starts from, each with the rest of its key before it."""
     several = isinstance(experiments[name].get("weights"), list)
     found = []
@@ -36,10 +37,12 @@ def problems(name: str, experiments: dict) -> list[str]:
     return found
 
 
-def of_channels(experiment: dict, experiments: dict, datasets: dict) -> list[str]:
+def of_channels(experiment: dict[str, Any], experiments: dict[str, Any], datasets: dict[str, Any]) -> list[str]:
     """What is wrong where weights were learned on colours in another order."""
     if experiment.get("skip_layers"):  # the first one may be among them
         return []
+    mine: str | None
+    seen: Any
     mine, seen = _channels(experiment, datasets), experiment.get("dataset")
     for source in (origin.get("experiment") for origin in origins(experiment)):
         theirs = _channels(experiments[source], datasets) if isinstance(source, str) and source in experiments else None
@@ -50,7 +53,7 @@ def of_channels(experiment: dict, experiments: dict, datasets: dict) -> list[str
     return []
 
 
-def _channels(experiment: dict, datasets: dict) -> str | None:
+def _channels(experiment: dict[str, Any], datasets: dict[str, Any]) -> str | None:
     """The order of the channels that an experiment learns on; None where they are no colours, or not known."""
     name = experiment.get("dataset")
     dataset = datasets.get(name) if isinstance(name, str) else None
@@ -59,10 +62,11 @@ def _channels(experiment: dict, datasets: dict) -> str | None:
     published = mapping(dataset.get("source")).get("published")
     if isinstance(published, str):
         return "RGB" if published.startswith("cifar") else None
-    return dataset.get("channels", "BGR")
+    channels: str = dataset.get("channels", "BGR")
+    return channels
 
 
-def _circle(name: str, source: str, experiments: dict) -> list[str]:
+def _circle(name: str, source: str, experiments: dict[str, Any]) -> list[str]:
     """What is wrong where an experiment takes weights from one that, in the end, takes its own from it."""
     waiting, seen = [[name, source]], set()
     while waiting:

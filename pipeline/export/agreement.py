@@ -64,7 +64,7 @@ def agreed(where: str, expected: Sequence[np.ndarray], found: Sequence[np.ndarra
         difference = np.abs(ours.ravel().astype(np.float64) - theirs.ravel()).max(initial=0)
         difference /= np.abs(ours).max(initial=0) or 1.0
         if not difference <= LIMIT:
-            found = f"its output differs from the net's own by {difference:.1e} of the largest value"
-            raise InputError(where, found, f"{LIMIT:g} is the most that rounding explains", "nothing is written")
+            differs = f"its output differs from the net's own by {difference:.1e} of the largest value"
+            raise InputError(where, differs, f"{LIMIT:g} is the most that rounding explains", "nothing is written")
         worst = max(worst, difference)
     return worst

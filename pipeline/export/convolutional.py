@@ -68,7 +68,8 @@ class _Surgery:
             raise self.error(layer, f"{layer.type} on a bottom of shape {self.shape(flat[0])}", "it has no counterpart for a map")
         for name in tops:
             if len(self.shape(name)) == 4:
-                self.maps[name] = self.shape(name)[1:]
+                channels, height, width = self.shape(name)[1:]
+                self.maps[name] = (channels, height, width)
         layer.bottom[:] = [self.renamed.get(name, name) for name in bottoms]
         layer.top[:] = [self.renamed.get(name, name) for name in tops]
         return True

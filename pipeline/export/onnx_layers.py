@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from onnx import TensorProto
@@ -12,7 +13,9 @@ import caffe
 from caffe.proto import caffe_pb2
 from pipeline.export.onnx_part import Part
 
-CONVERTERS: dict[str, Callable] = {}
+P = ParamSpec("P")
+Tops = TypeVar("Tops", str, list[str], str | list[str])
+CONVERTERS: dict[str, Callable[..., str | list[str]]] = {}
 _KINDS = {name: caffe.layer_type(name) for name in caffe.layer_type_list()}
 _COMPARING = [name for name, kind in _KINDS.items() if kind.is_loss or kind.compares_labels]
 _OF_DETECTORS = ("ROIPooling", "PSROIPooling", "Reorg", "PriorBox", "DetectionOutput")
@@ -28,10 +31,10 @@ NOT_EXPORTED = {
 """Types without a converter, and why they have none."""
 
 
-def converts(*types: str):
+def converts(*types: str) -> Callable[[Callable[P, Tops]], Callable[P, Tops]]:
     """Function decorator: make a converter known for these types."""
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Callable[P, Tops]) -> Callable[P, Tops]:
         CONVERTERS.update(dict.fromkeys(types, function))
         return function
 
@@ -42,19 +45,24 @@ def converts(*types: str):
 
 
 @converts("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise", "Deconvolution")
-def convolution(part: Part, *bottoms):
+def convolution(part: Part, *bottoms: str) -> list[str]:
     layer = part.layer
     if layer.channel_axis != 1:
         raise part.error(f"axis {layer.channel_axis}", "ONNX convolves with the channels on axis 1")
-    windows = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.pad * 2, "dilations": layer.dilation}
-    attributes = {**windows, "group": layer.group}
+    windows: dict[str, object] = {
+        "kernel_shape": layer.kernel,
+        "strides": layer.stride,
+        "pads": layer.pad * 2,
+        "dilations": layer.dilation,
+    }
+    attributes: dict[str, object] = {**windows, "group": layer.group}
     operator = "ConvTranspose" if layer.is_transposed else "Conv"
     parameters = [part.tensor(name) for name in part.tensors]
     return [part.add(operator, x, *parameters, **attributes) for x in bottoms]
 
 
 @converts("InnerProduct")
-def inner_product(part: Part, x):
+def inner_product(part: Part, x: str) -> str:
     p, shape = part.param.inner_product_param, part.shapes[0]
     axis, weight = part.layer.first, part.tensors["weight"]
     if axis == 1:
@@ -67,13 +75,13 @@ def inner_product(part: Part, x):
 
 
 @converts("Embed")
-def embed(part: Part, x):
+def embed(part: Part, x: str) -> str:
     y = part.add("Gather", part.tensor("weight"), part.add("Cast", x, to=TensorProto.INT64))
     return part.add("Add", y, part.tensor("bias")) if part.param.embed_param.bias_term else y
 
 
 @converts("BatchNorm", "BN")
-def batch_norm(part: Part, x):
+def batch_norm(part: Part, x: str) -> str:
     scaled = "weight" in part.tensors
     if part.layer.tests_by_batch(part.param) or "running_mean" not in part.tensors or len(part.shapes[0]) < 2:
         raise part.error("statistics of the batch", "an exported net has kept ones", "give use_global_stats: true")
@@ -97,7 +105,7 @@ def _along(part: Part, operand: str | np.ndarray, name: str, shape: tuple[int, .
 
 
 @converts("Scale")
-def scale(part: Part, x, *factor):
+def scale(part: Part, x: str, *factor: str) -> str:
     p = part.param.scale_param
     shape = part.shapes[1] if factor else part.tensors["weight"].shape
     y = part.add("Mul", x, _along(part, factor[0] if factor else part.tensors["weight"], "weight", shape))
@@ -105,19 +113,19 @@ def scale(part: Part, x, *factor):
 
 
 @converts("Bias")
-def bias(part: Part, x, *term):
+def bias(part: Part, x: str, *term: str) -> str:
     shape = part.shapes[1] if term else part.tensors["bias"].shape
     return part.add("Add", x, _along(part, term[0] if term else part.tensors["bias"], "bias", shape))
 
 
 @converts("PReLU")
-def prelu(part: Part, x):
+def prelu(part: Part, x: str) -> str:
     slope = part.tensors["weight"].reshape(-1)
     return part.add("PRelu", x, part.tensor("weight", slope.reshape(-1, *(1,) * (len(part.shapes[0]) - 2))))
 
 
 @converts("Normalize")
-def normalize(part: Part, x):
+def normalize(part: Part, x: str) -> str:
     p, axes = part.param.norm_param, len(part.shapes[0])
     over = part.whole("axes", range(1, axes) if p.across_spatial else [1])
     total = part.add("ReduceSumSquare", x, over, keepdims=1)
@@ -130,7 +138,7 @@ def normalize(part: Part, x):
 
 
 @converts("Pooling")
-def pooling(part: Part, x):
+def pooling(part: Part, x: str) -> str:
     """Caffe's windows, with the padding behind that makes ONNX have as many."""
     p, extents, counts = part.param.pooling_param, part.shapes[0][2:], part.tops[0][2:]
     largest = p.pool == caffe_pb2.PoolingParameter.MAX
@@ -141,7 +149,7 @@ def pooling(part: Part, x):
     kernel, stride, pad = part.layer.kernel, part.layer.stride, part.layer.pad
     geometry = list(zip(extents, counts, kernel, stride, pad, strict=True))
     behind = [max(0, (count - 1) * step + size - extent - before) for extent, count, size, step, before in geometry]
-    attributes = {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *behind]}
+    attributes: dict[str, object] = {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *behind]}
     if largest:
         return part.add("MaxPool", x, **attributes)
     # Padding counts in the mean, but not what a window has beyond it.
@@ -157,18 +165,18 @@ def pooling(part: Part, x):
 
 
 @converts("LRN")
-def lrn(part: Part, x):
+def lrn(part: Part, x: str) -> str:
     p = part.param.lrn_param
     if p.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS:
         return part.add("LRN", x, size=p.local_size, alpha=p.alpha, beta=p.beta, bias=p.k)
-    window = {"kernel_shape": [p.local_size] * 2, "pads": [p.local_size // 2] * 4, "count_include_pad": 1}
+    window: dict[str, object] = {"kernel_shape": [p.local_size] * 2, "pads": [p.local_size // 2] * 4, "count_include_pad": 1}
     mean = part.add("AveragePool", part.add("Mul", x, x), **window)
     total = part.add("Add", part.add("Mul", mean, part.number("alpha", p.alpha)), part.number("one", 1))
     return part.add("Mul", x, part.add("Pow", total, part.number("exponent", -p.beta)))
 
 
 @converts("MVN")
-def mvn(part: Part, x):
+def mvn(part: Part, x: str) -> str:
     p = part.param.mvn_param
     axes = part.whole("axes", range(1 if p.across_channels else 2, len(part.shapes[0])))
     y = part.add("Sub", x, part.add("ReduceMean", x, axes, keepdims=1))
@@ -179,7 +187,7 @@ def mvn(part: Part, x):
 
 
 @converts("Interp")
-def interp(part: Part, x):
+def interp(part: Part, x: str) -> str:
     p = part.param.interp_param
     if p.pad_beg or p.pad_end:
         ends = [extent + p.pad_end for extent in part.shapes[0][2:]]
@@ -189,11 +197,11 @@ def interp(part: Part, x):
 
 
 @converts("Upsample")
-def upsample(part: Part, x, *positions):
+def upsample(part: Part, x: str, *positions: str) -> str:
     if positions:
         raise part.error("positions of a pooling", "only blocks are exported")
     scales = [top / bottom for top, bottom in zip(part.tops[0][2:], part.shapes[0][2:], strict=True)]
-    way = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    way: dict[str, object] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     return part.add("Resize", x, "", part.tensor("scales", np.array(scales, np.float32)), axes=[2, 3], **way)
 
 
@@ -204,47 +212,47 @@ for _type, _operator in {"Sigmoid": "Sigmoid", "TanH": "Tanh", "BNLL": "Softplus
 
 
 @converts("Dropout", "Split")
-def unchanged(part: Part, x):
+def unchanged(part: Part, x: str) -> list[str]:
     return [x] * len(part.tops)
 
 
 @converts("Silence")
-def silence(part: Part, *bottoms):
+def silence(part: Part, *bottoms: str) -> list[str]:
     return []
 
 
 @converts("ReLU")
-def relu(part: Part, x):
+def relu(part: Part, x: str) -> str:
     slope = part.param.relu_param.negative_slope
     return part.add("LeakyRelu", x, alpha=slope) if slope else part.add("Relu", x)
 
 
 @converts("ReLU6")
-def relu6(part: Part, x):
+def relu6(part: Part, x: str) -> str:
     if part.param.relu_param.negative_slope:
         return part.add("Min", relu(part, x), part.number("max", 6))
     return part.add("Clip", x, part.number("min", 0), part.number("max", 6))
 
 
 @converts("ELU")
-def elu(part: Part, x):
+def elu(part: Part, x: str) -> str:
     return part.add("Elu", x, alpha=part.param.elu_param.alpha)
 
 
 @converts("Swish")
-def swish(part: Part, x):
+def swish(part: Part, x: str) -> str:
     beta = part.param.swish_param.beta
     return part.add("Mul", x, part.add("Sigmoid", part.add("Mul", x, part.number("beta", beta)) if beta != 1 else x))
 
 
 @converts("Clip")
-def clip(part: Part, x):
+def clip(part: Part, x: str) -> str:
     p = part.param.clip_param
     return part.add("Clip", x, part.number("min", p.min), part.number("max", p.max))
 
 
 @converts("Threshold")
-def threshold(part: Part, x):
+def threshold(part: Part, x: str) -> str:
     above = part.add("Greater", x, part.number("threshold", part.param.threshold_param.threshold))
     return part.add("Cast", above, to=TensorProto.FLOAT)
 
@@ -256,21 +264,21 @@ def _linear(part: Part, x: str, scale: float, shift: float) -> str:
 
 
 @converts("Exp")
-def exp(part: Part, x):
+def exp(part: Part, x: str) -> str:
     p = part.param.exp_param
     log_base = 1.0 if p.base == -1 else math.log(p.base)
     return part.add("Exp", _linear(part, x, log_base * p.scale, log_base * p.shift))
 
 
 @converts("Log")
-def log(part: Part, x):
+def log(part: Part, x: str) -> str:
     p = part.param.log_param
     y = part.add("Log", _linear(part, x, p.scale, p.shift))
     return y if p.base == -1 else part.add("Div", y, part.number("base", math.log(p.base)))
 
 
 @converts("Power")
-def power(part: Part, x):
+def power(part: Part, x: str) -> str:
     p = part.param.power_param
     if p.power * p.scale == 0:
         return _linear(part, part.add("Sub", x, x), 1, p.shift**p.power)
@@ -279,7 +287,7 @@ def power(part: Part, x):
 
 
 @converts("Softmax")
-def softmax(part: Part, x):
+def softmax(part: Part, x: str) -> str:
     return part.add("Softmax", x, axis=part.layer.along)
 
 
@@ -287,7 +295,7 @@ def softmax(part: Part, x):
 
 
 @converts("Eltwise")
-def eltwise(part: Part, *bottoms):
+def eltwise(part: Part, *bottoms: str) -> str:
     p = part.param.eltwise_param
     if p.operation == caffe_pb2.EltwiseParameter.MAX:
         return part.add("Max", *bottoms)
@@ -303,19 +311,19 @@ def eltwise(part: Part, *bottoms):
 
 
 @converts("Axpy")
-def axpy(part: Part, factor, x, y):
+def axpy(part: Part, factor: str, x: str, y: str) -> str:
     missing = range(len(part.shapes[0]), len(part.shapes[1]))
     factor = part.add("Unsqueeze", factor, part.whole("axes", missing)) if missing else factor
     return part.add("Add", part.add("Mul", factor, x), y)
 
 
 @converts("Concat")
-def concat(part: Part, *bottoms):
+def concat(part: Part, *bottoms: str) -> str:
     return part.add("Concat", *bottoms, axis=part.layer.along)
 
 
 @converts("Slice")
-def slices(part: Part, x):
+def slices(part: Part, x: str) -> str | list[str]:
     axis = part.layer.along
     if len(part.tops) == 1:
         return x
@@ -323,7 +331,7 @@ def slices(part: Part, x):
 
 
 @converts("Crop")
-def crop(part: Part, x, reference):
+def crop(part: Part, x: str, reference: str) -> str:
     axes, offsets = range(part.layer.start, len(part.shapes[0])), part.layer.offsets
     ends = [offset + part.shapes[1][axis] for offset, axis in zip(offsets, axes, strict=True)]
     return part.add("Slice", x, part.whole("starts", offsets), part.whole("ends", ends), part.whole("axes", axes))
@@ -333,13 +341,13 @@ def crop(part: Part, x, reference):
 
 
 @converts("Flatten")
-def flatten(part: Part, x):
+def flatten(part: Part, x: str) -> str:
     first, last = part.layer.first, part.layer.last
     return part.add("Reshape", x, part.whole("shape", [0] * first + [-1, *part.shapes[0][last + 1 :]]))
 
 
 @converts("Reshape")
-def reshape(part: Part, x):
+def reshape(part: Part, x: str) -> str:
     p, shape = part.param.reshape_param, part.shapes[0]
     start = p.axis if p.axis >= 0 else len(shape) + 1 + p.axis
     end = len(shape) if p.num_axes == -1 else start + p.num_axes
@@ -347,12 +355,12 @@ def reshape(part: Part, x):
 
 
 @converts("Permute")
-def permute(part: Part, x):
+def permute(part: Part, x: str) -> str:
     return part.add("Transpose", x, perm=part.layer.order)
 
 
 @converts("ShuffleChannel")
-def shuffle_channel(part: Part, x):
+def shuffle_channel(part: Part, x: str) -> str:
     group, (_, channels, *rest) = part.param.shuffle_channel_param.group, part.shapes[0]
     x = part.add("Reshape", x, part.whole("groups", [0, group, channels // group, *rest]))
     x = part.add("Transpose", x, perm=[0, 2, 1, *range(3, 3 + len(rest))])
@@ -360,14 +368,14 @@ def shuffle_channel(part: Part, x):
 
 
 @converts("Tile")
-def tile(part: Part, x):
+def tile(part: Part, x: str) -> str:
     times = [1] * len(part.shapes[0])
     times[part.layer.along] = part.param.tile_param.tiles
     return part.add("Tile", x, part.whole("repeats", times))
 
 
 @converts("Reduction")
-def reduction(part: Part, x):
+def reduction(part: Part, x: str) -> str:
     p, names = part.param.reduction_param, caffe_pb2.ReductionParameter
     operator = {names.SUM: "ReduceSum", names.ASUM: "ReduceL1", names.SUMSQ: "ReduceSumSquare", names.MEAN: "ReduceMean"}
     axes = part.whole("axes", range(part.layer.first, len(part.shapes[0])))
@@ -375,7 +383,7 @@ def reduction(part: Part, x):
 
 
 @converts("ArgMax")
-def arg_max(part: Part, x):
+def arg_max(part: Part, x: str) -> str:
     p = part.param.argmax_param
     if p.top_k != 1 or p.out_max_val:
         raise part.error("top_k or out_max_val", "the position of the largest value alone is exported")

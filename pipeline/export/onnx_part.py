@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ class Part:
 
     def __init__(self, net: caffe.Net, layer: caffe_pb2.LayerParameter):
         self.param = layer
-        self.layer = net.layer_dict[layer.name]
+        self.layer: Any = net.layer_dict[layer.name]
         self.tensors = tensors_of(layer, [blob.data for blob in net.params.get(layer.name, [])])
         self.shapes = [tuple(net.blobs[name].shape) for name in layer.bottom]
         self.tops = [tuple(net.blobs[name].shape) for name in layer.top]
@@ -32,14 +33,20 @@ class Part:
         self.initializers: list[onnx.TensorProto] = []
         self.where = f'{net.path}: layer "{layer.name}"'
 
-    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes) -> str | list[str]:
+    @overload
+    def add(self, operator: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]: ...
+
+    @overload
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str: ...
+
+    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str | list[str]:
         """Add a node; the name of its output, or names of its outputs."""
         name = self.param.name + (f"/{len(self.nodes)}" if self.nodes else "")
         made = [f"{name}:{slot}" for slot in range(outputs)]
         self.nodes.append(helper.make_node(operator, inputs, made, name, **attributes))
         return made[0] if outputs == 1 else made
 
-    def tensor(self, name: str, values: np.ndarray | None = None) -> str:
+    def tensor(self, name: str, values: np.ndarray | np.float32 | None = None) -> str:
         """An initialiser LAYER.NAME; by default the layer's parameter of that name, as it is."""
         values = np.ascontiguousarray(self.tensors[name] if values is None else values)
         self.initializers.append(numpy_helper.from_array(values, f"{self.param.name}.{name}"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
             if layer.stores_sums(layer.param):
                 weight = values[2][0] or 1.0
                 values = [values[0] / weight, values[1] / weight, np.ones(1)]
-            before = sums.get(name, [0.0] * len(values))
+            before: Sequence[np.ndarray | float] = sums.get(name, [0.0] * len(values))
             sums[name] = [total + value for total, value in zip(before, values, strict=True)]
     for name, totals in sums.items():
         for blob, total in zip(net.params[name], totals, strict=True):

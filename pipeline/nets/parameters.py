@@ -20,6 +20,7 @@ def tensors_of(layer: caffe_pb2.LayerParameter, blobs: list[np.ndarray]) -> dict
     tensors = dict(zip(names, blobs, strict=True))
     weight = tensors.pop("running_weight", None)
     if kind.stores_sums(layer):
+        assert weight is not None  # sums are stored with it
         share = weight.dtype.type(1 / weight[0] if weight[0] else 0.0)
         tensors |= {name: tensors[name] * share for name in ("running_mean", "running_var")}
     return {name: values.reshape(-1) for name, values in tensors.items()} if kind.normalizes_batch else tensors

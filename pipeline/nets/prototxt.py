@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import caffe
 from caffe import layers as L
@@ -16,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.nets import models, solver_defaults
 from pipeline.nets.models import Built, Last, Template, siamese
+from pipeline.nets.models.adapted import Adapted
 from pipeline.nets.preprocessing import Preprocessing
 from pipeline.nets.strategies import features, freeze, frozen, linear
 from pipeline.nets.strategy_file import read_strategy
@@ -57,7 +59,7 @@ class Dataset:
         return cls(train, val, mean, tuple(first["shape"]), *sizes, first.get("channels", "BGR"), infogain)
 
 
-def nets(template: Template, dataset: Dataset, experiment: PrototxtOptions) -> dict[str, caffe_pb2.NetParameter]:
+def nets(template: Template | Adapted, dataset: Dataset, experiment: PrototxtOptions) -> dict[str, caffe_pb2.NetParameter]:
     """{"train", "test", "deploy"}: the three nets."""
     last = Last(experiment.last, dataset.classes, experiment.last_lr_mult)
     sizes = _sizes(template, dataset, experiment.batch_size)
@@ -72,15 +74,15 @@ def nets(template: Template, dataset: Dataset, experiment: PrototxtOptions) -> d
     }
 
 
-def _sizes(template: Template, dataset: Dataset, batch_size: int) -> solver_defaults.Sizes:
+def _sizes(template: Template | Adapted, dataset: Dataset, batch_size: int) -> solver_defaults.Sizes:
     _, height, width = dataset.shape
     most = solver_defaults.most_tested(template.crop_size**2 or height * width)
     return solver_defaults.Sizes(dataset.train_images, dataset.val_images, batch_size, most)
 
 
-def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> dict:
+def _data(template: Template | Adapted, dataset: Dataset, phase: str, batch_size: int) -> dict[str, Any]:
     """The Data layer of one phase, as keyword arguments."""
-    transform: dict = {}
+    transform: dict[str, Any] = {}
     if template.scale != 1:
         transform["scale"] = template.scale
     if template.crop_size:
@@ -99,17 +101,18 @@ def _data(template: Template, dataset: Dataset, phase: str, batch_size: int) -> 
     }
 
 
-def data_layer(template: Template, dataset: Dataset, batch_size: int, source: Path) -> caffe_pb2.LayerParameter:
+def data_layer(template: Template | Adapted, dataset: Dataset, batch_size: int, source: Path) -> caffe_pb2.LayerParameter:
     """The layer that reads a database of the dataset as testing does."""
     fields = _data(template, dataset, "TEST", batch_size)
     fields["data_param"]["source"] = str(source)
     n = caffe.NetSpec()
     n.data, n.label = L.Data(ntop=2, **fields)
-    return n.to_proto().layer[0]
+    layer: caffe_pb2.LayerParameter = n.to_proto().layer[0]
+    return layer
 
 
 def _net(
-    template: Template, last: Last, experiment: PrototxtOptions, data: dict | None, dataset: Dataset
+    template: Template | Adapted, last: Last, experiment: PrototxtOptions, data: dict[str, Any] | None, dataset: Dataset
 ) -> caffe_pb2.NetParameter:
     built = template.built(last, deploy=data is None or experiment.strategy == "features")
     if experiment.strategy == "features":
@@ -158,7 +161,7 @@ def _accuracies(scores: str, classes: int) -> list[caffe_pb2.LayerParameter]:
 
 def _losses(built: Built, infogain: Path | None) -> list[caffe_pb2.LayerParameter]:
     """The losses of the heads: first `loss`, of the head that counts, then those of the others, the third `loss3`."""
-    layers = []
+    layers: list[caffe_pb2.LayerParameter] = []
     for number, (scores, weight) in reversed(list(enumerate(built.heads, 1))):
         kind = "InfogainLoss" if infogain else "SoftmaxWithLoss"
         layer = _layer(kind, f"loss{number}" if layers else "loss", scores, "label")

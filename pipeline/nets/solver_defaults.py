@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
@@ -45,7 +46,7 @@ class Run:
     nets: Path
     snapshots: Path
     gpu: bool
-    given: dict
+    given: dict[str, Any]
     fitted: bool = False
 
 
@@ -67,8 +68,8 @@ def slow_test(images: int, batch: int, most: int) -> tuple[str, str] | None:
     best = test_batch(images, most)
     if best > batch:
         return found, f"set batch_size: {best} and test_iter: {images // best}"
-    near = (other for far in range(1, FEW + 1) for other in (images - far, images + far))
-    near = next(other for other in near if test_batch(other, most) >= min(FEW, most))
+    others = (other for far in range(1, FEW + 1) for other in (images - far, images + far))
+    near = next(other for other in others if test_batch(other, most) >= min(FEW, most))
     why = f"no number from {batch + 1} to {most} divides {images}"
     return f"{found}: {why}", f"hold out {near} images, of which {test_batch(near, most)} make a batch"
 
@@ -126,7 +127,7 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
     return param, {field: reason for field, reason in reasons.items() if field not in given}
 
 
-def _steps(steps: float | list[float], epoch: int) -> dict:
+def _steps(steps: float | list[float], epoch: int) -> dict[str, Any]:
     """The solver's fields that lower the rate after so many epochs, again and again, or after each of several."""
     if isinstance(steps, list):
         return {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [max(1, round(step * epoch)) for step in steps]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -42,7 +43,7 @@ POLICIES = {
 """What a policy of the learning rate needs, where Caffe's default of 0 or none makes the rate 0 or constant."""
 
 
-def assign(param: caffe_pb2.SolverParameter, name: str, value) -> None:
+def assign(param: caffe_pb2.SolverParameter, name: str, value: Any) -> None:
     """Set one field; a list for a repeated one, a name for an enum. Raises InputError whose place is the field's name."""
     if name not in FIELDS:
         raise InputError(name, "no field of Caffe's SolverParameter", do=caffe.nearest(str(name), FIELDS))
@@ -59,7 +60,7 @@ def assign(param: caffe_pb2.SolverParameter, name: str, value) -> None:
         raise InputError(name, f"{value!r} is not {_kind(field)}", do=number_hint(value)) from None
 
 
-def problems(values: dict) -> list[str]:
+def problems(values: dict[str, Any]) -> list[str]:
     """What is wrong with the fields that a config gives, a line each, such as `base_lr: 'fast' is not a number`."""
     found = _of_epochs(values) + _of_policy(values)
     for name, value in values.items():
@@ -75,7 +76,7 @@ def problems(values: dict) -> list[str]:
     return found
 
 
-def _of_epochs(values: dict) -> list[str]:
+def _of_epochs(values: dict[str, Any]) -> list[str]:
     """What is wrong with the fields that are given in epochs."""
     found = []
     for name, fields in EPOCHS.items():
@@ -97,13 +98,13 @@ def _of_epochs(values: dict) -> list[str]:
     return found
 
 
-def _epochs(values: dict) -> int | float | None:
+def _epochs(values: dict[str, Any]) -> int | float | None:
     """How many epochs are trained, where that is known without the dataset."""
     epochs = values.get("epochs", None if "max_iter" in values else DEFAULT_EPOCHS)
     return epochs if isinstance(epochs, int | float) else None
 
 
-def _of_policy(values: dict) -> list[str]:
+def _of_policy(values: dict[str, Any]) -> list[str]:
     """What is wrong with how the learning rate changes: what its policy lacks, and steps at which nothing happens."""
     policy, found = values.get("lr_policy"), []
     if "step_epochs" in values:
@@ -125,7 +126,7 @@ def _of_policy(values: dict) -> list[str]:
     return found
 
 
-def _kind(field) -> str:
+def _kind(field: Any) -> str:
     """What a field takes, in words."""
     if field.message_type:
         return "for a config to set"

@@ -7,11 +7,15 @@ the train log says of each layer whether it needs backward computation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.nets.models.base import Built
+
+if TYPE_CHECKING:
+    from caffe.engine.layer import Layer
 
 STRATEGIES = ("full", "last_layer", "half", "features", "scratch")
 """All is learned, from given weights; the classifiers alone; the second half of the layers with weights; a linear classifier of a
@@ -24,7 +28,7 @@ LINEAR = "linear"
 """The linear classifier's layer and blob."""
 
 
-def _type_of(layer: caffe_pb2.LayerParameter):
+def _type_of(layer: caffe_pb2.LayerParameter) -> type[Layer]:
     """The class of a layer's type; a LayerError names the layer if there is no such type."""
     return caffe.layer_type(layer.type, f'layer "{layer.name}"')
 
@@ -102,7 +106,8 @@ def features(built: Built, wanted: str) -> str:
     """
     (last,) = (layer for layer in built.layers if layer.name in built.classifiers)
     if wanted == "top":
-        return last.bottom[0]
+        bottom: str = last.bottom[0]
+        return bottom
     if wanted == "middle":
         return _middle(built.layers)
     blobs = list(dict.fromkeys(top for layer in built.layers if layer is not last for top in layer.top))

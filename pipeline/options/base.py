@@ -60,14 +60,14 @@ def _pruned(value: Any) -> Any:
     return {key: _pruned(inner) for key, inner in value.items() if key not in left_out} | text
 
 
-def with_defaults(values: dict, schema: dict) -> dict:
+def with_defaults(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """A copy of values in which nothing is missing that has a default in their schema, at every depth."""
     values = copy.deepcopy(values)
     _fill(values, schema, schema)
     return values
 
 
-def _fill(value: dict, schema: dict, root: dict) -> None:
+def _fill(value: dict[str, Any], schema: dict[str, Any], root: dict[str, Any]) -> None:
     schema = resolved(schema, root)
     for name, part in schema.get("properties", {}).items():
         if name not in value and "default" in part:

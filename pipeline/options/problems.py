@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jsonschema
 import yaml
@@ -14,7 +15,7 @@ NO_NAME = " is no name; letters, digits, _ and - are allowed, - not at its begin
 NO_PATH = ': a path has {}no control characters, and no "-" at its beginning, as options have; rename it'
 
 
-def problems(values: dict, schema: dict) -> list[str]:
+def problems(values: dict[str, Any], schema: dict[str, Any]) -> list[str]:
     """What is wrong with each key by itself: the key, the value, what is allowed."""
     validator = jsonschema.Draft202012Validator(schema)
     return [problem for error in validator.iter_errors(values) for problem in _explained(error)]
@@ -73,7 +74,7 @@ def _article(kind: str | list[str]) -> str:
     return " or ".join(names.get(name, name) for name in ([kind] if isinstance(kind, str) else kind))
 
 
-def number_hint(value) -> str:
+def number_hint(value: object) -> str:
     """YAML takes 1e-3 for a text, as it has no point."""
     try:
         number = float(value) if isinstance(value, str) else math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -37,8 +38,8 @@ def laid_out(sizes: list[tuple[float, float]], reads: list[list[int]]) -> Layout
     for target, sources in enumerate(reads):
         for source in sources:
             chain = [source]
-            for passed in range(rank[source] + 1, rank[target]):
-                rank.append(passed)
+            for between in range(rank[source] + 1, rank[target]):
+                rank.append(between)
                 widths.append(0)
                 above.append([chain[-1]])
                 chain.append(len(rank) - 1)
@@ -70,7 +71,9 @@ def laid_out(sizes: list[tuple[float, float]], reads: list[list[int]]) -> Layout
     return Layout(centres, lines, (right - left, y - DOWN + MARGIN))
 
 
-def _across(ranks: list[list[int]], widths: list[float], above: list, below: list, boxes: int) -> list[float]:
+def _across(
+    ranks: list[list[int]], widths: list[float], above: Sequence[Sequence[int]], below: Sequence[Sequence[int]], boxes: int
+) -> list[float]:
     """The x of each node: ordered by the mean of its neighbours, then as near to it as those beside it allow."""
     place = [float(number) for number in range(len(widths))]
     for sweep in range(SWEEPS):

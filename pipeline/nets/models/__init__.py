@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import caffe
 from pipeline.errors import InputError
@@ -26,7 +27,7 @@ from pipeline.nets.models.siamese import SECOND
 
 __all__ = ["SECOND", "TEMPLATES", "Built", "Last", "Template", "is_file", "template", "unfit"]
 
-_IMAGENET = {"crop_size": 224, "mirror": True}
+_IMAGENET: dict[str, Any] = {"crop_size": 224, "mirror": True}
 
 TEMPLATES = {
     "lenet": Template(lenet.body, lenet.LAST, scale=1 / 256, mean=False, batch_size=64),

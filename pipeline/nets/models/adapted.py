@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -61,6 +62,8 @@ class Adapted:
     def built(self, last: Last, deploy: bool = False) -> Built:
         """The layers with `last` as the classifier; the names of the other heads' change as its own does."""
         names = {head.layer: head_name(head.layer, self.last, last.name) for head in self.heads} | {self.last: last.name}
+        layers: list[caffe_pb2.LayerParameter]
+        renamed: dict[str, str]
         layers, renamed = [], {}
         for layer in self.layers:
             copy = caffe_pb2.LayerParameter()
@@ -162,7 +165,7 @@ def _make_last(layer: caffe_pb2.LayerParameter, name: str, last: Last) -> None:
         param.weight_filler.type, param.weight_filler.std = "gaussian", 0.01
 
 
-def _transformation(source: caffe_pb2.LayerParameter) -> dict:
+def _transformation(source: caffe_pb2.LayerParameter) -> dict[str, Any]:
     """What a data layer or an input says of the images that go in."""
     kind = caffe.layer_type(source.type)
     if kind.is_input:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caffe import layers as L
 from caffe import params as P
+from caffe.net_spec import NetSpec, Top
+from pipeline.nets.models.base import Last
 
 LAST = "fc8"
 
 
-def alexnet(n, last):
+def alexnet(n: NetSpec, last: Last) -> Top:
     """Normalisation before pooling, and small biases."""
     return _body(n, last, pool_first=False, bias=0.1)
 
 
-def caffenet(n, last):
+def caffenet(n: NetSpec, last: Last) -> Top:
     """Pooling before normalisation, which makes less work, and biases of 1."""
     return _body(n, last, pool_first=True, bias=1)
 
 
-def _learned(std: float, bias: float, lr_mult: float = 1.0) -> dict:
+def _learned(std: float, bias: float, lr_mult: float = 1.0) -> dict[str, Any]:
     return {
         "param": [{"lr_mult": lr_mult, "decay_mult": 1}, {"lr_mult": 2 * lr_mult, "decay_mult": 0}],
         "weight_filler": {"type": "gaussian", "std": std},
@@ -26,11 +30,11 @@ def _learned(std: float, bias: float, lr_mult: float = 1.0) -> dict:
     }
 
 
-def _body(n, last, pool_first: bool, bias: float):
+def _body(n: NetSpec, last: Last, pool_first: bool, bias: float) -> Top:
     """Five convolutions, three fully connected layers with dropout between them."""
     window = {"pool": P.Pooling.MAX, "kernel_size": 3, "stride": 2}
 
-    def pooled_and_normalised(top, number: int):
+    def pooled_and_normalised(top: Top, number: int) -> Top:
         for kind in ("pool", "norm") if pool_first else ("norm", "pool"):
             pool = kind == "pool"
             top = L.Pooling(top, **window) if pool else L.LRN(top, local_size=5, alpha=0.0001, beta=0.75)

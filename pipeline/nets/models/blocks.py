@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caffe import layers as L
+from caffe.net_spec import NetSpec, Top
 
 STATISTICS = [{"lr_mult": 0, "decay_mult": 0}] * 3
 """Mean, variance and their weight are not learned by gradient."""
 
 
-def normalised(n, bottom, names: tuple[str, str, str], in_place: bool = True, **convolution):
+def normalised(n: NetSpec, bottom: Top, names: tuple[str, str, str], in_place: bool = True, **convolution: Any) -> Top:
     """A convolution, the normalisation of its batch, and a scale and a shift for each channel, by these names.
 
     in_place     whether the normalisation is written over the convolution's top; the scale is written over what it reads

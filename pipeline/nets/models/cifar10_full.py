@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caffe import layers as L
 from caffe import params as P
+from caffe.net_spec import NetSpec, Top
+from pipeline.nets.models.base import Last
 
 LAST = "ip1"
 
 
-def _filled(std: float) -> dict:
+def _filled(std: float) -> dict[str, Any]:
     return {"weight_filler": {"type": "gaussian", "std": std}, "bias_filler": {"type": "constant"}}
 
 
-def body(n, last):
+def body(n: NetSpec, last: Last) -> Top:
     """Three convolutions, normalised within channels after the first two; the classifier is held small by its decay."""
     window = {"kernel_size": 3, "stride": 2}
     shape = {"pad": 2, "kernel_size": 5, "stride": 1}

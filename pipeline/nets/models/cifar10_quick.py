@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caffe import layers as L
 from caffe import params as P
+from caffe.net_spec import NetSpec, Top
+from pipeline.nets.models.base import Last
 
 LAST = "ip2"
 
 
-def _learned(std: float, lr_mult: float = 1.0) -> dict:
+def _learned(std: float, lr_mult: float = 1.0) -> dict[str, Any]:
     return {
         "param": [{"lr_mult": lr_mult}, {"lr_mult": 2 * lr_mult}],
         "weight_filler": {"type": "gaussian", "std": std},
@@ -16,7 +20,7 @@ def _learned(std: float, lr_mult: float = 1.0) -> dict:
     }
 
 
-def body(n, last):
+def body(n: NetSpec, last: Last) -> Top:
     """Three convolutions, the first with max pooling before its ReLU and the others with average pooling after."""
     window = {"kernel_size": 3, "stride": 2}
     shape = {"pad": 2, "kernel_size": 5, "stride": 1}

@@ -8,6 +8,7 @@ way. The first convolution pads by 100, so that small images have scores, too; w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ import caffe
 from caffe import layers as L
 from caffe import params as P
 from caffe.coord_map import crop
+from caffe.net_spec import NetSpec, Top
 from caffe.proto import caffe_pb2
 from pipeline.nets.models import vgg
 
@@ -22,10 +24,10 @@ LEARNED = [{"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 0}]
 PAD = 100
 
 
-def vgg16(stride: int) -> Callable:
+def vgg16(stride: int) -> Callable[[NetSpec, int], Top]:
     """VGG-16, whose last step of upsampling is by 32, 16 or 8."""
 
-    def build(n, outputs: int):
+    def build(n: NetSpec, outputs: int) -> Top:
         top = n.data
         for stage, (count, width) in enumerate(zip(vgg.CONVOLUTIONS[16], vgg.OUTPUTS, strict=True), 1):
             for number in range(1, count + 1):
@@ -49,7 +51,7 @@ def vgg16(stride: int) -> Callable:
     return build
 
 
-def alexnet(n, outputs: int):
+def alexnet(n: NetSpec, outputs: int) -> Top:
     """CaffeNet, which pools before it normalises."""
     window = {"pool": P.Pooling.MAX, "kernel_size": 3, "stride": 2}
     top = n.data
@@ -74,13 +76,13 @@ def alexnet(n, outputs: int):
     return n.score
 
 
-def _convolved(n, bottom, name: str, **shape):
+def _convolved(n: NetSpec, bottom: Top, name: str, **shape: Any) -> Top:
     n[f"conv{name}"] = L.Convolution(bottom, **shape)
     n[f"relu{name}"] = L.ReLU(n[f"conv{name}"], in_place=True)
     return n[f"relu{name}"]
 
 
-def _scored(n, bottom, outputs: int, kernel: int, **learned) -> None:
+def _scored(n: NetSpec, bottom: Top, outputs: int, kernel: int, **learned: Any) -> None:
     """What were fully connected layers, over so many places a side, and a score for each class."""
     for number, size in ((6, kernel), (7, 1)):
         n[f"fc{number}"] = L.Convolution(bottom, num_output=4096, kernel_size=size, **learned)
@@ -89,10 +91,11 @@ def _scored(n, bottom, outputs: int, kernel: int, **learned) -> None:
     n.score_fr = L.Convolution(bottom, num_output=outputs, kernel_size=1, param=LEARNED)
 
 
-def _upsampled(bottom, outputs: int, kernel: int, stride: int):
+def _upsampled(bottom: Top, outputs: int, kernel: int, stride: int) -> Top:
     """A deconvolution that is not learned; see `set_upsampling`."""
     shape = {"num_output": outputs, "kernel_size": kernel, "stride": stride, "bias_term": False}
-    return L.Deconvolution(bottom, convolution_param=shape, param=[{"lr_mult": 0}])
+    top: Top = L.Deconvolution(bottom, convolution_param=shape, param=[{"lr_mult": 0}])
+    return top
 
 
 NETS = {"fcn32s": vgg16(32), "fcn16s": vgg16(16), "fcn8s": vgg16(8), "fcn_alexnet": alexnet}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caffe import layers as L
 from caffe import params as P
-from pipeline.nets.models.base import head_name
+from caffe.net_spec import NetSpec, Top
+from pipeline.nets.models.base import Last, head_name
 
 LAST = "loss3/classifier"
 HELPERS = {"loss1/classifier": 0.3, "loss2/classifier": 0.3}
@@ -23,7 +26,7 @@ INCEPTIONS = {
 """Outputs of a module's 1 × 1, 3 × 3 (before it, reduced to), 5 × 5 (likewise) and pooled convolutions, in this order."""
 
 
-def body(n, last):
+def body(n: NetSpec, last: Last) -> Top:
     """Three convolutions, nine modules in three groups with pooling between them, and the average of all places."""
     window = {"pool": P.Pooling.MAX, "kernel_size": 3, "stride": 2}
     norm = {"local_size": 5, "alpha": 0.0001, "beta": 0.75}
@@ -47,7 +50,7 @@ def body(n, last):
     return n[last.name]
 
 
-def _learned(bias: float, lr_mult: float = 1.0) -> dict:
+def _learned(bias: float, lr_mult: float = 1.0) -> dict[str, Any]:
     return {
         "param": [{"lr_mult": lr_mult, "decay_mult": 1}, {"lr_mult": 2 * lr_mult, "decay_mult": 0}],
         "weight_filler": {"type": "xavier"},
@@ -55,7 +58,7 @@ def _learned(bias: float, lr_mult: float = 1.0) -> dict:
     }
 
 
-def _convolved(n, bottom, part: str, name: str, outputs: int, relu: str = "", **shape):
+def _convolved(n: NetSpec, bottom: Top, part: str, name: str, outputs: int, relu: str = "", **shape: Any) -> Top:
     """PART/NAME, a convolution, and its ReLU, PART/relu_NAME."""
     n[f"{part}/{name}"] = L.Convolution(bottom, num_output=outputs, **shape, **_learned(0.2))
     relu = f"{part}/{relu or f'relu_{name}'}"
@@ -63,7 +66,9 @@ def _convolved(n, bottom, part: str, name: str, outputs: int, relu: str = "", **
     return n[relu]
 
 
-def _inception(n, bottom, part: str, one: int, reduce3: int, three: int, reduce5: int, five: int, pooled: int):
+def _inception(
+    n: NetSpec, bottom: Top, part: str, one: int, reduce3: int, three: int, reduce5: int, five: int, pooled: int
+) -> Top:
     """Convolutions of 1 × 1, 3 × 3 and 5 × 5, the larger ones of fewer channels, and one of what is pooled, side by side."""
     sides = [_convolved(n, bottom, part, "1x1", one, kernel_size=1)]
     for size, reduced, outputs in ((3, reduce3, three), (5, reduce5, five)):
@@ -75,7 +80,7 @@ def _inception(n, bottom, part: str, one: int, reduce3: int, three: int, reduce5
     return n[f"{part}/output"]
 
 
-def _helper(n, bottom, number: int, last) -> None:
+def _helper(n: NetSpec, bottom: Top, number: int, last: Last) -> None:
     """A classifier half-way, which brings a gradient to the layers below it."""
     part = f"loss{number}"
     n[f"{part}/ave_pool"] = L.Pooling(bottom, pool=P.Pooling.AVE, kernel_size=5, stride=3)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caffe import layers as L
 from caffe import params as P
+from caffe.net_spec import NetSpec, Top
+from pipeline.nets.models.base import Last
 
 LAST = "ip2"
 
 
-def learned(lr_mult: float = 1.0) -> dict:
+def learned(lr_mult: float = 1.0) -> dict[str, Any]:
     """Learning rates and fillers of a layer's weights and biases."""
     return {
         "param": [{"lr_mult": lr_mult}, {"lr_mult": 2 * lr_mult}],
@@ -17,7 +21,7 @@ def learned(lr_mult: float = 1.0) -> dict:
     }
 
 
-def body(n, last):
+def body(n: NetSpec, last: Last) -> Top:
     """Two convolutions with pooling, a hidden layer of 500, the classifier."""
     n.conv1 = L.Convolution(n.data, num_output=20, kernel_size=5, stride=1, **learned())
     n.pool1 = L.Pooling(n.conv1, pool=P.Pooling.MAX, kernel_size=2, stride=2)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caffe import layers as L
 from caffe import params as P
+from caffe.net_spec import NetSpec, Top
+from pipeline.nets.models.base import Last
 from pipeline.nets.models.blocks import normalised
 
 LAST = "fc7"
@@ -21,7 +25,7 @@ INVERTED = [
 """Name, outputs and stride of the second net's blocks."""
 
 
-def v1(n, last):
+def v1(n: NetSpec, last: Last) -> Top:
     """A convolution, and thirteen pairs of one within each channel and one across them."""
     top = _convolved(n, n.data, "conv1", "relu1", 32, 3, 1, 2)
     inputs = 32
@@ -32,14 +36,14 @@ def v1(n, last):
     return _classified(n, top, last)
 
 
-def v2(n, last):
+def v2(n: NetSpec, last: Last) -> Top:
     """Blocks that widen sixfold, convolve within each channel and narrow again, added to their input where the shape is one."""
     top = _convolved(n, n.data, "conv1", "relu1", 32, 3, 1, 2, in_place=False)
     inputs = 32
     for name, outputs, stride in INVERTED:
         wide = inputs if name == "2_1" else 6 * inputs
         block = _convolved(n, top, f"conv{name}/expand", f"relu{name}/expand", wide, 1, 0, 1, in_place=False)
-        shape = {"group": wide, "in_place": False}
+        shape: dict[str, Any] = {"group": wide, "in_place": False}
         block = _convolved(n, block, f"conv{name}/dwise", f"relu{name}/dwise", wide, 3, 1, stride, **shape)
         block = _convolved(n, block, f"conv{name}/linear", None, outputs, 1, 0, 1, in_place=False)
         if stride == 1 and inputs == outputs:
@@ -50,8 +54,8 @@ def v2(n, last):
 
 
 def _convolved(
-    n,
-    bottom,
+    n: NetSpec,
+    bottom: Top,
     name: str,
     relu: str | None,
     outputs: int,
@@ -60,9 +64,9 @@ def _convolved(
     stride: int,
     group: int = 1,
     in_place: bool = True,
-):
+) -> Top:
     """A convolution, normalised, and a ReLU where it has a name."""
-    shape = {"num_output": outputs, "kernel_size": kernel, "pad": pad, "stride": stride, "group": group}
+    shape: dict[str, Any] = {"num_output": outputs, "kernel_size": kernel, "pad": pad, "stride": stride, "group": group}
     top = normalised(n, bottom, (name, f"{name}/bn", f"{name}/scale"), in_place, **shape)
     if relu is None:
         return top
@@ -70,7 +74,7 @@ def _convolved(
     return n[relu]
 
 
-def _classified(n, bottom, last):
+def _classified(n: NetSpec, bottom: Top, last: Last) -> Top:
     """The average over all places, and a 1 × 1 convolution as the classifier."""
     n.pool6 = L.Pooling(bottom, pool=P.Pooling.AVE, global_pooling=True)
     n[last.name] = L.Convolution(

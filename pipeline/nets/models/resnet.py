@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from caffe import layers as L
 from caffe import params as P
+from caffe.net_spec import NetSpec, Top
+from pipeline.nets.models.base import Last
 from pipeline.nets.models.blocks import normalised
 
 LAST = "fc1000"
@@ -13,11 +16,11 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 """Blocks of each stage, by the number of layers with weights."""
 
 
-def body(layers: int) -> Callable:
+def body(layers: int) -> Callable[[NetSpec, Last], Top]:
     """The net of so many layers: four stages of blocks, each of which adds to its input, and one classifier."""
     wide = layers >= 50
 
-    def build(n, last):
+    def build(n: NetSpec, last: Last) -> Top:
         top = _normalised(n, n.data, "conv1", "_conv1", 64, 7, 3, 2, bias=layers == 50)
         n.conv1_relu = L.ReLU(top, in_place=True)
         top = n.pool1 = L.Pooling(n.conv1_relu, pool=P.Pooling.MAX, kernel_size=3, stride=2)
@@ -48,7 +51,7 @@ def _letter(number: int, stage: int, layers: int) -> str:
     return "abcdef"[number]
 
 
-def _block(n, bottom, name: str, inputs: int, outputs: int, stride: int, wide: bool):
+def _block(n: NetSpec, bottom: Top, name: str, inputs: int, outputs: int, stride: int, wide: bool) -> Top:
     """Two 3 × 3 convolutions, or one between two of 1 × 1 of which the last is four times as wide, added to the input."""
     last = 4 * outputs if wide else outputs
     shortcut = bottom
@@ -67,8 +70,12 @@ def _block(n, bottom, name: str, inputs: int, outputs: int, stride: int, wide: b
     return n[f"res{name}_relu"]
 
 
-def _normalised(n, bottom, name: str, suffix: str, outputs: int, kernel: int, pad: int, stride: int, bias: bool = False):
+def _normalised(
+    n: NetSpec, bottom: Top, name: str, suffix: str, outputs: int, kernel: int, pad: int, stride: int, bias: bool = False
+) -> Top:
     """A convolution, normalised; the first of ResNet-50 learns a bias, too."""
-    learned = {"param": [{"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 0}], "bias_term": True} if bias else {}
-    shape = {"num_output": outputs, "kernel_size": kernel, "pad": pad, "stride": stride}
+    learned: dict[str, Any] = (
+        {"param": [{"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 0}], "bias_term": True} if bias else {}
+    )
+    shape: dict[str, Any] = {"num_output": outputs, "kernel_size": kernel, "pad": pad, "stride": stride}
     return normalised(n, bottom, (name, f"bn{suffix}", f"scale{suffix}"), **shape, **learned)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import caffe
 from caffe import layers as L
+from caffe.net_spec import NetSpec, Top
 from caffe.proto import caffe_pb2
 from pipeline.nets.models import lenet
 from pipeline.nets.models.base import Last
@@ -22,7 +23,7 @@ SECOND = "_p"
 MARGIN = 1.0
 
 
-def body(n, last):
+def body(n: NetSpec, last: Last) -> Top:
     """LeNet, whose ten outputs say nothing by themselves, and as many values as are asked for."""
     n[last.name] = L.InnerProduct(lenet.body(n, Last("ip2", 10)), num_output=last.outputs, **lenet.learned(last.lr_mult))
     return n[last.name]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caffe import layers as L
 from caffe import params as P
+from caffe.net_spec import NetSpec, Top
+from pipeline.nets.models.base import Last
 
 LAST = "conv10"
 FIRES = {2: (16, 64), 3: (16, 64), 4: (32, 128), 5: (32, 128), 6: (48, 192), 7: (48, 192), 8: (64, 256), 9: (64, 256)}
 """Outputs of the squeezing convolution and of each of the two that expand, by the module's number."""
 
 
-def body(n, last):
+def body(n: NetSpec, last: Last) -> Top:
     """A convolution, eight fire modules, and the average of a score for each place."""
     window = {"pool": P.Pooling.MAX, "kernel_size": 3, "stride": 2}
     filler = {"weight_filler": {"type": "xavier"}}
@@ -30,7 +34,7 @@ def body(n, last):
     return n.pool10
 
 
-def _fire(n, bottom, name: str, squeezed: int, expanded: int, filler: dict):
+def _fire(n: NetSpec, bottom: Top, name: str, squeezed: int, expanded: int, filler: dict[str, Any]) -> Top:
     """A 1 × 1 convolution, and one of 1 × 1 and one of 3 × 3 on top of it, side by side."""
     n[f"{name}/squeeze1x1"] = L.Convolution(bottom, num_output=squeezed, kernel_size=1, **filler)
     n[f"{name}/relu_squeeze1x1"] = L.ReLU(n[f"{name}/squeeze1x1"], in_place=True)

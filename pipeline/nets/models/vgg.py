@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from caffe import layers as L
 from caffe import params as P
+from caffe.net_spec import NetSpec, Top
+from pipeline.nets.models.base import Last
 
 LAST = "fc8"
 CONVOLUTIONS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -13,7 +16,7 @@ CONVOLUTIONS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 OUTPUTS = (64, 128, 256, 512, 512)
 
 
-def _learned(std: float, lr_mult: float = 1.0) -> dict:
+def _learned(std: float, lr_mult: float = 1.0) -> dict[str, Any]:
     return {
         "param": [{"lr_mult": lr_mult, "decay_mult": 1}, {"lr_mult": 2 * lr_mult, "decay_mult": 0}],
         "weight_filler": {"type": "gaussian", "std": std},
@@ -21,10 +24,10 @@ def _learned(std: float, lr_mult: float = 1.0) -> dict:
     }
 
 
-def body(layers: int) -> Callable:
+def body(layers: int) -> Callable[[NetSpec, Last], Top]:
     """The net of so many layers: five stages of 3 × 3 convolutions, each halved, and three fully connected layers."""
 
-    def build(n, last):
+    def build(n: NetSpec, last: Last) -> Top:
         top = n.data
         for stage, (count, outputs) in enumerate(zip(CONVOLUTIONS[layers], OUTPUTS, strict=True), 1):
             for number in range(1, count + 1):
