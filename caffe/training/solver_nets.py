@@ -24,7 +24,7 @@ def train_net(p: caffe_pb2.SolverParameter, path: str) -> Net:
 
 def test_nets(p: caffe_pb2.SolverParameter, path: str, trained: Net) -> list[Net]:
     """The test nets, which share the parameters of the net in training."""
-    sources: list = [*p.test_net_param, *p.test_net]
+    sources: list[str | caffe_pb2.NetParameter] = [*p.test_net_param, *p.test_net]
     rest = len(p.test_iter) - len(sources)
     if rest < 0:
         raise SolverError(path, f"{len(p.test_iter)} test_iter for {len(sources)} test nets", "each test net wants one")
