@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ class Blob:
     `data` and `diff` are float32 NumPy arrays over the engine's memory. Made like `Blob((64, 3, 227, 227))`; values start at 0.
     """
 
-    def __init__(self, shape=(), device: torch.device | None = None):
+    def __init__(self, shape: Iterable[int] = (), device: torch.device | None = None) -> None:
         self._shape = checked_shape(shape)
         self.device = device or torch.device("cpu")
         self._data = Side(None)
@@ -145,7 +146,7 @@ class Blob:
         return self.diff if diff else self.tensor.detach().cpu().numpy()
 
 
-def checked_shape(shape) -> tuple[int, ...]:
+def checked_shape(shape: Iterable[int]) -> tuple[int, ...]:
     """The shape as a tuple of integers; an Error where a blob cannot have it."""
     shape = tuple(int(axis) for axis in shape)
     if len(shape) > MAX_AXES:

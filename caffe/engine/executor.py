@@ -41,7 +41,7 @@ class Step:
     """For each top, the layer that reads this version of it and passes a gradient back; None where there is none."""
     segment: int = -1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.is_input = self.layer.is_input
         """Whether its tops are the caller's, and stay."""
         self.begins_layout = not self.bottoms or self.layer.begins_layout
@@ -250,7 +250,7 @@ class Executor:
             value = _channels_last(value)
         return value.detach().requires_grad_() if edges and self.net.blob_needs_backward[name] else value
 
-    def _failed(self, layer, bottoms, error: RuntimeError) -> Error:
+    def _failed(self, layer: Layer, bottoms: Sequence[torch.Tensor], error: RuntimeError) -> Error:
         shapes = ", ".join(str(tuple(bottom.shape)) for bottom in bottoms)
         return LayerError(layer.where, f"cannot compute from bottoms of shapes {shapes}: {str(error).splitlines()[0]}")
 
@@ -301,7 +301,7 @@ class Executor:
         wanted = [(blob, place) for blob, place in places if place is not None]
         owners = {id(blob.owner): blob.owner for blob in plan.learned}
         learned = [owner for owner in owners.values() if owner.leaf.requires_grad]
-        targets = [owner.leaf for owner in learned]
+        targets: list[Place] = [owner.leaf for owner in learned]
         targets += [place for _, place in wanted]
         if not roots or not targets:
             return
@@ -327,7 +327,7 @@ def laid_out_as(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return value if value.stride() == other.stride() else torch.empty_like(other).copy_(value)
 
 
-def _prefers_channels_last(layers) -> bool:
+def _prefers_channels_last(layers: Sequence[Layer]) -> bool:
     """Whether channels-last is the faster layout: for two-dimensional convolutions it is, on CPUs and GPUs."""
     return any(layer.begins_layout and len(layer.blobs[0].shape) == 4 for layer in layers)
 

@@ -25,7 +25,7 @@ def fill(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str = "
         function(tensor, filler, where)
 
 
-def _constant(tensor, filler, where):
+def _constant(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
     tensor.fill_(filler.value)
 
 
@@ -34,11 +34,11 @@ def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 and not tensor.is_contiguous() else tensor
 
 
-def _uniform(tensor, filler, where):
+def _uniform(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
     _in_memory_order(tensor).uniform_(filler.min, filler.max)
 
 
-def _gaussian(tensor, filler, where):
+def _gaussian(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
     _in_memory_order(tensor).normal_(filler.mean, filler.std)
     if filler.sparse >= 0:
         # Each output (first axis) keeps `sparse` weights on average.
@@ -46,13 +46,13 @@ def _gaussian(tensor, filler, where):
         tensor.mul_(torch.empty_like(tensor).bernoulli_(keep))
 
 
-def _positive_unitball(tensor, filler, where):
+def _positive_unitball(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
     tensor.uniform_(0, 1)
     rows = tensor.view(tensor.shape[0], -1)
     rows.div_(rows.sum(1, keepdim=True))
 
 
-def _fan(tensor, filler) -> float:
+def _fan(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter) -> float:
     fan_in = tensor.numel() / tensor.shape[0]
     fan_out = tensor.numel() / tensor.shape[1] if tensor.dim() > 1 else tensor.numel()
     if filler.variance_norm == NORM.AVERAGE:
@@ -60,18 +60,18 @@ def _fan(tensor, filler) -> float:
     return fan_out if filler.variance_norm == NORM.FAN_OUT else fan_in
 
 
-def _xavier(tensor, filler, where):
+def _xavier(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
     """Glorot and Bengio 2010: uniform with variance 1 / fan."""
     limit = math.sqrt(3 / _fan(tensor, filler))
     tensor.uniform_(-limit, limit)
 
 
-def _msra(tensor, filler, where):
+def _msra(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
     """He et al. 2015: normal with variance 2 / fan."""
     tensor.normal_(0, math.sqrt(2 / _fan(tensor, filler)))
 
 
-def _bilinear(tensor, filler, where):
+def _bilinear(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
     """Weights of a deconvolution that upsamples: a separable triangle."""
     if tensor.dim() != 4 or tensor.shape[2] != tensor.shape[3]:
         raise LayerError(where, f"bilinear filler on shape {tuple(tensor.shape)}", "it fills 4 axes with a square kernel")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,15 @@ class Net:
     inputs, outputs  names of blobs
     """
 
-    def __init__(self, network_file, *args, phase=None, level=None, stages=None, weights=None):
+    def __init__(
+        self,
+        network_file: os.PathLike[str] | str | caffe_pb2.NetParameter,
+        *args: Any,
+        phase: int | None = None,
+        level: int | None = None,
+        stages: Iterable[str] | None = None,
+        weights: os.PathLike[str] | str | None = None,
+    ) -> None:
         if len(args) == 2 and not isinstance(args[0], int):
             weights, phase = args
         elif args:
@@ -82,7 +91,9 @@ class Net:
 
     # ---- running
 
-    def forward(self, blobs=None, start=None, end=None, **kwargs):
+    def forward(
+        self, blobs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **kwargs: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Compute from layer `start` to layer `end` (names, both included; all by default).
 
         blobs   names of blobs to return besides the outputs
@@ -105,7 +116,9 @@ class Net:
         self._runner.forward(first, last)
         return {name: self.blobs[name].data for name in names}
 
-    def backward(self, diffs=None, start=None, end=None, **kwargs):
+    def backward(
+        self, diffs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **kwargs: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Compute gradients from layer `start` down to layer `end` (names, both included; all by default).
 
         diffs   names of blobs whose gradient to return besides those of the inputs
@@ -134,19 +147,19 @@ class Net:
     def debug_info(self, value: bool) -> None:
         self._runner.debug_info = value
 
-    def before_forward(self, function) -> None:
+    def before_forward(self, function: Callable[[int], object]) -> None:
         """Call `function(layer index)` before each layer computes."""
         self._runner.callbacks["before_forward"].append(function)
 
-    def after_forward(self, function) -> None:
+    def after_forward(self, function: Callable[[int], object]) -> None:
         """Call `function(layer index)` after each layer has computed."""
         self._runner.callbacks["after_forward"].append(function)
 
-    def before_backward(self, function) -> None:
+    def before_backward(self, function: Callable[[int], object]) -> None:
         """Call `function(layer index)` before each layer's gradient is computed."""
         self._runner.callbacks["before_backward"].append(function)
 
-    def after_backward(self, function) -> None:
+    def after_backward(self, function: Callable[[int], object]) -> None:
         """Call `function(layer index)` after each layer's gradient was computed.
 
         A caffe.NCCL asks autograd to be called instead: layers would have to be computed one by one for it.
@@ -170,14 +183,16 @@ class Net:
         """One full backward pass for the parameters, and for other blobs only where somebody has looked at a diff."""
         self._runner.backward_params()
 
-    def forward_all(self, blobs=None, **kwargs):
+    def forward_all(self, blobs: Collection[str] | None = None, **kwargs: np.ndarray) -> dict[str, np.ndarray]:
         """Forward over more inputs than a batch holds: {name: array} of outputs with one row for each input."""
         values = batches.Rows({*self.outputs, *(blobs or [])})
         for batch in self._batch(kwargs):
             values.extend(self.forward(blobs=blobs, **batch))
         return values.arrays(batches.count_of(kwargs))
 
-    def forward_backward_all(self, blobs=None, diffs=None, **kwargs):
+    def forward_backward_all(
+        self, blobs: Collection[str] | None = None, diffs: Collection[str] | None = None, **kwargs: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Forward and backward over more inputs than a batch holds: ({name: outputs}, {name: gradients})."""
         values = batches.Rows({*self.outputs, *(blobs or [])})
         gradients = batches.Rows({*self.inputs, *(diffs or [])})
@@ -209,7 +224,7 @@ class Net:
         """Every parameter once, in the order of the layers; shared ones at their owner."""
         return [blob for layer in self.layers for blob in layer.blobs if blob.owner is blob]
 
-    def copy_from(self, path, skip: Collection[str] = ()) -> parameters.Copied:
+    def copy_from(self, path: os.PathLike[str] | str, skip: Collection[str] = ()) -> parameters.Copied:
         """Copy parameters by layer name from a .caffemodel or .caffemodel.h5, except those of `skip`; see `copy_weights`."""
         return parameters.copy_weights(self.layers, os.fsdecode(path), skip)
 
@@ -217,15 +232,15 @@ class Net:
         """Use the memory of another net's parameters in the layers of the same names."""
         parameters.share_weights(self.layers, other.layers)
 
-    def save(self, path, diff: bool = False) -> None:
+    def save(self, path: os.PathLike[str] | str, diff: bool = False) -> None:
         """Write the net's parameters as a .caffemodel; whole or not at all."""
         parameters.save_weights(self.name, self.layers, os.fsdecode(path), diff)
 
-    def save_hdf5(self, path, diff: bool = False) -> None:
+    def save_hdf5(self, path: os.PathLike[str] | str, diff: bool = False) -> None:
         """Write the net's parameters as a .caffemodel.h5; whole or not at all."""
         parameters.save_weights_hdf5(self.layers, os.fsdecode(path), diff)
 
-    def load_hdf5(self, path) -> parameters.Copied:
+    def load_hdf5(self, path: os.PathLike[str] | str) -> parameters.Copied:
         """Copy parameters by layer name from a .caffemodel.h5."""
         return parameters.copy_weights(self.layers, os.fsdecode(path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class Parameter(Blob):
     lr_mult     multiplier of the learning rate; decay_mult, of the weight decay
     """
 
-    def __init__(self, shape=(), device: torch.device | None = None):
+    def __init__(self, shape: Iterable[int] = (), device: torch.device | None = None):
         super().__init__(shape, device)
         self._memory = Memory(torch.zeros(self._shape, device=self.device, requires_grad=True))
         self.owner = self
@@ -137,7 +138,7 @@ class Parameter(Blob):
     def gradient(self, value: torch.Tensor | None) -> None:
         self.memory.set_gradient(value)
 
-    def peek(self, diff=False):
+    def peek(self, diff: bool = False) -> np.ndarray:
         if not diff:
             return super().peek()
         # A look at `diff` would settle the order in memory, and training end on other last digits.

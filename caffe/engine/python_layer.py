@@ -56,7 +56,7 @@ class Layer:
     phase = Phase.TEST
     blobs: BlobVec
 
-    def __init__(self, param: caffe_pb2.LayerParameter, *_arguments):
+    def __init__(self, param: caffe_pb2.LayerParameter, *_arguments: object):
         self.layer_param = param
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from caffe import events
 from caffe.engine.graph import NetGraph
@@ -62,7 +62,9 @@ def check_bottoms(layers: Iterable[caffe_pb2.LayerParameter], wheres: Iterable[s
         known.update(dict.fromkeys(layer.top))
 
 
-def with_splits(net: caffe_pb2.NetParameter, wheres: list[str], loss_weight) -> tuple[caffe_pb2.NetParameter, list[str]]:
+def with_splits(
+    net: caffe_pb2.NetParameter, wheres: list[str], loss_weight: Callable[[caffe_pb2.LayerParameter, int], float]
+) -> tuple[caffe_pb2.NetParameter, list[str]]:
     """The net with a Split layer behind every top that several bottoms (or a loss and a bottom) read, and the layers' places.
 
     loss_weight(layer, index)  the loss weight that a top has of itself or by its layer's type; 0 where it is no loss

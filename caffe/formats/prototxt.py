@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,21 +21,21 @@ from caffe.proto import caffe_pb2
 M = TypeVar("M", bound=Message)
 
 
-def read_net(path: str) -> caffe_pb2.NetParameter:
+def read_net(path: os.PathLike[str] | str) -> caffe_pb2.NetParameter:
     """Read the net in a prototxt, upgraded to the current format; layers are not filtered by phase."""
     net = read_text(path, caffe_pb2.NetParameter())
     upgrade.upgrade_net(net, str(path))
     return net
 
 
-def read_solver(path: str) -> caffe_pb2.SolverParameter:
+def read_solver(path: os.PathLike[str] | str) -> caffe_pb2.SolverParameter:
     """Read the solver in a prototxt, upgraded to the current format."""
     solver = read_text(path, caffe_pb2.SolverParameter())
     upgrade.upgrade_solver(solver, str(path))
     return solver
 
 
-def read_weights(path: str) -> caffe_pb2.WeightsParameter:
+def read_weights(path: os.PathLike[str] | str) -> caffe_pb2.WeightsParameter:
     """Read the names and blobs of the layers in a .caffemodel of any version, BVLC Caffe's or a fork's."""
     weights = read_binary(path, caffe_pb2.WeightsParameter(), "a .caffemodel")
     if not weights.layer and not weights.layers:
@@ -42,7 +43,7 @@ def read_weights(path: str) -> caffe_pb2.WeightsParameter:
     return weights
 
 
-def write_prototxt(path: str, message: Message, comments: Mapping[str, str] | None = None) -> None:
+def write_prototxt(path: os.PathLike[str] | str, message: Message, comments: Mapping[str, str] | None = None) -> None:
     """Write a message as text.
 
     comments  {field: comment}, each written before the first line of its field
@@ -55,7 +56,7 @@ def write_prototxt(path: str, message: Message, comments: Mapping[str, str] | No
     Path(path).write_text("\n".join(lines))
 
 
-def write_binary(path: str, message: Message) -> None:
+def write_binary(path: os.PathLike[str] | str, message: Message) -> None:
     """Write a message in binary format, atomically; after a power failure, too, the file is whole."""
     with written_whole(path, sync=True) as part:
         part.write_bytes(message.SerializeToString())
@@ -69,7 +70,7 @@ def text_of(message: Message) -> str:
     return _WHOLE.sub(r"\1", text_format.MessageToString(message))
 
 
-def read_binary(path: str, message: M, what: str | None = None) -> M:
+def read_binary(path: os.PathLike[str] | str, message: M, what: str | None = None) -> M:
     """Fill `message` from a binary file; `what` names the expected kind of file in errors."""
     content = _bytes(path)
     what = what or f"a binary {message.DESCRIPTOR.name}"
@@ -80,7 +81,7 @@ def read_binary(path: str, message: M, what: str | None = None) -> M:
     return message
 
 
-def read_text(path: str, message: M) -> M:
+def read_text(path: os.PathLike[str] | str, message: M) -> M:
     """Fill `message` from a prototxt. Raises ParseError with the line."""
     try:
         text_format.Parse(_text(path), message)
@@ -89,7 +90,7 @@ def read_text(path: str, message: M) -> M:
     return message
 
 
-def _text(path: str) -> str:
+def _text(path: os.PathLike[str] | str) -> str:
     """Read the text of a prototxt: UTF-8, with or without byte order mark, or else Latin-1.
 
     Caffe ignores encodings, so that comments may be in any superset of ASCII.
@@ -105,7 +106,7 @@ def _text(path: str) -> str:
         return content.decode("latin-1")
 
 
-def _bytes(path: str) -> bytes:
+def _bytes(path: os.PathLike[str] | str) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -121,7 +122,7 @@ _NO_VALUE = re.compile(r'Enum type "caffe\.([\w.]+)" has no value named (\S+)\.$
 _NO_STRING = re.compile(r"Expected string but found: '(\w[^']*)'$")
 
 
-def _parse_error(path: str, error: text_format.ParseError) -> ParseError:
+def _parse_error(path: os.PathLike[str] | str, error: text_format.ParseError) -> ParseError:
     """Convert a text_format error: file and line, and the nearest name for an unknown one."""
     line = error.GetLine()
     where = f"{path}:{line}" if line else str(path)
@@ -165,7 +166,7 @@ _TOKENS = re.compile(
 )
 
 
-def layer_lines(path: str) -> list[int]:
+def layer_lines(path: os.PathLike[str] | str) -> list[int]:
     """Line of each top-level `layer {` or `layers {` of a prototxt, in order; empty if the file is not text.
 
     Padding layers are left out, as in the upgraded net.
@@ -189,12 +190,12 @@ def layer_lines(path: str) -> list[int]:
     return lines
 
 
-def layer_places(path: str, net: caffe_pb2.NetParameter) -> list[str]:
+def layer_places(path: os.PathLike[str] | str, net: caffe_pb2.NetParameter) -> list[str]:
     """Location of each layer of a net read from a prototxt, as in error messages: `train.prototxt:17: layer "conv1"`."""
     return places_at(path, net, layer_lines(path))
 
 
-def places_at(path: str, net: caffe_pb2.NetParameter, lines: list[int]) -> list[str]:
+def places_at(path: os.PathLike[str] | str, net: caffe_pb2.NetParameter, lines: list[int]) -> list[str]:
     """As `layer_places`, from the lines of the layers; empty for a net that was not read from a file."""
     # An Input layer made from `input:` fields precedes the file's own layers.
     numbers = dict(enumerate(lines, len(net.layer) - len(lines)))

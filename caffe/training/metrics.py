@@ -27,8 +27,8 @@ class Metrics:
         self._outputs = _measured_outputs(test_net) if test_net else {}
         self._accuracy = _accuracies(net)[:1]
         self.names = list(dict.fromkeys([*METRICS, *self._outputs.values(), *(["accuracy"] if self._accuracy else [])]))
-        self.on_row: list[Callable[[dict], None]] = []
-        self.on_test: list[Callable[[dict], None]] = []
+        self.on_row: list[Callable[[dict[str, float | None]], None]] = []
+        self.on_test: list[Callable[[dict[str, float | None]], None]] = []
         self._row: dict[str, float] = {}
 
     def note(self, **figures: float) -> None:
@@ -59,7 +59,7 @@ class Metrics:
             for callback in self.on_row:
                 callback(row)
 
-    def _measured(self, iteration: int) -> dict:
+    def _measured(self, iteration: int) -> dict[str, float | None]:
         seconds = round(time.monotonic() - self._started, 3)
         return dict.fromkeys(self.names) | self._row | {"iteration": iteration, "seconds": seconds}
 

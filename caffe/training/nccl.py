@@ -8,7 +8,7 @@ import datetime
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import torch
@@ -30,7 +30,7 @@ _MEETING = datetime.timedelta(minutes=10)
 _TRAINING = datetime.timedelta(days=7)
 """How long a collective may take, as the others wait while the first one tests. `Peers` notices processes that die."""
 
-_group: dict = {"uid": None, "peers": None}
+_group: dict[str, Any] = {"uid": None, "peers": None}
 
 
 def has_nccl() -> bool:

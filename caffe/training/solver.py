@@ -39,7 +39,7 @@ class Solver:
     histories = 1
     """How many arrays of the shape of each parameter the rule remembers."""
 
-    def __init__(self, solver_file: str, param: caffe_pb2.SolverParameter | None = None):
+    def __init__(self, solver_file: os.PathLike[str] | str, param: caffe_pb2.SolverParameter | None = None):
         self.path = os.fsdecode(solver_file)
         self.param = param or prototxt.read_solver(self.path)
         started = time.monotonic()
@@ -49,8 +49,8 @@ class Solver:
             mode.set_random_seed(self.param.random_seed)
         self.iter = 0
         self.current_step = 0
-        self.snapshot_folder: str | os.PathLike | None = None
-        self._callbacks: list[tuple[Callable, Callable]] = []
+        self.snapshot_folder: str | os.PathLike[str] | None = None
+        self._callbacks: list[tuple[Callable[[], object], Callable[[], object]]] = []
         self._on_iteration: list[Callable[[], None]] = []
         self._request: str | None = None
         self._agreed_to_stop: bool | None = None
@@ -195,7 +195,7 @@ class Solver:
         """Call `callback()` after each iteration of `step`, where a snapshot would be taken."""
         self._on_iteration.append(callback)
 
-    def on_metrics(self, callback: Callable[[dict], None]) -> None:
+    def on_metrics(self, callback: Callable[[dict[str, float | None]], None]) -> None:
         """Call `callback(row)` for each iteration that displays or tests.
 
         row: iteration, seconds (since the solver was made), loss, learning_rate, test_loss, test_accuracy, and `test_NAME` for
@@ -205,7 +205,7 @@ class Solver:
         """
         self._metrics.on_row.append(callback)
 
-    def on_test(self, callback: Callable[[dict], None]) -> None:
+    def on_test(self, callback: Callable[[dict[str, float | None]], None]) -> None:
         """Call `callback(row)`, with the row so far, after each test, while the net still has the weights that were tested."""
         self._metrics.on_test.append(callback)
 

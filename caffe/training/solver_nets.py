@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from caffe import events
 from caffe.engine.net import Net
 from caffe.errors import SolverError
@@ -22,7 +24,7 @@ def train_net(p: caffe_pb2.SolverParameter, path: str) -> Net:
 
 def test_nets(p: caffe_pb2.SolverParameter, path: str, trained: Net) -> list[Net]:
     """The test nets, which share the parameters of the net in training."""
-    sources: list = [*p.test_net_param, *p.test_net]
+    sources: list[str | caffe_pb2.NetParameter] = [*p.test_net_param, *p.test_net]
     rest = len(p.test_iter) - len(sources)
     if rest < 0:
         raise SolverError(path, f"{len(p.test_iter)} test_iter for {len(sources)} test nets", "each test net wants one")
@@ -42,7 +44,12 @@ def test_nets(p: caffe_pb2.SolverParameter, path: str, trained: Net) -> list[Net
     return nets
 
 
-def _net(p: caffe_pb2.SolverParameter, source, phase: int, given: caffe_pb2.NetState) -> Net:
+def _net(
+    p: caffe_pb2.SolverParameter,
+    source: os.PathLike[str] | str | caffe_pb2.NetParameter,
+    phase: caffe_pb2.Phase,
+    given: caffe_pb2.NetState,
+) -> Net:
     state = caffe_pb2.NetState(phase=phase)
     state.MergeFrom(given)
     net = Net(source, state.phase, level=state.level if state.HasField("level") else None, stages=list(state.stage))

@@ -22,7 +22,7 @@ class SGDSolver(Solver):
 
     type = "SGD"
 
-    def update(self, gradients, histories, rate):
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
         torch._foreach_mul_(histories[0], self.param.momentum)
         torch._foreach_add_(histories[0], gradients, alpha=rate)
         return histories[0]
@@ -33,7 +33,7 @@ class NesterovSolver(Solver):
 
     type = "Nesterov"
 
-    def update(self, gradients, histories, rate):
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
         momentum = self.param.momentum
         updates = torch._foreach_mul(histories[0], -momentum)
         torch._foreach_mul_(histories[0], momentum)
@@ -47,12 +47,12 @@ class AdaGradSolver(Solver):
 
     type = "AdaGrad"
 
-    def _check(self):
+    def _check(self) -> None:
         super()._check()
         if self.param.momentum:
             raise SolverError(self.path, f"momentum {self.param.momentum:g} with AdaGrad", "AdaGrad has none", "leave it out")
 
-    def update(self, gradients, histories, rate):
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
         torch._foreach_addcmul_(histories[0], gradients, gradients)
         return _scaled(gradients, histories[0], self.param.delta, rate)
 
@@ -62,14 +62,14 @@ class RMSPropSolver(Solver):
 
     type = "RMSProp"
 
-    def _check(self):
+    def _check(self) -> None:
         super()._check()
         if self.param.momentum:
             raise SolverError(self.path, f"momentum {self.param.momentum:g} with RMSProp", "RMSProp has none", "leave it out")
         if not 0 <= self.param.rms_decay < 1:
             raise SolverError(self.path, f"rms_decay {self.param.rms_decay:g}", "it lies between 0 and 1")
 
-    def update(self, gradients, histories, rate):
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
         _mean_square(histories[0], gradients, self.param.rms_decay)
         return _scaled(gradients, histories[0], self.param.delta, rate)
 
@@ -80,7 +80,7 @@ class AdaDeltaSolver(Solver):
     type = "AdaDelta"
     histories = 2
 
-    def update(self, gradients, histories, rate):
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
         momentum, delta = self.param.momentum, self.param.delta
         of_gradients, of_updates = histories
         _mean_square(of_gradients, gradients, momentum)
@@ -102,7 +102,7 @@ class AdamSolver(Solver):
     type = "Adam"
     histories = 2
 
-    def update(self, gradients, histories, rate):
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
         first, second = histories
         momentum, momentum2 = self.param.momentum, self.param.momentum2
         torch._foreach_mul_(first, momentum)
@@ -131,7 +131,7 @@ def _scaled(values: Tensors, squares: Tensors, delta: float, rate: float) -> Ten
 _TYPES = {solver.type: solver for solver in (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)}
 
 
-def get_solver(solver_file: str, param: caffe_pb2.SolverParameter | None = None) -> Solver:
+def get_solver(solver_file: os.PathLike[str] | str, param: caffe_pb2.SolverParameter | None = None) -> Solver:
     """The solver of the type that a solver prototxt names; `param` replaces what stands in the file."""
     path = os.fsdecode(solver_file)
     param = param or prototxt.read_solver(path)
