@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from cycler import cycler
+import matplotlib.rcsetup
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -29,7 +29,7 @@ STYLE: dict[RcKeyType, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "svg.hashsalt": "roastery",  # else the ids in an SVG are random
-    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.prop_cycle": matplotlib.rcsetup.cycler(color=COLOURS),
 }
 
 
