@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -12,9 +12,6 @@ import caffe
 from pipeline.export.onnx_layers import CONVERTERS, NOT_EXPORTED
 from pipeline.export.onnx_part import Part
 from pipeline.nets import graph
-
-if TYPE_CHECKING:
-    from caffe.engine.graph import Value
 
 OPSET = 26
 """The latest opset that the pinned onnxruntime computes."""
@@ -77,7 +74,7 @@ class _Made:
         self.joined = joined
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self.names: dict[Value | None, str] = {}
+        self.names: dict[Any, str] = {}
         for number, layer in enumerate(joined.layers):
             if caffe.layer_type(layer.type).is_input:
                 self.names |= {value: value.blob for value in joined.tops[number]}
@@ -88,7 +85,7 @@ class _Made:
             if value != name:
                 self.nodes.append(helper.make_node("Identity", [value], [name], name))
 
-    def own_name(self, value: Value) -> str:
+    def own_name(self, value: Any) -> str:
         """The blob's name for its last version, unless an input has it; else BLOB@LAYER."""
         is_last = value == self.joined.last[value.blob] and value.blob not in self.net.inputs
         return value.blob if is_last else f"{value.blob}@{self.joined.layers[value.layer].name}"

@@ -7,15 +7,11 @@ the train log says of each layer whether it needs backward computation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.nets.models.base import Built
-
-if TYPE_CHECKING:
-    from caffe.engine.layer import Layer
 
 STRATEGIES = ("full", "last_layer", "half", "features", "scratch")
 """All is learned, from given weights; the classifiers alone; the second half of the layers with weights; a linear classifier of a
@@ -28,19 +24,19 @@ LINEAR = "linear"
 """The linear classifier's layer and blob."""
 
 
-def _type_of(layer: caffe_pb2.LayerParameter) -> type[Layer]:
+def _type_of(layer: caffe_pb2.LayerParameter) -> type[Any]:
     """The class of a layer's type; a LayerError names the layer if there is no such type."""
     return caffe.layer_type(layer.type, f'layer "{layer.name}"')
 
 
 def _has_weights(layer: caffe_pb2.LayerParameter) -> bool:
     """Whether a layer has blobs; True for a Python layer, of which only the built net knows."""
-    return _type_of(layer).blob_specs(layer) != ()
+    return bool(_type_of(layer).blob_specs(layer) != ())
 
 
 def _is_linear(layer: caffe_pb2.LayerParameter) -> bool:
     """Whether a net's depth counts a layer."""
-    return _type_of(layer).is_linear
+    return bool(_type_of(layer).is_linear)
 
 
 def frozen(built: Built, strategy: str, freeze_to: str) -> list[str]:

@@ -10,7 +10,7 @@ import argparse
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from xml.sax.saxutils import escape
 
 import caffe
@@ -20,9 +20,6 @@ from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.nets.models.base import in_phase
 from pipeline.report.layout import Layout, laid_out
-
-if TYPE_CHECKING:
-    from caffe.engine.graph import Value
 
 FONT, LINE = 12, 15
 """Size of the text, and from one line to the next, in pixels."""
@@ -102,8 +99,8 @@ def boxes(net: caffe_pb2.NetParameter, shapes: dict[str, tuple[int, ...]]) -> li
     """The boxes of a net, each behind those that it reads from."""
     made: list[Box] = []
     graph = caffe.NetGraph(net.layer)
-    box_of: dict[Value, int] = {}
-    labels: set[Value] = set()
+    box_of: dict[Any, int] = {}
+    labels: set[Any] = set()
     for layer, bottoms, tops in zip(net.layer, graph.bottoms, graph.tops, strict=True):
         if len(tops) == 1 and list(layer.bottom) == list(layer.top) and bottoms[0] in box_of:
             box_of[tops[0]] = box_of[bottoms[0]]

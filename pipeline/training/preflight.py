@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from pipeline.nets.solver_defaults import most_tested, slow_test
 from pipeline.options.flags import read_flags
 from pipeline.options.training import InitialWeights
 from pipeline.training import initial_weights
-
-if TYPE_CHECKING:
-    from caffe.engine.layer import Layer
 
 RECORDS = 5000
 """How many of a database's first records are read."""
@@ -137,7 +134,7 @@ def _heads(net: caffe.Net) -> Iterator[tuple[str, str, int, tuple[str, str]]]:
         yield name, classifier, scores[layer.along] if len(scores) > 1 else 1, origin
 
 
-def _learned(layer: Layer) -> bool:
+def _learned(layer: Any) -> bool:
     """Whether a layer has a learning rate."""
     return not layer.param.param or any(spec.lr_mult for spec in layer.param.param)
 
