@@ -7,6 +7,7 @@ the train log says of each layer whether it needs backward computation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import caffe
 from caffe.proto import caffe_pb2
