@@ -99,7 +99,7 @@ def file_names(blobs: list[str], formats: tuple[str, ...]) -> dict[str, str]:
     for blob, name in names.items():
         if name in used:
             other = f'so is blob "{used[name]}"' if used[name] else "features.h5 has that dataset for the images"
-            raise InputError("--blobs", f'"{blob}" is written as {name}', other, "extract it by itself, or in another format")
+            raise InputError("--features", f'"{blob}" is written as {name}', other, "extract it by itself, or in another format")
         used[name] = blob
     return names
 
