@@ -89,6 +89,18 @@ def built(tmp_path_factory):
     return folder
 
 
+HOSTILE = [
+    "$(touch pwned)",
+    "'\"; touch pwned #",
+    "`touch pwned`",
+    "a b\tc\nd",
+    "-rf",
+    "--csv=x",
+    "é ü 日本",
+    "{output} {{x}}",
+    "x" * 200,
+]
+"""Texts that a shell, a format string or a list of arguments would take apart."""
 NET = """
 layer {{ name: "data" type: "Data" top: "data" top: "label" data_param {{ source: "lmdb/{part}" batch_size: 3 backend: LMDB }}
   transform_param {{ scale: 0.004 }} }}

@@ -7,18 +7,7 @@ import subprocess
 import pytest
 
 from pipeline import closure
-
-HOSTILE = [
-    "$(touch pwned)",
-    "'\"; touch pwned #",
-    "`touch pwned`",
-    "a b\tc\nd",
-    "-rf",
-    "--csv=x",
-    "é ü 日本",
-    "{output} {{x}}",
-    "x" * 200,
-]
+from tests.pipeline.conftest import HOSTILE
 
 
 def test_no_text_reaches_the_shell(tmp_path, command):

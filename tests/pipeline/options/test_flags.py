@@ -9,18 +9,7 @@ from pipeline.errors import InputError
 from pipeline.options.dataset import DatabaseOptions, LabelOptions, ResizeOptions, ShardOptions
 from pipeline.options.flags import read_flags
 from pipeline.options.training import FeatureOptions, PrototxtOptions
-
-HOSTILE = [
-    "$(touch pwned)",
-    "'\"; touch pwned #",
-    "`touch pwned`",
-    "a b\tc\nd",
-    "-rf",
-    "--csv=x",
-    "é ü 日本",
-    "{output} {{x}}",
-    "x" * 200,
-]
+from tests.pipeline.conftest import HOSTILE
 
 
 def read(model, *words):
