@@ -16,7 +16,6 @@ from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.files import stem_of
 
-FORMATS = ("hdf5", "leveldb", "lmdb", "npy", "parquet")
 IMAGES = "images.txt"
 """The list of the images, `path label` lines in the order of the features."""
 SCHEMA = pa.schema([("path", pa.string()), ("label", pa.int64()), ("features", pa.list_(pa.float32()))])

@@ -14,9 +14,6 @@ from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.nets.models.base import Built
 
-STRATEGIES = ("full", "last_layer", "half", "features", "scratch")
-"""All is learned, from given weights; the classifiers alone; the second half of the layers with weights; a linear classifier of a
-blob's values, by logistic regression; all, from nothing."""
 AUTO = "auto"
 """One of the strategies, chosen by what pipeline.training.linear measures."""
 FITTED = ("features", AUTO)
