@@ -1,7 +1,5 @@
 """Published nets, written by hand in PyTorch: the baseline of the benchmarks of `caffe`."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional

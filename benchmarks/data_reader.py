@@ -6,8 +6,6 @@ The database is written to a temporary folder and stays in the page cache. Also:
 net's input on a CPU), with data augmentation, and a plain loop (lmdb, Protocol Buffers, NumPy) as the baseline.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import tempfile

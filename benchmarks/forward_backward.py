@@ -9,8 +9,6 @@ other side's memory. Prints median milliseconds and the ratio of the medians; be
 --memory prints the peak memory of training instead, each side in its own process.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import resource

@@ -7,8 +7,6 @@ resize, label and database, a process each, after a download (not timed, as conv
 median seconds and the ratio of the loop's to the steps'.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import os

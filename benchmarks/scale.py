@@ -7,8 +7,6 @@ once as there are processors; resize and database with as many threads. The memo
 (RssAnon), and after the slash resident, with pages of files, which the system reclaims if needed.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

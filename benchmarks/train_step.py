@@ -8,8 +8,6 @@ side's memory. The learning rate is almost 0, to avoid denormal numbers. By hand
 compared. Prints median milliseconds and the ratio of the medians; below 1, `caffe` is faster.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

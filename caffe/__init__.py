@@ -4,8 +4,6 @@ The public names are the imports in __init__.pyi, made on first use, so that `ca
 without importing PyTorch.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 from pathlib import Path

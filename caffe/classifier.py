@@ -1,7 +1,5 @@
 """caffe.Classifier: a net that classifies images, with resizing, cropping and preprocessing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

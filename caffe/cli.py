@@ -1,7 +1,5 @@
 """The command `caffe`: dispatches to the modules of caffe.commands."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys

@@ -4,8 +4,6 @@ A map is (axis, a, b): position x of a layer's top is position a x + b of its bo
 and b are arrays of one value, or of one for each axis. `axis` is None for layers that keep positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """caffe.Detector: a net that classifies windows of images (R-CNN, Girshick et al. 2014)."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path

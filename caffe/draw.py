@@ -1,7 +1,5 @@
 """caffe.draw: draw nets with Graphviz."""
 
-from __future__ import annotations
-
 import functools
 import os
 import shutil

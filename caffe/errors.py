@@ -1,7 +1,5 @@
 """Exceptions whose message says in one line where, what was found, what was expected and what to do."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Iterable

@@ -6,8 +6,6 @@ Code that has something to log names the event and gives its values; no other mo
 logs read these lines, so a text changes only if Caffe's does.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from caffe import glog

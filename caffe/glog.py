@@ -5,8 +5,6 @@ same log call in BVLC Caffe, message. glog since 2020 also writes the year, whic
 Lines go to standard error, and to files on request.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

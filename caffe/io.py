@@ -3,8 +3,6 @@
 Images are height × width × channels, RGB, float32 from 0 to 1, as in scikit-image; a Transformer converts them to a net's input.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path

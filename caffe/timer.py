@@ -1,7 +1,5 @@
 """caffe.Timer: a stopwatch that synchronises with the GPU."""
 
-from __future__ import annotations
-
 import time
 
 import torch

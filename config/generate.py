@@ -1,7 +1,5 @@
 """Write schema.yaml and the table of keys in README.md from the models of pipeline/options: `python config/generate.py`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The command `roastery`: runs a step, or `doctor`, by its name."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """Digest of the modules that a step imports, by which rules detect that a step's code has changed."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib

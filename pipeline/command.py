@@ -4,8 +4,6 @@ Exit codes: 0; 1 after an error, with one line on standard error; 128 + N where 
 SIGTERM), as shells have it.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import signal

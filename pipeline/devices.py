@@ -1,7 +1,5 @@
 """Claim a free GPU, since Snakemake counts GPUs but does not assign them; and describe the machine."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import importlib.metadata

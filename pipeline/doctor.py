@@ -1,7 +1,5 @@
 """Check the environment: packages, processor, GPU, engine, databases, Snakemake and disk space."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import platform

@@ -1,7 +1,5 @@
 """Write files and folders whole or not at all; names of files; CSV tables."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """Signals that ask a step to stop: the first one is recorded, further ones are ignored until the step has ended."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Small stand-ins for data and weights that people have and the tests have not, in the forms in which they have them."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import gzip

@@ -1,7 +1,5 @@
 """Run a command while four processes beside it keep the processor busy: python -m tests.under_load pytest tests/caffe"""
 
-from __future__ import annotations
-
 import multiprocessing
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Libraries choose their kernels by the processor, and kernels of another vector w
 without vector code holds on more processors than this one. Children of the command inherit the setting.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 

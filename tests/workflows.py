@@ -1,7 +1,5 @@
 """Snakemake on the project's workflow, in a folder of the test's own that has a config.yaml."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """caffe compute_image_mean: compute the mean image of a database."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

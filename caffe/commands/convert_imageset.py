@@ -1,7 +1,5 @@
 """caffe convert_imageset: write a list of images as a database of Datum records."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

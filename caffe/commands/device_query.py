@@ -1,7 +1,5 @@
 """caffe device_query: show the properties of GPUs."""
 
-from __future__ import annotations
-
 from caffe import events
 from caffe.commands import devices, flags
 from caffe.engine import mode

@@ -1,7 +1,5 @@
 """The device a command runs on, from its -gpu flag."""
 
-from __future__ import annotations
-
 import torch
 
 from caffe import events

@@ -1,7 +1,5 @@
 """caffe draw_net: draw a net with Graphviz."""
 
-from __future__ import annotations
-
 from caffe import draw
 from caffe.commands import flags
 from caffe.formats import prototxt

@@ -1,7 +1,5 @@
 """caffe extract_features: write blobs of a net to databases, one record per image."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import re

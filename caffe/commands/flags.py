@@ -1,7 +1,5 @@
 """Command-line flags like Caffe's (gflags): -flag value, --flag value, -flag=value or --flag=value."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import getpass

@@ -1,7 +1,5 @@
 """caffe parse_log: extract tables from a training log."""
 
-from __future__ import annotations
-
 import csv
 import datetime
 import re

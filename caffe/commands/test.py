@@ -1,7 +1,5 @@
 """caffe test: score a net on its own data layers."""
 
-from __future__ import annotations
-
 import argparse
 
 import numpy as np

@@ -1,7 +1,5 @@
 """caffe time: benchmark a net and each of its layers, forward and backward."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 

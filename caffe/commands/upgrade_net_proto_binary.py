@@ -1,7 +1,5 @@
 """caffe upgrade_net_proto_binary: upgrade a .caffemodel to the current format."""
 
-from __future__ import annotations
-
 from caffe.commands import upgrade_net_proto_text
 from caffe.formats import prototxt
 

@@ -1,7 +1,5 @@
 """caffe upgrade_net_proto_text: upgrade a net's prototxt to the current format."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from caffe import events

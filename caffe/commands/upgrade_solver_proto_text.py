@@ -1,7 +1,5 @@
 """caffe upgrade_solver_proto_text: upgrade a solver's prototxt to the current format."""
 
-from __future__ import annotations
-
 from caffe import events
 from caffe.commands import flags
 from caffe.formats import prototxt, upgrade

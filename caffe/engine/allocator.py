@@ -1,7 +1,5 @@
 """What the C library is told of memory."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

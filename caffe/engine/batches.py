@@ -1,7 +1,5 @@
 """More inputs than a net's batch holds: split into batches, and the results of all put together."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np

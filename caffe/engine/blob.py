@@ -1,7 +1,5 @@
 """Blob: an array of values and one of their gradients, seen from NumPy and used by PyTorch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Build a net from its definition: its layers, blobs and shared parameters, and which of them need gradients."""
 
-from __future__ import annotations
-
 import torch
 
 from caffe import events

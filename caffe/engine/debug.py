@@ -1,7 +1,5 @@
 """What `debug_info: true` logs: mean magnitudes of values and gradients, layer by layer, in BVLC Caffe's form."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch

@@ -3,8 +3,6 @@
 `fan_in` is count / first axis and `fan_out` count / second axis, as Caffe counts them, whatever the layer's type.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """NetGraph: which layer makes, and which layers read, each version of each blob of a net."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What the processor and its libraries are told, so that passes run at full speed and with full precision."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Which device computes, which of several solvers this is, and the random numbers: one setting for the process, as in Caffe."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,7 +1,5 @@
 """caffe.Layer: what people derive layers of their own from."""
 
-from __future__ import annotations
-
 import enum
 
 import torch

@@ -1,7 +1,5 @@
 """Run a net's passes: all layers at once, or one by one where callbacks or debug_info watch each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Side: the values or the gradient of a blob, as a tensor of the engine's and a NumPy view of the caller's."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

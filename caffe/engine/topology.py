@@ -1,7 +1,5 @@
 """What a net is made of before it is run: which layers its state includes, and the splits between them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 from caffe import events

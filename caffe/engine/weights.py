@@ -1,7 +1,5 @@
 """How parameters are copied, shared and saved: between the layers of nets, and from and to weight files."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 

@@ -3,8 +3,6 @@
 Protocol Buffers copies the data of a Datum twice, which for 256 × 256 × 3 bytes takes longer than cropping it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

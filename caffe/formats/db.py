@@ -1,7 +1,5 @@
 """Databases of Datum records, read in key order: LMDB and LevelDB."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import weakref

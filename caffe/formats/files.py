@@ -1,7 +1,5 @@
 """Files, folders and databases written whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -4,8 +4,6 @@ liblmdb does not validate its file and crashes on a damaged one. This reads the 
 little-endian) through a memory map without a lock, so it works on read-only file systems and for several nets of one process.
 """
 
-from __future__ import annotations
-
 import mmap
 import struct
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Read and write prototxt and binary files of nets and solvers; older formats are upgraded."""
 
-from __future__ import annotations
-
 import codecs
 import functools
 import os

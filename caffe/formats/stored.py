@@ -1,7 +1,5 @@
 """Blobs in files: BlobProto to arrays and back."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Upgrade nets and solvers to the current format: V1 layers (2014), data transforms, input fields, solver enums."""
 
-from __future__ import annotations
-
 from google.protobuf.message import Message
 
 from caffe import events

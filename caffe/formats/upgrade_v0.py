@@ -1,7 +1,5 @@
 """Upgrade nets of 2013 (V0: one message for all layer types, padding as a separate layer) to those of 2014 (V1)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from google.protobuf.message import Message

@@ -1,7 +1,5 @@
 """Weight files: .caffemodel (Protocol Buffers) and .caffemodel.h5 (HDF5)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

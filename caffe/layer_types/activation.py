@@ -1,7 +1,5 @@
 """Element-wise layers: ReLU, PReLU, ELU, Sigmoid, TanH, Swish, BNLL, AbsVal, Clip, Exp, Log, Power, Threshold."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Layers of fully connected nets: InnerProduct, Embed, Dropout, Parameter."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor

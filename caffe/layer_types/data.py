@@ -1,7 +1,5 @@
 """Data layers: Input, DummyData, Data; and the base of those that read ahead on a thread."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import queue

@@ -1,7 +1,5 @@
 """Data layers on image lists, HDF5 files and arrays: ImageData, DenseImageData, HDF5Data, HDF5Output, MemoryData."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Loss layers and Accuracy: SoftmaxWithLoss, EuclideanLoss, HingeLoss, InfogainLoss …"""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Layers that rearrange, select and combine values: Concat, Slice, Split, Reshape, Flatten, Tile, Crop, Filter, Eltwise …"""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

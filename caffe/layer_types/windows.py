@@ -1,7 +1,5 @@
 """Data layer of image windows for R-CNN detectors: WindowData."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

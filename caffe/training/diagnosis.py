@@ -1,7 +1,5 @@
 """Diagnose a diverged training (NaN or infinite loss): the first layer, the labels, the learning rate."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """What a solver updates: the parameters of a net in groups with equal multipliers, and the history that its rule keeps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 

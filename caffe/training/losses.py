@@ -1,7 +1,5 @@
 """The last losses of a training, which average_loss smooths."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable
 

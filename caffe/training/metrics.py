@@ -1,7 +1,5 @@
 """Rows of metrics: what an iteration of training displays and tests, for callbacks."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 

@@ -3,8 +3,6 @@
 To add a policy, write its function and list it in POLICIES.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """Solver states in files: what a training resumes from besides its weights, in both of Caffe's formats."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Solver: the training loop, with its tests and snapshots. The update rules are in solver_types, the rates in policies."""
 
-from __future__ import annotations
-
 import math
 import os
 import time

@@ -1,7 +1,5 @@
 """The nets that a solver definition names: the one in training, and those that test it."""
 
-from __future__ import annotations
-
 import os
 
 from caffe import events

@@ -4,8 +4,6 @@ In the formulas g is the gradient with decay, r the rate times lr_mult, m the mo
 subtracted from the parameter.
 """
 
-from __future__ import annotations
-
 import os
 
 import torch

@@ -1,7 +1,5 @@
 """Test a net: the mean of each output over a number of batches, logged as BVLC Caffe logs it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -5,8 +5,6 @@ are one affine map and all colour changes one matrix, so that an image is resamp
 channels (BGR, or RGB with `rgb`), and keep their size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2

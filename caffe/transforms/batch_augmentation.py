@@ -1,7 +1,5 @@
 """Apply the changes that caffe.transforms.augmentation draws to a whole batch on its device, a GPU."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -4,8 +4,6 @@ An image is height × width × channels, uint8, BGR. Truths are rows of label, i
 the corners in fractions of the image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

@@ -3,8 +3,6 @@
 A box is xmin, ymin, xmax, ymax, the last axis of float32 arrays.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

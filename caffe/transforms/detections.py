@@ -1,7 +1,5 @@
 """Files of SSD's detectors: label maps, image sizes, and detections in the formats of VOC, COCO and ILSVRC."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

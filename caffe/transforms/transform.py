@@ -1,7 +1,5 @@
 """Image preprocessing by transform_param: augmentation, crop, mirror, mean, scale."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Check a config against its schema and its own cross-references, and fill in the defaults; all errors at once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

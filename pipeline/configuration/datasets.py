@@ -1,7 +1,5 @@
 """What is wrong with a config's datasets that no schema can say."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What is wrong with a config's experiments that no schema can say, but for their weights."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import caffe

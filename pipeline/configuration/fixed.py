@@ -1,7 +1,5 @@
 """One build's config, fixed when it starts: an edit of the config file in mid-run does not reach the jobs that come later."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

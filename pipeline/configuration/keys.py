@@ -1,7 +1,5 @@
 """What a config's keys say: the parts of it that checks, rules and steps ask for alike."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Mistakes in a config file that its schema cannot express: repeated keys, NaN, names that are too long for a file system."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

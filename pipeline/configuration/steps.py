@@ -1,7 +1,5 @@
 """The options that each step gets from a checked config: only what it uses, so that a change of another key reruns nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ is the four experiments tuned-full-0.01, tuned-full-0.001, tuned-half-0.01 and t
 braces, as in `weights/{model}.caffemodel`, stands for the value as it is in the experiment's name.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Mapping

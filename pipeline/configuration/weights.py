@@ -1,7 +1,5 @@
 """What is wrong with the weights that a config's experiments start from."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Data augmentation of a dataset: its parameters as Caffe's message, and augmented copies of images."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from caffe.augmentation import Augmentation

@@ -7,8 +7,6 @@ digests of all keys and records, and channels if they are RGB) is what later ste
 database.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator

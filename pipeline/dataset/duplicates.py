@@ -4,8 +4,6 @@ A fingerprint (difference hash) is 128 bits: whether the gray level of an image 
 9 × 9, along rows and along columns. If two differ in few bits, their pixels are compared.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 

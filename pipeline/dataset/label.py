@@ -4,8 +4,6 @@ Labels count from 0 in the sorted order of the class names (numbers sort as numb
 of training images among the validation and test images are reported, or dropped.
 """
 
-from __future__ import annotations
-
 import csv
 from collections import Counter
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Compute the mean image of a database, like BVLC Caffe's compute_image_mean, and each channel's mean and standard deviation."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ map into memory, and images.csv: path, reason, height and width of the file, and
 pixels.npy. The reason is empty for a decoded image; else, `empty`, `damaged` or `not_an_image`, the pixels are 0.
 """
 
-from __future__ import annotations
-
 import csv
 import errno
 import math

@@ -1,7 +1,5 @@
 """Split images into training and validation, and limit or balance the training images of each class; all by seed."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from pipeline.options.dataset import LabelOptions, Split

@@ -8,8 +8,6 @@ Tensors are called LAYER.weight, LAYER.bias, LAYER.running_mean and LAYER.runnin
 are divided by their weight.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """A net as an ONNX model: its values, initialisers and nodes; what each layer becomes is in pipeline.export.onnx_layers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

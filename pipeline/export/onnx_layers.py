@@ -1,7 +1,5 @@
 """What each layer type becomes in ONNX: CONVERTERS, functions of a Part and the names of its bottoms that name its tops."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar

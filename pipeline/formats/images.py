@@ -1,7 +1,5 @@
 """Read images: decode files, complete or not at all, and map the resize step's pixels into memory."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import os

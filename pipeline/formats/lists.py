@@ -1,7 +1,5 @@
 """Read, check and write image lists in Caffe's form (`path label` lines) and the tables beside them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Databases of Datum records: serialise, write and read back, checked by hash."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools

@@ -1,7 +1,5 @@
 """Root folder of a list's paths: resolve names, refuse paths outside, match names in any Unicode form and with \\ or /."""
 
-from __future__ import annotations
-
 import os
 import unicodedata
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read people's text files and tables: lines, the header of a CSV file, UTF-8, class names."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import unicodedata

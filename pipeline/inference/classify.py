@@ -4,8 +4,6 @@ Images are preprocessed like the dataset's (preprocessing.json). With --csv a ta
 probability; an image that cannot be decoded has a row of rank 0, with the reason as its class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

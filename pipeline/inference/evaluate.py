@@ -10,8 +10,6 @@ Written to a folder:
 The (expected) calibration error is the mean, over images, of |mean probability - accuracy| of the image's bin.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Run a trained net on a database's records or a list's images, and yield the values of its blobs, batch by batch."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import re

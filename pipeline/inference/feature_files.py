@@ -1,7 +1,5 @@
 """Feature files: write them batch by batch in five formats, and read them."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path

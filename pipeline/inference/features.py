@@ -9,8 +9,6 @@ Written to a folder: images.txt, `path label` lines in the order of the images, 
 A `/` in a blob's name becomes `_`. A list's images are resized like the dataset's if preprocessing.json is beside the net.
 """
 
-from __future__ import annotations
-
 import contextlib
 from itertools import islice
 from pathlib import Path

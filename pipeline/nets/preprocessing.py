@@ -1,7 +1,5 @@
 """How an image becomes what a net takes: written beside the nets, and read by whatever gives them images that are no records."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """A solver for a dataset: tests that cover the validation set, and iterations worked out from epochs, each with its reason."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Fields of Caffe's SolverParameter from plain values, and what is wrong with those that do not fit."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

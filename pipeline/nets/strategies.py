@@ -4,8 +4,6 @@ A layer that is not learned gets learning rates of 0. Where all that lies below 
 the train log says of each layer whether it needs backward computation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

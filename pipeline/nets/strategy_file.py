@@ -1,7 +1,5 @@
 """Read strategy.json, by pipeline.training.linear; apart from `strategies`, so that training imports no templates of nets."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What all models of options have in common, and the JSON schema of a model."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Annotated, Any

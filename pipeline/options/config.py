@@ -1,7 +1,5 @@
 """The config: its datasets and experiments, made of the options of the steps; and the options of each step."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema

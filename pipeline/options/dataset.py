@@ -1,7 +1,5 @@
 """Options of the steps that make a dataset: shards, download, published collections, resize, label, databases."""
 
-from __future__ import annotations
-
 import enum
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Options of a step on its command line: a flag for each field of the step's model, or `--options JSON`, as rules give them."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable, Iterator

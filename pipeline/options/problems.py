@@ -1,7 +1,5 @@
 """Mistakes in options, one line each: the key, the value, what is allowed, the nearest name."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Options of the steps that write, train, evaluate and export nets, and of the report's."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field

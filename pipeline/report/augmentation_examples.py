@@ -1,7 +1,5 @@
 """Show examples of a dataset's augmentation: a row for each of some training images, original and augmented."""
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Written to a folder: comparison.csv, comparison.png and .svg; and for each sweep
 were swept, SWEEP.png and .svg.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -5,8 +5,6 @@ sizes.png and sizes.svg (height and width of the images' files), mean.png, and s
 class. Images are those of the training database.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections import Counter
 from pathlib import Path

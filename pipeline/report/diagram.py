@@ -4,8 +4,6 @@ Layers that work in place (ReLU, Dropout, BatchNorm and Scale of residual nets) 
 change. What labels lead to is left out. The drawing needs no other program, so that it is the same everywhere.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Written to a folder: confusion.png, confusion.svg, calibration.png, calibration.svg and mistakes.png.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures of a database's images, in a grid, with frames and captions."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

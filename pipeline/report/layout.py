@@ -1,7 +1,5 @@
 """Where the boxes of a graph go: in ranks from top to bottom, each below those that it reads from, branches side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple

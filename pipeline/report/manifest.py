@@ -9,8 +9,6 @@ versions     of Python and of each installed package
 not_compared files without reproducible bytes, and why
 """
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 import hashlib

@@ -9,8 +9,6 @@ Written to a folder, for the blob BLOB:
 Of more images than can be compared, a sample is drawn by seed.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

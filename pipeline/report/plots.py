@@ -1,7 +1,5 @@
 """Draw an experiment's learning curves: loss, accuracy and learning rate."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Print a summary of the results: a line for each experiment."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tile filters and feature maps, and write pages of tiles, as wide as a phone shows well."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@
 Nothing is built. Exit code 1 if something differs.
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

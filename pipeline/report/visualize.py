@@ -5,8 +5,6 @@ classes of each image), activations.png (values of the last fully connected blob
 layers, for each image). The images are the first validation images of different classes, or image files.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

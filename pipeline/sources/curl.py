@@ -1,7 +1,5 @@
 """libcurl's transfers under asyncio: many at once over kept connections, HTTP/1.1 and 2."""
 
-from __future__ import annotations
-
 import asyncio
 
 import certifi

@@ -1,7 +1,5 @@
 """Import existing databases, LMDB or LevelDB, as a dataset: check and copy every record, optionally re-encode it."""
 
-from __future__ import annotations
-
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

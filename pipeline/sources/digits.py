@@ -4,8 +4,6 @@ base.csv    digits 0 to 4, a fifth of each for validation
 target.csv  digits 5 to 9, 20 of each for training and the rest for validation
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Read folders of images: CLASS/image, or train/CLASS/image, val/CLASS/image and test/CLASS/image."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Write a dataset of existing records: databases, their manifests, and the same lists as for datasets of images."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ lists/, whose train.txt and val.txt have keys instead of paths. Pairs are those 
 seed.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import hashlib

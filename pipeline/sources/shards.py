@@ -1,7 +1,5 @@
 """Divide a dataset's source into shards, one job each: tables of url, label, split, group and sha256."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable

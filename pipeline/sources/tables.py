@@ -8,8 +8,6 @@ Image files  a list of `path label` lines, as Caffe has it, or a table with a co
 Files are file: URLs in the table, relative if they are below the working directory (`pipeline.files.file_url`).
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import warnings

@@ -10,8 +10,6 @@ middle features, which are less specific; for many images, or if the features ar
 layers; for many images with such features, training from scratch.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile

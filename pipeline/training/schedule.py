@@ -1,7 +1,5 @@
 """When to write checkpoints: at intervals, the first one early, and never for more than a share of the time."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

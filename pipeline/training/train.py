@@ -14,8 +14,6 @@ With --checkpoint, an interrupted training resumes when it is run again, and end
 that folder (files/, snapshots/) until training has ended.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

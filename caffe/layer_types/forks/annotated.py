@@ -1,7 +1,5 @@
 """SSD's data layer of images with boxes: AnnotatedData."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

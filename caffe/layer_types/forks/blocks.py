@@ -1,7 +1,5 @@
 """Building blocks of later nets: ReLU6, DepthwiseConvolution, ShuffleChannel, Axpy, Permute, Normalize, BN."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional

@@ -1,7 +1,5 @@
 """SSD's detection layers (Liu et al. 2016): PriorBox, DetectionOutput, DetectionEvaluate."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

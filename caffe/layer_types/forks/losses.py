@@ -1,7 +1,5 @@
 """Loss layers of forks: SmoothL1Loss, FocalLoss, CenterLoss, TripletLoss."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

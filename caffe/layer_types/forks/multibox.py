@@ -1,7 +1,5 @@
 """SSD's loss (Liu et al. 2016): MultiBoxLoss."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

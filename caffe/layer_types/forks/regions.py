@@ -1,7 +1,5 @@
 """Region-of-interest pooling: ROIPooling (Fast R-CNN), PSROIPooling (R-FCN)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional

@@ -1,7 +1,5 @@
 """Resampling layers of forks: Interp, Upsample, Reorg."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional
 

@@ -1,7 +1,5 @@
 """Network templates, one module a family, written with caffe.NetSpec: TEMPLATES, by name; `template` also takes a user's net."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

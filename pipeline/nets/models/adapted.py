@@ -4,8 +4,6 @@ Its data layers, losses and accuracies are taken off. What is left has one or mo
 convolution or fully connected layer, which gets the dataset's number of classes and, where it is learned anew, another name.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """AlexNet (Krizhevsky et al. 2012) as BVLC trained it, and CaffeNet, BVLC's variant that pools before it normalises."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caffe import layers as L

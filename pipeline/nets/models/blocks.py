@@ -1,7 +1,5 @@
 """What templates of several families are made of."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caffe import layers as L

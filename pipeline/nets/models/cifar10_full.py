@@ -1,7 +1,5 @@
 """Caffe's larger net for CIFAR-10: cifar10_quick's convolutions with normalisation within channels, and one classifier."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caffe import layers as L

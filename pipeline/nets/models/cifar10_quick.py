@@ -1,7 +1,5 @@
 """cifar10_quick, the small net of Caffe's CIFAR-10 example (after Krizhevsky's cuda-convnet), for 32×32 colour images."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caffe import layers as L

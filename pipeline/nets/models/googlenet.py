@@ -1,7 +1,5 @@
 """GoogLeNet (Szegedy et al. 2014) as BVLC trained it: nine inception modules, and two more classifiers that help training."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caffe import layers as L

@@ -1,7 +1,5 @@
 """LeNet as Caffe's MNIST example has it (after LeCun et al. 1998), for small gray images such as 28×28 digits."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caffe import layers as L

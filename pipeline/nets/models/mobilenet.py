@@ -1,7 +1,5 @@
 """MobileNet (Howard et al. 2017) and MobileNetV2 (Sandler et al. 2018), with the names of the weights published for Caffe."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caffe import layers as L

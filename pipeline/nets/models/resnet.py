@@ -1,7 +1,5 @@
 """Residual nets of 18 to 152 layers (He et al. 2015), with the names of the weights that MSRA published for 50, 101 and 152."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

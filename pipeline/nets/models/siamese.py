@@ -4,8 +4,6 @@ Images of one kind come to lie together, others at least MARGIN apart (Hadsell e
 channels, and its label says whether they are of one kind, 1, or not, 0. Both go through the same layers with the same weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import caffe

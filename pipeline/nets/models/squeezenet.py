@@ -1,7 +1,5 @@
 """SqueezeNet 1.1 (Iandola et al. 2016): fire modules, and a convolution as the classifier."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caffe import layers as L

@@ -1,7 +1,5 @@
 """VGG's nets of 16 and 19 layers (Simonyan & Zisserman 2014), with the names of the weights they published."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
