@@ -1,19 +1,19 @@
-"""MkDocs hook: `::: caffe.Net` documents a public name of `caffe`, under the heading `caffe.Net`, wherever it is defined.
+"""MkDocs hook: documents public names of `caffe` where a page has `::: caffe.Net`, and a stage's steps where it has `::: pipeline.nets.*`.
 
 `caffe` loads its public names when they are first used, so a reader of its source alone, as mkdocstrings is, does not see them.
 """
-
-from __future__ import annotations
 
 import re
 import types
 
 import caffe
+from pipeline import cli
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace each line `::: caffe.NAME` of a page by a heading and the directive for the place where NAME is defined."""
-    return re.sub(r"^::: caffe\.(\w+)$", _documented, markdown, flags=re.MULTILINE)
+    """Replace each line `::: caffe.NAME` by a heading and the place where NAME is defined, `::: pipeline.STAGE.*` by its steps."""
+    markdown = re.sub(r"^::: caffe\.(\w+)$", _documented, markdown, flags=re.MULTILINE)
+    return re.sub(r"^::: pipeline\.(\w+)\.\*$", _steps, markdown, flags=re.MULTILINE)
 
 
 def _documented(found: re.Match[str]) -> str:
@@ -21,3 +21,7 @@ def _documented(found: re.Match[str]) -> str:
     home = value.__name__ if isinstance(value, types.ModuleType) else f"{value.__module__}.{value.__name__}"
     options = "{show_root_heading: false, show_root_toc_entry: false, heading_level: 4}"
     return f"### caffe.{found[1]}\n\n::: {home}\n    options: {options}"
+
+
+def _steps(found: re.Match[str]) -> str:
+    return "\n\n".join(f"::: pipeline.{found[1]}.{path.stem}" for path in cli.commands()[found[1]].values())
