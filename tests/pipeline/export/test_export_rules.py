@@ -1,4 +1,4 @@
-"""The rules of exports and surgery, run by Snakemake on a net that is trained: what a config asks for is made."""
+"""The rules of exports and surgery, run by Snakemake on a trained net: the files that a config requests are made."""
 
 import json
 
@@ -39,7 +39,7 @@ RULES = ("export", "merge", "convolutional", "crop", "average")
 
 @pytest.fixture
 def small(tmp_path):
-    """What the rules take: the config, and the files of a LeNet as training leaves them."""
+    """Inputs of the rules: the config, and the files of a LeNet as training leaves them."""
     (tmp_path / "config.yaml").write_text(CONFIG.split("experiments:")[0] + EXPERIMENT)
     (tmp_path / "smaller.prototxt").write_text(SMALLER)
     dataset, experiment = tmp_path / "results/datasets/few", tmp_path / "results/experiments/small"
@@ -72,7 +72,7 @@ def test_an_experiment_with_exports_makes_their_files(snakemake, small):  # noqa
     assert list(caffe.Net(str(small / "cropped.prototxt"), caffe.TEST).params) == ["conv1"]
 
 
-def test_what_the_config_asks_for_is_among_the_results(snakemake, tmp_path):  # noqa: F811
+def test_exports_of_the_config_are_default_targets(snakemake, tmp_path):  # noqa: F811
     config = CONFIG.split("experiments:")[0] + EXPERIMENT.replace("      average: 2\n", "")
     (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "smaller.prototxt").write_text(SMALLER)
