@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.export import agreement, export, onnx_graph, onnx_layers
 from pipeline.nets.models import TEMPLATES
 from tests.conftest import SHARED, needs_shared
-from tests.pipeline.trained_nets import digits, filled, image, layer, net, of_template, unfilled
+from tests.pipeline.trained_nets import digits, image, layer, net, of_template, remove_fillers, set_random_weights
 
 SIDES = {"lenet": 28, "cifar10_quick": 32, "cifar10_full": 32, "alexnet": 67, "caffenet": 67, "squeezenet": 67, "googlenet": 64}
 """Sides of images that keep the nets small; 32 for the others."""
@@ -31,7 +31,7 @@ def test_every_template_is_exported(tmp_path, name):
         if name in LAST_WINDOWS and one.pooling_param.kernel_size == 7:
             one.pooling_param.kernel_size = LAST_WINDOWS[name]
         thin(one)
-    trained = filled(caffe.Net(definition, caffe.TEST))
+    trained = set_random_weights(caffe.Net(definition, caffe.TEST))
     assert export.write_onnx(trained, tmp_path / "model.onnx", {}) < 1e-5
     model = onnx.load(tmp_path / "model.onnx")
     assert [(one.name, shape(one)) for one in model.graph.input] == [("data", ["N", 1 if name == "lenet" else 3, side, side])]
@@ -54,9 +54,9 @@ def thin(one) -> None:
 @needs_shared
 @pytest.mark.parametrize("path", ["resnet50", "bvlc/models/bvlc_googlenet", "inception_v3", "densenet121"])
 def test_published_nets_are_exported(tmp_path, path):
-    definition = unfilled(caffe.read_net(SHARED / "zoo" / path / "deploy.prototxt"))
+    definition = remove_fillers(caffe.read_net(SHARED / "zoo" / path / "deploy.prototxt"))
     definition.layer[0].input_param.shape[0].dim[0] = 1
-    assert export.write_onnx(filled(caffe.Net(definition, caffe.TEST)), tmp_path / "model.onnx", {}) < 1e-5
+    assert export.write_onnx(set_random_weights(caffe.Net(definition, caffe.TEST)), tmp_path / "model.onnx", {}) < 1e-5
 
 
 @needs_shared

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import caffe
 from pipeline.dataset.mean import to_blob
-from tests.pipeline.trained_nets import filled, of_template
+from tests.pipeline.trained_nets import of_template, set_random_weights
 from tests.pipeline.training.test_experiment_rules import CONFIG, snakemake  # noqa: F401, the fixture
 
 EXPERIMENT = """\
@@ -53,7 +53,7 @@ def small(tmp_path):
     definition = of_template("lenet", 2, 1, 3, 28, 28)
     caffe.write_prototxt(experiment / "prototxt/deploy.prototxt", definition)
     for seed, path in enumerate(("snapshots/small_iter_2.caffemodel", "snapshots/small_iter_4.caffemodel", "final.caffemodel")):
-        filled(caffe.Net(definition, caffe.TEST), seed).save(experiment / "train" / path)
+        set_random_weights(caffe.Net(definition, caffe.TEST), seed).save(experiment / "train" / path)
     (experiment / "train/best.json").write_text('{"diverged": null}')
     return experiment / "export"
 

@@ -11,7 +11,7 @@ from pipeline.export.convolutional import convolutional
 from pipeline.export.merging import merged
 from pipeline.nets import graph
 from tests.conftest import SHARED, needs_shared
-from tests.pipeline.trained_nets import digits, filled, image, layer, net, of_template, unfilled
+from tests.pipeline.trained_nets import digits, image, layer, net, of_template, remove_fillers, set_random_weights
 
 PAD = "convolution_param { num_output: 6 kernel_size: 3 pad: 1 bias_term: false }"
 FULL = "inner_product_param { num_output: %d }"
@@ -32,7 +32,7 @@ def caffenet():
     for one in definition.layer:
         if one.name in ("fc6", "fc7"):
             one.inner_product_param.num_output = 512
-    return filled(caffe.Net(definition, caffe.TEST))
+    return set_random_weights(caffe.Net(definition, caffe.TEST))
 
 
 # ---- convolutional
@@ -83,7 +83,7 @@ def test_the_output_map_without_padding_equals_the_net_slid_over_the_image():
             one.convolution_param.ClearField("pad")
         if one.name in ("fc6", "fc7"):
             one.inner_product_param.num_output = 512
-    unpadded = filled(caffe.Net(definition, caffe.TEST))
+    unpadded = set_random_weights(caffe.Net(definition, caffe.TEST))
     values = pictures(1, 3, 454, 454)
     found = output(convolutional(unpadded, 454, 454), values, "fc8-conv")
     assert found.shape == (1, 20, 8, 8)
@@ -249,8 +249,8 @@ def test_normalisation_is_not_merged_into_shared_weights(write):
     ("name", "gone", "left"), [("resnet50", 106, 0), ("mobilenet", 54, 0), ("mobilenet_v2", 106, 0), ("densenet121", 118, 62)]
 )
 def test_published_nets_are_merged(name, gone, left):
-    definition = unfilled(caffe.read_net(SHARED / "zoo" / name / "deploy.prototxt"))
-    assert_merged(filled(caffe.Net(definition, caffe.TEST)), gone, left)
+    definition = remove_fillers(caffe.read_net(SHARED / "zoo" / name / "deploy.prototxt"))
+    assert_merged(set_random_weights(caffe.Net(definition, caffe.TEST)), gone, left)
 
 
 # ---- crop and average, and the commands

@@ -1,4 +1,4 @@
-"""Databases that are there as a dataset: LMDB and LevelDB, as they are and re-encoded, and what is wrong with them."""
+"""Existing databases as a dataset: LMDB and LevelDB, unchanged and re-encoded, and invalid ones."""
 
 import json
 
@@ -51,7 +51,7 @@ def records(folder):
 
 @pytest.mark.parametrize("backend", ["lmdb", pytest.param("leveldb", marks=needs_leveldb)])
 @pytest.mark.parametrize("encode", [None, "png"])
-def test_records_stay_as_they_are(command, tmp_path, mine, backend, encode):
+def test_records_are_copied_unchanged(command, tmp_path, mine, backend, encode):
     written = mine(backend, encode)
     done = command(*REUSE, *(["--channels", "RGB"] if encode == "png" else []))
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_records_stay_as_they_are(command, tmp_path, mine, backend, encode):
     }
 
 
-def test_records_are_encoded_anew_without_loss(command, tmp_path, mine):
+def test_records_are_re_encoded_without_loss(command, tmp_path, mine):
     written = mine()
     assert command(*REUSE, "--encode", "png", "--threads", 2).returncode == 0
     for key, value in records(tmp_path / "out/lmdb/train").items():
@@ -86,7 +86,7 @@ def test_records_are_encoded_anew_without_loss(command, tmp_path, mine):
         assert (before.data, before.label, before.height) == (after.data, after.label, after.height)
 
 
-def test_the_classes_have_the_names_that_are_given(command, tmp_path, mine):
+def test_class_names_are_read_from_a_file(command, tmp_path, mine):
     mine()
     (tmp_path / "names.txt").write_text("cat\ndog\nowl\nyak\n")
     assert command(*REUSE, "--names", "names.txt").returncode == 0
@@ -101,7 +101,7 @@ def wrong_shape(record):
     record.height, record.width = 6, 8
 
 
-def no_image(record):
+def not_an_image(record):
     record.data, record.encoded = b"no image", True
 
 
@@ -110,10 +110,10 @@ def no_image(record):
     [
         (wrong_label, ["val: 00001", "label 7", "there are 3 classes"]),
         (wrong_shape, ["val", "records of 3×6×8 and 3×8×6"]),
-        (no_image, ["val: 00001", "cannot be decoded"]),
+        (not_an_image, ["val: 00001", "cannot be decoded"]),
     ],
 )
-def test_a_wrong_record_is_named_and_nothing_is_written(fails, tmp_path, mine, change, said):
+def test_an_invalid_record_is_named_and_nothing_is_written(fails, tmp_path, mine, change, said):
     mine(change=change)
     (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
     fails(said, *REUSE, "--names", "names.txt", leaves=("data.mdb", "lock.mdb", "train.manifest.json"))

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: downloaded whole, and only if they are the ones that are meant."""
+"""Weights from a URL: downloaded completely, and only accepted with the right hash."""
 
 import hashlib
 import http.server
@@ -38,7 +38,7 @@ def test_weights_of_another_hash_are_refused(address, fails):
 
 
 @pytest.mark.parametrize(("url", "error"), [("{}/absent", "not_found"), ("file:///etc/hostname", "refused")])
-def test_a_url_that_gives_no_file_is_named_with_the_reason(address, fails, url, error):
+def test_a_url_without_a_file_is_named_with_the_reason(address, fails, url, error):
     url = url.format(address)
     fails(
         [f"{url}: {error}; correct the URL"],
