@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import lmdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -65,6 +66,13 @@ def small(tmp_path, built):
 
 
 @pytest.fixture
+def here(small, monkeypatch):
+    """The small dataset as working folder."""
+    monkeypatch.chdir(small)
+    return small
+
+
+@pytest.fixture
 def trained(tmp_path, built):
     """As `small`, after training: out/final.caffemodel, out/train.log, out/metrics.csv and snap/."""
     return Path(shutil.copytree(built, tmp_path, dirs_exist_ok=True))
@@ -117,6 +125,12 @@ train_net: "train.prototxt" test_net: "test.prototxt" test_iter: 1 test_interval
 lr_policy: "fixed" display: 5 max_iter: 20 snapshot_prefix: "snap/s" random_seed: 1 solver_mode: CPU
 """
 TRAIN = ("pipeline.training.train", "solver.prototxt", "out")
+
+
+def records(folder: Path) -> list[tuple[bytes, bytes]]:
+    """Keys and values of an LMDB, in order."""
+    with lmdb.open(str(folder), readonly=True, lock=False) as environment, environment.begin() as transaction:
+        return list(transaction.cursor())
 
 
 def write_resized(folder: Path, images: dict[str, np.ndarray | None]) -> None:

@@ -3,7 +3,6 @@ import resource
 from pathlib import Path
 
 import cv2
-import lmdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +16,7 @@ from pipeline.formats.images import Resized, open_images
 from pipeline.formats.records import digest, encode_datum, write_database
 from pipeline.options.dataset import Augmentation, DatabaseOptions, ImageSize, ResizeOptions
 from tests.conftest import GOLDEN
-from tests.pipeline.conftest import write_resized
+from tests.pipeline.conftest import records, write_resized
 
 BUILD = ("pipeline.dataset.database", "all.txt", "resize", "lmdb", "--labels", "labels.txt", "--manifest", "manifest.json")
 
@@ -29,11 +28,6 @@ def listed(dataset):
     names = sorted(f"{table.stem}/{name}" for table in (dataset / "download").glob("*.csv") for name in pd.read_csv(table).path)
     (dataset / "all.txt").write_text("".join(f"{name} {['cat', 'dog', 'owl'].index(name[13:16])}\n" for name in names))
     return dataset
-
-
-def records(folder):
-    with lmdb.open(str(folder), readonly=True, lock=False) as environment, environment.begin() as transaction:
-        return list(transaction.cursor())
 
 
 @pytest.mark.parametrize(

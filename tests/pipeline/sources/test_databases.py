@@ -3,7 +3,6 @@
 import json
 
 import cv2
-import lmdb
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from caffe.formats.db import DatabaseWriter
 from caffe.proto import caffe_pb2
 from pipeline.formats.records import channels_of
 from tests.conftest import needs_leveldb
+from tests.pipeline.conftest import records
 
 REUSE = ("pipeline.sources.databases", "mine/train", "mine/val", "out")
 
@@ -44,11 +44,6 @@ def mine(tmp_path):
     return write
 
 
-def records(folder):
-    with lmdb.open(str(folder), readonly=True, lock=False) as environment, environment.begin() as transaction:
-        return dict(transaction.cursor())
-
-
 @pytest.mark.parametrize("backend", ["lmdb", pytest.param("leveldb", marks=needs_leveldb)])
 @pytest.mark.parametrize("encode", [None, "png"])
 def test_records_are_copied_unchanged(command, tmp_path, mine, backend, encode):
@@ -56,7 +51,7 @@ def test_records_are_copied_unchanged(command, tmp_path, mine, backend, encode):
     done = command(*REUSE, *(["--channels", "RGB"] if encode == "png" else []))
     assert done.returncode == 0, done.stderr
     for part in ("train", "val"):
-        assert records(tmp_path / "out/lmdb" / part) == written[part]
+        assert dict(records(tmp_path / "out/lmdb" / part)) == written[part]
         manifest = json.loads((tmp_path / f"out/lmdb/{part}.manifest.json").read_text())
         assert (manifest["images"], manifest["classes"], manifest["shape"]) == (len(written[part]), 3, [3, 8, 6])
         assert channels_of(tmp_path / "out/lmdb" / part) == ("RGB" if encode == "png" else "BGR")
@@ -75,13 +70,13 @@ def test_records_are_copied_unchanged(command, tmp_path, mine, backend, encode):
 def test_records_are_re_encoded_without_loss(command, tmp_path, mine):
     written = mine()
     assert command(*REUSE, "--encode", "png", "--threads", 2).returncode == 0
-    for key, value in records(tmp_path / "out/lmdb/train").items():
+    for key, value in records(tmp_path / "out/lmdb/train"):
         before, after = (caffe_pb2.Datum.FromString(one) for one in (written["train"][key], value))
         assert (after.encoded, after.label) == (True, before.label)
         pixels = cv2.imdecode(np.frombuffer(after.data, np.uint8), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(pixels.transpose(2, 0, 1).ravel(), np.frombuffer(before.data, np.uint8))
     assert command("pipeline.sources.databases", "out/lmdb/train", "out/lmdb/val", "again", "--encode", "raw").returncode == 0
-    for key, value in records(tmp_path / "again/lmdb/train").items():
+    for key, value in records(tmp_path / "again/lmdb/train"):
         before, after = (caffe_pb2.Datum.FromString(one) for one in (written["train"][key], value))
         assert (before.data, before.label, before.height) == (after.data, after.label, after.height)
 

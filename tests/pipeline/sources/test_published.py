@@ -10,7 +10,6 @@ import tarfile
 import threading
 from functools import partial
 
-import lmdb
 import numpy as np
 import pytest
 
@@ -19,11 +18,7 @@ from pipeline.errors import InputError
 from pipeline.sources import published
 from pipeline.sources.published import COLLECTIONS, build, fetch_collection
 from tests.conftest import SHARED, needs_shared
-
-
-def records(folder):
-    with lmdb.open(str(folder), readonly=True, lock=False) as environment, environment.begin() as transaction:
-        return list(transaction.cursor())
+from tests.pipeline.conftest import records
 
 
 def content_of(name: str, file: str) -> bytes:

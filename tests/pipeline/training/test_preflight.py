@@ -18,13 +18,6 @@ from tests.pipeline.training.test_train import change
 NETS = ("train.prototxt", "test.prototxt")
 
 
-@pytest.fixture
-def here(small, monkeypatch):
-    """The small dataset as working folder."""
-    monkeypatch.chdir(small)
-    return small
-
-
 def findings(*files: str, skip: tuple[str, ...] = (), same_classes: bool = False) -> list[preflight.Finding]:
     """Preflight findings for solver.prototxt, starting from these weights."""
     solver = caffe.get_solver("solver.prototxt")

@@ -30,13 +30,6 @@ def change(folder: Path, old: str, new: str, *names: str) -> None:
         (folder / name).write_text(text.replace(old, new))
 
 
-@pytest.fixture
-def here(small, monkeypatch):
-    """The small dataset as working folder."""
-    monkeypatch.chdir(small)
-    return small
-
-
 def test_training_writes_weights_log_and_metrics(trained):
     metrics = pd.read_csv(trained / "out/metrics.csv")
     columns = ["iteration", "loss", "learning_rate", "test_loss", "test_accuracy", "since_best"]
