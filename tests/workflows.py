@@ -42,6 +42,12 @@ def environment() -> dict[str, str]:
     }
 
 
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """Start `command` in a folder, in its own process group; all output goes to its stdout."""
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
+    return subprocess.Popen(command(*arguments), cwd=folder, start_new_session=True, **output)
+
+
 def snakemake(folder: Path, *arguments: str) -> tuple[int, str]:
     """Run `command` in a folder; returns the exit code and all output."""
     done = subprocess.run(command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True)

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -25,13 +24,7 @@ datasets:
     size: {{height: 128, width: 128}}
     shard_size: 200
 """
-TARGETS = ["results/datasets/caltech/mean.binaryproto", "results/datasets/caltech/lmdb/val.manifest.json"]
-
-
-def start_workflow(folder: Path) -> subprocess.Popen:
-    """Start the five stages, in their own process group."""
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": workflows.environment()}
-    return subprocess.Popen(workflows.command("--", *TARGETS), cwd=folder, start_new_session=True, **output)
+GOAL = ("--", "results/datasets/caltech/mean.binaryproto", "results/datasets/caltech/lmdb/val.manifest.json")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -53,7 +46,7 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "config.yaml").write_text(CONFIG)
     start = time.monotonic()
-    process = start_workflow(folder)
+    process = workflows.start(folder, *GOAL)
     said, _ = process.communicate()
     assert process.returncode == 0, said
     return digests(folder), time.monotonic() - start
@@ -65,13 +58,13 @@ def test_a_killed_workflow_that_is_run_again_ends_with_the_same_bytes(uninterrup
     expected, seconds = uninterrupted
     assert len(expected) == 15
     (tmp_path / "config.yaml").write_text(CONFIG)
-    process = start_workflow(tmp_path)
+    process = workflows.start(tmp_path, *GOAL)
     time.sleep(random.Random(number).uniform(0.2, 1) * seconds)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     unlock(tmp_path)
-    process = start_workflow(tmp_path)
+    process = workflows.start(tmp_path, *GOAL)
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert digests(tmp_path) == expected

@@ -3,12 +3,9 @@
 import dataclasses
 import gzip
 import hashlib
-import http.server
 import io
 import json
 import tarfile
-import threading
-from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +14,7 @@ import caffe
 from pipeline.errors import InputError
 from pipeline.sources import published
 from pipeline.sources.published import COLLECTIONS, build, fetch_collection
+from tests import standins
 from tests.conftest import SHARED, needs_shared
 from tests.pipeline.conftest import records
 
@@ -120,14 +118,10 @@ def test_files_that_are_already_unpacked_are_accepted(small, tmp_path):
 
 def test_files_are_downloaded_from_the_first_address_that_has_them(small, tmp_path, monkeypatch):
     name, contents, copy = small
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(copy))
-    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setitem(COLLECTIONS, name, dataclasses.replace(COLLECTIONS[name], addresses=(f"{address}moved/", address)))
+    with standins.serve(copy) as address:
+        addresses = (f"{address}/moved/", f"{address}/")
+        monkeypatch.setitem(COLLECTIONS, name, dataclasses.replace(COLLECTIONS[name], addresses=addresses))
         fetch_collection(name, tmp_path / "files")
-        server.shutdown()
     assert {path.name for path in (tmp_path / "files").iterdir()} == set(contents)
 
 

@@ -1,24 +1,19 @@
 """Weights from a URL: downloaded completely, and only accepted with the right hash."""
 
 import hashlib
-import http.server
-import threading
-from functools import partial
 
 import pytest
 
+from tests import standins
+
 
 @pytest.fixture
-def address(tmp_path, monkeypatch):
+def address(tmp_path):
     """The address of a server that has net.caffemodel."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served/net.caffemodel").write_bytes(b"weights")
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
-    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with standins.serve(tmp_path / "served") as address:
+        yield address
 
 
 SHA256 = hashlib.sha256(b"weights").hexdigest()

@@ -38,12 +38,6 @@ TARGET = str(EXPERIMENT / "train/final.caffemodel")
 GOAL = ("--cores", "1", "--", TARGET)
 
 
-def start_workflow(folder: Path) -> subprocess.Popen:
-    """Start the workflow, in its own process group."""
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": workflows.environment()}
-    return subprocess.Popen(workflows.command(*GOAL), cwd=folder, start_new_session=True, **output)
-
-
 def wait_for_training(workflow: subprocess.Popen) -> list[psutil.Process]:
     """Wait for the processes of its rule `train`: shell, trainer and tee; none if the workflow ends before."""
     while workflow.poll() is None:
@@ -88,7 +82,7 @@ def uninterrupted(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "config.yaml").write_text(CONFIG)
-    workflow = start_workflow(folder)
+    workflow = workflows.start(folder, *GOAL)
     processes = wait_for_training(workflow)
     times = [time.monotonic()]
     wait_for_iterations(folder, workflow)
@@ -146,7 +140,7 @@ def kill(processes: list[psutil.Process], _chance: random.Random) -> None:
 def test_a_training_ended_at_a_random_moment_resumes_bit_identically(uninterrupted, folder, number, ending):
     _, expected, (loading, iterating) = uninterrupted
     chance = random.Random(number)
-    workflow = start_workflow(folder)
+    workflow = workflows.start(folder, *GOAL)
     processes = wait_for_training(workflow)
     if number % 5:
         wait_for_iterations(folder, workflow)
@@ -164,7 +158,7 @@ def test_a_training_ended_at_a_random_moment_resumes_bit_identically(uninterrupt
 
 
 def test_a_training_terminated_twice_reports_its_iteration_and_resumes_there(uninterrupted, folder):
-    workflow = start_workflow(folder)
+    workflow = workflows.start(folder, *GOAL)
     processes = wait_for_training(workflow)
     wait_for_snapshot(folder, workflow)
     trainer = [process for process in processes if process.name().startswith("python")]
@@ -186,7 +180,7 @@ def test_a_training_terminated_twice_reports_its_iteration_and_resumes_there(uni
 
 @pytest.mark.long
 def test_a_workflow_interrupted_by_ctrl_c_resumes_and_forcerun_starts_over(uninterrupted, folder):
-    workflow = start_workflow(folder)
+    workflow = workflows.start(folder, *GOAL)
     wait_for_training(workflow)
     wait_for_snapshot(folder, workflow)
     os.killpg(workflow.pid, signal.SIGINT)
@@ -205,7 +199,7 @@ def test_a_workflow_interrupted_by_ctrl_c_resumes_and_forcerun_starts_over(unint
 
 @pytest.mark.long
 def test_a_training_that_ended_after_its_workflow_was_killed_is_not_repeated(uninterrupted, folder):
-    workflow = start_workflow(folder)
+    workflow = workflows.start(folder, *GOAL)
     processes = wait_for_training(workflow)
     wait_for_snapshot(folder, workflow)
     workflow.kill()
