@@ -81,7 +81,7 @@ def tolerance_of(note: str) -> float:
 
 
 def first_difference(expected: list[str], printed: list[str], tolerance: float) -> str:
-    """The first expected line that was not printed; empty if all were. `…` stands for any lines."""
+    """The first expected line that was not printed; empty if all were. `…` matches any lines."""
     positions = {0}
     for line in expected:
         if line == "…":
@@ -94,7 +94,7 @@ def first_difference(expected: list[str], printed: list[str], tolerance: float) 
 
 
 def matches(expected: str, printed: str, tolerance: float) -> bool:
-    """Whether a line is as expected; `…` stands for anything, and integers are compared exactly unless numbers are ignored."""
+    """Whether a line is as expected; `…` matches anything, and integers are compared exactly unless numbers are ignored."""
     any_numbers, pattern, wanted = math.isinf(tolerance), "", []
     for part in re.split(rf"(\s+|…|{NUMBER})", expected.strip()):
         if part == "…":

@@ -31,9 +31,8 @@ def test_a_modified_copy_is_found(picture, change):
 
 
 def test_other_images_are_not_found(picture):
-    assert (
-        find_duplicates([picture(seed, 64, 64) for seed in range(50)], [picture(seed, 64, 64) for seed in range(50, 400)]) == {}
-    )
+    queries, others = ([picture(seed, 64, 64) for seed in seeds] for seeds in (range(50), range(50, 400)))
+    assert find_duplicates(queries, others) == {}
 
 
 def test_images_with_the_same_fingerprint_are_distinguished_by_their_pixels():

@@ -63,10 +63,8 @@ def test_test_images_are_written_to_test_txt(command, dataset, policy):
         table = pd.read_csv(path, keep_default_na=False)
         table.assign(split=[{"val": "test"}.get(one, one) for one in table.split]).to_csv(path, index=False)
     assert command(*LABEL).returncode == 0
-    assert (len(lines(dataset, "val.txt")), lines(dataset, "test.txt")) == (
-        3,
-        [],
-    )  # used for validation, as there is no val split
+    # Without a val split, the test images are used for validation.
+    assert (len(lines(dataset, "val.txt")), lines(dataset, "test.txt")) == (3, [])
     held_out = lines(dataset, "val.txt")
     table = pd.read_csv(tables[0], keep_default_na=False)
     table.loc[0, "split"] = "val"

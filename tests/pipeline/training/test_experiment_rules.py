@@ -79,24 +79,20 @@ def test_a_change_of_the_config_reruns_only_what_it_affects(snakemake, tmp_path)
     code, output = snakemake(target)
     assert code == 0, output
 
-    def rules_rerun(old: str, new: str) -> set[str]:
+    def reruns(old: str, new: str) -> set[str]:
         """The rules that a change of the config reruns."""
         (tmp_path / "config.yaml").write_text(config.replace(old, new))
         code, output = snakemake("-n", target)
         assert code == 0, output
         return set(re.findall(r"^(?:rule|checkpoint) (\w+):$", output, re.MULTILINE))
 
-    assert rules_rerun("", "") == set()
-    assert rules_rerun("allow_file: true", "allow_file: true, min_yield: 0.2, retries: 5, concurrency: 8") == set()
-    assert rules_rerun("count: 1", "count: 2") == {"visualize"}
-    assert rules_rerun("    rename_last: true", "    rename_last: true\n    skip_layers: [conv1]") == {"train", "visualize"}
-    assert rules_rerun("    rename_last: true", "    rename_last: true\n    early_stopping: 2") == {"train", "visualize"}
+    assert reruns("", "") == set()
+    assert reruns("allow_file: true", "allow_file: true, min_yield: 0.2, retries: 5, concurrency: 8") == set()
+    assert reruns("count: 1", "count: 2") == {"visualize"}
+    assert reruns("    rename_last: true", "    rename_last: true\n    skip_layers: [conv1]") == {"train", "visualize"}
+    assert reruns("    rename_last: true", "    rename_last: true\n    early_stopping: 2") == {"train", "visualize"}
     for strategy in ("strategy: last_layer", "freeze_to: conv2"):
-        assert rules_rerun("    rename_last: true", f"    rename_last: true\n    {strategy}") == {
-            "prototxt",
-            "train",
-            "visualize",
-        }
+        assert reruns("    rename_last: true", f"    rename_last: true\n    {strategy}") == {"prototxt", "train", "visualize"}
 
 
 def test_a_failing_experiment_reports_its_error_and_leaves_no_partial_files(snakemake, tmp_path):
