@@ -12,16 +12,15 @@ other side's memory. Prints median milliseconds and the ratio of the medians; be
 import argparse
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GLOG_minloglevel", "2")
 
+import alternating
 import by_hand
 import torch
 from torch import nn
@@ -84,18 +83,8 @@ def measure(folder: Path, name: str, rounds: int) -> None:
         "by hand, channels-last": hand_written(make(), shape, training, True),
     }
     passes, warm_up = (20, 5) if shape[2] < 100 else (2, 0)
-    times: dict[str, list[float]] = {which: [] for which in steps}
-    for number in range(rounds + 1):
-        for which, step in steps.items():
-            for index in range(passes):
-                start = time.perf_counter()
-                step()
-                if number and index >= warm_up:
-                    times[which].append(time.perf_counter() - start)
-    medians = {which: statistics.median(values) * 1000 for which, values in times.items()}
-    ratio = medians["caffe"] / min(medians["by hand"], medians["by hand, channels-last"])
-    what = "forward and backward" if training else "forward"
-    print(f"{name}, {what}: {', '.join(f'{k} {v:.2f} ms' for k, v in medians.items())}; ratio {ratio:.2f}", flush=True)
+    text, _ = alternating.summary(alternating.median_times(steps, rounds, passes, warm_up))
+    print(f"{name}, {'forward and backward' if training else 'forward'}: {text}", flush=True)
 
 
 def peak(folder: Path, name: str, side: str) -> None:

@@ -10,14 +10,13 @@ compared. Prints median milliseconds and the ratio of the medians; below 1, `caf
 
 import argparse
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GLOG_minloglevel", "2")
 
+import alternating
 import by_hand
 import torch
 from torch import nn
@@ -125,18 +124,8 @@ def measure(name: str, rounds: int) -> float:
         "by hand": hand_written(hand, shape, False),
         "by hand, channels-last": hand_written(NETS[name]()[1], shape, True),
     }
-    times: dict[str, list[float]] = {which: [] for which in steps}
-    for number in range(rounds + 1):
-        for which, step in steps.items():
-            for index in range(ITERATIONS):
-                start = time.perf_counter()
-                step()
-                if number and index >= WARM_UP:
-                    times[which].append(time.perf_counter() - start)
-    medians = {which: statistics.median(values) * 1000 for which, values in times.items()}
-    ratio = medians["caffe"] / min(medians["by hand"], medians["by hand, channels-last"])
-    figures = ", ".join(f"{which} {value:.2f} ms" for which, value in medians.items())
-    print(f"{name}, batch {shape[0]}: {figures}; ratio {ratio:.2f}", flush=True)
+    text, ratio = alternating.summary(alternating.median_times(steps, rounds, ITERATIONS, WARM_UP))
+    print(f"{name}, batch {shape[0]}: {text}", flush=True)
     return ratio
 
 

@@ -1,4 +1,4 @@
-"""What tests share: where recordings and real data are, and small files to work on."""
+"""Shared by all tests: paths of recordings and real data, and a fixture that writes small files."""
 
 import importlib.util
 import os
@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 SHARED = Path(os.environ.get("ROASTERY_SHARED", ROOT.parent / "shared"))
 
-needs_leveldb = pytest.mark.skipif(importlib.util.find_spec("plyvel") is None, reason="plyvel, which reads LevelDBs, is not here")
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the recordings and data of ../shared are not here")
+needs_leveldb = pytest.mark.skipif(importlib.util.find_spec("plyvel") is None, reason="plyvel, which reads LevelDBs, is missing")
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the recordings and data of ../shared are missing")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Small stand-ins for data and weights that people have and the tests have not, in the forms in which they have them."""
+"""Small stand-ins, in the same formats, for data and weights that users have and the tests do not."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ _KEPT = tempfile.TemporaryDirectory(prefix="standins_")
 
 
 def random_weights(model: str, path: Path) -> None:
-    """Weights with the names and shapes of a template's published ones, drawn by its fillers; a link, as they are large."""
+    """Weights with the names and shapes of a template's published ones, drawn by its fillers; linked, as they are large."""
     path.symlink_to(_drawn(model))
 
 
@@ -49,7 +49,7 @@ def picture(label: int, seed: int, side: int = 8) -> np.ndarray:
 
 
 def listed_pictures(folder: Path, count: int = 6) -> None:
-    """`folder`/few.csv, a list of so many pictures in the folder, of the classes a and b in turn."""
+    """Write `count` pictures and `folder`/few.csv, which lists them with the classes a and b in turn."""
     rows = ["url,label"]
     for number in range(count):
         path = folder / f"{number}.png"
@@ -59,7 +59,7 @@ def listed_pictures(folder: Path, count: int = 6) -> None:
 
 
 def class_folders(folder: Path, images: dict[str, int]) -> None:
-    """`folder`/CLASS/NUMBER.png, as many of each class as `images` says."""
+    """Write `folder`/CLASS/NUMBER.png; `images` gives the number for each class."""
     for label, (name, count) in enumerate(images.items()):
         (folder / name).mkdir(parents=True)
         for number in range(count):
@@ -67,7 +67,7 @@ def class_folders(folder: Path, images: dict[str, int]) -> None:
 
 
 def mnist_files(folder: Path, images: int = 200) -> None:
-    """MNIST's four files, unpacked, of scikit-learn's digits in 28 × 28 pixels."""
+    """Write MNIST's four files, unpacked, with scikit-learn's digits in 28 × 28 pixels."""
     digits, labels = load_digits(return_X_y=True)
     pixels = np.stack([cv2.resize(digit.reshape(8, 8).astype(np.float32) * 15.9, (28, 28)) for digit in digits])
     folder.mkdir(parents=True)
@@ -79,7 +79,7 @@ def mnist_files(folder: Path, images: int = 200) -> None:
 
 
 def cifar10_files(folder: Path, images: int) -> None:
-    """CIFAR-10's six binary files with `images` pictures each."""
+    """Write CIFAR-10's six binary files with `images` pictures each."""
     folder.mkdir(parents=True)
     for file, name in enumerate([*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]):
         rows = []
@@ -100,8 +100,8 @@ def flickr_list(path: Path, address: str, images: int) -> None:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a server on this machine that gives the folder's files."""
+def serve(folder: Path) -> Iterator[str]:
+    """Serve the folder's files over HTTP on this machine; gives the address."""
     handler = functools.partial(_Silent, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

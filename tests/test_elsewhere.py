@@ -78,7 +78,7 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.parametrize("start", ["clone", "parent", "folder"])
-def test_a_report_of_another_folder_has_its_style(built, start):
+def test_a_report_in_another_folder_has_the_stylesheet(built, start):
     """From the clone with -d; from the folder above both, by relative paths; in the folder itself."""
     cwd, arguments = {
         "clone": (built / "clone", ["-d", built]),

@@ -1,4 +1,4 @@
-"""One build, one config: what a config file says after a build has started reaches none of its jobs."""
+"""One build, one config: an edit of the config file during a build does not affect its jobs."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_an_edit_of_the_config_in_mid_run_does_not_reach_a_clusters_jobs(folder):
+def test_an_edit_of_the_config_during_a_build_does_not_affect_cluster_jobs(folder):
     cluster = ("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "./submit", "--jobs", "1")
     code, output = workflows.snakemake(folder, *cluster, "--latency-wait", "60", "--", MEAN)
     assert code == 0, output
@@ -44,33 +44,33 @@ def test_an_edit_of_the_config_in_mid_run_does_not_reach_a_clusters_jobs(folder)
     assert "Nothing to be done" in workflows.snakemake(folder, "-n", "--", MEAN)[1]
 
 
-def job(folder, digest: str) -> tuple[int, str]:
-    """A job as a cluster starts it, which was given a digest."""
+def run_job(folder, digest: str) -> tuple[int, str]:
+    """Run a job as a cluster starts it, with this digest of the config."""
     environment = {**workflows.environment(), "ROASTERY_CONFIG_1": digest}
     words = workflows.command("--mode", "remote", "--force", "--nolock", "--", "results/datasets/few/list")
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_job_refuses_another_config_than_its_builds(folder):
+def test_a_job_refuses_a_config_other_than_its_builds(folder):
     code, output = workflows.snakemake(folder, "-n")
     assert code == 0, output
     assert not (folder / "results").exists()
     (fixed,) = (folder / ".snakemake/roastery").iterdir()
-    code, output = job(folder, "")
+    code, output = run_job(folder, "")
     assert code == 1
     assert "not given the digest" in output
-    code, output = job(folder, "0" * 16)
+    code, output = run_job(folder, "0" * 16)
     assert code == 1
     assert "no such file" in output
     fixed.write_text(fixed.read_text().replace("16", "32"))
-    code, output = job(folder, fixed.stem)
+    code, output = run_job(folder, fixed.stem)
     assert code == 1
     assert "changed" in output
     assert not (folder / "results").exists()
 
 
-def test_a_variable_that_is_left_from_another_build_changes_nothing(folder):
+def test_a_variable_left_from_another_build_is_ignored(folder):
     environment = {**workflows.environment(), "ROASTERY_CONFIG_1": "0" * 16}
     done = subprocess.run(workflows.command("-n"), cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Nothing that a config, a list or a prototxt says reaches a shell: hostile names build, or end in one clear error."""
+"""No text of a config, a list or a prototxt reaches a shell: hostile names build, or fail with one clear error."""
 
 import csv
 import hashlib
@@ -35,7 +35,7 @@ LONGER = {
 
 
 def net_of(text: str) -> str:
-    """A classifier whose layers and blobs have a text in their names."""
+    """A classifier whose layers and blobs have `text` in their names."""
     net = caffe_pb2.NetParameter(name=text)
     data = net.layer.add(name=f"data {text}", type="Input", top=["data"])
     data.input_param.shape.add().dim.extend([1, 3, 16, 16])
@@ -50,7 +50,7 @@ def net_of(text: str) -> str:
 
 
 def write_files(folder: Path, text: str) -> dict:
-    """Images, a list, a net, weights and a config, all of which have a text in their names; returns the config."""
+    """Write images, a list, a net and weights, all with `text` in their names; returns a config that uses them."""
     root, shown = folder / f"root {text}"[:200], folder / f"shown {text}"[:200]
     for directory in (root / text, shown):
         directory.mkdir(parents=True)
@@ -99,7 +99,7 @@ def write_files(folder: Path, text: str) -> dict:
 @pytest.mark.parametrize(
     "text", [HOSTILE["command"], *(pytest.param(HOSTILE[n], marks=pytest.mark.long) for n in list(HOSTILE)[1:])]
 )
-def test_a_workflow_whose_every_name_is_hostile_builds(tmp_path, text):
+def test_a_workflow_with_only_hostile_names_builds(tmp_path, text):
     config = write_files(tmp_path, text)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     code, output = workflows.snakemake(tmp_path)
@@ -114,7 +114,7 @@ SHA256 = hashlib.sha256(b"net").hexdigest()
 
 
 def other_config(text: str) -> tuple[dict, list[str]]:
-    """A config that has a text in the keys that `write_files` has not, and the files that it names."""
+    """A config with `text` in the keys that `write_files` leaves out, and the files that it names."""
     names = {key: f"{key} {text}"[:200] for key in ("folder", "names", "train", "val", "list", "labels", "crop", "one", "two")}
     config = {
         "datasets": {
@@ -150,7 +150,7 @@ exec {python} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@" >>{not
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_every_command_hands_a_hostile_text_over_as_a_part_of_one_argument(tmp_path, text):
+def test_every_command_passes_a_hostile_text_within_one_argument(tmp_path, text):
     config, files = other_config(text)
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def test_every_command_hands_a_hostile_text_over_as_a_part_of_one_argument(tmp_p
 
 
 def strings(schema: dict, root: dict, key: tuple = ()) -> list[tuple]:
-    """The keys of all free texts of a JSON schema; of names, items and texts alike."""
+    """The keys of all free-text values of a JSON schema, including names and items."""
     if "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
     found = [key] if "string" in ([schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type", [])) else []
@@ -196,7 +196,7 @@ def strings(schema: dict, root: dict, key: tuple = ()) -> list[tuple]:
 TEXTS = strings(yaml.safe_load(SCHEMA.read_text()), yaml.safe_load(SCHEMA.read_text()))
 
 
-def test_the_schema_has_the_texts_that_are_tried():
+def test_the_schema_has_the_free_text_keys_that_are_tested():
     keys = {key[2:] for key in TEXTS}
     assert {
         ("source", "list"),
@@ -216,7 +216,7 @@ def plain(tmp_path_factory):
 
 
 def with_text(value: object, key: tuple, text: str) -> object:
-    """A copy of a config in which a text is at a key; what is there is replaced, what is missing is made."""
+    """A copy of a config with `text` at a key; an existing value is replaced, missing parts are created."""
     if not key:
         return text
     word, rest = key[0], key[1:]
@@ -232,7 +232,7 @@ def with_text(value: object, key: tuple, text: str) -> object:
 @pytest.mark.parametrize("key", TEXTS, ids=lambda key: ".".join(map(str, key)))
 @pytest.mark.parametrize("text", LONGER.values(), ids=LONGER)
 def test_a_hostile_text_in_any_key_is_accepted_or_refused_in_clear_lines(plain, monkeypatch, key, text):
-    """As each start of Snakemake checks a config; what a wrong text may cost is one InputError whose lines name the key."""
+    """Checked as at each start of Snakemake; an invalid text may cause only an InputError whose lines name the key."""
     folder, config = plain
     monkeypatch.chdir(folder)
     said = ""

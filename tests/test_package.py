@@ -1,4 +1,4 @@
-"""The package: what it declares is what it needs; a net and the command run from the built one in an empty folder."""
+"""The package: it declares exactly what it needs; a net and the command run from the built wheel in an empty folder."""
 
 import ast
 import importlib.metadata
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# Which distributions a module may be of.
+# Distributions that a module may belong to.
 OWNERS = {
     module: {canonicalize_name(name) for name in names} for module, names in importlib.metadata.packages_distributions().items()
 }
@@ -84,19 +84,19 @@ def imported(package: str) -> dict[str, str]:
     return {name: path for name, path in found.items() if name not in ours}
 
 
-def test_the_packages_import_only_what_is_declared_for_them():
+def test_the_packages_import_only_declared_dependencies():
     for package, extras in (("caffe", ["leveldb"]), ("pipeline", ["workflow"])):
         for module, path in imported(package).items():
             assert OWNERS[module] & declared(*extras), f"{path} imports {module}"
 
 
-def test_what_is_declared_is_used():
+def test_every_declared_dependency_is_used():
     owners = set().union(*(OWNERS[module] for package in ("caffe", "pipeline") for module in imported(package)))
     # Snakemake is a command, and TensorBoard is imported by torch.utils.tensorboard.
     assert declared("workflow", "leveldb") - owners == {"snakemake", "tensorboard"}
 
 
-def test_the_lock_pins_every_package_that_is_declared():
+def test_the_lock_pins_every_declared_dependency():
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     pinned = [Requirement(line) for line in lines if not line.startswith("#")]
     assert all(str(pin.specifier).startswith("==") for pin in pinned)
@@ -139,9 +139,9 @@ print(len(modules), net.forward()["y"].max())
 """
 
 
-def test_a_net_runs_with_the_declared_core_alone(tmp_path):
+def test_a_net_runs_with_only_the_core_dependencies(tmp_path):
     core, found = set(), declared()
-    while found:  # what the core needs, what that needs, …
+    while found:  # add dependencies of dependencies
         core |= found
         lines = [line for name in found for line in importlib.metadata.requires(name) or []]
         needed = [line for line in map(Requirement, lines) if line.marker is None or line.marker.evaluate({"extra": ""})]

@@ -1,4 +1,4 @@
-"""The pages' links, commands, paths and names: that what they lead to is there."""
+"""Links, commands, paths and names in the pages: everything that they refer to exists."""
 
 import ast
 import importlib
@@ -23,7 +23,7 @@ SPAN = re.compile(r"(?<!`)`(?!`)([^`]*)`")
 
 
 def pages() -> list[Path]:
-    """The repository's pages; those that git does not have yet, too, but none that it ignores."""
+    """The repository's pages, also those that git does not track yet, without those that it ignores."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"], cwd=ROOT, capture_output=True, text=True
     )
@@ -48,7 +48,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_relative_link_and_anchor_leads_to_something(name):
+def test_every_relative_link_and_anchor_exists(name):
     page = ROOT / name
     broken = []
     for link in LINK.findall(CODE.sub("", page.read_text())):
@@ -66,7 +66,7 @@ def _is_ignored(path: Path) -> bool:
     return subprocess.run(["git", "check-ignore", "--quiet", str(path)], cwd=ROOT, capture_output=True).returncode == 0
 
 
-def test_a_broken_link_would_be_seen():
+def test_links_are_found_around_pictures_and_not_in_code():
     """Links in code are not links; those around pictures are."""
     text = "[![picture](a.png)](b.md) and [text](c.md#d), `[x](e.md)`\n\n    [y](f.md)\n\n```sh\n[z](g.md)\n```\n"
     assert LINK.findall(CODE.sub("", text)) == ["a.png", "b.md", "c.md#d"]
@@ -86,13 +86,13 @@ def test_every_command_of_a_page_is_a_step_with_these_flags(name, capsys):
         main = importlib.import_module(module).main
         words = arguments.split("|")[0].split()
         flags = {word.split("=")[0].rstrip(",.") for word in words if word.startswith("--")} - {"--help"}
-        help_ = shown(main, [], capsys)
-        if words and re.search(rf"(?:[{{,]|^ {{4}}){words[0]}\b", help_, re.MULTILINE):  # a command of the step's own
-            help_ += shown(main, [words[0]], capsys)
+        help_ = help_text(main, [], capsys)
+        if words and re.search(rf"(?:[{{,]|^ {{4}}){words[0]}\b", help_, re.MULTILINE):  # a subcommand of the step
+            help_ += help_text(main, [words[0]], capsys)
         assert flags <= set(re.findall(r"--[\w-]+", help_)), f"{module}{arguments}"
 
 
-def shown(main, arguments: list[str], capsys) -> str:
+def help_text(main, arguments: list[str], capsys) -> str:
     """A command's help."""
     with pytest.raises(SystemExit):
         main([*arguments, "--help"])
@@ -112,14 +112,14 @@ def steps() -> list[str]:
     return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files if '"__main__"' in path.read_text()]
 
 
-def test_every_target_of_make_in_a_page_is_one():
+def test_every_make_target_in_a_page_exists():
     targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for name in PAGES:
         used = set(re.findall(r"(?:^ {4}|`)make ([a-z-]+)(?=[`\s])", (ROOT / name).read_text(), re.MULTILINE))
         assert used <= targets, name
 
 
-def test_the_map_leads_to_files_and_names_that_exist():
+def test_files_and_names_of_the_map_exist():
     rows = re.findall(r"^\| [^|`]+\? \| `([^`]+)` \| `([^`]+)` \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     assert len(rows) >= 12
     for path, name in rows:
@@ -142,7 +142,7 @@ def names_in(tree: ast.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "README.md", "docs/elsewhere.md", "docs/reproducibility.md"])
-def test_every_path_of_the_project_that_a_page_names_exists(name):
+def test_every_path_and_test_that_a_page_names_exists(name):
     text = (ROOT / name).read_text()
     path = r"((?:caffe|pipeline|rules|tests|docs|config|report|profiles|benchmarks)/[\w./-]*)"
     for found in re.findall(rf"(?:`|pytest |python ){path}", text):
@@ -156,7 +156,7 @@ def documented(page: str) -> list[str]:
 
 
 def test_the_api_pages_have_every_public_name_layer_module_and_step():
-    # The first are documented by the others, or by the page's text.
+    # Documented under other names, or in the page's text.
     aliases = {
         "TRAIN",
         "TEST",
@@ -181,7 +181,7 @@ def test_the_api_pages_have_every_public_name_layer_module_and_step():
 
 def test_the_site_has_every_page():
     class Loader(yaml.SafeLoader):
-        """mkdocs.yml names Python functions, which are left alone."""
+        """Ignores the Python functions that mkdocs.yml names."""
 
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
     text = (ROOT / "mkdocs.yml").read_text()

@@ -1,4 +1,4 @@
-"""Every published config, from its data to the report's figures: the real nets, on little data, for two iterations."""
+"""Every published config, from its data to the report: the real nets, on little data, for two iterations."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long
 def recipe(tmp_path):
     """recipe("mnist") runs config/mnist.yaml, shortened to two iterations of two images; gives the experiment's results.
 
-    recipe("mnist", {"sample": 9}) changes keys of the dataset's source, too. All else is as the file has it.
+    recipe("mnist", {"sample": 9}) also changes keys of the dataset's source. Everything else is as in the file.
     """
 
     def run(name: str, source: dict | None = None) -> Path:
@@ -43,8 +43,8 @@ def recipe(tmp_path):
         weights.unlink()
 
 
-def trained(experiment: Path) -> dict[str, str]:
-    """{layer: what it started from}, after a look for what the last steps make, and whether all is learned but statistics."""
+def check_training(experiment: Path) -> dict[str, str]:
+    """Check that the last files exist and that all but statistics is learned; returns {layer: where it starts from}."""
     for file in ("train/metrics.csv", "evaluate/summary.json", "report/curves.png", "report/confusion.png"):
         assert (experiment / file).exists(), file
     layers = pd.read_csv(experiment / "train/layers.csv")
@@ -53,17 +53,19 @@ def trained(experiment: Path) -> dict[str, str]:
 
 
 def outputs_of(experiment: Path, layer: str) -> int:
-    """How many outputs a layer of the final weights has."""
+    """Number of outputs of a layer in the final weights."""
     net = caffe.Net(str(experiment / "prototxt/deploy.prototxt"), str(experiment / "train/final.caffemodel"), caffe.TEST)
     return net.params[layer][0].shape[0]
 
 
 def test_dog_breeds(recipe, tmp_path):
-    images = {f"breed_{number:03d}": 3 if number < 10 else 2 for number in range(100)}  # a fifth of three is one, of two none
+    images = {
+        f"breed_{number:03d}": 3 if number < 10 else 2 for number in range(100)
+    }  # validation takes a fifth: one of three, none of two
     standins.class_folders(tmp_path / "dogs", images)
     standins.random_weights("resnet50", tmp_path / "ResNet-50-model.caffemodel")
     experiment = recipe("dog_breeds")
-    layers = trained(experiment)
+    layers = check_training(experiment)
     assert layers.pop("fc1000_dogs") == "filled"
     assert layers.pop("fc1000") == "left out"
     assert set(layers.values()) == {"copied"}
@@ -78,10 +80,10 @@ def test_flickr_style(recipe, tmp_path):
     for gone in (tmp_path / "served").glob("*/2.png"):
         gone.unlink()
     standins.random_weights("caffenet", tmp_path / "bvlc_reference_caffenet.caffemodel")
-    with standins.served(tmp_path / "served") as address:
+    with standins.serve(tmp_path / "served") as address:
         standins.flickr_list(tmp_path / "flickr_style.csv.gz", address, images=4)
         experiment = recipe("flickr_style", {"sample": 70, "allow_private": True})
-    layers = trained(experiment)
+    layers = check_training(experiment)
     assert layers.pop("fc8_flickr") == "filled"
     assert layers.pop("fc8") == "left out"
     assert layers == dict.fromkeys([*(f"conv{number}" for number in range(1, 6)), "fc6", "fc7"], "copied")
@@ -97,7 +99,7 @@ def test_cats_and_birds_from_a_folder(recipe, tmp_path):
     standins.class_folders(tmp_path / "photos", {"birds": 5, "cats": 5})
     standins.random_weights("caffenet", tmp_path / "bvlc_reference_caffenet.caffemodel")
     experiment = recipe("folder")
-    layers = trained(experiment)
+    layers = check_training(experiment)
     assert (layers["fc8_photos"], layers["fc8"], layers["fc7"]) == ("filled", "left out", "copied")
     assert outputs_of(experiment, "fc8_photos") == 2
 
@@ -107,6 +109,6 @@ def test_published_collections(recipe, tmp_path, name, experiment, last):
     fetched = tmp_path / f"results/datasets/{name}/published"
     standins.mnist_files(fetched) if name == "mnist" else standins.cifar10_files(fetched, images=20)
     experiment = recipe(name)
-    assert set(trained(experiment).values()) == {"filled"}
+    assert set(check_training(experiment).values()) == {"filled"}
     assert outputs_of(experiment, last) == 10
     assert len(pd.read_parquet(experiment / "features/ip1.parquet")) == (200 if name == "mnist" else 20)

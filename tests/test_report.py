@@ -1,4 +1,4 @@
-"""The report in a real browser: every picture is there and can be seen, on a phone and on a desk, without the network."""
+"""The report in a real browser: every picture is visible, on a phone and on a desktop, without the network."""
 
 import shutil
 
@@ -60,7 +60,7 @@ def browser():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_picture_of_the_report_can_be_seen(report, browser, size):
+def test_every_picture_of_the_report_is_visible(report, browser, size):
     page = browser.new_page(viewport=SIZES[size])
     page.set_default_timeout(120_000)
     troubles, asked = [], []
@@ -79,15 +79,15 @@ def test_every_picture_of_the_report_can_be_seen(report, browser, size):
                 assert look.get_attribute("href").startswith("data:text/")
             else:
                 look.click()
-                _seen(page, f"{category}, {name}")
+                _assert_visible(page, f"{category}, {name}")
         page.locator("nav ol a").first.click()
     assert troubles == []
     assert set(asked) <= {"file", "data"}
     page.close()
 
 
-def _seen(page, what: str) -> None:
-    """The picture that is shown is decoded, begins on the screen, is not wider than it, and is not of one colour."""
+def _assert_visible(page, what: str) -> None:
+    """Assert that the current picture is decoded, starts on the screen, fits its width, and has more than one colour."""
     picture = page.locator("#app > div > nav + div img")
     source = picture.get_attribute("src")
     assert source.startswith("data:image/"), what
@@ -102,7 +102,7 @@ def _seen(page, what: str) -> None:
     assert shown.std() > 8, what
 
 
-def test_the_report_is_light(report):
+def test_the_report_and_its_pictures_are_small(report):
     assert report.stat().st_size < 5_000_000
     pictures = [path for path in report.parent.glob("results/**/*.png") if "download" not in path.parts]
     assert len(pictures) > 12

@@ -1,6 +1,6 @@
-"""Every page of docs/tutorials does what it says: its blocks are run in order, and what they print is compared with the page.
+"""Every page of docs/tutorials works as written: its blocks are run in order, and their output is compared with the page.
 
-docs/tutorials/README.md says how a page is read.
+docs/tutorials/README.md explains the notes that a page may have.
 """
 
 import json
@@ -38,7 +38,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page: its language, the line that it begins at, the file that it is, the notes before it, its text."""
+    """A fenced block of a page: its language, its first line, the file it is written to, the note before it, its text."""
 
     kind: str
     line: int
@@ -48,7 +48,7 @@ class Block:
 
     @property
     def run(self) -> str:
-        """What the tests run: with `A => B` in the note, B in the place of A; the note may have several such lines."""
+        """The text that the tests run: each line `A => B` of the note replaces A by B."""
         text = self.text
         for line in self.note.splitlines():
             before, arrow, after = line.strip().partition(" => ")
@@ -71,7 +71,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def tolerance_of(note: str) -> float:
-    """How much larger or smaller the numbers of an output may be, as a share of them; infinity where they are not compared."""
+    """Relative tolerance of the numbers of an output; infinity if they are not compared."""
     if note == "other numbers":
         return math.inf
     if within := re.fullmatch(r"within (\d+) %", note):
@@ -80,21 +80,21 @@ def tolerance_of(note: str) -> float:
     return 0.02
 
 
-def differs(expected: list[str], printed: list[str], tolerance: float) -> str:
-    """The first line that was not printed where it is expected; empty if all is as expected. `…` stands for any lines."""
+def first_difference(expected: list[str], printed: list[str], tolerance: float) -> str:
+    """The first expected line that was not printed; empty if all were. `…` matches any lines."""
     positions = {0}
     for line in expected:
         if line == "…":
             positions = set(range(min(positions), len(printed) + 1))
         else:
-            positions = {at + 1 for at in positions if at < len(printed) and alike(line, printed[at], tolerance)}
+            positions = {at + 1 for at in positions if at < len(printed) and matches(line, printed[at], tolerance)}
         if not positions:
             return line
     return "" if len(printed) in positions else "the end"
 
 
-def alike(expected: str, printed: str, tolerance: float) -> bool:
-    """Whether a line is as expected; `…` stands for anything, and whole numbers are compared exactly, if numbers are at all."""
+def matches(expected: str, printed: str, tolerance: float) -> bool:
+    """Whether a line is as expected; `…` matches anything, and integers are compared exactly unless numbers are ignored."""
     any_numbers, pattern, wanted = math.isinf(tolerance), "", []
     for part in re.split(rf"(\s+|…|{NUMBER})", expected.strip()):
         if part == "…":
@@ -114,7 +114,7 @@ def alike(expected: str, printed: str, tolerance: float) -> bool:
 
 
 class Reader:
-    """Somebody who does what a page says, in a folder of their own that looks like a clone of the repository."""
+    """Follows a page, in a folder that looks like a clone of the repository."""
 
     def __init__(self, page: Path, folder: Path):
         self.page, self.folder = page, folder
@@ -131,7 +131,7 @@ class Reader:
         self.python: subprocess.Popen | None = None
 
     def follow(self) -> None:
-        """Run the page's blocks. Raises AssertionError where one fails, or prints something else than the page says."""
+        """Run the page's blocks. Raises AssertionError if one fails, or prints something other than the page says."""
         printed: list[str] = []
         try:
             for block in blocks_of(self.page):
@@ -144,7 +144,7 @@ class Reader:
                 elif block.kind == "python":
                     printed = self._session(block, where)
                 elif block.kind == "text":
-                    line = differs(block.text.splitlines(), printed, tolerance_of(block.note))
+                    line = first_difference(block.text.splitlines(), printed, tolerance_of(block.note))
                     assert not line, f"{where}: not printed: {line}\n--- printed:\n" + "\n".join(printed)
                 else:
                     pytest.fail(f"{where}: a block of {block.kind} without a file name before it")
@@ -166,7 +166,7 @@ class Reader:
         return done.stdout.splitlines()
 
     def _session(self, block: Block, where: str) -> list[str]:
-        """The block in the page's Python session, which remembers names; what it writes to standard output."""
+        """Run the block in the page's Python session, which keeps its names; returns its standard output."""
         errors = self.folder / "python_errors.log"
         if self.python is None:
             self.python = subprocess.Popen(
@@ -189,7 +189,7 @@ class Reader:
 
 
 def lenet_mnist(folder: Path) -> None:
-    """MNIST's files; LeNet's prototxts of 2014, and the weights that they were trained to then."""
+    """MNIST's files; LeNet's prototxts of 2014, and weights trained with them at that time."""
     (folder / "mnist_copy").symlink_to(SHARED / "data/mnist")
     examples = folder / "caffe_checkout/examples/mnist"
     examples.mkdir(parents=True)
@@ -208,7 +208,7 @@ def photographs(folder: Path, *classes: str, images: int = 40) -> None:
 
 
 def cifar10_quick(folder: Path) -> None:
-    """cifar10_quick's prototxts of 2014, and weights and solver state of then."""
+    """cifar10_quick's prototxts of 2014, and weights and solver state of that time."""
     examples = folder / "caffe_checkout/examples/cifar10"
     examples.mkdir(parents=True)
     for name in ("cifar10_quick", "cifar10_quick_train_test", "cifar10_quick_solver"):
@@ -250,7 +250,7 @@ def presetting_weights(folder: Path) -> None:
 
 
 def net_surgery(folder: Path) -> None:
-    """LeNet and MNIST; CaffeNet as it is and fully convolutional, and random weights of it."""
+    """LeNet and MNIST; CaffeNet, its fully convolutional form, and random weights for it."""
     lenet_mnist(folder)
     examples = folder / "caffe_checkout/examples/net_surgery"
     examples.mkdir()
@@ -259,14 +259,14 @@ def net_surgery(folder: Path) -> None:
 
 
 def caffenet(folder: Path) -> None:
-    """CaffeNet's deploy.prototxt, and random weights of it."""
+    """CaffeNet's deploy.prototxt, and random weights for it."""
     bvlc = SHARED / "zoo/bvlc/models/bvlc_reference_caffenet"
     shutil.copy(bvlc / "deploy.prototxt", folder / "bvlc_reference_caffenet_deploy.prototxt")
     standins.random_weights("caffenet", folder / "bvlc_reference_caffenet.caffemodel")
 
 
 def cifar10(folder: Path) -> None:
-    """Files in CIFAR-10's form, and the solver of the second part as a Caffe of 2014 has it."""
+    """Files in CIFAR-10's format, and the solver of the second part as in a Caffe of 2014."""
     cifar10_quick(folder)
     standins.cifar10_files(folder / "stand_in", images=500)
     examples = folder / "caffe_checkout/examples/cifar10"
@@ -276,7 +276,7 @@ def cifar10(folder: Path) -> None:
 
 
 def flickr_style(folder: Path) -> None:
-    """A list with the columns of Caffe's, a quarter of its addresses, files of this machine, missing; random weights."""
+    """A list with the columns of Caffe's, of local files, a quarter of which are missing; random weights."""
     standins.class_folders(folder / "pictures", {str(label): 4 for label in range(20)})
     for gone in (folder / "pictures").glob("*/2.png"):
         gone.unlink()
@@ -291,7 +291,7 @@ def dog_breeds(folder: Path) -> None:
 
 
 def which_fine_tuning(folder: Path) -> None:
-    """Ten classes of photographs, five for the pretraining and five that are the reader's."""
+    """Ten classes of photographs, five for pretraining and five as the reader's own."""
     parts = {
         "pretraining": ("bonsai", "butterfly", "grand_piano", "hawksbill", "helicopter"),
         "mine": ("kangaroo", "ketch", "starfish", "sunflower", "watch"),
@@ -314,7 +314,7 @@ PREPARED = {
     "layer_pictures": two_classes,
     "solver_by_hand": lenet_mnist,
 }
-"""What lays into a reader's folder what they have before they begin, by page."""
+"""{page: function that writes the files that a reader has before starting}."""
 
 
 def pictures_of(page: Path) -> list[str]:
@@ -325,7 +325,7 @@ def pictures_of(page: Path) -> list[str]:
 @pytest.mark.long
 @needs_shared
 @pytest.mark.parametrize("name", PREPARED)
-def test_a_page_does_what_it_says(name, tmp_path):
+def test_a_page_works_as_written(name, tmp_path):
     PREPARED[name](tmp_path)
     page = PAGES / f"{name}.md"
     Reader(page, tmp_path).follow()
@@ -342,7 +342,7 @@ def test_every_page_is_run_and_listed():
     assert "(docs/tutorials/README.md)" in (ROOT / "README.md").read_text()
 
 
-def test_pictures_are_there_and_light():
+def test_pictures_exist_and_are_small():
     shown = {picture for page in PAGES.glob("*.md") for picture in pictures_of(page)}
     assert shown == {f"pictures/{path.name}" for path in (PAGES / "pictures").iterdir()}
     for picture in shown:
@@ -365,11 +365,11 @@ def test_pictures_are_there_and_light():
         ("train   loss", "train loss", "", True),
     ],
 )
-def test_what_is_printed_is_compared_with_the_page(expected, printed, note, same):
-    assert (differs(expected.splitlines(), printed.splitlines(), tolerance_of(note)) == "") == same
+def test_output_is_compared_with_the_page(expected, printed, note, same):
+    assert (first_difference(expected.splitlines(), printed.splitlines(), tolerance_of(note)) == "") == same
 
 
-def test_a_page_that_is_wrong_fails(tmp_path):
+def test_a_wrong_page_fails(tmp_path):
     page = tmp_path / "page.md"
     for blocks in ("```sh\nfalse\n```", "```sh\necho 3\n```\n\n```text\n4\n```", "```python\n1 / 0\n```", "```yaml\na: 1\n```"):
         page.write_text(blocks + "\n")

@@ -1,4 +1,4 @@
-"""The workflow as Snakemake users meet it: dry runs, profiles, a config with a mistake; and what steps may use of the engine."""
+"""The workflow as Snakemake users see it: dry runs, profiles, a config with a mistake; and that steps use public names only."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ def elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize("profile", ["default", "slurm"])
-def test_the_example_is_planned_in_any_folder_under_every_profile(elsewhere, profile):
+def test_a_dry_run_of_the_example_works_in_any_folder_with_every_profile(elsewhere, profile):
     done = snakemake("-n", "--workflow-profile", str(ROOT / "profiles" / profile), cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     rules = ("shards", "label", "lmdb", "mean", "prototxt", "train", "features", "evaluate")
@@ -46,12 +46,12 @@ NEEDED = {
 }
 
 
-def test_every_config_is_one_that_is_planned():
+def test_every_config_has_a_dry_run_test():
     assert sorted(NEEDED) == sorted(path.stem for path in (ROOT / "config").glob("*.yaml") if path.stem != "schema")
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_a_config_is_planned_once_its_files_are_there(tmp_path, name):
+def test_a_dry_run_of_a_config_works_once_its_files_exist(tmp_path, name):
     for needed in NEEDED[name]:
         (tmp_path / needed).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / needed).touch()
@@ -61,7 +61,7 @@ def test_a_config_is_planned_once_its_files_are_there(tmp_path, name):
     assert (bool(re.search(r"^(build|reuse) ", done.stdout, re.MULTILINE)), "\nshards " in done.stdout) == (ready, not ready)
 
 
-def test_gpus_are_asked_for_where_the_config_says_gpu(elsewhere):
+def test_compute_gpu_requests_gpus(elsewhere):
     config = elsewhere / "config/config.yaml"
     config.write_text(config.read_text().replace("compute: cpu", "compute: gpu"))
     done = snakemake("-n", cwd=elsewhere)
@@ -79,7 +79,7 @@ def test_a_typo_in_the_config_ends_with_one_clear_message(elsewhere):
     assert not (elsewhere / "results").exists()
 
 
-def test_another_config_takes_the_place_of_the_example(elsewhere):
+def test_another_config_replaces_the_example(elsewhere):
     (elsewhere / "cats.csv").write_text("url,label\nhttp://127.0.0.1/a.jpg,tabby\n")
     (elsewhere / "cats.yaml").write_text(
         "datasets: {cats: {source: {list: cats.csv}}}\nexperiments: {breeds: {dataset: cats, model: lenet}}\n"
@@ -103,12 +103,12 @@ def test_steps_use_only_public_names_of_the_engine():
                 assert node.attr in public, f"{path} uses caffe.{node.attr}"
 
 
-def test_every_public_name_of_the_engine_is_there():
+def test_every_public_name_of_the_engine_exists():
     for name in caffe.__all__:
         assert getattr(caffe, name) is not None
 
 
-def test_the_order_of_channels_reaches_the_database(elsewhere):
+def test_the_channel_order_reaches_the_database_step(elsewhere):
     config = elsewhere / "config/config.yaml"
     config.write_text(config.read_text().replace("    color: gray", "    channels: RGB"))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)
@@ -117,7 +117,7 @@ def test_the_order_of_channels_reaches_the_database(elsewhere):
 
 
 @pytest.mark.parametrize(("copies", "in_database", "in_net"), [(0, 0, 1), (3, 1, 0)])
-def test_images_are_changed_in_the_database_or_on_their_way_into_the_net(elsewhere, copies, in_database, in_net):
+def test_images_are_augmented_in_the_database_or_in_the_net(elsewhere, copies, in_database, in_net):
     config = elsewhere / "config/config.yaml"
     changes = f"    augmentation: {{copies: {copies}, brightness: 0.5}}\n    color: gray"
     config.write_text(config.read_text().replace("    color: gray", changes, 1))
@@ -134,7 +134,7 @@ def test_images_are_changed_in_the_database_or_on_their_way_into_the_net(elsewhe
     assert len(changed["report.augmentation_examples"]) == 1
 
 
-def test_pictures_of_a_net_are_of_the_images_and_as_many_as_the_config_says(elsewhere):
+def test_pictures_of_a_net_use_the_images_and_the_count_of_the_config(elsewhere):
     config = elsewhere / "config/config.yaml"
     (elsewhere / "look").mkdir()
     text = config.read_text().replace("    features: [ip1]", "    pictures: {images: look, count: 5}")
@@ -166,7 +166,7 @@ def test_images_to_classify_are_classified_by_the_trained_net(elsewhere):
     ("early_stopping", "best", "which"),
     [(3, "", "best"), (3, "best: false", "final"), (0, "best: true", "best"), (0, "", "final")],
 )
-def test_the_weights_of_the_best_test_are_used_where_they_are_wanted(elsewhere, early_stopping, best, which):
+def test_the_best_weights_are_used_if_the_config_says_so(elsewhere, early_stopping, best, which):
     config = elsewhere / "config/config.yaml"
     keys = f"\n    early_stopping: {early_stopping}\n    export: {{onnx: true}}\n    {best}\n"
     config.write_text(config.read_text().replace("    features: [ip1]", f"    features: [ip1]{keys}"))
@@ -178,7 +178,7 @@ def test_the_weights_of_the_best_test_are_used_where_they_are_wanted(elsewhere, 
 
 
 @pytest.mark.parametrize(("weights", "which"), [("experiment: base", "best"), ("experiment: base, best: false", "final")])
-def test_another_experiment_gives_the_weights_that_it_is_used_by(elsewhere, weights, which):
+def test_weights_of_another_experiment_are_its_best_or_its_final_ones(elsewhere, weights, which):
     config = elsewhere / "config/config.yaml"
     text = config.read_text().replace("    solver: {base_lr: 0.01", "    early_stopping: 3\n    solver: {base_lr: 0.01", 1)
     config.write_text(text.replace("weights: {experiment: base}", f"weights: {{{weights}}}"))
@@ -188,7 +188,7 @@ def test_another_experiment_gives_the_weights_that_it_is_used_by(elsewhere, weig
     assert f" --weights results/experiments/base/train/{which}.caffemodel --fitted" in command
 
 
-def test_a_net_is_evaluated_on_images_for_testing(elsewhere):
+def test_a_net_is_evaluated_on_test_images(elsewhere):
     config = elsewhere / "config/config.yaml"
     config.write_text(config.read_text().replace("    features: [ip1]", "    evaluate: [val, test]"))
     done = snakemake("-n", "--printshellcmds", cwd=elsewhere)

@@ -1,4 +1,4 @@
-"""Run a command while four processes beside it keep the processor busy: python -m tests.under_load pytest tests/caffe"""
+"""Run a command while four other processes keep the processor busy: python -m tests.under_load pytest tests/caffe"""
 
 import multiprocessing
 import subprocess
@@ -8,7 +8,7 @@ PROCESSES = 4
 
 
 def spin() -> None:
-    """Compute for ever."""
+    """Compute forever."""
     while True:
         sum(range(1_000_000))
 

@@ -9,7 +9,7 @@ import sys
 
 
 def environment() -> dict[str, str]:
-    """The variables that keep each library from its vector code; features that this processor lacks are not named."""
+    """Environment variables that disable each library's vector code; features that this processor lacks are left out."""
     import cv2
     from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 

@@ -1,4 +1,4 @@
-"""Snakemake on the project's workflow, in a folder of the test's own that has a config.yaml."""
+"""Run Snakemake with the project's workflow in a test's own folder, which has a config.yaml."""
 
 import itertools
 import json
@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 
 
 def command(*arguments: str) -> list[str]:
-    """What builds targets, all that the config asks for if there are none, on two cores; `arguments` are more words."""
-    # A word after a --configfile would be one more of them.
+    """The command that builds targets (default: all results of the config) on two cores; `arguments` are added."""
+    # An argument right after --configfile would be taken for another config file.
     files = ("-s", str(ROOT / "Snakefile"), "--configfile", "config.yaml", "--workflow-profile", str(ROOT / "profiles/default"))
     return [sys.executable, "-m", "snakemake", "--cores", "2", *files, *arguments]
 
@@ -24,9 +24,9 @@ def commands(output: str, step: str) -> list[str]:
 
 
 def options(output: str, step: str, about: str = "") -> list[dict]:
-    """Of each command of a step that --printshellcmds has shown: what its `--options` hold, all together.
+    """The merged `--options` of each command of a step that --printshellcmds has shown.
 
-    about  text that the command has
+    about  text that the command contains
     """
     words = [shlex.split(line) for line in commands(output, step) if about in line]
     held = [[json.loads(given) for flag, given in itertools.pairwise(one) if flag == "--options"] for one in words]
@@ -34,7 +34,7 @@ def options(output: str, step: str, about: str = "") -> list[dict]:
 
 
 def environment() -> dict[str, str]:
-    """That of somebody who has activated the project's environment."""
+    """Environment variables as with the project's virtual environment activated."""
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -42,7 +42,13 @@ def environment() -> dict[str, str]:
     }
 
 
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """Start `command` in a folder, in its own process group; all output goes to its stdout."""
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
+    return subprocess.Popen(command(*arguments), cwd=folder, start_new_session=True, **output)
+
+
 def snakemake(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run `command` in a folder; the exit code, and all that is printed."""
+    """Run `command` in a folder; returns the exit code and all output."""
     done = subprocess.run(command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""How a layer is held against a plain reference: its tops, and its gradients against differences of the reference."""
+"""Compare a layer with a plain reference: its tops, and its gradients with finite differences of the reference."""
 
 import functools
 import zlib
@@ -13,13 +13,13 @@ rng = np.random.default_rng()
 
 
 EXERCISED: set[str] = set()
-"""Layer types that a test says it exercises."""
+"""Layer types that some test declares it exercises."""
 
 
 def exercises(*types, chosen_by=None):
-    """Decorator of a test that computes layers of these types; it fails if one of them computes nothing.
+    """Declare that a test computes layers of these types; the test fails if one of them is never run.
 
-    chosen_by  the test's parameter that names the one of the types that this call computes
+    chosen_by  parameter of the test that selects which of the types a call computes
     """
     EXERCISED.update(types)
 
@@ -27,7 +27,7 @@ def exercises(*types, chosen_by=None):
         @functools.wraps(test)
         def watched(**arguments):
             computed = set()
-            patches = [mock.patch.object(caffe.layer_type(name), "forward", recording(name, computed)) for name in types]
+            patches = [mock.patch.object(caffe.layer_type(name), "forward", recording_forward(name, computed)) for name in types]
             for patch in patches:
                 patch.start()
             try:
@@ -42,8 +42,8 @@ def exercises(*types, chosen_by=None):
     return decorate
 
 
-def recording(name, computed):
-    """The type's `forward`, which also adds the layer's own type to `computed`."""
+def recording_forward(name, computed):
+    """Wrap the type's `forward` so that it adds the layer's type to `computed`."""
     forward = caffe.layer_type(name).forward
 
     def computing(self, *bottoms):
@@ -54,7 +54,7 @@ def recording(name, computed):
 
 
 def reseed(name):
-    """Let a test draw the same numbers whichever tests ran before."""
+    """Seed the generator by name, so that a test draws the same numbers whichever tests ran before."""
     rng.bit_generator.state = np.random.default_rng(zlib.crc32(name.encode())).bit_generator.state
 
 
@@ -62,7 +62,7 @@ def draw(*shape, low=-1.0, high=1.0):
     return rng.uniform(low, high, shape)
 
 
-def made(write, layer, shapes, phase=caffe.TRAIN, tops=1):
+def make_net(write, layer, shapes, phase=caffe.TRAIN, tops=1):
     """A net of Inputs x0, x1, … of these shapes and one layer of tops y0, y1, …; `layer` has its type and parameters."""
     text = "force_backward: true\n"
     for index, shape in enumerate(shapes):
@@ -73,8 +73,8 @@ def made(write, layer, shapes, phase=caffe.TRAIN, tops=1):
     return caffe.Net(write("net.prototxt", text), phase)
 
 
-def differences(function, x, step=1e-6):
-    """The gradient of a scalar function with respect to the array x, from central differences."""
+def finite_differences(function, x, step=1e-6):
+    """Gradient of a scalar function with respect to the array x, by central differences."""
     gradient = np.zeros_like(x)
     for index in np.ndindex(x.shape):
         kept = x[index]
@@ -87,7 +87,7 @@ def differences(function, x, step=1e-6):
 
 
 def check(write, layer, reference, *inputs, params=(), phase=caffe.TRAIN, wrt=(0,), learned=None, rtol=1e-4, atol=1e-5):
-    """The layer's tops, and its gradients for inputs `wrt` and the `learned` parameters (all by default), are the reference's.
+    """Assert that the tops, and the gradients of inputs `wrt` and `learned` parameters (default: all), equal the reference's.
 
     reference(*inputs, *params) gives the first top, or several, in double precision.
     """
@@ -96,10 +96,10 @@ def check(write, layer, reference, *inputs, params=(), phase=caffe.TRAIN, wrt=(0
         result = reference(*inputs, *params)
         return list(result) if isinstance(result, tuple) else [result]
 
-    # Values as float32 has them, so that both sides compute the same.
+    # Round to float32, so that both sides compute with the same values.
     inputs, params = ([np.array(a, np.float32).astype(float) for a in arrays] for arrays in (inputs, params))
     wanted = tops()
-    net = made(write, layer, [x.shape for x in inputs], phase, len(wanted))
+    net = make_net(write, layer, [x.shape for x in inputs], phase, len(wanted))
     for index, values in enumerate(inputs):
         net.blobs[f"x{index}"].data[...] = values
     for blob, values in zip(net.params.get("layer", []), params, strict=True):
@@ -119,14 +119,16 @@ def check(write, layer, reference, *inputs, params=(), phase=caffe.TRAIN, wrt=(0
 
     for index in wrt:
         got = net.blobs[f"x{index}"].diff
-        np.testing.assert_allclose(got, differences(objective, inputs[index]), rtol=1e-3, atol=1e-4, err_msg=f"x{index}")
+        np.testing.assert_allclose(got, finite_differences(objective, inputs[index]), rtol=1e-3, atol=1e-4, err_msg=f"x{index}")
     for index in range(len(params)) if learned is None else learned:
         got = net.params["layer"][index].diff
-        np.testing.assert_allclose(got, differences(objective, params[index]), rtol=1e-3, atol=1e-4, err_msg=f"parameter {index}")
+        np.testing.assert_allclose(
+            got, finite_differences(objective, params[index]), rtol=1e-3, atol=1e-4, err_msg=f"parameter {index}"
+        )
     return net
 
 
-def refused(write, layer, *shapes, phase=caffe.TRAIN, tops=1):
+def layer_error(write, layer, *shapes, phase=caffe.TRAIN, tops=1):
     with pytest.raises(caffe.LayerError) as error:
-        made(write, layer, shapes, phase, tops)
+        make_net(write, layer, shapes, phase, tops)
     return error.value

@@ -1,4 +1,4 @@
-"""Classifier and Detector: what is cropped, prepared and averaged, against the same by hand."""
+"""Classifier and Detector: cropping, preprocessing and averaging compared with the same done by hand."""
 
 import cv2
 import numpy as np
@@ -30,15 +30,15 @@ def images(*shapes):
 
 
 def probabilities(files, batch):
-    """The net's output for a batch that is prepared already."""
+    """The net's output for a preprocessed batch."""
     net = caffe.Net(*files, caffe.TEST)
     net.blobs["data"].reshape(*batch.shape)
     net.blobs["data"].data[...] = batch
     return net.forward()["prob"]
 
 
-def prepared(crops):
-    """RGB of 0 to 1 as BGR of 0 to 255 without the mean: N × 3 × H × W."""
+def preprocess(crops):
+    """Convert RGB crops of 0 to 1 to mean-subtracted BGR of 0 to 255: N × 3 × H × W."""
     return np.stack(crops)[:, :, :, ::-1].transpose(0, 3, 1, 2) * 255 - MEAN[:, None, None]
 
 
@@ -46,34 +46,34 @@ def classifier(files, **settings):
     return caffe.Classifier(*files, mean=MEAN, raw_scale=255, channel_swap=(2, 1, 0), **settings)
 
 
-def test_the_centre_is_classified_without_oversampling(files):
+def test_without_oversampling_the_centre_crop_is_classified(files):
     pictures = images((12, 10), (12, 10), (12, 10), (12, 10), (12, 10))
     predictions = classifier(files, image_dims=(12, 10)).predict(pictures, oversample=False)
     assert predictions.shape == (5, 5)
-    np.testing.assert_allclose(predictions, probabilities(files, prepared([p[2:10, 1:9] for p in pictures])), rtol=1e-4)
+    np.testing.assert_allclose(predictions, probabilities(files, preprocess([p[2:10, 1:9] for p in pictures])), rtol=1e-4)
 
 
-def test_oversampling_is_the_mean_of_corners_centre_and_their_mirrors(files):
+def test_oversampling_averages_corner_and_centre_crops_and_their_mirrors(files):
     pictures = images((12, 10), (12, 10))
     predictions = classifier(files, image_dims=(12, 10)).predict(pictures)
     for picture, prediction in zip(pictures, predictions, strict=True):
         crops = [picture[y : y + 8, x : x + 8] for y, x in ((0, 0), (0, 2), (4, 0), (4, 2), (2, 1))]
         crops += [crop[:, ::-1] for crop in crops]
-        np.testing.assert_allclose(prediction, probabilities(files, prepared(crops)).mean(0), rtol=1e-4)
+        np.testing.assert_allclose(prediction, probabilities(files, preprocess(crops)).mean(0), rtol=1e-4)
 
 
-def test_images_are_scaled_to_the_input_where_no_size_is_given(files):
+def test_without_image_dims_images_are_resized_to_the_input(files):
     net = classifier(files)
     assert list(net.image_dims) == list(net.crop_dims) == [8, 8]
     picture = np.full((31, 17, 3), 0.25, np.float32)
-    wanted = probabilities(files, prepared([np.full((8, 8, 3), 0.25)]))
+    wanted = probabilities(files, preprocess([np.full((8, 8, 3), 0.25)]))
     np.testing.assert_allclose(net.predict([picture], oversample=False), wanted, rtol=1e-4)
 
 
-def test_input_scale_follows_the_mean(files):
+def test_input_scale_is_applied_after_mean_subtraction(files):
     picture = images((8, 8))
     scaled = classifier(files, input_scale=0.5).predict(picture, oversample=False)
-    np.testing.assert_allclose(scaled, probabilities(files, prepared(picture) * 0.5), rtol=1e-4)
+    np.testing.assert_allclose(scaled, probabilities(files, preprocess(picture) * 0.5), rtol=1e-4)
 
 
 # ---- windows
@@ -98,15 +98,15 @@ def test_windows_are_classified_in_their_order(files, photograph):
     assert [tuple(one["window"]) for one in found] == [tuple(window) for window in windows]
     assert {one["filename"] for one in found} == {name}
     crops = [pixels[top:bottom, left:right] for top, left, bottom, right in windows]
-    wanted = probabilities(files, prepared(crops))
+    wanted = probabilities(files, preprocess(crops))
     np.testing.assert_allclose([one["prediction"] for one in found], wanted, rtol=1e-4)
 
 
-def test_a_detector_without_windows_finds_nothing(files, photograph):
+def test_a_detector_without_windows_returns_nothing(files, photograph):
     assert detector(files).detect_windows([(photograph[0], [])]) == []
 
 
-def test_context_surrounds_the_window_and_the_mean_fills_what_lies_outside(files):
+def test_context_outside_the_image_is_filled_with_the_mean(files):
     net = detector(files, context_pad=2)
     image = np.zeros((40, 40, 3), np.float32)
     image[16:20, 16:20] = 1
@@ -124,7 +124,7 @@ def test_context_surrounds_the_window_and_the_mean_fills_what_lies_outside(files
     assert not outside[2:, 2:].any()
 
 
-def test_context_without_a_mean_is_black(files):
+def test_context_outside_the_image_is_black_without_a_mean(files):
     net = caffe.Detector(*files, context_pad=2)
     assert not net.crop(np.ones((40, 40, 3), np.float32), np.array([0, 0, 3, 3]))[0].any()
 
@@ -135,7 +135,7 @@ def test_a_window_outside_the_image_is_an_error(files):
     assert error.value.expected == "the image has 10×10 pixels"
 
 
-def test_selective_search_says_what_it_needs(files, photograph, tmp_path, monkeypatch):
+def test_selective_search_names_its_requirements_and_uses_them_if_installed(files, photograph, tmp_path, monkeypatch):
     with pytest.raises(caffe.Error) as error:
         detector(files).detect_selective_search([photograph[0]])
     assert "MATLAB" in error.value.expected

@@ -1,4 +1,4 @@
-"""Nets as pictures: what the graph holds, and what becomes of it with and without Graphviz."""
+"""Drawing nets: the content of the graph, and its output with and without Graphviz."""
 
 import shutil
 
@@ -27,7 +27,7 @@ def net():
     return text_format.Parse(NET, caffe_pb2.NetParameter())
 
 
-def test_layers_and_blobs_are_nodes_and_arrows_carry_outputs(net):
+def test_layers_and_blobs_are_nodes_and_edges_are_labelled_with_outputs(net):
     graph = draw.get_pydot_graph(net, "LR")
     assert graph.nodes["conv_Convolution"]["label"] == (
         "conv(Convolution)\\nkernel size: 5×3\\nstride: 2\\npad: 0\\ndilation: 1\\ngroup: 4"
@@ -44,18 +44,18 @@ def test_layers_and_blobs_are_nodes_and_arrows_carry_outputs(net):
 
 
 @pytest.mark.parametrize(("phase", "layers"), [(None, {"data", "acc"}), (caffe.TRAIN, {"data"}), (caffe.TEST, {"acc"})])
-def test_a_phase_leaves_out_what_only_the_other_has(net, phase, layers):
+def test_a_phase_excludes_layers_of_the_other_phase(net, phase, layers):
     nodes = draw.get_pydot_graph(net, "LR", phase=phase).nodes
     assert {name for name, node in (("data", "data_Data"), ("acc", "acc_Accuracy")) if node in nodes} == layers
 
 
-def test_a_picture_from_top_to_bottom_has_wide_labels_and_multipliers_on_request(net):
+def test_a_top_to_bottom_graph_has_one_line_labels_and_optional_lr_mult(net):
     label = draw.get_pydot_graph(net, "TB", display_lrm=True).nodes["conv_Convolution"]["label"]
     assert "\\n" not in label
     assert label.endswith("group: 4 lr_mult: 3")
 
 
-def test_a_graph_is_created_and_written_as_with_pydot(net, tmp_path):
+def test_a_graph_has_the_create_and_write_methods_of_pydot(net, tmp_path):
     graph = draw.get_pydot_graph(net, "LR")
     graph.write(tmp_path / "net")
     graph.write_dot(str(tmp_path / "net.dot"))
@@ -75,7 +75,7 @@ def test_names_are_quoted_for_graphviz(net):
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """program(script) makes `script` the program dot, the only one there is."""
+    """program(script) makes `script` the program dot, the only one on PATH."""
 
     def make(script: str) -> None:
         path = tmp_path / "bin" / "dot"
@@ -93,7 +93,7 @@ def test_other_formats_are_made_by_graphviz(net, program, tmp_path):
     assert (tmp_path / "net.svg").read_text() == "drawn as -Tsvg\n"
 
 
-def test_what_graphviz_refuses_is_an_error_and_no_file(net, program, tmp_path):
+def test_a_failing_graphviz_is_an_error_and_leaves_no_file(net, program, tmp_path):
     program("echo no such format >&2; exit 1")
     with pytest.raises(caffe.Error) as error:
         draw.draw_net_to_file(net, str(tmp_path / "net.xyz"))
@@ -101,7 +101,7 @@ def test_what_graphviz_refuses_is_an_error_and_no_file(net, program, tmp_path):
     assert not (tmp_path / "net.xyz").exists()
 
 
-def test_without_graphviz_it_is_said_what_to_install(net, tmp_path, monkeypatch):
+def test_without_graphviz_the_error_says_what_to_install(net, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(caffe.Error) as error:
         draw.draw_net(net, "LR")
@@ -113,12 +113,12 @@ def test_without_graphviz_it_is_said_what_to_install(net, tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
-def test_graphviz_draws_it(net):
+def test_graphviz_draws_svg_and_png(net):
     assert draw.draw_net(net, "LR", "svg").count(b'class="edge"') == 13
     assert draw.draw_net(net, "LR")[:4] == b"\x89PNG"
 
 
-def test_types_of_a_colour_are_drawn_as_one_group():
+def test_layer_types_of_one_colour_belong_to_one_group():
     groups = {}
     for name in caffe.layer_type_list():
         groups.setdefault(draw.choose_color_by_layertype(name), set()).add(caffe.layer_type(name).drawn_as)

@@ -1,4 +1,4 @@
-"""Log events: each has a place and a text, is used, and is logged in glog's form."""
+"""Log events: each has a source line and a text, is used, and is logged in glog's format."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ ALL = {
 
 @pytest.fixture
 def logged(tmp_path):
-    """Log while a function runs; the lines, without date, time and process."""
+    """logged(function, …) returns the lines logged while it runs, without date, time and process id."""
 
     def lines(function, *arguments):
         log = tmp_path / "log"
@@ -36,13 +36,13 @@ def test_every_event_is_logged_by_the_engine_or_a_command():
     assert set(ALL) - used == set()
 
 
-def test_only_events_know_places_and_texts():
+def test_source_lines_and_texts_of_the_log_are_only_in_events():
     pattern = re.compile(r"\w+\.[ch]pp:\d|glog\.(write|info|warning|error)\(")
     assert {path.name for path, text in SOURCES.items() if pattern.search(text)} == {"events.py", "glog.py"}
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
-def test_an_event_has_a_place_and_takes_as_many_values_as_its_text_has_fields(name, logged):
+def test_an_event_has_a_source_line_and_takes_one_value_per_field_of_its_text(name, logged):
     for event in ALL[name]:
         assert re.fullmatch(r"\w+\.[ch]pp:[1-9]\d*", event.place)
         values = [0.5 + position for position in range(event.text.count("{"))]
@@ -52,7 +52,7 @@ def test_an_event_has_a_place_and_takes_as_many_values_as_its_text_has_fields(na
                 logged(event, *values[1:])
 
 
-def test_values_are_logged_as_caffe_logs_them(logged):
+def test_values_are_formatted_as_in_bvlc_caffes_log(logged):
     assert logged(events.layer_created, "conv1") == ["I net.cpp:86] Creating Layer conv1"]
     assert logged(events.loss_weighted, 0.25) == ["I net.cpp:134]     with loss weight 0.25"]
     assert logged(events.gpu_used["test"], 1) == ["I caffe.cpp:270] Use GPU with device ID 1"]

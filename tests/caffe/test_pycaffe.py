@@ -1,4 +1,4 @@
-"""pycaffe's public names: all there, and what the smaller ones do."""
+"""pycaffe's public names: all exist, and the smaller ones behave as in pycaffe."""
 
 import importlib
 import os
@@ -33,7 +33,7 @@ OURS = [
 ]
 
 
-def test_the_public_names_are_those_of_caffe_and_those_said_here():
+def test_the_public_names_are_those_of_pycaffe_and_those_listed_here():
     assert sorted(caffe.__all__) == sorted([*OF_CAFFE, *OURS])
     assert dir(caffe) == sorted(caffe.__all__)
     assert all(getattr(caffe, name) is not None for name in caffe.__all__)
@@ -47,7 +47,7 @@ def test_a_module_can_be_imported_by_its_name_and_is_an_attribute(name):
     assert getattr(caffe, name) is module
 
 
-def test_the_compiled_modules_names_are_the_same_objects():
+def test_caffe_and_its_binding_modules_export_the_same_objects():
     for module in (importlib.import_module("caffe._caffe"), importlib.import_module("caffe.pycaffe")):
         shared = set(module.__all__) & set(caffe.__all__)
         assert len(shared) >= 10
@@ -65,7 +65,7 @@ def test_proto_io_and_net_spec_are_imported_without_heavy_packages():
 # ---- the process
 
 
-def test_solver_counts_and_ranks_are_kept():
+def test_solver_count_and_rank_are_set_and_checked():
     assert (caffe.solver_count(), caffe.solver_rank()) == (1, 0)
     try:
         caffe.set_solver_count(4)
@@ -87,7 +87,7 @@ def test_a_timer_measures_from_start_to_stop(monkeypatch):
     timer = caffe.Timer()
     assert timer.ms == 0
     timer.start()
-    timer.start()  # does nothing: it runs
+    timer.start()  # no effect: it is running already
     timer.stop()
     timer.stop()
     assert timer.ms == 250
@@ -140,7 +140,7 @@ layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "t" top: "loss" 
 """
 
 
-def test_two_processes_train_as_one_with_both_batches(write, tmp_path):
+def test_two_processes_train_like_one_with_the_combined_batch(write, tmp_path):
     write("net.prototxt", NET.replace("BATCH", "4"))
     solver_text = 'net: "net.prototxt" base_lr: 0.1 momentum: 0.9 lr_policy: "fixed" max_iter: 9 solver_mode: CPU'
     write("solver.prototxt", solver_text)
@@ -198,8 +198,8 @@ def spec(kernel=3, stride=1, pad=0, deconv_pad=0):
     return n
 
 
-def seen_by(n, name, position):
-    """Row and column of the data that the four pixels of a blob around `position` look at: the centre of their gradient."""
+def receptive_centre(n, name, position):
+    """Row and column of the receptive field's centre of the four pixels around `position`, by the gradient of the data."""
     definition = n.to_proto()
     definition.force_backward = True
     net = caffe.Net(definition, caffe.TEST)
@@ -226,23 +226,23 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_a_map_says_where_a_pixel_looks(settings):
+def test_a_coord_map_gives_the_centre_of_a_pixels_receptive_field(settings):
     n = spec(**settings)
     axis, a, b = coord_map.coord_map_from_to(n.up, n.data)
     assert axis == 1
     position = np.array([10.5, 8.5])
-    np.testing.assert_allclose(seen_by(n, "up", position), a * position + b, atol=1e-4)
+    np.testing.assert_allclose(receptive_centre(n, "up", position), a * position + b, atol=1e-4)
 
 
 @pytest.mark.parametrize("settings", [{"pad": 3}, {"pad": [4, 7]}, {"kernel": 5, "pad": 8}], ids=str)
-def test_a_cropped_pixel_looks_at_its_own_place(settings):
+def test_a_cropped_blob_is_aligned_with_the_data(settings):
     n = spec(**settings)
     n.score = coord_map.crop(n.up, n.data)
     position = np.array([20.5, 17.5])
-    np.testing.assert_allclose(seen_by(n, "score", position), position, atol=1e-4)
+    np.testing.assert_allclose(receptive_centre(n, "score", position), position, atol=1e-4)
 
 
-def test_a_crop_moves_positions_by_its_offset():
+def test_a_crop_shifts_the_coord_map_by_its_offset():
     n = spec()
     _, a, b = coord_map.coord_map_from_to(n.up, n.data)
     n.crop = L.Crop(n.up, n.data, axis=2, offset=7)
@@ -250,7 +250,7 @@ def test_a_crop_moves_positions_by_its_offset():
     assert (axis, a_cropped, b_cropped) == (1, a, b + 7)
 
 
-def test_what_cannot_be_cropped_says_why():
+def test_an_impossible_crop_says_why():
     n = spec(deconv_pad=3)
     with pytest.raises(AssertionError, match="must be the larger one"):
         coord_map.crop(n.up, n.data)
@@ -269,7 +269,7 @@ def test_what_cannot_be_cropped_says_why():
         coord_map.conv_params(sided.fn)
 
 
-def test_names_of_the_binding_that_scripts_use(write):
+def test_private_names_of_the_binding_that_scripts_use_exist(write):
     text = """
 layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
 layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" loss_weight: 2 inner_product_param { num_output: 4 } }
@@ -289,7 +289,7 @@ def test_a_missing_file_is_a_runtime_error_as_in_pycaffe(write):
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "no such image"), (b"no image", "not an image that OpenCV can read")])
-def test_an_image_that_cannot_be_read_is_an_oserror_that_scripts_pass_over(tmp_path, content, message):
+def test_an_unreadable_image_is_an_oserror_that_scripts_can_catch(tmp_path, content, message):
     path = tmp_path / "cat.jpg"
     if content:
         path.write_bytes(content)
@@ -300,13 +300,13 @@ def test_an_image_that_cannot_be_read_is_an_oserror_that_scripts_pass_over(tmp_p
 
 
 @pytest.mark.parametrize("phase", [(), ("lenet.caffemodel",), ("lenet.caffemodel", "test")])
-def test_a_net_without_a_phase_says_what_to_write(phase):
+def test_a_net_without_a_phase_is_refused_with_the_correct_call(phase):
     with pytest.raises(TypeError, match=r"caffe\.TRAIN or caffe\.TEST, not .*: caffe\.Net\(net, weights, caffe\.TEST\)"):
         caffe.Net("absent.prototxt", *phase)
 
 
 @pytest.mark.parametrize("kind", [str, Path, os.fsencode])
-def test_paths_may_be_text_path_objects_or_bytes(write, tmp_path, kind):
+def test_paths_may_be_str_path_or_bytes(write, tmp_path, kind):
     net = write("net.prototxt", 'input: "x" input_shape { dim: 2 } layer { name: "e" type: "Exp" bottom: "x" top: "y" }')
     solver = caffe.get_solver(
         kind(write("solver.prototxt", f'train_net: "{net}" lr_policy: "fixed" snapshot_prefix: "{tmp_path}/s"'))
@@ -319,7 +319,7 @@ def test_paths_may_be_text_path_objects_or_bytes(write, tmp_path, kind):
 
 
 @pytest.mark.parametrize("mean", [np.array([104, 117, 123], np.uint8), np.array([104.5, 117, 123]), np.full((3, 4, 4), 0.1)])
-def test_a_preprocessed_image_is_float32_whatever_the_mean_is(mean):
+def test_a_preprocessed_image_is_float32_whatever_the_dtype_of_the_mean(mean):
     transformer = caffe.io.Transformer({"data": (1, 3, 4, 4)})
     transformer.set_transpose("data", (2, 0, 1))
     transformer.set_mean("data", mean)
@@ -332,7 +332,7 @@ def test_a_preprocessed_image_is_float32_whatever_the_mean_is(mean):
     assert (image == 200).all()
 
 
-def test_blobs_and_records_become_arrays_of_pycaffes_types():
+def test_blobs_and_records_become_arrays_of_pycaffes_dtypes():
     values = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     blob = caffe.io.array_to_blobproto(values, diff=2 * values)
     for stored, array in ((False, values), (True, 2 * values)):
@@ -343,12 +343,12 @@ def test_blobs_and_records_become_arrays_of_pycaffes_types():
     assert [array.shape for array in caffe.io.blobprotovector_str_to_arraylist(string)] == [(2, 3), (1, 3)]
     record = caffe.io.array_to_datum(np.full((1, 2, 2), 7, np.uint8), 3)
     pixels = caffe.io.datum_to_array(record)
-    pixels[0, 0, 0] = 9  # the record's own bytes stay
+    pixels[0, 0, 0] = 9  # does not change the record
     assert (pixels.dtype, pixels.sum(), caffe.io.datum_to_array(record).sum()) == (np.uint8, 30, 28)
     assert caffe.io.datum_to_array(caffe.io.array_to_datum(values[None])).dtype == np.float64
 
 
-def test_a_net_spec_lists_its_tops_and_changes_their_layers_as_ssds_does():
+def test_net_spec_has_keys_vals_and_update_as_in_ssd():
     n = caffe.NetSpec()
     n.data, n["label"] = L.DummyData(ntop=2)
     n.conv = L.Convolution(n.data, num_output=4, param=[{"lr_mult": 1}])

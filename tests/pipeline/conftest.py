@@ -1,4 +1,4 @@
-"""What tests of the steps share: real commands, small photographs, a small dataset, and what a good failure is."""
+"""Shared by tests of the steps: real commands, small photographs, a small dataset, and a check of how a step fails."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import lmdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,9 +28,9 @@ def command(tmp_path):
 
 @pytest.fixture
 def fails(command, tmp_path):
-    """fails(said, "pipeline.dataset.resize", …): the step ends with 1, one line that says all of `said`, and no new file.
+    """fails(said, "pipeline.dataset.resize", …): the step exits with 1, one line with all of `said`, and no new file.
 
-    leaves  names of files that it may leave: logs
+    leaves  names of files that may be left behind, such as logs
     """
 
     def run_and_check(said: list[str], module: str, *arguments, leaves: tuple[str, ...] = ()) -> None:
@@ -65,6 +66,13 @@ def small(tmp_path, built):
 
 
 @pytest.fixture
+def here(small, monkeypatch):
+    """The small dataset as working folder."""
+    monkeypatch.chdir(small)
+    return small
+
+
+@pytest.fixture
 def trained(tmp_path, built):
     """As `small`, after training: out/final.caffemodel, out/train.log, out/metrics.csv and snap/."""
     return Path(shutil.copytree(built, tmp_path, dirs_exist_ok=True))
@@ -72,7 +80,7 @@ def trained(tmp_path, built):
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """What `small` and `trained` are copies of, made by the steps themselves."""
+    """The folder that `small` and `trained` copy, made by the steps themselves."""
     folder = _dataset(tmp_path_factory.mktemp("built"))
     (folder / "train.prototxt").write_text(NET.format(part="train", accuracy=""))
     (folder / "test.prototxt").write_text(NET.format(part="val", accuracy=ACCURACY))
@@ -100,7 +108,7 @@ HOSTILE = [
     "{output} {{x}}",
     "x" * 200,
 ]
-"""Texts that a shell, a format string or a list of arguments would take apart."""
+"""Texts that a shell, a format string or an argument parser would misinterpret."""
 NET = """
 layer {{ name: "data" type: "Data" top: "data" top: "label" data_param {{ source: "lmdb/{part}" batch_size: 3 backend: LMDB }}
   transform_param {{ scale: 0.004 }} }}
@@ -119,8 +127,14 @@ lr_policy: "fixed" display: 5 max_iter: 20 snapshot_prefix: "snap/s" random_seed
 TRAIN = ("pipeline.training.train", "solver.prototxt", "out")
 
 
+def records(folder: Path) -> list[tuple[bytes, bytes]]:
+    """Keys and values of an LMDB, in order."""
+    with lmdb.open(str(folder), readonly=True, lock=False) as environment, environment.begin() as transaction:
+        return list(transaction.cursor())
+
+
 def write_resized(folder: Path, images: dict[str, np.ndarray | None]) -> None:
-    """What the resize step makes of images by name; None for one that cannot be read."""
+    """Write what the resize step would write for these images by name; None is an unreadable image."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = next(image.shape for image in images.values() if image is not None)
     np.save(folder / "pixels.npy", [np.zeros(shape, np.uint8) if image is None else image for image in images.values()])

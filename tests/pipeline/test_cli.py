@@ -1,4 +1,4 @@
-"""The command `roastery`: lists the commands by stage, runs one, and says which was meant."""
+"""The command `roastery`: lists the commands by stage, runs one, and suggests the nearest name."""
 
 import subprocess
 import sys
@@ -35,25 +35,25 @@ def test_a_command_is_run_with_its_arguments(tmp_path):
     assert "out: 0 images" in done.stdout
 
 
-def test_the_error_of_a_command_is_its_own(tmp_path):
+def test_the_error_of_a_command_is_printed_unchanged(tmp_path):
     done = roastery("resize", "nowhere", "out", "--height", "0", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "error: --height: 0 is not between 1 and 8192\n")
 
 
-def test_a_mistyped_command_is_told_the_nearest():
+def test_a_mistyped_command_is_answered_with_the_nearest_name():
     done = roastery("resise")
     assert done.returncode == 1
     assert done.stderr == 'error: roastery resise: no such command; did you mean "resize"?\n'
 
 
-def test_doctor_finds_the_environment_of_the_tests_whole(monkeypatch, tmp_path, capsys):
+def test_doctor_passes_in_the_test_environment(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "LEAST_SPACE", 0)
     doctor.main([])
     assert capsys.readouterr().out.count("ok  ") == len(doctor.CHECKS)
 
 
-def test_doctor_fails_and_goes_on_where_something_is_broken(monkeypatch, tmp_path, capsys):
+def test_doctor_runs_every_check_and_fails_if_one_is_broken(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "LEAST_SPACE", 1 << 62)
     with pytest.raises(caffe.Error, match="1 of 8 checks failed"):

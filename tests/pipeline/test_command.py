@@ -1,4 +1,4 @@
-"""Options as JSON: what a rule hands over reaches the step unchanged, whatever it holds."""
+"""Options as JSON: what a rule passes reaches the step unchanged, whatever it contains."""
 
 import json
 import shlex
@@ -10,8 +10,8 @@ from pipeline import closure
 from tests.pipeline.conftest import HOSTILE
 
 
-def test_no_text_reaches_the_shell(tmp_path, command):
-    """As a rule's shell command has it: the one JSON argument, quoted by shlex."""
+def test_options_are_not_interpreted_by_the_shell(tmp_path, command):
+    """As in a rule's shell command: one JSON argument, quoted by shlex."""
     done = command("pipeline.sources.shards", "list", "--options", json.dumps({"source": {"list": "$(touch pwned).txt"}}))
     assert done.returncode == 1
     assert "$(touch pwned).txt" in done.stderr
@@ -28,7 +28,7 @@ def test_no_text_reaches_the_shell(tmp_path, command):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of a step, what it imports, what that imports inside of a function, and a module that nobody imports."""
+    """A package of a step, what it imports, what that imports inside a function, and a module that nothing imports."""
     folder = tmp_path / "pipeline"
     (folder / "deep").mkdir(parents=True)
     texts = {
@@ -47,13 +47,13 @@ def package(tmp_path, monkeypatch):
     closure._imports.cache_clear()
 
 
-def test_a_steps_code_is_all_that_it_imports(package):
+def test_the_code_of_a_step_is_everything_that_it_imports(package):
     names = ("step", "near", "deep", "deep.far")
     assert closure.imported_by("pipeline.step") == {"pipeline", *(f"pipeline.{name}" for name in names)}
 
 
 @pytest.mark.parametrize(("edited", "seen"), [("step", True), ("near", True), ("deep/far", True), ("other", False)])
-def test_an_edit_of_what_a_step_imports_is_seen_and_of_nothing_else(package, edited, seen):
+def test_the_code_digest_changes_only_when_an_imported_module_is_edited(package, edited, seen):
     before = closure.code_of("pipeline.step")
     path = package / f"{edited}.py"
     path.touch()
@@ -66,5 +66,5 @@ def test_the_resize_step_depends_on_the_decoder():
     assert "pipeline.formats.images" in closure.imported_by("pipeline.dataset.resize")
 
 
-def test_models_of_options_are_no_code_of_a_step():
+def test_option_models_are_not_part_of_the_code_of_a_step():
     assert not {name for name in closure.imported_by("pipeline.dataset.resize") if name.startswith("pipeline.options")}

@@ -1,4 +1,4 @@
-"""Devices: jobs at the same time hold different ones, and a job that dies holds none."""
+"""Devices: concurrent jobs hold different ones, and a job that dies releases its own."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def job(tmp_path):
         process.communicate()
 
 
-def test_jobs_at_the_same_time_take_different_devices(job):
+def test_concurrent_jobs_take_different_devices(job):
     assert [job()[1], job()[1]] == [0, 1]
 
 
@@ -49,7 +49,7 @@ def test_the_device_of_a_killed_job_is_free_again(job):
     assert job()[1] == 0
 
 
-def test_a_device_is_known_by_its_name_whatever_its_number(tmp_path):
+def test_a_device_is_locked_by_its_name_whatever_its_number(tmp_path):
     with first_free(["GPU-a"], tmp_path), first_free(["GPU-b"], tmp_path) as number:
         assert number == 0
     with first_free(["GPU-b"], tmp_path), first_free(["GPU-b", "GPU-a"], tmp_path) as number:
@@ -57,7 +57,7 @@ def test_a_device_is_known_by_its_name_whatever_its_number(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_machine_without_a_gpu_is_told_what_to_do():
+def test_without_a_gpu_the_error_says_to_use_the_cpu():
     with pytest.raises(InputError) as error, gpu():
         pass
     assert error.value.do == "set compute: cpu in the config"

@@ -1,4 +1,4 @@
-"""Hostile names in lists and folders: the dataset's steps, run as commands, take them, or refuse them in one clear line."""
+"""Hostile names in lists and folders: the dataset's steps, run as commands, accept them or refuse them in one clear line."""
 
 import json
 import os
@@ -27,7 +27,7 @@ NAMES = [
 
 
 def class_of(name):
-    """What a class of a name is called: on one line, umlauts in one piece."""
+    """The class name for a folder name: on one line, in Unicode's NFC."""
     return unicodedata.normalize("NFC", " ".join(name.split()))
 
 
@@ -35,8 +35,8 @@ CLASSES = sorted(set(map(class_of, NAMES)))
 
 
 @pytest.fixture
-def made(tmp_path, command):
-    """made("--list=…", …) runs the dataset's steps, from shards to databases; gives the class names and how many images."""
+def build_dataset(tmp_path, command):
+    """build_dataset("--list=…", …) runs the dataset's steps, from shards to databases; gives class names and number of images."""
 
     def step(module, *arguments):
         done = command(module, *arguments)
@@ -60,7 +60,7 @@ def made(tmp_path, command):
 
 @pytest.fixture
 def photographs(tmp_path, picture):
-    """photographs(folder) makes folders of all NAMES with three pictures each, of these names and a number."""
+    """photographs(folder) makes a folder for each of NAMES with three pictures, named by it and a number."""
 
     def make(folder):
         for number, name in enumerate(NAMES):
@@ -73,40 +73,40 @@ def photographs(tmp_path, picture):
     return make
 
 
-def test_a_folder_of_hostile_names_becomes_a_dataset(tmp_path, made, photographs):
+def test_a_folder_of_hostile_names_becomes_a_dataset(tmp_path, build_dataset, photographs):
     folder = photographs(COMMAND)
     (folder / "plain/plain0.png").rename(folder / "plain" / os.fsdecode(b"caf\xe9.png"))
-    assert made(f"--folder={COMMAND}") == (CLASSES, 3 * len(NAMES))
+    assert build_dataset(f"--folder={COMMAND}") == (CLASSES, 3 * len(NAMES))
     files = [path.name for path in (tmp_path / "download/00000").iterdir()]
     assert len(files) == 3 * len(NAMES)
     assert max(len(os.fsencode(file)) for file in files) < 100
 
 
-def test_a_table_of_hostile_names_becomes_a_dataset(tmp_path, made, photographs):
+def test_a_table_of_hostile_names_becomes_a_dataset(tmp_path, build_dataset, photographs):
     photographs("-n $(touch pwned)")
     rows = [(f"{name}/{name}{image}.png", name * 3 if len(name) == 100 else name) for name in NAMES for image in range(3)]
     quoted = ["".join(f',"{cell.replace(chr(34), chr(34) * 2)}"' for cell in row)[1:] for row in rows]
     (tmp_path / "all.csv").write_text("\n".join(["path,label", *quoted]))
     labels = sorted(name * 3 if len(name) == 100 else name for name in CLASSES)
-    assert made("--list=all.csv", "--root=-n $(touch pwned)") == (labels, 3 * len(NAMES))
+    assert build_dataset("--list=all.csv", "--root=-n $(touch pwned)") == (labels, 3 * len(NAMES))
 
 
-def test_a_text_of_hostile_labels_becomes_a_dataset(tmp_path, made, photographs):
+def test_a_text_list_of_hostile_labels_becomes_a_dataset(tmp_path, build_dataset, photographs):
     photographs("root")
     lines = [f"{COMMAND}/{COMMAND}{image}.png $(touch${{IFS}}pwned)" for image in range(3)]
     lines += [f"--help -n/--help -n{image}.png --help" for image in range(3)]
     (tmp_path / "all.txt").write_text("\n".join(lines))
-    assert made("--list=all.txt", "--root=root") == (["$(touch${IFS}pwned)", "--help"], 6)
+    assert build_dataset("--list=all.txt", "--root=root") == (["$(touch${IFS}pwned)", "--help"], 6)
 
 
 OUTSIDE = {
     "by two dots": "../../etc/passwd",
-    "by two dots behind a folder": "cats/../../other/x.jpg",
+    "by two dots after a folder": "cats/../../other/x.jpg",
     "by an absolute path": "/etc/passwd",
     "by a link to a file": "out.jpg",
     "by a link to a folder": "elsewhere/x.jpg",
-    "by two dots as Windows writes them": "..\\other\\x.jpg",
-    "to a folder whose name begins as the root's": "../root2/x.jpg",
+    "by two dots in a Windows path": "..\\other\\x.jpg",
+    "to a folder whose name begins like the root's": "../root2/x.jpg",
 }
 
 
@@ -128,7 +128,7 @@ LISTS = {"csv": "path,label\ncats/1.jpg,a\n{},b\n", "txt": "cats/1.jpg a\n\n{} b
 
 @pytest.mark.parametrize("name", OUTSIDE.values(), ids=OUTSIDE)
 @pytest.mark.parametrize("form", LISTS)
-def test_a_list_that_leads_out_of_its_root_is_refused_with_its_line(outside, write, name, form):
+def test_a_path_outside_the_lists_root_is_refused_with_its_line(outside, write, name, form):
     listed = Path(write(f"all.{form}", LISTS[form].format(name)))
     with pytest.raises(InputError) as raised:
         read(Source(list=listed, root=outside))
@@ -141,7 +141,7 @@ def test_a_list_that_leads_out_of_its_root_is_refused_with_its_line(outside, wri
 
 
 @pytest.mark.usefixtures("outside")
-def test_the_shards_step_says_which_option_allows_a_list_to_lead_out_of_its_root(write, fails, command):
+def test_the_shards_step_names_the_option_that_allows_paths_outside_the_root(write, fails, command):
     write("all.csv", LISTS["csv"].format("out.jpg"))
     source = ("pipeline.sources.shards", "list", "--list=all.csv", "--root=root")
     fails(["error: all.csv:3", "is outside of the root", "source.allow_outside_root: true"], *source)
@@ -150,13 +150,13 @@ def test_the_shards_step_says_which_option_allows_a_list_to_lead_out_of_its_root
     assert "2 images of 2 classes" in done.stdout
 
 
-def test_links_and_absolute_paths_within_the_root_are_taken(outside, write):
+def test_links_and_absolute_paths_within_the_root_are_accepted(outside, write):
     names = ["cats/1.jpg", "within.jpg", "cats/../cats/1.jpg", f"{outside}/cats/1.jpg"]
     listed = write("all.csv", "path,label\n" + "".join(f"{name},a\n" for name in names))
     assert set(read(Source(list=Path(listed), root=outside)).url) == {(outside / "cats/1.jpg").as_uri()}
 
 
-def test_a_root_that_is_a_link_is_the_folder_it_leads_to(outside, write, tmp_path):
+def test_a_root_that_is_a_symbolic_link_is_resolved(outside, write, tmp_path):
     (tmp_path / "link").symlink_to(outside)
     listed = write("all.csv", "path,label\ncats/1.jpg,a\n")
     assert read(Source(list=Path(listed), root=tmp_path / "link")).url[0] == (outside / "cats/1.jpg").as_uri()
@@ -168,7 +168,7 @@ def test_a_path_with_a_nul_character_is_refused_with_its_line(write, fails, outs
 
 
 @pytest.mark.usefixtures("outside")
-def test_paths_that_no_file_has_are_not_found(outside, write, command):
+def test_impossible_paths_are_reported_as_not_found(outside, write, command):
     (outside / "loop.jpg").symlink_to("loop.jpg")
     write("all.txt", f"{'x' * 300} a\n{'y/' * 3000} a\nloop.jpg a\ncats/1.jpg b\n")
     for step in (
@@ -181,7 +181,7 @@ def test_paths_that_no_file_has_are_not_found(outside, write, command):
 
 
 @pytest.mark.parametrize(("listed", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_a_list_finds_files_whose_umlauts_are_written_in_the_other_form(tmp_path, write, listed, there):
+def test_files_are_found_by_names_in_the_other_unicode_normal_form(tmp_path, write, listed, there):
     file = tmp_path / "root" / unicodedata.normalize(there, f"{UMLAUT}.png")
     file.parent.mkdir()
     file.touch()
@@ -189,7 +189,7 @@ def test_a_list_finds_files_whose_umlauts_are_written_in_the_other_form(tmp_path
     assert read(Source(list=Path(path), root=tmp_path / "root")).url[0] == file.as_uri()
 
 
-def test_classes_whose_umlauts_are_written_in_both_forms_are_one(tmp_path, write):
+def test_class_names_in_both_unicode_normal_forms_are_one_class(tmp_path, write):
     both = [unicodedata.normalize(form, UMLAUT) for form in ("NFC", "NFD")]
     assert both[0] != both[1]
     for name in both:
@@ -203,7 +203,7 @@ def test_classes_whose_umlauts_are_written_in_both_forms_are_one(tmp_path, write
 
 @pytest.fixture
 def loops(tmp_path):
-    """A folder with links to folders that they are in, links to one another, and one to itself."""
+    """A folder with links to its parent folders, links to one another, and one to itself."""
     for folder in ("src/cats/deep", "src/dogs", "other/dogs"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "1.jpg").touch()
@@ -221,8 +221,8 @@ def loops(tmp_path):
 LOOPS = "links to a folder above (above, all, cats/deep/again, cats/up, dogs/more/back)"
 
 
-def test_links_to_a_folder_that_they_are_in_are_skipped_and_told(loops, tmp_path, command):
-    found = list(islice(folders.images(loops, None), 50))  # which ends, though a walk may not
+def test_links_to_parent_folders_are_skipped_and_reported(loops, tmp_path, command):
+    found = list(islice(folders.images(loops, None), 50))  # limited, in case the walk does not end
     other = (tmp_path / "other/dogs/1.jpg").as_uri()  # a link out of the folder is followed
     taken = [((loops / f"{path}.jpg").as_uri(), path[:4]) for path in ("cats/deep/1", "dogs/1", "dogs/self")]
     assert sorted(found) == sorted((url, label, "") for url, label in [*taken, (other, "dogs")])
@@ -243,7 +243,7 @@ def test_folders_linked_to_one_another_are_each_entered_once(tmp_path):
     assert len(list(islice(folders.images(tmp_path / "src", None), 50))) == 5
 
 
-def test_folders_may_lie_deeper_than_python_recurses(tmp_path):
+def test_folders_may_be_nested_deeper_than_pythons_recursion_limit(tmp_path):
     deep = tmp_path.joinpath("src", "cats", *["d"] * 250)
     deep.mkdir(parents=True)
     (deep / "1.jpg").touch()
@@ -257,7 +257,7 @@ def test_folders_may_lie_deeper_than_python_recurses(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"), [("../other/x.jpg", "is outside of the root"), ("out.jpg", "is outside"), ("x" * 600, "600 bytes")]
 )
-def test_a_database_of_files_takes_none_outside_of_their_folder(write, fails, picture, tmp_path, name, said):
+def test_a_database_of_image_files_refuses_files_outside_their_folder(write, fails, picture, tmp_path, name, said):
     cv2.imwrite(str(tmp_path / "root/cats/1.jpg"), picture())
     write("train.txt", f"cats/1.jpg 0\n{name} 0\n")
     write("labels.txt", "a\n")
@@ -282,7 +282,7 @@ BLOBS = [
 ]
 
 
-def test_files_named_after_blobs_are_short_plain_and_told_apart():
+def test_file_names_of_blobs_are_short_plain_and_unique():
     stems = [stem_of(blob) for blob in BLOBS]
     assert stems[:3] == ["pool5", "inception_3a_output", "a.b"]
     assert len(set(stems)) == len(BLOBS)
@@ -300,7 +300,7 @@ def test_parts_of_file_names_are_bounded_in_bytes(words):
     assert not set(part) & set(" $()'\";#/")
 
 
-def test_a_root_is_compared_by_whole_names(tmp_path):
+def test_a_root_contains_itself_and_the_root_of_the_file_system_contains_all(tmp_path):
     (tmp_path / "root").mkdir()
     root = Root(tmp_path / "root")
     assert root.path_of(".", "x:1") == tmp_path / "root"

@@ -1,4 +1,4 @@
-"""Nets with weights as trained ones have them: of a size that keeps values in range, and statistics that are not 0 and 1."""
+"""Nets with weights like trained ones: scaled so that values stay in range, and statistics other than 0 and 1."""
 
 import gzip
 import math
@@ -20,11 +20,11 @@ def of_template(name: str, classes: int, *shape: int):
     net.name = name
     net.layer.extend(built.layers)
     net.layer.add(name="prob", type="Softmax", bottom=[built.heads[-1][0]], top=["prob"])
-    return unfilled(net)
+    return remove_fillers(net)
 
 
-def unfilled(net):
-    """A net's message without the fillers of its weights: filling takes longer than all the rest."""
+def remove_fillers(net):
+    """Remove the weight fillers of a net's message: filling takes longer than everything else."""
     for layer in net.layer:
         for field in ("convolution_param", "inner_product_param"):
             if layer.HasField(field):
@@ -32,13 +32,13 @@ def unfilled(net):
     return net
 
 
-def filled(net: caffe.Net, seed: int = 0) -> caffe.Net:
-    """The net with drawn weights."""
+def set_random_weights(net: caffe.Net, seed: int = 0) -> caffe.Net:
+    """Set random weights; returns the net."""
     draw = np.random.default_rng(seed)
     for name, blobs in net.params.items():
         kind = net.layer_dict[name].type
         if kind == "BatchNorm":
-            small = 1e-5 if len(blobs) > 3 else 1  # NVIDIA's, where the least eps counts
+            small = 1e-5 if len(blobs) > 3 else 1  # NVIDIA's: so small that the smallest eps matters
             values = [draw.normal(0, 0.6, blobs[0].shape), draw.uniform(1, 4, blobs[1].shape) * small, 2]
             values += [draw.uniform(0.5, 1.5, blob.shape) for blob in blobs[3:]]
         elif kind in ("BN", "Scale", "Bias", "PReLU", "Normalize"):
@@ -53,8 +53,8 @@ def filled(net: caffe.Net, seed: int = 0) -> caffe.Net:
 
 
 def net(write, text: str, seed: int = 0) -> caffe.Net:
-    """The net of a prototxt's text, with drawn weights."""
-    return filled(caffe.Net(write("net.prototxt", text), caffe.TEST), seed)
+    """The net of a prototxt's text, with random weights."""
+    return set_random_weights(caffe.Net(write("net.prototxt", text), caffe.TEST), seed)
 
 
 def layer(kind: str, name: str, *bottoms: str, top: str = "", more: str = "") -> str:
@@ -69,7 +69,7 @@ def image(*dims: int, name: str = "data") -> str:
 
 
 def digits(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first digits of MNIST's test set as LeNet takes them, N × 1 × 28 × 28 of 0 to 1, and what they are."""
+    """The first digits of MNIST's test set as LeNet takes them, N × 1 × 28 × 28 of 0 to 1, and their labels."""
     images, labels = (
         gzip.decompress((SHARED / f"data/mnist/t10k-{name}-ubyte.gz").read_bytes()) for name in ("images-idx3", "labels-idx1")
     )

@@ -39,7 +39,7 @@ LINE = re.compile(r"^[IWE]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ (\S+:\d+)\] (.*)$")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working folder of a command, with a net and its solver; the log is written."""
+    """The working folder of a command, with a net and its solver; logging is on."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GLOG_minloglevel", "0")
     (tmp_path / "net.prototxt").write_text(NET)
@@ -67,7 +67,7 @@ def weights(path, layer="ip"):
 
 
 @pytest.mark.parametrize("flags", [["--solver=solver.prototxt"], ["-solver", "solver.prototxt"], ["-solver=solver.prototxt"]])
-def test_train_runs_to_the_end_with_flags_of_every_spelling(run, flags, folder):
+def test_train_accepts_every_spelling_of_a_flag(run, flags, folder):
     code, messages, _ = run("train", *flags)
     assert code == 0
     assert messages[0] == "Use CPU."
@@ -77,18 +77,18 @@ def test_train_runs_to_the_end_with_flags_of_every_spelling(run, flags, folder):
     assert (folder / "run_iter_8.caffemodel").exists()
 
 
-def test_flags_may_stand_before_the_command(run):
+def test_flags_may_precede_the_command(run):
     assert run("-solver", "solver.prototxt", "train")[0] == 0
 
 
-def test_flags_of_the_log_change_nothing_else(run):
+def test_logging_flags_are_accepted_by_every_command(run):
     code, messages, _ = run("upgrade_net_proto_text", "--logtostderr=1", "net.prototxt", "-alsologtostderr", "new.prototxt")
     assert (code, messages[-1]) == (0, "Wrote upgraded NetParameter text proto to new.prototxt")
     assert run("train", "-solver", "solver.prototxt", "-minloglevel", "1")[1] == []
     caffe.init_log()
 
 
-def test_flags_of_another_command_change_nothing(run, folder):
+def test_flags_of_another_command_are_ignored_with_a_message(run, folder):
     code, messages, _ = run("train", "-solver", "solver.prototxt", "-iterations", "3", "--phase=TRAIN")
     assert (code, messages[:2]) == (0, ["-iterations has no effect in caffe train", "-phase has no effect in caffe train"])
     assert (folder / "run_iter_8.caffemodel").exists()
@@ -98,7 +98,7 @@ def test_flags_of_another_command_change_nothing(run, folder):
 
 @pytest.mark.parametrize("command", [["train", "-solver", "solver.prototxt"], ["time", "-model", "net.prototxt"]])
 @pytest.mark.parametrize(("flag", "found"), [("0", "no CUDA device"), ("all", "no CUDA device")])
-def test_a_gpu_that_is_not_there_is_an_error(run, command, flag, found):
+def test_a_missing_gpu_is_an_error(run, command, flag, found):
     import torch
 
     if torch.cuda.is_available():
@@ -108,7 +108,7 @@ def test_a_gpu_that_is_not_there_is_an_error(run, command, flag, found):
     assert found in rest
 
 
-def test_train_begins_with_the_weights_of_several_files(run, folder):
+def test_train_copies_weights_from_several_files(run, folder):
     for layer, value in (("conv1", 2.0), ("ip", 3.0)):
         model = caffe_pb2.NetParameter()
         net = caffe.Net("net.prototxt", caffe.TEST)
@@ -123,7 +123,7 @@ def test_train_begins_with_the_weights_of_several_files(run, folder):
     assert (weights("run_iter_0.caffemodel", "ip") == 3).all()
 
 
-def test_train_goes_on_from_a_snapshot(run, folder):
+def test_train_resumes_from_a_snapshot(run, folder):
     (folder / "solver.prototxt").write_text(SOLVER + "snapshot: 6")
     run("train", "-solver", "solver.prototxt")
     code, messages, _ = run("train", "-solver", "solver.prototxt", "-snapshot", "run_iter_6.solverstate")
@@ -138,7 +138,7 @@ def test_train_refuses_a_snapshot_and_weights_together(run):
     assert "both -snapshot and -weights" in rest
 
 
-def test_level_and_stage_choose_layers(run):
+def test_level_and_stage_select_layers(run):
     for flags, there in ((["-stage", "other,more", "-level", "2"], True), (["-stage", "more", "-level", "1"], False)):
         _, messages, _ = run("train", "-solver", "solver.prototxt", *flags)
         assert ("Creating Layer extra" in messages) == there
@@ -157,8 +157,8 @@ def test_a_missing_or_wrong_flag_is_named(run, command, capsys):
 # ---- signals
 
 
-def endless(folder, *flags):
-    """`caffe train` as a process that goes on until it is stopped, when it has begun to train."""
+def start_endless_training(folder, *flags):
+    """Start `caffe train` as a process that runs until it is stopped; return it once it is training."""
     (folder / "solver.prototxt").write_text(SOLVER.replace("max_iter: 8", "max_iter: 100000000"))
     command = [sys.executable, "-m", "caffe", "train", "-solver", "solver.prototxt", *flags]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
@@ -180,7 +180,7 @@ def stop(process):
 
 
 def test_an_interrupt_stops_training_with_a_snapshot(folder):
-    process = endless(folder)
+    process = start_endless_training(folder)
     process.send_signal(signal.SIGINT)
     try:
         line = wait_for(process, "Snapshotting to binary proto file")
@@ -192,8 +192,8 @@ def test_an_interrupt_stops_training_with_a_snapshot(folder):
     assert (folder / line.split()[-1]).exists()
 
 
-def test_a_hangup_snapshots_and_training_goes_on(folder):
-    process = endless(folder)
+def test_sighup_takes_a_snapshot_and_training_continues(folder):
+    process = start_endless_training(folder)
     try:
         process.send_signal(signal.SIGHUP)
         number = int(re.search(r"run_iter_(\d+)", wait_for(process, "Snapshotting to binary proto file"))[1])
@@ -204,8 +204,8 @@ def test_a_hangup_snapshots_and_training_goes_on(folder):
     assert (folder / f"run_iter_{number}.caffemodel").exists()
 
 
-def test_a_signal_without_effect_is_not_heard(folder):
-    process = endless(folder, "-sigint_effect", "none", "-sighup_effect=none")
+def test_signals_with_effect_none_are_ignored(folder):
+    process = start_endless_training(folder, "-sigint_effect", "none", "-sighup_effect=none")
     try:
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGHUP)
@@ -257,7 +257,7 @@ def test_time_measures_every_layer_on_the_cpu(run, folder, deploy):
     assert total == pytest.approx(3 * both, rel=1e-3)
 
 
-def test_device_query_without_a_gpu_says_so(run):
+def test_device_query_names_the_gpu_or_reports_that_there_is_none(run):
     import torch
 
     code, messages, rest = run("device_query")
@@ -272,7 +272,7 @@ def test_device_query_without_a_gpu_says_so(run):
 # ---- files
 
 
-def test_upgraded_files_are_those_of_caffes_own_tools(run, folder):
+def test_upgraded_files_equal_those_of_bvlc_caffes_tools(run, folder):
     old, new = GOLDEN / "upgrade/handwritten_v0.v0.prototxt", GOLDEN / "upgrade/handwritten_v0.upgraded.prototxt"
     wanted = text_format.Parse(new.read_text(), caffe_pb2.NetParameter())
     code, messages, _ = run("upgrade_net_proto_text", str(old), "new.prototxt")
@@ -289,7 +289,7 @@ def test_upgraded_files_are_those_of_caffes_own_tools(run, folder):
     assert (folder / "new_solver.prototxt").read_text() == 'net: "a"\ntype: "Adam"\n'
 
 
-def test_a_file_of_today_stays_and_a_field_without_a_place_is_a_failure(run, folder):
+def test_upgrading_keeps_a_current_file_and_fails_for_an_unused_v0_field(run, folder):
     code, messages, _ = run("upgrade_net_proto_text", "net.prototxt", "same.prototxt")
     assert (code, messages[0]) == (0, "File already in latest proto format: net.prototxt")
     (folder / "odd.prototxt").write_text('input: "x" layers { layer { name: "r" type: "relu" pad: 1 } bottom: "x" top: "r" }')
@@ -328,7 +328,7 @@ def test_parse_log_reads_our_own_log(run, folder):
 
 
 @needs_shared
-def test_parse_log_reads_caffes_log(run):
+def test_parse_log_reads_a_bvlc_caffe_log(run):
     run("parse_log", str(SHARED / "golden/train/caffe_train.log"), ".", "--delimiter", ";")
     train = rows("caffe_train.log.train", delimiter=";")
     test = rows("caffe_train.log.test", delimiter=";")
@@ -341,7 +341,7 @@ def test_parse_log_reads_caffes_log(run):
     ]
 
 
-def test_parse_log_reads_logs_without_years_over_the_new_year(run, folder):
+def test_parse_log_reads_logs_that_span_new_year(run, folder):
     lines = [
         "I1231 23:59:58.000000  7 solver.cpp:289] Solving small",
         "I1231 23:59:59.500000  7 solver.cpp:239] Iteration 0, loss = 2",
@@ -373,18 +373,18 @@ def test_parse_log_reads_logs_without_years_over_the_new_year(run, folder):
         (["net_speed_benchmark"], "caffe time -model net.prototxt"),
     ],
 )
-def test_a_program_of_2014_says_what_to_type_now(run, former, today):
+def test_a_program_name_of_2014_is_answered_with_the_current_command(run, former, today):
     code, _, rest = run(*former)
     assert code == 1
     assert rest == f"error: caffe {former[0]}: a program of 2014; use: {today}\n"
 
 
-def test_an_unknown_command_is_answered_with_the_nearest(run):
+def test_an_unknown_command_is_answered_with_the_nearest_name(run):
     code, _, rest = run("tarin")
     assert (code, rest) == (1, 'error: caffe tarin: no such command; did you mean "train"?\n')
 
 
-def test_help_lists_the_commands_and_each_has_its_own(run, capsys):
+def test_help_lists_the_commands_and_each_command_has_its_own_help(run, capsys):
     assert run("--help")[2].count("\n") == len(cli.COMMANDS) + 4
     for name in ("train", "test", "time", "device_query", "parse_log", "draw_net"):
         with pytest.raises(SystemExit) as end:
@@ -393,7 +393,7 @@ def test_help_lists_the_commands_and_each_has_its_own(run, capsys):
         assert capsys.readouterr().out.startswith(f"usage: caffe {name}")
 
 
-def test_an_error_is_one_line_and_the_module_is_the_command(folder):
+def test_python_m_caffe_prints_an_error_as_one_line(folder):
     done = subprocess.run([sys.executable, "-m", "caffe", "train", "-solver", "absent.prototxt"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "error: absent.prototxt: no such file\n")
 

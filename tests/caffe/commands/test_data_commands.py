@@ -1,4 +1,4 @@
-"""convert_imageset, compute_image_mean and extract_features, against what BVLC Caffe's own wrote."""
+"""convert_imageset, compute_image_mean and extract_features, compared with recorded output of BVLC Caffe."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ DATA = GOLDEN / "data"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with the recorded images and their list, entered."""
+    """A working folder with the recorded images and their list."""
     shutil.copytree(DATA / "images", tmp_path / "images")
     shutil.copy(DATA / "list.txt", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -33,7 +33,7 @@ def records(path):
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("records_*.npz")), ids=lambda path: path.stem)
-def test_convert_imageset_gives_caffes_keys_and_records(path, folder):
+def test_convert_imageset_writes_the_keys_and_records_of_bvlc_caffe(path, folder):
     recorded = np.load(path)
     assert cli.main(["convert_imageset", *map(str, recorded["args"]), "images/", "list.txt", "db"]) == 0
     written = records("db")
@@ -61,12 +61,12 @@ def test_a_leveldb_is_written_and_read(folder):
 
 
 @pytest.mark.parametrize(("flag", "channels"), [("-gray=True", 1), ("--gray=T", 1), ("-gray=FALSE", 3), ("-gray=0", 3)])
-def test_truth_values_have_gflags_spellings(flag, channels, folder):
+def test_boolean_flags_accept_gflags_spellings(flag, channels, folder):
     assert cli.main(["convert_imageset", flag, "images/", "list.txt", "db"]) == 0
     assert records("db")[0][1].channels == channels
 
 
-def test_an_image_that_cannot_be_read_is_left_out(folder):
+def test_an_unreadable_image_is_skipped(folder):
     with (folder / "list.txt").open("a") as file:
         file.write("missing.jpg 3\n")
     assert cli.main(["convert_imageset", "images/", "list.txt", "db"]) == 0
@@ -83,13 +83,13 @@ def test_an_image_that_cannot_be_read_is_left_out(folder):
         (["-encode_type=webm", "images/", "list.txt", "db"], "no such encoder"),
     ],
 )
-def test_a_database_that_cannot_be_written_is_one_line_and_nothing_else(words, message, folder, capfd):
+def test_a_failing_convert_imageset_prints_one_line_and_leaves_no_files(words, message, folder, capfd):
     assert cli.main(["convert_imageset", *words]) == 1
     assert message in capfd.readouterr().err.splitlines()[-1]
     assert sorted(path.name for path in folder.iterdir()) == ["images", "list.txt"]
 
 
-def test_a_database_that_exists_is_kept(folder, capfd):
+def test_an_existing_database_is_not_overwritten(folder, capfd):
     assert cli.main(["convert_imageset", "images/", "list.txt", "db"]) == 0
     before = records("db")
     assert cli.main(["convert_imageset", "-gray", "images/", "list.txt", "db"]) == 1
@@ -98,7 +98,7 @@ def test_a_database_that_exists_is_kept(folder, capfd):
 
 
 @pytest.mark.parametrize("name", ["gray", "plain_resize"])
-def test_the_mean_is_caffes(name, tmp_path, monkeypatch):
+def test_the_mean_equals_that_of_bvlc_caffe(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(DATA / f"db_{name}", "db")
     assert cli.main(["compute_image_mean", "db", "mean.binaryproto"]) == 0
@@ -109,7 +109,7 @@ def test_the_mean_is_caffes(name, tmp_path, monkeypatch):
     assert got == want
 
 
-def test_images_of_several_sizes_have_no_mean(folder, capfd):
+def test_the_mean_of_images_of_different_sizes_is_an_error(folder, capfd):
     assert cli.main(["convert_imageset", "images/", "list.txt", "db"]) == 0
     assert cli.main(["compute_image_mean", "db", "mean.binaryproto"]) == 1
     assert "resize the images to one size" in capfd.readouterr().err
@@ -117,7 +117,7 @@ def test_images_of_several_sizes_have_no_mean(folder, capfd):
 
 
 @needs_shared
-def test_extracted_features_are_caffes(tmp_path, monkeypatch):
+def test_extracted_features_equal_those_of_bvlc_caffe(tmp_path, monkeypatch):
     from tests.caffe.layer_types.test_published import idx
 
     monkeypatch.chdir(tmp_path)
@@ -144,13 +144,13 @@ def test_extracted_features_are_caffes(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "message"), [("999", "-gpu 999: "), ("DEVICE_ID=999", "-gpu 999: "), ("first", "GPU and its device ID")]
 )
-def test_features_are_extracted_on_a_gpu_by_its_number(number, message, folder, capfd):
+def test_an_invalid_gpu_number_for_extract_features_is_an_error(number, message, folder, capfd):
     assert cli.main(["extract_features", "w.caffemodel", "n.prototxt", "ip", "db", "1", "lmdb", "GPU", number]) == 1
     assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("backend", ["lmdb", pytest.param("leveldb", marks=needs_leveldb)])
-def test_large_records_do_not_wait_in_memory_for_others(tmp_path, monkeypatch, backend):
+def test_pending_records_are_written_once_they_reach_the_size_limit(tmp_path, monkeypatch, backend):
     monkeypatch.setattr(DatabaseWriter, "BYTES", 5000)
     writer, waiting = DatabaseWriter(str(tmp_path / "db"), backend), []
     with writer as write:

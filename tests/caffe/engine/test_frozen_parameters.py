@@ -1,4 +1,4 @@
-"""Parameters with lr_mult 0: not changed, not remembered, not in the way, and still as BVLC Caffe's files and diffs have them."""
+"""Parameters with lr_mult 0: never updated, no history in memory, and the same snapshots and diffs as in BVLC Caffe."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def solver_of(write, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("kind", TYPES)
-def test_they_stay_as_they_are_and_others_learn(solver_of, kind, force):
+def test_frozen_parameters_keep_their_values_while_others_learn(solver_of, kind, force):
     solver = solver_of(f'type: "{kind}" {TYPES[kind]}', force=force)
     before = {name: [blob.data.copy() for blob in blobs] for name, blobs in solver.net.params.items()}
     solver.step(3)
@@ -49,7 +49,7 @@ def test_they_stay_as_they_are_and_others_learn(solver_of, kind, force):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_their_histories_take_no_memory(solver_of, kind):
+def test_histories_of_frozen_parameters_take_no_memory(solver_of, kind):
     solver = solver_of(f'type: "{kind}" {TYPES[kind]}')
     solver.step(1)
     assert [tuple(array.shape) for array in solver.history] == [(4, 3, 3, 3), (4,), (2, 36), (2,)] * type(solver).histories
@@ -60,7 +60,7 @@ def test_their_histories_take_no_memory(solver_of, kind):
 
 @pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])
-def test_states_hold_their_histories_as_zeros_and_are_taken_up(solver_of, kind, form):
+def test_solver_states_store_zero_histories_of_frozen_parameters_and_resume(solver_of, kind, form):
     text = f'type: "{kind}" {TYPES[kind]} snapshot_format: {form}'
     solver = solver_of(text)
     solver.step(3)
@@ -83,7 +83,7 @@ def test_states_hold_their_histories_as_zeros_and_are_taken_up(solver_of, kind, 
         np.testing.assert_array_equal(mine.data, theirs.data)
 
 
-def test_a_state_in_which_they_were_learned_is_taken_up(solver_of):
+def test_a_solver_resumes_from_a_state_in_which_its_frozen_parameters_learned(solver_of):
     # BVLC writes such states too: weight decay enters the histories of frozen parameters in some rules.
     learning = solver_of("momentum: 0.9", lr_mult=1)
     learning.step(2)
@@ -97,18 +97,18 @@ def test_a_state_in_which_they_were_learned_is_taken_up(solver_of):
     np.testing.assert_array_equal(frozen.net.params["conv"][0].data, kept)
 
 
-def test_their_gradients_are_not_computed_unless_force_backward_asks_for_all(solver_of):
+def test_gradients_of_frozen_parameters_are_computed_only_with_force_backward(solver_of):
     for force in (False, True):
         net = solver_of(force=force).net
         for blob in net.params["conv"]:
-            assert blob.diff.shape == blob.shape  # a look before the pass, after which diffs are kept
+            assert blob.diff.shape == blob.shape  # reading a diff before the pass makes the net keep diffs
         net.forward()
         net.backward()
         assert bool(net.params["conv"][0].diff.any()) == force
         assert net.params["ip"][0].diff.all()
 
 
-def test_after_an_update_their_diff_is_what_was_subtracted(solver_of):
+def test_after_an_update_the_diff_of_a_frozen_parameter_is_zero(solver_of):
     solver = solver_of("momentum: 0.9", force=True)
     solver.step(2)
     assert not solver.net.params["conv"][0].diff.any()
@@ -116,7 +116,7 @@ def test_after_an_update_their_diff_is_what_was_subtracted(solver_of):
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_clipping_counts_their_gradients_where_force_backward_computes_them(solver_of, force):
+def test_gradient_clipping_counts_frozen_gradients_only_with_force_backward(solver_of, force):
     free = solver_of(force=True)
     before = free.net.params["ip"][0].data.copy()
     free.net.forward()

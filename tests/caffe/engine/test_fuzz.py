@@ -1,6 +1,6 @@
-"""Damaged input: whatever a file holds, it is read, or refused with one of our errors; nothing crashes, hangs or fills memory.
+"""Fuzzing: whatever a file holds, it is read or refused with one of our errors; nothing crashes, hangs or exhausts memory.
 
-ROASTERY_FUZZ=20000 sets the number of inputs in all; a few hundred are tried otherwise.
+ROASTERY_FUZZ=20000 sets the total number of inputs; the default is 400.
 """
 
 import os
@@ -41,8 +41,8 @@ snapshot_prefix: "fuzzed" random_seed: 1
 
 
 @pytest.fixture(scope="module", autouse=True)
-def little_memory():
-    """An input that asks for much memory is refused it."""
+def _limit_memory():
+    """Limit the address space, so that an input that demands much memory fails."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024  # noqa: PTH123, SIM115
     resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 30), before[1]))
@@ -92,8 +92,8 @@ def damaged_text(draw, text: str):
     return " ".join(words)
 
 
-def accepts(function, *arguments):
-    """Call it; one of our errors is an answer too."""
+def try_call(function, *arguments):
+    """Call the function; return None if it raises one of our errors. Any other exception fails the test."""
     try:
         return function(*arguments)
     except caffe.Error:
@@ -102,7 +102,7 @@ def accepts(function, *arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a small net, its solver, and what they write."""
+    """A working folder with a small net, its solver and a snapshot."""
     folder = tmp_path_factory.mktemp("fuzz")
     before = os.getcwd()  # noqa: PTH109
     os.chdir(folder)
@@ -119,16 +119,16 @@ def folder(tmp_path_factory):
 @given(text=damaged_text(NET))
 def test_a_damaged_net_is_built_or_refused(folder, text):
     (folder / "damaged.prototxt").write_text(text, errors="surrogatepass")
-    net = accepts(caffe.Net, "damaged.prototxt", caffe.TRAIN)
+    net = try_call(caffe.Net, "damaged.prototxt", caffe.TRAIN)
     if net is not None and sum(blob.count for blob in net.blobs.values()) < 1 << 22:
-        accepts(net.forward)
+        try_call(net.forward)
 
 
 @settings(max_examples=INPUTS // 8, **SETTINGS)
 @given(text=damaged_text(SOLVER))
 def test_a_damaged_solver_is_built_or_refused(folder, text):
     (folder / "damaged.prototxt").write_text(text, errors="surrogatepass")
-    accepts(caffe.get_solver, "damaged.prototxt")
+    try_call(caffe.get_solver, "damaged.prototxt")
 
 
 @settings(max_examples=INPUTS // 4, **SETTINGS)
@@ -136,7 +136,7 @@ def test_a_damaged_solver_is_built_or_refused(folder, text):
 def test_damaged_weights_are_read_or_refused(folder, data):
     net = caffe.Net("net.prototxt", caffe.TEST)
     (folder / "damaged.caffemodel").write_bytes(data.draw(damaged((folder / "fuzzed_iter_1.caffemodel").read_bytes())))
-    accepts(net.copy_from, "damaged.caffemodel")
+    try_call(net.copy_from, "damaged.caffemodel")
 
 
 @settings(max_examples=INPUTS // 4, **SETTINGS)
@@ -144,7 +144,7 @@ def test_damaged_weights_are_read_or_refused(folder, data):
 def test_a_damaged_solver_state_is_read_or_refused(folder, data):
     solver = caffe.get_solver("solver.prototxt")
     (folder / "damaged.solverstate").write_bytes(data.draw(damaged((folder / "fuzzed_iter_1.solverstate").read_bytes())))
-    accepts(solver.restore, "damaged.solverstate")
+    try_call(solver.restore, "damaged.solverstate")
 
 
 RECORD = caffe_pb2.Datum(channels=3, height=4, width=5, data=bytes(60), label=3).SerializeToString()
@@ -161,13 +161,13 @@ def test_a_damaged_record_is_read_or_refused(content):
         datum.ParseFromString(content)
     except Exception:
         return
-    pixels = accepts(pixels_of, datum, None, "record")
+    pixels = try_call(pixels_of, datum, None, "record")
     assert pixels is None or isinstance(pixels, np.ndarray)
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    """An LMDB of several levels, with small records and large ones."""
+    """An LMDB whose tree has several levels, with small and large records."""
     folder = tmp_path_factory.mktemp("lmdb")
     environment = lmdb.open(str(folder), map_size=1 << 24)
     with environment.begin(write=True) as transaction:
@@ -177,7 +177,7 @@ def database(tmp_path_factory):
     return folder
 
 
-def test_an_lmdb_is_read_as_its_own_library_reads_it(database):
+def test_our_lmdb_reader_agrees_with_the_lmdb_library(database):
     environment = lmdb.open(str(database), readonly=True, lock=False)
     with environment.begin() as transaction:
         written = list(transaction.cursor())
@@ -205,4 +205,4 @@ def test_a_damaged_lmdb_is_read_or_refused(database, tmp_path_factory, data):
     def read():
         return sum(len(bytes(value)) for _, value in LMDBFile(damaged_file).items())
 
-    accepts(read)
+    try_call(read)

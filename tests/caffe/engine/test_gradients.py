@@ -1,4 +1,4 @@
-"""The gradient of every layer type against differences of its values."""
+"""The gradient of every layer type compared with finite differences."""
 
 import numpy as np
 import pytest
@@ -116,15 +116,15 @@ WITHOUT = {
 }
 
 
-def test_every_type_has_a_case_or_a_reason():
-    """Layers of forks have tests of their own, with gradients: test_fork_layers and others."""
+def test_every_layer_type_has_a_gradient_case_or_a_reason_for_none():
+    """Gradients of fork layers are tested elsewhere: test_fork_layers, test_detection_layers."""
     forks = {name for name, layer in known_types().items() if ".forks." in layer.__module__}
     assert set(caffe.layer_type_list()) - forks == set(CASES) | set(WITHOUT)
     assert set(CASES).isdisjoint(WITHOUT)
 
 
 def bottom_values(number, spec, rng):
-    """Shape, values, and whether differences are taken; values differ by more than two steps, from other bottoms' too."""
+    """Shape, values, and whether to differentiate; values differ by more than two steps, also between bottoms."""
     if isinstance(spec, str):
         kind, shape = spec.split(" ", 1)
         shape = tuple(int(axis) for axis in shape.strip("()").split(",") if axis.strip())
@@ -141,7 +141,7 @@ def bottom_values(number, spec, rng):
     [(name, *case) for name, cases in CASES.items() for case in cases],
     ids=[f"{name}_{number}" for name, cases in CASES.items() for number in range(len(cases))],
 )
-def test_the_gradient_is_the_derivative(layer_type, parameters, bottoms, write):
+def test_the_gradient_equals_finite_differences(layer_type, parameters, bottoms, write):
     rng = np.random.default_rng(7)
     caffe.set_random_seed(5)
     values = [bottom_values(number, spec, rng) for number, spec in enumerate(bottoms)]

@@ -1,4 +1,4 @@
-"""NetGraph: versions of blobs, who makes and who reads them, and what leads to one; for prototxts that are not built, too."""
+"""NetGraph: versions, producers, readers and ancestors of blobs, also for prototxts that are not built."""
 
 import pytest
 from google.protobuf import text_format
@@ -27,29 +27,29 @@ def names(layers):
     return [layer.name for layer in layers]
 
 
-def test_a_layer_in_place_makes_a_new_version_of_its_blob(graph):
+def test_an_in_place_layer_makes_a_new_version_of_its_blob(graph):
     assert graph.tops[0] == [Value("conv", 0, 0)]
     assert graph.bottoms[2] == graph.bottoms[1] == graph.tops[0]
     assert graph.bottoms[3] == graph.tops[2] == [Value("conv", 2, 0)]
     assert graph.last["conv"] == Value("conv", 3, 0)
 
 
-def test_a_blob_that_no_layer_makes_has_no_value(graph):
+def test_a_blob_without_a_producer_has_no_value(graph):
     assert graph.bottoms[0] == [None]
     assert "data" not in graph.last
 
 
-def test_readers_are_counted_by_their_bottoms(graph):
+def test_readers_are_listed_by_layer_and_bottom_index(graph):
     assert graph.readers[Value("conv", 0, 0)] == [(1, 0), (2, 0)]
     assert graph.readers[Value("b", 4, 1)] == [(5, 0), (5, 2)]
     assert graph.readers[Value("sum", 5, 0)] == []
 
 
-def test_outputs_are_the_last_versions_that_nothing_reads(graph):
+def test_outputs_are_the_unread_last_versions(graph):
     assert graph.outputs() == [Value("a", 4, 0), Value("sum", 5, 0)]
 
 
-def test_what_leads_to_a_blob_leaves_out_what_changes_it_afterwards(graph):
+def test_ancestors_of_a_blob_version_exclude_later_in_place_layers(graph):
     assert names(graph.leading_to("side")) == ["conv", "side"]
     assert names(graph.leading_to("conv")) == ["conv", "relu", "drop"]
     assert names(graph.leading_to(Value("conv", 2, 0))) == ["conv", "relu"]
@@ -57,13 +57,13 @@ def test_what_leads_to_a_blob_leaves_out_what_changes_it_afterwards(graph):
     assert graph.leading_to("data") == []
 
 
-def test_the_way_back_goes_along_first_bottoms(graph):
+def test_tracing_back_follows_first_bottoms(graph):
     assert names(graph.layers[value.layer] for value in graph.back_from(graph.last["sum"])) == names(
         graph.layers[index] for index in (5, 4, 3, 2, 0)
     )
 
 
-def test_what_is_read_after_a_layer_was_made_up_to_it(graph):
+def test_read_after_gives_the_values_still_needed_after_a_layer(graph):
     assert graph.read_after(0) == {Value("conv", 0, 0)}
     assert graph.read_after(2) == {Value("conv", 2, 0), Value("side", 1, 0)}
     assert graph.read_after(5) == set()
@@ -71,7 +71,7 @@ def test_what_is_read_after_a_layer_was_made_up_to_it(graph):
 
 @needs_shared
 @pytest.mark.parametrize("path", ["bvlc/models/bvlc_googlenet/train_val.prototxt", "resnet50/deploy.prototxt"])
-def test_a_published_net_is_one_graph(path):
+def test_the_graph_of_a_published_net_is_consistent(path):
     net = caffe.read_net(SHARED / "zoo" / path)
     graph = caffe.NetGraph(layer for layer in net.layer if layer.bottom)
     for index, (bottoms, layer) in enumerate(zip(graph.bottoms, graph.layers, strict=True)):
@@ -93,7 +93,7 @@ layer { name: "sum" type: "Eltwise" bottom: "relu" bottom: "data" bottom: "data"
 """
 
 
-def test_a_built_nets_graph_has_its_splits_and_each_value_one_reader(write):
+def test_in_the_graph_of_a_built_net_splits_give_each_value_one_reader(write):
     net = caffe.Net(write("net.prototxt", BUILT), caffe.TEST)
     assert sum(layer.type == "Split" for layer in net.layers) == 2
     assert all(len(readers) < 2 for readers in net.graph.readers.values())

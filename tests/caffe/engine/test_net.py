@@ -1,4 +1,4 @@
-"""Nets as pycaffe shows them: NumPy views, partial passes, weights by name, and what is said of a net that cannot work."""
+"""caffe.Net as in pycaffe: NumPy views, partial passes, weights by name, and errors for a net that cannot work."""
 
 import pickle
 import re
@@ -38,7 +38,7 @@ def net(write):
     return net
 
 
-def test_a_view_taken_once_shows_later_results_and_takes_new_input(net):
+def test_a_blob_view_stays_current_and_writable(net):
     data, scores = net.blobs["data"].data, net.blobs["ip"].data
     net.forward()
     first = scores.copy()
@@ -49,26 +49,26 @@ def test_a_view_taken_once_shows_later_results_and_takes_new_input(net):
     np.testing.assert_array_equal(scores, net.blobs["ip"].data)
 
 
-def test_a_parameter_edited_in_place_is_used(net):
+def test_an_in_place_edit_of_a_parameter_takes_effect(net):
     net.forward()
     net.params["ip"][0].data[...] = 0
     net.params["ip"][1].data[...] = [0, 0, 0, 0, 9]
     np.testing.assert_allclose(net.forward(blobs=["ip"])["ip"], [[0, 0, 0, 0, 9]] * 2)
 
 
-def test_a_forward_in_two_parts_is_the_whole(net):
+def test_a_forward_in_two_parts_equals_a_whole_one(net):
     whole = net.forward()["loss"].copy()
     net.forward(end="relu")
     np.testing.assert_allclose(net.forward(start="ip")["loss"], whole, rtol=1e-6)
 
 
-def test_a_blob_edited_between_two_parts_is_what_the_second_part_reads(net):
+def test_the_second_part_of_a_forward_reads_an_edited_blob(net):
     net.forward(end="relu")
     net.blobs["conv"].data[...] = 0
     np.testing.assert_allclose(net.forward(start="ip", blobs=["ip"])["ip"], [net.params["ip"][1].data] * 2)
 
 
-def test_a_backward_in_two_parts_is_the_whole(net):
+def test_a_backward_in_two_parts_equals_a_whole_one(net):
     net.forward()
     whole = net.backward()["data"].copy()
     weights = net.params["conv"][0].diff.copy()
@@ -79,7 +79,7 @@ def test_a_backward_in_two_parts_is_the_whole(net):
     np.testing.assert_allclose(net.params["conv"][0].diff, weights, rtol=1e-5, atol=1e-8)
 
 
-def test_gradients_agree_with_differences(net):
+def test_gradients_agree_with_finite_differences(net):
     net.forward()
     gradient = net.backward()["data"].copy()
     data = net.blobs["data"].data
@@ -102,7 +102,7 @@ def test_parameter_gradients_accumulate_until_cleared(net):
     assert not net.params["conv"][0].diff.any()
 
 
-def test_a_net_takes_another_batch_size(net):
+def test_the_batch_size_of_a_net_can_change(net):
     net.blobs["data"].reshape(5, 3, 8, 8)
     net.blobs["label"].reshape(5)
     net.reshape()
@@ -110,7 +110,7 @@ def test_a_net_takes_another_batch_size(net):
     assert net.forward(blobs=["ip"])["ip"].shape == (5, 5)
 
 
-def test_weights_come_back_from_both_formats(net, tmp_path, write):
+def test_weights_round_trip_through_caffemodel_and_hdf5(net, tmp_path, write):
     saved = {name: [blob.data.copy() for blob in blobs] for name, blobs in net.params.items()}
     net.save(tmp_path / "a.caffemodel")
     net.save_hdf5(tmp_path / "a.caffemodel.h5")
@@ -134,7 +134,7 @@ layer { type: "SoftmaxWithLoss" bottom: "b" bottom: "label" top: "second" }
 """
 
 
-def test_layers_of_one_name_are_all_learned_tested_saved_and_loaded(write, tmp_path):
+def test_layers_that_share_a_name_are_all_trained_tested_saved_and_loaded(write, tmp_path):
     text = 'base_lr: 0.5 lr_policy: "fixed" max_iter: 2 test_iter: 1 test_interval: 9 solver_mode: CPU'
     solver = caffe.get_solver(write("solver.prototxt", f'net: "{write("net.prototxt", NAMESAKES)}" {text}'))
     learned = [blob for layer in solver.net.layers for blob in layer.blobs]
@@ -142,7 +142,7 @@ def test_layers_of_one_name_are_all_learned_tested_saved_and_loaded(write, tmp_p
     solver.step(2)
     assert all((blob.data != values).any() for blob, values in zip(learned, before, strict=True))
     assert solver.net.outputs == ["first", "second"]
-    assert [blob.shape for blob in solver.net.params["ip"]] == [(5, 6), (5,)]  # pycaffe's: the last
+    assert [blob.shape for blob in solver.net.params["ip"]] == [(5, 6), (5,)]  # as in pycaffe: those of the last layer
     solver.net.save(tmp_path / "a.caffemodel")
     solver.net.save_hdf5(tmp_path / "a.caffemodel.h5")
     loaded = [caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST, weights=str(path)) for path in tmp_path.glob("a.*")]
@@ -154,7 +154,7 @@ def test_layers_of_one_name_are_all_learned_tested_saved_and_loaded(write, tmp_p
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (31, 1), (4, 3, 50)])
-def test_a_stored_blob_has_the_bytes_that_protocol_buffers_write_value_by_value(shape):
+def test_a_blob_is_serialised_to_the_bytes_that_protobuf_writes(shape):
     blob = caffe.Blob(shape)
     blob.data[...] = np.random.default_rng(0).normal(size=shape)
     blob.diff[...] = 1
@@ -163,7 +163,7 @@ def test_a_stored_blob_has_the_bytes_that_protocol_buffers_write_value_by_value(
     assert blob.to_proto(with_diff=True).SerializeToString() == expected.SerializeToString()
 
 
-def test_layers_that_only_one_side_has_are_left_alone(net, tmp_path, write):
+def test_layers_that_only_the_net_or_only_the_file_has_are_left_alone(net, tmp_path, write):
     net.save(tmp_path / "a.caffemodel")
     renamed = caffe.Net(write("renamed.prototxt", NET.replace('name: "ip"', 'name: "ip_new"')), caffe.TRAIN)
     before = renamed.params["ip_new"][0].data.copy()
@@ -172,7 +172,7 @@ def test_layers_that_only_one_side_has_are_left_alone(net, tmp_path, write):
     np.testing.assert_array_equal(renamed.params["ip_new"][0].data, before)
 
 
-def test_a_layer_of_another_shape_says_to_rename_it_and_changes_nothing(net, tmp_path, write):
+def test_weights_of_another_shape_are_refused_with_advice_to_rename_the_layer(net, tmp_path, write):
     net.save(tmp_path / "a.caffemodel")
     other = caffe.Net(write("other.prototxt", NET.replace("num_output: 5", "num_output: 7")), caffe.TRAIN)
     before = other.params["conv"][0].data.copy()
@@ -183,7 +183,7 @@ def test_a_layer_of_another_shape_says_to_rename_it_and_changes_nothing(net, tmp
     np.testing.assert_array_equal(other.params["conv"][0].data, before)
 
 
-def test_layers_of_other_shapes_are_named_together_and_may_be_skipped(net, tmp_path, write):
+def test_all_layers_with_mismatched_shapes_are_named_and_may_be_skipped(net, tmp_path, write):
     net.save(tmp_path / "a.caffemodel")
     text = NET.replace("num_output: 5", "num_output: 7").replace("num_output: 4", "num_output: 6")
     other = caffe.Net(write("other.prototxt", text), caffe.TRAIN)
@@ -210,7 +210,7 @@ BROKEN = [
         'did you mean "ReLU"',
     ),
     (
-        "a bottom from nowhere",
+        "a bottom without a producer",
         NET.replace('bottom: "conv" top: "ip"', 'bottom: "fc7" top: "ip"'),
         ':9: layer "ip"',
         '"fc7"',
@@ -218,7 +218,7 @@ BROKEN = [
     ),
     ("an unknown field", NET.replace("kernel_size", "kernelsize"), "net.prototxt:7", '"kernelsize"', '"kernel_size"'),
     (
-        "a wrong count of bottoms",
+        "a wrong number of bottoms",
         NET.replace('bottom: "ip" bottom: "label"', 'bottom: "ip"'),
         ':11: layer "loss"',
         "1 bottom",
@@ -231,7 +231,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("text", "where", "found", "do"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_what_cannot_work_is_named_with_its_line(write, text, where, found, do):
+def test_an_invalid_net_is_refused_with_its_line_and_layer(write, text, where, found, do):
     with pytest.raises(caffe.Error) as error:
         caffe.Net(write("net.prototxt", text), caffe.TRAIN)
     assert where in error.value.where
@@ -247,12 +247,12 @@ def test_a_label_out_of_range_names_the_layer_and_the_range(net):
     assert "0 to 4" in error.value.expected
 
 
-def test_importing_what_needs_no_pytorch_does_not_load_it():
+def test_names_that_need_no_pytorch_do_not_load_it():
     code = "import sys, caffe; caffe.proto.caffe_pb2; caffe.NetSpec; caffe.layers; caffe.io; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_shapes_after_a_reshape_are_those_that_are_computed(write):
+def test_reshape_predicts_the_shapes_that_forward_computes(write):
     pyramid = 'layer { name: "spp" type: "SPP" bottom: "conv" top: "spp" spp_param { pyramid_height: 3 } }'
     net = caffe.Net(write("net.prototxt", NET.split('layer { name: "ip"')[0] + pyramid), caffe.TEST)
     for side in (13, 8, 21):
@@ -265,14 +265,14 @@ def test_shapes_after_a_reshape_are_those_that_are_computed(write):
 
 
 def test_training_does_not_load_pytorchs_compiler(write):
-    """It would take each step of a workflow a second."""
+    """Loading it would cost each step of a workflow a second."""
     solver = f'net: "{write("net.prototxt", NET)}" type: "SGD" base_lr: 0.1 lr_policy: "fixed"'
     code = "import sys, caffe; caffe.get_solver(sys.argv[1]).step(2); print({'torch._dynamo', 'sympy'} & {*sys.modules})"
     command = [sys.executable, "-c", code, write("solver.prototxt", solver)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def test_the_generated_schema_is_that_of_the_proto_file(tmp_path):
+def test_the_generated_schema_is_up_to_date_with_the_proto_file(tmp_path):
     from tests.conftest import ROOT
 
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}", "caffe/proto/caffe.proto"]
@@ -280,7 +280,7 @@ def test_the_generated_schema_is_that_of_the_proto_file(tmp_path):
     assert (tmp_path / "caffe/proto/caffe_pb2.py").read_bytes() == (ROOT / "caffe/proto/caffe_pb2.py").read_bytes()
 
 
-def test_a_pass_may_begin_at_a_layer_that_works_in_place(net):
+def test_a_pass_may_begin_at_an_in_place_layer(net):
     net.forward()
     whole = net.blobs["loss"].data.copy()
     net.forward(end="conv")
@@ -292,7 +292,7 @@ def test_a_pass_may_begin_at_a_layer_that_works_in_place(net):
     assert net.params["conv"][0].diff.any()
 
 
-def test_layers_are_watched_one_by_one_with_the_same_numbers(net):
+def test_per_layer_callbacks_do_not_change_results(net):
     net.forward()
     net.backward()
     loss, gradient = net.blobs["loss"].data.copy(), net.params["conv"][0].diff.copy()
@@ -328,7 +328,7 @@ SOLVER = """net: "net.prototxt" base_lr: {rate} lr_policy: "fixed" max_iter: 100
 """
 
 
-def test_training_stops_where_the_loss_is_no_number_and_says_where_it_began(write, monkeypatch, tmp_path):
+def test_a_nan_loss_stops_training_and_names_the_first_layer_with_nan(write, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     write("net.prototxt", NET)
     solver = caffe.get_solver(write("solver.prototxt", SOLVER.format(rate=0.5)))
@@ -346,7 +346,7 @@ def test_training_stops_where_the_loss_is_no_number_and_says_where_it_began(writ
     assert not list(tmp_path.glob("*.caffemodel"))
 
 
-def test_a_loss_as_large_as_it_can_be_is_explained(write, monkeypatch, tmp_path):
+def test_a_saturated_softmax_loss_is_explained_once(write, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     write("net.prototxt", NET)
     solver = caffe.get_solver(write("solver.prototxt", SOLVER.format(rate=0)))
@@ -371,7 +371,7 @@ MEASURED = ["iteration", "seconds", "loss", "learning_rate", "test_loss", "test_
 
 @pytest.fixture
 def solver(write, monkeypatch, tmp_path):
-    """A solver whose test net has two accuracies, one of them by class, too, and two losses."""
+    """A solver whose test net has two accuracies, one of them also per class, and two losses."""
     monkeypatch.chdir(tmp_path)
     write("net.prototxt", NET + MEASURES)
     solver = caffe.get_solver(write("solver.prototxt", TESTED))
@@ -381,7 +381,7 @@ def solver(write, monkeypatch, tmp_path):
     return solver
 
 
-def test_every_output_of_the_test_net_is_in_the_rows_of_metrics(solver):
+def test_metrics_have_every_output_of_the_test_net(solver):
     rows = []
     solver.on_metrics(rows.append)
     solver.solve()
@@ -397,9 +397,9 @@ def test_every_output_of_the_test_net_is_in_the_rows_of_metrics(solver):
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])
-def test_an_update_by_hand_is_an_iteration_of_the_solver(solver, kind):
+def test_a_manual_update_equals_a_solver_iteration(solver, kind):
     solver.param.type, solver.param.lr_policy, solver.param.gamma, solver.param.stepsize = kind, "step", 0.1, 2
-    stepped, by_hand = (caffe.get_solver("solver.prototxt", solver.param) for _ in range(2))  # of one seed
+    stepped, by_hand = (caffe.get_solver("solver.prototxt", solver.param) for _ in range(2))  # with the same seed
     for other in (stepped, by_hand):
         for name in ("data", "label"):
             other.net.blobs[name].data[...] = solver.net.blobs[name].data
@@ -414,7 +414,7 @@ def test_an_update_by_hand_is_an_iteration_of_the_solver(solver, kind):
         np.testing.assert_allclose(mine.data, other.data, rtol=1e-5, atol=1e-7)
 
 
-def test_a_test_of_no_batches_measures_nothing(solver):
+def test_a_test_iter_of_0_gives_no_test_metrics(solver):
     rows = []
     solver.param.test_iter[0] = 0
     solver.on_metrics(rows.append)
@@ -423,7 +423,7 @@ def test_a_test_of_no_batches_measures_nothing(solver):
     assert all(row["test_loss"] is row["test_accuracy"] is None for row in rows)
 
 
-def test_what_waits_for_a_test_sees_the_weights_that_were_tested_and_may_stop_training(solver, tmp_path):
+def test_a_test_callback_sees_the_tested_weights_and_may_stop_training(solver, tmp_path):
     seen, rows = [], []
 
     def tested(row):
@@ -446,7 +446,7 @@ def test_what_waits_for_a_test_sees_the_weights_that_were_tested_and_may_stop_tr
     assert rows[-1]["test_loss"] is not None
 
 
-def test_diffs_that_somebody_looks_at_follow_training(write, monkeypatch, tmp_path):
+def test_a_diff_view_follows_training(write, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     write("net.prototxt", NET)
     solver = caffe.get_solver(write("solver.prototxt", SOLVER.format(rate=0)))
@@ -457,7 +457,7 @@ def test_diffs_that_somebody_looks_at_follow_training(write, monkeypatch, tmp_pa
     assert diff.any()
 
 
-def test_a_first_look_at_a_diff_that_is_gone_says_so_and_keeps_later_ones(net, tmp_path):
+def test_first_reading_a_discarded_diff_warns_and_later_diffs_are_kept(net, tmp_path):
     net.forward()
     net.backward()
     net.forward()
@@ -472,7 +472,7 @@ def test_a_first_look_at_a_diff_that_is_gone_says_so_and_keeps_later_ones(net, t
     assert log.count("The diff of a blob of shape (2, 5) was not kept") == 1
 
 
-def test_numbers_that_slow_the_processor_down_are_0_within_a_pass_alone(net):
+def test_denormals_are_flushed_to_zero_only_within_a_pass(net):
     data = net.blobs["data"].data
     data[...] = 1e-39
     net.params["conv"][0].data[...] = 1
@@ -482,8 +482,8 @@ def test_numbers_that_slow_the_processor_down_are_0_within_a_pass_alone(net):
     assert (data * 1).all()
 
 
-def test_kernels_of_functions_are_chosen_before_several_threads_may_call_them():
-    """Of the functions that PyTorch's own header has MKL compute, all but those whose results are exact."""
+def test_mkl_kernels_are_selected_before_threads_call_them():
+    """All functions that PyTorch's header delegates to MKL, except trunc, whose results are exact."""
     header = (Path(torch.__file__).parent / "include/ATen/cpu/vml.h").read_text()
     functions = {*re.findall(r"^IMPLEMENT_VML_MKL\((\w+),", header, re.MULTILINE)} - {"trunc"}
     called = set()

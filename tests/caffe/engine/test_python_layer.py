@@ -1,4 +1,4 @@
-"""Layers written in Python: run within nets and their gradients, with parameters, in place, as sources, and what goes wrong."""
+"""Python layers: forward and backward within a net, parameters, in-place use, as data sources, and errors."""
 
 import sys
 import types
@@ -35,7 +35,7 @@ class SquaredDistance(caffe.Layer):
 
 
 class Countdown(caffe.Layer):
-    """A source: batches of one value less each time, and of another size each time."""
+    """A data source: both the value and the size of its batches decrease by one each time."""
 
     def setup(self, bottom, top):
         self.value = int(self.param_str)
@@ -97,7 +97,7 @@ class Phase(caffe.Layer):
 
 
 class Recorder(caffe.Layer):
-    """Takes a bottom and gives nothing."""
+    """A layer without tops that records the sums of its bottom."""
 
     seen = ()
 
@@ -125,7 +125,7 @@ PRODUCT = (
 )
 
 
-def there_and_back(path):
+def forward_backward(path):
     net = caffe.Net(path, caffe.TRAIN)
     net.forward()
     net.backward()
@@ -136,7 +136,7 @@ def values(seed):
     return np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
 
 
-def test_a_loss_in_python_is_the_loss_of_caffe(write):
+def test_a_euclidean_loss_in_python_equals_caffes(write):
     nets = []
     for loss in (
         python("SquaredDistance", "ip t", "loss", "loss_weight: 3"),
@@ -156,7 +156,7 @@ def test_a_loss_in_python_is_the_loss_of_caffe(write):
 
 
 @exercises("Python")
-def test_a_source_in_python_decides_the_batch(write):
+def test_a_python_source_sets_the_batch_size(write):
     net = caffe.Net(write("net.prototxt", python("Countdown", tops="x", param_str="3") + PRODUCT), caffe.TEST)
     assert net.blobs["x"].shape == (3, 2)
     for value in (3, 2, 1):
@@ -164,7 +164,7 @@ def test_a_source_in_python_decides_the_batch(write):
         assert net.blobs["ip"].shape == (value, 3)
 
 
-def test_a_source_in_python_goes_on_where_the_run_was_that_is_restored(write, tmp_path):
+def test_restoring_a_solver_seeks_a_python_source_to_its_position(write, tmp_path):
     class Records(Countdown):
         batch_size = 5
 
@@ -181,7 +181,7 @@ def test_a_source_in_python_goes_on_where_the_run_was_that_is_restored(write, tm
     assert solver.net.layers[0].value == 4 * 2 * 5
 
 
-def test_a_source_in_python_is_closed_with_its_net(write):
+def test_closing_a_net_closes_its_python_source(write):
     class Open(Countdown):
         closed = 0
 
@@ -229,12 +229,12 @@ def test_backward_is_called_even_for_a_gradient_of_zero(write):
             assert not top[0].diff.any()
 
     globals()["Counter"] = Counter
-    there_and_back(write("net.prototxt", "force_backward: true " + INPUT + python("Counter", "x")))
+    forward_backward(write("net.prototxt", "force_backward: true " + INPUT + python("Counter", "x")))
     assert Counter.calls == 1
 
 
 @pytest.mark.parametrize("bottom_lr", [0, 1])
-def test_gradients_pass_only_where_they_are_wanted(write, bottom_lr):
+def test_backward_is_called_only_if_a_layer_below_learns(write, bottom_lr):
     wanted = []
 
     class Asked(Double):
@@ -253,7 +253,7 @@ def test_gradients_pass_only_where_they_are_wanted(write, bottom_lr):
     assert net.params["ip"][0].diff.any() == bool(bottom_lr)
 
 
-def test_a_chain_takes_new_shapes_and_works_in_place(write):
+def test_chained_python_layers_work_in_place_and_after_a_reshape(write):
     text = "force_backward: true " + INPUT + python("Double", "x", "y") + python("Double", "y", "y").replace("double", "again")
     net = caffe.Net(write("net.prototxt", text), caffe.TRAIN)
     net.blobs["x"].reshape(2, 5, 1)
@@ -264,7 +264,7 @@ def test_a_chain_takes_new_shapes_and_works_in_place(write):
 
 
 @pytest.mark.parametrize("top", ["y", "ip"])
-def test_a_layer_in_place_may_follow(write, top):
+def test_an_in_place_layer_may_follow_a_python_layer(write, top):
     """Gradients through Double (in place where its top is "ip"), ReLU in place and Double again."""
     relu = f'layer {{ name: "relu" type: "ReLU" bottom: "{top}" top: "{top}" }}\n'
     text = "force_backward: true " + INPUT + PRODUCT + python("Double", "ip", top) + relu
@@ -276,7 +276,7 @@ def test_a_layer_in_place_may_follow(write, top):
     np.testing.assert_allclose(net.backward()["x"], 4.0 * (values(0) > 0), rtol=1e-6)
 
 
-def test_what_a_top_held_is_there_in_the_next_pass_but_earlier_results_stay(write):
+def test_a_python_layer_sees_the_previous_values_of_its_top(write):
     class Steps(Double):
         def forward(self, bottom, top):
             top[0].data[...] += 1
@@ -294,7 +294,7 @@ def test_a_layer_knows_its_phase(write, phase):
 
 
 @pytest.mark.parametrize(("phase", "name"), [(caffe.TRAIN, "TRAIN"), (caffe.TEST, "TEST")])
-def test_a_phase_is_a_number_that_reads_as_its_name(write, phase, name):
+def test_a_phase_is_an_integer_whose_str_is_its_name(write, phase, name):
     layer = caffe.Net(write("net.prototxt", python("Phase")), phase).layers[0].written
     assert str(layer.phase) == name
     assert [caffe.TRAIN, caffe.TEST][layer.phase] == phase
@@ -307,7 +307,7 @@ def test_a_layer_without_tops_is_run(write):
     assert net.layers[1].seen == (12.0,)
 
 
-def test_the_users_object_is_reached_through_the_net(write):
+def test_attributes_of_a_python_layer_are_reachable_through_the_net(write):
     net = caffe.Net(write("net.prototxt", python("Countdown", tops="x", param_str="3")), caffe.TEST)
     layer = net.layers[0]
     layer.set_value(7)
@@ -318,26 +318,26 @@ def test_the_users_object_is_reached_through_the_net(write):
 
 @pytest.mark.parametrize("method", ["setup", "reshape", "forward", "backward"])
 @pytest.mark.parametrize("kind", [RuntimeError, KeyError, ZeroDivisionError])
-def test_what_a_user_raises_arrives_with_the_layers_name_and_the_users_lines(write, method, kind):
+def test_an_exception_of_a_python_layer_keeps_its_traceback_and_names_the_layer(write, method, kind):
     def fail(self, *_):
         raise kind("mine")
 
     globals()["Failing"] = type("Failing", (Double,), {method: fail})
     path = write("net.prototxt", "force_backward: true\n" + INPUT + python("Failing", "x"))
     with pytest.raises(kind) as error:
-        there_and_back(path)
+        forward_backward(path)
     assert error.traceback[-1].name == "fail"
     (note,) = error.value.__notes__
     assert note.endswith(f'net.prototxt:3: layer "failing": in Failing.{method}')
 
 
-def test_a_method_that_is_missing_is_named(write):
+def test_a_missing_method_is_named(write):
     globals()["Bare"] = type("Bare", (caffe.Layer,), {})
     with pytest.raises(NotImplementedError, match="Bare has no reshape"):
         caffe.Net(write("net.prototxt", INPUT + python("Bare", "x")), caffe.TEST)
 
 
-def test_a_class_or_module_that_is_missing_is_an_error_with_the_nearest_name(write, monkeypatch, tmp_path):
+def test_a_missing_class_or_module_is_an_error_with_the_nearest_name(write, monkeypatch, tmp_path):
     with pytest.raises(caffe.LayerError) as error:
         caffe.Net(write("net.prototxt", INPUT + python("Doubl", "x")), caffe.TEST)
     assert 'did you mean "Double"' in error.value.do
@@ -352,7 +352,7 @@ def test_a_class_or_module_that_is_missing_is_an_error_with_the_nearest_name(wri
     assert 'layer "double": in module needs_another' in missing.value.__notes__[0]
 
 
-def test_a_class_that_is_no_layer_is_refused(write, monkeypatch):
+def test_a_class_that_is_not_a_layer_is_refused(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "not_layers", types.SimpleNamespace(Double=dict))
     with pytest.raises(caffe.LayerError) as error:
         caffe.Net(write("net.prototxt", INPUT + python("Double", "x").replace(__name__, "not_layers")), caffe.TEST)

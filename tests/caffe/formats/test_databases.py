@@ -1,4 +1,4 @@
-"""Databases and files: what is written is whole, and what is damaged is one error."""
+"""Databases and files: written completely or not at all; damage is reported as one error."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def write(path, backend="lmdb", count=40):
             put(b"%08d" % number, caffe.io.array_to_datum(np.full((3, 20, 20), number, np.uint8), number % 2).SerializeToString())
 
 
-def test_a_database_is_opened_by_its_files(tmp_path):
+def test_open_db_recognises_an_lmdb(tmp_path):
     write(tmp_path / "db")
     for opened in (caffe.open_db(tmp_path / "db"), caffe.open_db(str(tmp_path / "db/data.mdb"))):
         assert (type(opened), len(opened)) == (caffe.db.LMDBFile, 40)
@@ -26,7 +26,7 @@ def test_a_database_is_opened_by_its_files(tmp_path):
         assert caffe.parse_datum(values[7]).label == 1
 
 
-def test_a_leveldb_is_opened_by_its_files(tmp_path):
+def test_open_db_recognises_a_leveldb(tmp_path):
     pytest.importorskip("plyvel")
     write(tmp_path / "db", "leveldb")
     opened = caffe.open_db(tmp_path / "db")
@@ -35,7 +35,7 @@ def test_a_leveldb_is_opened_by_its_files(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "empty"])
-def test_a_folder_that_is_no_database_is_named(tmp_path, folder):
+def test_a_folder_that_is_not_a_database_is_named(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(caffe.FileError) as raised:
         caffe.open_db(tmp_path / folder)
@@ -59,10 +59,10 @@ READERS = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_damaged_database_is_one_error_of_a_step(tmp_path, reader):
+def test_a_damaged_database_gives_one_error_in_every_reader(tmp_path, reader):
     write(tmp_path / "db")
     content = bytearray((tmp_path / "db/data.mdb").read_bytes())
-    content[2 * 4096 :] = bytes(len(content) - 2 * 4096)  # the first pages say where the records begin, which are gone
+    content[2 * 4096 :] = bytes(len(content) - 2 * 4096)  # the first pages point to the records, which are erased
     (tmp_path / "db/data.mdb").write_bytes(content)
     code = f"""
 import sys, pathlib, caffe
@@ -77,11 +77,11 @@ except caffe.Error as error:
     assert done.stdout.startswith(f"{tmp_path / 'db'}: not a readable LMDB: page ")
 
 
-def test_a_database_that_lacks_records_is_named(tmp_path):
+def test_a_database_with_missing_records_is_named(tmp_path):
     write(tmp_path / "db")
     content = bytearray((tmp_path / "db/data.mdb").read_bytes())
     for meta in (0, 4096):
-        place = meta + 16 + 24 + 48 + 32  # of the number of records: page header, meta, tree of free pages, tree of records
+        place = meta + 16 + 24 + 48 + 32  # offset of the record count: page header, meta, tree of free pages, tree of records
         if content[place] == 40:
             content[place] = 41
     (tmp_path / "db/data.mdb").write_bytes(content)
@@ -94,7 +94,7 @@ def test_a_database_that_lacks_records_is_named(tmp_path):
 # ---- files
 
 
-def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+def test_a_file_gets_its_final_name_only_when_complete(tmp_path):
     target = tmp_path / "deep/file"
     with caffe.written_whole(target) as part:
         part.write_text("new")
@@ -104,18 +104,18 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
     assert target.read_text() == "new"
 
 
-def half_a_file(part):
+def write_half_a_file(part):
     part.write_text("half")
     raise KeyError
 
 
-def half_a_folder(part):
+def write_half_a_folder(part):
     part.mkdir()
-    half_a_file(part / "one")
+    write_half_a_file(part / "one")
 
 
-@pytest.mark.parametrize("write_half", [half_a_file, half_a_folder])
-def test_what_was_there_stays_when_the_block_raises(tmp_path, write_half):
+@pytest.mark.parametrize("write_half", [write_half_a_file, write_half_a_folder])
+def test_the_old_file_is_kept_when_writing_fails(tmp_path, write_half):
     target = tmp_path / "target"
     target.write_text("old")
     with pytest.raises(KeyError), caffe.written_whole(target) as part:
@@ -123,7 +123,7 @@ def test_what_was_there_stays_when_the_block_raises(tmp_path, write_half):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"target": "old"}
 
 
-def test_a_folder_replaces_a_folder_and_what_a_killed_process_left(tmp_path):
+def test_a_new_folder_replaces_the_old_one_and_leftovers_of_a_killed_process(tmp_path):
     for name in ("target", ".target.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "old").write_text("old")
@@ -133,7 +133,7 @@ def test_a_folder_replaces_a_folder_and_what_a_killed_process_left(tmp_path):
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"target", "target/new"}
 
 
-def test_weights_replace_weights_only_when_they_are_written(tmp_path, monkeypatch):
+def test_saved_weights_are_kept_when_saving_new_ones_fails(tmp_path, monkeypatch):
     net = caffe_pb2.NetParameter(layer=[caffe_pb2.LayerParameter(name="x", type="Input", top=["x"])])
     net.layer[0].input_param.shape.add(dim=[1])
     monkeypatch.chdir(tmp_path)
@@ -151,7 +151,7 @@ def test_weights_replace_weights_only_when_they_are_written(tmp_path, monkeypatc
     assert (tmp_path / "net.caffemodel").read_bytes() == before
 
 
-def test_writing_whole_loads_no_heavy_package():
+def test_written_whole_loads_no_heavy_package():
     code = "import sys, caffe; caffe.written_whole; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "google.protobuf", "cv2", "lmdb"} & set(done.stdout.split()) == set()

@@ -1,4 +1,4 @@
-"""The schema: fields of forks are matched by name in text, and weights are read whatever numbers a fork gave its parameters."""
+"""The schema: fields of forks are matched by name in text, and weights load whatever field numbers a fork uses."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_p
 WEIGHTS = np.arange(6, dtype=np.float32)
 BIAS = np.array([7, 8], np.float32)
 BASE = range(1, 149)
-"""Numbers of LayerParameter that BVLC Caffe uses."""
+"""Field numbers of LayerParameter that BVLC Caffe uses."""
 
 
 def varint(value):
@@ -26,7 +26,7 @@ def varint(value):
 
 
 def field(number, content):
-    """A field of bytes, or of a number, as protocol buffers write it."""
+    """A field of bytes or an integer in protobuf's wire format."""
     if isinstance(content, int):
         return varint(number << 3) + varint(content)
     return varint(number << 3 | 2) + varint(len(content)) + content
@@ -44,11 +44,11 @@ def caffemodel(tmp_path, *layers, number=100):
     return str(path)
 
 
-def loaded(write, path, text=NET):
+def load_weights(write, path, text=NET):
     return [blob.data.copy() for blob in caffe.Net(write("net.prototxt", text), caffe.TEST, weights=path).params["ip"]]
 
 
-def test_fields_of_forks_have_numbers_that_no_binary_of_caffe_uses():
+def test_fork_fields_have_numbers_that_bvlc_caffe_does_not_use():
     fields = {
         message: [f for f in getattr(caffe_pb2, message).DESCRIPTOR.fields if f.number > 20000]
         for message in ("LayerParameter", "SolverParameter", "TransformationParameter", "PoolingParameter", "BatchNormParameter")
@@ -61,26 +61,26 @@ def test_fields_of_forks_have_numbers_that_no_binary_of_caffe_uses():
 @pytest.mark.parametrize(
     "foreign",
     [
-        field(149, b"\xff\xff\xff"),  # a message that is none
+        field(149, b"\xff\xff\xff"),  # not a valid message
         field(149, 3),
         field(141, b"text where bias_param is a message"),
         field(102, 1),
         field(20001, b"\x08"),
         field(20005, b"a fork that came to our numbers"),
     ],
-    ids=["damaged", "a number", "text", "an enum", "ours, damaged", "ours, text"],
+    ids=["damaged", "a number", "text", "an enum", "our field, damaged", "our field, text"],
 )
-def test_weights_load_whatever_a_fork_made_of_the_other_numbers(tmp_path, write, foreign):
+def test_weights_load_whatever_a_fork_stores_in_other_fields(tmp_path, write, foreign):
     layer = field(1, b"ip") + field(2, b"InnerProduct") + foreign + field(7, blob(WEIGHTS, (2, 3))) + field(7, blob(BIAS, (2,)))
-    weights, bias = loaded(write, caffemodel(tmp_path, layer))
+    weights, bias = load_weights(write, caffemodel(tmp_path, layer))
     np.testing.assert_array_equal(weights, WEIGHTS.reshape(2, 3))
     np.testing.assert_array_equal(bias, BIAS)
 
 
-def test_v1_weights_load_with_four_axes_as_caffe_takes_them(tmp_path, write):
+def test_v1_weights_with_four_axes_load(tmp_path, write):
     blobs = field(6, blob(WEIGHTS, legacy=(1, 1, 2, 3))) + field(6, blob(BIAS, legacy=(1, 1, 1, 2)))
     layer = field(4, b"ip") + field(5, 14) + blobs + field(149, b"\xff")
-    weights, bias = loaded(write, caffemodel(tmp_path, layer, number=2))
+    weights, bias = load_weights(write, caffemodel(tmp_path, layer, number=2))
     np.testing.assert_array_equal(weights, WEIGHTS.reshape(2, 3))
     np.testing.assert_array_equal(bias, BIAS)
 
@@ -88,33 +88,33 @@ def test_v1_weights_load_with_four_axes_as_caffe_takes_them(tmp_path, write):
 def test_v0_weights_load_by_the_inner_layers_name(tmp_path, write):
     inner = field(1, b"ip") + field(2, b"innerproduct")
     inner += field(50, blob(WEIGHTS, legacy=(1, 1, 2, 3))) + field(50, blob(BIAS, legacy=(1, 1, 1, 2)))
-    weights, _ = loaded(write, caffemodel(tmp_path, field(1, inner), number=2))
+    weights, _ = load_weights(write, caffemodel(tmp_path, field(1, inner), number=2))
     np.testing.assert_array_equal(weights, WEIGHTS.reshape(2, 3))
 
 
 @pytest.mark.parametrize(
     "stored",
     [
-        blob(WEIGHTS, legacy=(2, 3, 1, 1)),  # the axes that are missing come first
-        blob(WEIGHTS, (1, 1, 2, 3)),  # today's shape is taken to the letter
+        blob(WEIGHTS, legacy=(2, 3, 1, 1)),  # Caffe pads missing axes at the front
+        blob(WEIGHTS, (1, 1, 2, 3)),  # a current shape must match exactly
         blob(WEIGHTS, (3, 2)),
         blob(WEIGHTS[:5], (2, 3)),
     ],
-    ids=["legacy axes behind", "ones in a shape", "transposed", "too few values"],
+    ids=["legacy axes padded at the end", "leading ones in a shape", "transposed", "too few values"],
 )
 def test_weights_of_another_shape_are_refused(tmp_path, write, stored):
     layer = field(1, b"ip") + field(7, stored) + field(7, blob(BIAS, (2,)))
     with pytest.raises(caffe.WeightsError) as error:
-        loaded(write, caffemodel(tmp_path, layer))
+        load_weights(write, caffemodel(tmp_path, layer))
     assert "parameter 0" in error.value.found
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(0, "<f8"), (1, "<f4"), (2, "<f2")])
-def test_the_raw_values_of_nvidias_files_are_read(tmp_path, write, kind, dtype):
+def test_raw_values_of_nvidias_files_are_read(tmp_path, write, kind, dtype):
     def raw(values, shape):
         return field(7, blob(values[:0], shape) + field(10, kind) + field(12, values.astype(dtype).tobytes()))
 
-    weights, bias = loaded(write, caffemodel(tmp_path, field(1, b"ip") + raw(WEIGHTS, (2, 3)) + raw(BIAS, (2,))))
+    weights, bias = load_weights(write, caffemodel(tmp_path, field(1, b"ip") + raw(WEIGHTS, (2, 3)) + raw(BIAS, (2,))))
     np.testing.assert_array_equal(weights, WEIGHTS.reshape(2, 3))
     np.testing.assert_array_equal(bias, BIAS)
 
@@ -122,7 +122,7 @@ def test_the_raw_values_of_nvidias_files_are_read(tmp_path, write, kind, dtype):
 def test_raw_values_of_another_type_are_an_error(tmp_path, write):
     layer = field(1, b"ip") + field(7, field(7, field(1, b"\x02\x03")) + field(10, 4) + field(12, bytes(24)))
     with pytest.raises(caffe.FileError) as error:
-        loaded(write, caffemodel(tmp_path, layer))
+        load_weights(write, caffemodel(tmp_path, layer))
     assert error.value.found == "raw values of an unknown type"
 
 
@@ -139,7 +139,7 @@ def test_ssds_solver_is_read(write):
     assert list(solver.plateau_winsize) == [10000, 20000]
 
 
-def test_text_of_forks_means_the_same_when_it_is_written_again(write):
+def test_prototxt_of_forks_round_trips(write):
     layer = text_format.Parse(
         """
         name: "mbox_loss" type: "MultiBoxLoss"
@@ -160,7 +160,7 @@ def test_text_of_forks_means_the_same_when_it_is_written_again(write):
     assert caffe.read_net(path) == net
 
 
-def test_a_field_that_is_nearly_a_forks_is_answered_with_its_name(write):
+def test_a_misspelt_fork_field_is_answered_with_the_nearest_name(write):
     with pytest.raises(caffe.ParseError) as error:
         caffe.read_net(write("net.prototxt", 'layer { type: "Permute" permute_params { order: 0 } }'))
     assert '"permute_param"' in error.value.do

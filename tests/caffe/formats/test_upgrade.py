@@ -1,4 +1,4 @@
-"""Nets and solvers of older formats, in text and in binary, against what BVLC Caffe's upgrade tools make of them."""
+"""Nets and solvers of older formats, text and binary, compared with the output of BVLC Caffe's upgrade tools."""
 
 from pathlib import Path
 
@@ -19,19 +19,19 @@ def read(path):
     return (caffe.read_solver if "solver" in Path(path).name else caffe.read_net)(str(path))
 
 
-def upgraded(path: Path) -> Path:
-    """Where BVLC Caffe's own upgrade of a recorded file is."""
+def upgraded_path(path: Path) -> Path:
+    """Path of BVLC Caffe's own upgrade of a recorded file."""
     return path.with_name(path.name.rsplit(".", 2)[0] + ".upgraded.prototxt")
 
 
 @pytest.mark.parametrize(
     "path",
-    [HANDWRITTEN, *(pytest.param(path, marks=needs_shared) for path in RECORDED if upgraded(path).exists())],
+    [HANDWRITTEN, *(pytest.param(path, marks=needs_shared) for path in RECORDED if upgraded_path(path).exists())],
     ids=lambda path: path.name,
 )
-def test_an_old_file_becomes_what_caffe_makes_of_it(path):
+def test_an_upgraded_file_equals_bvlc_caffes_upgrade(path):
     message = read(path)
-    assert message == text_format.Parse(upgraded(path).read_text(), type(message)())
+    assert message == text_format.Parse(upgraded_path(path).read_text(), type(message)())
 
 
 def test_a_v0_net_in_binary_is_upgraded_with_its_weights(tmp_path):
@@ -74,7 +74,7 @@ def test_the_nets_inside_a_solver_are_upgraded():
 
 @needs_shared
 @pytest.mark.parametrize("path", ZOO, ids=lambda path: str(path.relative_to(SHARED / "zoo")))
-def test_a_published_file_is_read_and_means_the_same_when_written_again(path, tmp_path):
+def test_a_published_prototxt_round_trips(path, tmp_path):
     message = read(path)
     caffe.write_prototxt(tmp_path / path.name, message)
     assert read(tmp_path / path.name) == message
@@ -95,13 +95,13 @@ def net(write, text):
         ('input: "a" input: "b" input_shape { dim: 7 } input_shape { }', [[7], []]),
     ],
 )
-def test_inputs_become_a_layer_before_the_others(write, text, shapes):
+def test_net_inputs_become_a_first_input_layer(write, text, shapes):
     layers = net(write, text + ' layer { name: "r" type: "ReLU" bottom: "a" top: "r" }').layer
     assert [layer.type for layer in layers] == ["Input", "ReLU"]
     assert [list(shape.dim) for shape in layers[0].input_param.shape] == shapes
 
 
-def test_inputs_without_shapes_are_left_out(write):
+def test_net_inputs_without_shapes_add_no_layer(write):
     assert net(write, 'input: "a" layer { name: "s" type: "Silence" bottom: "a" }').layer[0].type == "Silence"
 
 
@@ -111,7 +111,7 @@ def test_too_few_input_dims_are_an_error(write):
     assert error.value.found == "7 input_dim for 2 inputs"
 
 
-def test_the_transform_of_a_v1_data_layer_moves_and_that_of_todays_stays(write):
+def test_only_v1_data_layers_move_their_fields_to_transform_param(write):
     fields = 'data_param { source: "s" scale: 0.5 mean_file: "m" crop_size: 9 mirror: true }'
     v1 = net(write, "layers { type: DATA " + fields + " }").layer[0]
     assert (v1.transform_param.scale, v1.transform_param.mean_file) == (0.5, "m")
@@ -129,13 +129,13 @@ def test_learning_settings_of_a_v1_layer_become_param(write):
 
 
 @pytest.mark.parametrize(("settings", "rates"), [(3, [0, 0, 0]), (2, [5, 5])])
-def test_three_settings_of_a_batch_norm_are_zeroed(write, settings, rates):
+def test_three_param_entries_of_a_batch_norm_are_zeroed(write, settings, rates):
     layer = net(write, 'layer { type: "BatchNorm" ' + "param { lr_mult: 5 decay_mult: 5 } " * settings + "}").layer[0]
     assert [spec.lr_mult for spec in layer.param] == [spec.decay_mult for spec in layer.param] == rates
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"])))
-def test_the_enum_of_a_solver_becomes_its_name(write, number, name):
+def test_solver_type_becomes_the_name_of_the_type(write, number, name):
     solver = caffe.read_solver(write("solver.prototxt", f"solver_type: {number}"))
     assert solver == caffe_pb2.SolverParameter(type=name)
 
@@ -170,21 +170,21 @@ def test_an_old_net_that_cannot_be_upgraded_says_why(write, text, where, found, 
     assert do in error.value.do
 
 
-def test_a_field_that_a_v0_layer_has_no_use_for_is_logged_and_left_out(write, tmp_path):
+def test_an_unused_field_of_a_v0_layer_is_logged_and_dropped(write, tmp_path):
     with caffe.log_to_file(tmp_path / "log"):
         layer = net(write, 'layers { layer { name: "r" type: "relu" num_output: 3 } bottom: "x" } input: "x"').layer[0]
     assert layer == caffe_pb2.LayerParameter(name="r", type="ReLU", bottom=["x"])
     assert "Unknown parameter num_output for layer type relu" in (tmp_path / "log").read_text()
 
 
-def test_lines_are_those_of_the_layers_that_remain(write):
+def test_layer_lines_leave_out_layers_that_an_upgrade_removes(write):
     text = V0.format('name: "p" type: "padding" pad: 1', 'bottom: "d" top: "p"', 'name: "c" type: "conv"', 'bottom: "p"')
     assert prototxt.layer_lines(write("v0.prototxt", text)) == [1, 3]
     assert prototxt.layer_lines(write("net.prototxt", '# layer {\nname: "layer {"\nlayer\n{ x { } }\n layer: { }')) == [3, 5]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "gbk", "latin-1"])
-def test_comments_may_be_written_in_any_encoding_of_ascii(tmp_path, encoding):
+def test_comments_may_be_in_any_ascii_compatible_encoding(tmp_path, encoding):
     comment = {"gbk": "# 数据层", "latin-1": "# réseau"}.get(encoding, "# données, 数据层")
     path = tmp_path / "net.prototxt"
     path.write_bytes(f'{comment}\nlayer {{ name: "r" type: "ReLU" }} {comment}'.encode(encoding))
@@ -203,7 +203,7 @@ def test_comments_may_be_written_in_any_encoding_of_ascii(tmp_path, encoding):
         ),
     ],
 )
-def test_what_is_no_text_is_not_read_as_a_prototxt(tmp_path, content, found, do):
+def test_utf_16_and_binary_files_are_refused_as_prototxt(tmp_path, content, found, do):
     path = tmp_path / "net.prototxt"
     path.write_bytes(content)
     with pytest.raises(caffe.FileError) as error:
@@ -227,7 +227,7 @@ def test_what_is_no_text_is_not_read_as_a_prototxt(tmp_path, content, found, do)
         ('layer { name: "a"', 'Expected "}".', ""),
     ],
 )
-def test_a_mistake_in_the_text_is_named_with_its_line_and_what_to_write(write, text, found, do):
+def test_a_syntax_error_is_reported_with_its_line_and_a_correction(write, text, found, do):
     with pytest.raises(caffe.ParseError) as error:
         net(write, "\n\n" + text)
     assert error.value.where.endswith("net.prototxt:3")

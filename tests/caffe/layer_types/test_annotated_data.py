@@ -1,4 +1,4 @@
-"""SSD's source of images with boxes: what it reads, and that boxes stay on their objects whatever is done to the images."""
+"""SSD's AnnotatedData layer: what it reads, and that boxes follow their objects through every image transformation."""
 
 import cv2
 import lmdb
@@ -19,7 +19,7 @@ item { name: "n02121808" label: 2 display_name: "cat" }
 
 
 def picture(height, width, corners, colour=(255, 255, 255)):
-    """A black image with a filled box, and the box as shares of the image."""
+    """A black image with a filled box, and the box in relative coordinates."""
     image = np.zeros((height, width, 3), np.uint8)
     left, top, right, bottom = corners
     image[top:bottom, left:right] = colour
@@ -63,7 +63,7 @@ TWO, TWO_BOX = picture(20, 30, (15, 10, 27, 18), (10, 60, 250))
 
 @pytest.mark.parametrize("encoded", [True, False])
 @exercises("AnnotatedData")
-def test_images_and_rows_come_in_order_and_again(net, encoded):
+def test_images_and_box_rows_are_read_in_order_and_wrap_around(net, encoded):
     records = [
         record(ONE, [(1, 5, ONE_BOX, False), (2, 0, [0.5, 0.5, 0.75, 1], True)], encoded=encoded),
         record(TWO, [(2, 1, TWO_BOX, False)], encoded=encoded),
@@ -86,13 +86,13 @@ def test_a_batch_without_boxes_has_a_row_of_minus_ones(net):
     reader.close()
 
 
-def test_records_without_annotations_have_labels(net):
+def test_records_without_annotations_give_plain_labels(net):
     reader = net([record(ONE, [], annotated=False)])
     assert reader.forward()["label"].tolist() == [7, 7]
     reader.close()
 
 
-def test_what_is_not_as_the_first_record_is_an_error(net):
+def test_records_that_are_invalid_or_unlike_the_first_are_errors(net):
     with pytest.raises(caffe.Error, match="records with annotations and records without"):
         net([record(ONE, []), record(ONE, [], annotated=False)]).forward()
     with pytest.raises(caffe.Error, match="in a batch of"):
@@ -103,7 +103,7 @@ def test_what_is_not_as_the_first_record_is_an_error(net):
         net([record(ONE, [(1, 0, [0, 0, float("inf"), 1], False)])])
 
 
-def test_the_image_is_resized_less_its_mean_and_scaled(net):
+def test_the_image_is_resized_mean_subtracted_and_scaled(net):
     reader = net(
         [record(ONE, [(1, 0, ONE_BOX, False)])],
         "transform_param { scale: 0.5 mean_value: 104 mean_value: 117 mean_value: 123 resize_param { height: 40 width: 40 } }",
@@ -130,8 +130,8 @@ def test_a_mean_image_is_cropped_and_mirrored_with_the_image(tmp_path):
     assert seen == {True, False}
 
 
-def shown(values):
-    """Corners of what is not black, as shares of the image."""
+def bright_corners(values):
+    """Corners of the region that is not black, in relative coordinates."""
     rows, columns = np.nonzero(values.max(0) > 127)
     height, width = values.shape[1:]
     return np.array([columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height])
@@ -175,8 +175,8 @@ def test_boxes_stay_on_their_objects(settings):
     for _ in range(30):
         values, truths = transformer(image, truth)
         assert len(truths) == 1
-        # Up to a pixel that crops and canvases are rounded to, and one that interpolation blurs, in a small crop.
-        np.testing.assert_allclose(truths[0, 2:6], shown(values), atol=0.04 if samplers else 0.012)
+        # Tolerance: one pixel for rounding crops and canvases, and one for interpolation blur, in a small crop.
+        np.testing.assert_allclose(truths[0, 2:6], bright_corners(values), atol=0.04 if samplers else 0.012)
         sizes.add(tuple(truths[0, 2:6].round(4)))
     if {"mirror", "expand_param"} & set(settings) or samplers:
         assert len(sizes) > 1
@@ -191,7 +191,7 @@ def test_boxes_stay_on_their_objects(settings):
         ({"emit_type": "MIN_OVERLAP", "emit_overlap": 0.3}, [True, False, False]),
     ],
 )
-def test_a_crop_keeps_the_boxes_that_the_constraint_says(constraint, stays):
+def test_emit_constraint_decides_which_boxes_a_crop_keeps(constraint, stays):
     param = caffe_pb2.TransformationParameter(crop_size=50)
     if constraint:
         param.emit_constraint.MergeFrom(caffe_pb2.EmitConstraint(**constraint))
@@ -229,7 +229,7 @@ def distorted(seed=0, **settings):
     return image.astype(int), values.transpose(1, 2, 0)
 
 
-def test_images_that_cannot_be_changed_so_are_named():
+def test_images_that_a_transformation_cannot_handle_are_refused():
     transformer = BoxTransformer(
         caffe_pb2.TransformationParameter(distort_param=caffe_pb2.DistortionParameter(), scale=2), [], caffe.TRAIN, "data", None
     )
@@ -251,7 +251,7 @@ def test_contrast_multiplies_and_brightness_adds():
     np.testing.assert_array_equal(values, image)
 
 
-def test_saturation_makes_grey_and_channels_change_places():
+def test_zero_saturation_gives_grey_and_channels_are_reordered():
     _, values = distorted(saturation_prob=1, saturation_lower=0, saturation_upper=0)
     assert np.ptp(values, axis=2).max() == 0
     orders = set()
@@ -262,7 +262,7 @@ def test_saturation_makes_grey_and_channels_change_places():
     assert len(orders) > 3
 
 
-def test_hue_keeps_grey_and_turns_colours():
+def test_hue_changes_colours_but_not_grey():
     param = caffe_pb2.TransformationParameter(distort_param=caffe_pb2.DistortionParameter(hue_prob=1, hue_delta=18))
     image = np.array([[[90, 90, 90], [200, 100, 50]]], np.uint8)
     values, _ = BoxTransformer(param, [], caffe.TRAIN, "data", np.random.default_rng(1))(image, np.empty((0, 7), np.float32))
@@ -285,13 +285,13 @@ def test_hue_keeps_grey_and_turns_colours():
         ('annotated_data_param { label_map_file: "absent" }', "no such file"),
     ],
 )
-def test_settings_that_cannot_work_are_named(net, settings, found):
+def test_invalid_settings_are_refused(net, settings, found):
     with pytest.raises(caffe.Error) as error:
         net([record(ONE, [])], settings)
     assert error.value.found == found
 
 
-def test_a_field_of_ssd_in_another_source_is_not_passed_over(tmp_path, write):
+def test_ssd_fields_in_a_data_layer_are_refused(tmp_path, write):
     with lmdb.open(str(tmp_path / "db")) as database, database.begin(write=True) as transaction:
         transaction.put(b"0", caffe_pb2.Datum(channels=1, height=2, width=2, data=bytes(4)).SerializeToString())
     text = f'layer {{ type: "Data" top: "x" data_param {{ source: "{tmp_path}/db" backend: LMDB batch_size: 1 }}'
@@ -346,7 +346,7 @@ def test_detections_are_written_in_pixels_of_the_images(write, tmp_path, kind, f
         assert {path.name: path.read_text() for path in (tmp_path / "results").iterdir()} == files
 
 
-def test_coco_has_objects_with_extents(write, tmp_path):
+def test_coco_results_have_width_and_height(write, tmp_path):
     import json
 
     detector(write, tmp_path, "COCO", labels=LABELS.replace("n02084071", "18")).forward()
@@ -355,13 +355,13 @@ def test_coco_has_objects_with_extents(write, tmp_path):
     assert [each["category_id"] for each in objects] == [18, "n02121808", "n02121808"]
 
 
-def test_files_wait_for_all_images(write, tmp_path):
+def test_result_files_are_written_only_after_all_images(write, tmp_path):
     net = detector(write, tmp_path, "VOC", more="")
     net.forward()
     assert not (tmp_path / "results").exists()
 
 
-def test_padding_is_taken_off_before_boxes_are_written(write, tmp_path):
+def test_padding_is_removed_before_boxes_are_written(write, tmp_path):
     net = detector(
         write, tmp_path, "VOC", "num_test_image: 2 resize_param { resize_mode: FIT_LARGE_SIZE_AND_PAD height: 300 width: 300 }"
     )
@@ -379,7 +379,7 @@ def test_padding_is_taken_off_before_boxes_are_written(write, tmp_path):
         ({"kind": "VOC", "sizes": ""}, "0 images"),
     ],
 )
-def test_files_that_cannot_be_written_are_named_at_once(write, tmp_path, arguments, found):
+def test_invalid_output_settings_are_refused_when_the_net_is_built(write, tmp_path, arguments, found):
     with pytest.raises(caffe.FileError) as error:
         detector(write, tmp_path, **arguments)
     assert error.value.found == found

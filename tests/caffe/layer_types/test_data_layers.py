@@ -1,4 +1,4 @@
-"""Layers that read files, databases and memory, against BVLC Caffe's recorded batches and by hand."""
+"""Layers that read files, databases and memory, compared with recorded batches of BVLC Caffe and with hand-made ones."""
 
 import shutil
 import sys
@@ -19,7 +19,7 @@ BATCHES = sorted(DATA.glob("batches_*.npz"))
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A copy of the recorded data's folder, entered."""
+    """A copy of the recorded data as working folder."""
     shutil.copytree(DATA, tmp_path / "data")
     for path in (tmp_path / "data").rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -30,18 +30,18 @@ def data(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "path", [pytest.param(path, marks=[needs_leveldb] if "leveldb" in path.stem else [], id=path.stem) for path in BATCHES]
 )
-def test_batches_are_caffes(path, data, write):
+def test_batches_equal_those_of_bvlc_caffe(path, data, write):
     recorded = np.load(path)
     net = caffe.Net(write("net.prototxt", str(recorded["prototxt"])), caffe.TEST)
     for number in range(4):
         net.forward()
-        # Decoders differ in the last bit of a pixel, and resizing in another.
+        # Decoders may differ by 1 in a pixel's value, and resizing by another 1.
         for top in ("data", "label"):
             np.testing.assert_allclose(net.blobs[top].data, recorded[f"{top}_{number}"], atol=2.01)
     net.close()
 
 
-def test_a_leveldb_without_the_package_that_reads_it_is_said(data, write, monkeypatch):
+def test_a_leveldb_without_plyvel_names_the_extra_to_install(data, write, monkeypatch):
     monkeypatch.setitem(sys.modules, "plyvel", None)
     with pytest.raises(caffe.Error) as raised:
         caffe.Net(write("net.prototxt", str(np.load(DATA / "batches_data_leveldb.npz")["prototxt"])), caffe.TEST)
@@ -56,7 +56,7 @@ def net_of(write, text):
 LIST = 'layer { name: "d" type: "ImageData" top: "x" top: "y" image_data_param { source: "list.txt" %s } }'
 
 
-def test_every_epoch_of_a_shuffled_list_has_every_image_once_in_another_order(tmp_path, write, monkeypatch):
+def test_each_epoch_of_a_shuffled_list_has_every_image_once_in_a_new_order(tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(6):
         cv2.imwrite(f"{number}.png", np.full((4, 4, 3), number, np.uint8))
@@ -75,7 +75,7 @@ def test_every_epoch_of_a_shuffled_list_has_every_image_once_in_another_order(tm
 
 @pytest.mark.parametrize("between", [" ", "\t", "  ", " \t"])
 @pytest.mark.parametrize("label", ["7", "7.0", "+7"])
-def test_a_lists_labels_follow_white_space_and_are_whole(tmp_path, write, monkeypatch, between, label):
+def test_labels_of_a_list_are_integers_after_the_last_white_space(tmp_path, write, monkeypatch, between, label):
     monkeypatch.chdir(tmp_path)
     cv2.imwrite("an image.png", np.full((4, 4, 3), 5, np.uint8))
     write("list.txt", f"an image.png{between}{label}\r\n")
@@ -86,7 +86,7 @@ def test_a_lists_labels_follow_white_space_and_are_whole(tmp_path, write, monkey
     ("text", "found"),
     [("a.png\n", '"a.png"'), ("a.png 0.5\n", '"a.png 0.5"'), ("", "empty"), ("missing.png 3\n", "no such image")],
 )
-def test_a_list_that_cannot_be_read_is_an_error(text, found, tmp_path, write, monkeypatch):
+def test_an_invalid_list_is_an_error(text, found, tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write("list.txt", text)
     with pytest.raises(caffe.Error, match=found):
@@ -98,7 +98,7 @@ DENSE = """layer { name: "d" type: "DenseImageData" top: "x" top: "y" transform_
 
 
 @exercises("DenseImageData")
-def test_images_come_with_their_images_of_labels(tmp_path, write, monkeypatch):
+def test_dense_image_data_pairs_images_with_label_images(tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3)).astype(np.uint8)
@@ -134,7 +134,7 @@ def test_images_come_with_their_images_of_labels(tmp_path, write, monkeypatch):
 HDF5 = 'layer { name: "d" type: "HDF5Data" top: "x" top: "y" hdf5_data_param { source: "files.txt" batch_size: 4 } }'
 
 
-def test_rows_go_on_from_file_to_file(tmp_path, write, monkeypatch):
+def test_hdf5_rows_continue_across_files(tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, rows in enumerate((3, 5)):
         with h5py.File(f"{number}.h5", "w") as file:
@@ -149,7 +149,7 @@ def test_rows_go_on_from_file_to_file(tmp_path, write, monkeypatch):
     assert rows == [0, 2, 4, 100, 102, 104, 106, 108, 0, 2, 4, 100]
 
 
-def test_a_dataset_that_is_not_there_is_an_error(tmp_path, write, monkeypatch):
+def test_a_missing_hdf5_dataset_is_an_error(tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with h5py.File("0.h5", "w") as file:
         file["x"] = np.zeros((3, 2))
@@ -163,7 +163,7 @@ layer { name: "o" type: "HDF5Output" bottom: "x" bottom: "y" hdf5_output_param {
 
 
 @exercises("HDF5Output")
-def test_batches_written_to_hdf5_follow_one_another(tmp_path, write, monkeypatch):
+def test_hdf5_output_appends_batches(tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = net_of(write, OUTPUT)
     for number in range(3):
@@ -180,7 +180,7 @@ MEMORY = """layer { name: "m" type: "MemoryData" top: "x" top: "y"
 
 
 @exercises("MemoryData")
-def test_arrays_in_memory_go_round(write):
+def test_memory_data_wraps_around(write):
     net = net_of(write, MEMORY)
     with pytest.raises(caffe.Error, match="no data"):
         net.forward()
@@ -203,7 +203,7 @@ def test_arrays_in_memory_go_round(write):
         (np.zeros((4, 1, 2, 2), np.float32), np.zeros(2, np.float32), "labels of shape"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(images, labels, found, write):
+def test_memory_data_refuses_arrays_that_do_not_fit(images, labels, found, write):
     with pytest.raises(caffe.Error, match=found):
         net_of(write, MEMORY).set_input_arrays(images, labels)
 
@@ -225,7 +225,7 @@ WINDOW_NET = """layer {{ name: "w" type: "WindowData" top: "x" top: "y"
 
 @pytest.fixture
 def windows(tmp_path, write, monkeypatch):
-    """windows(transform, more): a WindowData layer's net on one image whose pixels tell their place."""
+    """windows(transform, more): a WindowData layer's net on one image whose pixel values encode their position."""
     monkeypatch.chdir(tmp_path)
     rows, columns = np.mgrid[:40, :60]
     cv2.imwrite("image.png", np.stack([rows, columns, rows + columns], 2).astype(np.uint8))
@@ -233,7 +233,7 @@ def windows(tmp_path, write, monkeypatch):
     return lambda transform="", more="": net_of(write, WINDOW_NET.format(transform=transform, more=more))
 
 
-def test_a_batch_of_windows_is_background_then_objects(windows):
+def test_a_batch_of_windows_has_background_first_then_objects(windows):
     net = windows()
     net.forward()
     net.close()
@@ -251,7 +251,7 @@ def test_a_batch_of_windows_is_background_then_objects(windows):
 
 
 @exercises("WindowData")
-def test_windows_are_mirrored_and_shifted(windows):
+def test_windows_are_mirrored_mean_subtracted_and_scaled(windows):
     net = windows("mirror: true mean_value: 1 mean_value: 2 mean_value: 3 scale: 0.5")
     seen = set()
     for _ in range(4):
@@ -275,7 +275,7 @@ def test_context_is_added_around_a_window(windows):
     net.close()
 
 
-def test_a_window_file_that_is_none_is_named_with_its_line(windows, write):
+def test_an_invalid_window_file_is_reported_with_its_line(windows, write):
     write("windows.txt", "# 0\nimage.png\nthree\n")
     with pytest.raises(caffe.Error) as raised:
         windows()

@@ -1,4 +1,4 @@
-"""SSD's layers against plain loops over their definitions (Liu et al. 2016), and its loss's gradient against differences."""
+"""SSD's layers compared with plain loops over their definitions (Liu et al. 2016), the loss also with finite differences."""
 
 import math
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import caffe
-from tests.caffe.layer_checks import check, exercises, made, refused, reseed, rng
+from tests.caffe.layer_checks import check, exercises, layer_error, make_net, reseed, rng
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers_in_any_order(request):
+def _reseed(request):
     reseed(request.node.name)
 
 
@@ -58,7 +58,7 @@ def prior_boxes(height, width, image, low, high=(), ratios=(1,), variance=(0.1,)
 )
 @exercises("PriorBox")
 def test_prior_box(write, settings, arguments):
-    net = made(write, PRIORS % settings, [(2, 5, 3, 4), (2, 3, 90, 100)])
+    net = make_net(write, PRIORS % settings, [(2, 5, 3, 4), (2, 3, 90, 100)])
     wanted = prior_boxes(3, 4, **{"image": (90, 100), **arguments})
     assert net.blobs["y0"].shape == wanted.shape
     np.testing.assert_allclose(net.forward()["y0"], wanted, rtol=1e-5, atol=1e-6)
@@ -79,8 +79,8 @@ def test_prior_box(write, settings, arguments):
         ("min_size: 30 step_h: 8", "step (8.0, 0.0)"),
     ],
 )
-def test_prior_box_refuses_what_gives_no_boxes(write, settings, found):
-    assert refused(write, PRIORS % settings, (1, 5, 3, 4), (1, 3, 90, 100)).found == found
+def test_prior_box_refuses_invalid_settings(write, settings, found):
+    assert layer_error(write, PRIORS % settings, (1, 5, 3, 4), (1, 3, 90, 100)).found == found
 
 
 # ---- boxes, one at a time
@@ -94,7 +94,7 @@ def overlap(a, b):
     return width * height / (sum(sizes) - width * height)
 
 
-def decoded(prior, variance, offset, code):
+def decode_box(prior, variance, offset, code):
     offset = [v * o for v, o in zip(variance, offset, strict=True)]
     width, height = prior[2] - prior[0], prior[3] - prior[1]
     if code == "CORNER":
@@ -106,7 +106,7 @@ def decoded(prior, variance, offset, code):
     return [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
 
 
-def encoded(prior, variance, box, code):
+def encode_box(prior, variance, box, code):
     width, height = prior[2] - prior[0], prior[3] - prior[1]
     differences = [b - p for b, p in zip(box, prior, strict=True)]
     if code == "CORNER_SIZE":
@@ -121,7 +121,7 @@ def encoded(prior, variance, box, code):
     return [d / v for d, v in zip(differences, variance, strict=True)]
 
 
-def some_priors(count):
+def random_priors(count):
     centres, sides = rng.uniform(0.1, 0.9, (count, 2)), rng.uniform(0.15, 0.5, (count, 2))
     corners = np.hstack((centres - sides / 2, centres + sides / 2))
     return np.stack((corners.reshape(-1), np.tile([0.1, 0.1, 0.2, 0.2], count)))[None].astype(np.float32).astype(float)
@@ -133,7 +133,7 @@ CODES = ["CORNER", "CENTER_SIZE", "CORNER_SIZE"]
 # ---- DetectionOutput
 
 
-def detections(
+def expected_detections(
     offsets,
     scores,
     priors,
@@ -157,7 +157,7 @@ def detections(
             if label == background:
                 continue
             found = [
-                decoded(corners[k], [1] * 4 if plain else variances[k], own[k, 0 if shared else label], code)
+                decode_box(corners[k], [1] * 4 if plain else variances[k], own[k, 0 if shared else label], code)
                 for k in range(len(corners))
             ]
             order = sorted(
@@ -193,32 +193,32 @@ def test_detection_output(write, code, settings, arguments):
     count, classes, each = 20, 3, 1 if arguments.get("shared", True) else 3
     offsets = rng.normal(0, 0.3, (2, count * each * 4)).astype(np.float32).astype(float)
     scores = rng.uniform(0, 1, (2, count * classes)).astype(np.float32).astype(float)
-    priors = some_priors(count)
+    priors = random_priors(count)
     layer = f'type: "DetectionOutput" detection_output_param {{ num_classes: 3 code_type: {code} {settings} }}'
-    net = made(write, layer, [offsets.shape, scores.shape, priors.shape], caffe.TEST)
+    net = make_net(write, layer, [offsets.shape, scores.shape, priors.shape], caffe.TEST)
     assert net.blobs["y0"].shape == (1, 1, 1, 7)
     for index, values in enumerate((offsets, scores, priors)):
         net.blobs[f"x{index}"].data[...] = values
-    wanted = detections(offsets, scores, priors, classes, code, **arguments)
+    wanted = expected_detections(offsets, scores, priors, classes, code, **arguments)
     assert 3 < wanted.shape[2] < 2 * count * classes
     np.testing.assert_allclose(net.forward()["y0"], wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [1e3, -1e3, 1e38, np.nan, np.inf])
-def test_endless_boxes_are_no_crash(write, value):
+def test_huge_or_non_finite_boxes_do_not_crash(write, value):
     layer = 'type: "DetectionOutput" detection_output_param { num_classes: 3 code_type: CENTER_SIZE }'
-    net = made(write, layer, [(1, 12), (1, 9), (1, 2, 12)], caffe.TEST)
+    net = make_net(write, layer, [(1, 12), (1, 9), (1, 2, 12)], caffe.TEST)
     net.blobs["x0"].data[...] = [[value] * 4 + [0] * 8]
     net.blobs["x1"].data[...] = 0.5
-    net.blobs["x2"].data[...] = some_priors(3)
+    net.blobs["x2"].data[...] = random_priors(3)
     rows = net.forward()["y0"][0, 0]
     assert 0 < len(rows) <= 6
 
 
-def test_where_nothing_is_detected_there_is_a_row_for_each_image(write):
+def test_an_image_without_detections_has_a_placeholder_row(write):
     layer = 'type: "DetectionOutput" detection_output_param { num_classes: 3 confidence_threshold: 0.5 }'
-    net = made(write, layer, [(2, 8), (2, 6), (1, 2, 8)], caffe.TEST)
+    net = make_net(write, layer, [(2, 8), (2, 6), (1, 2, 8)], caffe.TEST)
     assert net.forward()["y0"].tolist() == [[[[0, *[-1] * 6], [1, *[-1] * 6]]]]
 
 
@@ -234,24 +234,24 @@ def test_where_nothing_is_detected_there_is_a_row_for_each_image(write):
         ("num_classes: 3 visualize: true", [(2, 8), (2, 6), (1, 2, 8)], "visualize: true"),
     ],
 )
-def test_detection_output_refuses_what_does_not_belong_together(write, settings, shapes, found):
-    assert refused(write, f'type: "DetectionOutput" detection_output_param {{ {settings} }}', *shapes).found == found
+def test_detection_output_refuses_inconsistent_shapes_and_settings(write, settings, shapes, found):
+    assert layer_error(write, f'type: "DetectionOutput" detection_output_param {{ {settings} }}', *shapes).found == found
 
 
 def test_a_prior_without_area_is_named(write):
     layer = 'type: "DetectionOutput" detection_output_param { num_classes: 3 code_type: CENTER_SIZE }'
     with pytest.raises(caffe.LayerError, match="a prior without width or height"):
-        made(write, layer, [(2, 8), (2, 6), (1, 2, 8)], caffe.TEST).forward()
+        make_net(write, layer, [(2, 8), (2, 6), (1, 2, 8)], caffe.TEST).forward()
 
 
 # ---- DetectionEvaluate
 
 FOUND = [
     [0, 1, 0.9, 0.1, 0.1, 0.5, 0.5],
-    [0, 1, 0.95, 0.12, 0.1, 0.5, 0.5],  # the better one of two
-    [0, 1, 0.3, 0.6, 0.6, 0.9, 0.9],  # of nothing
-    [0, 2, 0.8, 0.1, 0.1, 0.5, 0.5],  # of another class
-    [1, 2, 0.7, 0.3, 0.3, 0.8, 0.75],  # of a difficult box
+    [0, 1, 0.95, 0.12, 0.1, 0.5, 0.5],  # the better of two detections of the same box
+    [0, 1, 0.3, 0.6, 0.6, 0.9, 0.9],  # matches no box
+    [0, 2, 0.8, 0.1, 0.1, 0.5, 0.5],  # the wrong class
+    [1, 2, 0.7, 0.3, 0.3, 0.8, 0.75],  # matches a difficult box
     [1, 2, 0.6, 0.3, 0.3, 0.8, 0.8],
     [2, -1, -1, -1, -1, -1, -1],
 ]
@@ -264,9 +264,9 @@ TRUE = [
 COUNTS = [[-1, 1, 2, -1, -1], [-1, 2, 1, -1, -1], [-1, 3, 1, -1, -1]]
 
 
-def evaluated(write, settings, found, true):
+def evaluate(write, settings, found, true):
     layer = f'type: "DetectionEvaluate" detection_evaluate_param {{ num_classes: 4 {settings} }}'
-    net = made(write, layer, [(1, 1, len(found), 7), (1, 1, len(true), 8)], caffe.TEST)
+    net = make_net(write, layer, [(1, 1, len(found), 7), (1, 1, len(true), 8)], caffe.TEST)
     net.blobs["x0"].data[0, 0] = found
     net.blobs["x1"].data[0, 0] = true
     return net.forward()["y0"][0, 0]
@@ -280,7 +280,7 @@ def evaluated(write, settings, found, true):
     ],
 )
 @exercises("DetectionEvaluate")
-def test_detections_are_right_once_for_each_true_box(write, settings, counts, difficult):
+def test_each_true_box_matches_at_most_one_detection(write, settings, counts, difficult):
     rows = [
         *counts,
         [0, 1, 0.95, 1, 0],
@@ -290,21 +290,21 @@ def test_detections_are_right_once_for_each_true_box(write, settings, counts, di
         [1, 2, 0.7, *difficult[0]],
         [1, 2, 0.6, *difficult[1]],
     ]
-    np.testing.assert_allclose(evaluated(write, settings, FOUND, TRUE), rows, rtol=1e-6)
+    np.testing.assert_allclose(evaluate(write, settings, FOUND, TRUE), rows, rtol=1e-6)
 
 
-def test_detections_are_compared_in_pixels_that_both_ends_belong_to(write):
-    # Of boxes 2 and 9 wide they share 2 / 9; of pixels 0 to 2 and 0 to 9, 3 / 10.
+def test_detections_are_compared_in_inclusive_pixels(write):
+    # The overlap is 2 / 9 for boxes 2 and 9 wide, but 3 / 10 for inclusive pixels 0 to 2 and 0 to 9.
     found, true = [[0, 1, 1, 0, 0, 0.1, 0.5]], [[0, 1, 0, 0, 0, 0.45, 0.5, 0]]
-    assert evaluated(write, "overlap_threshold: 0.26", found, true)[3].tolist() == [0, 1, 1, 0, 1]
+    assert evaluate(write, "overlap_threshold: 0.26", found, true)[3].tolist() == [0, 1, 1, 0, 1]
     sizes = f'name_size_file: "{write("sizes.txt", "a 20 20")}" overlap_threshold: 0.26'
-    assert evaluated(write, sizes, found, true)[3].tolist() == [0, 1, 1, 1, 0]
+    assert evaluate(write, sizes, found, true)[3].tolist() == [0, 1, 1, 1, 0]
 
 
-def test_detection_evaluate_wants_rows(write):
-    assert refused(write, 'type: "DetectionEvaluate"', (1, 1, 1, 7), (1, 1, 1, 8)).found == "num_classes is not given"
+def test_detection_evaluate_refuses_invalid_settings_and_rows(write):
+    assert layer_error(write, 'type: "DetectionEvaluate"', (1, 1, 1, 7), (1, 1, 1, 8)).found == "num_classes is not given"
     layer = 'type: "DetectionEvaluate" detection_evaluate_param { num_classes: 4 }'
-    assert refused(write, layer, (1, 1, 1, 6), (1, 1, 1, 8)).expected == "their rows must have 7 and 8 values"
+    assert layer_error(write, layer, (1, 1, 1, 6), (1, 1, 1, 8)).expected == "their rows must have 7 and 8 values"
 
 
 # ---- MultiBoxLoss
@@ -338,13 +338,13 @@ class Loss:
                     if truth >= 0:
                         matches += 1
                         labels[k] = self.label(rows[truth])
-                        box_loss += sum(self.of_box(own[k, slot], corners[k], variances[k], rows[truth]))
+                        box_loss += sum(self.location_losses(own[k, slot], corners[k], variances[k], rows[truth]))
             if self.mining == "NONE":
                 otherwise = None if self.logistic else self.background
-                class_loss += sum(self.of_class(confidences[k], labels.get(k, otherwise)) for k in range(count))
+                class_loss += sum(self.confidence_loss(confidences[k], labels.get(k, otherwise)) for k in range(count))
             else:
-                class_loss += sum(self.of_class(confidences[k], label) for k, label in labels.items())
-                class_loss += sum(self.of_class(confidences[k], self.background) for k in negatives)
+                class_loss += sum(self.confidence_loss(confidences[k], label) for k, label in labels.items())
+                class_loss += sum(self.confidence_loss(confidences[k], self.background) for k in negatives)
         divisor = {"VALID": matches, "FULL": len(scores) * count, "BATCH_SIZE": len(scores), "NONE": 1}[self.normalization]
         loss = self.weight * box_loss * self.learns[0] + class_loss * self.learns[1]
         return np.float64(loss / max(1, divisor))
@@ -352,16 +352,16 @@ class Loss:
     def label(self, row):
         return self.background + 1 if self.agnostic else int(row[1])
 
-    def of_class(self, scores, label):
+    def confidence_loss(self, scores, label):
         if self.logistic:
             return sum(math.log1p(math.exp(-score if c == label else score)) for c, score in enumerate(scores))
         return math.log(sum(math.exp(score) for score in scores)) - scores[label]
 
     def box(self, offset, prior, variance):
-        return decoded(prior, [1] * 4 if self.plain_targets else variance, offset, self.code)
+        return decode_box(prior, [1] * 4 if self.plain_targets else variance, offset, self.code)
 
-    def of_box(self, offset, prior, variance, row):
-        target = encoded(prior, variance, row[3:7], self.code)
+    def location_losses(self, offset, prior, variance, row):
+        target = encode_box(prior, variance, row[3:7], self.code)
         ends = prior if self.by_prior else self.box(offset, prior, variance)
         for k in range(4):
             if self.bp_inside and not 0 <= ends[k] <= 1:
@@ -414,9 +414,9 @@ class Loss:
         table, best = tables[0]
         hardness = []
         for k, truth in enumerate(table):
-            value = self.of_class(confidences[k], self.label(rows[truth]) if truth >= 0 else self.background)
+            value = self.confidence_loss(confidences[k], self.label(rows[truth]) if truth >= 0 else self.background)
             if self.mining == "HARD_EXAMPLE" and truth >= 0:
-                value += sum(self.of_box(own[k, 0], corners[k], variances[k], rows[truth]))
+                value += sum(self.location_losses(own[k, 0], corners[k], variances[k], rows[truth]))
             hardness.append(value)
         if self.mining == "MAX_NEGATIVE":
             eligible = [k for k, truth in enumerate(table) if truth == -1 and best[k] < self.neg_overlap]
@@ -480,7 +480,7 @@ def inputs(classes=4, slots=1, count=16):
     return (
         rng.normal(0, 0.6, (3, count * slots * 4)),
         rng.normal(0, 1.5, (3, count * classes)),
-        some_priors(count),
+        random_priors(count),
         TRUTHS[None, None],
     )
 
@@ -497,7 +497,7 @@ def test_multibox_loss(write, settings, arguments):
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_multibox_loss_knows_every_code(write, code):
+def test_multibox_loss_supports_every_code_type(write, code):
     check(write, loss_layer("", code), Loss(4, code), *inputs(), wrt=(0, 1))
 
 
@@ -510,15 +510,15 @@ def test_multibox_loss_knows_every_code(write, code):
         ("loss_param { normalization: NONE }", {"normalization": "NONE"}),
     ],
 )
-def test_multibox_loss_is_divided_as_loss_param_says(write, more, arguments):
+def test_multibox_loss_is_normalised_as_loss_param_says(write, more, arguments):
     check(write, loss_layer("", more=more), Loss(4, **arguments), *inputs(), wrt=(0, 1))
 
 
 @pytest.mark.parametrize("learns", [(True, False), (False, True)])
-def test_multibox_loss_leaves_out_what_is_not_propagated_to(write, learns):
+def test_multibox_loss_omits_terms_whose_propagate_down_is_false(write, learns):
     flags = " ".join(f"propagate_down: {str(flag).lower()}" for flag in (*learns, False, False))
     values = inputs()
-    net = made(write, loss_layer("", more=flags), [x.shape for x in values])
+    net = make_net(write, loss_layer("", more=flags), [x.shape for x in values])
     for index, array in enumerate(values):
         net.blobs[f"x{index}"].data[...] = array
     assert net.forward()["y0"] == pytest.approx(Loss(4, learns=learns)(*values), rel=1e-4)
@@ -526,12 +526,12 @@ def test_multibox_loss_leaves_out_what_is_not_propagated_to(write, learns):
     assert [bool(net.blobs[name].diff.any()) for name in ("x0", "x1")] == list(learns)
 
 
-def test_multibox_loss_of_objects_of_any_class(write):
+def test_multibox_loss_of_class_agnostic_objects(write):
     check(write, loss_layer("map_object_to_agnostic: true", classes=2), Loss(2, agnostic=True), *inputs(classes=2), wrt=(0, 1))
 
 
-def test_multibox_loss_without_a_true_box_is_0(write):
-    net = made(write, loss_layer(""), [x.shape for x in inputs()])
+def test_multibox_loss_without_true_boxes_is_0(write):
+    net = make_net(write, loss_layer(""), [x.shape for x in inputs()])
     for index, array in enumerate(inputs()[:3]):
         net.blobs[f"x{index}"].data[...] = array
     net.blobs["x3"].reshape(1, 1, 1, 8)
@@ -551,8 +551,8 @@ def test_multibox_loss_without_a_true_box_is_0(write):
         ("map_object_to_agnostic: true", "4 classes with map_object_to_agnostic"),
     ],
 )
-def test_multibox_loss_refuses_settings_that_contradict(write, settings, found):
-    assert refused(write, loss_layer(settings), (3, 64), (3, 64), (1, 2, 64), (1, 1, 6, 8)).found == found
+def test_multibox_loss_refuses_contradictory_settings(write, settings, found):
+    assert layer_error(write, loss_layer(settings), (3, 64), (3, 64), (1, 2, 64), (1, 1, 6, 8)).found == found
 
 
 @pytest.mark.parametrize(
@@ -563,9 +563,9 @@ def test_multibox_loss_refuses_settings_that_contradict(write, settings, found):
         ([0, 1, 0, 0.5, 0.1, 0.5, 0.5, 0], "a true box without width or height"),
     ],
 )
-def test_multibox_loss_names_a_true_box_that_cannot_be_learned(write, row, found):
+def test_multibox_loss_refuses_an_invalid_true_box(write, row, found):
     values = inputs()
-    net = made(write, loss_layer(""), [x.shape for x in values])
+    net = make_net(write, loss_layer(""), [x.shape for x in values])
     for index, array in enumerate(values):
         net.blobs[f"x{index}"].data[...] = array
     net.blobs["x3"].data[0, 0, 3] = row

@@ -1,4 +1,4 @@
-"""Every layer type has a case in the tests, and its facts agree with its parameters and with what it computes."""
+"""Every layer type has a test, and its declared facts agree with its parameters and with what it computes."""
 
 import importlib
 
@@ -18,8 +18,8 @@ MODULES = (
 TYPES = caffe.layer_type_list()
 
 
-def test_every_type_has_a_case():
-    """In the recordings, in the gradients' cases, or in a test that `exercises` it."""
+def test_every_layer_type_has_a_test():
+    """A recording, a case of test_gradients, or a test decorated with `exercises`."""
     for module in MODULES:
         importlib.import_module(f"tests.caffe.{module}")
     recorded = {str(name) for path in test_recordings.LAYERS for name in np.load(path)["layer_types"]}
@@ -29,22 +29,22 @@ def test_every_type_has_a_case():
     assert set(TYPES) >= layer_checks.EXERCISED | set(test_gradients.CASES)
 
 
-def test_a_test_that_computes_another_type_than_it_says_fails(write):
+def test_a_test_that_computes_another_type_than_declared_fails(write):
     @layer_checks.exercises("ReLU6")
-    def said(write):
-        layer_checks.made(write, 'type: "ReLU"', [(1, 2)]).forward()
+    def mislabelled_test(write):
+        layer_checks.make_net(write, 'type: "ReLU"', [(1, 2)]).forward()
 
     with pytest.raises(AssertionError):
-        said(write=write)
+        mislabelled_test(write=write)
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_the_facts_of_a_type_fit_together(name):
+def test_the_declared_facts_of_a_type_are_consistent(name):
     kind = caffe.layer_type(name)
     fields = caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name
     settings = fields[kind.settings_field].message_type.fields_by_name if kind.settings_field else {}
     own = {field for field in fields if field.removesuffix("_param").replace("_", "") == name.lower()}
-    assert own <= {kind.settings_field, "annotated_data_param"}  # which goes with the batch size and source of data_param
+    assert own <= {kind.settings_field, "annotated_data_param"}  # which complements data_param
     param = caffe_pb2.LayerParameter(name="layer", type=name, bottom=["x"])
     assert kind.has_statistics(param) <= (kind.normalizes_batch and kind.statistics_setting in settings)
     assert kind.is_linear <= {"num_output", "bias_term", "axis"}.issubset(settings)
@@ -67,12 +67,12 @@ def test_frozen_statistics_are_not_updated(name):
     ("name", "parameters", "bottoms"),
     [(name, *case) for name, cases in test_gradients.CASES.items() if caffe.layer_type(name).is_elementwise for case in cases],
 )
-def test_an_elementwise_layer_does_not_care_how_places_are_arranged(name, parameters, bottoms, write):
+def test_an_elementwise_layer_commutes_with_permutation(name, parameters, bottoms, write):
     tops = []
     order = np.random.default_rng(0).permutation(np.prod(bottoms[0]))
     values = [np.random.default_rng(number).uniform(0.1, 0.9, np.prod(shape)) for number, shape in enumerate(bottoms)]
     for arranged in (values, [one[order] for one in values]):
-        net = layer_checks.made(write, f'type: "{name}" {parameters}', bottoms, caffe.TEST)
+        net = layer_checks.make_net(write, f'type: "{name}" {parameters}', bottoms, caffe.TEST)
         for number, one in enumerate(arranged):
             net.blobs[f"x{number}"].data[...] = one.reshape(bottoms[number])
         tops.append(net.forward()["y0"].copy().ravel())

@@ -1,4 +1,4 @@
-"""Layers of forks against plain loops over their published definitions, and their gradients against differences of those."""
+"""Fork layers compared with plain loops over their published definitions, their gradients with finite differences of those."""
 
 import math
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import caffe
-from tests.caffe.layer_checks import check, draw, exercises, made, refused, reseed, rng
+from tests.caffe.layer_checks import check, draw, exercises, layer_error, make_net, reseed, rng
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers_in_any_order(request):
+def _reseed(request):
     reseed(request.node.name)
 
 
@@ -28,7 +28,7 @@ def test_relu6(write, slope):
 @pytest.mark.parametrize("name", ["DepthwiseConvolution", "ConvolutionDepthwise"])
 @pytest.mark.parametrize("outputs", [3, 6])
 @exercises("DepthwiseConvolution", "ConvolutionDepthwise", chosen_by="name")
-def test_a_depthwise_convolution_sees_one_channel_at_a_time(write, name, outputs):
+def test_a_depthwise_convolution_filters_each_channel_separately(write, name, outputs):
     def convolve(x, weight, bias):
         padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
         y = np.zeros((2, outputs, 3, 2))
@@ -41,8 +41,8 @@ def test_a_depthwise_convolution_sees_one_channel_at_a_time(write, name, outputs
     check(write, layer, convolve, draw(2, 3, 5, 4), params=(draw(outputs, 1, 3, 3), draw(outputs)))
 
 
-def test_a_depthwise_convolution_has_whole_filters_for_each_channel(write):
-    error = refused(write, 'type: "DepthwiseConvolution" convolution_param { num_output: 4 kernel_size: 3 }', (1, 3, 5, 5))
+def test_depthwise_num_output_must_be_a_multiple_of_the_channels(write):
+    error = layer_error(write, 'type: "DepthwiseConvolution" convolution_param { num_output: 4 kernel_size: 3 }', (1, 3, 5, 5))
     assert "group 3 for 4 outputs" in error.found
 
 
@@ -56,7 +56,7 @@ def test_shuffle_channel(write):
         return y
 
     check(write, 'type: "ShuffleChannel" shuffle_channel_param { group: 2 }', shuffle, draw(2, 6, 2, 3))
-    error = refused(write, 'type: "ShuffleChannel" shuffle_channel_param { group: 4 }', (2, 6, 2, 3))
+    error = layer_error(write, 'type: "ShuffleChannel" shuffle_channel_param { group: 4 }', (2, 6, 2, 3))
     assert error.found == "group 4 for a bottom of shape (2, 6, 2, 3)"
 
 
@@ -70,7 +70,7 @@ def test_axpy(write, ones):
         return result
 
     check(write, 'type: "Axpy"', axpy, draw(2, 3, *ones), draw(2, 3, 2, 4), draw(2, 3, 2, 4), wrt=(0, 1, 2))
-    assert "factors of shape (2, 4)" in refused(write, 'type: "Axpy"', (2, 4), (2, 3, 2, 4), (2, 3, 2, 4)).found
+    assert "factors of shape (2, 4)" in layer_error(write, 'type: "Axpy"', (2, 4), (2, 3, 2, 4), (2, 3, 2, 4)).found
 
 
 @pytest.mark.parametrize(("order", "axes"), [((0, 2, 3, 1), (0, 2, 3, 1)), ((3, 1), (3, 1, 0, 2)), ((), (0, 1, 2, 3))])
@@ -91,8 +91,8 @@ def test_permute(write, order, axes):
 
 
 @pytest.mark.parametrize("order", ["order: 1 order: 1", "order: 4"])
-def test_permute_refuses_an_order_that_is_none(write, order):
-    assert "may be listed once" in refused(write, f'type: "Permute" permute_param {{ {order} }}', (2, 3, 4, 5)).expected
+def test_permute_refuses_an_invalid_order(write, order):
+    assert "may be listed once" in layer_error(write, f'type: "Permute" permute_param {{ {order} }}', (2, 3, 4, 5)).expected
 
 
 @pytest.mark.parametrize("across", ["true", "false"])
@@ -112,13 +112,13 @@ def test_normalize(write, across, shared):
     assert net.params["layer"][0].shape == np.shape(scale)
 
 
-def test_normalize_fills_its_scale(write):
+def test_normalize_initialises_its_scale_with_scale_filler(write):
     text = 'type: "Normalize" norm_param { channel_shared: false scale_filler { type: "constant" value: 20 } }'
-    assert made(write, text, [(1, 4, 2, 2)]).params["layer"][0].data.tolist() == [20] * 4
-    assert made(write, 'type: "Normalize"', [(1, 4, 2, 2)]).params["layer"][0].data == 1
+    assert make_net(write, text, [(1, 4, 2, 2)]).params["layer"][0].data.tolist() == [20] * 4
+    assert make_net(write, 'type: "Normalize"', [(1, 4, 2, 2)]).params["layer"][0].data == 1
 
 
-def standardised(x, factor, term, eps):
+def standardise(x, factor, term, eps):
     y = np.zeros_like(x)
     for c in range(x.shape[1]):
         mean = x[:, c].mean()
@@ -130,12 +130,12 @@ BN = """type: "BN" bn_param { slope_filler { type: "constant" value: 1 } bias_fi
 
 
 @exercises("BN")
-def test_bn_learns_by_its_batch_and_keeps_averages(write):
+def test_bn_trains_on_batch_statistics_and_updates_running_statistics(write):
     x, parameters = draw(3, 2, 2, 3), [draw(1, 2), draw(1, 2), draw(1, 2), draw(1, 2, low=0.5, high=2)]
     net = check(
         write,
         BN % "momentum: 0.8",
-        lambda x, slope, bias, *_: standardised(x, slope, bias, 1e-5),
+        lambda x, slope, bias, *_: standardise(x, slope, bias, 1e-5),
         x,
         params=parameters,
         learned=(0, 1),
@@ -147,7 +147,7 @@ def test_bn_learns_by_its_batch_and_keeps_averages(write):
 
 
 @pytest.mark.parametrize(("settings", "phase"), [("", caffe.TEST), ("frozen: true", caffe.TRAIN)])
-def test_bn_tests_by_its_averages_and_so_it_does_frozen(write, settings, phase):
+def test_bn_uses_running_statistics_in_testing_and_when_frozen(write, settings, phase):
     def by_averages(x, slope, bias, mean, variance):
         y = np.zeros_like(x)
         for c in range(2):
@@ -161,16 +161,16 @@ def test_bn_tests_by_its_averages_and_so_it_does_frozen(write, settings, phase):
 
 
 @pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
-def test_bn_of_segnet_goes_by_its_batch_in_both_phases(write, phase):
+def test_segnets_bn_uses_batch_statistics_in_both_phases(write, phase):
     def learn(x, scale, shift):
-        return standardised(x, scale, shift, 1e-9), x.mean((0, 2, 3)).reshape(1, 2, 1, 1), x.var((0, 2, 3)).reshape(1, 2, 1, 1)
+        return standardise(x, scale, shift, 1e-9), x.mean((0, 2, 3)).reshape(1, 2, 1, 1), x.var((0, 2, 3)).reshape(1, 2, 1, 1)
 
     layer = 'type: "BN" bn_param { scale_filler { type: "constant" value: 1 } shift_filler { type: "constant" value: 0.001 } }'
     check(write, layer, learn, draw(3, 2, 2, 3), params=(draw(1, 2, 1, 1), draw(1, 2, 1, 1)), phase=phase)
-    assert made(write, layer, [(1, 2, 1, 1)]).forward()["y0"].tolist() == [[[[np.float32(0.001)]]] * 2]
+    assert make_net(write, layer, [(1, 2, 1, 1)]).forward()["y0"].tolist() == [[[[np.float32(0.001)]]] * 2]
 
 
-def test_bn_of_segnet_in_inference_only_scales(write):
+def test_segnets_bn_in_inference_mode_only_scales_and_shifts(write):
     layer = 'type: "BN" bn_param { bn_mode: INFERENCE }'
     check(write, layer, lambda x, scale, shift: x * scale + shift, draw(3, 2, 2, 3), params=(draw(1, 2, 1, 1), draw(1, 2, 1, 1)))
 
@@ -179,11 +179,11 @@ SCALED = 'type: "BatchNorm" batch_norm_param { moving_average_fraction: 0.75 %s 
 
 
 @pytest.mark.parametrize("settings", ["scale_bias: true", 'bias_filler { type: "constant" value: 0.5 }'])
-def test_nvidias_batch_norm_scales_and_keeps_averages(write, settings):
+def test_nvidias_batch_norm_scales_and_updates_running_statistics(write, settings):
     x = draw(3, 2, 2, 3)
     parameters = [draw(2), draw(2, low=0.5, high=2), np.ones(1), draw(2), draw(2)]
     layer = SCALED % settings
-    net = check(write, layer, lambda x, *p: standardised(x, p[3], p[4], 1e-5), x, params=parameters, learned=(3, 4))
+    net = check(write, layer, lambda x, *p: standardise(x, p[3], p[4], 1e-5), x, params=parameters, learned=(3, 4))
     mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3)) + 1e-5
     assert [blob.lr_mult for blob in net.params["layer"]] == [0, 0, 0, 1, 1]
     # The first two batches replace the averages.
@@ -191,21 +191,21 @@ def test_nvidias_batch_norm_scales_and_keeps_averages(write, settings):
         net.blobs["x0"].data[...] = factor * x
         net.forward()
         np.testing.assert_allclose(net.params["layer"][0].data, average, rtol=1e-4, atol=1e-6)
-    net = made(write, layer, [x.shape])
+    net = make_net(write, layer, [x.shape])
     net.blobs["x0"].data[...] = x
     net.forward()
     np.testing.assert_allclose(net.params["layer"][1].data, variance, rtol=1e-4)
     assert net.params["layer"][2].data == 1
 
 
-def test_nvidias_batch_norm_takes_the_multipliers_that_its_prototxt_gives(write):
+def test_nvidias_batch_norm_uses_the_lr_mult_and_decay_mult_of_its_prototxt(write):
     given = "param { lr_mult: 1 } " * 3 + "param { lr_mult: 0 decay_mult: 2 } param { lr_mult: 0.5 decay_mult: 0 }"
-    net = made(write, f"{SCALED % 'scale_bias: true'} {given}", [(3, 2, 2, 3)])
+    net = make_net(write, f"{SCALED % 'scale_bias: true'} {given}", [(3, 2, 2, 3)])
     multipliers = [(blob.lr_mult, blob.decay_mult) for blob in net.params["layer"]]
     assert multipliers == [(0, 0)] * 3 + [(0, 2), (0.5, 0)]
 
 
-def test_nvidias_batch_norm_tests_by_its_averages(write):
+def test_nvidias_batch_norm_uses_running_statistics_in_testing(write):
     def by_averages(x, mean, variance, one, scale, bias):
         y = np.zeros_like(x)
         for c in range(2):
@@ -216,16 +216,16 @@ def test_nvidias_batch_norm_tests_by_its_averages(write):
     check(write, SCALED % "scale_bias: true", by_averages, draw(3, 2, 2, 3), params=parameters, phase=caffe.TEST, learned=(3, 4))
 
 
-def test_nvidias_weights_tell_what_the_nets_batch_norm_lacks(write, tmp_path):
-    made(write, SCALED % "scale_bias: true", [(1, 2, 2, 3)]).save(tmp_path / "nvidia.caffemodel")
+def test_nvidias_weights_in_a_net_without_scale_bias_say_to_set_it(write, tmp_path):
+    make_net(write, SCALED % "scale_bias: true", [(1, 2, 2, 3)]).save(tmp_path / "nvidia.caffemodel")
     with pytest.raises(caffe.WeightsError) as error:
-        made(write, SCALED % "", [(1, 2, 2, 3)]).copy_from(tmp_path / "nvidia.caffemodel")
+        make_net(write, SCALED % "", [(1, 2, 2, 3)]).copy_from(tmp_path / "nvidia.caffemodel")
     assert "scale_bias: true" in error.value.do
 
 
 @pytest.mark.parametrize("settings", ["", "scale_bias: true"])
-def test_batch_norm_of_one_value_for_each_channel(write, settings):
-    net = made(write, SCALED % settings, [(1, 2, 1, 1)])
+def test_batch_norm_of_one_value_per_channel_is_0(write, settings):
+    net = make_net(write, SCALED % settings, [(1, 2, 1, 1)])
     net.blobs["x0"].data[...] = draw(1, 2, 1, 1)
     np.testing.assert_allclose(net.forward()["y0"], 0, atol=1e-4)
     net.blobs["y0"].diff[...] = 1
@@ -236,7 +236,7 @@ def test_batch_norm_of_one_value_for_each_channel(write, settings):
 # ---- resampling
 
 
-def interpolated(x, height, width):
+def interpolate(x, height, width):
     y = np.zeros((*x.shape[:2], height, width))
     for i, j in np.ndindex(height, width):
         h = i * (x.shape[2] - 1) / (height - 1) if height > 1 else 0.0
@@ -263,7 +263,7 @@ def interpolated(x, height, width):
 )
 @exercises("Interp")
 def test_interp(write, settings, cut, size):
-    check(write, f'type: "Interp" interp_param {{ {settings} }}', lambda x: interpolated(x[cut], *size), draw(2, 2, 4, 5))
+    check(write, f'type: "Interp" interp_param {{ {settings} }}', lambda x: interpolate(x[cut], *size), draw(2, 2, 4, 5))
 
 
 @pytest.mark.parametrize(
@@ -277,14 +277,14 @@ def test_interp(write, settings, cut, size):
         ("zoom_factor: 2 pad_beg: -2 pad_end: -2", "pad_beg -2 and pad_end -2 on a bottom of shape (2, 2, 4, 5)"),
     ],
 )
-def test_interp_refuses_what_gives_no_size(write, settings, found):
-    assert refused(write, f'type: "Interp" interp_param {{ {settings} }}', (2, 2, 4, 5)).found == found
+def test_interp_refuses_invalid_sizes(write, settings, found):
+    assert layer_error(write, f'type: "Interp" interp_param {{ {settings} }}', (2, 2, 4, 5)).found == found
 
 
 @pytest.mark.parametrize(
     "settings", ["upsample_h: 5 upsample_w: 6", "scale: 2 pad_out_h: true", "scale_h: 2 scale_w: 2 pad_out_h: true"]
 )
-def test_upsample_puts_values_back_where_pooling_took_them(write, settings):
+def test_upsample_restores_values_to_their_pooling_positions(write, settings):
     positions = np.stack([[rng.permutation(30)[:9].reshape(3, 3) for _ in range(2)] for _ in range(2)])
 
     def upsample(x, positions):
@@ -296,7 +296,7 @@ def test_upsample_puts_values_back_where_pooling_took_them(write, settings):
     check(write, f'type: "Upsample" upsample_param {{ {settings} }}', upsample, draw(2, 2, 3, 3), positions)
 
 
-def test_upsample_undoes_a_pooling_with_positions(write):
+def test_upsample_inverts_max_pooling_with_a_mask(write):
     text = """
     layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 2 dim: 5 dim: 6 } } }
     layer { name: "pool" type: "Pooling" bottom: "x" top: "pool" top: "mask" pooling_param { kernel_size: 2 stride: 2 } }
@@ -313,7 +313,7 @@ def test_upsample_undoes_a_pooling_with_positions(write):
 
 
 @exercises("Upsample")
-def test_upsample_without_positions_repeats(write):
+def test_upsample_without_a_mask_repeats_values(write):
     def repeat(x):
         y = np.zeros((2, 3, 4, 9))
         for n, c, i, j in np.ndindex(y.shape):
@@ -323,22 +323,24 @@ def test_upsample_without_positions_repeats(write):
     check(write, 'type: "Upsample" upsample_param { scale_h: 2 scale_w: 3 }', repeat, draw(2, 3, 2, 3))
 
 
-def test_upsample_names_a_position_outside(write):
-    net = made(write, 'type: "Upsample" upsample_param { upsample_h: 4 upsample_w: 4 }', [(1, 1, 2, 2)] * 2)
+def test_upsample_refuses_a_position_outside_the_image(write):
+    net = make_net(write, 'type: "Upsample" upsample_param { upsample_h: 4 upsample_w: 4 }', [(1, 1, 2, 2)] * 2)
     net.blobs["x1"].data[...] = [[[[0, 3], [8, 16]]]]
     with pytest.raises(caffe.LayerError) as error:
         net.forward()
     assert error.value.found == "position 16 in an image of 4×4"
     assert "upsample_h" in error.value.do
-    assert "a position for each" in refused(write, 'type: "Upsample"', (1, 1, 2, 2), (1, 1, 2, 3)).expected
-    assert "scale of 2" in refused(write, 'type: "Upsample" upsample_param { scale: 3 pad_out_h: true }', (1, 1, 2, 2)).expected
+    assert "a position for each" in layer_error(write, 'type: "Upsample"', (1, 1, 2, 2), (1, 1, 2, 3)).expected
+    assert (
+        "scale of 2" in layer_error(write, 'type: "Upsample" upsample_param { scale: 3 pad_out_h: true }', (1, 1, 2, 2)).expected
+    )
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @exercises("Reorg")
-def test_reorg_moves_values_as_yolo_does(write, reverse):
+def test_reorg_moves_values_as_yolos_loop(write, reverse):
     def reorg(x):
-        # YOLO's own loop over flat memory, for the extents of the bottom.
+        # YOLO's own loop over flat memory, with the dimensions of the bottom.
         count, c, h, w = x.shape
         out, s = np.zeros_like(x).reshape(count, -1), 2
         flat = x.reshape(count, -1)
@@ -355,9 +357,11 @@ def test_reorg_moves_values_as_yolo_does(write, reverse):
     check(write, f'type: "Reorg" reorg_param {{ stride: 2 reverse: {str(reverse).lower()} }}', reorg, draw(2, 8, 4, 6))
 
 
-def test_reorg_undoes_itself_only_as_far_as_yolos_does(write):
-    assert "channels must be a multiple of 4" in refused(write, 'type: "Reorg" reorg_param { stride: 2 }', (1, 3, 4, 4)).expected
-    assert refused(write, 'type: "Reorg"', (1, 4, 4, 4)).found == "stride is not given"
+def test_reorg_refuses_indivisible_channels_and_a_missing_stride(write):
+    assert (
+        "channels must be a multiple of 4" in layer_error(write, 'type: "Reorg" reorg_param { stride: 2 }', (1, 3, 4, 4)).expected
+    )
+    assert layer_error(write, 'type: "Reorg"', (1, 4, 4, 4)).found == "stride is not given"
 
 
 # ---- losses
@@ -380,9 +384,9 @@ def test_smooth_l1_loss(write, weights, sigma):
     check(write, layer, lambda *a: np.float64(loss(*a)), *inputs, wrt=(0, 1))
 
 
-def test_smooth_l1_loss_wants_one_count(write):
-    assert "the same number of values" in refused(write, 'type: "SmoothL1Loss"', (2, 4), (2, 3)).expected
-    assert refused(write, 'type: "SmoothL1Loss" smooth_l1_loss_param { sigma: 0 }', (2, 4), (2, 4)).found == "sigma 0"
+def test_smooth_l1_loss_refuses_mismatched_counts_and_sigma_0(write):
+    assert "the same number of values" in layer_error(write, 'type: "SmoothL1Loss"', (2, 4), (2, 3)).expected
+    assert layer_error(write, 'type: "SmoothL1Loss" smooth_l1_loss_param { sigma: 0 }', (2, 4), (2, 4)).found == "sigma 0"
 
 
 @pytest.mark.parametrize("name", ["FocalLoss", "SoftmaxFocalLoss"])
@@ -416,7 +420,7 @@ def test_focal_loss(write, name, settings, alpha, gamma):
 
 
 @pytest.mark.parametrize(("normalize", "divisor"), [("true", 7), ("false", 2)])
-def test_classes_have_weights_in_segnets_loss(write, normalize, divisor):
+def test_segnets_softmax_loss_weights_classes(write, normalize, divisor):
     labels = rng.integers(0, 3, (2, 2, 2)).astype(float)
     labels[0, 0, 0], weights = 9, [0.5, 2, 3]
 
@@ -433,20 +437,22 @@ def test_classes_have_weights_in_segnets_loss(write, normalize, divisor):
     check(write, layer.format(normalize, settings, "true"), loss, draw(2, 3, 2, 2, low=-2, high=2), labels)
     weights = [1, 1, 1]
     check(write, layer.format(normalize, settings, "false"), loss, draw(2, 3, 2, 2, low=-2, high=2), labels)
-    error = refused(write, layer.format("true", "class_weighting: 1", "true"), (2, 3), (2,))
+    error = layer_error(write, layer.format("true", "class_weighting: 1", "true"), (2, 3), (2,))
     assert (error.found, error.expected) == ("1 values of class_weighting", "there are 3 classes")
 
 
 def test_focal_loss_checks_labels_and_weights(write):
-    net = made(write, 'type: "FocalLoss"', [(2, 3), (2,)])
+    net = make_net(write, 'type: "FocalLoss"', [(2, 3), (2,)])
     net.blobs["x1"].data[...] = [0, 3]
     with pytest.raises(caffe.LayerError, match="label 3"):
         net.forward()
-    assert refused(write, 'type: "FocalLoss" focal_loss_param { alpha: 1 alpha: 2 }', (2, 3), (2,)).found == "2 values of alpha"
+    assert (
+        layer_error(write, 'type: "FocalLoss" focal_loss_param { alpha: 1 alpha: 2 }', (2, 3), (2,)).found == "2 values of alpha"
+    )
 
 
 @exercises("CenterLoss")
-def test_center_loss_pulls_features_and_moves_centres_by_its_own_rule(write):
+def test_center_loss_moves_centres_by_its_own_rule(write):
     features, centres, labels = draw(4, 3), draw(5, 3), np.array([2, 0, 2, 4.0])
 
     def loss(features, labels, centres):
@@ -459,13 +465,13 @@ def test_center_loss_pulls_features_and_moves_centres_by_its_own_rule(write):
         mine = features[labels == label]
         moves[label] = (centres[label] - mine).sum(0) / (1 + len(mine))
     np.testing.assert_allclose(net.params["layer"][0].diff, moves, rtol=1e-4, atol=1e-6)
-    net = made(write, layer.replace("loss_weight: 1", "loss_weight: 0.01"), [(4, 3), (4,)])
+    net = make_net(write, layer.replace("loss_weight: 1", "loss_weight: 0.01"), [(4, 3), (4,)])
     for name, values in (("x0", features), ("x1", labels)):
         net.blobs[name].data[...] = values
     net.params["layer"][0].data[...] = centres
     net.forward()
     net.backward()
-    np.testing.assert_allclose(net.params["layer"][0].diff, moves, rtol=1e-4, atol=1e-6)  # whatever the loss weight
+    np.testing.assert_allclose(net.params["layer"][0].diff, moves, rtol=1e-4, atol=1e-6)  # independent of the loss weight
     net.blobs["x1"].data[...] = 5
     with pytest.raises(caffe.LayerError, match="label 5"):
         net.forward()
@@ -479,9 +485,9 @@ def test_triplet_loss(write, weighted):
         return np.float64(sum(terms[i] * w[i] for i in range(3)) / 6)
 
     inputs = [draw(3, 4) for _ in range(3)] + [draw(3, low=0, high=1)] * weighted
-    inputs[2][0] = inputs[0][0] + 5  # far enough
+    inputs[2][0] = inputs[0][0] + 5  # beyond the margin
     check(write, 'type: "TripletLoss" triplet_loss_param { margin: 0.5 }', loss, *inputs, wrt=(0, 1, 2))
-    assert "all three" in refused(write, 'type: "TripletLoss"', (2, 4), (2, 4), (2, 3)).expected
+    assert "all three" in layer_error(write, 'type: "TripletLoss"', (2, 4), (2, 4), (2, 3)).expected
 
 
 # ---- fields of forks in Caffe's own layers
@@ -497,8 +503,8 @@ def test_triplet_loss(write, weighted):
         ("round_mode: CEIL ceil_mode: false", 3),
     ],
 )
-def test_ceil_mode_rounds_as_round_mode_does(write, settings, size):
-    net = made(write, f'type: "Pooling" pooling_param {{ kernel_size: 2 stride: 2 {settings} }}', [(1, 1, 5, 5)])
+def test_ceil_mode_and_round_mode_set_the_pooled_size(write, settings, size):
+    net = make_net(write, f'type: "Pooling" pooling_param {{ kernel_size: 2 stride: 2 {settings} }}', [(1, 1, 5, 5)])
     assert net.blobs["y0"].shape == (1, 1, size, size)
 
 
@@ -512,7 +518,7 @@ def c_round(value):
 REGIONS = [
     [0, 0, 0, 9, 7],
     [1, 2, 1, 5, 6],
-    [0, 3.5, 2.5, 3.4, 2.2],  # narrower than nothing
+    [0, 3.5, 2.5, 3.4, 2.2],  # negative width and height
     [1, -4, -3, 3, 2],
     [0, 30, 30, 40, 40],  # outside
     [1, 0, 0, 25, 19],
@@ -540,12 +546,12 @@ def test_roi_pooling(write, scale, bins):
         return y
 
     layer = f'type: "ROIPooling" roi_pooling_param {{ pooled_h: {bins[0]} pooled_w: {bins[1]} spatial_scale: {scale} }}'
-    values = rng.permutation(2 * 2 * 8 * 10).reshape(2, 2, 8, 10) / 100 - 1.5  # no two alike: the greatest has a neighbourhood
+    values = rng.permutation(2 * 2 * 8 * 10).reshape(2, 2, 8, 10) / 100 - 1.5  # all different: the maximum is differentiable
     check(write, layer, pool, values, np.array(REGIONS), rtol=1e-6)
 
 
 def test_roi_pooling_gives_the_gradient_to_the_first_of_equal_values(write):
-    net = made(write, 'type: "ROIPooling" roi_pooling_param { pooled_h: 1 pooled_w: 1 }', [(1, 1, 4, 4), (1, 5)])
+    net = make_net(write, 'type: "ROIPooling" roi_pooling_param { pooled_h: 1 pooled_w: 1 }', [(1, 1, 4, 4), (1, 5)])
     net.blobs["x0"].data[...] = -0.0
     net.blobs["x0"].data[0, 0, 2, 1:3] = 0.0
     net.blobs["x1"].data[...] = [[0, 1, 1, 3, 3]]
@@ -593,13 +599,13 @@ PSROI = 'type: "PSROIPooling" psroi_pooling_param { output_dim: 2 group_size: 2 
         (PSROI % 0, [(1, 8, 5, 5), (3, 5)], "spatial_scale 0"),
     ],
 )
-def test_pooling_over_regions_refuses_what_it_cannot_pool(write, layer, shapes, found):
-    assert refused(write, layer, *shapes).found == found
+def test_roi_pooling_refuses_invalid_shapes_and_settings(write, layer, shapes, found):
+    assert layer_error(write, layer, *shapes).found == found
 
 
 @pytest.mark.parametrize("layer", [ROI, PSROI % 1])
-def test_a_region_in_an_image_that_is_not_there_is_an_error(write, layer):
-    net = made(write, layer, [(2, 8, 5, 5), (3, 5, 1, 1)])
+def test_a_region_of_a_missing_image_is_an_error(write, layer):
+    net = make_net(write, layer, [(2, 8, 5, 5), (3, 5, 1, 1)])
     net.blobs["x1"].data[2, 0] = 2
     with pytest.raises(caffe.LayerError) as error:
         net.forward()

@@ -1,4 +1,4 @@
-"""Small nets in the manner of forks' published ones, as people bring them: they are read, run, learn and find."""
+"""Small nets modelled on published nets of forks: they are read, run, trained, and detect."""
 
 import cv2
 import lmdb
@@ -11,7 +11,7 @@ from caffe.transforms.boxes import overlaps
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seed():
     caffe.set_random_seed(2)
 
 
@@ -59,7 +59,7 @@ layer {{ name: "{source}_mbox_priorbox" type: "PriorBox" bottom: "{source}" bott
     )
 
 
-def joined(sources):
+def concat_heads(sources):
     text = ""
     for what, axis in (("loc_flat", 1), ("conf_flat", 1), ("priorbox", 2)):
         bottoms = " ".join(f'bottom: "{source}_mbox_{what}"' for source in sources)
@@ -79,7 +79,7 @@ layer { name: "norm" type: "Normalize" bottom: "conv2" top: "norm"
 """
     + head("norm", 10)
     + head("conv3", 20)
-    + joined(["norm", "conv3"])
+    + concat_heads(["norm", "conv3"])
 )
 LOSS = """
 layer { name: "mbox_loss" type: "MultiBoxLoss" bottom: "mbox_loc" bottom: "mbox_conf" bottom: "mbox_priorbox" bottom: "label"
@@ -104,7 +104,7 @@ layer { name: "detection_out" type: "DetectionOutput" bottom: "mbox_loc" bottom:
 
 
 def photograph(rng):
-    """A noisy image with one bright object, and the object's corners as shares."""
+    """A noisy image with one bright object, and the object's corners in relative coordinates."""
     image = rng.integers(0, 60, (64, 64, 3), dtype=np.uint8)
     width, height = rng.integers(14, 34, 2)
     left, top = rng.integers(0, 64 - width), rng.integers(0, 64 - height)
@@ -112,7 +112,7 @@ def photograph(rng):
     return image, np.array([left, top, left + width, top + height]) / 64
 
 
-def test_an_ssd_learns_to_find_objects(tmp_path, write):
+def test_an_ssd_learns_to_detect_objects(tmp_path, write):
     rng = np.random.default_rng(0)
     with lmdb.open(str(tmp_path / "db"), map_size=1 << 26) as database, database.begin(write=True) as transaction:
         for index in range(64):
@@ -179,7 +179,7 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "conv3" bottom: "label" top
 """ % (convolution("conv1", "data", 8), convolution("conv2", "pool1", 8), convolution("conv3", "up1", 2))  # noqa: UP031
 
 
-def test_a_segnet_learns_to_tell_pixels_apart(write):
+def test_a_segnet_learns_to_segment(write):
     net = write("segnet.prototxt", SEGNET)
     text = (
         f'net: "{net}" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 max_iter: 100 solver_mode: CPU snapshot_after_train: false'
@@ -225,7 +225,7 @@ layer { name: "loss_rfcn" type: "SoftmaxFocalLoss" bottom: "ave" bottom: "labels
 )
 
 
-def test_detectors_of_regions_have_gradients_for_all_they_learn(write):
+def test_region_based_detectors_have_gradients_for_all_parameters(write):
     net = caffe.Net(write("faster.prototxt", FASTER), caffe.TRAIN)
     rng = np.random.default_rng(4)
     net.blobs["data"].data[...] = rng.normal(size=(1, 3, 48, 64))
@@ -279,7 +279,7 @@ layer { name: "reorg" type: "Reorg" bottom: "even" top: "reorg" reorg_param { st
 )
 
 
-def test_a_parsing_net_of_forks_layers_gives_a_score_for_each_pixel(write):
+def test_a_scene_parsing_net_of_fork_layers_scores_each_pixel(write):
     net = caffe.Net(write("pspnet.prototxt", PSPNET), caffe.TEST)
     net.blobs["data"].data[...] = np.random.default_rng(0).normal(size=(1, 3, 33, 41))
     tops = net.forward()

@@ -1,4 +1,4 @@
-"""LeNet's training on MNIST against BVLC Caffe's own log, and weights that Caffe's users trained in 2014."""
+"""LeNet's training on MNIST compared with BVLC Caffe's own log, and weights that Caffe's users trained in 2014."""
 
 import gzip
 import re
@@ -54,7 +54,7 @@ def losses() -> list[float]:
 # compared closely, from the start and from Caffe's own snapshot, and the rest by how well the net classifies.
 
 
-def test_lenet_trains_as_recorded(mnist, monkeypatch):
+def test_lenet_training_matches_the_recorded_log(mnist, monkeypatch):
     monkeypatch.chdir(mnist)
     solver = caffe.get_solver("solver_traj.prototxt")
     solver.net.copy_from("lenet_init.caffemodel")
@@ -67,7 +67,7 @@ def test_lenet_trains_as_recorded(mnist, monkeypatch):
     np.testing.assert_allclose(accuracies, recorded(r"Test net output #0: accuracy = (\S+)"), rtol=0, atol=0.004)
 
 
-def test_training_resumes_from_caffes_snapshot_as_recorded(mnist, monkeypatch):
+def test_training_resumed_from_bvlc_caffes_snapshot_matches_its_log(mnist, monkeypatch):
     monkeypatch.chdir(mnist)
     for suffix in ("caffemodel", "solverstate"):
         (mnist / f"traj_iter_100.{suffix}").write_bytes((TRAIN / f"traj_iter_100.{suffix}").read_bytes())
@@ -80,7 +80,7 @@ def test_training_resumes_from_caffes_snapshot_as_recorded(mnist, monkeypatch):
     np.testing.assert_allclose([row["loss"] for row in rows], losses()[100:120], rtol=1e-4)
 
 
-def test_the_lenet_of_2014_scores_what_it_scored(mnist, monkeypatch):
+def test_the_lenet_of_2014_reaches_its_accuracy(mnist, monkeypatch):
     monkeypatch.chdir(mnist)
     net = caffe.Net("lenet_train_test.prototxt", str(SHARED / "weights/lenet_iter_10000.caffemodel"), caffe.TEST)
     accuracy = np.mean([float(net.forward()["accuracy"]) for _ in range(100)])

@@ -1,4 +1,4 @@
-"""The engine against recorded results of BVLC Caffe: single layers, small nets, solvers and their snapshots."""
+"""The engine compared with recorded results of BVLC Caffe: single layers, small nets, solvers and their snapshots."""
 
 import re
 
@@ -12,12 +12,12 @@ LAYERS = sorted((GOLDEN / "layers").glob("*.npz"))
 SOLVERS = sorted((GOLDEN / "solvers").glob("*.npz"))
 
 
-def close(name, got, want, rtol, atol):
+def assert_close(name, got, want, rtol, atol):
     np.testing.assert_allclose(np.asarray(got), want, rtol=rtol, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("path", LAYERS, ids=lambda p: p.stem)
-def test_a_layer_gives_caffes_numbers(path, write):
+def test_a_layer_matches_bvlc_caffe(path, write):
     recorded = np.load(path)
     text = str(recorded["prototxt"])
     net = caffe.Net(write("net.prototxt", text), getattr(caffe, str(recorded["phase"])))
@@ -34,19 +34,19 @@ def test_a_layer_gives_caffes_numbers(path, write):
             net.blobs[rest[0]].data[...] = recorded[key]
     said = {name: blob.shape for name, blob in net.blobs.items()}
     net.forward()
-    # How many images a Filter lets pass, its values say.
+    # Only the output shape of a Filter depends on values.
     changed = {name for name, blob in net.blobs.items() if blob.shape != said[name]}
     made_by = {top: layer.type for layer, tops in zip(net.layers, net.top_names.values(), strict=True) for top in tops}
     assert {made_by[name] for name in changed} <= {"Filter"}
     for key in recorded.files:
         kind, *rest = key.split("/")
         if kind == "blob":
-            close(key, net.blobs["/".join(rest)].data, recorded[key], 2e-4, 2e-5)
+            assert_close(key, net.blobs["/".join(rest)].data, recorded[key], 2e-4, 2e-5)
         elif kind == "param_after":
-            close(key, net.params[rest[0]][int(rest[1])].data, recorded[key], 2e-4, 2e-5)
+            assert_close(key, net.params[rest[0]][int(rest[1])].data, recorded[key], 2e-4, 2e-5)
     if "loss_weights" not in recorded.files:
         return
-    close("loss weights", list(net.blob_loss_weights.values()), recorded["loss_weights"], 1e-6, 0)
+    assert_close("loss weights", list(net.blob_loss_weights.values()), recorded["loss_weights"], 1e-6, 0)
     net.clear_param_diffs()
     for key in recorded.files:
         if key.startswith("top_diff/"):
@@ -55,9 +55,9 @@ def test_a_layer_gives_caffes_numbers(path, write):
     for key in recorded.files:
         kind, *rest = key.split("/")
         if kind == "param_diff":
-            close(key, net.params[rest[0]][int(rest[1])].diff, recorded[key], 1e-3, 1e-4)
+            assert_close(key, net.params[rest[0]][int(rest[1])].diff, recorded[key], 1e-3, 1e-4)
         elif kind == "input_diff" and "propagate_down" not in text:
-            close(key, net.blobs["/".join(rest)].diff, recorded[key], 1e-3, 1e-4)
+            assert_close(key, net.blobs["/".join(rest)].diff, recorded[key], 1e-3, 1e-4)
 
 
 class Trajectory:
@@ -81,11 +81,11 @@ class Trajectory:
             solver.net.blobs["x"].data[...] = self.recorded["x"][step]
             solver.net.blobs["l"].data[...] = self.recorded["l"][step]
             solver.step(1)
-            close(f"loss {step}", solver.net.blobs["loss"].data, self.recorded["losses"][step], 1e-3, 1e-5)
+            assert_close(f"loss {step}", solver.net.blobs["loss"].data, self.recorded["losses"][step], 1e-3, 1e-5)
             for key in self.recorded.files:
                 if key.startswith(f"step{step + 1}/"):
                     _, layer, index = key.split("/")
-                    close(key, solver.net.params[layer][int(index)].data, self.recorded[key], 1e-3, 1e-5)
+                    assert_close(key, solver.net.params[layer][int(index)].data, self.recorded[key], 1e-3, 1e-5)
 
 
 @pytest.fixture(params=SOLVERS, ids=lambda p: p.stem)
@@ -93,7 +93,7 @@ def trajectory(request, tmp_path, write):
     return Trajectory(request.param, tmp_path, write)
 
 
-def test_a_solver_takes_caffes_steps(trajectory):
+def test_a_solver_matches_bvlc_caffes_updates(trajectory):
     solver = trajectory.solver()
     for key in trajectory.recorded.files:
         if key.startswith("init/"):
@@ -108,7 +108,7 @@ def test_a_solver_takes_caffes_steps(trajectory):
 
 
 @pytest.mark.parametrize(("extension", "fmt"), [("solverstate", "BINARYPROTO"), ("solverstate.h5", "HDF5")])
-def test_caffes_own_snapshots_are_taken_up(trajectory, extension, fmt):
+def test_training_resumes_from_bvlc_caffes_snapshots(trajectory, extension, fmt):
     solver = trajectory.solver(fmt)
     solver.restore(GOLDEN / "solvers" / f"{trajectory.name}_iter_12.{extension}")
     assert solver.iter == 12

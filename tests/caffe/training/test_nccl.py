@@ -1,4 +1,4 @@
-"""caffe.NCCL: parameters and gradients as processes exchange them, whatever their memory layout, and in the order of ranks."""
+"""caffe.NCCL: processes exchange parameters and gradients whatever their memory layout, and add them in rank order."""
 
 import datetime
 import json
@@ -76,8 +76,8 @@ save("last")
 """
 
 
-def together(script, count, **asked):
-    """Run a script in `count` processes with (rank, uid, JSON of what is asked) as arguments; returns their outputs."""
+def run_processes(script, count, **asked):
+    """Run a script in `count` processes with (rank, uid, `asked` as JSON) as arguments; returns their outputs."""
     arguments = [caffe.NCCL.new_uid().decode(), json.dumps({"count": count, **asked})]
     processes = [
         subprocess.Popen(
@@ -96,7 +96,7 @@ def together(script, count, **asked):
 
 
 def parameters(name, rank):
-    """What a process has saved of all its parameters."""
+    """All parameters that a process saved under this name."""
     with np.load(f"{name}{rank}.npz") as file:
         return [file[f"arr_{index}"] for index in range(len(file.files))]
 
@@ -114,8 +114,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def alone(first):
-    """The parameters that one process learns from all batches, beginning with those given."""
+def train_alone(first):
+    """The parameters that a single process learns from all batches, starting from `first`."""
     Path("whole.prototxt").write_text(NET.replace("BATCH", "8"))
     Path("alone.prototxt").write_text(SOLVER.replace("net.prototxt", "whole.prototxt"))
     solver = caffe.SGDSolver("alone.prototxt")
@@ -138,15 +138,15 @@ def alone(first):
         ({"0 before bcast": ["data"], "1 in training": ["data", "diff"]}, False, 1),
     ],
 )
-def test_looks_at_parameters_on_either_side_change_nothing(folder, looks, overlap, iter_size):
+def test_reading_parameters_in_any_process_changes_nothing(folder, looks, overlap, iter_size):
     (folder / "solver.prototxt").write_text(SOLVER + f"iter_size: {iter_size}")
-    together(SCRIPT, 2, looks=looks, overlap=overlap, bucket=1)
+    run_processes(SCRIPT, 2, looks=looks, overlap=overlap, bucket=1)
     own, *first = parameters("own", 0), parameters("first", 0), parameters("first", 1)
     last = parameters("last", 0), parameters("last", 1)
     for mine, left, right in zip(own, *first, strict=True):
         np.testing.assert_array_equal(left, mine)
         np.testing.assert_array_equal(right, mine)
-    for left, right, whole in zip(*last, alone(own), strict=True):
+    for left, right, whole in zip(*last, train_alone(own), strict=True):
         np.testing.assert_array_equal(left, right)
         np.testing.assert_allclose(left, whole, rtol=1e-4, atol=1e-5)
 
@@ -174,7 +174,7 @@ solver.step(1)
 """
 
 
-def test_gradients_are_added_in_the_order_of_ranks(folder):
+def test_gradients_are_added_in_rank_order(folder):
     (folder / "net.prototxt").write_text("""
     layer { name: "x" type: "DummyData" top: "x" top: "t" dummy_data_param { shape { dim: 1 dim: 1 } shape { dim: 1 dim: 5 } } }
     layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 5 bias_term: false } }
@@ -182,7 +182,7 @@ def test_gradients_are_added_in_the_order_of_ranks(folder):
     """)
     # Another order of additions gives another sum in at least one column.
     gradients = np.array([[1e8, 1, 1, -1e8, 0.1], [1, 1e8, -1e8, 1e8, 0.2], [-1e8, -1e8, 1e8, 3, 0.3]], np.float32)
-    together(ORDER, 3, gradients=[[[value] for value in row] for row in gradients.tolist()])
+    run_processes(ORDER, 3, gradients=[[[value] for value in row] for row in gradients.tolist()])
     expected = ((gradients[0] + gradients[1]) + gradients[2]) * np.float32(1 / 3)
     for rank in range(3):
         np.testing.assert_array_equal(np.load(f"sum{rank}.npy").ravel(), expected)
@@ -213,7 +213,7 @@ solver.step(3)
         ("import os; os._exit(7)", 7, "has died"),
     ],
 )
-def test_a_script_that_ends_before_the_others_ends_them_with_its_reason(folder, end, code, message):
+def test_a_process_that_ends_early_ends_the_others_with_its_reason(folder, end, code, message):
     uid = caffe.NCCL.new_uid().decode()
     processes = [
         subprocess.Popen([sys.executable, "-c", EARLY.replace("END", end), str(rank), uid], stderr=subprocess.PIPE, text=True)
@@ -250,10 +250,10 @@ print(stopped, solver.iter)
 """
 
 
-def test_processes_stop_at_one_iteration_whenever_one_is_asked_to(folder):
-    # In the first process's test, while the other computes gradients, and after an iteration's gradients were exchanged.
+def test_a_stop_request_to_one_process_stops_all_at_the_same_iteration(folder):
+    # Requested in the first process's test, while the other computes gradients, and after gradients were exchanged.
     (folder / "tested.prototxt").write_text(SOLVER + "test_iter: 1 test_interval: 9")
-    assert together(STOP, 2) == ["1 6\n", "1 6\n"]
+    assert run_processes(STOP, 2) == ["1 6\n", "1 6\n"]
 
 
 EXCHANGES = """
@@ -288,14 +288,14 @@ solver.step(2)
 @pytest.mark.parametrize(
     ("overlap", "watched", "during", "iter_size"),
     [(True, False, True, 1), (True, False, True, 3), (False, False, False, 1), (True, True, False, 3)],
-    ids=["after_backward", "after_backward with iter_size", "without", "with layers watched"],
+    ids=["after_backward", "after_backward with iter_size", "without after_backward", "with a second callback"],
 )
 def test_gradients_of_the_last_layers_are_sent_while_the_first_are_computed(folder, overlap, watched, during, iter_size):
     (folder / "solver.prototxt").write_text(SOLVER + f"iter_size: {iter_size}")
-    (output,) = together(EXCHANGES, 1, overlap=overlap, watched=watched, bucket=1)
+    (output,) = run_processes(EXCHANGES, 1, overlap=overlap, watched=watched, bucket=1)
     sent = [json.loads(line) for line in output.splitlines()]
-    # From the last layer to the first: ip and conv, then aside, which no loss reaches, but which decays; frozen is not sent. One
-    # value more in each is the wish to stop.
+    # From the last layer to the first: ip and conv, then aside, which has no gradient but weight decay; frozen is not sent.
+    # The additional value in each is the stop request.
     sizes = [3 + 1, 3 * 5 + 1, 4 + 1, 4 * 4 * 9 + 1, 2 + 1, 2 * 144 + 1]
     assert [size for _, size, _ in sent] == sizes * 2
     assert [passes for passes, _, _ in sent] == [iter_size] * len(sizes) + [2 * iter_size] * len(sizes)
@@ -303,7 +303,7 @@ def test_gradients_of_the_last_layers_are_sent_while_the_first_are_computed(fold
         assert [first_is_there for _, _, first_is_there in sent] == [*[not during] * 2, True, True, True, True] * 2
 
 
-def test_processes_that_do_not_all_arrive_are_an_error(monkeypatch):
+def test_processes_that_do_not_all_connect_are_an_error(monkeypatch):
     monkeypatch.setattr(nccl, "_MEETING", datetime.timedelta(seconds=0.5))
     for rank in (0, 1):
         caffe.set_solver_count(2)
@@ -317,7 +317,7 @@ def test_processes_that_do_not_all_arrive_are_an_error(monkeypatch):
         assert f"the 2 solvers cannot meet at {uid.decode()}" in error.value.found
 
 
-def test_a_stranger_that_connects_is_not_taken_for_a_solver():
+def test_a_connection_that_is_not_a_solvers_is_dropped():
     store, patience = torch.distributed.HashStore(), datetime.timedelta(seconds=60)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(Peers, store, 0, 2, "127.0.0.1", patience)

@@ -46,7 +46,7 @@ ENDLESS = SOLVER.replace("max_iter: 6", "max_iter: 1000000") + "iter_size: 1"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder with a database of 17 images, a net and its solver; the log is written."""
+    """A working folder with a database of 17 images, a net and its solver; logging is on."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GLOG_minloglevel", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -67,7 +67,7 @@ def folder(tmp_path, monkeypatch):
 
 
 STARTED = []
-"""Processes of the test that runs; those that it leaves are killed."""
+"""Processes started by the current test; those still running at its end are killed."""
 
 
 def start(*command, **environment):
@@ -77,8 +77,8 @@ def start(*command, **environment):
     return process
 
 
-def learned(path):
-    """Every parameter of a .caffemodel, one after the other."""
+def load_parameters(path):
+    """All parameters of a .caffemodel, concatenated."""
     net = caffe.Net("net.prototxt", caffe.TRAIN, weights=path)
     values = np.concatenate([blob.data.ravel() for blob in net.learnable_params()])
     net.close()
@@ -86,15 +86,15 @@ def learned(path):
 
 
 def launch(count, *flags):
-    """`caffe train` in processes that get their place from the environment, as a cluster's launcher gives it."""
+    """`caffe train` in processes that get rank and world size from the environment, as a cluster's launcher sets it."""
     port = caffe.NCCL.new_uid().decode().rpartition(":")[2]
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = ("-m", "caffe", "train", "-solver", "solver.prototxt", *flags)
     return [start(*command, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
 
 
-def ends(processes, timeout=ENDS_WITHIN):
-    """(exit code, standard error) of each process; the test fails where one does not end in time."""
+def wait_for_end(processes, timeout=ENDS_WITHIN):
+    """(exit code, standard error) of each process; the test fails if one does not end in time."""
     deadline = time.monotonic() + timeout
     errors = [process.communicate(timeout=max(1, deadline - time.monotonic()))[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
@@ -127,7 +127,7 @@ if __name__ == "__main__":
 
 
 def spawn(count, snapshot=""):
-    """Solvers on the CPU, started as `caffe train -gpu 0,1` starts those of GPUs."""
+    """Solvers on the CPU, started as `caffe train -gpu 0,1` starts them on GPUs."""
     Path("spawn.py").write_text(SPAWN)
     return start("spawn.py", snapshot, str(count))
 
@@ -140,7 +140,7 @@ def torchrun(count):
 
 
 def children(process):
-    """Processes that a process has started, and those that these have started."""
+    """Process ids of all descendants of a process."""
     lists = [file.read_text() for file in Path(f"/proc/{process}/task").glob("*/children")]
     direct = [int(pid) for text in lists for pid in text.split()]
     return [*direct, *(pid for child in direct for pid in children(child))]
@@ -159,7 +159,7 @@ def wait_until_gone(pids):
 
 
 def running(pid):
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -169,59 +169,59 @@ def running(pid):
 # ---- what they learn
 
 
-def one_process(iter_size):
+def train_in_one_process(iter_size):
     """What one process with iter_size learns."""
     Path("one.prototxt").write_text(SOLVER.replace('"run"', '"one"') + f"iter_size: {iter_size}")
     solver = caffe.get_solver("one.prototxt")
     solver.solve()
     solver.close()
-    return learned(f"one_iter_{solver.param.max_iter}.caffemodel")
+    return load_parameters(f"one_iter_{solver.param.max_iter}.caffemodel")
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_processes_learn_what_one_learns_with_as_many_batches_an_iteration(folder, count):
-    for code, errors in ends(launch(count), 120):
+def test_n_processes_learn_what_one_learns_with_iter_size_n(folder, count):
+    for code, errors in wait_for_end(launch(count), 120):
         assert code == 0, errors
-    np.testing.assert_allclose(learned("run_iter_6.caffemodel"), one_process(count), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(load_parameters("run_iter_6.caffemodel"), train_in_one_process(count), rtol=1e-4, atol=1e-6)
 
 
-def test_torchrun_starts_processes_of_which_the_first_logs_tests_and_snapshots(folder):
+def test_under_torchrun_only_the_first_process_logs_tests_and_snapshots(folder):
     (folder / "solver.prototxt").write_text(SOLVER + "test_iter: 1 test_interval: 3 snapshot: 2")
-    ((code, errors),) = ends([torchrun(2)], 120)
+    ((code, errors),) = wait_for_end([torchrun(2)], 120)
     assert code == 0, errors
     assert errors.count("Iteration 4 (") == errors.count("Iteration 3, Testing net") == 1
     assert errors.count("Snapshotting to binary proto file") == 3
-    np.testing.assert_allclose(learned("run_iter_6.caffemodel"), one_process(2), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(load_parameters("run_iter_6.caffemodel"), train_in_one_process(2), rtol=1e-4, atol=1e-6)
 
 
-def test_processes_that_the_command_starts_learn_the_same_and_resume(folder):
+def test_spawned_processes_learn_the_same_and_resume(folder):
     (folder / "solver.prototxt").write_text(SOLVER + "snapshot: 4")
-    ((code, errors),) = ends([spawn(2)], 120)
+    ((code, errors),) = wait_for_end([spawn(2)], 120)
     assert code == 0, errors
-    undisturbed = learned("run_iter_6.caffemodel")
+    undisturbed = load_parameters("run_iter_6.caffemodel")
     (folder / "run_iter_6.caffemodel").unlink()
-    ((code, errors),) = ends([spawn(2, "run_iter_4.solverstate")], 120)
+    ((code, errors),) = wait_for_end([spawn(2, "run_iter_4.solverstate")], 120)
     assert code == 0, errors
     assert errors.count("Iteration 4 (") == 1
     assert "Iteration 3 (" not in errors
-    np.testing.assert_array_equal(learned("run_iter_6.caffemodel"), undisturbed)
-    np.testing.assert_allclose(undisturbed, one_process(2), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(load_parameters("run_iter_6.caffemodel"), undisturbed)
+    np.testing.assert_allclose(undisturbed, train_in_one_process(2), rtol=1e-4, atol=1e-6)
 
 
-def test_the_log_names_layers_for_which_several_processes_differ_from_one(folder):
+def test_the_log_names_layers_that_differ_with_several_processes(folder):
     layers = """
     layer { name: "bn1" type: "BatchNorm" bottom: "conv" top: "conv" }
     layer { name: "drop" type: "Dropout" bottom: "conv" top: "conv" }
     """
     text = (DATA + BODY).replace('layer { name: "again"', layers + 'layer { name: "again"')
     (folder / "net.prototxt").write_text(text.replace("scale: 0.004", "scale: 0.004 mirror: true"))
-    results = ends(launch(2), 120)
+    results = wait_for_end(launch(2), 120)
     assert [code for code, _ in results] == [0, 0], results
     named = re.findall(r"2 processes differ from one with iter_size 2: (.*?):", results[0][1])
     assert named == ['Data "data"', 'BatchNorm "bn1"', 'Dropout "drop"']
     assert "differ" not in results[1][1]
     (folder / "net.prototxt").write_text(DATA + BODY)
-    results = ends(launch(2), 120)
+    results = wait_for_end(launch(2), 120)
     assert "differ" not in results[0][1]
 
 
@@ -233,8 +233,8 @@ layer { name: "data" type: "HDF5Data" top: "data" top: "label" hdf5_data_param {
 """
 
 
-def labels_read(rank, count, position):
-    """The labels of five batches that one of several solvers reads, from a record on."""
+def read_labels(rank, count, position):
+    """Labels of five batches that one of `count` solvers reads after seeking to `position`."""
     caffe.set_solver_count(count)
     caffe.set_solver_rank(rank)
     try:
@@ -263,59 +263,59 @@ def test_each_process_reads_every_nth_record(folder, source):
             file["data"], file["label"] = np.zeros((len(rows), 2), np.float32), np.array(rows, np.float32)
     (folder / "files.txt").write_text("a.h5\nb.h5\n")
     for position in (0, 8, 36):
-        dealt = np.stack([labels_read(rank, 3, position) for rank in range(3)], axis=1)
+        dealt = np.stack([read_labels(rank, 3, position) for rank in range(3)], axis=1)
         np.testing.assert_array_equal(dealt.ravel(), (3 * position + np.arange(60)) % 17)
-    np.testing.assert_array_equal(labels_read(0, 1, 0), np.arange(20) % 17)
+    np.testing.assert_array_equal(read_labels(0, 1, 0), np.arange(20) % 17)
 
 
 # ---- how they end
 
 
-def test_an_interrupt_of_the_first_stops_all_after_one_iteration(folder):
+def test_interrupting_the_first_process_stops_all_at_the_same_iteration(folder):
     (folder / "solver.prototxt").write_text(ENDLESS)
     processes = launch(2)
     wait_for(processes[0], "Iteration 3 (")
     processes[0].send_signal(signal.SIGINT)
-    (first, log), (second, errors) = ends(processes)
+    (first, log), (second, errors) = wait_for_end(processes)
     assert (first, second) == (0, 0), log + errors
     assert "Optimization stopped early." in log
     assert errors == ""
     assert len(list(folder.glob("run_iter_*.caffemodel"))) == 1
 
 
-def test_an_interrupt_of_all_processes_of_the_command_stops_them_in_order(folder):
+def test_interrupting_all_processes_stops_them_without_errors(folder):
     (folder / "solver.prototxt").write_text(ENDLESS)
     process = spawn(2)
     wait_for(process, "Iteration 3 (")
     workers = children(process.pid)
     for pid in (process.pid, *workers):
         os.kill(pid, signal.SIGINT)
-    ((code, log),) = ends([process])
+    ((code, log),) = wait_for_end([process])
     wait_until_gone(workers)
     assert code == 0, log
     assert "Optimization stopped early." in log
     assert not re.search(r"^[EW]\d{4}|Traceback|error:", log, re.MULTILINE)
 
 
-def test_where_a_process_is_killed_the_others_end_and_name_it(folder):
+def test_when_a_process_is_killed_the_others_end_and_name_it(folder):
     (folder / "solver.prototxt").write_text(ENDLESS)
     for victim in (0, 2):
         processes = launch(3)
         wait_for(processes[0], "Iteration 3 (")
         processes[victim].kill()
-        results = ends(processes)
+        results = wait_for_end(processes)
         for rank, (code, errors) in enumerate(results):
             if rank != victim:
                 assert code == 1, errors
                 assert f"solver {victim} (process {processes[victim].pid} on" in errors
 
 
-def test_where_a_process_is_killed_while_the_first_tests_all_end(folder):
+def test_when_a_process_is_killed_during_testing_all_end(folder):
     (folder / "solver.prototxt").write_text(ENDLESS + " test_iter: 100000000 test_interval: 4 test_initialization: false")
     processes = launch(2)
     wait_for(processes[0], "Iteration 4, Testing net")
     processes[1].kill()
-    (code, errors), _ = ends(processes)
+    (code, errors), _ = wait_for_end(processes)
     assert code == 1
     assert f"solver 1 (process {processes[1].pid} on" in errors
 
@@ -334,8 +334,8 @@ class Failing(caffe.Layer):
 """
 
 
-def failing(folder, rank):
-    """Let one process fail in its sixth iteration."""
+def write_failing_net(folder, rank):
+    """Write a net and a solver with which one process fails in its sixth iteration."""
     (folder / "failing.py").write_text(FAILING.replace("RANK", str(rank)))
     layer = 'layer { name: "f" type: "Python" top: "f" python_param { module: "failing" layer: "Failing" } }'
     (folder / "net.prototxt").write_text(DATA + layer + BODY)
@@ -343,11 +343,11 @@ def failing(folder, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_error_of_a_process_that_fails_is_its_own_and_the_others_pass_it_on(folder, monkeypatch, rank):
+def test_a_failing_process_logs_its_error_and_the_others_repeat_it(folder, monkeypatch, rank):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
-    failing(folder, rank)
+    write_failing_net(folder, rank)
     processes = launch(2)
-    results = ends(processes, 120)
+    results = wait_for_end(processes, 120)
     assert [code for code, _ in results] == [1, 1], results
     own, other = results[rank][1], results[1 - rank][1]
     assert "ValueError: this is mine" in own
@@ -358,20 +358,20 @@ def test_the_error_of_a_process_that_fails_is_its_own_and_the_others_pass_it_on(
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("launcher", [spawn, torchrun])
-def test_no_process_is_left_over_where_one_fails(folder, monkeypatch, launcher, rank):
+def test_no_process_is_left_when_one_fails(folder, monkeypatch, launcher, rank):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
-    failing(folder, rank)
+    write_failing_net(folder, rank)
     process = launcher(2)
     wait_for(process, "Iteration 3 (")
     others = children(process.pid)
-    ((code, errors),) = ends([process])
+    ((code, errors),) = wait_for_end([process])
     wait_until_gone(others)
     assert code == 1
     assert "ValueError: this is mine" in errors
 
 
 @pytest.mark.parametrize("victim", ["first", "worker"])
-def test_no_process_is_left_over_where_one_that_the_command_started_is_killed(folder, victim):
+def test_no_process_is_left_when_a_spawned_one_is_killed(folder, victim):
     (folder / "solver.prototxt").write_text(ENDLESS)
     process = spawn(3)
     wait_for(process, "Iteration 3 (")
@@ -379,23 +379,23 @@ def test_no_process_is_left_over_where_one_that_the_command_started_is_killed(fo
     assert len(others) == 2
     killed = process.pid if victim == "first" else others[0]
     os.kill(killed, signal.SIGKILL)
-    ((code, errors),) = ends([process])
+    ((code, errors),) = wait_for_end([process])
     wait_until_gone(others)
     assert code != 0
     assert f"(process {killed} on" in errors
 
 
-def test_where_a_process_fails_before_all_have_met_the_command_ends(folder, monkeypatch):
+def test_the_command_ends_if_a_process_fails_before_all_are_connected(folder, monkeypatch):
     (folder / "sitecustomize.py").write_text(
         "import sys\nif any('spawn_main' in word for word in sys.orig_argv): raise SystemExit('no such luck')\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
-    ((code, errors),) = ends([spawn(2)], 60)
+    ((code, errors),) = wait_for_end([spawn(2)], 60)
     assert code == 1
     assert "A solver has ended before training began." in errors
 
 
-# ---- places
+# ---- rank and world size
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_where_a_process_fails_before_all_have_met_the_command_ends(folder, monk
         ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "environment", "RANK=2"),
     ],
 )
-def test_a_place_that_cannot_be_is_an_error(monkeypatch, variables, where, found):
+def test_invalid_rank_variables_are_an_error(monkeypatch, variables, where, found):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(caffe.Error) as error:
@@ -415,7 +415,7 @@ def test_a_place_that_cannot_be_is_an_error(monkeypatch, variables, where, found
     assert (error.value.where, error.value.found) == (where, found)
 
 
-def test_a_place_is_read_from_the_environment(monkeypatch):
+def test_rank_and_world_size_are_read_from_the_environment(monkeypatch):
     assert parallel.place_from_environment() is parallel.ALONE
     for name, value in {
         "RANK": "5",

@@ -1,4 +1,4 @@
-"""Learning-rate policies: the rate of each iteration, and that asking for it changes nothing."""
+"""Learning-rate policies: the rate of each iteration, and that reading it changes nothing."""
 
 import math
 import re
@@ -37,13 +37,13 @@ def parameter(policy, **values):
         (parameter("sigmoid", gamma=-1, stepsize=7), 8, 0.5 / (1 + math.e)),
     ],
 )
-def test_the_rate_of_an_iteration(param, iteration, rate):
+def test_learning_rate_of_an_iteration(param, iteration, rate):
     assert policies.learning_rate(param, iteration) == rate
     assert policies.learning_rate(param, 0) == pytest.approx(policies.POLICIES[param.lr_policy](param, 0))
 
 
 def test_every_policy_has_a_case():
-    cases = {mark.args[1][index][0].lr_policy for mark in test_the_rate_of_an_iteration.pytestmark for index in range(12)}
+    cases = {mark.args[1][index][0].lr_policy for mark in test_learning_rate_of_an_iteration.pytestmark for index in range(12)}
     assert cases == set(policies.POLICIES)
 
 
@@ -58,7 +58,7 @@ def solver(tmp_path, monkeypatch):
     return caffe.get_solver("solver.prototxt")
 
 
-def test_asking_for_the_rate_changes_nothing(solver, tmp_path):
+def test_reading_the_learning_rate_changes_nothing(solver, tmp_path):
     solver.step(4)
     solver.snapshot("before")
     with caffe.log_to_file(tmp_path / "log", stderr=False):
@@ -74,7 +74,7 @@ def test_asking_for_the_rate_changes_nothing(solver, tmp_path):
     assert after == before
 
 
-def test_each_step_is_logged_once_and_a_resumed_training_logs_those_that_follow(solver, tmp_path):
+def test_each_step_is_logged_once_and_a_resumed_training_logs_only_later_ones(solver, tmp_path):
     def steps(run):
         with caffe.log_to_file(tmp_path / "log", stderr=False):
             run()

@@ -1,4 +1,4 @@
-"""A run that goes on from a snapshot of ours ends as the undisturbed one, to the bit, whatever it draws at random."""
+"""A training resumed from a snapshot is bit-identical to an uninterrupted one, random draws included."""
 
 import h5py
 import lmdb
@@ -49,7 +49,7 @@ def images(tmp_path, monkeypatch):
 
 
 def source(kind):
-    """The source of that type for training, and a database for testing, which does not end with an epoch."""
+    """A training source of that type, and a test source whose tests do not end with an epoch."""
     return f"""
     layer {{ name: "data" type: "{kind}" top: "data" top: "label" include {{ phase: TRAIN }}
       transform_param {{ {CROPPED} {CHANGES} }} {SOURCES[kind]} }}
@@ -58,7 +58,7 @@ def source(kind):
 
 
 def run(folder, net, steps, rest="", start=None):
-    """Weights, displayed losses and test losses of a run of so many iterations, from a state if one is given."""
+    """Weights, displayed losses and test losses of a training of `steps` iterations, resumed from `start` if given."""
     (folder / "net.prototxt").write_text(net)
     (folder / "solver.prototxt").write_text(
         'net: "net.prototxt" base_lr: 0.01 momentum: 0.9 lr_policy: "fixed" display: 1 average_loss: 4 solver_mode: CPU'
@@ -77,8 +77,8 @@ def run(folder, net, steps, rest="", start=None):
     return weights, [row["loss"] for row in rows], [row["test_loss"] for row in rows]
 
 
-def assert_goes_on(folder, net, rest="", extension=""):
-    """A run of 12, and one from its snapshot at 6 that was made with another seed."""
+def assert_resumes_exactly(folder, net, rest="", extension=""):
+    """Compare a training of 12 iterations with one resumed, with another seed, from its snapshot at 6."""
     weights, losses, tests = run(folder, net, 12, f"snapshot: 6 {rest}")
     assert all(np.isfinite(loss) for loss in losses)
     (folder / "run_iter_12.caffemodel").unlink(missing_ok=True)
@@ -91,9 +91,9 @@ def assert_goes_on(folder, net, rest="", extension=""):
 
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("extension", ["", ".h5"])
-def test_a_restored_run_draws_what_the_undisturbed_one_draws(images, kind, extension):
+def test_a_resumed_training_makes_the_same_random_draws(images, kind, extension):
     rest = "test_iter: 2 test_interval: 2" + (" snapshot_format: HDF5" if extension else "")
-    assert_goes_on(images, source(kind) + CLASSIFIED, rest, extension)
+    assert_resumes_exactly(images, source(kind) + CLASSIFIED, rest, extension)
 
 
 @pytest.mark.parametrize("extension", ["", ".h5"])
@@ -108,10 +108,10 @@ def test_a_net_with_shared_parameters_resumes(tmp_path, monkeypatch, extension):
             ' inner_product_param { num_output: 5 weight_filler { type: "xavier" } bias_term: false } }'
         )
     layers += ' layer { name: "loss" type: "EuclideanLoss" bottom: "b" bottom: "x" top: "loss" }'
-    assert_goes_on(tmp_path, layers, "snapshot_format: HDF5" if extension else "", extension)
+    assert_resumes_exactly(tmp_path, layers, "snapshot_format: HDF5" if extension else "", extension)
 
 
-def test_rows_in_shuffled_order_go_on(tmp_path, monkeypatch):
+def test_shuffled_hdf5_rows_resume(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for name, count in (("a", 7), ("b", 11)):
@@ -119,7 +119,9 @@ def test_rows_in_shuffled_order_go_on(tmp_path, monkeypatch):
             file["data"], file["label"] = rng.random((count, 3, 12, 12)), rng.integers(0, 3, count)
     (tmp_path / "files.txt").write_text("a.h5\nb.h5\n")
     layer = 'layer { name: "data" type: "HDF5Data" top: "data" top: "label"'
-    assert_goes_on(tmp_path, layer + ' hdf5_data_param { source: "files.txt" batch_size: 8 shuffle: true } }' + CLASSIFIED)
+    assert_resumes_exactly(
+        tmp_path, layer + ' hdf5_data_param { source: "files.txt" batch_size: 8 shuffle: true } }' + CLASSIFIED
+    )
 
 
 def test_a_shuffled_epoch_has_each_row_once(tmp_path, monkeypatch):
@@ -138,7 +140,7 @@ def test_a_shuffled_epoch_has_each_row_once(tmp_path, monkeypatch):
     assert net.forward()["x"].ravel().tolist() == epochs[1][6:]
 
 
-def test_the_states_of_a_recurrent_layer_go_on(tmp_path):
+def test_the_state_of_a_recurrent_layer_resumes(tmp_path):
     net = """
     layer { name: "x" type: "DummyData" top: "x" top: "y" dummy_data_param {
       shape { dim: 3 dim: 2 dim: 4 } shape { dim: 3 dim: 2 dim: 5 } data_filler { type: "gaussian" } } }
@@ -148,10 +150,10 @@ def test_the_states_of_a_recurrent_layer_go_on(tmp_path):
     layer { name: "loss" type: "EuclideanLoss" bottom: "h" bottom: "y" top: "loss" }"""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        assert_goes_on(tmp_path, net)
+        assert_resumes_exactly(tmp_path, net)
 
 
-def test_sources_of_one_name_go_on_each_where_it_was(images):
+def test_sources_that_share_a_name_each_resume_at_their_position(images):
     sources = "".join(
         f"""layer {{ name: "data" type: "Data" top: "{top}" top: "label_{top}"
           transform_param {{ {CROPPED} }} data_param {{ source: "db" batch_size: {batch} backend: LMDB }} }}"""
@@ -160,12 +162,12 @@ def test_sources_of_one_name_go_on_each_where_it_was(images):
     rest = """
     layer { name: "together" type: "Concat" bottom: "one" bottom: "two" top: "data" concat_param { axis: 0 } }
     layer { name: "labels" type: "Concat" bottom: "label_one" bottom: "label_two" top: "label" concat_param { axis: 0 } }"""
-    assert_goes_on(images, sources + rest + CLASSIFIED)
+    assert_resumes_exactly(images, sources + rest + CLASSIFIED)
 
 
 @pytest.mark.parametrize("diff", ["", "snapshot_diff: true"])
 @pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
-def test_a_snapshot_changes_nothing(images, form, diff):
+def test_taking_snapshots_does_not_change_training(images, form, diff):
     net = source("Data") + CLASSIFIED
     (weights, *losses), (others, *theirs) = (
         run(images, net, 8, f"random_seed: 4 test_iter: 2 test_interval: 3 {more}")
@@ -183,7 +185,7 @@ def test_a_snapshot_changes_nothing(images, form, diff):
         *({"layer": [{"name": "data", "generator": text}]} for text in ("{}", "x", '{"bit_generator": 1}')),
     ],
 )
-def test_a_damaged_state_is_named(images, damage):
+def test_a_damaged_solver_state_is_named(images, damage):
     run(images, source("Data") + CLASSIFIED, 2, "snapshot: 2")
     state = caffe_pb2.SolverState.FromString((images / "run_iter_2.solverstate").read_bytes())
     for field in damage:

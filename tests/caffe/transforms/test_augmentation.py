@@ -1,4 +1,4 @@
-"""Random changes of training images, image by image and for a batch at once, and records read without copying their pixels."""
+"""Random augmentation of training images, one by one and batched, and records parsed without copying their pixels."""
 
 import cv2
 import numpy as np
@@ -34,8 +34,8 @@ def augmentation(seed=1, **fields):
     return Augmentation(caffe_pb2.AugmentationParameter(**fields), "here", np.random.default_rng(seed))
 
 
-def changed(image, count=8, **fields):
-    """`count` images as they become one by one, and all at once."""
+def augment(image, count=8, **fields):
+    """Augment `count` copies of an image, one by one and as a batch."""
     made = augmentation(**fields)
     changes = made.draw(count)
     whole = torch.from_numpy(np.repeat(image[None], count, 0))
@@ -43,30 +43,30 @@ def changed(image, count=8, **fields):
 
 
 @pytest.mark.parametrize("fields", [{name: ALL[name]} for name in ALL] + [ALL], ids=[*ALL, "all"])
-def test_one_by_one_and_all_at_once_are_the_same(image, fields):
-    one, batch = changed(image, **fields)
+def test_augmenting_one_by_one_agrees_with_augmenting_a_batch(image, fields):
+    one, batch = augment(image, **fields)
     assert one.shape == batch.shape == (8, *image.shape)
     difference = np.abs(one.astype(int) - batch)
     assert difference.max() <= 3
     assert difference.mean() < 0.1
 
 
-def test_nothing_asked_for_changes_nothing(image):
-    for made in changed(image):
+def test_without_settings_images_are_unchanged(image):
+    for made in augment(image):
         np.testing.assert_array_equal(made, np.repeat(image[None], 8, 0))
 
 
 def test_flips_are_exact(image):
     for fields, meant in (({"horizontal_flip": 1}, image[:, :, ::-1]), ({"vertical_flip": 1}, image[:, ::-1])):
-        for made in changed(image, **fields):
+        for made in augment(image, **fields):
             np.testing.assert_array_equal(made, np.repeat(meant[None], 8, 0))
-    halves, _ = changed(image, count=200, horizontal_flip=0.5)
+    halves, _ = augment(image, count=200, horizontal_flip=0.5)
     assert 70 < sum(np.array_equal(one, image) for one in halves) < 130
 
 
-def test_a_part_of_the_image_is_scaled_to_the_whole():
+def test_min_area_scales_a_part_of_the_image_to_full_size():
     ramp = np.broadcast_to(np.arange(100, dtype=np.uint8), (1, 100, 100)).copy()
-    made, _ = changed(ramp, count=50, min_area=0.25)
+    made, _ = augment(ramp, count=50, min_area=0.25)
     spans = made[:, 0, 50, -1].astype(int) - made[:, 0, 50, 0]
     assert 49 <= spans.min() < 60  # a quarter of the area is half of the side
     assert spans.max() <= 99
@@ -74,22 +74,22 @@ def test_a_part_of_the_image_is_scaled_to_the_whole():
     assert made[:, 0, 50, -1].max() > 89
 
 
-def test_a_rotation_keeps_shapes_in_images_that_are_not_square():
+def test_a_rotation_does_not_distort_images_that_are_not_square():
     disc = np.zeros((1, 100, 200), np.uint8)
     cv2.circle(disc[0], (100, 50), 30, 255, -1)
-    made, _ = changed(disc, rotation=45)
+    made, _ = augment(disc, rotation=45)
     assert np.abs(made.astype(int) - disc).mean() < 2
 
 
 @pytest.mark.parametrize("fields", [{"saturation": 1}, {"contrast": 1}, {"pca": 0.5}], ids=["saturation", "contrast", "pca"])
-def test_an_rgb_image_is_changed_as_the_same_image_in_bgr(fields):
+def test_rgb_and_bgr_images_are_augmented_alike(fields):
     image = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
-    for bgr, rgb in zip(changed(image, **fields), changed(np.ascontiguousarray(image[::-1]), rgb=True, **fields), strict=True):
+    for bgr, rgb in zip(augment(image, **fields), augment(np.ascontiguousarray(image[::-1]), rgb=True, **fields), strict=True):
         assert np.abs(bgr.astype(int) - rgb[:, ::-1]).max() <= 1
         assert (bgr != image).any()
 
 
-def test_brightness_and_contrast_are_factors_of_the_values_and_of_the_distance_from_the_mean():
+def test_brightness_scales_values_and_contrast_scales_distances_from_the_mean():
     image = np.array([[[60, 80], [100, 120]]], np.uint8)
     made = augmentation(brightness=0.5, contrast=0.5)
     changes = made.draw(1)
@@ -98,33 +98,33 @@ def test_brightness_and_contrast_are_factors_of_the_values_and_of_the_distance_f
     assert np.abs(made.apply(image, changes, 0) - meant).max() <= 0.51
 
 
-def test_saturation_goes_between_gray_and_twice_the_colour_and_keeps_the_gray():
+def test_saturation_ranges_from_gray_to_double_and_keeps_the_luminance():
     image = np.array([100, 110, 130], np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    made, _ = changed(image, count=100, saturation=1)
+    made, _ = augment(image, count=100, saturation=1)
     spread = made[:, 2, 0, 0].astype(int) - made[:, 0, 0, 0]
     assert spread.min() < 6
     assert spread.max() > 54
     assert np.abs(made[:, :, 0, 0] @ [0.114, 0.587, 0.299] - image[:, 0, 0] @ [0.114, 0.587, 0.299]).max() < 1
 
 
-def test_pca_moves_all_pixels_alike_mostly_along_gray():
+def test_pca_shifts_all_pixels_alike_mostly_along_gray():
     image = np.full((3, 6, 6), 128, np.uint8)
-    made, _ = changed(image, count=200, pca=0.5)
+    made, _ = augment(image, count=200, pca=0.5)
     assert (made == made[:, :, :1, :1]).all()
     shifts = made[:, :, 0, 0].astype(float) - 128
     assert 10 < shifts.std() < 30
     assert np.corrcoef(shifts.T).min() > 0.9
 
 
-def test_noise_has_up_to_the_deviation_asked_for_and_is_drawn_by_seed():
+def test_noise_has_at_most_the_given_deviation_and_depends_on_the_seed():
     image = np.full((3, 64, 64), 128, np.uint8)
-    for made in changed(image, count=40, noise=10):
+    for made in augment(image, count=40, noise=10):
         deviations = made.std((1, 2, 3))
         assert deviations.max() < 10.5
         assert deviations.max() > 8
         assert deviations.min() < 3
         assert abs(made.mean() - 128) < 0.3
-    np.testing.assert_array_equal(changed(image, noise=10)[0], changed(image, noise=10)[0])
+    np.testing.assert_array_equal(augment(image, noise=10)[0], augment(image, noise=10)[0])
 
 
 @pytest.mark.parametrize(
@@ -136,13 +136,13 @@ def test_noise_has_up_to_the_deviation_asked_for_and_is_drawn_by_seed():
         ({"max_aspect": 0.5}, "max_aspect 0.5"),
     ],
 )
-def test_settings_that_cannot_work_are_named(fields, found):
+def test_invalid_settings_are_refused(fields, found):
     with pytest.raises(caffe.Error) as error:
         augmentation(**fields)
     assert found in str(error.value)
 
 
-def test_images_of_other_kinds_are_named():
+def test_images_of_other_channels_or_types_are_refused():
     made = augmentation(brightness=0.1)
     for image in (np.zeros((2, 4, 4), np.uint8), np.zeros((3, 4, 4), np.float32)):
         with pytest.raises(caffe.Error, match="1 or 3 channels of bytes"):
@@ -159,7 +159,7 @@ def transformer(phase=caffe_pb2.TRAIN, **fields):
 @pytest.mark.parametrize(
     "mean", [{}, {"mean_value": [1, 2, 3]}, {"mean_file": "mean.binaryproto"}], ids=["none", "values", "file"]
 )
-def test_what_a_gpu_is_given_to_do_gives_the_same_batch(mean, tmp_path, monkeypatch):
+def test_cropping_and_normalising_on_the_device_gives_the_same_batch(mean, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     blob = caffe.io.array_to_blobproto(rng.random((1, 3, 12, 10)))
@@ -173,7 +173,7 @@ def test_what_a_gpu_is_given_to_do_gives_the_same_batch(mean, tmp_path, monkeypa
     np.testing.assert_array_equal(here, there.numpy())
 
 
-def test_training_images_are_changed_before_the_crop_and_test_images_are_not():
+def test_training_images_are_augmented_before_the_crop_and_test_images_are_not():
     image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4)
     fields = {"crop_size": 2, "augmentation_param": {"vertical_flip": 1}}
     np.testing.assert_array_equal(transformer(caffe_pb2.TEST, **fields)([image])[0], image[:, 1:3, 1:3])
@@ -184,7 +184,7 @@ def test_training_images_are_changed_before_the_crop_and_test_images_are_not():
     np.testing.assert_array_equal(made([image])[0], image[:, ::-1][:, top : top + 2, left : left + 2])
 
 
-def test_batches_are_the_same_however_many_threads_make_them(monkeypatch):
+def test_batches_do_not_depend_on_the_number_of_threads(monkeypatch):
     images = [np.random.default_rng(0).integers(0, 256, (3, 20, 20), dtype=np.uint8) for _ in range(7)]
     fields = {"mirror": True, "crop_size": 16, "augmentation_param": {**ALL, "noise": 5}}
     first = transformer(**fields)(images)
@@ -204,7 +204,7 @@ def test_batches_are_the_same_however_many_threads_make_them(monkeypatch):
         {},
     ],
 )
-def test_records_are_what_protocol_buffers_read(fields):
+def test_parsed_records_agree_with_protobuf(fields):
     message = caffe_pb2.Datum(**fields)
     found = datum.parse_datum(memoryview(message.SerializeToString()))
     for name in datum.Record._fields:
@@ -213,7 +213,7 @@ def test_records_are_what_protocol_buffers_read(fields):
         assert kind(value) == kind(meant)
 
 
-def test_damaged_records_are_errors():
+def test_damaged_records_are_parsed_or_refused_as_by_protobuf():
     whole = caffe_pb2.Datum(channels=3, height=2, width=1, data=b"abcdef", label=7).SerializeToString()
     rng = np.random.default_rng(0)
     for _ in range(2000):

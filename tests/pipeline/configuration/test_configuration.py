@@ -1,4 +1,4 @@
-"""What is said of a config: every problem at once, with its key, its value and what is allowed."""
+"""Checking a config: all problems at once, each with its key, its value and what is allowed."""
 
 import copy
 from pathlib import Path
@@ -31,7 +31,7 @@ def problems(change) -> list[str]:
     return str(error.value).splitlines()
 
 
-def test_features_whose_files_would_have_one_name_are_told(tmp_path):
+def test_features_that_would_share_a_file_name_are_refused(tmp_path):
     data, ip = (NET % "dim: 3 dim: 256 dim: 256").strip().splitlines()
     powers = [
         f'layer {{ name: "{top}" type: "Power" bottom: "{bottom}" top: "{top}" }}'
@@ -45,7 +45,7 @@ def test_features_whose_files_would_have_one_name_are_told(tmp_path):
     ]
 
 
-def test_images_for_testing_may_be_found_where_the_list_or_the_folder_decides():
+def test_evaluating_on_test_is_allowed_if_the_list_may_have_test_images():
     for split in ({}, {"by": "column"}):
         config = copy.deepcopy(GOOD)
         config["datasets"]["cats"]["split"] = split
@@ -63,13 +63,13 @@ def test_defaults_are_filled_in_at_every_depth():
     assert "compute" not in GOOD
 
 
-def test_features_of_both_images_of_a_pair_may_be_wanted():
+def test_features_of_both_images_of_a_pair_are_allowed():
     config = copy.deepcopy(GOOD)
     config["experiments"]["breeds"] |= {"model": "mnist_siamese", "features": ["data", "ip1_p", "feat", "feat_p"]}
     check_config(config, "my.yaml")
 
 
-def test_a_sweep_whose_name_is_a_number_is_a_message_too():
+def test_a_sweep_whose_name_is_a_number_is_refused_with_a_message():
     config = copy.deepcopy(GOOD)
     config["experiments"][2024] = {"dataset": "cats", "model": ["lenet", "caffenet"]}
     with pytest.raises(InputError) as raised:
@@ -77,7 +77,7 @@ def test_a_sweep_whose_name_is_a_number_is_a_message_too():
     assert "my.yaml: experiments: the name 2024 is no text; put it into quotation marks" in str(raised.value).splitlines()
 
 
-def test_what_a_file_says_twice_is_told_with_its_line(write):
+def test_duplicate_keys_are_reported_with_their_lines(write):
     path = write(
         "my.yaml", yaml.safe_dump(GOOD) + "experiments: # again\n  breeds: {dataset: cats, model: lenet, model: caffenet}\n"
     )
@@ -90,7 +90,7 @@ def test_what_a_file_says_twice_is_told_with_its_line(write):
     ]
 
 
-def test_the_embedded_example_is_good():
+def test_the_embedded_example_is_valid():
     check_config(yaml.safe_load((ROOT / "config/config.yaml").read_text()), "config/config.yaml")
 
 
@@ -103,39 +103,39 @@ CASES = {
         lambda c: c["datasets"]["cats"].update(split={"val": 1.2}),
         "my.yaml: datasets.cats.split.val: 1.2 is not between 0 and 1",
     ),
-    "a value of another kind": (
+    "a value of another type": (
         lambda c: c["datasets"]["cats"].update(shard_size="many"),
         "my.yaml: datasets.cats.shard_size: 'many' is not a whole number",
     ),
-    "a word that is none of the choices": (
+    "a word that is not one of the choices": (
         lambda c: c["datasets"]["cats"].update(color="grey"),
         "my.yaml: datasets.cats.color: 'grey' is not one of color, gray; did you mean \"gray\"?",
     ),
-    "a name that YAML takes for another thing": (
+    "a name that YAML reads as a boolean": (
         lambda c: c["datasets"].update(yaml.safe_load("no: {source: {list: no.csv}}")),
         "my.yaml: datasets: the name False is no text; put it into quotation marks",
     ),
-    "a key that YAML takes for another thing": (
+    "a key that YAML reads as a boolean": (
         lambda c: c["datasets"]["cats"]["source"].update(columns=yaml.safe_load("no: number")),
         "my.yaml: datasets.cats.source.columns.False: unknown key; the known ones are url, path, label, split, group, sha256",
     ),
-    "a field of the solver that YAML takes for another thing": (
+    "a solver field that YAML reads as a boolean": (
         lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("yes: 1")),
         "my.yaml: experiments.breeds.solver.True: no field of Caffe's SolverParameter",
     ),
-    "a number that is none": (
+    "a number that is NaN": (
         lambda c: c["experiments"]["breeds"].update(solver={"base_lr": float("nan")}),
         "my.yaml: experiments.breeds.solver.base_lr: nan is no number to reckon with",
     ),
-    "a small number without a point": (
+    "a small number that YAML reads as a string": (
         lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("base_lr: 1e-7")),
         "my.yaml: experiments.breeds.solver.base_lr: '1e-7' is not a number; write 1.0e-07",
     ),
-    "a whole number as a power": (
+    "a whole number with an exponent": (
         lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("max_iter: 1e3")),
         "my.yaml: experiments.breeds.solver.max_iter: '1e3' is not a whole number; write 1000",
     ),
-    "a number of a dataset without a point": (
+    "a dataset's number that YAML reads as a string": (
         lambda c: c["datasets"]["cats"]["source"].update(yaml.safe_load("min_yield: 1e-1")),
         "my.yaml: datasets.cats.source.min_yield: '1e-1' is not a number; write 0.1",
     ),
@@ -152,15 +152,15 @@ CASES = {
         lambda c: c["datasets"]["cats"]["source"].pop("list"),
         "my.yaml: datasets.cats.source: none given; it has one of list, folder, published, database and dataset",
     ),
-    "a list's key of a folder": (
+    "a key of lists for a folder": (
         lambda c: c["datasets"]["cats"].update(source={"folder": "cats", "root": "."}),
         "my.yaml: datasets.cats.source.root: no effect without list",
     ),
-    "a way out of a root that is not given": (
+    "allow_outside_root without a root": (
         lambda c: c["datasets"]["cats"]["source"].update(allow_outside_root=True),
         "my.yaml: datasets.cats.source.allow_outside_root: no effect without root",
     ),
-    "a way out of the root of a folder": (
+    "allow_outside_root for a folder": (
         lambda c: c["datasets"]["cats"].update(source={"folder": "cats", "allow_outside_root": True}),
         "my.yaml: datasets.cats.source.allow_outside_root: no effect without list",
     ),
@@ -176,15 +176,15 @@ CASES = {
         lambda c: c["datasets"].update({"x\n": {"source": {"list": "x.csv"}}}),
         "my.yaml: datasets: 'x\\n' is no name; letters, digits, _ and - are allowed, - not at its beginning",
     ),
-    "a path that no file system has": (
+    "a path that is too long": (
         lambda c: c["datasets"]["cats"]["source"].update(list="lists/" + "ä" * 130),
         f"my.yaml: datasets.cats.source.list: 'lists/{'ä' * 34}'… is too long: names of files have at most 255 bytes, paths 4095",
     ),
-    "a copy of what is not published": (
+    "a copy without a published collection": (
         lambda c: c["datasets"]["cats"]["source"].update(copy="there"),
         "my.yaml: datasets.cats.source.copy: no effect without published",
     ),
-    "a size of records that are there": (
+    "a size for a database": (
         lambda c: c["datasets"]["cats"].update(source={"database": {"train": "a", "val": "b"}}, size={"height": 9}),
         "my.yaml: datasets.cats.size: no effect, it is the database's",
     ),
@@ -196,11 +196,11 @@ CASES = {
         lambda c: c["datasets"].update(kittens={"source": {"dataset": "cat"}}),
         "my.yaml: datasets.kittens.source.dataset: 'cat' is not one of cats, kittens; did you mean \"cats\"?",
     ),
-    "images of a dataset that has none": (
+    "images of a published collection": (
         lambda c: c["datasets"].update(digits={"source": {"published": "mnist"}}, more={"source": {"dataset": "digits"}}),
         "my.yaml: datasets.more.source.dataset: 'digits' comes from published; name one of images",
     ),
-    "images of itself": (
+    "a dataset that is its own source": (
         lambda c: c["datasets"].update(cats={"source": {"dataset": "cats"}}),
         "my.yaml: datasets.cats.source.dataset: 'cats' comes from another dataset; name one of images",
     ),
@@ -209,11 +209,11 @@ CASES = {
         "my.yaml: datasets.cats.split: fold is missing; by: fold wants folds, how many there are, and fold, the one for"
         " validation, from 0",
     ),
-    "a fold that there is not": (
+    "a fold out of range": (
         lambda c: c["datasets"]["cats"].update(split={"by": "fold", "folds": 5, "fold": 5}),
         "my.yaml: datasets.cats.split.fold: 5 is not one of 0 to 4",
     ),
-    "a fold of a split by share": (
+    "a fold of a split by fraction": (
         lambda c: c["datasets"]["cats"].update(split={"fold": 1}),
         "my.yaml: datasets.cats.split.fold: 1 has no effect with by: fraction; remove it, or use by: fold",
     ),
@@ -229,7 +229,7 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(model="squeezenett"),
         f"my.yaml: experiments.breeds.model: 'squeezenett' is not one of {', '.join(TEMPLATES)}; did you mean \"squeezenet\"?",
     ),
-    "a net that is not there": (
+    "a missing prototxt": (
         lambda c: c["experiments"]["breeds"].update(model="nets/absent.prototxt"),
         "my.yaml: experiments.breeds.model: nets/absent.prototxt: no such file",
     ),
@@ -248,17 +248,17 @@ CASES = {
         ),
         "my.yaml: experiments.breeds.model: vgg16 crops 224×224, but the images are 32×32; give the dataset a larger size",
     ),
-    "values to subtract from colours that gray images lack": (
+    "mean values of channels that gray images lack": (
         lambda c: (c["datasets"]["cats"].update(color="gray"), c["experiments"]["breeds"].update(model="googlenet")),
         "my.yaml: experiments.breeds.model: googlenet subtracts a value from each of 3 channels, but the images have 1; choose"
         " another model, or images of that many",
     ),
-    "a map smaller than the crop": (
+    "a convolutional export smaller than the crop": (
         lambda c: c["experiments"]["breeds"].update(model="caffenet", export={"convolutional": {"height": 300, "width": 200}}),
         "my.yaml: experiments.breeds.export.convolutional: 300×200 is smaller than the net's own 227×227; give no side that is"
         " smaller",
     ),
-    "a map smaller than the images": (
+    "a convolutional export smaller than the images": (
         lambda c: c["experiments"]["breeds"].update(export={"convolutional": {"height": 200, "width": 256}}),
         "my.yaml: experiments.breeds.export.convolutional: 200×256 is smaller than the net's own 256×256; give no side that is"
         " smaller",
@@ -276,115 +276,115 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(strategy="half"),
         "my.yaml: experiments.breeds.strategy: half builds on weights, but there are none; give weights, or use scratch",
     ),
-    "features of a strategy without": (
+    "features_from without strategy features": (
         lambda c: c["experiments"]["breeds"].update(features_from="pool2"),
         "my.yaml: experiments.breeds.features_from: no effect with strategy: full; use strategy: features",
     ),
-    "features of a blob that is not there": (
+    "features_from an unknown blob": (
         lambda c: c["experiments"]["breeds"].update(strategy="features", weights={"file": "w"}, features_from="pool9"),
         'my.yaml: experiments.breeds.features_from: "pool9", but it is top, middle, or a blob below the classifier: conv1, pool1,'
         ' conv2, pool2, ip1; did you mean "pool2" or "pool1"?',
     ),
-    "a blob that the chosen net may lack": (
+    "features of a blob that strategy auto may leave out": (
         lambda c: c["experiments"]["breeds"].update(strategy="auto", weights={"file": "w"}, features=["ip1"]),
         "my.yaml: experiments.breeds.features: 'ip1' is not one of data, conv1, pool1, conv2, pool2, linear (auto may choose the"
         " features of the middle)",
     ),
-    "statistics of no weights": (
+    "frozen batch norm without weights": (
         lambda c: c["experiments"]["breeds"].update(model="resnet18", batch_norm="freeze"),
         "my.yaml: experiments.breeds.batch_norm: freeze keeps the statistics of the weights, but there are no weights; give"
         " weights, or use learn",
     ),
-    "statistics of a net that has none": (
+    "frozen batch norm for a net without batch norm": (
         lambda c: c["experiments"]["breeds"].update(batch_norm="freeze", weights={"file": "x.caffemodel"}),
         "my.yaml: experiments.breeds.batch_norm: no effect, lenet has no BatchNorm; remove it",
     ),
-    "an end given twice": (
+    "both epochs and max_iter": (
         lambda c: c["experiments"]["breeds"].update(solver={"epochs": 3, "max_iter": 100}),
         "my.yaml: experiments.breeds.solver.epochs: max_iter says it too; remove one of them",
     ),
-    "steps given twice": (
+    "both step_epochs and stepsize": (
         lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 3, "stepsize": 100}),
         "my.yaml: experiments.breeds.solver.step_epochs: stepsize says it too; remove one of them",
     ),
-    "epochs that are no number": (
+    "epochs that are not a number": (
         lambda c: c["experiments"]["breeds"].update(solver={"epochs": "many"}),
         "my.yaml: experiments.breeds.solver.epochs: 'many' is not a number above 0",
     ),
-    "steps that do not rise": (
+    "step_epochs that do not increase": (
         lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": [3, 3]}),
         "my.yaml: experiments.breeds.solver.step_epochs: [3, 3] does not rise",
     ),
-    "a step behind the end": (
+    "a step after the end of training": (
         lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 3, "epochs": 2}),
         "my.yaml: experiments.breeds.solver.step_epochs: 3 has no effect, for training ends after 2 epochs",
     ),
-    "steps of another policy": (
+    "step_epochs with another policy": (
         lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 3, "lr_policy": "inv"}),
         "my.yaml: experiments.breeds.solver.step_epochs: no effect with lr_policy: inv; remove one, or use lr_policy: step",
     ),
-    "a step behind the default end": (
+    "a step after the default end of training": (
         lambda c: c["experiments"]["breeds"].update(solver={"step_epochs": 30}),
         "my.yaml: experiments.breeds.solver.step_epochs: 30 has no effect, for training ends after 20 epochs",
     ),
-    "steps that would make the rate 0": (
+    "policy step without gamma": (
         lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "step", "stepsize": 5}),
         "my.yaml: experiments.breeds.solver.lr_policy: step without gamma; give gamma, what the rate is multiplied by at each"
         " step, such as 0.1",
     ),
-    "steps without an interval": (
+    "policy step without stepsize": (
         lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "step", "gamma": 0.1}),
         "my.yaml: experiments.breeds.solver.lr_policy: step without stepsize; give stepsize, iterations from step to step, or"
         " step_epochs",
     ),
-    "several steps without places": (
+    "policy multistep without stepvalue": (
         lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "multistep", "gamma": 0.1}),
         "my.yaml: experiments.breeds.solver.lr_policy: multistep without stepvalue; give stepvalue, a list of the steps'"
         " iterations, or step_epochs",
     ),
-    "a rate that does not fall exponentially": (
+    "policy exp without gamma": (
         lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "exp"}),
         "my.yaml: experiments.breeds.solver.lr_policy: exp without gamma; give gamma, what the rate is multiplied by at each"
         " iteration, such as 0.9999",
     ),
-    "a rate that does not fall by its inverse": (
+    "policy inv without gamma": (
         lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "inv", "power": 0.75}),
         "my.yaml: experiments.breeds.solver.lr_policy: inv without gamma; give gamma, how fast the rate falls, such as 0.0001",
     ),
-    "a rate that does not fall on a line": (
+    "policy poly without power": (
         lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "poly"}),
         "my.yaml: experiments.breeds.solver.lr_policy: poly without power; give power, 1 for a straight line",
     ),
-    "a rate that is halved for good": (
+    "policy sigmoid without gamma": (
         lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "sigmoid", "stepsize": 100}),
         "my.yaml: experiments.breeds.solver.lr_policy: sigmoid without gamma; give gamma, how fast the rate changes around"
         " stepsize, below 0 where it falls, such as -0.01",
     ),
-    "steps of no policy": (
+    "stepvalue without a policy": (
         lambda c: c["experiments"]["breeds"].update(solver={"stepvalue": [50, 100]}),
         "my.yaml: experiments.breeds.solver.stepvalue: no effect with lr_policy: fixed, the default; give lr_policy: multistep,"
         " or remove it",
     ),
-    "iterations that do not rise": (
+    "stepvalue that does not increase": (
         lambda c: c["experiments"]["breeds"].update(solver={"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [100, 50]}),
         "my.yaml: experiments.breeds.solver.stepvalue: [100, 50] does not rise",
     ),
-    "an iteration behind the end": (
+    "a stepvalue after the end of training": (
         lambda c: c["experiments"]["breeds"].update(
             solver={"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [50, 100], "max_iter": 100}
         ),
         "my.yaml: experiments.breeds.solver.stepvalue: 100 has no effect, for training ends after 100 iterations",
     ),
-    "classes of a net that gives none": (
+    "classify with a net without classes": (
         lambda c: c["experiments"]["breeds"].update(model="mnist_siamese", classify={"images": "x.jpg"}),
         "my.yaml: experiments.breeds.classify: mnist_siamese gives values to compare, no classes; remove it",
     ),
-    "a classifier of values to compare": (
+    "strategy features for a net without classes": (
         lambda c: c["experiments"]["breeds"].update(model="mnist_siamese", strategy="features", weights={"file": "w"}),
         "my.yaml: experiments.breeds.strategy: features fits a classifier, but mnist_siamese gives values to compare, no classes;"
         " choose another strategy",
     ),
-    "two ways to freeze": (
+    "freeze_to with strategy scratch": (
         lambda c: c["experiments"]["breeds"].update(strategy="scratch", freeze_to="conv1"),
         "my.yaml: experiments.breeds.freeze_to: no effect with strategy: scratch; remove one of them",
     ),
@@ -400,7 +400,7 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(weights={"file": "a.caffemodel", "experiment": "breeds"}),
         "my.yaml: experiments.breeds.weights: experiment and file given; it is one of experiment, file and url",
     ),
-    "one of several weights of no kind": (
+    "one of several weights without a kind": (
         lambda c: c["experiments"]["breeds"].update(weights=[{"file": "a.caffemodel"}, {}]),
         "my.yaml: experiments.breeds.weights.1: none given; it is one of experiment, file and url",
     ),
@@ -408,11 +408,11 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(weights=[{"file": "a.caffemodel", "bset": True}]),
         'my.yaml: experiments.breeds.weights.0.bset: unknown key; did you mean "best"?',
     ),
-    "weights of another shape": (
+    "weights of another type": (
         lambda c: c["experiments"]["breeds"].update(weights=3),
         "my.yaml: experiments.breeds.weights: 3 is not a text or a mapping",
     ),
-    "a file named after a key that has one value": (
+    "a placeholder for a key that is not swept": (
         lambda c: c["experiments"]["breeds"].update(weights="weights/{model}.caffemodel"),
         "my.yaml: experiments.breeds.weights.file: {model} stands for nothing; in braces goes a key that the experiment has a"
         " list of, such as model",
@@ -421,11 +421,11 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(weights={"url": "http://x/a.caffemodel"}),
         "my.yaml: experiments.breeds.weights: sha256 is missing; it says which file the url gives",
     ),
-    "a hash that is none": (
+    "an invalid hash": (
         lambda c: c["experiments"]["breeds"].update(weights={"url": "http://x/a.caffemodel", "sha256": "abc"}),
         "my.yaml: experiments.breeds.weights.sha256: 'abc' is not 64 digits of 0 to 9 and a to f",
     ),
-    "the best of a file": (
+    "best without an experiment": (
         lambda c: c["experiments"]["breeds"].update(weights={"file": "a.caffemodel", "best": True}),
         "my.yaml: experiments.breeds.weights.best: no effect without experiment",
     ),
@@ -434,21 +434,21 @@ CASES = {
         "my.yaml: experiments.breeds.skip_layers: 'conv_1' is not one of conv1, pool1, conv2, pool2, ip1, relu1, ip2;"
         ' did you mean "conv1" or "conv2"?',
     ),
-    "a layer to skip where all are read": (
+    "skip_layers with strategy features": (
         lambda c: c["experiments"]["breeds"].update(
             weights={"file": "a.caffemodel"}, skip_layers=["conv1"], strategy="features", features=["ip1"]
         ),
         "my.yaml: experiments.breeds.skip_layers: strategy: features reads all layers of the weights; choose another strategy",
     ),
-    "several weights where one file is read": (
+    "several weights with strategy auto": (
         lambda c: c["experiments"]["breeds"].update(weights=[{"file": "a.h5"}, {"file": "b.h5"}], strategy="auto"),
         "my.yaml: experiments.breeds.weights: strategy: auto takes those of one file, and there are 2; give one",
     ),
-    "a layer to skip without weights": (
+    "skip_layers without weights": (
         lambda c: c["experiments"]["breeds"].update(skip_layers=["conv1"]),
         "my.yaml: experiments.breeds.skip_layers: no effect without weights",
     ),
-    "an early stop that is no number of tests": (
+    "a negative early_stopping": (
         lambda c: c["experiments"]["breeds"].update(early_stopping=-1),
         "my.yaml: experiments.breeds.early_stopping: -1 is less than 0",
     ),
@@ -456,7 +456,7 @@ CASES = {
         lambda c: c["datasets"].update({2024: c["datasets"]["cats"]}),
         "my.yaml: datasets: the name 2024 is no text; put it into quotation marks",
     ),
-    "a share of a split by column": (
+    "a fraction for a split by column": (
         lambda c: c["datasets"]["cats"].update(split={"by": "column", "val": 0.2}),
         "my.yaml: datasets.cats.split.val: 0.2 has no effect with by: column; remove it, or use by: fraction",
     ),
@@ -464,7 +464,7 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(solver={"base_lrr": 1}),
         'my.yaml: experiments.breeds.solver.base_lrr: no field of Caffe\'s SolverParameter; did you mean "base_lr"?',
     ),
-    "a number that YAML takes for a text": (
+    "a number that YAML reads as a string": (
         lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("base_lr: 1e-3")),
         "my.yaml: experiments.breeds.solver.base_lr: '1e-3' is not a number; write 0.001",
     ),
@@ -477,31 +477,31 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(solver={"solver_mode": "GPU"}),
         "my.yaml: experiments.breeds.solver.solver_mode: set by the workflow; say compute: cpu or compute: gpu",
     ),
-    "a part that is none to evaluate on": (
+    "an unknown part to evaluate on": (
         lambda c: c["experiments"]["breeds"].update(evaluate=["val", "tran"]),
         "my.yaml: experiments.breeds.evaluate.1: 'tran' is not one of val, train, test; did you mean \"train\"?",
     ),
-    "an evaluation on images for testing that nothing says": (
+    "an evaluation on test without test images": (
         lambda c: (c["datasets"]["cats"].update(split={"val": 0.3}), c["experiments"]["breeds"].update(evaluate=["test"])),
         "my.yaml: experiments.breeds.evaluate: test: no images are for testing; say which in the list's split column, and"
         " split: {by: column}",
     ),
-    "an evaluation on images for testing of a collection": (
+    "an evaluation on test of a published collection": (
         lambda c: (
             c["datasets"].update(digits={"source": {"published": "mnist"}}),
             c["experiments"]["breeds"].update(evaluate=["test"], dataset="digits"),
         ),
         "my.yaml: experiments.breeds.evaluate: test: a dataset from published has train and val; name one of these",
     ),
-    "a format of features that there is not": (
+    "an unknown feature format": (
         lambda c: c["experiments"]["breeds"].update(features=["ip1"], feature_formats=["csv"]),
         "my.yaml: experiments.breeds.feature_formats.0: 'csv' is not one of hdf5, leveldb, lmdb, npy, parquet",
     ),
-    "formats of no features": (
+    "feature_formats without features": (
         lambda c: c["experiments"]["breeds"].update(feature_formats=["npy"]),
         "my.yaml: experiments.breeds.feature_formats: no effect without features",
     ),
-    "more pictures of a net than anyone looks at": (
+    "too many pictures of a net": (
         lambda c: c["experiments"]["breeds"].update(pictures={"count": 100}),
         "my.yaml: experiments.breeds.pictures.count: 100 is not between 0 and 20",
     ),
@@ -509,7 +509,7 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(features=["ip1", "ip2"], rename_last=True),
         "my.yaml: experiments.breeds.features: 'ip2' is not one of data, conv1, pool1, conv2, pool2, ip1, ip2_cats",
     ),
-    "an average of a training that is none": (
+    "an average with strategy features": (
         lambda c: c["experiments"]["breeds"].update(
             strategy="features", weights="w", export={"average": 3}, solver={"snapshot": 5}
         ),
@@ -524,7 +524,7 @@ CASES = {
         lambda c: c["experiments"]["breeds"].update(export={"average": 3}, solver={"snapshot": 5, "max_iter": 10}),
         "my.yaml: experiments.breeds.export.average: 3, but 10 iterations with solver.snapshot: 5 leave 2; set it lower",
     ),
-    "weights of channels in another order": (
+    "weights trained on RGB for BGR images": (
         lambda c: (
             c["datasets"].update(cifar={"source": {"published": "cifar10"}}),
             c["experiments"].update(base={"dataset": "cifar", "model": "cifar10_quick"}),
@@ -532,7 +532,7 @@ CASES = {
         ),
         "my.yaml: experiments.breeds.dataset: channels are BGR, those that base learned on RGB; give datasets.cats.channels: RGB",
     ),
-    "weights of BGR for a collection that is RGB": (
+    "weights trained on BGR for an RGB collection": (
         lambda c: (
             c["datasets"].update(cifar={"source": {"published": "cifar10"}}),
             c["experiments"].update(
@@ -541,7 +541,7 @@ CASES = {
         ),
         "my.yaml: experiments.more.dataset: channels are RGB, those that breeds learned on BGR; give datasets.cats.channels: RGB",
     ),
-    "a map without a width": (
+    "a convolutional export without a width": (
         lambda c: c["experiments"]["breeds"].update(export={"convolutional": {"height": 454}}),
         "my.yaml: experiments.breeds.export.convolutional: width is missing",
     ),
@@ -549,11 +549,11 @@ CASES = {
 
 
 @pytest.mark.parametrize(("change", "said"), CASES.values(), ids=CASES)
-def test_a_problem_is_named_with_its_key_its_value_and_what_is_allowed(change, said):
+def test_a_problem_is_reported_with_its_key_its_value_and_what_is_allowed(change, said):
     assert problems(change) == [said]
 
 
-def test_records_and_images_of_the_size_that_is_cropped_are_good():
+def test_images_of_the_crop_size_and_published_records_are_valid():
     config = copy.deepcopy(GOOD)
     config["datasets"] |= {"digits": {"source": {"published": "mnist"}}, "small": {"source": {"list": "cats.csv"}}}
     config["datasets"]["small"]["size"] = {"height": 227, "width": 300}
@@ -575,7 +575,7 @@ def test_records_and_images_of_the_size_that_is_cropped_are_good():
         ((3, 36, 36), {}, "crops 36×36, but the images are 32×32; give the dataset a larger size"),
     ],
 )
-def test_images_are_those_that_a_net_for_use_takes(write, shape, dataset, said):
+def test_images_must_match_the_input_of_a_deploy_net(write, shape, dataset, said):
     net = NET % " ".join(f"dim: {size}" for size in shape)
     config = copy.deepcopy(GOOD)
     config["datasets"]["cats"] |= {"size": {"height": 32, "width": 32}} | dataset
@@ -601,7 +601,7 @@ def test_images_are_those_that_a_net_for_use_takes(write, shape, dataset, said):
         {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [50, 100], "epochs": 9},
     ],
 )
-def test_a_learning_rate_that_changes_as_it_says_is_good(solver):
+def test_complete_learning_rate_policies_are_valid(solver):
     config = copy.deepcopy(GOOD)
     config["experiments"]["breeds"]["solver"] = solver
     check_config(config, "my.yaml")
@@ -617,7 +617,7 @@ def test_all_problems_are_shown_at_once():
     assert len(problems(change)) == 5  # the misspelt key is unknown, and the right one missing
 
 
-def test_a_circle_of_experiments_is_shown_whole():
+def test_a_cycle_of_experiments_is_shown_in_full():
     def change(config):
         breeds = config["experiments"]["breeds"]
         config["experiments"] = {
@@ -630,7 +630,7 @@ def test_a_circle_of_experiments_is_shown_whole():
     ]
 
 
-def test_a_circle_by_way_of_one_of_several_weights_is_found():
+def test_a_cycle_through_one_of_several_weights_is_found():
     def change(config):
         breeds = config["experiments"]["breeds"]
         config["experiments"] = {
@@ -654,7 +654,7 @@ def test_a_circle_by_way_of_one_of_several_weights_is_found():
         {"source": {"dataset": "rgb"}},
     ],
 )
-def test_weights_of_a_net_of_rgb_images_are_good_for_gray_ones_and_for_rgb(target):
+def test_weights_trained_on_rgb_are_valid_for_gray_and_rgb_images(target):
     config = copy.deepcopy(GOOD)
     config["datasets"] |= {
         "cifar": {"source": {"published": "cifar10"}},
@@ -668,7 +668,7 @@ def test_weights_of_a_net_of_rgb_images_are_good_for_gray_ones_and_for_rgb(targe
     check_config(config, "my.yaml")
 
 
-def test_a_first_layer_that_is_not_copied_may_see_other_channels():
+def test_a_first_layer_that_is_skipped_may_have_other_channels():
     config = copy.deepcopy(GOOD)
     config["datasets"]["cifar"] = {"source": {"published": "cifar10"}}
     config["experiments"]["base"] = {"dataset": "cifar", "model": "lenet"}
@@ -676,14 +676,14 @@ def test_a_first_layer_that_is_not_copied_may_see_other_channels():
     check_config(config, "my.yaml")
 
 
-def test_several_weights_are_good():
+def test_several_weights_are_valid():
     config = copy.deepcopy(GOOD)
     sources = [{"file": "x.caffemodel"}, {"experiment": "breeds", "best": True}, {"url": "http://x/y", "sha256": "0" * 64}]
     config["experiments"]["more"] = {**GOOD["experiments"]["breeds"], "weights": sources}
     assert configuration.keys.origins(check_config(config, "my.yaml")["experiments"]["more"]) == sources
 
 
-def test_a_text_in_the_place_of_weights_is_a_file():
+def test_a_string_as_weights_is_a_file():
     config = copy.deepcopy(GOOD)
     config["experiments"]["one"] = {**GOOD["experiments"]["breeds"], "weights": "x.caffemodel", "strategy": "half"}
     config["experiments"]["two"] = {**GOOD["experiments"]["breeds"], "weights": [{"experiment": "one"}, "y.h5"]}
@@ -694,12 +694,12 @@ def test_a_text_in_the_place_of_weights_is_a_file():
 
 
 @pytest.mark.parametrize("config", [{}, {"datasets": 3}, {"datasets": {"cats": None}, "experiments": {"breeds": ["lenet"]}}])
-def test_a_config_of_another_shape_is_a_message_too(config):
+def test_a_config_of_another_structure_is_refused_with_a_message(config):
     with pytest.raises(InputError):
         check_config(config, "my.yaml")
 
 
-def test_what_a_source_says_of_downloading_is_what_the_step_takes_with_its_defaults():
+def test_download_options_of_a_source_have_the_defaults_of_the_step():
     source = check_config(GOOD, "my.yaml")["datasets"]["cats"]["source"]
     assert {name: source[name] for name in FetchOptions.model_fields} == FetchOptions().model_dump()
 
@@ -715,16 +715,16 @@ def test_what_a_source_says_of_downloading_is_what_the_step_takes_with_its_defau
         (["train/a", "test/a"], {}, ["val"], ""),
     ],
 )
-def test_what_a_folder_lacks_is_said_before_anything_runs(tmp_path, monkeypatch, made, split, evaluate, said):
+def test_missing_split_folders_are_reported_before_anything_runs(tmp_path, monkeypatch, made, split, evaluate, said):
     monkeypatch.chdir(tmp_path)
     for name in made:
         (tmp_path / "photos" / name).mkdir(parents=True)
     config = {"datasets": {"d": {"source": {"folder": "photos"}, "split": split}}}
     config["experiments"] = {"e": {"dataset": "d", "model": "lenet", "evaluate": evaluate}}
-    assert_said(config, said)
+    assert_problem(config, said)
     config["datasets"]["same"] = {"source": {"dataset": "d"}, "split": split}
     config["experiments"]["e"]["dataset"] = "same"
-    assert_said(config, said)
+    assert_problem(config, said)
 
 
 @pytest.mark.parametrize(
@@ -738,15 +738,15 @@ def test_what_a_folder_lacks_is_said_before_anything_runs(tmp_path, monkeypatch,
         ("absent.csv", "", {}, ""),
     ],
 )
-def test_a_list_without_splits_is_told_from_its_header(tmp_path, monkeypatch, name, header, columns, said):
+def test_a_list_without_a_split_column_is_recognised_by_its_header(tmp_path, monkeypatch, name, header, columns, said):
     monkeypatch.chdir(tmp_path)
     if header:
         (tmp_path / name).write_text(header + "\n")
-    assert_said({"datasets": {"d": {"source": {"list": name, "columns": columns}, "split": {"by": "column"}}}}, said)
+    assert_problem({"datasets": {"d": {"source": {"list": name, "columns": columns}, "split": {"by": "column"}}}}, said)
 
 
-def assert_said(config: dict, said: str) -> None:
-    """A config has one problem, with these words, or none where they are empty."""
+def assert_problem(config: dict, said: str) -> None:
+    """Assert that the config has one problem whose message contains `said`, or none if `said` is empty."""
     if not said:
         check_config(config, "config.yaml")
         return

@@ -1,4 +1,4 @@
-"""The options that each step gets from a config: all that it uses and no more, so that a change reruns what it has to."""
+"""The options that each step gets from a config: exactly those that it uses, so that a change reruns only what it affects."""
 
 import copy
 
@@ -22,14 +22,14 @@ CONFIG = {
 }
 
 
-def made(change=lambda config: None):
+def make_config(change=lambda config: None):
     config = copy.deepcopy(CONFIG)
     change(config)
     return check_config(config, "config.yaml")
 
 
-def of(step, change=lambda config: None, **names):
-    return options_of(made(change), step, names)
+def step_options(step, change=lambda config: None, **names):
+    return options_of(make_config(change), step, names)
 
 
 TRAIN = {"dataset": "dogs", "part": "train"}
@@ -37,8 +37,8 @@ RESIZE = {"size": {"height": 256, "width": 256}, "resize_mode": "squash", "inter
 
 
 def test_a_step_gets_its_options_with_their_defaults():
-    assert of("dataset.resize", dataset="cats") == RESIZE
-    assert of("sources.published", dataset="digits") == {"source": {"copy": "files"}}
+    assert step_options("dataset.resize", dataset="cats") == RESIZE
+    assert step_options("sources.published", dataset="digits") == {"source": {"copy": "files"}}
 
 
 def set_key(part, name, **keys):
@@ -59,8 +59,8 @@ def set_key(part, name, **keys):
         ("inference.features", {"experiment": "base"}, set_key("experiments", "base", pictures={"count": 5})),
     ],
 )
-def test_a_key_that_a_step_does_not_use_changes_nothing(step, names, change):
-    assert of(step, **names) == of(step, change, **names)
+def test_a_key_that_a_step_does_not_use_leaves_its_options_unchanged(step, names, change):
+    assert step_options(step, **names) == step_options(step, change, **names)
 
 
 @pytest.mark.parametrize(
@@ -83,39 +83,39 @@ def test_a_key_that_a_step_does_not_use_changes_nothing(step, names, change):
         ("export.average", {"experiment": "base"}, set_key("experiments", "base", export={"average": 2}, solver={"snapshot": 1})),
     ],
 )
-def test_a_key_that_a_step_uses_is_seen(step, names, change):
-    assert of(step, **names) != of(step, change, **names)
+def test_a_key_that_a_step_uses_changes_its_options(step, names, change):
+    assert step_options(step, **names) != step_options(step, change, **names)
 
 
-def test_files_of_this_machine_are_allowed_to_a_folder_alone():
-    assert of("dataset.download", dataset="dogs")["source"]["allow_file"]
-    assert not of("dataset.download", dataset="cats")["source"]["allow_file"]
+def test_file_urls_are_allowed_only_for_a_folder():
+    assert step_options("dataset.download", dataset="dogs")["source"]["allow_file"]
+    assert not step_options("dataset.download", dataset="cats")["source"]["allow_file"]
 
 
-def test_patience_and_limits_are_all_options_of_a_download():
-    limits, patience = of("dataset.download", dataset="cats")["source"], patience_of(made(), "cats")["source"]
+def test_patience_and_limits_together_are_all_download_options():
+    limits, patience = step_options("dataset.download", dataset="cats")["source"], patience_of(make_config(), "cats")["source"]
     assert not limits.keys() & patience.keys()
     assert limits | patience == STEPS["dataset.download"]().source.model_dump()
 
 
 def test_a_member_of_a_sweep_may_diverge():
-    assert of("training.train", experiment="swept-0.1")["tolerate_divergence"]
-    assert not of("training.train", experiment="base")["tolerate_divergence"]
+    assert step_options("training.train", experiment="swept-0.1")["tolerate_divergence"]
+    assert not step_options("training.train", experiment="base")["tolerate_divergence"]
 
 
-def test_augmentation_is_in_the_records_or_in_the_net():
-    assert of("nets.prototxt", experiment="base")["augmentation"] == {"rotation": 10}
-    assert "augmentation" not in of("nets.prototxt", experiment="tuned")
-    assert of("dataset.database", dataset="dogs", part="train")["augmentation"] == {"blur": 1}
-    assert "augmentation" not in of("dataset.database", dataset="dogs", part="val")
+def test_augmentation_goes_to_the_records_or_to_the_net():
+    assert step_options("nets.prototxt", experiment="base")["augmentation"] == {"rotation": 10}
+    assert "augmentation" not in step_options("nets.prototxt", experiment="tuned")
+    assert step_options("dataset.database", dataset="dogs", part="train")["augmentation"] == {"blur": 1}
+    assert "augmentation" not in step_options("dataset.database", dataset="dogs", part="val")
 
 
 def test_a_comparison_has_all_experiments_and_sweeps():
-    options = of("report.comparison")
+    options = step_options("report.comparison")
     assert options["names"] == ["base", "tuned", "swept-0.1", "swept-0.2"]
     assert options["datasets"] == ["cats", "dogs", "cats", "cats"]
     assert list(options["sweeps"]) == ["swept"]
 
 
-def test_neighbours_are_of_the_blob_whose_files_have_the_name():
-    assert of("report.neighbours", experiment="base", blob="ip1") == {"blob": "ip1"}
+def test_neighbours_use_the_blob_with_that_file_name():
+    assert step_options("report.neighbours", experiment="base", blob="ip1") == {"blob": "ip1"}

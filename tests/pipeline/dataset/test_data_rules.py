@@ -1,4 +1,4 @@
-"""The data's rules, run by Snakemake in a folder of their own on a few of the example's digits."""
+"""The rules for datasets, run by Snakemake in a temporary folder on a few small pictures."""
 
 import functools
 import shutil
@@ -43,7 +43,7 @@ def test_a_longer_list_downloads_only_what_is_new(snakemake, tmp_path):
 
 @pytest.mark.usefixtures("snakemake")
 @pytest.mark.parametrize("quiet", [(), ("--quiet", "rules", "host")])
-def test_the_message_of_a_step_that_fails_reaches_the_terminal(tmp_path, quiet):
+def test_the_error_of_a_failing_step_reaches_the_terminal(tmp_path, quiet):
     for number in (1, 3, 5):
         (tmp_path / f"{number}.png").write_text("<html></html>")
     code, output = workflows.snakemake(tmp_path, *quiet, "--", MEAN)
@@ -72,7 +72,7 @@ datasets:
 
 
 @pytest.fixture
-def of_folder(snakemake, tmp_path):
+def snakemake_with_folder(snakemake, tmp_path):
     """As `snakemake`, with photos/0/*.png and photos/1/*.png, and names.txt."""
     (tmp_path / "config.yaml").write_text(FOLDER)
     (tmp_path / "names.txt").write_text("cat\ndog\n")
@@ -82,36 +82,36 @@ def of_folder(snakemake, tmp_path):
     return snakemake
 
 
-def test_images_that_are_added_to_the_folder_of_a_class_are_taken(of_folder, tmp_path):
+def test_images_added_to_a_class_folder_are_used(snakemake_with_folder, tmp_path):
     (tmp_path / "photos/notes").mkdir()
     (tmp_path / "photos/1/5.heic").touch()
-    code, output = of_folder(MEAN)
+    code, output = snakemake_with_folder(MEAN)
     assert code == 0, output
     assert "photos: not taken: classes without images (notes); files of other kinds (.heic 1)" in output
     (tmp_path / "photos/notes").rmdir()
     (tmp_path / "photos/1/.DS_Store").touch()
-    assert "Nothing to be done" in of_folder(MEAN)[1]
+    assert "Nothing to be done" in snakemake_with_folder(MEAN)[1]
     shutil.copy(tmp_path / "photos/1/5.png", tmp_path / "photos/1/6.png")
-    code, output = of_folder(MEAN)
+    code, output = snakemake_with_folder(MEAN)
     assert code == 0, output
     assert "1/6.png" in (tmp_path / "results/datasets/few/list/00000.csv").read_text()
 
 
-def test_other_names_of_classes_are_noticed_and_missing_ones_before_anything_runs(of_folder, tmp_path):
+def test_changed_class_names_rerun_and_a_missing_names_file_stops_the_build(snakemake_with_folder, tmp_path):
     labels = "results/datasets/few/lists/labels.txt"
     (tmp_path / "names.txt").rename(tmp_path / "names")
-    code, output = of_folder(labels)
+    code, output = snakemake_with_folder(labels)
     assert code == 1
     assert "names.txt" in output
     assert not (tmp_path / "results").exists()
     (tmp_path / "names").rename(tmp_path / "names.txt")
-    assert of_folder(labels)[0] == 0
+    assert snakemake_with_folder(labels)[0] == 0
     (tmp_path / "names.txt").write_text("cats\ndogs\n")
-    assert of_folder(labels)[0] == 0
+    assert snakemake_with_folder(labels)[0] == 0
     assert (tmp_path / labels).read_text() == "cats\ndogs\n"
 
 
-@pytest.mark.usefixtures("of_folder")
+@pytest.mark.usefixtures("snakemake_with_folder")
 @pytest.mark.parametrize(
     ("split", "made"),
     [
@@ -120,7 +120,7 @@ def test_other_names_of_classes_are_noticed_and_missing_ones_before_anything_run
         ("    split: {by: fraction}\n", {"by": "fraction"}),
     ],
 )
-def test_images_keep_their_own_split_unless_the_config_says_how_to_divide_them(tmp_path, split, made):
+def test_images_keep_their_own_split_unless_the_config_sets_one(tmp_path, split, made):
     config = FOLDER.replace("    split: {by: fraction, val: 0.34}\n", split)
     (tmp_path / "config.yaml").write_text(config)
     code, output = workflows.snakemake(tmp_path, "-n", "--printshellcmds", "results/datasets/few/lists/val.txt")

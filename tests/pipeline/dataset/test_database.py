@@ -3,7 +3,6 @@ import resource
 from pathlib import Path
 
 import cv2
-import lmdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +16,7 @@ from pipeline.formats.images import Resized, open_images
 from pipeline.formats.records import digest, encode_datum, write_database
 from pipeline.options.dataset import Augmentation, DatabaseOptions, ImageSize, ResizeOptions
 from tests.conftest import GOLDEN
-from tests.pipeline.conftest import write_resized
+from tests.pipeline.conftest import records, write_resized
 
 BUILD = ("pipeline.dataset.database", "all.txt", "resize", "lmdb", "--labels", "labels.txt", "--manifest", "manifest.json")
 
@@ -31,11 +30,6 @@ def listed(dataset):
     return dataset
 
 
-def records(folder):
-    with lmdb.open(str(folder), readonly=True, lock=False) as environment, environment.begin() as transaction:
-        return list(transaction.cursor())
-
-
 @pytest.mark.parametrize(
     ("name", "size", "color", "as_files"),
     [
@@ -44,7 +38,7 @@ def records(folder):
         ("plain_resize", ImageSize(height=32, width=28), True, False),
     ],
 )
-def test_records_are_those_of_convert_imageset(tmp_path, name, size, color, as_files):
+def test_records_equal_those_of_convert_imageset(tmp_path, name, size, color, as_files):
     golden = GOLDEN / "data"
     lines = [line.rpartition(" ")[::2] for line in (golden / "list.txt").read_text().splitlines()]
     if as_files:
@@ -79,14 +73,14 @@ def test_a_record_holds_the_pixels_of_its_image(command, listed):
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 3), (300, 200), (1, 1)])
-def test_a_record_is_a_datum_as_protobuf_writes_it(shape):
+def test_an_encoded_record_has_the_bytes_that_protobuf_writes(shape):
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     datum = caffe.io.array_to_datum(image.transpose(2, 0, 1) if image.ndim == 3 else image[None], label=300)
     datum.encoded = False
     assert encode_datum(image, 300) == datum.SerializeToString()
 
 
-def test_a_list_built_again_gives_the_same_bytes(listed):
+def test_rebuilding_a_database_gives_the_same_bytes(listed):
     manifests = [
         build(listed / "all.txt", Resized(listed / "resize"), listed / name, DatabaseOptions(), 3, n)
         for n, name in ((1, "a"), (3, "b"))
@@ -95,7 +89,7 @@ def test_a_list_built_again_gives_the_same_bytes(listed):
     assert (listed / "a/data.mdb").read_bytes() == (listed / "b/data.mdb").read_bytes()
 
 
-def test_the_manifest_tells_of_a_changed_pixel(command, listed):
+def test_the_manifests_hash_changes_with_a_single_pixel(command, listed):
     manifests = []
     for _ in range(2):
         assert command(*BUILD).returncode == 0
@@ -107,7 +101,7 @@ def test_the_manifest_tells_of_a_changed_pixel(command, listed):
     assert manifests[0] == manifests[1] == {"images": 9, "classes": 3, "shape": [3, 8, 8]}
 
 
-def test_a_database_grows_past_its_first_size_and_over_many_transactions(listed, monkeypatch):
+def test_a_database_grows_beyond_its_initial_size_over_many_transactions(listed, monkeypatch):
     monkeypatch.setattr("pipeline.formats.records.MAP_SIZE", 1 << 14)
     monkeypatch.setattr("pipeline.dataset.database.BATCH", 2)
     assert (
@@ -131,7 +125,7 @@ def test_an_unreadable_image_is_named_with_its_line(fails, listed):
 
 
 @pytest.mark.parametrize("content", [None, "<html></html>"])
-def test_an_image_file_that_is_none_is_named_with_its_line(fails, listed, picture, content):
+def test_a_missing_or_invalid_image_file_is_named_with_its_line(fails, listed, picture, content):
     (listed / "files").mkdir()
     cv2.imwrite(str(listed / "files/there.png"), picture())
     if content:
@@ -151,7 +145,7 @@ def test_a_label_out_of_range_is_named_with_its_line(fails, listed):
     fails(["all.txt:10: label 3, but there are 3 classes (0–2); Caffe's labels start from 0"], *BUILD)
 
 
-def test_a_failed_build_leaves_the_old_database(fails, command, listed):
+def test_a_failed_build_keeps_the_old_database(fails, command, listed):
     assert command(*BUILD).returncode == 0
     before = records(listed / "lmdb")
     (listed / "all.txt").write_text("00000/000000_owl.jpg -1\n")
@@ -160,7 +154,7 @@ def test_a_failed_build_leaves_the_old_database(fails, command, listed):
 
 
 @pytest.mark.parametrize("line", ["00000/000000_owl.jpg", "00000/000000_owl.jpg owl", "", " 1", "00000/000000_owl.jpg 1.5"])
-def test_a_line_in_another_form_is_refused(listed, line):
+def test_a_malformed_line_is_refused(listed, line):
     (listed / "all.txt").write_text(f"00000/000000_owl.jpg 1\n{line}\n")
     with pytest.raises(InputError) as raised:
         build(listed / "all.txt", Resized(listed / "resize"), listed / "db", DatabaseOptions(), 3)
@@ -179,7 +173,7 @@ def test_an_image_of_another_size_is_refused(fails, listed, picture):
 CHANGES = '{"brightness": 0.4, "rotation": 10}'
 
 
-def test_changed_copies_follow_the_images_epoch_by_epoch(command, listed):
+def test_augmented_copies_follow_the_images_epoch_by_epoch(command, listed):
     done = command(*BUILD, "--copies", 2, "--augmentation", CHANGES, "--seed", 5)
     assert done.returncode == 0, done.stderr
     assert json.loads((listed / "manifest.json").read_text())["images"] == 27
@@ -194,7 +188,7 @@ def test_changed_copies_follow_the_images_epoch_by_epoch(command, listed):
     assert len({datum.data for _, datum in written}) == 27
 
 
-def test_changed_copies_are_the_same_again_and_others_by_another_seed(listed):
+def test_augmented_copies_are_reproducible_and_depend_on_the_seed(listed):
     changes = Augmentation(brightness=0.4, noise=4)
     manifests = [
         build(
@@ -219,12 +213,12 @@ def test_changed_copies_are_the_same_again_and_others_by_another_seed(listed):
         (("--copies", 2, "--augmentation", '{"brightness": 2}'), ["--augmentation.brightness: 2 is not between 0 and 1"]),
     ],
 )
-def test_copies_that_cannot_be_made_are_refused(fails, listed, arguments, said):
+def test_invalid_copies_or_augmentations_are_refused(fails, listed, arguments, said):
     fails(said, *BUILD, *arguments)
 
 
 @pytest.mark.parametrize("encode", ["png", "jpg"])
-def test_encoded_records_are_files_as_convert_imageset_writes_them(command, listed, encode):
+def test_encoded_records_hold_image_files_as_from_convert_imageset(command, listed, encode):
     done = command(*BUILD, "--encode", encode)
     assert done.returncode == 0, done.stderr
     assert json.loads((listed / "manifest.json").read_text())["shape"] == [3, 8, 8]
@@ -245,7 +239,7 @@ def test_encoded_records_are_files_as_convert_imageset_writes_them(command, list
         (caffe_pb2.Datum(channels=1, height=1, width=3, data=b"ab"), "2 values for shape"),
     ],
 )
-def test_a_database_with_a_wrong_record_does_not_get_its_name(tmp_path, datum, found):
+def test_a_database_with_an_invalid_record_is_not_written(tmp_path, datum, found):
     value = datum.SerializeToString()
     with pytest.raises(caffe.Error) as error:
         write_database([[(b"k", value, digest(b"k", value))]], tmp_path / "db", 3)
@@ -253,7 +247,7 @@ def test_a_database_with_a_wrong_record_does_not_get_its_name(tmp_path, datum, f
     assert list(tmp_path.iterdir()) == []
 
 
-def test_there_may_be_more_shards_than_files_that_may_be_open(tmp_path, monkeypatch):
+def test_more_shards_than_the_open_files_limit_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.formats.images.MAPPED", 16)
     count, images = 60, Resized(tmp_path)
     for number in range(count):

@@ -15,7 +15,7 @@ from pipeline.options.dataset import FetchOptions
 
 @pytest.fixture
 def server(picture):
-    """A server of images and of all that goes wrong with them; `.asked` counts requests by path, `.url` is its address."""
+    """A server of images and of every kind of failure; `.asked` counts requests by path, `.url` is its address."""
     jpeg = cv2.imencode(".jpg", picture())[1].tobytes()
     asked = Counter()
 
@@ -71,7 +71,7 @@ def fetch(tmp_path, monkeypatch):
     return fetch_urls
 
 
-def test_every_url_has_a_row_that_says_what_became_of_it(server, fetch, tmp_path):
+def test_every_url_has_a_row_with_its_outcome(server, fetch, tmp_path):
     paths = ["image.jpg", "missing.jpg", "page.jpg", "cut.jpg", "broken.jpg", "moved.jpg", "dropped.jpg"]
     fetch([f"{server.url}/{path}" for path in paths])
     table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
@@ -89,19 +89,19 @@ def test_an_image_arrives_byte_for_byte_with_its_digest(server, fetch, tmp_path)
     assert table.bytes[0] == len(server.jpeg)
 
 
-def test_a_busy_server_is_asked_again(server, fetch):
+def test_a_busy_server_is_retried(server, fetch):
     table = fetch([f"{server.url}/busy.jpg"], retries=2)
     assert list(table.error) == [""]
     assert server.asked["/busy.jpg"] == 3
 
 
-def test_a_server_that_stays_broken_is_asked_as_often_as_told(server, fetch):
+def test_a_broken_server_is_retried_as_often_as_configured(server, fetch):
     table = fetch([f"{server.url}/broken.jpg"], retries=1)
     assert list(table.error) == ["http_500"]
     assert server.asked["/broken.jpg"] == 2
 
 
-def test_a_missing_image_is_not_asked_for_again(server, fetch):
+def test_a_missing_image_is_not_retried(server, fetch):
     fetch([f"{server.url}/missing.jpg"], retries=3)
     assert server.asked["/missing.jpg"] == 1
 
@@ -111,12 +111,12 @@ def test_a_file_gets_the_extension_of_its_content(server, fetch):
     assert list(table.path) == ["000000_image.jpg", "000001_image.jpg"]
 
 
-def test_urls_of_the_same_name_are_files_of_their_own(server, fetch):
+def test_urls_with_the_same_file_name_become_separate_files(server, fetch):
     table = fetch([f"{server.url}/a/1.jpg", f"{server.url}/b/1.jpg"])
     assert table.path.nunique() == 2
 
 
-def test_another_content_than_listed_is_refused(server, fetch):
+def test_content_with_another_sha256_than_listed_is_refused(server, fetch):
     assert list(fetch([f"{server.url}/image.jpg"], sha256="0" * 64).error) == ["other_sha256"]
     assert list(fetch([f"{server.url}/image.jpg"], sha256=hashlib.sha256(server.jpeg).hexdigest().upper()).error) == [""]
 
@@ -125,37 +125,37 @@ def test_a_file_that_is_too_large_is_refused(server, fetch):
     assert list(fetch([f"{server.url}/image.jpg"], max_bytes=100).error) == ["too_large"]
 
 
-def test_a_file_url_is_taken_only_where_allowed(fetch, tmp_path, picture):
+def test_a_file_url_is_accepted_only_if_allowed(fetch, tmp_path, picture):
     cv2.imwrite(str(tmp_path / "ä b.png"), picture())
     urls = [(tmp_path / "ä b.png").as_uri(), (tmp_path / "none.png").as_uri(), tmp_path.as_uri()]
     assert list(fetch(urls, allow_file=True).error) == ["", "not_found", "not_found"]
     assert list(fetch(urls).error) == ["refused"] * 3
 
 
-def test_an_address_that_is_none_has_its_own_error(fetch):
+def test_an_invalid_url_has_its_own_error(fetch):
     table = fetch(["ftp://x/1.jpg", "1.jpg", "http://", "http://[", "http://127.0.0.1:1/1.jpg"])
     assert list(table.error) == ["refused", "refused", "bad_url", "bad_url", "connection"]
 
 
-def test_addresses_that_cannot_be_taken_apart_are_one_urls_error(server, fetch):
+def test_an_unparsable_url_or_redirect_fails_only_its_own_url(server, fetch):
     table = fetch([f"{server.url}/astray.jpg", "file://[", f"{server.url}/image.jpg"], allow_file=True)
     assert list(table.error) == ["bad_url", "bad_url", ""]
 
 
-def test_a_name_of_a_private_address_is_not_connected_to(server, fetch):
+def test_a_host_name_with_a_private_address_is_refused(server, fetch):
     address = server.url.replace("127.0.0.1", "localhost")
     assert list(fetch([f"{address}/image.jpg"], allow_private=False).error) == ["refused"]
     assert not server.asked
 
 
 @pytest.mark.parametrize("options", [{"allow_private": False}, {"max_bytes": 9}])
-def test_what_a_setting_has_refused_is_told_with_its_key(server, fetch, options):
+def test_refused_images_are_reported_with_the_key_of_the_setting(server, fetch, options):
     with pytest.raises(InputError) as raised:
         fetch([f"{server.url}/image.jpg"], min_yield=0.5, **options)
     assert f"source.{next(iter(options))}" in raised.value.do
 
 
-def test_an_address_is_sent_as_it_stands(server, fetch):
+def test_a_url_is_sent_with_its_escapes_unchanged(server, fetch):
     fetch([f"{server.url}/%7Ea%2Fb.jpg?sign=%41+|a%20b", f"{server.url}/ä b.jpg#c"])
     assert set(server.asked) == {"/%7Ea%2Fb.jpg?sign=%41+|a%20b", "/%C3%A4%20b.jpg"}
 
@@ -164,7 +164,7 @@ def test_the_client_speaks_http_2():
     assert "HTTP2" in pycurl.version or "nghttp2" in pycurl.version
 
 
-def test_too_few_images_end_the_step_with_the_reasons(server, fetch, tmp_path):
+def test_too_few_images_fail_the_step_with_the_reasons(server, fetch, tmp_path):
     with pytest.raises(InputError) as raised:
         fetch([f"{server.url}/{path}.jpg" for path in ("image", "page", "missing")], min_yield=0.5)
     assert "1 of 3 images" in raised.value.found
@@ -173,7 +173,7 @@ def test_too_few_images_end_the_step_with_the_reasons(server, fetch, tmp_path):
     assert not (tmp_path / "table.csv").exists()
 
 
-def test_a_list_of_html_pages_ends_the_command_with_one_line(server, fails, write):
+def test_a_list_of_html_pages_fails_the_command_with_one_line(server, fails, write):
     write("list.csv", f"url,label\n{server.url}/page.jpg,a\n")
     fails(
         ["list.csv", "not_an_image", "/page.jpg"],

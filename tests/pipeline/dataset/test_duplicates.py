@@ -1,4 +1,4 @@
-"""Near-duplicates: what is found of an image that was changed, and what is not."""
+"""Near-duplicates: modified copies of an image are found, other images are not."""
 
 import cv2
 import numpy as np
@@ -7,12 +7,12 @@ import pytest
 from pipeline.dataset.duplicates import are_near_duplicates, fingerprint, nearest_duplicates
 
 
-def prints(images):
+def fingerprints(images):
     return np.stack([np.frombuffer(fingerprint(image), np.uint8) for image in images])
 
 
-def found(queries, others):
-    return nearest_duplicates(prints(queries), prints(others), lambda query, other: (queries[query], others[other]))
+def find_duplicates(queries, others):
+    return nearest_duplicates(fingerprints(queries), fingerprints(others), lambda query, other: (queries[query], others[other]))
 
 
 CHANGES = {
@@ -24,24 +24,25 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_changed_copy_is_found(picture, change):
+def test_a_modified_copy_is_found(picture, change):
     images = [picture(seed, 200, 220) for seed in range(40)]
     copies = [change(image) for image in images[::4]]
-    assert {query: other for query, (other, _) in found(copies, images).items()} == {at: 4 * at for at in range(10)}
+    assert {query: other for query, (other, _) in find_duplicates(copies, images).items()} == {at: 4 * at for at in range(10)}
 
 
 def test_other_images_are_not_found(picture):
-    assert found([picture(seed, 64, 64) for seed in range(50)], [picture(seed, 64, 64) for seed in range(50, 400)]) == {}
+    queries, others = ([picture(seed, 64, 64) for seed in seeds] for seeds in (range(50), range(50, 400)))
+    assert find_duplicates(queries, others) == {}
 
 
-def test_images_with_one_fingerprint_are_told_apart_by_their_pixels():
+def test_images_with_the_same_fingerprint_are_distinguished_by_their_pixels():
     ramps = [np.repeat(np.linspace(0, top, 64)[None], 64, 0).astype(np.uint8) for top in (60, 250)]
     assert fingerprint(ramps[0]) == fingerprint(ramps[1])
     assert not are_near_duplicates(*ramps)
-    assert found(ramps[:1], ramps) == {0: (0, 0)}
+    assert find_duplicates(ramps[:1], ramps) == {0: (0, 0)}
 
 
-def test_every_change_of_six_bits_is_found_and_none_of_seven():
+def test_fingerprints_at_most_six_bits_apart_are_found():
     rng = np.random.default_rng(0)
     base = rng.integers(0, 2, (200, 128), dtype=np.uint8)
     image = np.zeros((8, 8), np.uint8)
@@ -54,5 +55,5 @@ def test_every_change_of_six_bits_is_found_and_none_of_seven():
         assert all(pair == (query, count) for query, pair in pairs.items())
 
 
-def test_nothing_has_no_duplicates():
+def test_an_empty_query_has_no_duplicates():
     assert nearest_duplicates(np.empty((0, 16), np.uint8), np.zeros((3, 16), np.uint8), lambda query, other: None) == {}

@@ -1,4 +1,4 @@
-"""2,000 URLs of a server with every fault: each good image arrives, each bad URL has its error, and a killed run is taken up."""
+"""2,000 URLs of a server with every fault: each good image arrives, each bad URL has its error, and a killed run resumes."""
 
 import asyncio
 import multiprocessing
@@ -54,7 +54,7 @@ def kind_of(number: int) -> str:
 
 
 def serve(jpeg: bytes, ready) -> None:
-    """The server, a process of its own; /asked tells how often each path was asked for."""
+    """Run the server, in its own process; /asked gives the number of requests by path."""
     asked = Counter()
     bomb = png_of_zeros(60000, 60000)
 
@@ -157,7 +157,7 @@ def asked(server: str) -> dict[str, int]:
         return json.load(answer)
 
 
-def started(folder, **options) -> subprocess.Popen:
+def start_download(folder, **options) -> subprocess.Popen:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     words = [
         sys.executable,
@@ -175,7 +175,7 @@ def started(folder, **options) -> subprocess.Popen:
 
 
 def peak_memory(process: subprocess.Popen) -> list[int]:
-    """A list whose one number follows the most memory that the process has held, in MB."""
+    """A list of one number: the peak memory of the process so far, in MB."""
     peak = [0]
 
     def watch() -> None:
@@ -191,7 +191,7 @@ def peak_memory(process: subprocess.Popen) -> list[int]:
     return peak
 
 
-def test_every_good_image_arrives_and_every_bad_one_has_its_error(server, tmp_path):
+def test_every_good_image_arrives_and_every_bad_url_has_its_error(server, tmp_path):
     kinds = [kind_of(number) for number in range(COUNT)]
     assert set(kinds) == set(KINDS)
     lines = [f"{server}/{kind}/{number}" for number, kind in enumerate(kinds)]
@@ -205,7 +205,7 @@ def test_every_good_image_arrives_and_every_bad_one_has_its_error(server, tmp_pa
         "concurrency": 64,
         "per_host": 64,
     }
-    process = started(tmp_path, **limits)
+    process = start_download(tmp_path, **limits)
     peak = peak_memory(process)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
@@ -217,10 +217,10 @@ def test_every_good_image_arrives_and_every_bad_one_has_its_error(server, tmp_pa
     assert 0 < peak[0] < 500
 
 
-def test_a_killed_run_is_taken_up_without_fetching_again(server, tmp_path):
+def test_a_killed_run_resumes_without_downloading_again(server, tmp_path):
     lines = [f"{server}/good/killed{number}" for number in range(600)] + [f"{server}/missing/killed"]
     (tmp_path / "list.csv").write_text("url,label\n" + "".join(f"{line},a\n" for line in lines))
-    process = started(tmp_path, concurrency=4)
+    process = start_download(tmp_path, concurrency=4)
     journal = tmp_path / ".images.resume/journal.jsonl"
     while not (journal.exists() and journal.read_text().count("\n") > 200):
         assert process.poll() is None
@@ -230,19 +230,19 @@ def test_a_killed_run_is_taken_up_without_fetching_again(server, tmp_path):
     assert not (tmp_path / "images").exists()
     before = len(re.findall(r"\n\{", journal.read_text()))
     assert 200 <= before < 601
-    process = started(tmp_path, concurrency=4)
+    process = start_download(tmp_path, concurrency=4)
     assert process.wait(timeout=120) == 0
     assert len(list((tmp_path / "images").iterdir())) == 600
     counts = asked(server)
     again = [path for path in counts if "killed" in path and counts[path] > 1]
-    assert len(again) <= 16  # those that were under way: four at the server, and others that were being checked
+    assert len(again) <= 16  # those in flight: four at the server, and others that were being checked
     assert not list(tmp_path.glob(".*"))
 
 
-def test_another_list_takes_up_nothing(server, tmp_path):
+def test_leftovers_of_another_list_are_not_used(server, tmp_path):
     (tmp_path / ".images.resume/images").mkdir(parents=True)
     (tmp_path / ".images.resume/images/000000_x.jpg").write_text("of another list")
     (tmp_path / ".images.resume/journal.jsonl").write_text('{"list": "0"}\n{"number": 0, "path": "000000_x.jpg", "error": ""}\n')
     (tmp_path / "list.csv").write_text(f"url,label\n{server}/good/other,a\n")
-    assert started(tmp_path).wait(timeout=60) == 0
+    assert start_download(tmp_path).wait(timeout=60) == 0
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["000000_other.jpg"]

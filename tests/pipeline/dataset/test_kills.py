@@ -1,6 +1,6 @@
-"""A workflow that is killed and run again ends with the same bytes as an undisturbed one.
+"""A workflow that is killed and run again ends with the same bytes as an uninterrupted one.
 
-ROASTERY_KILLS says how many random moments are tried; 2 where it does not.
+ROASTERY_KILLS sets the number of random moments to kill at; the default is 2.
 """
 
 import hashlib
@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -25,13 +24,7 @@ datasets:
     size: {{height: 128, width: 128}}
     shard_size: 200
 """
-TARGETS = ["results/datasets/caltech/mean.binaryproto", "results/datasets/caltech/lmdb/val.manifest.json"]
-
-
-def started(folder: Path) -> subprocess.Popen:
-    """The five stages, in a process group of their own."""
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": workflows.environment()}
-    return subprocess.Popen(workflows.command("--", *TARGETS), cwd=folder, start_new_session=True, **output)
+GOAL = ("--", "results/datasets/caltech/mean.binaryproto", "results/datasets/caltech/lmdb/val.manifest.json")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -42,18 +35,18 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def unlock(folder: Path) -> None:
-    """What a user does after a kill, if Snakemake asks for it."""
+    """Unlock the folder, as a user does after a kill."""
     code, output = workflows.snakemake(folder, "--unlock")
     assert code == 0, output
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Digests of a run that nobody disturbs, and how long it took."""
+def uninterrupted(tmp_path_factory):
+    """Digests of an uninterrupted run, and its duration in seconds."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "config.yaml").write_text(CONFIG)
     start = time.monotonic()
-    process = started(folder)
+    process = workflows.start(folder, *GOAL)
     said, _ = process.communicate()
     assert process.returncode == 0, said
     return digests(folder), time.monotonic() - start
@@ -61,17 +54,17 @@ def undisturbed(tmp_path_factory):
 
 @needs_shared
 @pytest.mark.parametrize("number", range(KILLS))
-def test_a_killed_run_that_is_run_again_ends_with_the_same_bytes(undisturbed, tmp_path, number):
-    expected, seconds = undisturbed
+def test_a_killed_workflow_that_is_run_again_ends_with_the_same_bytes(uninterrupted, tmp_path, number):
+    expected, seconds = uninterrupted
     assert len(expected) == 15
     (tmp_path / "config.yaml").write_text(CONFIG)
-    process = started(tmp_path)
+    process = workflows.start(tmp_path, *GOAL)
     time.sleep(random.Random(number).uniform(0.2, 1) * seconds)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     unlock(tmp_path)
-    process = started(tmp_path)
+    process = workflows.start(tmp_path, *GOAL)
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert digests(tmp_path) == expected

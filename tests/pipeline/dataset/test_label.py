@@ -36,14 +36,14 @@ def edit(dataset, **columns):
 
 
 def reject(dataset, name):
-    """Let the resize step have set aside the images whose names hold `name`."""
+    """Mark the images whose names contain `name` as rejected by the resize step."""
     for path in (dataset / "resize").rglob("images.csv"):
         table = pd.read_csv(path, keep_default_na=False)
         table.loc[table.path.str.contains(name), "reason"] = "damaged"
         table.to_csv(path, index=False)
 
 
-def test_lists_are_in_caffes_form_with_labels_in_sorted_order(command, dataset):
+def test_lists_have_caffes_format_with_labels_in_sorted_order(command, dataset):
     done = command(*LABEL)
     assert done.returncode == 0, done.stderr
     assert lines(dataset, "labels.txt") == ["cat", "dog", "owl"]
@@ -57,13 +57,14 @@ def test_lists_are_in_caffes_form_with_labels_in_sorted_order(command, dataset):
 
 
 @pytest.mark.parametrize("policy", ["report", "drop"])
-def test_images_for_testing_are_in_a_list_of_their_own(command, dataset, policy):
+def test_test_images_are_written_to_test_txt(command, dataset, policy):
     tables = sorted((dataset / "download").glob("*.csv"))
     for path in tables:
         table = pd.read_csv(path, keep_default_na=False)
         table.assign(split=[{"val": "test"}.get(one, one) for one in table.split]).to_csv(path, index=False)
     assert command(*LABEL).returncode == 0
-    assert (len(lines(dataset, "val.txt")), lines(dataset, "test.txt")) == (3, [])  # for validation, where there is none
+    # Without a val split, the test images are used for validation.
+    assert (len(lines(dataset, "val.txt")), lines(dataset, "test.txt")) == (3, [])
     held_out = lines(dataset, "val.txt")
     table = pd.read_csv(tables[0], keep_default_na=False)
     table.loc[0, "split"] = "val"
@@ -75,7 +76,7 @@ def test_images_for_testing_are_in_a_list_of_their_own(command, dataset, policy)
     assert "5 training and 1 validation images, 3 for testing" in done.stdout
 
 
-def test_images_own_split_is_kept_where_each_has_one_and_is_no_reason_where_not(command, dataset):
+def test_the_images_own_split_is_kept_only_if_it_is_complete(command, dataset):
     own = LABEL
     assert command(*own).returncode == 0
     kept = sorted(lines(dataset, "val.txt"))
@@ -127,7 +128,7 @@ def test_images_that_failed_or_were_rejected_are_left_out(dataset):
     )
 
 
-def test_how_many_images_could_not_be_had_or_read_is_told(command, dataset):
+def test_the_number_of_failed_and_rejected_images_is_reported(command, dataset):
     reject(dataset, "000000_owl")
     table = pd.read_csv(tables(dataset)[1], keep_default_na=False)
     table.loc[0, ["path", "error"]] = ["", "not_found"]
@@ -141,7 +142,7 @@ def test_a_class_without_images_is_named(fails, dataset):
     fails(["download", 'class "owl" has no images', "images.csv"], *LABEL)
 
 
-def test_a_class_of_which_nothing_was_downloaded_is_named(fails, dataset):
+def test_a_class_without_downloaded_images_is_named(fails, dataset):
     for path in tables(dataset):
         table = pd.read_csv(path, keep_default_na=False)
         table.loc[table.label == "dog", ["path", "error"]] = ["", "not_found"]
@@ -163,7 +164,7 @@ def test_a_class_without_training_images_is_named(fails, dataset):
         ({"path": lambda label: ""}, "has no images"),
     ],
 )
-def test_tables_that_give_no_lists_are_refused(dataset, columns, found):
+def test_tables_without_labels_splits_or_images_are_refused(dataset, columns, found):
     edit(dataset, **columns)
     with pytest.raises(InputError) as raised:
         write_lists(tables(dataset), dataset / "resize", dataset / "lists", LabelOptions(split=COLUMN))
@@ -172,11 +173,11 @@ def test_tables_that_give_no_lists_are_refused(dataset, columns, found):
     assert not (dataset / "lists").exists()
 
 
-def test_a_share_that_is_none_is_refused(fails, dataset):
+def test_a_validation_fraction_out_of_range_is_refused(fails, dataset):
     fails(["--val: 1.2 is not between 0 and 1"], *LABEL, "--val", 1.2)
 
 
-def test_names_by_number_keep_the_numbers(command, dataset):
+def test_class_names_by_number_keep_the_numbers(command, dataset):
     edit(dataset, label=lambda label: {"cat": "0", "dog": "2", "owl": "1"}[label])
     (dataset / "names.txt").write_text("tabby\nowl\nhound\n")
     done = command(*LABEL, "--names", "names.txt")
@@ -195,7 +196,7 @@ def test_names_that_do_not_fit_the_labels_are_refused(fails, dataset, names, sai
 
 
 def listed(labels, splits=None, groups=None):
-    """Images of these classes, called by their numbers."""
+    """Images of these classes, named by their numbers."""
     count = len(labels)
     paths = [f"0/{number:03d}.jpg" for number in range(count)]
     prints = np.random.default_rng(0).integers(0, 256, (count, 16), dtype=np.uint8)
@@ -214,7 +215,7 @@ def uneven():
     return listed(["a"] * 9 + ["b"] * 3, ["train"] * 8 + ["val"] + ["train"] * 2 + ["val"])
 
 
-def test_a_small_class_is_repeated_to_the_length_of_the_largest():
+def test_a_small_class_is_repeated_to_the_size_of_the_largest():
     train, val = lists(uneven(), LabelOptions(split=COLUMN, seed=1, repeat=True))
     assert Counter(number for number, _ in train) == {0: 8, 1: 8}
     assert Counter(at for number, at in train if number == 1) == {9: 4, 10: 4}
@@ -224,14 +225,14 @@ def test_a_small_class_is_repeated_to_the_length_of_the_largest():
     assert sum(one != other for one, other in pairwise(classes)) > 4  # the classes are mixed
 
 
-def test_a_large_class_is_cut_to_as_many_as_are_wanted():
+def test_max_per_class_limits_a_large_class():
     train, _ = lists(uneven(), LabelOptions(split=Split(by="column", max_per_class=3), seed=1))
     assert Counter(number for number, _ in train) == {0: 3, 1: 2}
     others, _ = lists(uneven(), LabelOptions(split=Split(by="column", max_per_class=3), seed=2))
     assert set(others) != set(train)
 
 
-def test_a_group_is_never_divided():
+def test_a_group_is_never_split():
     labels = [str(number % 3) for number in range(90)]
     groups = [f"g{number // 6}" for number in range(90)]
     groups[:6] = [""] * 6
@@ -244,7 +245,7 @@ def test_a_group_is_never_divided():
         assert set(numbers[~held_out]) == {0, 1, 2}
 
 
-def test_folds_take_every_image_once_and_every_class_evenly():
+def test_folds_hold_out_every_image_once_and_every_class_evenly():
     labels = ["a"] * 23 + ["b"] * 10 + ["c"] * 3
     images = listed(labels)
     found = np.stack(
@@ -257,7 +258,7 @@ def test_folds_take_every_image_once_and_every_class_evenly():
     assert found.sum(1).max() - found.sum(1).min() <= 1
 
 
-def test_a_fold_that_is_none_is_refused(fails, dataset):
+def test_a_fold_out_of_range_is_refused(fails, dataset):
     fails(["split.fold: 3", "there are 3 folds, which count from 0"], *LABEL, "--folds", 3, "--fold", 3)
 
 
@@ -268,7 +269,7 @@ def test_a_class_with_too_few_images_is_named():
     assert raised.value.expected == "every class needs 3"
 
 
-def test_the_command_balances(command, dataset):
+def test_the_command_balances_classes(command, dataset):
     done = command(*LABEL, "--repeat", "--max-per-class", 1)
     assert done.returncode == 0, done.stderr
     assert len(lines(dataset, "train.txt")) == 3
@@ -290,8 +291,8 @@ def test_classes_are_counted_and_weighted(tmp_path):
 
 
 @pytest.fixture
-def copied(dataset, picture):
-    """The dataset, in which one validation image is a training image, brighter, and another has only its fingerprint."""
+def duplicated(dataset, picture):
+    """The dataset, in which one validation image is a brighter training image, and another shares only its fingerprint."""
     for shard in ("00000", "00001"):
         names = list(Resized(dataset / "resize").shard(shard)[0])
         images = {name: picture(int(shard) * 10 + at, 64, 64) for at, name in enumerate(names)}
@@ -307,17 +308,17 @@ def copied(dataset, picture):
 
 
 @pytest.mark.parametrize(("policy", "found", "left"), [("report", 1, 3), ("drop", 1, 2), ("ignore", 0, 3)])
-def test_validation_images_that_nearly_are_training_images_are_found(command, copied, policy, found, left):
+def test_validation_images_that_are_near_duplicates_of_training_images_are_found(command, duplicated, policy, found, left):
     done = command(*LABEL, "--duplicates", policy)
     assert done.returncode == 0, done.stderr
-    rows = pd.read_csv(copied / "lists/duplicates.csv")
+    rows = pd.read_csv(duplicated / "lists/duplicates.csv")
     assert len(rows) == found
-    assert len(lines(copied, "val.txt")) == left
+    assert len(lines(duplicated, "val.txt")) == left
     assert ("nearly are training images" in done.stdout) == bool(found)
     if found:
         assert rows.train[0] == "00000/000000_owl.jpg"
         assert rows.val[0] == "00001/000003_dog.jpg"
-        assert (rows.val[0] in "".join(lines(copied, "val.txt"))) == (policy == "report")
+        assert (rows.val[0] in "".join(lines(duplicated, "val.txt"))) == (policy == "report")
 
 
 def test_a_validation_set_of_nothing_but_duplicates_is_refused(dataset):
@@ -329,6 +330,6 @@ def test_a_validation_set_of_nothing_but_duplicates_is_refused(dataset):
         write_lists(tables(dataset), dataset / "resize", dataset / "lists", LabelOptions(split=COLUMN, duplicates="drop"))
 
 
-def test_the_sizes_of_the_files_are_counted(command, dataset):
+def test_image_sizes_are_counted(command, dataset):
     assert command(*LABEL).returncode == 0
     assert lines(dataset, "sizes.csv") == ["height,width,images", "8,8,9"]

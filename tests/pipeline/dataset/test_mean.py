@@ -11,7 +11,7 @@ from tests.conftest import GOLDEN
 
 
 @pytest.mark.parametrize("name", ["plain_resize", "gray"])
-def test_the_mean_is_that_of_compute_image_mean(command, tmp_path, name):
+def test_the_mean_equals_that_of_compute_image_mean(command, tmp_path, name):
     done = command("pipeline.dataset.mean", GOLDEN / "data" / f"db_{name}", "mean.binaryproto", "--values", "mean.json")
     assert done.returncode == 0, done.stderr
     recorded = (GOLDEN / "data" / f"mean_{name}.binaryproto").read_bytes()
@@ -41,7 +41,7 @@ def test_encoded_records_have_the_mean_of_their_pixels(command, tmp_path, pictur
     np.testing.assert_allclose(values["std"], np.std(images, (0, 1, 2)), atol=1e-3)
 
 
-def test_an_encoded_record_that_is_no_image_is_named(fails, tmp_path):
+def test_an_encoded_record_that_is_not_an_image_is_named(fails, tmp_path):
     put(tmp_path / "db", caffe_pb2.Datum(data=b"<html>", encoded=True))
     fails(["db: 00000000", "cannot be decoded"], "pipeline.dataset.mean", "db", "mean.binaryproto", "--values", "mean.json")
 
@@ -61,12 +61,12 @@ def test_a_missing_database_is_named(fails):
     fails(["nowhere", "no such database"], "pipeline.dataset.mean", "nowhere", "mean.binaryproto", "--values", "mean.json")
 
 
-def test_a_file_that_is_no_database_is_named(fails, tmp_path):
+def test_a_file_that_is_not_a_database_is_named(fails, tmp_path):
     (tmp_path / "db").mkdir()
     (tmp_path / "db/data.mdb").write_text("hello")
     fails(["db", "not a readable LMDB"], "pipeline.dataset.mean", "db", "mean.binaryproto", "--values", "mean.json")
 
 
-def test_images_of_two_shapes_have_no_mean(fails, tmp_path):
+def test_images_of_different_shapes_are_refused(fails, tmp_path):
     put(tmp_path / "db", *(caffe.io.array_to_datum(np.zeros((3, n, 4), np.uint8), 0) for n in (4, 5)))
     fails(["db", "00000001", "(3, 5, 4)"], "pipeline.dataset.mean", "db", "mean.binaryproto", "--values", "mean.json")

@@ -23,7 +23,7 @@ def folder(tmp_path, picture):
 
 @pytest.mark.parametrize("mode", list(Mode))
 @pytest.mark.parametrize(("color", "shape"), [("color", (3, 32, 48, 3)), ("gray", (3, 32, 48))])
-def test_every_image_gets_the_size(folder, tmp_path, mode, color, shape):
+def test_every_image_is_resized_to_the_size(folder, tmp_path, mode, color, shape):
     options = ResizeOptions(size=ImageSize(height=32, width=48), resize_mode=mode, color=color)
     assert resize_folder(folder, tmp_path / "out", options, threads=2) == {"": 3}
     positions, pixels = Resized(tmp_path).shard("out")
@@ -36,34 +36,34 @@ def test_every_image_gets_the_size(folder, tmp_path, mode, color, shape):
 @pytest.mark.parametrize(
     ("name", "flag"), [("linear", cv2.INTER_LINEAR), ("area", cv2.INTER_AREA), ("nearest", cv2.INTER_NEAREST)]
 )
-def test_squash_is_a_resize_by_the_named_interpolation(picture, name, flag):
+def test_squash_resizes_with_the_chosen_interpolation(picture, name, flag):
     image = picture(3, 50, 70)
     resized = resize(image, ResizeOptions(size=ImageSize(height=20, width=30), interpolation=name))
     np.testing.assert_array_equal(resized, cv2.resize(image, (30, 20), interpolation=flag))
 
 
-def test_crop_keeps_the_middle_and_the_proportions():
+def test_crop_keeps_the_centre_and_the_aspect_ratio():
     image = np.zeros((40, 120, 3), np.uint8)
     image[:, 40:80] = 255  # the middle third is a white square
     assert (resize(image, ResizeOptions(size=ImageSize(height=10, width=10), resize_mode=Mode.CROP)) == 255).all()
 
 
 @pytest.mark.parametrize("shape", [(40, 120, 3), (40, 120)])
-def test_fit_keeps_the_whole_between_black_bars(shape):
+def test_fit_pads_the_whole_image_with_black_bars(shape):
     fitted = resize(np.full(shape, 255, np.uint8), ResizeOptions(size=ImageSize(height=30, width=30), resize_mode=Mode.FIT))
     assert (fitted[10:20] == 255).all()
     assert not fitted[:10].any()
     assert not fitted[20:].any()
 
 
-def test_pixels_are_those_of_decoding_and_resizing(folder, tmp_path):
+def test_pixels_equal_those_of_opencv_decoding_and_resizing(folder, tmp_path):
     resize_folder(folder, tmp_path / "out", ResizeOptions(size=ImageSize(height=24, width=24)))
     for name in ("wide.jpg", "tall.png", "clear.png"):
         expected = cv2.resize(cv2.imread(str(folder / name)), (24, 24))
         np.testing.assert_array_equal(Resized(tmp_path)[f"out/{name}"], expected)
 
 
-def test_what_cannot_be_read_is_set_aside_with_its_reason(command, folder, tmp_path):
+def test_unreadable_files_are_rejected_with_their_reason(command, folder, tmp_path):
     (folder / "page.jpg").write_text("<html><body>Not found</body></html>")
     (folder / "empty.png").touch()
     (folder / "cut.jpg").write_bytes((folder / "wide.jpg").read_bytes()[:600])
@@ -85,14 +85,14 @@ def test_a_folder_without_images_gives_an_empty_shard(command, tmp_path):
     assert pixels.shape == (0, 256, 256, 3)
 
 
-def test_the_number_of_threads_changes_nothing(folder, tmp_path):
+def test_the_result_does_not_depend_on_the_number_of_threads(folder, tmp_path):
     for threads in (1, 4):
         resize_folder(folder, tmp_path / f"out{threads}", ResizeOptions(size=ImageSize(height=16, width=16)), threads)
     for name in ("pixels.npy", "images.csv"):
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out4" / name).read_bytes()
 
 
-def test_resized_images_are_exported_to_be_looked_at(command, folder, tmp_path):
+def test_resized_images_can_be_exported_as_png(command, folder, tmp_path):
     done = command("pipeline.dataset.resize", "in", "out", "--height", 16, "--width", 20, "--png", "look")
     assert done.returncode == 0, done.stderr
     for name in ("wide.jpg", "tall.png", "clear.png"):
@@ -115,7 +115,7 @@ SAMPLING = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, cv2.IMWRITE_JPEG_SAMPLING_FACT
 @pytest.mark.parametrize("quality", [30, 95])
 @pytest.mark.parametrize("progressive", [0, 1])
 @pytest.mark.parametrize("sampling", SAMPLING)
-def test_a_jpeg_has_opencvs_pixels(picture, shape, quality, progressive, sampling):
+def test_a_jpeg_decodes_to_the_pixels_of_opencv(picture, shape, quality, progressive, sampling):
     noise = np.random.default_rng(0).integers(-20, 20, (*shape, 3))
     image = (picture(0, *shape) + noise).clip(0, 255).astype(np.uint8)
     how = [
@@ -133,7 +133,7 @@ def test_a_jpeg_has_opencvs_pixels(picture, shape, quality, progressive, samplin
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "RGB"])
-def test_a_cmyk_jpeg_and_one_that_exif_turns_have_opencvs_pixels(picture, mode):
+def test_cmyk_and_exif_rotated_jpegs_decode_to_the_pixels_of_opencv(picture, mode):
     file, exif = io.BytesIO(), Image.Exif()
     exif[274] = 6  # turn by 90°
     Image.fromarray(picture()).convert(mode).save(file, "JPEG", **({"exif": exif} if mode == "RGB" else {}))
@@ -143,7 +143,7 @@ def test_a_cmyk_jpeg_and_one_that_exif_turns_have_opencvs_pixels(picture, mode):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"\xff\xd8\xff\xda\0\2", b"\xff\xd8\xff\xe0\xff\xff", b"\x89PNG\r\n"])
-def test_what_has_no_frame_header_has_no_size(content):
+def test_content_without_a_jpeg_frame_header_has_no_size(content):
     assert jpeg_size(content) is None
     assert decode(content, True, Size(8, 8)) is None
 

@@ -45,8 +45,8 @@ def photos(tmp_path):
     return tmp_path
 
 
-def built(folder, name: str, words: tuple[str, ...], environment: dict) -> dict[str, str]:
-    """SHA-256 of each file that the steps make in a folder of their own."""
+def run_steps(folder, name: str, words: tuple[str, ...], environment: dict) -> dict[str, str]:
+    """Run the steps in a new folder; return the SHA-256 of each file that they write."""
     here = folder / name
     here.mkdir()
     (here / "photos").symlink_to(folder / "photos")
@@ -73,9 +73,9 @@ def built(folder, name: str, words: tuple[str, ...], environment: dict) -> dict[
     ids="-".join,
 )
 def test_vector_code_changes_no_byte_of_the_data(photos, words):
-    plain = built(photos, "native", words, {})
+    plain = run_steps(photos, "native", words, {})
     assert len(plain) >= 20
-    assert built(photos, "scalar", words, {**without_vector_code.environment(), "OMP_NUM_THREADS": "1"}) == plain
+    assert run_steps(photos, "scalar", words, {**without_vector_code.environment(), "OMP_NUM_THREADS": "1"}) == plain
 
 
 def test_the_environment_turns_vector_code_off():

@@ -1,4 +1,4 @@
-"""Exports: onnxruntime computes what the net computes, for every template and every layer type; and what the files say."""
+"""Exports: onnxruntime computes what the net computes, for every template and every layer type; metadata; and refusals."""
 
 import json
 
@@ -14,13 +14,13 @@ from pipeline.errors import InputError
 from pipeline.export import agreement, export, onnx_graph, onnx_layers
 from pipeline.nets.models import TEMPLATES
 from tests.conftest import SHARED, needs_shared
-from tests.pipeline.trained_nets import digits, filled, image, layer, net, of_template, unfilled
+from tests.pipeline.trained_nets import digits, image, layer, net, of_template, remove_fillers, set_random_weights
 
 SIDES = {"lenet": 28, "cifar10_quick": 32, "cifar10_full": 32, "alexnet": 67, "caffenet": 67, "squeezenet": 67, "googlenet": 64}
-"""Sides of images for which nets have few values; of the others 32."""
+"""Sides of images that keep the nets small; 32 for the others."""
 
 LAST_WINDOWS = {**dict.fromkeys((name for name in TEMPLATES if name.startswith("resnet")), 1), "googlenet": 2}
-"""Sides left to the last pooling, which averages 7 × 7 of an image of 224 × 224."""
+"""Window sides of the last pooling for these small images; it is 7 for images of 224 × 224."""
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -31,7 +31,7 @@ def test_every_template_is_exported(tmp_path, name):
         if name in LAST_WINDOWS and one.pooling_param.kernel_size == 7:
             one.pooling_param.kernel_size = LAST_WINDOWS[name]
         thin(one)
-    trained = filled(caffe.Net(definition, caffe.TEST))
+    trained = set_random_weights(caffe.Net(definition, caffe.TEST))
     assert export.write_onnx(trained, tmp_path / "model.onnx", {}) < 1e-5
     model = onnx.load(tmp_path / "model.onnx")
     assert [(one.name, shape(one)) for one in model.graph.input] == [("data", ["N", 1 if name == "lenet" else 3, side, side])]
@@ -42,7 +42,7 @@ def test_every_template_is_exported(tmp_path, name):
 
 
 def thin(one) -> None:
-    """A quarter of a layer's outputs, where they can be divided: as many kinds of layers, in less time."""
+    """Keep a quarter of a layer's outputs where they can be divided: the same layer types in less time."""
     for field in ("convolution_param", "inner_product_param"):
         if one.HasField(field) and getattr(one, field).num_output % 4 == 0:
             getattr(one, field).num_output //= 4
@@ -54,13 +54,13 @@ def thin(one) -> None:
 @needs_shared
 @pytest.mark.parametrize("path", ["resnet50", "bvlc/models/bvlc_googlenet", "inception_v3", "densenet121"])
 def test_published_nets_are_exported(tmp_path, path):
-    definition = unfilled(caffe.read_net(SHARED / "zoo" / path / "deploy.prototxt"))
+    definition = remove_fillers(caffe.read_net(SHARED / "zoo" / path / "deploy.prototxt"))
     definition.layer[0].input_param.shape[0].dim[0] = 1
-    assert export.write_onnx(filled(caffe.Net(definition, caffe.TEST)), tmp_path / "model.onnx", {}) < 1e-5
+    assert export.write_onnx(set_random_weights(caffe.Net(definition, caffe.TEST)), tmp_path / "model.onnx", {}) < 1e-5
 
 
 @needs_shared
-def test_a_lenet_of_2014_reads_digits_in_onnxruntime_as_it_does_in_caffe(tmp_path):
+def test_a_lenet_of_2014_classifies_digits_in_onnxruntime_as_in_caffe(tmp_path):
     files = [SHARED / "zoo/v1_format/mnist__lenet.prototxt", SHARED / "weights/lenet_iter_10000.caffemodel"]
     export.main(["onnx", *map(str, files), str(tmp_path / "lenet.onnx")])
     images, labels = digits(500)
@@ -163,9 +163,10 @@ SEVERAL = {
     "Slice evenly": layer("Slice", "a", "data", more='top: "b" slice_param { slice_dim: 3 }'),
     "Crop": image(2, 4, 3, 2, name="other")
     + layer("Crop", "y", "data", "other", more="crop_param { axis: 2 offset: 1 offset: 3 }"),
-    "Crop alike": image(2, 4, 3, 2, name="other") + layer("Crop", "y", "data", "other", more="crop_param { offset: 2 }"),
+    "Crop with one offset": image(2, 4, 3, 2, name="other")
+    + layer("Crop", "y", "data", "other", more="crop_param { offset: 2 }"),
     "Log": layer("Sigmoid", "x", "data") + layer("Log", "y", "x", more="log_param { base: 2 scale: 3 shift: 1 }"),
-    "Log to e": layer("Sigmoid", "x", "data") + layer("Log", "y", "x"),
+    "Log, natural": layer("Sigmoid", "x", "data") + layer("Log", "y", "x"),
     "Embed": layer("ArgMax", "x", "data", more="argmax_param { axis: 1 }")
     + layer("Embed", "y", "x", more="embed_param { num_output: 3 input_dim: 4 }"),
     "Split": layer("Split", "a", "data", more='top: "b"') + layer("ReLU", "x", "a") + layer("AbsVal", "y", "b"),
@@ -187,23 +188,23 @@ def test_a_layer_is_exported(write, tmp_path, kind, more):
 
 
 @pytest.mark.parametrize("text", SEVERAL.values(), ids=SEVERAL)
-def test_layers_together_are_exported(write, tmp_path, text):
+def test_several_layers_are_exported_together(write, tmp_path, text):
     made = net(write, image(*IMAGE) + text)
     assert export.write_onnx(made, tmp_path / "model.onnx", {}, scale=0.02) < 1e-5
     assert [one.name for one in onnx.load(tmp_path / "model.onnx").graph.output] == made.outputs
 
 
-def test_every_type_that_is_exported_is_tested():
+def test_every_exported_layer_type_is_tested():
     kinds = {kind for kind, _ in CASES} | {word for text in SEVERAL.values() for word in text.split('"')}
     assert set(onnx_layers.CONVERTERS) <= kinds
 
 
-def test_every_type_has_a_converter_or_a_reason_to_have_none():
+def test_every_layer_type_has_a_converter_or_a_reason_for_none():
     assert set(onnx_layers.CONVERTERS) | set(onnx_layers.NOT_EXPORTED) == set(caffe.layer_type_list())
     assert set(onnx_layers.CONVERTERS).isdisjoint(onnx_layers.NOT_EXPORTED)
 
 
-def test_windows_of_pooling_are_caffes(write, tmp_path):
+def test_pooling_windows_equal_those_of_caffe(write, tmp_path):
     """Windows that reach past the bottom, past its padding, or are left out, for both ways of rounding."""
     computed = 0
     for pool in ("MAX", "AVE"):
@@ -217,7 +218,7 @@ def test_windows_of_pooling_are_caffes(write, tmp_path):
     assert computed == 96
 
 
-# ---- what cannot be exported, and what the files say
+# ---- what cannot be exported, and the files' metadata
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_windows_of_pooling_are_caffes(write, tmp_path):
         (layer("ArgMax", "best", "data", more="argmax_param { top_k: 2 }"), 'layer "best": top_k'),
     ],
 )
-def test_what_has_no_counterpart_is_named_and_nothing_is_written(write, tmp_path, text, said):
+def test_a_layer_without_an_onnx_counterpart_is_named_and_nothing_is_written(write, tmp_path, text, said):
     made = net(write, image(*IMAGE) + text)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError) as error:
@@ -242,7 +243,7 @@ def test_what_has_no_counterpart_is_named_and_nothing_is_written(write, tmp_path
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_model_that_computes_something_else_is_not_written(write, tmp_path, monkeypatch):
+def test_a_model_with_a_different_output_is_not_written(write, tmp_path, monkeypatch):
     made = net(write, image(*IMAGE) + layer("ReLU", "relu", "data") + layer("Softmax", "prob", "relu"))
     monkeypatch.setitem(onnx_layers.CONVERTERS, "ReLU", lambda part, x: part.add("Abs", x))
     with pytest.raises(InputError, match=r"model.onnx: its output differs from the net's own"):
@@ -250,7 +251,7 @@ def test_a_model_that_computes_something_else_is_not_written(write, tmp_path, mo
     assert not list(tmp_path.glob("*model*"))
 
 
-def test_scores_are_compared_where_probabilities_hide_what_differs(write, tmp_path, monkeypatch):
+def test_scores_are_compared_where_probabilities_hide_a_difference(write, tmp_path, monkeypatch):
     head = layer("InnerProduct", "fc", "data", more="inner_product_param { num_output: 2 }") + layer("Power", "scores", "fc")
     made = net(write, image(*IMAGE) + head + layer("Softmax", "prob", "scores"))
     made.params["fc"][1].data[...] = [0, 1e4]  # so that one class is certain
@@ -259,14 +260,14 @@ def test_scores_are_compared_where_probabilities_hide_what_differs(write, tmp_pa
         export.write_onnx(made, tmp_path / "model.onnx", {})
 
 
-def test_a_net_whose_output_is_no_number_is_not_exported(write, tmp_path):
+def test_a_net_whose_output_is_nan_is_not_exported(write, tmp_path):
     made = net(write, image(*IMAGE) + layer("InnerProduct", "fc", "data", more="inner_product_param { num_output: 2 }"))
     made.params["fc"][1].data[...] = np.nan
     with pytest.raises(InputError, match=r"model.onnx: the net's output for random images is not finite; check the weights"):
         export.write_onnx(made, tmp_path / "model.onnx", {})
 
 
-def test_a_batch_that_the_net_fixes_is_fixed_in_the_model(write, tmp_path):
+def test_a_batch_size_fixed_by_the_net_is_fixed_in_the_model(write, tmp_path):
     fixed = layer("Reshape", "y", "data", more="reshape_param { shape { dim: 2 dim: 2 dim: -1 } }")
     export.write_onnx(net(write, image(*IMAGE) + fixed), tmp_path / "model.onnx", {})
     assert shape(onnx.load(tmp_path / "model.onnx").graph.input[0]) == [*IMAGE]
@@ -304,7 +305,7 @@ def arguments(kind: str, folder) -> list[str]:
     return [kind, *files, "--labels", str(folder / "labels.txt"), "--preprocessing", str(folder / "preprocessing.json")]
 
 
-def test_a_model_says_how_images_become_inputs_and_what_the_classes_are_called(experiment, tmp_path, capsys):
+def test_a_models_metadata_has_preprocessing_mean_and_class_names(experiment, tmp_path, capsys):
     export.main(arguments("onnx", tmp_path))
     assert "largest difference from the net" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])

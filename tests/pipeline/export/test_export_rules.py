@@ -1,4 +1,4 @@
-"""The rules of exports and surgery, run by Snakemake on a net that is trained: what a config asks for is made."""
+"""The rules of exports and surgery, run by Snakemake on a trained net: the files that a config requests are made."""
 
 import json
 
@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import caffe
 from pipeline.dataset.mean import to_blob
-from tests.pipeline.trained_nets import filled, of_template
+from tests.pipeline.trained_nets import of_template, set_random_weights
 from tests.pipeline.training.test_experiment_rules import CONFIG, snakemake  # noqa: F401, the fixture
 
 EXPERIMENT = """\
@@ -39,7 +39,7 @@ RULES = ("export", "merge", "convolutional", "crop", "average")
 
 @pytest.fixture
 def small(tmp_path):
-    """What the rules take: the config, and the files of a LeNet as training leaves them."""
+    """Inputs of the rules: the config, and the files of a LeNet as training leaves them."""
     (tmp_path / "config.yaml").write_text(CONFIG.split("experiments:")[0] + EXPERIMENT)
     (tmp_path / "smaller.prototxt").write_text(SMALLER)
     dataset, experiment = tmp_path / "results/datasets/few", tmp_path / "results/experiments/small"
@@ -53,7 +53,7 @@ def small(tmp_path):
     definition = of_template("lenet", 2, 1, 3, 28, 28)
     caffe.write_prototxt(experiment / "prototxt/deploy.prototxt", definition)
     for seed, path in enumerate(("snapshots/small_iter_2.caffemodel", "snapshots/small_iter_4.caffemodel", "final.caffemodel")):
-        filled(caffe.Net(definition, caffe.TEST), seed).save(experiment / "train" / path)
+        set_random_weights(caffe.Net(definition, caffe.TEST), seed).save(experiment / "train" / path)
     (experiment / "train/best.json").write_text('{"diverged": null}')
     return experiment / "export"
 
@@ -72,7 +72,7 @@ def test_an_experiment_with_exports_makes_their_files(snakemake, small):  # noqa
     assert list(caffe.Net(str(small / "cropped.prototxt"), caffe.TEST).params) == ["conv1"]
 
 
-def test_what_the_config_asks_for_is_among_the_results(snakemake, tmp_path):  # noqa: F811
+def test_exports_of_the_config_are_default_targets(snakemake, tmp_path):  # noqa: F811
     config = CONFIG.split("experiments:")[0] + EXPERIMENT.replace("      average: 2\n", "")
     (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "smaller.prototxt").write_text(SMALLER)

@@ -1,4 +1,4 @@
-"""Net surgery: what is cropped, made convolutional, merged and averaged computes what it should, and what cannot be says why."""
+"""Net surgery: cropped, convolutional, merged and averaged nets compute what they should; other nets are refused."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from pipeline.export.convolutional import convolutional
 from pipeline.export.merging import merged
 from pipeline.nets import graph
 from tests.conftest import SHARED, needs_shared
-from tests.pipeline.trained_nets import digits, filled, image, layer, net, of_template, unfilled
+from tests.pipeline.trained_nets import digits, image, layer, net, of_template, remove_fillers, set_random_weights
 
 PAD = "convolution_param { num_output: 6 kernel_size: 3 pad: 1 bias_term: false }"
 FULL = "inner_product_param { num_output: %d }"
@@ -27,12 +27,12 @@ def pictures(*shape: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def caffenet():
-    """CaffeNet with 20 classes, and 512 values in place of 4096, which keeps the test short."""
+    """CaffeNet with 20 classes, and 512 outputs instead of 4096, which keeps the test short."""
     definition = of_template("caffenet", 20, 1, 3, 227, 227)
     for one in definition.layer:
         if one.name in ("fc6", "fc7"):
             one.inner_product_param.num_output = 512
-    return filled(caffe.Net(definition, caffe.TEST))
+    return set_random_weights(caffe.Net(definition, caffe.TEST))
 
 
 # ---- convolutional
@@ -50,7 +50,7 @@ def test_caffenet_becomes_the_published_convolutional_net():
     assert mine == theirs
 
 
-def test_a_convolutional_caffenet_gives_for_its_own_size_what_the_net_gives(caffenet):
+def test_a_convolutional_caffenet_gives_the_nets_output_for_its_input_size(caffenet):
     values = pictures(2, 3, 227, 227)
     changed = convolutional(caffenet, 227, 227)
     for blob in ("fc6", "fc7", "fc8", "prob"):
@@ -60,7 +60,7 @@ def test_a_convolutional_caffenet_gives_for_its_own_size_what_the_net_gives(caff
         np.testing.assert_allclose(mine.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def test_a_map_is_the_classifier_over_every_window_of_the_last_pooling(caffenet):
+def test_the_output_map_equals_the_classifier_on_every_window_of_the_last_pooling(caffenet):
     values = pictures(1, 3, 454, 454)
     changed = convolutional(caffenet, 454, 454)
     assert tuple(changed.blobs["prob"].shape) == (1, 20, 8, 8)
@@ -76,14 +76,14 @@ def test_a_map_is_the_classifier_over_every_window_of_the_last_pooling(caffenet)
     np.testing.assert_allclose(scores[0], slid, rtol=1e-5, atol=1e-5 * np.abs(slid).max())
 
 
-def test_the_map_of_a_net_without_padding_is_the_net_slid_over_the_image():
+def test_the_output_map_without_padding_equals_the_net_slid_over_the_image():
     definition = of_template("caffenet", 20, 1, 3, 227, 227)
     for one in definition.layer:
         if one.type == "Convolution":
             one.convolution_param.ClearField("pad")
         if one.name in ("fc6", "fc7"):
             one.inner_product_param.num_output = 512
-    unpadded = filled(caffe.Net(definition, caffe.TEST))
+    unpadded = set_random_weights(caffe.Net(definition, caffe.TEST))
     values = pictures(1, 3, 454, 454)
     found = output(convolutional(unpadded, 454, 454), values, "fc8-conv")
     assert found.shape == (1, 20, 8, 8)
@@ -98,26 +98,26 @@ BODY = (
     + layer("Pooling", "pool", "conv", more="pooling_param { %s }")
 )
 HEADS = {
-    "flattened before": layer("Flatten", "flat", "pool")
+    "after a Flatten": layer("Flatten", "flat", "pool")
     + layer("ReLU", "relu", "flat", top="flat")
     + layer("InnerProduct", "fc", "flat", more=FULL % 4),
-    "reshaped before": layer("Reshape", "row", "pool", more="reshape_param { shape { dim: 0 dim: -1 } }")
+    "after a Reshape": layer("Reshape", "row", "pool", more="reshape_param { shape { dim: 0 dim: -1 } }")
     + layer("InnerProduct", "fc", "row", more=FULL % 4),
-    "weights that lie the other way": layer(
+    "transposed weights": layer(
         "InnerProduct", "fc", "pool", more="inner_product_param { num_output: 4 transpose: true bias_term: false }"
     ),
-    "normalised behind": layer("InnerProduct", "fc", "pool", more=FULL % 4)
+    "before a BatchNorm": layer("InnerProduct", "fc", "pool", more=FULL % 4)
     + layer("BatchNorm", "bn", "fc")
     + layer("Scale", "scale", "bn", more="scale_param { bias_term: true }")
     + layer("Softmax", "prob", "scale", more="softmax_param { axis: -1 }"),
-    "two side by side": layer("InnerProduct", "a", "pool", more=FULL % 4)
+    "two parallel heads": layer("InnerProduct", "a", "pool", more=FULL % 4)
     + layer("InnerProduct", "b", "pool", more=FULL % 3)
     + layer("Concat", "both", "a", "b", more="concat_param { axis: -1 }"),
 }
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-def test_a_net_slid_over_the_image_for_every_kind_of_head(write, head):
+def test_the_output_map_is_right_for_every_kind_of_head(write, head):
     original = net(write, (BODY % "kernel_size: 2 stride: 2").replace("pad: 1 ", "") + head)
     values = pictures(1, 3, 16, 16)
     found = output(convolutional(original, 16, 16), values)
@@ -126,7 +126,7 @@ def test_a_net_slid_over_the_image_for_every_kind_of_head(write, head):
     np.testing.assert_allclose(found[0], slid, rtol=1e-5, atol=1e-5 * np.abs(slid).max())
 
 
-def test_global_pooling_goes_over_windows_of_the_size_it_had(write):
+def test_global_pooling_becomes_pooling_with_its_former_window(write):
     original = net(
         write,
         (BODY % "pool: AVE global_pooling: true").replace("pad: 1 ", "") + layer("InnerProduct", "fc", "pool", more=FULL % 4),
@@ -150,12 +150,12 @@ REFUSED = {
         (20, 20),
         'layer "prob": Softmax on a flattened map',
     ),
-    "a row for each place": (
+    "an InnerProduct along axis 2": (
         image(1, 4, 6, 6) + layer("InnerProduct", "fc", "data", more="inner_product_param { num_output: 4 axis: 2 }"),
         (20, 20),
         'layer "fc": axis 2',
     ),
-    "a type that wants a vector": (
+    "a type that needs a vector": (
         image(1, 4, 6, 6) + layer("InnerProduct", "fc", "data", more=FULL % 4) + layer("ArgMax", "best", "fc"),
         (20, 20),
         'layer "best": ArgMax',
@@ -164,7 +164,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("text", "size", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_become_convolutional_is_named(write, text, size, said):
+def test_a_net_that_cannot_become_convolutional_is_refused(write, text, size, said):
     with pytest.raises(InputError) as error:
         convolutional(net(write, text), *size)
     assert said in str(error.value)
@@ -189,24 +189,26 @@ NORM = layer("BatchNorm", "bn", "x") + layer("Scale", "scale", "bn", more="scale
 IN_PLACE = layer("BatchNorm", "bn", "x", top="x") + layer("Scale", "scale", "x", top="x", more="scale_param { bias_term: true }")
 BEFORE = {
     "a convolution": layer("Convolution", "x", "data", more=PAD),
-    "a grouped one with a bias": layer(
+    "a grouped convolution with a bias": layer(
         "Convolution", "x", "data", more="convolution_param { num_output: 6 kernel_size: 3 group: 2 }"
     ),
-    "a depthwise one": layer("DepthwiseConvolution", "x", "data", more="convolution_param { num_output: 8 kernel_size: 3 }"),
+    "a depthwise convolution": layer(
+        "DepthwiseConvolution", "x", "data", more="convolution_param { num_output: 8 kernel_size: 3 }"
+    ),
     "a grouped deconvolution": layer(
         "Deconvolution", "x", "data", more="convolution_param { num_output: 6 kernel_size: 4 stride: 2 group: 2 }"
     ),
-    "one channel": layer("Convolution", "x", "data", more="convolution_param { num_output: 1 kernel_size: 3 }"),
+    "a convolution with one output": layer("Convolution", "x", "data", more="convolution_param { num_output: 1 kernel_size: 3 }"),
     "a fully connected layer": layer("InnerProduct", "x", "data", more=FULL % 5),
-    "one whose weights lie the other way": layer(
+    "a fully connected layer with transposed weights": layer(
         "InnerProduct", "x", "data", more="inner_product_param { num_output: 5 transpose: true bias_term: false }"
     ),
 }
 
 
-@pytest.mark.parametrize("after", [NORM, IN_PLACE], ids=["behind", "in place"])
+@pytest.mark.parametrize("after", [NORM, IN_PLACE], ids=["separate", "in place"])
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
-def test_normalisation_becomes_part_of(write, before, after):
+def test_normalisation_is_merged_into_the_layer_before(write, before, after):
     changed = assert_merged(net(write, image(1, 4, 7, 6) + before + after), ["bn", "scale"], [])
     assert [one.type for one in changed.layers][1:] == [changed.layer_dict["x"].type]
 
@@ -216,13 +218,13 @@ AFTER = {
     "yjxiong's": (layer("BN", "bn", "x"), ["bn"], []),
     "a scale alone, then a bias": (layer("Scale", "scale", "x") + layer("Bias", "bias", "scale"), ["scale", "bias"], []),
     "after an activation": (layer("ReLU", "relu", "x", top="x") + layer("BatchNorm", "bn", "x"), [], ["bn"]),
-    "where another reads the convolution too": (
+    "with a second reader of the convolution": (
         layer("BatchNorm", "bn", "x") + layer("Eltwise", "sum", "x", "bn"),
         [],
         ["bn"],
     ),
-    "by the batch": (layer("BatchNorm", "bn", "x", more="batch_norm_param { use_global_stats: false }"), [], ["bn"]),
-    "a scale of each place": (
+    "with batch statistics": (layer("BatchNorm", "bn", "x", more="batch_norm_param { use_global_stats: false }"), [], ["bn"]),
+    "a scale for each position": (
         layer("BatchNorm", "bn", "x") + layer("Scale", "scale", "bn", more="scale_param { num_axes: -1 }"),
         ["bn"],
         [],
@@ -231,11 +233,11 @@ AFTER = {
 
 
 @pytest.mark.parametrize(("after", "gone", "left"), AFTER.values(), ids=AFTER)
-def test_what_is_merged_and_what_stays(write, after, gone, left):
+def test_only_mergeable_layers_are_merged(write, after, gone, left):
     assert_merged(net(write, image(1, 4, 7, 6) + layer("Convolution", "x", "data", more=PAD) + after), gone, left)
 
 
-def test_weights_that_layers_share_are_not_changed(write):
+def test_normalisation_is_not_merged_into_shared_weights(write):
     shared = PAD + ' param { name: "w" }'
     text = image(1, 4, 7, 6) + layer("Convolution", "x", "data", more=shared) + layer("Convolution", "y", "data", more=shared)
     assert_merged(net(write, text + layer("BatchNorm", "bn", "x") + layer("Eltwise", "sum", "bn", "y")), [], ["bn"])
@@ -247,8 +249,8 @@ def test_weights_that_layers_share_are_not_changed(write):
     ("name", "gone", "left"), [("resnet50", 106, 0), ("mobilenet", 54, 0), ("mobilenet_v2", 106, 0), ("densenet121", 118, 62)]
 )
 def test_published_nets_are_merged(name, gone, left):
-    definition = unfilled(caffe.read_net(SHARED / "zoo" / name / "deploy.prototxt"))
-    assert_merged(filled(caffe.Net(definition, caffe.TEST)), gone, left)
+    definition = remove_fillers(caffe.read_net(SHARED / "zoo" / name / "deploy.prototxt"))
+    assert_merged(set_random_weights(caffe.Net(definition, caffe.TEST)), gone, left)
 
 
 # ---- crop and average, and the commands
@@ -272,7 +274,7 @@ def whole(write, tmp_path):
     return nets
 
 
-def stored(path) -> dict[str, int]:
+def stored_layers(path) -> dict[str, int]:
     """{layer: parameters} of a .caffemodel's layers that have any."""
     found = caffe_pb2.NetParameter.FromString(path.read_bytes())
     return {one.name: len(one.blobs) for one in found.layer if one.blobs}
@@ -281,13 +283,13 @@ def stored(path) -> dict[str, int]:
 def test_crop_keeps_the_layers_of_a_smaller_prototxt(write, tmp_path, whole):
     smaller = write("smaller.prototxt", SMALL)
     surgery.main(["crop", smaller, str(tmp_path / "snapshots/s_iter_8.caffemodel"), "--output", str(tmp_path / "out/cropped")])
-    assert stored(tmp_path / "out/cropped.caffemodel") == {"conv": 1}
+    assert stored_layers(tmp_path / "out/cropped.caffemodel") == {"conv": 1}
     cropped = surgery.load_net(tmp_path / "out/cropped.prototxt", tmp_path / "out/cropped.caffemodel")
     values = pictures(1, 3, 6, 6)
     np.testing.assert_array_equal(output(cropped, values), output(whole[0], values, "conv"))
 
 
-def test_a_crop_with_other_layers_is_refused_and_leaves_nothing(write, tmp_path, whole, fails):
+def test_a_crop_to_layers_that_do_not_match_is_refused_and_writes_nothing(write, tmp_path, whole, fails):
     write("absent.prototxt", SMALL.replace('"conv"', '"convv"'))
     write("other.prototxt", SMALL.replace("kernel_size: 3", "kernel_size: 5"))
     arguments = ("snapshots/s_iter_8.caffemodel", "--output", "cropped")
@@ -326,14 +328,14 @@ def test_the_average_is_the_mean_of_parameters_and_of_normalised_statistics(tmp_
 
 
 @needs_shared
-def test_the_average_of_two_snapshots_of_2014_reads_digits():
+def test_the_average_of_two_snapshots_of_2014_classifies_digits():
     snapshots = [SHARED / f"weights/lenet_iter_{iteration}.caffemodel" for iteration in (5000, 10000)]
     images, labels = digits(500)
     scores = output(surgery.averaged(SHARED / "zoo/v1_format/mnist__lenet.prototxt", snapshots), images)
     assert (scores.argmax(1) == labels).mean() > 0.98
 
 
-def test_snapshots_are_the_latest_by_their_iteration_in_either_format(tmp_path, whole):
+def test_the_latest_snapshots_by_iteration_are_taken_in_either_format(tmp_path, whole):
     whole[0].save_hdf5(tmp_path / "snapshots/s_iter_100.caffemodel.h5")
     (tmp_path / "snapshots/s_iter_100.solverstate").touch()
     files = surgery.snapshots_in(tmp_path / "snapshots", 3)
@@ -342,7 +344,7 @@ def test_snapshots_are_the_latest_by_their_iteration_in_either_format(tmp_path, 
     np.testing.assert_array_equal(alone.params["fc"][0].data, whole[0].params["fc"][0].data)
 
 
-def test_of_fewer_snapshots_than_asked_all_are_averaged_which_is_said(tmp_path, whole, capsys):
+def test_with_fewer_snapshots_than_requested_all_are_averaged_with_a_message(tmp_path, whole, capsys):
     files = [str(tmp_path / "whole.prototxt"), str(tmp_path / "snapshots")]
     surgery.main(["average", *files, "--average", "4", "--output", str(tmp_path / "mean")])
     names = ", ".join(f"s_iter_{number}.caffemodel" for number in (8, 9, 10))
@@ -350,7 +352,7 @@ def test_of_fewer_snapshots_than_asked_all_are_averaged_which_is_said(tmp_path, 
     assert (tmp_path / "mean.caffemodel").exists()
 
 
-def test_a_mean_of_one_snapshot_where_more_are_wanted_says_to_set_solver_snapshot(tmp_path, whole):
+def test_one_snapshot_where_several_are_requested_is_refused(tmp_path, whole):
     for number in (8, 9):
         (tmp_path / f"snapshots/s_iter_{number}.caffemodel").unlink()
     with pytest.raises(InputError, match=r"1 snapshot, but 4 are to be averaged; set solver.snapshot"):
@@ -358,7 +360,7 @@ def test_a_mean_of_one_snapshot_where_more_are_wanted_says_to_set_solver_snapsho
     assert len(surgery.snapshots_in(tmp_path / "snapshots", 1)) == 1
 
 
-def test_of_a_training_that_diverged_its_last_weights_are_the_average(tmp_path, whole, capsys):
+def test_after_a_diverged_training_the_average_is_its_final_weights(tmp_path, whole, capsys):
     whole[0].save(str(tmp_path / "final.caffemodel"))
     (tmp_path / "best.json").write_text('{"diverged": 7}')
     files = [str(tmp_path / "whole.prototxt"), str(tmp_path / "snapshots"), "--best", str(tmp_path / "best.json")]
@@ -370,7 +372,7 @@ def test_of_a_training_that_diverged_its_last_weights_are_the_average(tmp_path, 
 
 
 @pytest.mark.parametrize("last", [1, -2])
-def test_a_mean_of_no_snapshots_is_refused(tmp_path, whole, last):
+def test_an_average_of_fewer_than_2_snapshots_is_refused(tmp_path, whole, last):
     files = [str(tmp_path / "whole.prototxt"), str(tmp_path / "snapshots"), "--output", str(tmp_path / "mean")]
     with pytest.raises(InputError, match=rf"--average: {last} is less than 2"):
         surgery.main(["average", *files, f"--average={last}"])
@@ -384,20 +386,20 @@ def test_snapshots_of_different_nets_are_refused(write, tmp_path, whole):
         surgery.averaged(tmp_path / "whole.prototxt", files)
 
 
-def test_the_commands_write_nets_that_are_read_again(tmp_path, whole, capsys):
+def test_the_commands_write_nets_that_can_be_loaded(tmp_path, whole, capsys):
     files = [str(tmp_path / "whole.prototxt"), str(tmp_path / "snapshots/s_iter_8.caffemodel")]
     surgery.main(["merge", *files, "--output", str(tmp_path / "merged")])
     surgery.main(["convolutional", *files, "--height", "9", "--width", "8", "--output", str(tmp_path / "convolutional")])
     said = capsys.readouterr().out
     assert "merged: 1 layer merged; largest difference" in said
     assert "convolutional: fc-conv 1×4×4×3; for the net's own size" in said
-    assert stored(tmp_path / "merged.caffemodel") == {"conv": 2, "fc": 2}
+    assert stored_layers(tmp_path / "merged.caffemodel") == {"conv": 2, "fc": 2}
     changed = surgery.load_net(tmp_path / "convolutional.prototxt", tmp_path / "convolutional.caffemodel")
     values = pictures(1, 3, 6, 6)
     np.testing.assert_allclose(output(changed, values).ravel(), output(whole[0], values).ravel(), rtol=1e-4)
 
 
-def test_a_changed_net_that_computes_something_else_is_not_written(tmp_path, whole, monkeypatch):
+def test_a_changed_net_with_a_different_output_is_not_written(tmp_path, whole, monkeypatch):
     def wrong(of):
         changed, *rest = merged(of)
         changed.params["fc"][1].data[...] += 1

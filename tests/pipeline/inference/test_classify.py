@@ -1,4 +1,4 @@
-"""Classification of image files: agrees with the evaluation of the same images' records, crops as Caffe's oversample does."""
+"""Classifying image files: agrees with the evaluation of the same images' records, and with the crops of Caffe's oversample."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ CLASSIFY = ("pipeline.inference.classify", "deploy.prototxt", "out/final.caffemo
 
 @pytest.fixture
 def files(trained):
-    """The trained net for use, and the validation images as PNG files in look/."""
+    """The trained deploy net, and the validation images as PNG files in look/."""
     data = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }'
     layers = NET.format(part="val", accuracy="").split("layer {")
     body = "".join(f"layer {{{layer}" for layer in layers[2:-1])
@@ -40,7 +40,7 @@ def files(trained):
     return trained
 
 
-def test_files_are_taken_for_what_their_records_are(command, files):
+def test_files_are_classified_like_their_records(command, files):
     done = command(*CLASSIFY, "--csv", "guesses.csv")
     assert done.returncode == 0, done.stderr
     evaluate = ("pipeline.inference.evaluate", "test.prototxt", "out/final.caffemodel", "evaluate", "--list", "lists/val.txt")
@@ -58,7 +58,7 @@ def test_files_are_taken_for_what_their_records_are(command, files):
         assert f"look/{row.path.removesuffix('.jpg')}.png: {row.predicted} " in done.stdout
 
 
-def test_a_file_that_cannot_be_read_says_why_and_the_others_are_classified(command, files):
+def test_an_unreadable_file_is_listed_with_its_reason_and_the_others_are_classified(command, files):
     (files / "look/page.jpg").write_text("<html></html>")
     (files / "look/note.txt").write_text("not looked at")
     done = command(*CLASSIFY, "--csv", "guesses.csv", "--top", 1, "--oversample")
@@ -69,8 +69,8 @@ def test_a_file_that_cannot_be_read_says_why_and_the_others_are_classified(comma
     assert "look/page.jpg: not_an_image" in done.stdout
 
 
-def other_names(net) -> None:
-    """Let a net's layers have names that no weights have."""
+def rename_layers(net) -> None:
+    """Rename the layers of a net, so that no weights match."""
     net.write_text(net.read_text().replace('name: "', 'name: "x_'))
 
 
@@ -79,24 +79,24 @@ def other_names(net) -> None:
     [
         (lambda folder: (folder / "lists/labels.txt").write_text("a\nb\n"), ["3 outputs", "there are 2 class names"]),
         (lambda folder: shutil.copy(folder / "test.prototxt", folder / "deploy.prototxt"), ["no input", "give deploy.prototxt"]),
-        (lambda folder: other_names(folder / "deploy.prototxt"), ["final.caffemodel: no weights of layers"]),
+        (lambda folder: rename_layers(folder / "deploy.prototxt"), ["final.caffemodel: no weights of layers"]),
         (lambda folder: (folder / "preprocessing.json").unlink(), ["preprocessing.json: no such file"]),
         (lambda folder: (folder / "preprocessing.json").write_text("{}"), ["not a preprocessing.json"]),
         (lambda folder: [path.unlink() for path in (folder / "look").rglob("*.png")], ["look: no images"]),
     ],
 )
-def test_what_cannot_work_is_named(fails, files, change, said):
+def test_missing_or_mismatched_files_are_named(fails, files, change, said):
     change(files)
     fails(said, *CLASSIFY, "--csv", "guesses.csv")
 
 
-def test_images_of_which_none_can_be_read_are_an_error(fails, files):
+def test_an_error_if_no_image_can_be_read(fails, files):
     for number, path in enumerate(sorted((files / "look").rglob("*.png"))):
         path.write_bytes(b"" if number else b"no image")
     fails(["not_an_image, nor 2 more", "give one that can be read"], *CLASSIFY, "--csv", "guesses.csv")
 
 
-def test_what_is_written_is_what_is_read(tmp_path):
+def test_preprocessing_round_trips_through_its_file(tmp_path):
     made = Preprocessing(
         ResizeOptions(size=ImageSize(height=20, width=30), resize_mode="crop", interpolation="area", color="gray"),
         caffe_pb2.TransformationParameter(crop_size=9, mean_value=[3.5], scale=0.5),
@@ -106,7 +106,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert json.loads((tmp_path / "preprocessing.json").read_text())["resize"]["color"] == "gray"
 
 
-def test_the_mean_is_found_from_elsewhere(tmp_path, monkeypatch):
+def test_the_mean_file_is_found_from_another_folder(tmp_path, monkeypatch):
     home, nets = tmp_path / "project", tmp_path / "project/results/experiments/e/prototxt"
     nets.mkdir(parents=True)
     (home / "results/mean.binaryproto").write_bytes(to_blob(np.ones((3, 8, 8))).SerializeToString())
@@ -125,7 +125,7 @@ def test_the_mean_is_found_from_elsewhere(tmp_path, monkeypatch):
     assert preprocessing.read(Path("preprocessing.json")).transform.mean_file == "mean.binaryproto"
 
 
-def test_ten_crops_are_caffes():
+def test_the_ten_crops_equal_those_of_caffe():
     image = np.random.default_rng(0).integers(0, 256, (3, 20, 24), dtype=np.uint8)
     made = Preprocessing(
         ResizeOptions(size=ImageSize(height=20, width=24)),

@@ -1,4 +1,4 @@
-"""Evaluation: agrees with the net's own Accuracy layer and with scikit-learn's figures; every table has the same numbers."""
+"""Evaluation: agrees with the net's own Accuracy layer and with scikit-learn's metrics; all tables are consistent."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def test_evaluation_agrees_with_the_nets_own_accuracy(trained, command):
     assert set(pd.read_csv(trained / "evaluate/per_class.csv")["class"]) == {"cat", "dog", "owl"}
 
 
-def test_other_records_may_be_evaluated_in_the_place_of_the_nets_own(trained, command):
+def test_another_database_than_the_nets_own_may_be_evaluated(trained, command):
     train = ["lists/train.txt" if word == "lists/val.txt" else word for word in EVALUATE]
     done = command(*train, "--database", "lmdb/train")
     assert done.returncode == 0, done.stderr
@@ -56,20 +56,20 @@ def test_more_classes_than_the_net_has_outputs_are_refused(trained, fails):
         (lambda lines: [*lines, lines[0]], ["val.txt: 4 images", "there are 3 records"]),
     ],
 )
-def test_a_list_of_other_records_is_refused(trained, fails, change, said):
+def test_a_list_that_does_not_match_the_records_is_refused(trained, fails, change, said):
     lines = (trained / "lists/val.txt").read_text().splitlines()
     (trained / "lists/val.txt").write_text("\n".join(change(lines)) + "\n")
     fails(said, *EVALUATE)
 
 
-def test_weights_that_are_no_numbers_are_named(trained, fails):
+def test_weights_with_nan_are_named(trained, fails):
     weights = caffe.proto.caffe_pb2.NetParameter.FromString((trained / "out/final.caffemodel").read_bytes())
     next(layer for layer in weights.layer if layer.name == "scores").blobs[1].data[0] = np.nan
     (trained / "out/final.caffemodel").write_bytes(weights.SerializeToString())
     fails(["final.caffemodel: NaN or infinite scores for", "lower base_lr"], *EVALUATE)
 
 
-def test_figures_are_scikit_learns():
+def test_metrics_equal_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=(300, 7)).astype(np.float32) * 2, rng.integers(0, 7, 300)
     table = judge(scores, labels)
@@ -87,14 +87,14 @@ def test_figures_are_scikit_learns():
         assert share == metrics.top_k_accuracy_score(labels, scores, k=int(k))
 
 
-def test_of_equal_scores_the_first_comes_first_as_in_what_is_predicted():
+def test_of_equal_scores_the_first_class_ranks_first_and_is_predicted():
     table = judge(np.array([[1.0, 1, 1], [0, 2, 2]]), np.array([2, 1]))
     assert table["rank"].tolist() == [3, 1]
     assert table.predicted.tolist() == [0, 1]
     assert table.loss.tolist() == pytest.approx([np.log(3), np.log(2 + np.exp(-2))])
 
 
-def test_the_calibration_error_is_what_lies_between_probability_and_accuracy():
+def test_the_calibration_error_is_the_mean_gap_between_probability_and_accuracy():
     rows = [(0, 0, 0.95), (0, 0, 1.0), (0, 1, 0.96), (1, 0, 0.35), (1, 1, 0.3)]
     table = pd.DataFrame(rows, columns=["label", "predicted", "probability"]).assign(rank=1, loss=0.0)
     bins = calibration(table)
@@ -105,7 +105,7 @@ def test_the_calibration_error_is_what_lies_between_probability_and_accuracy():
     assert summary(table, class_metrics(np.eye(2)), bins)["calibration_error"] == pytest.approx(expected)
 
 
-def test_a_class_without_validation_images_has_a_row_all_the_same(tmp_path):
+def test_a_class_without_validation_images_still_has_a_row(tmp_path):
     table = judge(np.array([[3.0, 1], [1, 2]]), np.array([0, 0]))
     table.insert(0, "path", ["a", "b"])
     assert write(table, ["cat", "dog"], tmp_path / "out")["accuracy"] == 0.5
@@ -115,14 +115,14 @@ def test_a_class_without_validation_images_has_a_row_all_the_same(tmp_path):
     np.testing.assert_array_equal(confusion, [[1, 1], [0, 0]])
 
 
-def test_classes_of_one_name_are_two_classes(tmp_path):
+def test_classes_that_share_a_name_stay_separate(tmp_path):
     table = judge(np.array([[3.0, 1], [1, 2]]), np.array([0, 0]))
     table.insert(0, "path", ["a", "b"])
     assert write(table, ["crane", "crane"], tmp_path / "out")["accuracy"] == 0.5
     assert [line.split(",")[1] for line in (tmp_path / "out/per_class.csv").read_text().splitlines()] == ["images", "2", "0"]
 
 
-def test_large_scores_make_probabilities_all_the_same():
+def test_large_scores_do_not_overflow():
     table = judge(np.array([[1000.0, 1000.0], [-1000.0, 0.0]]), np.array([1, 0]))
     np.testing.assert_allclose(table.probability, [0.5, 1])
     np.testing.assert_allclose(table.loss, [np.log(2), 1000])
@@ -190,7 +190,7 @@ def test_records_and_image_files_give_the_same_predictions(tmp_path, monkeypatch
     assert read[0] == pytest.approx(read[1], abs=1e-5)
 
 
-def test_files_without_a_word_on_how_they_are_resized_are_refused(trained, fails, picture):
+def test_image_files_without_preprocessing_json_are_refused(trained, fails, picture):
     (trained / "look/00000").mkdir(parents=True)
     cv2.imwrite(str(trained / "look/00000/a.png"), picture())
     fails(["preprocessing.json: no such file", "run that first"], *EVALUATE, "--files", "look")

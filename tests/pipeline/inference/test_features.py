@@ -1,4 +1,4 @@
-"""Features: of every image, in the list's order, in five formats that agree, from records and from image files."""
+"""Features: for every image in list order, in five formats that agree, from records and from image files."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ from tests.pipeline.training.test_train import change
 FEATURES = ("pipeline.inference.features", "test.prototxt", "out/final.caffemodel", "features", "--features")
 
 
-def test_features_are_those_of_every_image_in_the_lists_order(trained, command):
+def test_features_are_written_for_every_image_in_list_order(trained, command):
     arguments = ("test.prototxt", "out/final.caffemodel", "features", "--features", "hidden", "scores")
     done = command("pipeline.inference.features", *arguments)
     assert done.returncode == 0, done.stderr
@@ -65,12 +65,12 @@ def test_all_formats_hold_the_same_features_labels_and_paths(trained, step):
     ]
     for blob in ("hidden", "data"):
         values = np.load(folder / f"{blob}.npy")
-        for made in (f"{blob}.npy", f"{blob}.parquet", f"{blob}.lmdb", f"{blob}.leveldb"):  # the next one is read then
+        for made in (f"{blob}.npy", f"{blob}.parquet", f"{blob}.lmdb", f"{blob}.leveldb"):  # so that the next format is read
             (shutil.rmtree if (folder / made).is_dir() else os.remove)(folder / made)
             np.testing.assert_array_equal(np.stack(list(read(folder, blob))), values)
 
 
-def test_a_folder_that_exists_is_written_over_only_when_asked(trained, command, fails):
+def test_an_existing_folder_is_overwritten_only_on_request(trained, command, fails):
     (trained / "features").mkdir()
     (trained / "features/mine.txt").write_text("mine")
     fails(["features: it exists already", "--overwrite"], *FEATURES, "hidden")
@@ -81,13 +81,13 @@ def test_a_folder_that_exists_is_written_over_only_when_asked(trained, command, 
 
 
 @pytest.mark.parametrize(("blobs", "said"), [(["a/b", "a_b"], 'so is blob "a/b"'), (["label"], "has that dataset")])
-def test_blobs_of_one_name_in_files_are_refused(blobs, said):
+def test_blobs_that_would_share_a_file_name_are_refused(blobs, said):
     with pytest.raises(InputError, match=said):
         file_names(blobs, ("hdf5",))
     assert file_names(["a/b", "label"], ("npy",)) == {"a/b": "a_b", "label": "label"}
 
 
-def test_features_that_are_not_there_are_named(tmp_path):
+def test_missing_features_are_named(tmp_path):
     with pytest.raises(InputError, match='no features of blob "fc7"; run the features step'):
         next(read(tmp_path, "fc7"))
     with h5py.File(tmp_path / "features.h5", "w") as file:
@@ -96,7 +96,7 @@ def test_features_that_are_not_there_are_named(tmp_path):
         next(read(tmp_path, "fc7"))
 
 
-def test_an_unknown_blob_is_named_with_the_known_ones(trained, fails):
+def test_an_unknown_blob_is_named_with_the_nearest_one(trained, fails):
     arguments = ("test.prototxt", "out/final.caffemodel", "features", "--features", "hiden")
     fails(["test.prototxt", 'no blob "hiden"', 'did you mean "hidden"?'], "pipeline.inference.features", *arguments)
 
@@ -129,7 +129,7 @@ def step(trained, monkeypatch):
 LISTED = ("--list", "photos.txt", "--root", "photos")
 
 
-def test_images_of_any_size_are_resized_as_the_datasets_were(photographs, step):
+def test_images_of_any_size_are_resized_like_those_of_the_dataset(photographs, step):
     how = ResizeOptions(size=ImageSize(height=8, width=8), resize_mode="crop", interpolation="area")
     Preprocessing(how, caffe_pb2.TransformationParameter()).write(photographs / "preprocessing.json")
     step(*FEATURES, "data", "--feature-formats", "npy", *LISTED)
@@ -139,12 +139,12 @@ def test_images_of_any_size_are_resized_as_the_datasets_were(photographs, step):
     assert (photographs / "features/images.txt").read_text() == (photographs / "photos.txt").read_text()
 
 
-def test_images_of_different_sizes_are_named_where_nothing_says_how_they_are_resized(photographs, fails):
+def test_images_of_different_sizes_without_preprocessing_json_are_refused(photographs, fails):
     said = ["photos.txt:2: 00000/1.png is 11×9×3", "the first image is 8×8×3", "or give preprocessing.json"]
     fails(said, *FEATURES, "data", *LISTED)
 
 
-def test_an_image_that_cannot_be_read_is_named_with_its_line(photographs, fails):
+def test_an_unreadable_image_is_named_with_its_line(photographs, fails):
     Preprocessing(ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter()).write(
         photographs / "preprocessing.json"
     )
@@ -153,7 +153,7 @@ def test_an_image_that_cannot_be_read_is_named_with_its_line(photographs, fails)
 
 
 @needs_leveldb
-def test_a_leveldb_may_take_the_place_of_the_nets_own(trained, step):
+def test_a_leveldb_may_replace_the_nets_database(trained, step):
     with DatabaseWriter(str(trained / "level"), "leveldb") as put:
         for key, value in LMDBFile(trained / "lmdb/train").items():
             put(bytes(key), bytes(value))
@@ -164,20 +164,20 @@ def test_a_leveldb_may_take_the_place_of_the_nets_own(trained, step):
     assert (trained / "features/images.txt").read_text() == (trained / "lists/train.txt").read_text()
 
 
-def test_another_database_may_take_the_place_of_the_nets_own(trained, step):
+def test_another_database_may_replace_the_nets_own(trained, step):
     step(*FEATURES, "scores", "--database", "lmdb/train")
     listed = [line.rsplit(" ", 1)[0] for line in (trained / "lists/train.txt").read_text().splitlines()]
     assert list(pd.read_parquet(trained / "features/scores.parquet").path) == listed
 
 
-def test_the_database_is_read_as_what_it_is_whatever_backend_the_net_names(trained, step):
+def test_the_database_format_is_detected_whatever_backend_the_net_names(trained, step):
     text = (trained / "test.prototxt").read_text()
     (trained / "test.prototxt").write_text(text.replace("backend: LMDB", ""))
     step(*FEATURES, "scores", "--database", "lmdb/train")
     assert len(np.load(trained / "features/scores.npy")) == 6
 
 
-def test_images_that_do_not_fill_the_last_batch_are_not_repeated(trained, step, monkeypatch):
+def test_images_of_an_incomplete_last_batch_are_not_repeated(trained, step, monkeypatch):
     text = (trained / "test.prototxt").read_text()
     assert "batch_size: 3" in text
     (trained / "test.prototxt").write_text(text.replace("batch_size: 3", "batch_size: 2"))
@@ -189,7 +189,7 @@ def test_images_that_do_not_fill_the_last_batch_are_not_repeated(trained, step, 
     np.testing.assert_allclose(uneven, even, rtol=1e-5)
 
 
-def test_small_batches_of_a_test_are_not_those_of_features(trained, monkeypatch):
+def test_feature_batches_do_not_depend_on_a_small_test_batch(trained, monkeypatch):
     monkeypatch.chdir(trained)
     job = Run(Path("test.prototxt"), Path("out/final.caffemodel"))
     whole = extract(job, ["scores"], 3)["scores"]
@@ -205,7 +205,7 @@ def test_a_blob_without_a_row_for_each_image_is_refused(trained, fails):
     fails(["test.prototxt", 'blob "loss" of shape ()', "its first axis must have the batch's 3 images"], *FEATURES, "loss")
 
 
-def test_weights_that_leave_a_layer_without_its_own_are_refused(trained, fails, write):
+def test_weights_that_lack_a_layer_are_refused(trained, fails, write):
     other = """
         layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 4 } } }
         layer { name: "fc8" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 2 } }
@@ -219,5 +219,5 @@ def test_a_net_without_a_data_layer_is_refused(trained, fails, write):
     fails(["test.prototxt", "no Data layer", "give the test prototxt"], *FEATURES, "x")
 
 
-def test_a_database_that_is_not_there_is_named(trained, fails):
+def test_a_missing_database_is_named(trained, fails):
     fails(["nowhere", "no such database"], *FEATURES, "hidden", "--database", "nowhere")

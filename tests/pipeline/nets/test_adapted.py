@@ -1,4 +1,4 @@
-"""Any classifier's prototxt as a template: the published ones, in every form, and what cannot be one."""
+"""Any classifier's prototxt as a template: published nets in every format, and prototxts that are refused."""
 
 import pytest
 
@@ -26,7 +26,7 @@ CLASSIFIERS = {
 MEASURED = {"train": ["accuracy"], "test": ["accuracy", "accuracy_top5"]}
 
 
-def made(net, tmp_path, shape=(3, 320, 320), **fields):
+def build_nets(net, tmp_path, shape=(3, 320, 320), **fields):
     """The three nets for a dataset of 7 classes, and the deploy net's blobs."""
     dataset = Dataset("lmdb/train", "lmdb/val", "mean.binaryproto", shape, 7, 500, 90)
     experiment = PrototxtOptions(name="e", model="mine", last=f"{net.last}_dogs", last_lr_mult=10, batch_size=4, **fields)
@@ -41,11 +41,11 @@ def layers_of(net, kind):
 
 @needs_shared
 @pytest.mark.parametrize(("path", "heads"), CLASSIFIERS.items(), ids=CLASSIFIERS)
-def test_a_published_net_is_made_for_another_dataset(path, heads, tmp_path):
+def test_a_published_net_is_adapted_to_another_dataset(path, heads, tmp_path):
     net = adapted.read(ZOO / path)
     assert [head.layer for head in net.heads] == heads
     published = {layer.name: layer for layer in caffe.read_net(ZOO / path).layer}
-    written, deploy = made(net, tmp_path)
+    written, deploy = build_nets(net, tmp_path)
     assert deploy.blobs["prob"].data.size == 7
     for part in ("train", "test"):
         assert [layer.type for layer in written[part].layer if not layer.bottom] == ["Data"]
@@ -65,9 +65,9 @@ def test_a_published_net_is_made_for_another_dataset(path, heads, tmp_path):
 
 
 @needs_shared
-def test_googlenets_other_heads_help_training_and_are_not_deployed(tmp_path):
+def test_googlenets_auxiliary_heads_are_trained_but_not_deployed(tmp_path):
     net = adapted.read(ZOO / "bvlc/models/bvlc_googlenet/train_val.prototxt")
-    written, deploy = made(net, tmp_path)
+    written, deploy = build_nets(net, tmp_path)
     losses = {layer.name: (layer.bottom[0], list(layer.loss_weight)) for layer in layers_of(written["train"], "SoftmaxWithLoss")}
     assert losses == {
         "loss": ("loss3/classifier_dogs", []),
@@ -95,10 +95,10 @@ PROB = 'layer { name: "prob" type: "Softmax" bottom: "out" top: "prob" }'
 
 
 @pytest.mark.parametrize("end", ["", PROB])
-def test_a_net_for_use_gets_images_labels_and_fillers(write, tmp_path, end):
+def test_a_deploy_net_gets_data_labels_and_fillers(write, tmp_path, end):
     net = adapted.read(write("net.prototxt", DEPLOY + end))
     assert (net.last, net.crop_size, net.batch_size) == ("scores", 9, 32)
-    written, deploy = made(net, tmp_path, (3, 12, 12))
+    written, deploy = build_nets(net, tmp_path, (3, 12, 12))
     layers = {layer.name: layer for layer in written["train"].layer}
     assert list(layers["conv"].bottom) == ["data"]
     assert (list(layers["scores_dogs"].top), list(layers["loss"].bottom)) == (["out_dogs"], ["out_dogs", "label"])
@@ -113,16 +113,16 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "out" bottom: "label" top: 
 
 
 @pytest.mark.parametrize("end", [LOSS + PROB, PROB + LOSS, LOSS])
-def test_a_loss_keeps_its_weight_and_parameters_where_probabilities_are_there_too(write, tmp_path, end):
+def test_a_loss_keeps_its_weight_and_parameters_beside_a_softmax(write, tmp_path, end):
     net = adapted.read(write("net.prototxt", DEPLOY + end))
-    written, _ = made(net, tmp_path, (3, 12, 12))
+    written, _ = build_nets(net, tmp_path, (3, 12, 12))
     for part in ("train", "test"):
         (loss,) = layers_of(written[part], "SoftmaxWithLoss")
         assert (list(loss.bottom), list(loss.loss_weight)) == (["out_dogs", "label"], [2])
         assert (loss.loss_param.ignore_label, loss.loss_param.normalize) == (255, False)
 
 
-def test_a_name_of_its_own_is_kept_where_it_is_not_renamed(write):
+def test_a_top_with_a_name_of_its_own_is_kept_unless_renamed(write):
     net = adapted.read(write("net.prototxt", DEPLOY + PROB))
     built = net.built(Last("scores", 5))
     assert [layer.name for layer in built.layers] == ["conv", "relu", "scores"]
@@ -143,7 +143,7 @@ def test_a_name_of_its_own_is_kept_where_it_is_not_renamed(write):
         ),
     ],
 )
-def test_what_is_no_classifier_is_named(write, text, said):
+def test_a_prototxt_that_is_not_a_classifier_is_refused(write, text, said):
     path = write("net.prototxt", text)
     with pytest.raises(caffe.Error, match=r"net\.prototxt") as error:
         adapted.read(path)

@@ -1,4 +1,4 @@
-"""The templates against the published definitions."""
+"""The templates compared with the published definitions."""
 
 import pytest
 
@@ -25,11 +25,11 @@ DEPLOYED = {
     "mobilenet": "mobilenet/deploy.prototxt",
     "mobilenet_v2": "mobilenet_v2/deploy.prototxt",
 }
-"""Nets of which only the form for use was published."""
+"""Nets of which only the deploy prototxt was published."""
 NAMES = {"dropout6": "drop6", "dropout7": "drop7", "classifier": "fc8"}
-"""What the published vgg16 calls layers that the authors' weights, and so the template, call otherwise."""
+"""Names of layers in the published vgg16 prototxt → names in the authors' weights, which the template uses."""
 PARAMETERS = {"resnet18": 11_689_512, "resnet34": 21_797_672, "resnet101": 44_549_160, "vgg19": 143_667_240}
-"""Learned values of the nets that are compared with nothing else, as the literature counts them."""
+"""Numbers of parameters, from the literature, of the nets without a published definition to compare with."""
 
 
 def net_of(name, classes, *shape):
@@ -41,7 +41,7 @@ def net_of(name, classes, *shape):
 
 
 def body(net, deployed=False):
-    """Layers between data and loss, without what is the default or of no effect; or what matters once they are trained."""
+    """Layers between data and loss without fields that are default or of no effect; `deployed`: nor those for training."""
     layers = []
     for layer in net.layer:
         if layer.type in ("Data", "Input", "Softmax", "SoftmaxWithLoss", "Accuracy"):
@@ -82,7 +82,7 @@ def body(net, deployed=False):
 
 @needs_shared
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_template_is_the_published_net(name):
+def test_a_template_equals_the_published_net(name):
     path, classes = TRAINED[name]
     ours, theirs = body(net_of(name, classes, 1, 1, 227, 227)), body(caffe.read_net(SHARED / "zoo" / path))
     assert [layer.name for layer in ours] == [layer.name for layer in theirs]
@@ -92,7 +92,7 @@ def test_a_template_is_the_published_net(name):
 
 @needs_shared
 @pytest.mark.parametrize("name", DEPLOYED)
-def test_a_template_is_the_published_net_but_for_how_it_learns(name):
+def test_a_template_equals_the_published_deploy_net(name):
     net = caffe.read_net(SHARED / "zoo" / DEPLOYED[name])
     if name == "vgg16":
         for layer in net.layer:
@@ -109,7 +109,7 @@ def test_a_template_is_the_published_net_but_for_how_it_learns(name):
 @pytest.mark.parametrize(
     "path", ["bvlc/examples/siamese/mnist_siamese_train_test.prototxt", "v1_format/siamese__mnist_siamese_train_test.prototxt"]
 )
-def test_pairs_go_through_the_published_siamese_net(path):
+def test_the_siamese_template_equals_the_published_net(path):
     template = TEMPLATES["mnist_siamese"]
     built = template.built(Last(template.last, 2))
     layers = [*siamese.paired(built.layers, 1), *siamese.compared(template.last, training=True)]
@@ -121,7 +121,7 @@ def test_pairs_go_through_the_published_siamese_net(path):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_template_has_as_many_parameters_as_the_literature_counts(name, write):
+def test_a_template_has_as_many_parameters_as_in_the_literature(name, write):
     net_param = net_of(name, 1000, 1, 3, 224, 224)
     for layer in net_param.layer:  # filling them takes longer than all the rest
         layer.convolution_param.ClearField("weight_filler")
@@ -139,7 +139,7 @@ def test_every_template_is_compared_with_something():
     assert {*TRAINED, *DEPLOYED, *PARAMETERS} == set(TEMPLATES)
 
 
-def test_googlenets_other_heads_are_renamed_with_it_and_only_help_training():
+def test_googlenets_auxiliary_heads_are_renamed_too_and_used_only_in_training():
     template, last = TEMPLATES["googlenet"], Last("loss3/classifier_cats", 7, 10)
     built = template.built(last)
     assert built.heads == [("loss1/classifier_cats", 0.3), ("loss2/classifier_cats", 0.3), ("loss3/classifier_cats", 1.0)]

@@ -1,4 +1,4 @@
-"""What is written for an experiment: nets of one shape, a solver that fits the dataset."""
+"""Prototxts written for an experiment: consistent nets, and a solver that fits the dataset."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def test_an_unknown_solver_field_is_named(small, fails):
         (("--model", "lenet", "--solver", "base_lr=1"), ["--solver: base_lr=1, but a JSON object is wanted"]),
     ],
 )
-def test_an_argument_that_is_wrong_is_named(small, fails, given, said):
+def test_a_wrong_argument_is_named(small, fails, given, said):
     fails(said, *PROTOTXT, *given)
 
 
@@ -59,7 +59,7 @@ def test_a_crop_larger_than_the_images_is_named(small, fails):
     fails(["caffenet crops 227×227", "the images are 8×8"], *PROTOTXT, "--model", "caffenet")
 
 
-def test_images_that_a_net_for_use_does_not_take_are_named(small, fails):
+def test_images_that_do_not_match_a_deploy_net_are_refused(small, fails):
     (small / "net.prototxt").write_text(
         """
         input: "data" input_dim: 1 input_dim: 3 input_dim: 6 input_dim: 8
@@ -77,7 +77,7 @@ def options_for(model, last, last_lr_mult, batch_size, **fields):
 DATASET = Dataset("lmdb/train", "lmdb/val", "mean.binaryproto", (3, 40, 40), 7, 500, 90)
 
 
-def test_the_written_nets_are_of_one_shape(tmp_path):
+def test_the_written_nets_are_consistent(tmp_path):
     experiment = options_for("cifar10_quick", "ip2_cats", 10, 50)
     made = nets(TEMPLATES["cifar10_quick"], DATASET, experiment)
     assert made["deploy"].layer[0].type == "Input"
@@ -88,13 +88,13 @@ def test_the_written_nets_are_of_one_shape(tmp_path):
     assert made["test"].layer[0].transform_param.mean_file == "mean.binaryproto"
 
 
-def solved(given):
+def make_solver(given):
     """The solver for 500 and 90 images in batches of 50 and 90, and its reasons."""
     return solver(Sizes(500, 90, 50, 256), Run(Path("nets"), Path("snapshots/e"), False, given), "solver")
 
 
 def test_testing_covers_the_validation_set_exactly():
-    param, reasons = solved({"max_iter": 17})
+    param, reasons = make_solver({"max_iter": 17})
     assert list(param.test_iter) == [1]
     assert (param.test_interval, param.max_iter) == (10, 17)
     assert "test_interval" in reasons
@@ -102,7 +102,7 @@ def test_testing_covers_the_validation_set_exactly():
 
 
 def test_a_training_shorter_than_an_epoch_is_tested_at_its_end():
-    param, reasons = solved({"max_iter": 7})
+    param, reasons = make_solver({"max_iter": 7})
     assert (param.test_interval, param.max_iter) == (7, 7)
     assert reasons["test_interval"] == "the whole training, shorter than an epoch of 10 iterations"
 
@@ -117,7 +117,7 @@ def test_the_test_batch_divides_the_validation_set(images, most, batch):
 @pytest.mark.parametrize(
     ("model", "side", "batch"), [("cifar10_quick", 32, 250), ("resnet50", 256, 25), ("cifar10_quick", 1000, 1)]
 )
-def test_the_larger_the_images_the_fewer_are_tested_at_once(model, side, batch):
+def test_larger_images_are_tested_in_smaller_batches(model, side, batch):
     dataset = dataclasses.replace(DATASET, shape=(3, side, side), val_images=1000)
     made = nets(
         TEMPLATES[model],
@@ -136,12 +136,12 @@ def test_the_larger_the_images_the_fewer_are_tested_at_once(model, side, batch):
         (998, "no number from 3 to 32 divides 998; hold out 999 images, of which 27 make a batch"),
     ],
 )
-def test_what_makes_a_test_slow_is_said_beside_its_length(images, said):
+def test_a_slow_test_batch_is_explained_with_a_better_count(images, said):
     _, reasons = solver(Sizes(500, images, 50, 32), Run(Path("nets"), Path("snapshots/e"), False, {}), "solver")
     assert reasons["test_iter"].partition("which is slow: ")[2] == said
 
 
-def test_the_commands_files_make_nets_that_caffe_runs(small, command, monkeypatch):
+def test_caffe_runs_the_prototxts_that_the_command_writes(small, command, monkeypatch):
     for path in (small / "resize").rglob("pixels.npy"):
         np.save(path, [cv2.resize(image, (32, 32)) for image in np.load(path)])
     for part in ("train", "val"):
@@ -172,7 +172,7 @@ def test_the_commands_files_make_nets_that_caffe_runs(small, command, monkeypatc
         (("--last", "ip2_cats", "--pretrained", "--strategy", "scratch", "--last-lr-mult", "3"), 3),
     ],
 )
-def test_a_last_layer_that_is_new_beside_weights_learns_ten_times_as_fast(small, command, given, rate):
+def test_a_new_last_layer_beside_pretrained_weights_learns_ten_times_as_fast(small, command, given, rate):
     done = command(*PROTOTXT, "--model", "lenet", *given)
     assert done.returncode == 0, done.stderr
     (last,) = (layer for layer in caffe.read_net(small / "nets/train.prototxt").layer if layer.name.startswith("ip2"))
@@ -180,7 +180,7 @@ def test_a_last_layer_that_is_new_beside_weights_learns_ten_times_as_fast(small,
 
 
 @pytest.mark.parametrize("strategy", ["full", "features", "scratch"])
-def test_a_strategy_that_is_chosen_is_that_strategy(small, command, strategy):
+def test_a_strategy_chosen_by_auto_gives_the_same_files_as_naming_it(small, command, strategy):
     net = (small / "train.prototxt").read_text().replace('layer { name: "scores"', f'{NORM}layer {{ name: "scores"')
     (small / "own.prototxt").write_text(net)
     (small / "strategy.json").write_text(json.dumps({"strategy": strategy, "features_from": "top"}))
@@ -197,25 +197,25 @@ def test_a_strategy_that_is_chosen_is_that_strategy(small, command, strategy):
     assert all(made[0][f"{net}.prototxt"].startswith(said) for net in ("train", "test", "deploy"))
 
 
-def test_why_a_value_was_chosen_stands_beside_it(small, command):
+def test_the_reason_for_a_value_is_a_comment_above_it(small, command):
     assert command(*PROTOTXT, "--model", "lenet", "--batch-size", "2").returncode == 0
     lines = (small / "nets/solver.prototxt").read_text().splitlines()
     assert lines[lines.index("test_interval: 3") - 1] == "# an epoch: 6 training images in batches of 2"
 
 
-def test_iterations_are_worked_out_from_epochs_and_said():
-    param, reasons = solved({"epochs": 30, "step_epochs": [10, 20.5]})
+def test_iterations_are_computed_from_epochs_and_explained():
+    param, reasons = make_solver({"epochs": 30, "step_epochs": [10, 20.5]})
     assert (param.max_iter, param.lr_policy, list(param.stepvalue)) == (300, "multistep", [100, 205])
     assert param.gamma == pytest.approx(0.1)
     assert reasons["max_iter"] == "30 epochs of 10 iterations"
     assert reasons["stepvalue"] == "10, 20.5 epochs of 10 iterations"
-    param, reasons = solved({"epochs": 1.5, "step_epochs": 0.5, "gamma": 0.5, "iter_size": 2})
+    param, reasons = make_solver({"epochs": 1.5, "step_epochs": 0.5, "gamma": 0.5, "iter_size": 2})
     assert (param.max_iter, param.test_interval, param.lr_policy, param.stepsize, param.gamma) == (8, 5, "step", 2, 0.5)
     assert reasons["test_interval"] == "an epoch: 500 training images in batches of 50 × 2"
     assert "gamma" not in reasons
 
 
-def test_a_reason_stands_once_beside_a_field_of_several_values(small, command):
+def test_the_reason_for_a_repeated_field_is_written_once(small, command):
     steps = '{"epochs": 3, "step_epochs": [1, 2]}'
     assert command(*PROTOTXT, "--model", "lenet", "--batch-size", "2", "--solver", steps).returncode == 0
     lines = (small / "nets/solver.prototxt").read_text().splitlines()
@@ -224,7 +224,7 @@ def test_a_reason_stands_once_beside_a_field_of_several_values(small, command):
 
 
 @pytest.mark.parametrize(("batch_norm", "in_training"), [("learn", False), ("freeze", True)])
-def test_batch_norm_takes_statistics_by_phase(batch_norm, in_training):
+def test_batch_norm_uses_global_statistics_depending_on_the_phase(batch_norm, in_training):
     experiment = options_for("resnet18", "fc1000", 1, 8, batch_norm=batch_norm)
     for part, net in nets(TEMPLATES["resnet18"], DATASET, experiment).items():
         taken = {layer.batch_norm_param.use_global_stats for layer in net.layer if layer.type == "BatchNorm"}
@@ -235,7 +235,7 @@ def test_batch_norm_takes_statistics_by_phase(batch_norm, in_training):
     ("fields", "frozen", "learned"),
     [({}, False, [1] * 4), ({"batch_norm": "freeze"}, True, [1] * 4), ({"strategy": "last_layer"}, True, [0] * 4)],
 )
-def test_a_forks_batch_normalisation_is_frozen_in_training_alone(tmp_path, fields, frozen, learned):
+def test_batch_norm_of_a_fork_is_frozen_only_in_training(tmp_path, fields, frozen, learned):
     layers = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 32 dim: 32 } } }
 layer { name: "conv" type: "DepthwiseConvolution" bottom: "data" top: "conv" convolution_param { num_output: 3 kernel_size: 3 } }
@@ -261,7 +261,7 @@ layer { name: "ip" type: "InnerProduct" bottom: "bn" top: "ip" inner_product_par
         ({"model": "lenet"}, True),
     ],
 )
-def test_a_net_whose_batch_norm_has_no_statistics_yet_is_not_tested(tmp_path, fields, tested):
+def test_a_net_whose_batch_norm_has_no_statistics_yet_is_not_tested_before_training(tmp_path, fields, tested):
     experiment = PrototxtOptions(
         **(
             {"name": "e", "model": "resnet18", "last": "fc", "last_lr_mult": 1, "batch_size": 8, "gpu": False, "solver": {}}
@@ -276,7 +276,7 @@ def test_a_net_whose_batch_norm_has_no_statistics_yet_is_not_tested(tmp_path, fi
 
 
 @pytest.mark.parametrize(("classes", "measured"), [(5, ["accuracy"]), (6, ["accuracy", "accuracy_top5"])])
-def test_top_5_is_measured_where_there_are_more_classes(classes, measured):
+def test_top_5_accuracy_is_measured_for_more_than_5_classes(classes, measured):
     dataset = dataclasses.replace(DATASET, classes=classes)
     made = nets(
         TEMPLATES["cifar10_quick"],
@@ -308,7 +308,7 @@ def records(tmp_path, monkeypatch):
     return made
 
 
-def test_of_two_accuracies_the_metrics_have_the_first(records):
+def test_metrics_have_the_first_of_two_accuracies(records):
     experiment = options_for("lenet", "ip2", 1, 8, solver={"max_iter": 1})
     write(records(1, 8), experiment, Path("nets"))
     made, rows = caffe.get_solver("nets/solver.prototxt"), []
@@ -320,7 +320,7 @@ def test_of_two_accuracies_the_metrics_have_the_first(records):
     assert top1 < top5
 
 
-def test_pairs_are_told_apart_by_their_distance(records):
+def test_pairs_are_classified_by_their_distance(records):
     experiment = options_for("mnist_siamese", "feat", 1, 8, solver={"max_iter": 1, "base_lr": 0.001})
     write(records(2, 2), experiment, Path("nets"))
     assert scores_blob(Path("nets/test.prototxt")) == "scores"
@@ -338,7 +338,7 @@ def test_pairs_are_told_apart_by_their_distance(records):
     assert values["accuracy"] == pytest.approx((same == values["sim"]).mean())
 
 
-def test_a_layer_that_is_frozen_is_frozen_for_both_images():
+def test_a_frozen_layer_is_frozen_in_both_siamese_branches():
     dataset = dataclasses.replace(DATASET, shape=(2, 28, 28), classes=2)
     experiment = options_for("mnist_siamese", "feat", 10, 8, freeze_to="conv1")
     layers = {layer.name: layer for layer in nets(TEMPLATES["mnist_siamese"], dataset, experiment)["train"].layer}
@@ -348,18 +348,18 @@ def test_a_layer_that_is_frozen_is_frozen_for_both_images():
         assert [(spec.name, spec.lr_mult) for spec in layers[f"feat{suffix}"].param] == [("feat_w", 10), ("feat_b", 20)]
 
 
-def test_a_dataset_of_no_pairs_is_named(small, fails):
+def test_a_dataset_without_pairs_is_refused(small, fails):
     fails(["images of 3 channels and 3 classes", "mnist_siamese takes pairs"], *PROTOTXT, "--model", "mnist_siamese")
 
 
-def test_mean_values_of_other_channels_are_named(small, fails):
+def test_mean_values_for_other_channels_are_refused(small, fails):
     for part in ("train", "val"):
         manifest = small / f"lmdb/{part}.manifest.json"
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"shape": [1, 256, 256]}))
     fails(["googlenet subtracts a value from each of 3 channels", "the images have 1"], *PROTOTXT, "--model", "googlenet")
 
 
-def test_what_is_said_of_colours_has_the_records_order():
+def test_colour_settings_follow_the_channel_order_of_the_records():
     changes = Augmentation(saturation=0.5)
     experiment = options_for("googlenet", "loss3/classifier", 1, 8, augmentation=changes)
     for channels, values in (("BGR", [104, 117, 123]), ("RGB", [123, 117, 104])):
@@ -369,7 +369,7 @@ def test_what_is_said_of_colours_has_the_records_order():
         assert train.augmentation_param.rgb == (channels == "RGB")
 
 
-def test_only_training_images_are_changed():
+def test_only_training_images_are_augmented():
     changes = Augmentation(brightness=0.5, rotation=10)
     made = nets(
         TEMPLATES["cifar10_quick"],

@@ -1,4 +1,4 @@
-"""Fully convolutional nets: maps as large as their images, weights of classifiers, and a training from pairs of databases."""
+"""Fully convolutional nets: score maps of image size, weights of classifiers, and training on pairs of databases."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from pipeline.nets.segmentation import RATES, Pairs, started, write
 from pipeline.options.training import SegmentationOptions
 
 OFFSETS = {"fcn32s": [19], "fcn16s": [5, 27], "fcn8s": [5, 9, 31], "fcn_alexnet": [18]}
-"""Where the authors' published nets crop."""
+"""Crop offsets of the authors' published nets."""
 
 
 @pytest.mark.parametrize("name", fcn.NETS)
-def test_a_map_is_as_large_as_its_image_whatever_its_size(name, write):
+def test_the_score_map_has_the_size_of_its_image(name, write):
     made = fcn.layers(name, 21)
     assert [layer.crop_param.offset[0] for layer in made if layer.type == "Crop"] == OFFSETS[name]
     n = caffe.NetSpec()
@@ -37,7 +37,7 @@ def test_a_map_is_as_large_as_its_image_whatever_its_size(name, write):
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (63, 32), (64, 32)])
-def test_upsampling_interpolates_each_class_by_itself(kernel, stride, write):
+def test_upsampling_interpolates_each_class_separately(kernel, stride, write):
     n = caffe.NetSpec()
     n.data = L.Input(shape={"dim": [1, 2, 4, 4]})
     shape = {"num_output": 2, "kernel_size": kernel, "stride": stride, "bias_term": False}
@@ -55,7 +55,7 @@ def test_upsampling_interpolates_each_class_by_itself(kernel, stride, write):
 
 
 def tiny(n, outputs):
-    """A net of this kind with few weights."""
+    """A fully convolutional net with few weights."""
     n.conv1 = L.Convolution(n.data, num_output=4, kernel_size=3, pad=10, param=fcn.LEARNED)
     n.pool1 = L.Pooling(n.conv1, kernel_size=2, stride=2)
     n.fc6 = L.Convolution(n.pool1, num_output=5, kernel_size=3, param=fcn.LEARNED)
@@ -70,7 +70,7 @@ def tiny(n, outputs):
 
 @pytest.fixture
 def pairs(tmp_path, monkeypatch):
-    """Three images of different sizes and their maps in images/ and labels/, weights of a classifier, and a tiny net for them."""
+    """Three images of different sizes and their label maps in images/ and labels/, classifier weights, and a tiny net."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(fcn.NETS, "tiny", tiny)
     monkeypatch.setitem(RATES, "tiny", 1e-5)
@@ -92,7 +92,7 @@ def pairs(tmp_path, monkeypatch):
     return Pairs.read(Path("images"), Path("labels"))
 
 
-def test_a_net_is_trained_on_pairs_from_a_classifiers_weights(pairs):
+def test_a_net_is_trained_on_pairs_starting_from_a_classifiers_weights(pairs):
     options = SegmentationOptions(
         model="tiny",
         classes=3,
@@ -123,7 +123,7 @@ def test_a_net_is_trained_on_pairs_from_a_classifiers_weights(pairs):
     assert tuple(deploy.blobs["score"].shape) == (1, 3, 500, 500)
 
 
-def test_scores_of_another_net_of_this_kind_are_taken(pairs):
+def test_the_score_layer_of_another_fcn_is_copied_if_the_classes_match(pairs):
     options = SegmentationOptions(model="tiny", classes=3, weights=Path("classifier.caffemodel"), solver={"max_iter": 4})
     write(options, pairs, pairs, Path("made"))
     for classes, anew in ((3, []), (4, ["score_fr"])):
@@ -146,7 +146,7 @@ def test_weights_of_another_net_are_named(pairs):
 COMMAND = ("pipeline.nets.segmentation", "made", "--model", "fcn_alexnet", "--classes", 3, "--weights", "classifier.caffemodel")
 
 
-def test_databases_of_other_keys_and_sizes_are_named(pairs, fails):
+def test_pairs_with_different_keys_or_sizes_are_refused(pairs, fails):
     with lmdb.open("labels", map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
         transaction.delete(b"00000002")
     both = ("--train", "images", "labels", "--val", "images", "labels")
@@ -157,7 +157,7 @@ def test_databases_of_other_keys_and_sizes_are_named(pairs, fails):
     fails(["nowhere: no such database"], *COMMAND, *missing, leaves=("lock.mdb",))
 
 
-def test_weights_that_are_none_are_named(pairs, fails):
+def test_invalid_weights_or_mean_values_are_refused(pairs, fails):
     both = ("--train", "images", "labels", "--val", "images", "labels")
     Path("classifier.caffemodel").write_text("none")
     fails(["classifier.caffemodel: no weights"], *COMMAND, *both, leaves=("lock.mdb",))

@@ -1,4 +1,4 @@
-"""What of a net is learned: which layers are frozen, and that they stay as they are while the others learn."""
+"""Strategies: which layers are frozen, and that they keep their values while the others learn."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from pipeline.nets.strategies import freeze, frozen
 from tests.conftest import SHARED, needs_shared
 
 
-def built(name):
+def build(name):
     return TEMPLATES[name].built(Last(f"{TEMPLATES[name].last}_dogs", 3))
 
 
@@ -27,13 +27,13 @@ def built(name):
         ("resnet18", "full", "bn_conv1", ["conv1", "bn_conv1"]),
     ],
 )
-def test_layers_up_to_the_strategys_are_frozen(name, strategy, freeze_to, names):
-    made = built(name)
+def test_a_strategy_freezes_the_layers_up_to_its_limit(name, strategy, freeze_to, names):
+    made = build(name)
     assert frozen(made, strategy, freeze_to) == names
 
 
 def test_half_of_a_residual_net_ends_before_a_convolution():
-    made = built("resnet50")
+    made = build("resnet50")
     names = frozen(made, "half", "")
     convolutions = [layer.name for layer in made.layers if layer.type in ("Convolution", "InnerProduct")]
     assert names[-1].startswith("scale")
@@ -43,28 +43,28 @@ def test_half_of_a_residual_net_ends_before_a_convolution():
 @pytest.mark.parametrize(
     ("strategy", "freeze_to"), [("half", ""), ("full", "inception_4b/1x1"), ("full", "inception_5b/pool_proj")]
 )
-def test_what_does_not_lead_to_the_layer_is_learned(strategy, freeze_to):
-    made = built("googlenet")
+def test_layers_that_are_not_ancestors_of_freeze_to_are_learned(strategy, freeze_to):
+    made = build("googlenet")
     names = frozen(made, strategy, freeze_to)
     assert not any(name.startswith("loss") for name in names)
     assert {"conv1/7x7_s2", "inception_3a/5x5", "inception_4a/pool_proj"} <= set(names)
     assert ("inception_4b/3x3" in names) == (freeze_to != "inception_4b/1x1")
 
 
-def test_half_of_googlenet_is_counted_without_its_other_heads():
-    made = built("googlenet")
+def test_half_of_googlenet_is_counted_without_its_auxiliary_heads():
+    made = build("googlenet")
     convolutions = {layer.name for layer in made.layers if layer.type == "Convolution"}
     assert len(convolutions & set(frozen(made, "half", ""))) == (57 + 1) // 2
 
 
 @pytest.mark.parametrize(("name", "classifier"), [("lenet", "ip2_dogs"), ("googlenet", "loss1/classifier_dogs")])
-def test_to_freeze_a_classifier_is_refused(name, classifier):
+def test_freezing_a_classifier_is_refused(name, classifier):
     with pytest.raises(InputError, match=f'freeze_to: "{classifier}", but a classifier is learned.*last_layer'):
-        frozen(built(name), "full", classifier)
+        frozen(build(name), "full", classifier)
 
 
 @needs_shared
-def test_every_head_of_googlenet_is_learned_as_a_last_layer():
+def test_strategy_last_layer_learns_every_head_of_googlenet():
     net = adapted.read(SHARED / "zoo/bvlc/models/bvlc_googlenet/train_val.prototxt")
     made = net.built(Last("loss3/classifier_dogs", 3))
     assert made.classifiers == {f"loss{number}/classifier_dogs" for number in (1, 2, 3)}
@@ -72,14 +72,14 @@ def test_every_head_of_googlenet_is_learned_as_a_last_layer():
 
 
 def test_an_unknown_layer_is_named():
-    made = built("lenet")
+    made = build("lenet")
     with pytest.raises(InputError, match=r'freeze_to: "conv3".*conv1, conv2, ip1'):
         frozen(made, "full", "conv3")
 
 
 @pytest.mark.parametrize(("name", "strategy"), [("cifar10_quick", "last_layer"), ("cifar10_quick", "half"), ("resnet18", "half")])
-def test_frozen_layers_stay_as_they_are_and_the_others_learn(name, strategy, tmp_path):
-    made = built(name)
+def test_frozen_layers_keep_their_values_and_the_others_learn(name, strategy, tmp_path):
+    made = build(name)
     names = frozen(made, strategy, "")
     side = 32 if name == "cifar10_quick" else 224
     freeze(made.layers, names, (4, 3, side, side))

@@ -27,7 +27,7 @@ def test_a_step_without_options_has_its_defaults():
     assert ResizeOptions().size.height == 256
 
 
-def test_flags_and_json_say_the_same():
+def test_flags_and_json_give_the_same_options():
     flags = ["--height", 20, "--width", 30, "--resize-mode", "fit", "--color", "gray"]
     options = {"size": {"height": 20, "width": 30}, "resize_mode": "fit", "color": "gray"}
     assert read(ResizeOptions, *flags) == read(ResizeOptions, "--options", json.dumps(options)) == ResizeOptions(**options)
@@ -40,14 +40,14 @@ def test_a_flag_overrides_json_and_later_json_adds_to_earlier():
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_text_reaches_the_step_as_it_is(text):
+def test_a_hostile_text_reaches_the_step_unchanged(text):
     options = {"features": [text, text], "feature_formats": ["npy"]}
     assert read(FeatureOptions, "--options", json.dumps(options)).features == [text, text]
     assert read(FeatureOptions, f"--features={text}").features == [text]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
-def test_options_that_are_no_json_object_are_refused(text):
+def test_options_that_are_not_a_json_object_are_refused(text):
     with pytest.raises(InputError) as raised:
         read(ResizeOptions, "--options", text)
     assert raised.value.where == "--options"
@@ -63,7 +63,7 @@ def test_all_mistakes_are_shown_at_once_with_their_flags_and_the_nearest_name():
     ]
 
 
-def test_a_bound_holds_for_flags():
+def test_bounds_are_checked_for_flags():
     assert problems(LabelOptions, "--val", "1.5") == ["--val: 1.5 is not between 0 and 1"]
     assert problems(LabelOptions, "--val", "nan")[0].startswith("--val: ")
     assert problems(PrototxtOptions, "--name", "e", "--model", "lenet", "--batch-size", "-3") == [
@@ -71,11 +71,11 @@ def test_a_bound_holds_for_flags():
     ]
 
 
-def test_an_option_without_a_default_is_needed():
+def test_an_option_without_a_default_is_required():
     assert problems(PrototxtOptions, "--model", "lenet") == ["--name is missing"]
 
 
-def test_a_mapping_is_one_flag_of_json():
+def test_a_mapping_is_one_flag_that_takes_json():
     assert read(DatabaseOptions, "--augmentation", '{"rotation": 10}').augmentation.rotation == 10
     assert read(ShardOptions, "--list", "a.csv", "--columns", '{"url": "link"}').source.columns.url == "link"
     assert problems(DatabaseOptions, "--augmentation", '{"brightness": 3}') == [
@@ -83,7 +83,7 @@ def test_a_mapping_is_one_flag_of_json():
     ]
 
 
-def test_the_solver_is_one_flag_though_its_schema_knows_some_fields():
+def test_the_solver_is_one_flag_that_takes_any_field():
     options = read(PrototxtOptions, "--name", "e", "--model", "lenet", "--solver", '{"base_lr": 0.1, "type": "Adam"}')
     assert options.solver == {"base_lr": 0.1, "type": "Adam"}
 

@@ -1,4 +1,4 @@
-"""How experiments are compared: the table, each sweep's table and picture, and the summary on the terminal."""
+"""Comparing experiments: the table, each sweep's table and picture, and the summary on the terminal."""
 
 import json
 
@@ -19,7 +19,7 @@ TABLE = pd.DataFrame(
 MEMBERS = {name: name.split("-")[1:] for name in TABLE.experiment[:4]}
 
 
-def test_the_table_has_the_last_accuracy_and_the_best(tmp_path):
+def test_the_table_has_the_final_and_the_best_accuracy(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"accuracy": 0.8, "images": 30}))
     (tmp_path / "best.json").write_text('{"diverged": null}')
     table = comparison_table(["e"], ["cats"], [tmp_path / "summary.json"], {"e": METRICS}, [tmp_path / "best.json"])
@@ -38,7 +38,7 @@ LOST = TABLE.assign(
 )
 
 
-def test_an_experiment_that_diverged_is_in_the_table_without_accuracies(tmp_path):
+def test_a_diverged_experiment_is_listed_without_accuracies(tmp_path):
     paths = [tmp_path / f"{name}.json" for name in ("summary", "good", "lost")]
     for path, text in zip(paths, ('{"accuracy": 0.8, "images": 30}', '{"diverged": null}', '{"diverged": 7}'), strict=True):
         path.write_text(text)
@@ -52,7 +52,7 @@ def test_an_experiment_that_diverged_is_in_the_table_without_accuracies(tmp_path
     plt.close(figure)
 
 
-def test_the_picture_of_a_sweep_says_what_diverged():
+def test_the_picture_of_a_sweep_marks_diverged_experiments():
     figure = draw_sweep(sweep_table(LOST, ["strategy", "dataset"], MEMBERS), ["strategy", "dataset"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["2 of 2 diverged", "90.0, 1 of 2 diverged"]
     one = draw_sweep(sweep_table(LOST, ["strategy"], {"tuned-full-a": ["full"]}), ["strategy"])
@@ -76,7 +76,7 @@ def test_a_sweep_is_drawn_with_a_row_for_each_choice_and_the_mean_of_its_repetit
     plt.close(figure)
 
 
-def test_a_sweep_of_nothing_but_repetitions_has_one_row():
+def test_a_sweep_of_repetitions_only_has_one_row():
     table = sweep_table(TABLE, ["dataset"], {"tuned-full-a": ["a"], "tuned-full-b": ["b"]})
     figure = draw_sweep(table, ["dataset"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["60.0"]

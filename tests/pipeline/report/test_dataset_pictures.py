@@ -36,7 +36,7 @@ def test_every_picture_of_a_dataset_is_drawn(command, small, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 60), (1, 60, 20), (3, 300, 200)])
-def test_a_thumbnail_keeps_the_proportions_on_white(shape):
+def test_a_thumbnail_keeps_the_aspect_ratio_on_white(shape):
     shown = thumbnail(np.zeros(shape, np.uint8))
     assert shown.shape == (SIDE, SIDE, 3)
     dark = (shown == 0).all(2)
@@ -50,14 +50,14 @@ def test_a_pair_is_shown_side_by_side():
     assert (shown[SIDE // 2, SIDE // 2 :] == 200).all()
 
 
-def test_the_first_images_of_each_class_are_taken_and_no_more(tmp_path):
+def test_only_the_first_images_of_each_class_are_taken(tmp_path):
     images = [(np.full((1, 4, 4), number, np.uint8), number % 2) for number in range(12)]
     found = first_of_each(put(tmp_path / "db", images), classes=3, count=2)
     assert [[int(image.min()) for image in one] for one in found] == [[0, 2], [1, 3], []]
 
 
 @pytest.mark.parametrize(("channels", "red"), [("BGR", 2), ("RGB", 0)])
-def test_images_are_shown_in_their_colours(tmp_path, channels, red):
+def test_images_are_shown_with_the_channel_order_of_their_database(tmp_path, channels, red):
     image = np.zeros((3, 4, 4), np.uint8)
     image[red] = 200
     (tmp_path / "db.manifest.json").write_text(json.dumps({"channels": channels}))
@@ -66,7 +66,7 @@ def test_images_are_shown_in_their_colours(tmp_path, channels, red):
     assert (images_at(tmp_path / "db", [0])[0] == (200, 0, 0)).all()
 
 
-def test_an_augmentation_is_shown_in_its_colours(tmp_path):
+def test_augmented_images_are_shown_with_the_channel_order_of_their_database(tmp_path):
     image = np.zeros((3, 6, 6), np.uint8)
     image[0] = 200
     (tmp_path / "db.manifest.json").write_text('{"channels": "RGB"}')
@@ -74,7 +74,7 @@ def test_an_augmentation_is_shown_in_its_colours(tmp_path):
     assert (shown[0] == (0, 0, 200)).all()
 
 
-def test_an_augmentation_that_is_shown_weighs_colours_in_their_order(tmp_path):
+def test_augmented_images_are_the_same_for_bgr_and_rgb_records(tmp_path):
     image = np.zeros((3, 6, 6), np.uint8)
     image[1:] = [[[90]], [[200]]]
     changes = caffe_pb2.AugmentationParameter(saturation=1, pca=0.5)
@@ -84,7 +84,7 @@ def test_an_augmentation_that_is_shown_weighs_colours_in_their_order(tmp_path):
     np.testing.assert_allclose(np.stack(bgr).astype(int), rgb, atol=1)
 
 
-def test_a_label_of_no_class_is_named(tmp_path):
+def test_a_label_without_a_class_is_named(tmp_path):
     from pipeline.errors import InputError
 
     with pytest.raises(InputError) as raised:
@@ -100,7 +100,7 @@ def test_a_sheet_has_full_rows_and_white_where_images_end():
 
 
 @pytest.mark.parametrize("classes", [3, 200])
-def test_sizes_of_few_and_of_many_classes_are_drawn(classes):
+def test_class_sizes_are_drawn_for_few_and_for_many_classes(classes):
     from collections import Counter
 
     figure = class_sizes(

@@ -1,4 +1,4 @@
-"""Nets as graphs: a box for each layer, with what works in place, shapes, and no labels' lines."""
+"""Diagrams of nets: a box for each layer, with in-place layers and shapes, and no edges from labels."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -29,7 +29,7 @@ layer { name: "accuracy" type: "Accuracy" bottom: "fc" bottom: "label" top: "acc
 """
 
 
-def test_a_box_for_each_layer_with_its_shape_and_what_works_in_place(write):
+def test_each_layer_has_a_box_with_its_shape_and_in_place_layers(write):
     net = of_phase(caffe.read_net(write("net.prototxt", NET)), caffe.TRAIN)
     made = boxes(net, shapes_of(net, (3, 9, 9), caffe.TRAIN))
     assert made == [
@@ -43,7 +43,7 @@ def test_a_box_for_each_layer_with_its_shape_and_what_works_in_place(write):
     ]
 
 
-def test_the_drawing_is_an_svg_whose_text_can_be_searched(write, tmp_path):
+def test_the_diagram_is_an_svg_with_searchable_text(write, tmp_path):
     main([write("net.prototxt", NET), str(tmp_path / "net.svg"), "--image", "3", "9", "9", "--phase", "test"])
     root = ElementTree.parse(tmp_path / "net.svg").getroot()
     said = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
@@ -51,7 +51,7 @@ def test_the_drawing_is_an_svg_whose_text_can_be_searched(write, tmp_path):
     assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) == 7
 
 
-def test_a_net_that_reads_data_wants_the_images_shape(write, fails):
+def test_a_net_with_a_data_layer_needs_the_shape_of_the_images(write, fails):
     write("net.prototxt", NET)
     fails(["net.prototxt: no Input layer", "--image"], "pipeline.report.diagram", "net.prototxt", "net.svg")
 

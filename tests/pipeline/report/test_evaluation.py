@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: calibration and the surest mistakes, of what is in the tables and in the database."""
+"""Plots of an evaluation: confusion, calibration and the most confident mistakes, from its tables and its database."""
 
 import cv2
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from tests.pipeline.report.test_dataset_pictures import put
 
 @pytest.fixture
 def evaluated(tmp_path, monkeypatch):
-    """An evaluation of 30 images of 3 classes with 40 % right in evaluate/, and their records, each of its own gray, in db/."""
+    """An evaluation of 30 images of 3 classes, 40 % correct, in evaluate/, and their records, each a different gray, in db/."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 30)
@@ -42,7 +42,7 @@ def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(tmp_path, classes
     assert (tmp_path / "confusion.svg").read_text().lstrip().startswith("<?xml")
 
 
-def test_an_evaluation_is_drawn_and_the_same_each_time(evaluated):
+def test_plots_of_an_evaluation_are_reproducible(evaluated):
     for folder in ("first", "second"):
         evaluation.main(["evaluate", "db", folder, "--suffix", "_train"])
     made = {path.name: path.read_bytes() for path in (evaluated / "first").iterdir()}
@@ -52,7 +52,7 @@ def test_an_evaluation_is_drawn_and_the_same_each_time(evaluated):
     assert all(cv2.imread(str(evaluated / "first" / name)).std() > 10 for name in made if name.endswith("png"))
 
 
-def test_the_mistakes_are_the_surest_ones_with_their_own_images(evaluated):
+def test_the_most_confident_mistakes_are_shown_with_their_images(evaluated):
     text = dict.fromkeys(("path", "label", "predicted"), str)
     table = pd.read_csv(evaluated / "evaluate/predictions.csv", dtype=text, keep_default_na=False)
     worst = table[table.label != table.predicted].sort_values("probability", ascending=False)
@@ -63,7 +63,7 @@ def test_the_mistakes_are_the_surest_ones_with_their_own_images(evaluated):
     assert shown == [8 * number for number in worst.index[: evaluation.MISTAKES]]
 
 
-def test_where_nothing_is_wrong_the_picture_says_so(evaluated):
+def test_without_mistakes_the_plot_says_so(evaluated):
     table = pd.DataFrame({"label": ["cat"] * 5, "predicted": "cat", "probability": 0.9, "rank": 1})
     assert "No mistakes: all 5 images" in mistakes(table, evaluated / "db").texts[0].get_text()
 
@@ -74,7 +74,7 @@ def test_a_database_with_fewer_records_is_refused(evaluated):
         mistakes(table, evaluated / "db")
 
 
-def test_another_folder_than_an_evaluation_is_refused(evaluated, fails):
+def test_a_folder_without_an_evaluation_is_refused(evaluated, fails):
     fails(["db", "no predictions.csv", "evaluate step's folder"], "pipeline.report.evaluation", "db", "db", "out")
 
 
@@ -90,7 +90,7 @@ def test_a_reliability_diagram_has_a_bar_of_each_bins_accuracy(evaluated):
     assert "calibration error 10.0%, log loss 1.25" in shares.get_title()
 
 
-def test_images_are_shown_in_colour_as_they_lie_in_the_database(tmp_path):
+def test_images_are_read_in_colour_from_their_position_in_the_database(tmp_path):
     blue = np.zeros((3, 4, 6), np.uint8)
     blue[0] = 255
     put(tmp_path / "db", [(np.zeros((1, 2, 2), np.uint8), 0), (blue, 0), (np.full((1, 5, 3), 9, np.uint8), 1)])
@@ -100,7 +100,7 @@ def test_images_are_shown_in_colour_as_they_lie_in_the_database(tmp_path):
     assert found[2][0, 0].tolist() == [9, 9, 9]
 
 
-def test_names_below_images_are_cut_to_their_column():
+def test_names_below_images_are_shortened_to_their_column():
     assert shorten("n02085936 Maltese dog, Maltese terrier", 12) == "Maltese dog…"
     assert shorten("n02085936", 12) == "n02085936"
     rows = [[Cell(np.zeros((4, 8, 3), np.uint8), ("a name that is far too long for a column of seven", "$x$"))] * 7]

@@ -1,4 +1,4 @@
-"""The layout of graphs: boxes below what they read, beside one another without touching, lines beside boxes."""
+"""The layout of graphs: boxes below what they read and without overlap, edges beside boxes."""
 
 import itertools
 
@@ -14,7 +14,7 @@ TWO_INPUTS = [[], [], [0, 1]]
 
 
 @pytest.mark.parametrize("reads", [CHAIN, SHORTCUT, INCEPTION, HEADS, TWO_INPUTS, [[]]])
-def test_boxes_stand_below_what_they_read_and_apart(reads):
+def test_boxes_are_below_what_they_read_and_do_not_overlap(reads):
     sizes = [(80 + 7 * (number % 3), 30 + 5 * (number % 2)) for number in range(len(reads))]
     layout = laid_out(sizes, reads)
     width, height = layout.size
@@ -46,7 +46,7 @@ def test_a_shortcut_passes_beside_the_boxes():
             assert abs(x - middle) > wide / 2 or abs(y - center) > high / 2
 
 
-def test_branches_are_about_the_middle():
+def test_branches_are_centred():
     layout = laid_out([(100, 30)] * len(INCEPTION), INCEPTION)
     xs = [x for x, _ in layout.centres]
     assert min(xs[1:5]) < xs[0] < max(xs[1:5])

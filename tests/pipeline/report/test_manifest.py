@@ -1,4 +1,4 @@
-"""Manifests of builds, and what verify says of two of them, or of one and of what lies there."""
+"""Manifests of builds, and what verify reports for two of them, or for one and the files on disk."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def test_a_build_in_another_folder_gives_the_same_bytes(built, tmp_path):
     assert {one["kind"] for one in first["results"].values()} == set(manifest.KINDS)
 
 
-def test_every_file_of_a_build_is_a_result_or_is_said_not_to_be_compared(built):
+def test_every_file_of_a_build_is_a_result_or_listed_as_not_compared(built):
     folder, _ = built
     files = [path.relative_to(folder / "results") for path in (folder / "results").rglob("*") if path.is_file()]
     compared = [path for path in files if not path.name.startswith(".") and not manifest.not_compared(path.name)]
@@ -64,7 +64,7 @@ def test_data_weights_predictions_and_metrics_are_always_compared(name):
     assert not manifest.not_compared(name)
 
 
-def test_the_manifest_says_what_was_built_of_what_and_with_what(built):
+def test_the_manifest_records_config_versions_machines_and_results(built):
     folder, made = built
     assert made["config"]["datasets"]["few"]["size"] == {"height": 28, "width": 28}
     assert made["versions"]["torch"]
@@ -110,7 +110,7 @@ def test_verify_finds_a_damaged_result_and_names_its_step(built, command, tmp_pa
     assert all(file.startswith(target.removeprefix("results/")) for target in targets)
 
 
-def edited(made: dict, step: str, **parts) -> dict:
+def edit_manifest(made: dict, step: str, **parts) -> dict:
     """A manifest with another hash for each result of a step, and other parts."""
     other = copy.deepcopy(made)
     for one in other["results"].values():
@@ -131,8 +131,8 @@ def edited(made: dict, step: str, **parts) -> dict:
         ("resize", {"machines": {"first": {"threads": 64}}}, "unexplained"),
     ],
 )
-def test_verify_names_the_first_step_at_which_builds_part_and_why(built, command, tmp_path, step, parts, reason):
-    for name, made in (("a.json", built[1]), ("b.json", edited(built[1], step, **parts))):
+def test_verify_names_the_first_step_at_which_builds_differ_and_why(built, command, tmp_path, step, parts, reason):
+    for name, made in (("a.json", built[1]), ("b.json", edit_manifest(built[1], step, **parts))):
         (tmp_path / name).write_text(json.dumps(made))
     done = command("pipeline.report.verify", "a.json", "b.json")
     assert done.returncode == 1, done.stderr
@@ -141,13 +141,13 @@ def test_verify_names_the_first_step_at_which_builds_part_and_why(built, command
 
 
 def test_verify_names_the_key_in_which_configs_differ(built):
-    other = edited(built[1], "resize")
+    other = edit_manifest(built[1], "resize")
     other["config"]["datasets"]["few"]["size"]["height"] = 32
     assert verify.reasons(built[1], other, "resize")[0] == "config datasets.few.size.height: 28 against 32"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99, "results": {}, "config": {}}'])
-def test_a_file_that_is_no_manifest_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_manifest_is_refused(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(InputError):
         manifest.read(tmp_path / "m.json")
@@ -159,7 +159,7 @@ def test_every_step_of_a_result_is_a_rule():
     assert {output.step for output in manifest.OUTPUTS} <= named
 
 
-def test_results_of_an_earlier_config_are_not_of_this_one(built, tmp_path):
+def test_results_of_an_earlier_config_are_left_out(built, tmp_path):
     folder = shutil.copytree(built[0] / "results", tmp_path / "results")
     for stale in ("datasets/few/resize/00007/pixels.npy", "datasets/few/download/00007.csv", "datasets/other/mean.json"):
         (folder / stale).parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def test_results_of_an_earlier_config_are_not_of_this_one(built, tmp_path):
     assert list(manifest.find(folder, built[1]["config"])) == list(built[1]["results"])
 
 
-def test_results_behind_a_link_are_results(built, tmp_path):
+def test_results_behind_symbolic_links_are_found(built, tmp_path):
     shutil.copytree(built[0] / "results", tmp_path / "elsewhere")
     (tmp_path / "results").mkdir()
     for path in (tmp_path / "elsewhere").iterdir():

@@ -1,4 +1,4 @@
-"""Neighbours and maps of features: right by scikit-learn's figures, the same each time, drawn for few and many classes."""
+"""Neighbours and maps of features: equal to scikit-learn's, reproducible, and drawn for few and many classes."""
 
 import json
 
@@ -17,7 +17,7 @@ NAMES = ["ant", "bee", "cat", "dog"]
 
 
 def blobs(images: int, values: int, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Features around a place for each class, and the classes."""
+    """Features clustered around a point for each class, and the labels."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, images)
     return (3 * rng.normal(size=(classes, values))[labels] + rng.normal(size=(images, values))).astype(np.float32), labels
@@ -25,7 +25,7 @@ def blobs(images: int, values: int, classes: int = 4) -> tuple[np.ndarray, np.nd
 
 @pytest.fixture
 def extracted(tmp_path, monkeypatch):
-    """features/ with the blob conv/a of 60 images, db/ with their records, labels.txt; and where they are, what they are."""
+    """features/ with the blob conv/a of 60 images, db/ with their records, labels.txt; gives folder, features and labels."""
     monkeypatch.chdir(tmp_path)
     values, labels = blobs(60, 12)
     (tmp_path / "features").mkdir()
@@ -40,7 +40,7 @@ def extracted(tmp_path, monkeypatch):
 RUN = ["features", "db", "report", "--blob", "conv/a", "--labels", "labels.txt"]
 
 
-def test_neighbours_are_scikit_learns(extracted):
+def test_neighbours_equal_those_of_scikit_learn(extracted):
     folder, values, labels = extracted
     neighbours.main(RUN)
     table = pd.read_csv(folder / "report/neighbours_conv_a.csv")
@@ -60,7 +60,7 @@ def test_neighbours_are_scikit_learns(extracted):
     assert figures["nearest"] == np.mean(alone == labels)
 
 
-def test_all_pictures_are_made_and_the_same_each_time(extracted):
+def test_all_files_are_written_and_reproducible(extracted):
     folder, _, _ = extracted
     made = []
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_the_sheet_shows_each_query_before_its_neighbours(extracted, monkeypatch
     assert title.endswith("of 60 images are of their nearest neighbour's class")
 
 
-def test_of_more_images_than_fit_as_many_are_drawn_by_seed(extracted, monkeypatch):
+def test_more_images_than_fit_are_sampled_by_seed(extracted, monkeypatch):
     folder, _, labels = extracted
     monkeypatch.setattr(neighbours, "VALUES", 12 * 25)
     chosen = []
@@ -105,7 +105,7 @@ def test_of_more_images_than_fit_as_many_are_drawn_by_seed(extracted, monkeypatc
     assert len(chosen[0]) == 25
 
 
-def test_two_images_are_neighbours_and_one_has_none(extracted, fails):
+def test_two_images_are_neighbours_and_a_single_image_is_refused(extracted, fails):
     folder, values, _ = extracted
     for count in (2, 1):
         np.save(folder / "features/conv_a.npy", values[:count])
@@ -117,7 +117,7 @@ def test_two_images_are_neighbours_and_one_has_none(extracted, fails):
     fails(["features of 1 image", "two or more"], "pipeline.report.neighbours", *RUN)
 
 
-def test_features_that_are_no_numbers_are_named(extracted):
+def test_nan_features_are_named(extracted):
     folder, values, _ = extracted
     values[7, 3] = np.nan
     np.save(folder / "features/conv_a.npy", values)
@@ -125,24 +125,24 @@ def test_features_that_are_no_numbers_are_named(extracted):
         neighbours.main(RUN)
 
 
-def test_a_database_of_fewer_images_is_refused(extracted):
+def test_a_database_with_fewer_records_than_features_is_refused(extracted):
     put(extracted[0] / "few", [(np.zeros((1, 4, 4), np.uint8), 0)])
     with pytest.raises(InputError, match="few: fewer records than features"):
         neighbours.main([RUN[0], "few", *RUN[2:]])
 
 
-def test_features_that_are_all_zero_are_far_from_all():
+def test_all_zero_features_have_distance_1_to_all():
     _, distances = nearest(np.array([[0.0, 0], [1, 0], [1, 1]], np.float32), 2)
     np.testing.assert_allclose(distances, [[1, 1], [1 - 0.5**0.5, 1], [1 - 0.5**0.5, 1]], atol=1e-6)
 
 
-def test_of_classes_with_as_many_neighbours_the_nearest_is_voted_for():
+def test_ties_between_classes_go_to_the_nearest_neighbour():
     labels = np.array([2, 0, 1, 1, 0])
     assert votes(labels, np.array([[1, 2, 3, 4], [0, 2, 3, 4], [4, 3, 1, 0]])).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (12, 300)])
-def test_main_components_are_scikit_learns(shape):
+def test_principal_components_equal_those_of_scikit_learn(shape):
     values, _ = blobs(*shape)
     expected = PCA(5, svd_solver="full").fit_transform(values.astype(np.float64))
     made = components(values, 5)
@@ -158,7 +158,7 @@ def test_t_sne_keeps_classes_together():
     assert (labels[search.kneighbors(where)[1][:, 1]] == labels).mean() > 0.95
 
 
-def test_queries_are_of_different_classes_first():
+def test_queries_cover_different_classes_first():
     labels = np.repeat(np.arange(30), 5)
     assert len(set(labels[queries(labels, 10, 1)])) == 10
     assert np.bincount(labels[:10][queries(labels[:10], 6, 1)]).tolist() == [3, 3]
@@ -166,7 +166,7 @@ def test_queries_are_of_different_classes_first():
 
 
 @pytest.mark.parametrize("classes", [2, 10, 25, 100])
-def test_a_map_names_as_many_classes_as_can_be_told_apart(classes):
+def test_a_map_names_as_many_classes_as_can_be_distinguished(classes):
     values, labels = blobs(400, 2, classes)
     names = [f"a class of number {number}" for number in range(classes)]
     figure = draw_maps({"a": values, "b": values}, labels, names)

@@ -1,4 +1,4 @@
-"""Plots of an experiment: there for every dataset, from two classes to thousands."""
+"""Training curves: what they show, that they are reproducible, and which tables are refused."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -40,7 +40,7 @@ def test_every_accuracy_that_was_measured_is_drawn():
     plt.close("all")
 
 
-def test_the_losses_of_all_heads_are_drawn_against_those_of_all_heads():
+def test_losses_of_several_heads_are_drawn_as_their_weighted_sum():
     losses, *_ = curves(METRICS.assign(test_loss1=[0.3, None, 0.1], test_loss2=[0.4, None, 0.2])).axes
     drawn = {line.get_label(): line.get_ydata().tolist() for line in losses.lines}
     assert drawn == {"training": [1.1, 0.5, 0.2], "validation": pytest.approx([1.8, 0.6])}
@@ -48,7 +48,7 @@ def test_the_losses_of_all_heads_are_drawn_against_those_of_all_heads():
     plt.close("all")
 
 
-def test_a_plot_keeps_white_and_its_colours_in_few(tmp_path):
+def test_a_plot_with_a_small_palette_keeps_white_and_its_colours(tmp_path):
     figure = curves(METRICS)
     save(figure, tmp_path / "curves")
     image = (plt.imread(tmp_path / "curves.png")[..., :3] * 255).round().astype(int)
@@ -58,7 +58,7 @@ def test_a_plot_keeps_white_and_its_colours_in_few(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size < 60_000
 
 
-def test_the_same_numbers_give_the_same_files(trained, command):
+def test_the_same_metrics_give_the_same_files(trained, command):
     made = []
     for folder in ("first", "second"):
         done = command("pipeline.report.plots", folder, "--metrics", "out/metrics.csv")
@@ -68,7 +68,7 @@ def test_the_same_numbers_give_the_same_files(trained, command):
     assert made[0] == made[1]
 
 
-def test_scores_that_are_no_numbers_have_no_accuracy(tmp_path):
+def test_an_accuracy_with_a_nan_loss_is_left_out(tmp_path):
     diverged = METRICS.assign(loss=[1.1, 9e9, np.inf], test_loss=[1.1, None, np.nan], test_accuracy=[0.3, None, 1.0])
     diverged.to_csv(tmp_path / "metrics.csv", index=False)
     losses, accuracies, _ = curves(read_metrics(tmp_path / "metrics.csv")).axes
@@ -77,16 +77,16 @@ def test_scores_that_are_no_numbers_have_no_accuracy(tmp_path):
     plt.close("all")
 
 
-def test_another_table_than_metrics_is_refused(fails, write):
+def test_a_table_that_is_not_metrics_is_refused(fails, write):
     write("layers.csv", "layer,shapes,start,learned\nhidden,6,filled,True\n")
     said = ["layers.csv: no column iteration", "metrics.csv of the train step"]
     fails(said, "pipeline.report.plots", "out", "--metrics", "layers.csv")
 
 
-def test_a_table_that_is_not_there_says_who_makes_it(fails):
+def test_a_missing_table_is_named_with_the_step_that_writes_it(fails):
     fails(["gone.csv: no such table", "metrics.csv of the train step"], "pipeline.report.plots", "out", "--metrics", "gone.csv")
 
 
-def test_metrics_without_a_row_are_refused(fails, write):
+def test_metrics_without_rows_are_refused(fails, write):
     write("metrics.csv", ",".join(METRICS.columns) + "\n")
     fails(["metrics.csv", "no metrics"], "pipeline.report.plots", "out", "--metrics", "metrics.csv")

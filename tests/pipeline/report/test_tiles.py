@@ -1,4 +1,4 @@
-"""Tiles and pages of them: the pixels that values become."""
+"""Image tiles and pages of them: how values become pixels."""
 
 import numpy as np
 from PIL import Image
@@ -6,12 +6,12 @@ from PIL import Image
 from pipeline.report.tiles import GAP, LEVELS, WIDTH, normalise, save_page, tile
 
 
-def test_the_least_value_is_black_and_the_greatest_white():
+def test_the_minimum_is_black_and_the_maximum_white():
     assert normalise(np.array([-2.0, 0.0, 2.0])).tolist() == [0, 128, 255]
     assert normalise(np.full(3, 7.0)).tolist() == [0, 0, 0]
 
 
-def test_small_images_are_enlarged_by_a_whole_factor_and_stand_in_rows():
+def test_small_images_are_enlarged_by_an_integer_factor_and_arranged_in_rows():
     images = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2)
     whole = tile(images, columns=2, width=2 * (6 + GAP) + 1)
     assert whole.shape == (2 * 6 + GAP, 2 * 6 + GAP)
@@ -22,7 +22,7 @@ def test_small_images_are_enlarged_by_a_whole_factor_and_stand_in_rows():
     assert (whole[6:, 6:] == 255).all()
 
 
-def test_large_images_are_reduced_by_their_means():
+def test_large_images_are_reduced_by_averaging():
     image = np.zeros((1, 40, 80), np.uint8)
     image[0, :, ::2] = 200
     whole = tile(image, columns=1, width=40 + GAP)

@@ -1,4 +1,4 @@
-"""Pictures of a trained net: known weights and values become known pixels, and every picture is there."""
+"""Pictures of a trained net: known weights and values become known pixels, and every picture is written."""
 
 from xml.etree import ElementTree
 
@@ -44,7 +44,7 @@ def net(tmp_path):
 
 @pytest.fixture
 def ready(net, small, monkeypatch):
-    """That net's weights beside the small dataset, and how images become its inputs, in the folder where the test works."""
+    """The small dataset as working folder, with that net's weights and its preprocessing.json."""
     monkeypatch.chdir(small)
     net[0].save(str(small / "net.caffemodel"))
     Preprocessing(ResizeOptions(size=ImageSize(height=8, width=8)), caffe_pb2.TransformationParameter(scale=0.004)).write(
@@ -59,7 +59,7 @@ def cropping(crop: int, channels: str = "BGR") -> Preprocessing:
     )
 
 
-def test_an_image_is_seen_in_its_colours():
+def test_an_image_is_shown_in_rgb_whatever_its_channel_order():
     red = np.zeros((3, 8, 8), np.uint8)
     red[2] = 255
     assert (visualize.as_seen(red, cropping(4)) == (255, 0, 0)).all()
@@ -87,7 +87,7 @@ def test_filters_of_three_inputs_are_in_colour_and_bgr_becomes_rgb(net):
     assert (tiles[:, side + GAP : 2 * side + GAP] == (0, 0, 255)).all()
 
 
-def test_a_row_of_the_second_convolution_is_a_filter(net):
+def test_each_row_of_the_second_convolutions_tiles_is_a_filter(net):
     made, definition = net
     kernels = weights(made)
     kernels["conv2"][...] = 0
@@ -101,7 +101,7 @@ def test_a_row_of_the_second_convolution_is_a_filter(net):
     assert not white[:side, :side].any()
 
 
-def test_maps_of_each_layer_in_order_as_many_as_are_legible(net):
+def test_feature_maps_are_shown_layer_by_layer_up_to_a_limit(net):
     made, definition = net
     made.blobs["data"].data[...] = np.random.default_rng(2).normal(size=(1, 3, 8, 8))
     made.forward()
@@ -123,7 +123,7 @@ def test_maps_of_each_layer_in_order_as_many_as_are_legible(net):
     assert (tiles[:, 3 * (side + GAP) :] == 255).all()
 
 
-def test_of_a_deep_net_the_first_and_last_maps_of_each_resolution_are_shown():
+def test_a_deep_net_shows_the_first_and_last_maps_of_each_resolution():
     net = caffe_pb2.NetParameter()
     blobs = {"data": np.zeros((1, 3, 64, 64))}
     for number in range(20):
@@ -132,7 +132,7 @@ def test_of_a_deep_net_the_first_and_last_maps_of_each_resolution_are_shown():
     assert visualize.blobs_with_maps(net, blobs) == [f"conv{number}" for number in (0, 4, 5, 9, 10, 14, 15, 19)]
 
 
-def test_activations_are_those_of_the_last_vectors_each_once(net):
+def test_activations_show_each_of_the_last_vectors_once(net):
     made, definition = net
     blobs = {name: np.array(made.blobs[name].data) for name in made.blobs}
     assert visualize.vectors(definition, blobs, ["prob"]) == ["pool", "fc", "last"]
@@ -149,7 +149,7 @@ def test_activations_are_those_of_the_last_vectors_each_once(net):
     plt.close(figure)
 
 
-def test_the_most_probable_classes_are_named_and_the_right_one_is_marked():
+def test_the_most_probable_classes_are_named_and_the_true_one_is_marked():
     names = [f"class{number}" for number in range(10)]
     made = np.array([[0.02, 0.3, 0, 0.4, 0.08, 0.01, 0, 0.1, 0.09, 0]])
     figure = visualize.draw_probabilities(made, names, [Picture("a", np.zeros((3, 8, 8), np.uint8), "class1")], cropping(4))
@@ -172,7 +172,7 @@ def test_the_first_record_of_each_class_is_shown(small):
     assert len(visualize.first_of_classes(small / "lmdb/val", names, 20)) == 3
 
 
-def test_every_picture_is_drawn_of_records(ready, tmp_path):
+def test_every_picture_is_drawn_from_records(ready, tmp_path):
     visualize.main([*ARGUMENTS, "--database", "lmdb/val", "--train", "deploy.prototxt"])
     pictures = tmp_path / "pictures"
     for name in ("filters", "activations", "probabilities"):
@@ -183,7 +183,7 @@ def test_every_picture_is_drawn_of_records(ready, tmp_path):
     assert ElementTree.parse(pictures / "net.svg").getroot().tag.endswith("svg")
 
 
-def test_every_picture_is_drawn_of_files_and_again_the_same(ready, tmp_path, picture):
+def test_every_picture_is_drawn_from_files_and_reproducible(ready, tmp_path, picture):
     (tmp_path / "look").mkdir()
     cv2.imwrite(str(tmp_path / "look/tabby cat.png"), picture(3))
     made = []
@@ -212,19 +212,19 @@ def test_a_net_without_convolutions_has_a_page_that_says_so(trained, monkeypatch
     ("arguments", "where"),
     [(("--database", "lmdb/nowhere"), "lmdb/nowhere"), (("--database", "lmdb/val", "--count", "0"), "--count")],
 )
-def test_what_cannot_be_shown_is_named(ready, arguments, where):
+def test_a_missing_database_or_invalid_count_is_named(ready, arguments, where):
     with pytest.raises(caffe.Error) as raised:
         visualize.main([*ARGUMENTS, *arguments])
     assert str(raised.value.where) == where
 
 
-def test_an_image_that_cannot_be_read_is_named(fails, ready):
+def test_an_unreadable_image_is_named(fails, ready):
     (ready / "look").mkdir()
     (ready / "look/cut.png").write_bytes(b"\x89PNG and no more")
     fails(["look/cut.png: not readable: damaged"], "pipeline.report.visualize", *ARGUMENTS, "--images", "look")
 
 
-def test_a_net_that_gives_no_numbers_is_named(net, ready):
+def test_a_net_with_nan_activations_is_refused(net, ready):
     net[0].params["conv2"][0].data[...] = np.nan
     net[0].save(str(ready / "net.caffemodel"))
     with pytest.raises(InputError) as raised:

@@ -1,9 +1,8 @@
-"""Databases that are there as a dataset: LMDB and LevelDB, as they are and re-encoded, and what is wrong with them."""
+"""Existing databases as a dataset: LMDB and LevelDB, unchanged and re-encoded, and invalid ones."""
 
 import json
 
 import cv2
-import lmdb
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from caffe.formats.db import DatabaseWriter
 from caffe.proto import caffe_pb2
 from pipeline.formats.records import channels_of
 from tests.conftest import needs_leveldb
+from tests.pipeline.conftest import records
 
 REUSE = ("pipeline.sources.databases", "mine/train", "mine/val", "out")
 
@@ -44,19 +44,14 @@ def mine(tmp_path):
     return write
 
 
-def records(folder):
-    with lmdb.open(str(folder), readonly=True, lock=False) as environment, environment.begin() as transaction:
-        return dict(transaction.cursor())
-
-
 @pytest.mark.parametrize("backend", ["lmdb", pytest.param("leveldb", marks=needs_leveldb)])
 @pytest.mark.parametrize("encode", [None, "png"])
-def test_records_stay_as_they_are(command, tmp_path, mine, backend, encode):
+def test_records_are_copied_unchanged(command, tmp_path, mine, backend, encode):
     written = mine(backend, encode)
     done = command(*REUSE, *(["--channels", "RGB"] if encode == "png" else []))
     assert done.returncode == 0, done.stderr
     for part in ("train", "val"):
-        assert records(tmp_path / "out/lmdb" / part) == written[part]
+        assert dict(records(tmp_path / "out/lmdb" / part)) == written[part]
         manifest = json.loads((tmp_path / f"out/lmdb/{part}.manifest.json").read_text())
         assert (manifest["images"], manifest["classes"], manifest["shape"]) == (len(written[part]), 3, [3, 8, 6])
         assert channels_of(tmp_path / "out/lmdb" / part) == ("RGB" if encode == "png" else "BGR")
@@ -72,21 +67,21 @@ def test_records_stay_as_they_are(command, tmp_path, mine, backend, encode):
     }
 
 
-def test_records_are_encoded_anew_without_loss(command, tmp_path, mine):
+def test_records_are_re_encoded_without_loss(command, tmp_path, mine):
     written = mine()
     assert command(*REUSE, "--encode", "png", "--threads", 2).returncode == 0
-    for key, value in records(tmp_path / "out/lmdb/train").items():
+    for key, value in records(tmp_path / "out/lmdb/train"):
         before, after = (caffe_pb2.Datum.FromString(one) for one in (written["train"][key], value))
         assert (after.encoded, after.label) == (True, before.label)
         pixels = cv2.imdecode(np.frombuffer(after.data, np.uint8), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(pixels.transpose(2, 0, 1).ravel(), np.frombuffer(before.data, np.uint8))
     assert command("pipeline.sources.databases", "out/lmdb/train", "out/lmdb/val", "again", "--encode", "raw").returncode == 0
-    for key, value in records(tmp_path / "again/lmdb/train").items():
+    for key, value in records(tmp_path / "again/lmdb/train"):
         before, after = (caffe_pb2.Datum.FromString(one) for one in (written["train"][key], value))
         assert (before.data, before.label, before.height) == (after.data, after.label, after.height)
 
 
-def test_the_classes_have_the_names_that_are_given(command, tmp_path, mine):
+def test_class_names_are_read_from_a_file(command, tmp_path, mine):
     mine()
     (tmp_path / "names.txt").write_text("cat\ndog\nowl\nyak\n")
     assert command(*REUSE, "--names", "names.txt").returncode == 0
@@ -101,7 +96,7 @@ def wrong_shape(record):
     record.height, record.width = 6, 8
 
 
-def no_image(record):
+def not_an_image(record):
     record.data, record.encoded = b"no image", True
 
 
@@ -110,10 +105,10 @@ def no_image(record):
     [
         (wrong_label, ["val: 00001", "label 7", "there are 3 classes"]),
         (wrong_shape, ["val", "records of 3×6×8 and 3×8×6"]),
-        (no_image, ["val: 00001", "cannot be decoded"]),
+        (not_an_image, ["val: 00001", "cannot be decoded"]),
     ],
 )
-def test_a_wrong_record_is_named_and_nothing_is_written(fails, tmp_path, mine, change, said):
+def test_an_invalid_record_is_named_and_nothing_is_written(fails, tmp_path, mine, change, said):
     mine(change=change)
     (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
     fails(said, *REUSE, "--names", "names.txt", leaves=("data.mdb", "lock.mdb", "train.manifest.json"))

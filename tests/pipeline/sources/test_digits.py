@@ -25,7 +25,7 @@ def test_a_png_holds_the_pixels_of_its_digit_with_a_black_margin(command, tmp_pa
     np.testing.assert_allclose(image, np.pad(digit, margin), atol=0.5)
 
 
-def test_written_again_the_lists_are_the_same(command, tmp_path):
+def test_the_lists_are_reproducible(command, tmp_path):
     lists = []
     for _ in range(2):
         assert command("pipeline.sources.digits", "digits").returncode == 0

@@ -3,14 +3,10 @@
 import dataclasses
 import gzip
 import hashlib
-import http.server
 import io
 import json
 import tarfile
-import threading
-from functools import partial
 
-import lmdb
 import numpy as np
 import pytest
 
@@ -18,16 +14,13 @@ import caffe
 from pipeline.errors import InputError
 from pipeline.sources import published
 from pipeline.sources.published import COLLECTIONS, build, fetch_collection
+from tests import standins
 from tests.conftest import SHARED, needs_shared
-
-
-def records(folder):
-    with lmdb.open(str(folder), readonly=True, lock=False) as environment, environment.begin() as transaction:
-        return list(transaction.cursor())
+from tests.pipeline.conftest import records
 
 
 def content_of(name: str, file: str) -> bytes:
-    """A small file in a collection's form: 7 records."""
+    """A small file in a collection's format: 7 records."""
     rng = np.random.default_rng(len(file))
     if name == "mnist":
         labels, images = rng.integers(0, 10, 7).astype(np.uint8), rng.integers(0, 256, (7, 28, 28)).astype(np.uint8)
@@ -41,7 +34,7 @@ def content_of(name: str, file: str) -> bytes:
 
 @pytest.fixture(params=["mnist", "cifar10", "cifar100"])
 def small(request, tmp_path, monkeypatch):
-    """(name, contents by file, folder of archives) of a small collection in the place of the published one."""
+    """(name, contents by file, folder of archives) of a small collection that replaces the published one."""
     name = request.param
     collection = COLLECTIONS[name]
     contents = {file: content_of(name, file) for file in collection.files}
@@ -64,7 +57,7 @@ def small(request, tmp_path, monkeypatch):
     return name, contents, tmp_path / "copy"
 
 
-def test_records_are_those_of_caffes_converters(small, tmp_path):
+def test_records_equal_those_of_caffes_converters(small, tmp_path):
     name, contents, copy = small
     fetch_collection(name, tmp_path / "files", copy)
     assert {path.name: path.read_bytes() for path in (tmp_path / "files").iterdir()} == contents
@@ -98,7 +91,7 @@ def test_records_are_those_of_caffes_converters(small, tmp_path):
     assert (tmp_path / "out/lists/labels.txt").read_text().splitlines() == list(collection.classes)
 
 
-def test_a_pair_is_two_images_and_whether_they_are_of_one_class(tmp_path):
+def test_a_pair_is_two_images_and_whether_their_classes_are_equal(tmp_path):
     files = {file: content_of("mnist", file) for file in COLLECTIONS["mnist_pairs"].files}
     for file, content in files.items():
         (tmp_path / file).write_bytes(content)
@@ -114,7 +107,7 @@ def test_a_pair_is_two_images_and_whether_they_are_of_one_class(tmp_path):
     assert build("mnist_pairs", tmp_path, tmp_path / "again", threads=2) == manifests
 
 
-def test_files_that_are_unpacked_already_are_taken_too(small, tmp_path):
+def test_files_that_are_already_unpacked_are_accepted(small, tmp_path):
     name, contents, _ = small
     (tmp_path / "unpacked/deep").mkdir(parents=True)
     for file, content in contents.items():
@@ -125,18 +118,14 @@ def test_files_that_are_unpacked_already_are_taken_too(small, tmp_path):
 
 def test_files_are_downloaded_from_the_first_address_that_has_them(small, tmp_path, monkeypatch):
     name, contents, copy = small
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(copy))
-    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setitem(COLLECTIONS, name, dataclasses.replace(COLLECTIONS[name], addresses=(f"{address}moved/", address)))
+    with standins.serve(copy) as address:
+        addresses = (f"{address}/moved/", f"{address}/")
+        monkeypatch.setitem(COLLECTIONS, name, dataclasses.replace(COLLECTIONS[name], addresses=addresses))
         fetch_collection(name, tmp_path / "files")
-        server.shutdown()
     assert {path.name for path in (tmp_path / "files").iterdir()} == set(contents)
 
 
-def test_no_address_that_answers_is_one_message_with_every_reason(tmp_path, monkeypatch):
+def test_if_no_address_answers_one_error_gives_every_reason(tmp_path, monkeypatch):
     gone = dataclasses.replace(COLLECTIONS["cifar10"], addresses=("http://127.0.0.1:9/a/", "http://127.0.0.1:9/b/"))
     monkeypatch.setitem(COLLECTIONS, "cifar10", gone)
     with pytest.raises(InputError) as raised:
@@ -147,7 +136,7 @@ def test_no_address_that_answers_is_one_message_with_every_reason(tmp_path, monk
     assert not (tmp_path / "files").exists()
 
 
-def test_other_bytes_than_the_published_ones_are_refused(small, tmp_path):
+def test_a_file_with_another_digest_is_refused(small, tmp_path):
     name, contents, copy = small
     file = next(iter(contents))
     for archive in copy.iterdir():
@@ -161,7 +150,7 @@ def test_other_bytes_than_the_published_ones_are_refused(small, tmp_path):
     assert not (tmp_path / "files").exists()
 
 
-def test_a_file_that_is_missing_is_named(small, tmp_path):
+def test_a_missing_file_is_named(small, tmp_path):
     name, _, copy = small
     for archive in copy.iterdir():
         archive.unlink()
@@ -171,7 +160,7 @@ def test_a_file_that_is_missing_is_named(small, tmp_path):
     assert COLLECTIONS[name].archives[0] in raised.value.do
 
 
-def test_an_archive_that_is_cut_is_refused(small, tmp_path):
+def test_a_truncated_archive_is_refused(small, tmp_path):
     name, _, copy = small
     archive = copy / COLLECTIONS[name].archives[0]
     archive.write_bytes(archive.read_bytes()[:300])
@@ -180,12 +169,12 @@ def test_an_archive_that_is_cut_is_refused(small, tmp_path):
     assert raised.value.where == archive.name
 
 
-def test_a_folder_that_is_none_is_named(fails):
+def test_a_missing_folder_is_named(fails):
     fails(["nowhere", "source.copy"], "pipeline.sources.published", "fetch", "mnist", "files", "--copy", "nowhere")
 
 
 @needs_shared
-def test_mnist_itself_becomes_its_two_databases(command, tmp_path):
+def test_mnist_itself_becomes_two_databases(command, tmp_path):
     done = command("pipeline.sources.published", "fetch", "mnist", "files", "--copy", SHARED / "data/mnist")
     assert done.returncode == 0, done.stderr
     done = command("pipeline.sources.published", "build", "mnist", "files", "out", "--threads", 2)

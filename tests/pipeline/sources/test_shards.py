@@ -8,7 +8,7 @@ from pipeline.sources import tables
 from pipeline.sources.shards import write_shards
 
 
-def test_a_list_is_cut_into_shards_in_its_order(command, write, tmp_path):
+def test_a_list_is_split_into_shards_in_its_order(command, write, tmp_path):
     write("all.csv", "url,label\n" + "".join(f"http://x/{n}.jpg,c{n % 2}\n" for n in range(7)))
     done = command("pipeline.sources.shards", "list", "--list", "all.csv", "--shard-size", 3)
     assert done.returncode == 0, done.stderr
@@ -19,7 +19,7 @@ def test_a_list_is_cut_into_shards_in_its_order(command, write, tmp_path):
     assert list(pd.concat(shards).url) == [f"http://x/{n}.jpg" for n in range(7)]
 
 
-def test_classes_that_differ_only_in_how_they_are_written_are_told(command, write):
+def test_classes_that_differ_only_in_spelling_are_reported(command, write):
     labels = ["01", "1", "1.0", "10", "Cat", "cat", "fish", "\ufb01sh", "cats", "nan"]
     write("all.csv", "url,label\n" + "".join(f"http://x/{n}.jpg,{label}\n" for n, label in enumerate(labels)))
     done = command("pipeline.sources.shards", "list", "--list", "all.csv")
@@ -28,13 +28,13 @@ def test_classes_that_differ_only_in_how_they_are_written_are_told(command, writ
     assert done.stdout.splitlines()[1:] == [said]
 
 
-def test_a_shorter_list_leaves_no_shard_of_the_longer_one(tmp_path):
+def test_a_shorter_list_removes_the_shards_of_a_longer_one(tmp_path):
     for count in (5, 1):
         write_shards([pd.DataFrame({"url": ["http://x/a.jpg"] * count, "label": "a"})], tmp_path / "list", 2)
     assert [path.name for path in (tmp_path / "list").iterdir()] == ["00000.csv"]
 
 
-def test_a_shard_is_read_as_it_was_written(tmp_path):
+def test_a_shard_round_trips(tmp_path):
     table = pd.DataFrame(
         {"url": ["http://x/a,b.jpg"], "label": ["007"], "split": ["val"], "group": ["g"], "sha256": [""]}, dtype=object
     )
@@ -42,7 +42,7 @@ def test_a_shard_is_read_as_it_was_written(tmp_path):
     assert read_shard(tmp_path / "list/00000.csv") == table.to_dict("records")
 
 
-def test_a_shard_of_no_image_is_refused(fails, tmp_path):
+def test_a_shard_size_of_0_is_refused(fails, tmp_path):
     fails(["--shard-size: 0 is less than 1"], "pipeline.sources.shards", "list", "--list", "all.csv", "--shard-size", 0)
     assert not (tmp_path / "list").exists()
 
@@ -51,7 +51,7 @@ def test_a_missing_list_is_named(fails):
     fails(["missing.csv", "no such image list"], "pipeline.sources.shards", "list", "--list", "missing.csv")
 
 
-def test_columns_of_other_names_are_given_one_by_one(command, write, tmp_path):
+def test_columns_with_other_names_are_mapped(command, write, tmp_path):
     write("all.csv", "address,kind\nhttp://x/1.jpg,a\n")
     columns = '{"url": "address", "label": "kind"}'
     done = command("pipeline.sources.shards", "list", "--list", "all.csv", "--columns", columns)
@@ -61,7 +61,7 @@ def test_columns_of_other_names_are_given_one_by_one(command, write, tmp_path):
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "txt"])
 @pytest.mark.parametrize("sample", [None, 9])
-def test_a_list_that_is_read_in_parts_gives_the_same_shards(tmp_path, monkeypatch, kind, sample):
+def test_a_list_that_is_read_in_chunks_gives_the_same_shards(tmp_path, monkeypatch, kind, sample):
     table = pd.DataFrame({"url": [f"http://x/{n}.jpg" for n in range(23)], "label": [f"c{n % 3}" for n in range(23)]})
     path = tmp_path / f"all.{kind}"
     if kind == "parquet":

@@ -1,4 +1,4 @@
-"""What people bring becomes one table: lists of any form, folders as they lie, files by path."""
+"""Sources of images become one table: lists in any format, class folders, and files by path."""
 
 import gzip
 
@@ -35,7 +35,7 @@ SAME = [["http://x/1.jpg", "007", "train"], ["http://x/2.jpg", "NA", "test"]]
 
 
 @pytest.mark.parametrize("name", ["all.csv", "all.tsv", "all.csv.gz", "all.parquet"])
-def test_a_list_may_have_any_form_and_any_names(tmp_path, name):
+def test_a_list_may_have_any_format_and_column_names(tmp_path, name):
     path = tmp_path / name
     text = TABLE.replace(",", "\t") if ".tsv" in name else TABLE
     if name.endswith("parquet"):
@@ -46,20 +46,20 @@ def test_a_list_may_have_any_form_and_any_names(tmp_path, name):
     assert rows(Source(list=path, columns=CALLED)) == SAME
 
 
-def test_a_text_has_an_address_and_a_label_a_line(tmp_path):
+def test_a_text_list_has_a_url_and_a_label_per_line(tmp_path):
     (tmp_path / "all.txt").write_text("http://x/a b.jpg cat\n\nhttp://x/2.jpg  7\n")
     assert rows(Source(list=tmp_path / "all.txt")) == [["http://x/a b.jpg", "cat", ""], ["http://x/2.jpg", "7", ""]]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_table_as_excel_writes_it_is_read(tmp_path, separator):
+def test_a_table_written_by_excel_is_read(tmp_path, separator):
     lines = ["url, label ", "http://x/1.jpg,Möwe", '"http://x/a,b.jpg",Käfer', ","]
     text = "".join(f"{line.replace(',', separator)}\r\n" for line in lines).replace(f"a{separator}b", "a,b")
     (tmp_path / "all.csv").write_bytes(text.encode("utf-8-sig"))
     assert rows(Source(list=tmp_path / "all.csv")) == [["http://x/1.jpg", "Möwe", ""], ["http://x/a,b.jpg", "Käfer", ""]]
 
 
-def test_paths_as_windows_writes_them_and_classes_in_several_lines_are_read(tmp_path, tree):
+def test_windows_paths_and_multi_line_classes_are_read(tmp_path, tree):
     root = tree("cats/1.jpg", "odd\\name.jpg")
     (tmp_path / "all.csv").write_text('path,label\ncats\\1.jpg,"cat,\ntabby"\nodd\\name.jpg,cat\n')
     assert rows(Source(list=tmp_path / "all.csv", root=root)) == [
@@ -68,12 +68,12 @@ def test_paths_as_windows_writes_them_and_classes_in_several_lines_are_read(tmp_
     ]
 
 
-def test_the_mark_that_windows_puts_before_a_text_is_no_part_of_it(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     (tmp_path / "all.TXT").write_bytes("http://x/1.jpg cat\r\n".encode("utf-8-sig"))
     assert rows(Source(list=tmp_path / "all.TXT")) == [["http://x/1.jpg", "cat", ""]]
 
 
-def test_a_list_in_caffes_form_has_paths_below_its_root(tmp_path, tree):
+def test_a_caffe_list_has_paths_relative_to_its_root(tmp_path, tree):
     root = tree("cats/a b.jpg", "owls/c.jpg")
     (tmp_path / "train.txt").write_text("cats/a b.jpg 0\nowls/c.jpg 1\n")
     assert rows(Source(list=tmp_path / "train.txt", root=root)) == [
@@ -82,7 +82,7 @@ def test_a_list_in_caffes_form_has_paths_below_its_root(tmp_path, tree):
     ]
 
 
-def test_a_table_may_have_paths_below_its_root(tmp_path, tree):
+def test_a_table_may_have_paths_relative_to_its_root(tmp_path, tree):
     root = tree("a.jpg")
     (tmp_path / "all.csv").write_text("file,label\na.jpg,cat\n")
     assert rows(Source(list=tmp_path / "all.csv", root=root, columns={"path": "file"})) == [
@@ -90,7 +90,7 @@ def test_a_table_may_have_paths_below_its_root(tmp_path, tree):
     ]
 
 
-def test_the_folders_of_a_folder_are_its_classes(tree):
+def test_the_subfolders_of_a_folder_are_its_classes(tree):
     folder = tree("owls/b.PNG", "cats/2.jpg", "cats/1.jpeg", "cats/notes.txt", "cats/.hidden.jpg", ".git/x.jpg", "top.jpg")
     assert rows(Source(folder=folder)) == [
         [(folder / "cats/1.jpeg").as_uri(), "cats", ""],
@@ -99,7 +99,7 @@ def test_the_folders_of_a_folder_are_its_classes(tree):
     ]
 
 
-def test_folders_in_that_of_a_class_are_of_this_class(tree):
+def test_images_in_nested_folders_belong_to_the_class_folder(tree):
     folder = tree("cats/2019/may/1.jpg", "cats/2020.jpg", "cats/.trash/3.jpg", "dogs/1/images/4.jpg")
     (folder / "dogs/1/images/up").symlink_to(folder / "dogs")
     assert rows(Source(folder=folder)) == [
@@ -111,7 +111,7 @@ def test_folders_in_that_of_a_class_are_of_this_class(tree):
 
 @pytest.mark.parametrize("train", ["train", "Training"])
 @pytest.mark.parametrize(("other", "split"), [("Val", "val"), ("valid", "val"), ("validation", "val"), ("testing", "test")])
-def test_folders_of_splits_may_have_other_names(tree, train, other, split):
+def test_split_folders_may_have_other_names(tree, train, other, split):
     folder = tree(f"{train}/cats/1.jpg", f"{other}/cats/2.jpg")
     assert rows(Source(folder=folder)) == [
         [(folder / train / "cats/1.jpg").as_uri(), "cats", "train"],
@@ -119,17 +119,17 @@ def test_folders_of_splits_may_have_other_names(tree, train, other, split):
     ]
 
 
-def test_what_of_a_folder_is_no_image_of_a_class_is_told(tree):
+def test_ignored_files_of_a_folder_are_described(tree):
     folder = tree("cats/1.jpg", "cats/2.heic", "cats/notes.txt", "dogs/3.HEIC", "top.png", "cats/.DS_Store", ".git/x.jpg")
     expected = "classes without images (dogs); files of other kinds (.heic 2, .txt 1); images outside of class folders (1)"
     assert describe_ignored(folder) == expected
 
 
-def test_nothing_is_told_of_a_folder_that_has_images_alone(tree):
+def test_nothing_is_described_for_a_folder_of_only_images(tree):
     assert describe_ignored(tree("train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/2.jpg")) == ""
 
 
-def test_the_listing_of_a_folder_is_another_where_an_image_was_added_or_renamed(tree):
+def test_the_listing_of_a_folder_changes_when_an_image_is_added_or_renamed(tree):
     folder = tree("train/cats/1.jpg", "train/cats/deep/2.jpg")
     before = listing(folder)
     (folder / "train/cats/.DS_Store").touch()
@@ -164,7 +164,7 @@ def test_imagenets_validation_images_get_their_labels_from_a_list(tree, tmp_path
     assert "ILSVRC_3.JPEG" not in found  # the test images have no labels
 
 
-def test_a_sample_is_drawn_as_caffes_flickr_style_example_draws(tmp_path):
+def test_a_sample_is_drawn_as_in_caffes_flickr_style_example(tmp_path):
     (tmp_path / "all.csv").write_text("url,label\n" + "".join(f"http://x/{n}.jpg,7\n" for n in range(50)))
     np.random.seed(831486)  # as the example does
     order = np.random.permutation(50)[:20]
@@ -174,20 +174,25 @@ def test_a_sample_is_drawn_as_caffes_flickr_style_example_draws(tmp_path):
 
 
 BAD = {
-    "a column that is not there": (
+    "a missing column": (
         {"list": "a.csv", "columns": {"url": "adress"}},
         {"a.csv": "address\nhttp://x\n"},
         "a.csv:1",
         "none is called adress",
     ),
-    "a table without addresses": ({"list": "a.csv"}, {"a.csv": "image,label\nx,y\n"}, "a.csv:1", "none is called url"),
+    "a table without URLs": ({"list": "a.csv"}, {"a.csv": "image,label\nx,y\n"}, "a.csv:1", "none is called url"),
     "an empty table": ({"list": "a.csv"}, {"a.csv": "url,label\n"}, "a.csv", "one line per image"),
     "an empty file": ({"list": "a.csv"}, {"a.csv": ""}, "a.csv", "file with a header"),
-    "a line without address": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x,a\n\n,b\n"}, "a.csv:4", "each image has one"),
-    "another split": ({"list": "a.csv"}, {"a.csv": "url,label,split\nhttp://x,a,tran\n"}, "a.csv:2", "train, val or test"),
+    "a line without a URL": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x,a\n\n,b\n"}, "a.csv:4", "each image has one"),
+    "an unknown split": ({"list": "a.csv"}, {"a.csv": "url,label,split\nhttp://x,a,tran\n"}, "a.csv:2", "train, val or test"),
     "a table without labels": ({"list": "a.csv"}, {"a.csv": "url,class\nhttp://x,a\n"}, "a.csv:1", "none is called label"),
-    "a line without label": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x,a\nhttp://y,\n"}, "a.csv:3", "each image has one"),
-    "a line of a text without label": (
+    "a line without a label": (
+        {"list": "a.csv"},
+        {"a.csv": "url,label\nhttp://x,a\nhttp://y,\n"},
+        "a.csv:3",
+        "each image has one",
+    ),
+    "a line of a text list without a label": (
         {"list": "a.txt"},
         {"a.txt": "http://x a\nhttp://y\n"},
         "a.txt:2",
@@ -205,17 +210,17 @@ BAD = {
         "a.csv:3",
         "file with a header",
     ),
-    "a text in Latin-1": ({"list": "a.txt"}, {"a.txt": "http://x a\nhttp://y \udcf6\n"}, "a.txt:2", "it has to be UTF-8"),
+    "a text list in Latin-1": ({"list": "a.txt"}, {"a.txt": "http://x a\nhttp://y \udcf6\n"}, "a.txt:2", "it has to be UTF-8"),
     "more fields than the header": ({"list": "a.csv"}, {"a.csv": "url\nhttp://x,a,b\n"}, "a.csv", "file with a header"),
-    "no parquet": ({"list": "a.parquet"}, {"a.parquet": "PAR1"}, "a.parquet", "file with a header"),
-    "no gzip": ({"list": "a.csv.gz"}, {"a.csv.gz": "url\n"}, "a.csv.gz", "file with a header"),
-    "a text of paths without a root": (
+    "invalid parquet": ({"list": "a.parquet"}, {"a.parquet": "PAR1"}, "a.parquet", "file with a header"),
+    "invalid gzip": ({"list": "a.csv.gz"}, {"a.csv.gz": "url\n"}, "a.csv.gz", "file with a header"),
+    "a text list of paths without a root": (
         {"list": "a.txt"},
         {"a.txt": "cats/1.jpg 0\n"},
         "a.txt:1",
         "has URLs",
     ),
-    "an empty text": ({"list": "a.txt"}, {"a.txt": "\n"}, "a.txt", "one line per image"),
+    "an empty text list": ({"list": "a.txt"}, {"a.txt": "\n"}, "a.txt", "one line per image"),
     "no such list": ({"list": "a.csv"}, {}, "a.csv", ""),
     "no such folder": ({"folder": "f"}, {}, "f", "each class is a folder in it"),
     "a folder without images": ({"folder": "f"}, {"f/cats/notes.txt": ""}, "f", "each class is a folder with images"),
@@ -247,7 +252,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("source", "files", "place", "expected"), BAD.values(), ids=BAD)
-def test_a_source_that_gives_no_images_is_refused_with_its_place(tmp_path, source, files, place, expected):
+def test_an_invalid_source_is_refused_with_its_file_and_line(tmp_path, source, files, place, expected):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))

@@ -1,4 +1,4 @@
-"""A training that is interrupted or killed, and run again, ends with the bytes of an undisturbed one."""
+"""Resumable checkpoints: a training interrupted or killed, and run again, is bit-identical to an uninterrupted one."""
 
 import errno
 import fcntl
@@ -33,7 +33,7 @@ NONE = WeightFiles()
 
 @pytest.fixture
 def here(small, monkeypatch):
-    """The small dataset's folder, as the current one: 40 iterations with dropout, mirrors, and snapshots."""
+    """The small dataset as working folder: 40 iterations with dropout, mirroring, and snapshots."""
     monkeypatch.chdir(small)
     text = Path("train.prototxt").read_text()
     dropout = 'layer { name: "drop" type: "Dropout" bottom: "hidden" top: "hidden" }\nlayer { name: "scores"'
@@ -45,8 +45,8 @@ def here(small, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def in_the_foreground():
-    """Let signals act as on a terminal: where tests run in the background, some are ignored."""
+def _set_default_signal_handlers():
+    """Set default signal handlers: where tests run in the background, some signals are ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -67,32 +67,32 @@ def ends(**fields):
 
 
 def results(metrics: pd.DataFrame) -> dict:
-    """All that a training leaves, but for its times."""
+    """All results of a training, except its times."""
     files = {path.name: path.read_bytes() for path in (*Path("snap").iterdir(), *Path("out").glob("*.caffemodel"))}
     rows = metrics.to_csv(index=False)
     return files | {"metrics": rows, "best": json.loads(Path("out/best.json").read_text())}
 
 
 def remove_outputs() -> None:
-    """What Snakemake does where a job has failed."""
+    """Remove the outputs, as Snakemake does after a job has failed."""
     shutil.rmtree("out")
     shutil.rmtree("snap")
 
 
-def undisturbed(**fields) -> dict:
-    """The results of a training that nothing interrupts, which are then removed."""
+def train_uninterrupted(**fields) -> dict:
+    """The results of an uninterrupted training, whose outputs are then removed."""
     found = results(train(Path("solver.prototxt"), Path("out"), NONE, Ends(**fields))[0])
     remove_outputs()
     return found
 
 
-def resumed(**fields) -> dict:
+def resume(**fields) -> dict:
     """The results of the same training, run again with its checkpoint folder."""
     return results(train(Path("solver.prototxt"), Path("out"), NONE, ends(**fields))[0])
 
 
 def interrupt(monkeypatch, iteration: int, *numbers: signal.Signals, given: WeightFiles = NONE, **fields) -> str:
-    """Train, and send signals while the net is tested at that iteration; the text of what is raised."""
+    """Train, and send signals while the net is tested at that iteration; returns the text of the exception."""
     measured = caffe.SGDSolver.test_all
 
     def signalled(solver):
@@ -111,13 +111,13 @@ def interrupt(monkeypatch, iteration: int, *numbers: signal.Signals, given: Weig
 
 
 def iterations() -> list[int]:
-    """Those that there are checkpoints of."""
+    """Iterations of which there are checkpoints."""
     return sorted(int(path.name) for path in CHECKPOINT.iterdir() if path.name.isdecimal())
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_an_interrupted_training_resumes_to_the_bit(here, monkeypatch, capsys, number):
-    expected = undisturbed()
+def test_an_interrupted_training_resumes_bit_identically(here, monkeypatch, capsys, number):
+    expected = train_uninterrupted()
     assert len(expected) == 4 * 2 + 2 + 2
     said = interrupt(monkeypatch, 15, number)
     assert said == f"interrupted by {number.name} at iteration 16; run again to resume at iteration 16"
@@ -133,7 +133,7 @@ def test_an_interrupted_training_resumes_to_the_bit(here, monkeypatch, capsys, n
 
 
 def test_further_signals_do_not_disturb_the_checkpoint(here, monkeypatch):
-    expected = undisturbed()
+    expected = train_uninterrupted()
     before = signal.getsignal(signal.SIGTERM)
     saved = caffe.SGDSolver.snapshot
 
@@ -148,31 +148,31 @@ def test_further_signals_do_not_disturb_the_checkpoint(here, monkeypatch):
         interrupt(monkeypatch, 15, signal.SIGTERM, signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
     assert iterations() == [16]
-    assert resumed() == expected
+    assert resume() == expected
 
 
-def test_a_training_interrupted_in_its_last_iteration_only_ends_when_run_again(here, monkeypatch):
+def test_a_training_interrupted_in_its_last_iteration_only_finishes_when_run_again(here, monkeypatch):
     change("solver.prototxt", "test_interval: 5", "test_interval: 39")
-    expected = undisturbed()
+    expected = train_uninterrupted()
     interrupt(monkeypatch, 39, signal.SIGTERM)
     assert iterations() == [40]
-    assert resumed() == expected
+    assert resume() == expected
 
 
 def test_a_resumed_training_stops_early_where_an_uninterrupted_one_does(here, monkeypatch):
     change("solver.prototxt", "max_iter: 40", "max_iter: 400")
-    expected = undisturbed(early_stopping=4)
+    expected = train_uninterrupted(early_stopping=4)
     stopped = max(int(iteration) for iteration in re.findall(r"s_iter_(\d+)\.", " ".join(expected)))
     assert 20 < stopped < 400
     interrupt(monkeypatch, stopped - 5, signal.SIGTERM, early_stopping=4)
-    assert resumed(early_stopping=4) == expected
+    assert resume(early_stopping=4) == expected
 
 
 @pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
-def test_snapshots_name_the_weights_at_their_final_place(here, monkeypatch, form):
+def test_solver_states_name_the_weights_at_their_final_path(here, monkeypatch, form):
     change("solver.prototxt", "snapshot: 10", f"snapshot: 10 snapshot_format: {form}")
     interrupt(monkeypatch, 15, signal.SIGTERM)
-    resumed()
+    resume()
     states = sorted(Path("snap").glob("*.solverstate*"))
     assert len(states) == 4
     for path in states:
@@ -186,18 +186,18 @@ def test_snapshots_name_the_weights_at_their_final_place(here, monkeypatch, form
 
 
 def test_without_hard_links_files_are_copied(here, monkeypatch):
-    expected = undisturbed()
+    expected = train_uninterrupted()
 
     def refused(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
     interrupt(monkeypatch, 15, signal.SIGTERM)
-    assert resumed(keep=True) == expected
+    assert resume(keep=True) == expected
     assert all(path.stat().st_nlink == 1 for path in Path().rglob("*") if path.is_file())
 
 
-def test_curves_are_whole_after_an_interruption(here, monkeypatch):
+def test_curves_are_complete_after_an_interruption(here, monkeypatch):
     interrupt(monkeypatch, 15, signal.SIGTERM)
     (interrupted_at,) = (path.stat().st_mtime for path in CHECKPOINT.glob("16/state.json"))
     metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
@@ -234,16 +234,16 @@ run(lambda _: train(Path("solver.prototxt"), Path("out"), WeightFiles(), ends))
 """
 
 
-def in_process(prepare: str, minutes: float = 0) -> subprocess.CompletedProcess:
-    """Train in a process of its own, with a checkpoint after each iteration; `prepare` is code that disturbs it."""
+def train_in_subprocess(prepare: str, minutes: float = 0) -> subprocess.CompletedProcess:
+    """Train in a subprocess, with a checkpoint after each iteration; `prepare` is code that interferes with it."""
     script = SCRIPT.format(prepare=textwrap.dedent(prepare), minutes=minutes)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True, text=True)
 
 
-def test_a_killed_training_resumes_to_the_bit(here):
-    expected = undisturbed()
-    killed = in_process("""
+def test_a_killed_training_resumes_bit_identically(here):
+    expected = train_uninterrupted()
+    killed = train_in_subprocess("""
         def at_test(iteration):
             if iteration == 25:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -251,17 +251,17 @@ def test_a_killed_training_resumes_to_the_bit(here):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert iterations() == [25]
     assert {path.name for path in (CHECKPOINT / "snapshots").iterdir()} > {"s_iter_20.caffemodel"}
-    assert resumed() == expected
+    assert resume() == expected
 
 
 CALLS = ["os.fsync", "os.link", "Path.replace", "Path.mkdir", "Path.write_text", "shutil.copyfile", "shutil.rmtree"]
 
 
 @pytest.mark.parametrize("which", CALLS)
-def test_a_training_killed_while_it_writes_a_checkpoint_keeps_the_one_before(here, which):
-    expected = undisturbed()
+def test_a_training_killed_while_writing_a_checkpoint_keeps_the_previous_one(here, which):
+    expected = train_uninterrupted()
     where, name = which.split(".")
-    killed = in_process(f"""
+    killed = train_in_subprocess(f"""
         called = {where}.{name}
 
         def killing(*arguments, **options):
@@ -273,15 +273,15 @@ def test_a_training_killed_while_it_writes_a_checkpoint_keeps_the_one_before(her
     """)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     last = iterations()
-    assert last in ([25], [25, 26])  # the latter if it was killed while it removed the older one
+    assert last in ([25], [25, 26])  # the latter if it was killed while removing the older one
     assert (CHECKPOINT / str(last[-1]) / "state.json").exists()
-    assert resumed() == expected
+    assert resume() == expected
     assert not list(Path().rglob("*.part"))
 
 
 def test_a_training_killed_while_its_results_are_published_only_publishes_them_when_run_again(here, capsys):
-    expected = undisturbed()
-    killed = in_process("""
+    expected = train_uninterrupted()
+    killed = train_in_subprocess("""
         called = os.link
 
         def killing(*arguments, **options):
@@ -294,7 +294,7 @@ def test_a_training_killed_while_its_results_are_published_only_publishes_them_w
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not Path("snap").exists()
     capsys.readouterr()
-    assert resumed() == expected
+    assert resume() == expected
     assert "training has ended before" in capsys.readouterr().out
 
 
@@ -310,7 +310,7 @@ def at_test(iteration):
 
 @pytest.fixture
 def large(here):
-    """The training with 3 MB of weights, so that they meet a limit that log and metrics do not, and with no snapshots between."""
+    """The training with 3 MB of weights, which exceed a file size limit that log and metrics do not, and without snapshots."""
     for name in ("train.prototxt", "test.prototxt"):
         change(name, "num_output: 6", "num_output: 4000")
     change("solver.prototxt", "snapshot: 10", "")
@@ -321,14 +321,14 @@ def large(here):
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(large):
-    done = in_process(FULL.format(then=""))
+    done = train_in_subprocess(FULL.format(then=""))
     assert done.returncode == 0, done.stderr
     assert "warning: iteration 26: no checkpoint could be written ([Errno 27] File too large); training continues" in done.stdout
     assert Path("out/final.caffemodel").exists()
 
 
-def test_an_interrupted_training_says_that_its_checkpoint_could_not_be_written(large):
-    done = in_process(FULL.format(then="os.kill(os.getpid(), signal.SIGTERM)"))
+def test_an_interrupted_training_reports_that_its_checkpoint_could_not_be_written(large):
+    done = train_in_subprocess(FULL.format(then="os.kill(os.getpid(), signal.SIGTERM)"))
     assert done.returncode == 128 + signal.SIGTERM
     (line,) = done.stderr.splitlines()
     assert line.startswith("interrupted by SIGTERM at iteration 26; no checkpoint could be written ([Errno 27]")
@@ -337,9 +337,9 @@ def test_an_interrupted_training_says_that_its_checkpoint_could_not_be_written(l
 
 
 def test_a_training_interrupted_before_its_first_iteration_ends_at_once_and_keeps_its_checkpoint(here, monkeypatch):
-    expected = undisturbed()
+    expected = train_uninterrupted()
     interrupt(monkeypatch, 15, signal.SIGTERM)
-    done = in_process("""
+    done = train_in_subprocess("""
         made = caffe.get_solver
 
         def signalled(path):
@@ -351,49 +351,49 @@ def test_a_training_interrupted_before_its_first_iteration_ends_at_once_and_keep
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr == "interrupted by SIGTERM before training began; nothing is lost, run again\n"
     assert iterations() == [16]
-    assert resumed() == expected
+    assert resume() == expected
 
 
-def test_results_that_were_lost_after_the_end_are_given_again(here, capsys):
-    first = resumed(keep=True)
+def test_results_lost_after_the_end_are_restored(here, capsys):
+    first = resume(keep=True)
     assert iterations() == []
     remove_outputs()
     capsys.readouterr()
-    assert resumed(keep=True) == first
+    assert resume(keep=True) == first
     assert "training has ended before; its results are in checkpoint; remove it to train again" in capsys.readouterr().out
     remove_outputs()
     change("solver.prototxt", "base_lr: 0.05", "base_lr: 0.06")
-    assert resumed(keep=True) != first
+    assert resume(keep=True) != first
     assert "training has ended before" not in capsys.readouterr().out
 
 
-def test_results_of_other_code_are_not_given_again(here, monkeypatch, capsys):
-    resumed(keep=True)
+def test_results_of_other_code_are_not_restored(here, monkeypatch, capsys):
+    resume(keep=True)
     remove_outputs()
     monkeypatch.setattr(checkpoint, "code_of", lambda _: "edited")
-    resumed(keep=True)
+    resume(keep=True)
     assert "training has ended before" not in capsys.readouterr().out
 
 
-def test_a_training_that_resumed_after_an_edit_of_the_code_and_ended_is_not_lost(here, monkeypatch, capsys):
+def test_results_of_a_training_resumed_after_an_edit_of_the_code_are_restored(here, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "code_of", lambda _: "before the edit")
         interrupt(monkeypatch, 15, signal.SIGTERM)
-    first = resumed(keep=True)
+    first = resume(keep=True)
     assert "resumes at iteration 16" in capsys.readouterr().out
     remove_outputs()
-    assert resumed(keep=True) == first
+    assert resume(keep=True) == first
     assert "training has ended before" in capsys.readouterr().out
 
 
-def test_kept_results_that_were_damaged_are_not_given_again(here, capsys):
-    first = resumed(keep=True)
-    weights = Path("out/final.caffemodel")  # where there are hard links, a change in place reaches the kept file, too
+def test_kept_results_that_were_damaged_are_not_restored(here, capsys):
+    first = resume(keep=True)
+    weights = Path("out/final.caffemodel")  # with hard links, an in-place change also reaches the kept file
     with (CHECKPOINT / "files/final.caffemodel").open("r+b") as file:
         file.truncate(weights.stat().st_size - 10)
     remove_outputs()
     capsys.readouterr()
-    assert resumed(keep=True) == first
+    assert resume(keep=True) == first
     assert "training has ended before" not in capsys.readouterr().out
 
 
@@ -411,33 +411,33 @@ def test_a_second_process_waits_until_the_first_has_ended(here):
     assert said.startswith("out/final.caffemodel")
 
 
-def changed_rate():
+def change_rate():
     change("solver.prototxt", "base_lr: 0.05", "base_lr: 0.06")
     return {}
 
 
-def changed_net():
+def change_net():
     change("train.prototxt", "scale: 0.004", "scale: 0.005")
     return {}
 
 
-def changed_records():
+def change_records():
     path = Path("lmdb/train.manifest.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": "another"}))
     return {}
 
 
-def changed_weights():
+def change_weights():
     caffe.Net("train.prototxt", caffe.TRAIN).save("start.caffemodel")
     return {"given": WeightFiles([Path("start.caffemodel")])}
 
 
-def changed_end():
+def change_early_stopping():
     return {"early_stopping": 100}
 
 
-@pytest.mark.parametrize("change", [changed_rate, changed_net, changed_records, changed_weights, changed_end])
-def test_what_is_another_training_does_not_go_on(here, monkeypatch, capsys, change):
+@pytest.mark.parametrize("change", [change_rate, change_net, change_records, change_weights, change_early_stopping])
+def test_a_changed_training_does_not_resume(here, monkeypatch, capsys, change):
     caffe.Net("train.prototxt", caffe.TRAIN).save("start.caffemodel")
     interrupt(monkeypatch, 15, signal.SIGTERM, given=WeightFiles([Path("start.caffemodel")]))
     fields = {"given": WeightFiles([Path("start.caffemodel")])} | change()
@@ -447,15 +447,15 @@ def test_what_is_another_training_does_not_go_on(here, monkeypatch, capsys, chan
     assert not CHECKPOINT.exists()
 
 
-def test_what_a_net_does_not_read_is_nothing_to_it(here, monkeypatch, capsys):
+def test_files_that_a_net_does_not_read_do_not_prevent_resuming(here, monkeypatch, capsys):
     interrupt(monkeypatch, 15, signal.SIGTERM)
-    Path("data").mkdir()  # as the first layer is called
+    Path("data").mkdir()  # named like the first layer
     (Path("data") / "cat.jpg").touch()
     train(Path("solver.prototxt"), Path("out"), NONE, ends())
     assert "resumes at iteration 16" in capsys.readouterr().out
 
 
-def test_weights_that_are_not_there_are_named_as_ever(here):
+def test_missing_weights_are_named(here):
     with pytest.raises(caffe.FileError) as raised:
         train(Path("solver.prototxt"), Path("out"), WeightFiles([Path("none.caffemodel")]), ends())
     assert (raised.value.where, raised.value.found) == ("none.caffemodel", "no such file")
@@ -475,7 +475,7 @@ def test_in_the_background_ctrl_c_is_ignored(here, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
-def test_an_interrupted_command_says_so_in_one_line_and_leaves_no_results(here, number, code):
+def test_an_interrupted_command_prints_one_line_and_leaves_no_results(here, number, code):
     change("solver.prototxt", "max_iter: 40", "max_iter: 1000000")
     arguments = [sys.executable, "-m", *TRAIN, "--checkpoint", "checkpoint", "--failed", "failed"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

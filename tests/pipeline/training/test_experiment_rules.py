@@ -1,4 +1,4 @@
-"""The experiments' rules, run by Snakemake in a folder of their own: what is made, and what a change makes again."""
+"""The rules for experiments, run by Snakemake in a temporary folder: what is built, and what a change rebuilds."""
 
 import functools
 import json
@@ -71,7 +71,7 @@ def test_two_experiments_from_images_to_report(snakemake, tmp_path):
     assert (tmp_path / "results/experiments/base/train/final.caffemodel").stat().st_mtime_ns == before
 
 
-def test_what_a_change_of_the_config_concerns_is_made_again_and_nothing_else(snakemake, tmp_path):
+def test_a_change_of_the_config_reruns_only_what_it_affects(snakemake, tmp_path):
     config = CONFIG.replace("[{experiment: base, best: true}]", "{file: results/experiments/base/train/final.caffemodel}")
     config = config.replace("    pictures: {count: 0}", "    pictures: {count: 1}").split("    features:")[0]
     (tmp_path / "config.yaml").write_text(config)
@@ -79,23 +79,23 @@ def test_what_a_change_of_the_config_concerns_is_made_again_and_nothing_else(sna
     code, output = snakemake(target)
     assert code == 0, output
 
-    def made(old: str, new: str) -> set[str]:
-        """The rules that a change makes run."""
+    def reruns(old: str, new: str) -> set[str]:
+        """The rules that a change of the config reruns."""
         (tmp_path / "config.yaml").write_text(config.replace(old, new))
         code, output = snakemake("-n", target)
         assert code == 0, output
         return set(re.findall(r"^(?:rule|checkpoint) (\w+):$", output, re.MULTILINE))
 
-    assert made("", "") == set()
-    assert made("allow_file: true", "allow_file: true, min_yield: 0.2, retries: 5, concurrency: 8") == set()
-    assert made("count: 1", "count: 2") == {"visualize"}
-    assert made("    rename_last: true", "    rename_last: true\n    skip_layers: [conv1]") == {"train", "visualize"}
-    assert made("    rename_last: true", "    rename_last: true\n    early_stopping: 2") == {"train", "visualize"}
+    assert reruns("", "") == set()
+    assert reruns("allow_file: true", "allow_file: true, min_yield: 0.2, retries: 5, concurrency: 8") == set()
+    assert reruns("count: 1", "count: 2") == {"visualize"}
+    assert reruns("    rename_last: true", "    rename_last: true\n    skip_layers: [conv1]") == {"train", "visualize"}
+    assert reruns("    rename_last: true", "    rename_last: true\n    early_stopping: 2") == {"train", "visualize"}
     for strategy in ("strategy: last_layer", "freeze_to: conv2"):
-        assert made("    rename_last: true", f"    rename_last: true\n    {strategy}") == {"prototxt", "train", "visualize"}
+        assert reruns("    rename_last: true", f"    rename_last: true\n    {strategy}") == {"prototxt", "train", "visualize"}
 
 
-def test_an_experiment_that_fails_says_why_and_leaves_nothing_half_written(snakemake, tmp_path):
+def test_a_failing_experiment_reports_its_error_and_leaves_no_partial_files(snakemake, tmp_path):
     (tmp_path / "other.caffemodel").write_text("<html>not found</html>")
     (tmp_path / "config.yaml").write_text(CONFIG.replace("[{experiment: base, best: true}]", "{file: other.caffemodel}"))
     code, output = snakemake("results/experiments/tuned/train/final.caffemodel")
@@ -106,7 +106,7 @@ def test_an_experiment_that_fails_says_why_and_leaves_nothing_half_written(snake
     assert not (tmp_path / "results/experiments/tuned/train/metrics.csv").exists()
 
 
-def test_weights_from_a_url_and_an_early_stop_are_what_the_train_step_is_told(snakemake, tmp_path):
+def test_weights_from_a_url_and_early_stopping_reach_the_train_step(snakemake, tmp_path):
     url, sha256 = "http://127.0.0.1:9/a.caffemodel.h5", "0" * 63 + "a"
     config = CONFIG.replace("[{experiment: base, best: true}]", f"[{{experiment: base}}, {{url: '{url}', sha256: {sha256}}}]")
     (tmp_path / "config.yaml").write_text(
@@ -128,7 +128,7 @@ def test_weights_from_a_url_and_an_early_stop_are_what_the_train_step_is_told(sn
     assert " --fitted results/experiments/tuned/linear/classifier.caffemodel --chosen" in command
 
 
-def test_one_of_a_sweep_that_diverges_does_not_end_the_others(snakemake, tmp_path):
+def test_a_diverged_member_of_a_sweep_does_not_stop_the_others(snakemake, tmp_path):
     config = CONFIG.split("  tuned:")[0].replace("{max_iter: 2}", "{max_iter: 4, base_lr: [1.0e+30, 0.001]}")
     (tmp_path / "config.yaml").write_text(config)
     code, output = snakemake("results/report/comparison.csv", "results/experiments/base-1e_30/report/curves.png")
@@ -138,7 +138,7 @@ def test_one_of_a_sweep_that_diverges_does_not_end_the_others(snakemake, tmp_pat
     assert list(table.accuracy == "") == [True, False]
 
 
-def test_what_a_training_is_told_of_its_end(snakemake, tmp_path):
+def test_tolerate_divergence_and_the_folder_for_failures_reach_the_train_step(snakemake, tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG.replace("solver: {max_iter: 2}\n", "solver: {max_iter: 2, base_lr: [1, 2]}\n"))
     code, output = snakemake("-n", "--printshellcmds")
     assert code == 0, output

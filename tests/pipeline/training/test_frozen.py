@@ -1,4 +1,4 @@
-"""Frozen layers of every type keep all of their blobs to the byte in training: weights, biases and running statistics."""
+"""Frozen layers of every type keep all of their blobs byte-identical in training: weights, biases, running statistics."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from pipeline.nets.models import Built
 from pipeline.nets.strategies import freeze, frozen
 
 SHAPE = (6, 4, 5, 5)
-"""Of the blob `data`; recurrent layers take it as 6 steps of 4 sequences."""
+"""Shape of the blob `data`; recurrent layers take it as 6 steps of 4 sequences."""
 ONES = "param { lr_mult: 1 decay_mult: 1 } "
 BEFORE = """
 layer { name: "marks" type: "DummyData" top: "marks"
@@ -35,8 +35,8 @@ CASES = {
     "PReLU": "",
     "Normalize": "norm_param { across_spatial: false }",
     "BatchNorm": "",
-    "BatchNorm, three settings": "param { lr_mult: 0 } " * 3,
-    "BatchNorm, by the batch": "batch_norm_param { use_global_stats: false }",
+    "BatchNorm, three params": "param { lr_mult: 0 } " * 3,
+    "BatchNorm, batch statistics": "batch_norm_param { use_global_stats: false }",
     "BatchNorm, NVIDIA's": "batch_norm_param { scale_bias: true }",
     "BatchNorm, NVIDIA's, given multipliers": f"{ONES * 5} batch_norm_param {{ scale_bias: true }}",
     "BN": "",
@@ -55,7 +55,7 @@ CASES = {
 
 
 class Shifted(caffe.Layer):
-    """y = x + b, as a user writes it: the prototxt says nothing of its two blobs."""
+    """y = x + b as a user's Python layer: the prototxt does not mention its two blobs."""
 
     def setup(self, bottom, top):
         for _ in range(2):
@@ -78,7 +78,7 @@ def kind_of(case):
     return case.split(",")[0]
 
 
-def built(case):
+def build(case):
     """A net of the layer `body` and a classifier `head` that reads it, or its bottom where it is a loss."""
     kind = kind_of(case)
     bottom = {"Embed": 'bottom: "index"', "Parameter": ""}.get(kind, 'bottom: "data"')
@@ -89,8 +89,8 @@ def built(case):
     return Built(list(net.layer), [("head", 1.0)], {"head"})
 
 
-def trained(made, folder, seed):
-    """{(layer, blob): (bytes as pretrained, bytes after training)}."""
+def train(made, folder, seed):
+    """Train for 4 iterations; returns {(layer, blob): (bytes as pretrained, bytes after training)}."""
     net = caffe_pb2.NetParameter()
     for top, shape, filler in (("data", SHAPE, {"type": "gaussian", "std": 1}), ("label", SHAPE[:1], {"value": 1})):
         layer = net.layer.add(name=top, type="DummyData", top=[top])
@@ -118,31 +118,31 @@ def trained(made, folder, seed):
     return {key: (before[key], after) for key, after in values().items()}
 
 
-def test_every_type_with_blobs_is_frozen_in_a_test():
+def test_every_layer_type_with_blobs_has_a_case():
     described = {name for name in caffe.layer_type_list() if {"blob_specs", "learns"} & vars_of(caffe.layer_type(name))}
     assert described == set(map(kind_of, CASES))
 
 
 def vars_of(kind):
-    """Names that a layer type's class, or one that it derives from, defines other than the base of all."""
+    """Names that a layer type's class and its bases define, without those of the common base."""
     return {name for base in kind.__mro__[:-2] for name in vars(base)}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_frozen_layer_keeps_its_bytes_while_the_head_learns(case, tmp_path):
-    made = built(case)
+    made = build(case)
     names = frozen(made, "last_layer", "")
     assert names == ["body"]
     freeze(made.layers, names, SHAPE)
-    changed = {key for key, (before, after) in trained(made, tmp_path, 1).items() if before != after}
+    changed = {key for key, (before, after) in train(made, tmp_path, 1).items() if before != after}
     assert changed == {("head", 0), ("head", 1)}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_without_freezing_every_blob_of_the_type_changes(case, tmp_path):
-    made = built(case)
-    results = trained(made, tmp_path, 1)
-    fixed = {("body", 2)} if "NVIDIA's" in case else set()  # which stays 1: it is no sum's weight
+    made = build(case)
+    results = train(made, tmp_path, 1)
+    fixed = {("body", 2)} if "NVIDIA's" in case else set()  # the factor of the averages, which NVIDIA's layer keeps at 1
     assert {key for key, (before, after) in results.items() if before == after} == fixed
     specs = caffe.layer_type(kind_of(case)).blob_specs(made.layers[-2])
     assert specs is None or len(specs) == len(results) - 2

@@ -1,24 +1,19 @@
-"""Weights from elsewhere: downloaded whole, and only if they are the ones that are meant."""
+"""Weights from a URL: downloaded completely, and only accepted with the right hash."""
 
 import hashlib
-import http.server
-import threading
-from functools import partial
 
 import pytest
 
+from tests import standins
+
 
 @pytest.fixture
-def address(tmp_path, monkeypatch):
+def address(tmp_path):
     """The address of a server that has net.caffemodel."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served/net.caffemodel").write_bytes(b"weights")
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
-    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with standins.serve(tmp_path / "served") as address:
+        yield address
 
 
 SHA256 = hashlib.sha256(b"weights").hexdigest()
@@ -38,7 +33,7 @@ def test_weights_of_another_hash_are_refused(address, fails):
 
 
 @pytest.mark.parametrize(("url", "error"), [("{}/absent", "not_found"), ("file:///etc/hostname", "refused")])
-def test_a_url_that_gives_no_file_is_named_with_the_reason(address, fails, url, error):
+def test_a_url_without_a_file_is_named_with_the_reason(address, fails, url, error):
     url = url.format(address)
     fails(
         [f"{url}: {error}; correct the URL"],

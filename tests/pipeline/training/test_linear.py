@@ -1,4 +1,4 @@
-"""The linear classifier of a net's features, and what is chosen by it."""
+"""The linear classifier on a net's features, and the strategy that it chooses."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.training.linear import FEW, VIEWS, Classifier, Job, Measured, choo
 
 
 def features(classes, images=60, values=7, seed=0):
-    """Features of images whose classes can be told apart, but not wholly; one of the values is the same for all."""
+    """Features of images whose classes can mostly, but not completely, be separated; one of the values is constant."""
     drawn = np.random.default_rng(seed)
     labels = np.arange(images) % classes
     made = drawn.normal(size=(images, values)) * 5 + 40 + 4 * np.eye(classes, values)[labels]
@@ -30,20 +30,20 @@ def features(classes, images=60, values=7, seed=0):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_layer_gives_the_probabilities_of_scikit_learns_classifier(classes):
+def test_the_layer_gives_the_probabilities_of_scikit_learn(classes):
     values, labels = features(classes)
     layer = Classifier(values, labels, classes, 0.1, balanced=False)
     peer = make_pipeline(StandardScaler(), LogisticRegression(C=0.1)).fit(values, labels)
     np.testing.assert_allclose(softmax(values @ layer.weights.T + layer.bias, 1), peer.predict_proba(values), atol=1e-4)
 
 
-def test_a_class_without_images_is_never_the_one():
+def test_a_class_without_images_is_never_predicted():
     values, labels = features(2)
     labels[labels == 1] = 2
     assert set(Classifier(values, labels, 4, 0.1, balanced=False).predict(values)) == {0, 2}
 
 
-def test_classes_of_few_images_count_as_much_as_others_where_they_are_balanced():
+def test_a_rare_class_is_predicted_more_often_if_classes_are_balanced():
     values, labels = features(2, images=200)
     few = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:5]])
     taken = [
@@ -52,7 +52,7 @@ def test_classes_of_few_images_count_as_much_as_others_where_they_are_balanced()
     assert taken[0] < taken[1]
 
 
-def test_copies_of_an_image_do_not_vouch_for_each_other():
+def test_copies_of_an_image_do_not_inflate_the_accuracy():
     drawn = np.random.default_rng(0)
     values, labels = np.repeat(drawn.normal(size=(40, 30)), 5, 0), np.repeat(drawn.permutation(np.arange(40) % 2), 5)
     assert measure(values, labels, np.arange(200), False)[0] > 0.95
@@ -70,7 +70,7 @@ def test_copies_of_an_image_do_not_vouch_for_each_other():
         (FEW, 0.6, 0.6, 0.6, "scratch", ""),
     ],
 )
-def test_the_choice_goes_by_the_number_of_images_and_by_what_the_features_say(per_class, top, middle, pixels, strategy, features):
+def test_the_strategy_depends_on_the_number_of_images_and_the_accuracies(per_class, top, middle, pixels, strategy, features):
     accuracies = {"top": top, "middle": middle, "pixels": pixels}
     measured = {name: Measured(name, name, 9, accuracy, 0.02, 0.1) for name, accuracy in accuracies.items()}
     choice = choose(4 * per_class, 4, measured)
@@ -81,7 +81,7 @@ def test_the_choice_goes_by_the_number_of_images_and_by_what_the_features_say(pe
 OF_NET = ("--train", "lmdb/train", "--val", "lmdb/val", "--mean", "mean.binaryproto", "--model", "./train.prototxt")
 
 
-def test_the_classifier_of_the_top_is_written_and_chosen_and_works_in_the_net(trained, command):
+def test_the_classifier_on_the_top_features_is_written_and_works_in_the_net(trained, command):
     done = command("pipeline.training.linear", "linear", *OF_NET, "--weights", "out/final.caffemodel")
     assert done.returncode == 0, done.stderr
     measured = pd.read_csv(trained / "linear/measured.csv")
@@ -98,7 +98,7 @@ def test_the_classifier_of_the_top_is_written_and_chosen_and_works_in_the_net(tr
     assert (learned["hidden"], learned["linear"]) == ([0, 0], [])
 
 
-def test_the_first_view_is_testings_and_the_others_are_cropped_and_mirrored(trained, monkeypatch):
+def test_the_first_view_is_that_of_testing_and_the_others_are_random(trained, monkeypatch):
     monkeypatch.chdir(trained)
     net = caffe.read_net("test.prototxt")
     net.layer[0].transform_param.crop_size = 6
@@ -120,7 +120,7 @@ def test_the_first_view_is_testings_and_the_others_are_cropped_and_mirrored(trai
 
 
 @pytest.mark.parametrize(("mirror", "views"), [("true", VIEWS), ("false", 1)])
-def test_few_images_are_seen_several_times_where_views_differ(trained, monkeypatch, mirror, views):
+def test_few_images_get_several_views_if_views_differ(trained, monkeypatch, mirror, views):
     monkeypatch.chdir(trained)
     net = trained / "train.prototxt"
     net.write_text(net.read_text().replace("scale: 0.004", f"scale: 0.004 mirror: {mirror}"))
@@ -132,7 +132,7 @@ def test_few_images_are_seen_several_times_where_views_differ(trained, monkeypat
     assert len(np.unique(values.round(4), axis=0)) == 6 * min(views, 2)
 
 
-def test_auto_measures_top_middle_and_pixels_and_says_why(trained, command):
+def test_auto_measures_top_middle_and_pixels_and_gives_its_reasons(trained, command):
     done = command("pipeline.training.linear", "linear", *OF_NET, "--weights", "out/final.caffemodel", "--strategy", "auto")
     assert done.returncode == 0, done.stderr
     assert list(pd.read_csv(trained / "linear/measured.csv").features) == ["top", "middle", "pixels"]
@@ -149,6 +149,6 @@ def test_weights_of_another_net_are_refused(trained, command, fails):
     fails(["no weights of layer other"], "pipeline.training.linear", "linear", *OF_NET, "--weights", "out/final.caffemodel")
 
 
-def test_a_model_that_there_is_not_is_named(small, fails):
+def test_an_unknown_model_is_named(small, fails):
     said = ['model: "caffenett", but there are lenet, ', 'did you mean "caffenet"?']
     fails(said, "pipeline.training.linear", "linear", *OF_NET, "--model", "caffenett", "--weights", "w.caffemodel")

@@ -1,4 +1,4 @@
-"""What is said before a training begins: what cannot work, and what commonly is a mistake."""
+"""Preflight checks before training: what cannot work, and common mistakes."""
 
 import json
 import shutil
@@ -18,15 +18,8 @@ from tests.pipeline.training.test_train import change
 NETS = ("train.prototxt", "test.prototxt")
 
 
-@pytest.fixture
-def here(small, monkeypatch):
-    """The small dataset's folder, as the current one."""
-    monkeypatch.chdir(small)
-    return small
-
-
 def findings(*files: str, skip: tuple[str, ...] = (), same_classes: bool = False) -> list[preflight.Finding]:
-    """What is found for solver.prototxt, starting from files of weights."""
+    """Preflight findings for solver.prototxt, starting from these weights."""
     solver = caffe.get_solver("solver.prototxt")
     found = preflight.findings(
         solver,
@@ -38,7 +31,7 @@ def findings(*files: str, skip: tuple[str, ...] = (), same_classes: bool = False
 
 
 def build(folder: Path, labels: list[int], manifest: int | None = None, values: tuple[int, int] = (0, 256)) -> None:
-    """A database of noise with these labels, in this order, in the place of the training database."""
+    """Replace the training database by one of noise with these labels, in this order."""
     shutil.rmtree(folder / "lmdb/train")
     (folder / "lmdb/train.manifest.json").unlink(missing_ok=True)
     if manifest:
@@ -51,13 +44,13 @@ def build(folder: Path, labels: list[int], manifest: int | None = None, values: 
             transaction.put(b"%08d" % number, record.SerializeToString())
 
 
-def test_nothing_is_found_where_nothing_is_wrong(here, command):
+def test_a_correct_training_has_no_findings(here, command):
     done = command("pipeline.training.preflight", "solver.prototxt", "--csv", "found.csv")
     assert (done.returncode, done.stdout) == (0, "solver.prototxt: nothing found\n"), done.stderr
     assert (here / "found.csv").read_text() == "kind,where,found,do\n"
 
 
-def test_all_is_told_at_once(here, command):
+def test_all_findings_are_reported_at_once(here, command):
     build(here, [1, 2, 3] * 20)
     change(here, "scale: 0.004", "", *NETS)
     (here / "start.prototxt").write_text((here / "test.prototxt").read_text().replace("num_output: 3", "num_output: 5"))
@@ -73,7 +66,7 @@ def test_all_is_told_at_once(here, command):
     assert warning.startswith('warning: lmdb/train: layer "data": inputs reach 255, with no mean subtracted')
 
 
-def test_labels_are_those_of_the_manifest_where_one_tells_them(here):
+def test_labels_are_taken_from_the_manifest_if_it_has_them(here):
     build(here, [0, 1, 2] * 20, manifest=7)
     (found,) = findings()
     assert (found.kind, found.where, found.do) == ("error", "lmdb/train", "set num_output: 7")
@@ -87,7 +80,7 @@ def test_images_of_one_class_are_an_error(here):
     assert (found.kind, found.do.split(":")[0]) == ("error", "give images of two classes or more")
 
 
-def test_outputs_that_no_label_has_and_a_missing_label_0_are_warnings(here):
+def test_outputs_without_labels_and_a_missing_label_0_are_warnings(here):
     build(here, [0, 1] * 30)
     (found,) = findings()
     assert (found.kind, found.do.split(",")[0]) == ("warning", "set num_output: 2")
@@ -96,7 +89,7 @@ def test_outputs_that_no_label_has_and_a_missing_label_0_are_warnings(here):
     assert (found.kind, found.found) == ("warning", "no label 0: the lowest is 1")
 
 
-def test_a_label_to_ignore_is_no_error(here):
+def test_an_ignore_label_is_not_an_error(here):
     build(here, [0, 1, 2, 255] * 15)
     change(here, 'type: "SoftmaxWithLoss"', 'type: "SoftmaxWithLoss" loss_param { ignore_label: 255 }', "train.prototxt")
     assert findings() == []
@@ -109,7 +102,7 @@ def test_a_label_to_ignore_is_no_error(here):
         ([0] * 5100 + [1, 2], "the first 5000 records all have label 0"),
     ],
 )
-def test_records_class_by_class_are_told(here, labels, said):
+def test_records_sorted_by_class_are_a_warning(here, labels, said):
     build(here, labels, manifest=3)
     (found,) = findings()
     assert (found.kind, found.where) == ("warning", "lmdb/train")
@@ -117,7 +110,7 @@ def test_records_class_by_class_are_told(here, labels, said):
 
 
 @pytest.mark.parametrize("share", [0.34, 0.9, 0.99])
-def test_shuffled_records_are_no_finding_however_unequal_the_classes(here, share):
+def test_shuffled_records_of_unequal_classes_are_no_finding(here, share):
     rng = np.random.default_rng(3)
     build(here, [0, 1, 2, *rng.choice(3, 1000, p=[share, (1 - share) / 2, (1 - share) / 2]).tolist()])
     assert findings() == []
@@ -131,7 +124,7 @@ def test_shuffled_records_are_no_finding_however_unequal_the_classes(here, share
         (2, 2, "some count more often than others", "take a batch_size that divides 3"),
     ],
 )
-def test_a_test_that_covers_less_or_more_than_the_images_is_told(here, batch, batches, said, do):
+def test_a_test_of_fewer_or_more_images_than_there_are_is_a_warning(here, batch, batches, said, do):
     change(here, "batch_size: 3", f"batch_size: {batch}", "test.prototxt")
     change(here, "test_iter: 1", f"test_iter: {batches}", "solver.prototxt")
     (found,) = findings()
@@ -140,7 +133,7 @@ def test_a_test_that_covers_less_or_more_than_the_images_is_told(here, batch, ba
     assert do in found.do
 
 
-def test_a_mean_of_another_shape_ends_before_training(small, fails):
+def test_a_mean_of_another_shape_is_an_error_before_training(small, fails):
     mean = caffe_pb2.BlobProto(num=1, channels=3, height=4, width=4, data=np.zeros(48))
     (small / "mean.binaryproto").write_bytes(mean.SerializeToString())
     change(small, "scale: 0.004", 'mean_file: "mean.binaryproto"', "train.prototxt")
@@ -148,7 +141,7 @@ def test_a_mean_of_another_shape_ends_before_training(small, fails):
     fails(said, "pipeline.training.preflight", "solver.prototxt")
 
 
-def test_large_inputs_that_nothing_makes_smaller_are_told(here):
+def test_large_inputs_that_nothing_scales_are_a_warning(here):
     change(here, "scale: 0.004", "", *NETS)
     (found,) = findings()
     assert (found.kind, found.where) == ("warning", 'lmdb/train: layer "data"')
@@ -157,7 +150,7 @@ def test_large_inputs_that_nothing_makes_smaller_are_told(here):
     assert findings() == []
 
 
-def test_inputs_that_a_layer_makes_smaller_are_no_finding(here):
+def test_large_inputs_that_a_layer_normalises_are_no_finding(here):
     change(here, "scale: 0.004", "", *NETS)
     first = 'layer { name: "norm" type: "BatchNorm" bottom: "data" top: "norm" }\nlayer { name: "hidden"'
     change(here, 'layer { name: "hidden"', first, *NETS)
@@ -165,14 +158,14 @@ def test_inputs_that_a_layer_makes_smaller_are_no_finding(here):
     assert findings() == []
 
 
-def test_tests_that_prepare_images_in_another_way_are_told(here):
+def test_different_preprocessing_in_training_and_testing_is_a_warning(here):
     change(here, "scale: 0.004", "scale: 0.008", "test.prototxt")
     (found,) = findings()
     assert (found.kind, found.found) == ("warning", "scale 0.004 in training, and 0.008 in testing")
 
 
-def with_norm(folder: Path, **params: str) -> None:
-    """Give the nets a BatchNorm behind the layer "hidden"; what it says is given by net."""
+def add_batch_norm(folder: Path, **params: str) -> None:
+    """Add a BatchNorm after the layer "hidden" to each net, with the parameters given for it."""
     for net, param in params.items():
         norm = f'layer {{ name: "norm" type: "BatchNorm" bottom: "hidden" top: "hidden" batch_norm_param {{ {param} }} }}'
         change(folder, 'layer { name: "scores"', norm + '\nlayer { name: "scores"', f"{net}.prototxt")
@@ -187,7 +180,7 @@ def with_norm(folder: Path, **params: str) -> None:
         (15, 8, ""),
     ],
 )
-def test_a_test_of_many_small_batches_is_told(here, batches, size, do):
+def test_a_test_of_many_small_batches_is_reported_as_slow(here, batches, size, do):
     build(here, [0, 1, 2] * (batches * size // 3) + [0] * (batches * size % 3))
     change(here, "lmdb/val", "lmdb/train", "test.prototxt")
     change(here, "batch_size: 3", f"batch_size: {size}", "test.prototxt")
@@ -205,8 +198,8 @@ def test_a_test_of_many_small_batches_is_told(here, batches, size, do):
         ("", "", True, ['though layer "hidden" before it is frozen']),
     ],
 )
-def test_batch_norm_in_the_wrong_mode_is_told(here, train, test, frozen, said):
-    with_norm(here, train=train, test=test)
+def test_batch_norm_in_the_wrong_mode_is_reported(here, train, test, frozen, said):
+    add_batch_norm(here, train=train, test=test)
     if frozen:
         specs = "param { lr_mult: 0 } param { lr_mult: 0 } inner_product_param { num_output: 6"
         change(here, "inner_product_param { num_output: 6", specs, "train.prototxt")
@@ -216,13 +209,13 @@ def test_batch_norm_in_the_wrong_mode_is_told(here, train, test, frozen, said):
         assert words in one.found
 
 
-def test_weights_that_give_batch_norm_its_statistics_are_no_finding(here):
-    with_norm(here, train="use_global_stats: true", test="")
+def test_batch_norm_with_statistics_from_the_weights_is_no_finding(here):
+    add_batch_norm(here, train="use_global_stats: true", test="")
     caffe.Net("test.prototxt", caffe.TEST).save("start.caffemodel")
     assert findings("start.caffemodel", same_classes=True) == []
 
 
-def test_a_last_layer_that_is_copied_is_told_unless_the_classes_are_the_same(here):
+def test_a_copied_last_layer_is_a_warning_unless_the_classes_are_the_same(here):
     caffe.Net("test.prototxt", caffe.TEST).save("start.caffemodel")
     (found,) = findings("start.caffemodel")
     assert (found.kind, found.where) == ("warning", 'start.caffemodel: layer "scores"')
@@ -231,7 +224,7 @@ def test_a_last_layer_that_is_copied_is_told_unless_the_classes_are_the_same(her
     assert findings("start.caffemodel", skip=("scores",)) == []
 
 
-def test_layers_of_other_shapes_are_errors_until_they_are_skipped(here):
+def test_layers_of_other_shapes_are_errors_unless_skipped(here):
     change(here, "num_output: 6", "num_output: 7", *NETS)
     caffe.Net("test.prototxt", caffe.TEST).save("start.caffemodel")
     change(here, "num_output: 7", "num_output: 6", *NETS)
@@ -245,7 +238,7 @@ def test_layers_of_other_shapes_are_errors_until_they_are_skipped(here):
     assert "the net takes none" in found.found
 
 
-def test_a_list_of_images_is_looked_at_too(here, picture):
+def test_a_list_of_images_is_checked_too(here, picture):
     for number in range(3):
         cv2.imwrite(f"{number}.png", picture(number, 8, 8))
     Path("list.txt").write_text("".join(f"{number}.png {number + 1}\n" for number in range(3)))

@@ -1,4 +1,4 @@
-"""Nets built from templates, with drawn weights and inputs, against what BVLC Caffe gave for the published nets."""
+"""Nets built from templates, with random weights and inputs, compared with BVLC Caffe's results for the published nets."""
 
 import zlib
 
@@ -24,12 +24,12 @@ RECORDED = {
     "mobilenet__deploy": ("mobilenet", "fc7"),
     "mobilenet_v2__deploy": ("mobilenet_v2", "fc7"),
 }
-"""The recordings: which template, and what its last layer is called there."""
+"""{recording: (template, name of the last layer in the recording)}."""
 KINDS = {"BatchNorm": ("bias", "positive", "one"), "Scale": ("positive", "bias")}
-"""What each blob of a layer is drawn as; of other layers, weights and biases."""
+"""Kinds of values that a layer type's blobs are drawn with; other types have a weight and a bias."""
 
 
-def drawn(name, shape, kind):
+def draw(name, shape, kind):
     """Values by name, as ../shared/golden/check.py draws them."""
     rng = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
     if kind == "one":
@@ -47,8 +47,8 @@ def summary(values):
     return np.concatenate([[flat.size, flat.mean(), flat.std(), np.abs(flat).max()], samples])
 
 
-def deployed(template, last, recorded, write):
-    """A template's net for use, with the drawn weights."""
+def make_deploy_net(template, last, recorded, write):
+    """A template's deploy net, with random weights."""
     published = caffe.read_net(write("published.prototxt", str(recorded["prototxt"])))
     shape = list(published.layer[0].input_param.shape[0].dim)
     n = caffe.NetSpec()
@@ -69,20 +69,20 @@ def deployed(template, last, recorded, write):
     for layer, blobs in net.params.items():
         for index, blob in enumerate(blobs):
             kind = KINDS.get(kinds[layer], ("weight", "bias"))[index]
-            blob.data[...] = drawn(f"{layer}/{index}", blob.data.shape, kind)
-    net.blobs["data"].data[...] = drawn("data", shape, "input")
+            blob.data[...] = draw(f"{layer}/{index}", blob.data.shape, kind)
+    net.blobs["data"].data[...] = draw("data", shape, "input")
     return net
 
 
 @pytest.mark.long
 @needs_shared
 @pytest.mark.parametrize(("name", "template", "last"), [(name, *net) for name, net in RECORDED.items()], ids=RECORDED)
-def test_a_template_gives_what_the_published_net_gave(name, template, last, write):
+def test_a_template_gives_the_results_of_the_published_net(name, template, last, write):
     recorded = np.load(SHARED / f"golden/nets/{name}.npz")
-    net = deployed(template, last, recorded, write)
+    net = make_deploy_net(template, last, recorded, write)
     net.forward()
     (output,) = recorded["outputs"]
-    net.blobs[output].diff[...] = drawn(f"diff/{output}", net.blobs[output].data.shape, "bias")
+    net.blobs[output].diff[...] = draw(f"diff/{output}", net.blobs[output].data.shape, "bias")
     net.clear_param_diffs()
     net.backward()
     assert list(net.blobs) == list(recorded["blob_names"])

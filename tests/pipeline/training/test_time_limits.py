@@ -1,6 +1,6 @@
-"""A workflow whose training is ended by signals, and that is run again, ends with the bytes of an undisturbed one.
+"""A workflow whose training is ended by signals, and that is run again, is bit-identical to an uninterrupted one.
 
-ROASTERY_KILLS says how many random moments are tried for each way of ending it; 2 where it does not.
+ROASTERY_KILLS sets the number of random moments for each way of ending it; the default is 2.
 """
 
 import contextlib
@@ -38,14 +38,8 @@ TARGET = str(EXPERIMENT / "train/final.caffemodel")
 GOAL = ("--cores", "1", "--", TARGET)
 
 
-def started(folder: Path) -> subprocess.Popen:
-    """The workflow, in a process group of its own."""
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": workflows.environment()}
-    return subprocess.Popen(workflows.command(*GOAL), cwd=folder, start_new_session=True, **output)
-
-
-def training(workflow: subprocess.Popen) -> list[psutil.Process]:
-    """The processes of its rule `train`, once they run: shell, trainer and tee; none if the workflow ends before."""
+def wait_for_training(workflow: subprocess.Popen) -> list[psutil.Process]:
+    """Wait for the processes of its rule `train`: shell, trainer and tee; none if the workflow ends before."""
     while workflow.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes = psutil.Process(workflow.pid).children(recursive=True)
@@ -58,14 +52,14 @@ def training(workflow: subprocess.Popen) -> list[psutil.Process]:
 
 
 def send(number: signal.Signals, processes: list[psutil.Process]) -> None:
-    """Signal those that have not ended."""
+    """Send a signal to the processes that still run."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
 
 
 def results(folder: Path) -> dict[str, str]:
-    """Digests of all that a training leaves, but for times and TensorBoard's event files."""
+    """Digests of all results of a training, except times and TensorBoard's event files."""
     out = folder / EXPERIMENT / "train"
     paths = [out / "layers.csv", out / "preflight.csv", *out.glob("*.caffemodel"), *out.glob("best.json")]
     paths += (out / "snapshots").glob("base_iter_*")
@@ -81,15 +75,15 @@ def build(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A folder in which all but the training is done, the results of a training that nothing disturbs, and its times.
+def uninterrupted(tmp_path_factory):
+    """A folder in which all but the training is done, the results of an uninterrupted training, and its times.
 
-    The times are the seconds before its first iteration, and from then on.
+    The times are the seconds before its first iteration, and after it.
     """
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "config.yaml").write_text(CONFIG)
-    workflow = started(folder)
-    processes = training(workflow)
+    workflow = workflows.start(folder, *GOAL)
+    processes = wait_for_training(workflow)
     times = [time.monotonic()]
     wait_for_iterations(folder, workflow)
     times.append(time.monotonic())
@@ -105,13 +99,13 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(undisturbed, tmp_path):
-    """A copy of that folder, in which the training is to be done."""
-    return Path(shutil.copytree(undisturbed[0], tmp_path / "workflow"))
+def folder(uninterrupted, tmp_path):
+    """A copy of that folder, ready for the training."""
+    return Path(shutil.copytree(uninterrupted[0], tmp_path / "workflow"))
 
 
 def iterations(folder: Path) -> list[int]:
-    """Those that there are checkpoints of."""
+    """Iterations of which there are checkpoints."""
     return [int(path.name) for path in (folder / EXPERIMENT / "checkpoint").glob("[0-9]*")]
 
 
@@ -128,26 +122,26 @@ def wait_for_snapshot(folder: Path, workflow: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def end_twice(processes: list[psutil.Process], chance: random.Random) -> None:
-    """What Slurm does at a time limit: SIGTERM to the job, then to its step."""
+def terminate_twice(processes: list[psutil.Process], chance: random.Random) -> None:
+    """Send SIGTERM twice, as Slurm does at a time limit: to the job, then to its step."""
     send(signal.SIGTERM, processes)
     time.sleep(chance.uniform(0, 2))
     send(signal.SIGTERM, processes)
 
 
 def kill(processes: list[psutil.Process], _chance: random.Random) -> None:
-    """What a cluster does after that."""
+    """Send SIGKILL, as a cluster does after that."""
     send(signal.SIGKILL, processes)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ending", [end_twice, kill])
+@pytest.mark.parametrize("ending", [terminate_twice, kill])
 @pytest.mark.parametrize("number", range(KILLS))
-def test_a_training_ended_at_any_moment_ends_with_the_same_bytes(undisturbed, folder, number, ending):
-    _, expected, (loading, iterating) = undisturbed
+def test_a_training_ended_at_a_random_moment_resumes_bit_identically(uninterrupted, folder, number, ending):
+    _, expected, (loading, iterating) = uninterrupted
     chance = random.Random(number)
-    workflow = started(folder)
-    processes = training(workflow)
+    workflow = workflows.start(folder, *GOAL)
+    processes = wait_for_training(workflow)
     if number % 5:
         wait_for_iterations(folder, workflow)
     time.sleep(chance.uniform(0, 1) * (iterating if number % 5 else loading))
@@ -163,9 +157,9 @@ def test_a_training_ended_at_any_moment_ends_with_the_same_bytes(undisturbed, fo
     assert not (folder / EXPERIMENT / "checkpoint").exists()
 
 
-def test_a_training_told_twice_to_end_says_where_and_resumes_there(undisturbed, folder):
-    workflow = started(folder)
-    processes = training(workflow)
+def test_a_training_terminated_twice_reports_its_iteration_and_resumes_there(uninterrupted, folder):
+    workflow = workflows.start(folder, *GOAL)
+    processes = wait_for_training(workflow)
     wait_for_snapshot(folder, workflow)
     trainer = [process for process in processes if process.name().startswith("python")]
     send(signal.SIGSTOP, trainer)
@@ -181,13 +175,13 @@ def test_a_training_told_twice_to_end_says_where_and_resumes_there(undisturbed, 
     assert last_line in said
     assert (folder / "logs/experiments/base/train.log").read_text().endswith(last_line)
     assert f"resumes at iteration {iteration}, from " in build(folder)
-    assert results(folder) == undisturbed[1]
+    assert results(folder) == uninterrupted[1]
 
 
 @pytest.mark.long
-def test_a_workflow_interrupted_by_ctrl_c_resumes_its_training_and_a_forced_one_starts_over(undisturbed, folder):
-    workflow = started(folder)
-    training(workflow)
+def test_a_workflow_interrupted_by_ctrl_c_resumes_and_forcerun_starts_over(uninterrupted, folder):
+    workflow = workflows.start(folder, *GOAL)
+    wait_for_training(workflow)
     wait_for_snapshot(folder, workflow)
     os.killpg(workflow.pid, signal.SIGINT)
     said, _ = workflow.communicate()
@@ -195,18 +189,18 @@ def test_a_workflow_interrupted_by_ctrl_c_resumes_its_training_and_a_forced_one_
     (iteration,) = iterations(folder)
     assert f"interrupted by SIGINT at iteration {iteration}; run again" in said
     assert f"resumes at iteration {iteration}, from " in build(folder)
-    assert results(folder) == undisturbed[1]
+    assert results(folder) == uninterrupted[1]
     code, said = workflows.snakemake(folder, "--forcerun", "train", *GOAL)
     assert code == 0, said
     assert "resumes at iteration" not in said
     assert "training has ended before" not in said
-    assert results(folder) == undisturbed[1]
+    assert results(folder) == uninterrupted[1]
 
 
 @pytest.mark.long
-def test_a_training_that_ended_after_its_workflow_was_killed_need_not_be_done_again(undisturbed, folder):
-    workflow = started(folder)
-    processes = training(workflow)
+def test_a_training_that_ended_after_its_workflow_was_killed_is_not_repeated(uninterrupted, folder):
+    workflow = workflows.start(folder, *GOAL)
+    processes = wait_for_training(workflow)
     wait_for_snapshot(folder, workflow)
     workflow.kill()
     psutil.wait_procs(processes)
@@ -215,5 +209,5 @@ def test_a_training_that_ended_after_its_workflow_was_killed_need_not_be_done_ag
     code, said = workflows.snakemake(folder, "--unlock")
     assert code == 0, said
     assert "training has ended before; its results are in " in build(folder)
-    assert results(folder) == undisturbed[1]
+    assert results(folder) == uninterrupted[1]
     assert not (folder / EXPERIMENT / "checkpoint").exists()

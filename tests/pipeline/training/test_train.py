@@ -1,4 +1,4 @@
-"""Training: what is written, what is repeatable, and how what cannot work ends."""
+"""Training: what is written, what is reproducible, and how invalid or diverged trainings end."""
 
 import json
 import os
@@ -30,13 +30,6 @@ def change(folder: Path, old: str, new: str, *names: str) -> None:
         (folder / name).write_text(text.replace(old, new))
 
 
-@pytest.fixture
-def here(small, monkeypatch):
-    """The small dataset's folder, as the current one."""
-    monkeypatch.chdir(small)
-    return small
-
-
 def test_training_writes_weights_log_and_metrics(trained):
     metrics = pd.read_csv(trained / "out/metrics.csv")
     columns = ["iteration", "loss", "learning_rate", "test_loss", "test_accuracy", "since_best"]
@@ -48,7 +41,7 @@ def test_training_writes_weights_log_and_metrics(trained):
     assert (trained / "out/final.caffemodel").read_bytes() == (trained / "snap/s_iter_20.caffemodel").read_bytes()
 
 
-def test_the_layers_are_told_by_where_they_start_and_whether_they_are_learned(trained, command):
+def test_layers_csv_lists_where_each_layer_starts_and_whether_it_is_learned(trained, command):
     rows = pd.read_csv(trained / "out/layers.csv")
     assert rows.to_numpy()[:, :4].tolist() == [["hidden", "6×192 6", "filled", True], ["scores", "3×6 3", "filled", True]]
     text = (trained / "train.prototxt").read_text().replace('"scores"', '"others"')
@@ -82,24 +75,24 @@ def test_weights_of_another_net_are_refused(small, fails, write):
     fails(["other.caffemodel", "weights of layers fc8", "hidden, scores"], *TRAIN, "--weights", "other.caffemodel", leaves=LOG)
 
 
-def test_a_file_that_is_no_weights_is_refused(small, fails):
+def test_a_file_that_is_not_a_caffemodel_is_refused(small, fails):
     (small / "page.caffemodel").write_text("<html>not found</html>")
     fails(["page.caffemodel", "not a .caffemodel"], *TRAIN, "--weights", "page.caffemodel", leaves=LOG)
 
 
-def test_an_unknown_layer_type_ends_training_with_its_line(small, fails):
+def test_an_unknown_layer_type_is_refused_with_its_line(small, fails):
     text = (small / "train.prototxt").read_text().replace('"hidden" type: "InnerProduct"', '"hidden" type: "InerProduct"')
     (small / "train.prototxt").write_text(text)
     fails(['train.prototxt:4: layer "hidden"', 'unknown type "InerProduct"', 'did you mean "InnerProduct"?'], *TRAIN, leaves=LOG)
 
 
-def test_a_bottom_that_no_layer_produces_ends_training_with_its_line(small, fails):
+def test_a_bottom_that_no_layer_produces_is_refused_with_its_line(small, fails):
     text = (small / "train.prototxt").read_text().replace('bottom: "hidden"', 'bottom: "hiden"')
     (small / "train.prototxt").write_text(text)
     fails(['train.prototxt:6: layer "scores"', '"hiden"', '"hidden"'], *TRAIN, leaves=LOG)
 
 
-def test_more_classes_than_outputs_ends_before_training(small, fails):
+def test_more_classes_than_outputs_are_refused_before_training(small, fails):
     change(small, "num_output: 3", "num_output: 2", "train.prototxt", "test.prototxt")
     solver = (small / "solver.prototxt").read_text().replace('test_net: "test.prototxt" test_iter: 1', "")
     (small / "solver.prototxt").write_text(solver)
@@ -108,7 +101,7 @@ def test_more_classes_than_outputs_ends_before_training(small, fails):
     assert "Solving" not in (small / "out/train.log").read_text()
 
 
-def test_weights_of_the_same_layers_are_where_training_starts(trained, command):
+def test_training_starts_from_weights_of_the_same_layers(trained, command):
     solver = (trained / "solver.prototxt").read_text().replace("max_iter: 20", "max_iter: 0")
     (trained / "solver.prototxt").write_text(solver)
     (trained / "out/final.caffemodel").rename(trained / "start.caffemodel")
@@ -124,7 +117,7 @@ def values(path: Path) -> dict[str, list[list[float]]]:
     return {layer.name: [list(blob.data) for blob in layer.blobs] for layer in net.layer if layer.blobs}
 
 
-def test_the_best_weights_are_those_that_the_best_test_had(here):
+def test_the_best_weights_are_those_of_the_best_test(here):
     metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles())
     assert best == json.loads((here / "out/best.json").read_text())
     assert best["by"] == "test_accuracy"
@@ -138,7 +131,7 @@ def test_the_best_weights_are_those_that_the_best_test_had(here):
     assert values(here / "out/best.caffemodel") != values(here / "out/final.caffemodel")
 
 
-def test_the_last_weights_are_tested_where_the_interval_passes_them_by(here):
+def test_the_last_weights_are_tested_even_off_the_test_interval(here):
     change(here, "max_iter: 20", "max_iter: 23", "solver.prototxt")
     metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles())
     tested = metrics[metrics.test_accuracy.notna()]
@@ -148,14 +141,14 @@ def test_the_last_weights_are_tested_where_the_interval_passes_them_by(here):
     assert list(written[written.test_accuracy.notna()].iteration) == [0, 5, 10, 15, 20, 23]
 
 
-def test_a_last_test_that_the_interval_passes_by_stops_nothing_early(here):
+def test_a_last_test_off_the_interval_is_not_an_early_stop(here):
     change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
     change(here, "max_iter: 20", "max_iter: 13", "solver.prototxt")
     _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
     assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, False)
 
 
-def test_weights_before_training_are_the_best_only_where_none_is_as_good(here):
+def test_initial_weights_are_the_best_only_if_no_later_ones_are_as_good(here):
     change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
     _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
     assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, True)
@@ -176,7 +169,7 @@ def test_without_tests_the_last_weights_are_the_best(here):
     assert (here / "out/best.caffemodel").read_bytes() == (here / "out/final.caffemodel").read_bytes()
 
 
-def test_training_stops_early_after_so_many_tests_without_a_better_one(here):
+def test_training_stops_early_after_tests_without_improvement(here):
     metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
     assert best["stopped_early"]
     assert metrics.iteration.iloc[-1] == best["iteration"] + 10
@@ -206,7 +199,7 @@ def test_every_output_of_the_test_net_is_a_metric(here):
         assert [scalar.value for scalar in shown.Scalars(tag)] == pytest.approx(list(measured[column]))
 
 
-def test_accuracy_in_training_is_measured_where_a_net_gives_it_and_changes_nothing(here):
+def test_training_accuracy_is_measured_if_the_net_has_it_and_changes_nothing(here):
     train(Path("solver.prototxt"), Path("without"), WeightFiles())
     with (here / "train.prototxt").open("a") as file:
         file.write(ACCURACY + "\n")
@@ -221,7 +214,7 @@ def test_accuracy_in_training_is_measured_where_a_net_gives_it_and_changes_nothi
         assert [scalar.value for scalar in shown.Scalars(f"accuracy/{part}")] == pytest.approx(list(metrics[column]))
 
 
-def test_metrics_are_there_while_training_goes_on(here, monkeypatch):
+def test_metrics_are_written_during_training(here, monkeypatch):
     seen = []
     measured = caffe.SGDSolver.test_all
 
@@ -237,7 +230,7 @@ def test_metrics_are_there_while_training_goes_on(here, monkeypatch):
     assert not (here / "out/.metrics.csv.part").exists()
 
 
-def test_a_training_that_is_killed_leaves_nothing_under_a_final_name(small):
+def test_a_killed_training_leaves_nothing_under_a_final_name(small):
     change(small, "max_iter: 20", "max_iter: 10000000", "solver.prototxt")
     process = subprocess.Popen([sys.executable, "-m", *TRAIN], cwd=small, env={**os.environ, "PYTHONPATH": str(ROOT)})
     while process.poll() is None and not (small / "out/.best.caffemodel.part").exists():
@@ -248,7 +241,7 @@ def test_a_training_that_is_killed_leaves_nothing_under_a_final_name(small):
     assert left == {"tensorboard", "train.log"}
 
 
-def test_a_loss_that_is_no_number_is_explained_by_what_was_looked_at(here):
+def test_a_nan_loss_is_explained_by_inputs_labels_and_learning_rate(here):
     change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
     change(here, "display: 5", "display: 1", "solver.prototxt")
     with pytest.raises(caffe.DivergenceError) as raised:
@@ -263,7 +256,7 @@ def test_a_loss_that_is_no_number_is_explained_by_what_was_looked_at(here):
     assert sorted(path.name for path in (here / "out").iterdir()) == ["tensorboard", "train.log"]
 
 
-def test_a_training_that_fails_leaves_its_log_and_metrics_and_says_where(here, command):
+def test_a_failing_training_keeps_its_log_and_metrics_and_says_where(here, command):
     change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
     done = command(*TRAIN, "--failed", "logs/failed")
     assert done.returncode == 1
@@ -277,7 +270,7 @@ def test_a_training_that_fails_leaves_its_log_and_metrics_and_says_where(here, c
     assert not (here / "logs/failed").exists()
 
 
-def test_a_training_that_may_diverge_ends_with_the_weights_of_the_best_test(here):
+def test_a_tolerated_divergence_ends_with_the_weights_of_the_best_test(here):
     change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
     metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
     assert (best["iteration"], best["diverged"]) == (0, metrics.iteration.iloc[-1])
@@ -288,7 +281,7 @@ def test_a_training_that_may_diverge_ends_with_the_weights_of_the_best_test(here
         assert values(here / f"out/{name}.caffemodel") == values(here / "start/final.caffemodel")
 
 
-def test_a_training_that_diverges_before_its_first_test_ends_with_what_it_started_from(here):
+def test_a_tolerated_divergence_before_the_first_test_ends_with_the_initial_weights(here):
     norm = """layer { name: "bn" type: "BatchNorm" bottom: "hidden" top: "hidden" }
 layer { name: "scores" """
     change(here, 'layer { name: "scores" ', norm, "train.prototxt", "test.prototxt")
@@ -305,27 +298,27 @@ layer { name: "scores" """
     assert got == values(here / "out/best.caffemodel")
 
 
-def test_a_training_that_diverges_by_its_last_update_has_diverged(here):
+def test_a_divergence_by_the_last_update_is_recorded(here):
     change(here, "base_lr: 0.05", "base_lr: 1e38", "solver.prototxt")
     change(here, "max_iter: 20", "max_iter: 1", "solver.prototxt")
     _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
     assert (best["iteration"], best["diverged"]) == (0, 1)
 
 
-def test_to_be_allowed_to_diverge_changes_nothing_else(trained, monkeypatch):
+def test_tolerating_divergence_does_not_change_a_training(trained, monkeypatch):
     monkeypatch.chdir(trained)
     train(Path("solver.prototxt"), Path("again"), WeightFiles(), Ends(diverging=True, failed=Path("failed")))
     assert (trained / "again/final.caffemodel").read_bytes() == (trained / "out/final.caffemodel").read_bytes()
 
 
-def test_values_that_are_no_numbers_are_not_blamed_on_the_learning_rate(here):
+def test_nan_inputs_are_not_blamed_on_the_learning_rate(here):
     change(here, "scale: 0.004", "scale: 0.004 mean_value: nan", "train.prototxt")
     with pytest.raises(caffe.DivergenceError) as raised:
         train(Path("solver.prototxt"), Path("out"), WeightFiles())
     assert raised.value.do == 'layer "data" gives NaN or infinite values: check the mean and the database'
 
 
-def test_several_weights_are_copied_one_over_the_other(here):
+def test_later_weights_overwrite_earlier_ones(here):
     train(Path("solver.prototxt"), Path("first"), WeightFiles())
     change(here, "random_seed: 1", "random_seed: 2", "solver.prototxt")
     train(Path("solver.prototxt"), Path("second"), WeightFiles())
@@ -348,7 +341,7 @@ def test_several_weights_are_copied_one_over_the_other(here):
     ]
 
 
-def test_a_classifier_that_was_fitted_is_copied_last_and_one_without_a_layer_is_no_error(here):
+def test_a_fitted_classifier_is_copied_last_and_may_be_empty(here):
     change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
     net = caffe.Net("test.prototxt", caffe.TEST)
     net.save("start.caffemodel")
