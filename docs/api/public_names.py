@@ -1,4 +1,4 @@
-"""MkDocs hook: documents public names of `caffe` where a page has `::: caffe.Net`, and a stage's steps where it has `::: pipeline.nets.*`.
+"""MkDocs hook: `::: caffe.Net` documents a public name of `caffe`, and `::: pipeline.nets.*` the steps of a stage.
 
 `caffe` loads its public names when they are first used, so a reader of its source alone, as mkdocstrings is, does not see them.
 """
@@ -11,7 +11,7 @@ from pipeline import cli
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace each line `::: caffe.NAME` by a heading and the place where NAME is defined, `::: pipeline.STAGE.*` by its steps."""
+    """Replace each line `::: caffe.NAME` by where NAME is defined, with a heading; `::: pipeline.STAGE.*` by its steps."""
     markdown = re.sub(r"^::: caffe\.(\w+)$", _documented, markdown, flags=re.MULTILINE)
     return re.sub(r"^::: pipeline\.(\w+)\.\*$", _steps, markdown, flags=re.MULTILINE)
 
