@@ -171,7 +171,7 @@ def extract_features(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[s
     kinds = ("top", "middle") if job.options.strategy == strategies.AUTO else (job.options.features_from,)
     blobs = {name: strategies.features(built, name) for name in kinds}
     net = caffe_pb2.NetParameter(name=job.options.model)
-    net.layer.append(prototxt.data_layer(template, job.dataset, BATCH, job.dataset.train))
+    net.layer.append(prototxt.training_data_as_in_testing(template, job.dataset, BATCH))
     tops = {}
     for name, blob in blobs.items():
         *below, classifier = strategies.linear(built, blob, job.dataset.classes).layers

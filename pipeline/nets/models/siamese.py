@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import caffe
 from caffe import layers as L
-from caffe.net_spec import NetSpec, Top
+from caffe.net_spec import NetSpec
 from caffe.proto import caffe_pb2
 from pipeline.nets.models import lenet
 from pipeline.nets.models.base import Last
@@ -21,10 +21,10 @@ SECOND = "_p"
 MARGIN = 1.0
 
 
-def body(n: NetSpec, last: Last) -> Top:
+def body(n: NetSpec, last: Last) -> None:
     """LeNet, whose ten outputs say nothing by themselves, and as many values as are asked for."""
-    n[last.name] = L.InnerProduct(lenet.body(n, Last("ip2", 10)), num_output=last.outputs, **lenet.learned(last.lr_mult))
-    return n[last.name]
+    lenet.body(n, Last("ip2", 10))
+    n[last.name] = L.InnerProduct(n.ip2, num_output=last.outputs, **lenet.learned(last.lr_mult))
 
 
 def paired(layers: Iterable[caffe_pb2.LayerParameter], channels: int) -> list[caffe_pb2.LayerParameter]:
