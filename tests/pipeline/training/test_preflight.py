@@ -105,7 +105,7 @@ def test_a_label_to_ignore_is_no_error(here):
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([0] * 200 + [1] * 200 + [2] * 200, "of the first 600 records, 597 have the label of the one before; 199 would"),
+        ([0] * 200 + [1] * 200 + [2] * 200, "of the first 600 records, 597 have the label of the record before; about 199 would"),
         ([0] * 5100 + [1, 2], "the first 5000 records all have label 0"),
     ],
 )
@@ -127,7 +127,7 @@ def test_shuffled_records_are_no_finding_however_unequal_the_classes(here, share
     ("batch", "batches", "said", "do"),
     [
         (1, 2, "a test reads 2 of 3 images (test_iter 2 × batch_size 1)", "set test_iter: 3"),
-        (3, 2, "each as often", "set test_iter: 1"),
+        (3, 2, "each equally often", "set test_iter: 1"),
         (2, 2, "some count more often than others", "take a batch_size that divides 3"),
     ],
 )
