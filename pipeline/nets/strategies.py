@@ -85,23 +85,23 @@ def _built_blobs(layers: Sequence[caffe_pb2.LayerParameter], shape: Sequence[int
     return {name: len(blobs) for name, blobs in caffe.Net(net, caffe.TRAIN).params.items()}
 
 
-def features(built: Built, wanted: str) -> str:
+def features(built: Built, name: str) -> str:
     """The blob that a linear classifier reads.
 
-    wanted  `top`, the input of the net's own classifier; `middle`, the last blob in the first half of the layers from which alone
-            all later layers are computed, so not within a block with parallel branches; or a blob's name
+    name  `top`, the input of the net's own classifier; `middle`, the last blob in the first half of the layers from which alone
+          all later layers are computed, so not within a block with parallel branches; or a blob's name
     """
     (last,) = (layer for layer in built.layers if layer.name in built.classifiers)
-    if wanted == "top":
+    if name == "top":
         return str(last.bottom[0])
-    if wanted == "middle":
+    if name == "middle":
         return _middle(built.layers)
     blobs = list(dict.fromkeys(top for layer in built.layers if layer is not last for top in layer.top))
-    if wanted not in blobs:
-        hint = caffe.nearest(wanted, blobs)
+    if name not in blobs:
+        hint = caffe.nearest(name, blobs)
         known = f"it is top, middle, or a blob below the classifier: {', '.join(blobs)}"
-        raise InputError("features_from", f'"{wanted}"', known, hint)
-    return wanted
+        raise InputError("features_from", f'"{name}"', known, hint)
+    return name
 
 
 def _middle(layers: list[caffe_pb2.LayerParameter]) -> str:

@@ -7,7 +7,7 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.net_spec import NetSpec, Top
 from pipeline.nets.models.base import Last
-from pipeline.nets.models.blocks import dropped, gaussian, rates, rectified
+from pipeline.nets.models.blocks import dropped, fillers, rates, rectified
 
 LAST = "fc8"
 CONVOLUTIONS: list[dict[str, int]] = [
@@ -51,9 +51,9 @@ def _body(n: NetSpec, last: Last, pool_first: bool, bias: float) -> None:
     """Five convolutions, three fully connected layers with dropout between them."""
 
     def learned(number: int) -> dict[str, Any]:
-        return {"param": rates(), **gaussian(0.01, value=bias if number in (2, 4, 5) else 0)}
+        return {"param": rates(), **fillers("gaussian", bias if number in (2, 4, 5) else 0, std=0.01)}
 
     top = convolutions(n, pool_first, learned)
     for number in (6, 7):
-        top = dropped(n, number, L.InnerProduct(top, num_output=4096, param=rates(), **gaussian(0.005, value=bias)))
-    n[last.name] = L.InnerProduct(top, num_output=last.outputs, param=rates(last.lr_mult), **gaussian(0.01, value=0))
+        top = dropped(n, number, L.InnerProduct(top, num_output=4096, param=rates(), **fillers("gaussian", bias, std=0.005)))
+    n[last.name] = L.InnerProduct(top, num_output=last.outputs, param=rates(last.lr_mult), **fillers("gaussian", 0, std=0.01))

@@ -1,4 +1,4 @@
-"""What templates of several families are made of."""
+"""Building blocks that templates of several families share."""
 
 from typing import Any
 
@@ -18,9 +18,10 @@ def rates(lr_mult: float = 1.0, decay_mult: float | None = 1) -> list[dict[str, 
     return [weights, biases] if decay_mult is None else [weights | {"decay_mult": decay_mult}, biases | {"decay_mult": 0}]
 
 
-def gaussian(std: float, **bias: float) -> dict[str, Any]:
-    """Fillers: normally distributed weights, and biases of 0, or as `value` says."""
-    return {"weight_filler": {"type": "gaussian", "std": std}, "bias_filler": {"type": "constant", **bias}}
+def fillers(kind: str, bias: float | None = None, **weights: float) -> dict[str, Any]:
+    """Fillers of weights, of this type with these fields, and of biases: a constant, 0 by default."""
+    constant = {} if bias is None else {"value": bias}
+    return {"weight_filler": {"type": kind, **weights}, "bias_filler": {"type": "constant", **constant}}
 
 
 def rectified(n: NetSpec, name: str, relu: str, layer: Top) -> Top:

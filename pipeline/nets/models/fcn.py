@@ -1,8 +1,8 @@
 """Fully convolutional nets (Long, Shelhamer & Darrell 2015): a score for every class at every pixel, for images of any size.
 
 The layers of a classifier, its fully connected ones as convolutions of the same names, give scores every 32 pixels. These are
-upsampled in one step (fcn32s, fcn_alexnet), or joined with scores from the fourth pooling (fcn16s) and the third (fcn8s) on the
-way. The first convolution pads by 100, so that small images have scores, too; what is too much is cropped.
+upsampled in one step (fcn32s, fcn_alexnet), or in between added to scores from the fourth pooling (fcn16s) and the third (fcn8s).
+The first convolution pads by 100, so that small images have scores, too; the excess is cropped.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _scored(n: NetSpec, bottom: Top, outputs: int, kernel: int, **learned: Any) 
 
 
 def _upsampled(bottom: Top, outputs: int, kernel: int, stride: int) -> Top:
-    """A deconvolution that is not learned; see `set_upsampling`."""
+    """A frozen deconvolution; see `set_upsampling`."""
     shape = {"num_output": outputs, "kernel_size": kernel, "stride": stride, "bias_term": False}
     top: Top = L.Deconvolution(bottom, convolution_param=shape, param=[{"lr_mult": 0}])
     return top
@@ -79,7 +79,7 @@ def layers(name: str, outputs: int) -> list[caffe_pb2.LayerParameter]:
 
 
 def set_upsampling(net: caffe.Net, names: Iterable[str]) -> None:
-    """Let deconvolutions interpolate linearly between places, each class by itself."""
+    """Set the weights of deconvolutions to bilinear interpolation, separately for each class."""
     for name in names:
         (weights,) = net.params[name]
         size = weights.data.shape[-1]

@@ -1,4 +1,4 @@
-"""GoogLeNet (Szegedy et al. 2014) as BVLC trained it: nine inception modules, and two more classifiers that help training."""
+"""GoogLeNet (Szegedy et al. 2014) as BVLC trained it: nine inception modules, and two auxiliary classifiers."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.net_spec import NetSpec, Top
 from pipeline.nets.models.base import Last, head_name
-from pipeline.nets.models.blocks import rates, rectified
+from pipeline.nets.models.blocks import fillers, rates, rectified
 
 LAST = "loss3/classifier"
 HELPERS = {"loss1/classifier": 0.3, "loss2/classifier": 0.3}
-"""The other classifiers, and the weights of their losses."""
+"""The auxiliary classifiers, and the weights of their losses."""
 INCEPTIONS = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -22,11 +22,11 @@ INCEPTIONS = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
-"""Outputs of a module's 1 × 1, 3 × 3 (before it, reduced to), 5 × 5 (likewise) and pooled convolutions, in this order."""
+"""Outputs of a module's convolutions: 1 × 1, reduction before 3 × 3, 3 × 3, reduction before 5 × 5, 5 × 5, after pooling."""
 
 
 def body(n: NetSpec, last: Last) -> None:
-    """Three convolutions, nine modules in three groups with pooling between them, and the average of all places."""
+    """Three convolutions, nine modules in three groups with pooling between them, and average pooling."""
     window = {"pool": P.Pooling.MAX, "kernel_size": 3, "stride": 2}
     norm = {"local_size": 5, "alpha": 0.0001, "beta": 0.75}
     top = _convolved(n, n.data, "conv1", "7x7_s2", 64, kernel_size=7, pad=3, stride=2)
@@ -48,8 +48,7 @@ def body(n: NetSpec, last: Last) -> None:
 
 
 def _learned(bias: float, lr_mult: float = 1.0) -> dict[str, Any]:
-    fillers = {"weight_filler": {"type": "xavier"}, "bias_filler": {"type": "constant", "value": bias}}
-    return {"param": rates(lr_mult), **fillers}
+    return {"param": rates(lr_mult), **fillers("xavier", bias)}
 
 
 def _convolved(n: NetSpec, bottom: Top, part: str, name: str, outputs: int, **shape: int) -> Top:
@@ -61,7 +60,7 @@ def _convolved(n: NetSpec, bottom: Top, part: str, name: str, outputs: int, **sh
 def _inception(
     n: NetSpec, bottom: Top, part: str, one: int, reduce3: int, three: int, reduce5: int, five: int, pooled: int
 ) -> Top:
-    """Convolutions of 1 × 1, 3 × 3 and 5 × 5, the larger ones of fewer channels, and one of what is pooled, side by side."""
+    """Parallel 1 × 1, 3 × 3 and 5 × 5 convolutions, the larger ones on reduced channels, and one after pooling, concatenated."""
     sides = [_convolved(n, bottom, part, "1x1", one, kernel_size=1)]
     for size, reduced, outputs in ((3, reduce3, three), (5, reduce5, five)):
         top = _convolved(n, bottom, part, f"{size}x{size}_reduce", reduced, kernel_size=1)
@@ -73,7 +72,7 @@ def _inception(
 
 
 def _helper(n: NetSpec, bottom: Top, number: int, last: Last) -> None:
-    """A classifier half-way, which brings a gradient to the layers below it."""
+    """An auxiliary classifier, which brings a gradient to the layers below it."""
     part = f"loss{number}"
     n[f"{part}/ave_pool"] = L.Pooling(bottom, pool=P.Pooling.AVE, kernel_size=5, stride=3)
     top = _convolved(n, n[f"{part}/ave_pool"], part, "conv", 128, kernel_size=1)

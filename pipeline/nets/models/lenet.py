@@ -6,15 +6,14 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.net_spec import NetSpec
 from pipeline.nets.models.base import Last
-from pipeline.nets.models.blocks import rates
+from pipeline.nets.models.blocks import fillers, rates
 
 LAST = "ip2"
 
 
 def learned(lr_mult: float = 1.0) -> dict[str, Any]:
     """Learning rates and fillers of a layer's weights and biases."""
-    fillers = {"weight_filler": {"type": "xavier"}, "bias_filler": {"type": "constant"}}
-    return {"param": rates(lr_mult, None), **fillers}
+    return {"param": rates(lr_mult, None), **fillers("xavier")}
 
 
 def body(n: NetSpec, last: Last) -> None:

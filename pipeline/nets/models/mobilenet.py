@@ -4,7 +4,7 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.net_spec import NetSpec, Top
 from pipeline.nets.models.base import Last
-from pipeline.nets.models.blocks import normalised, rates
+from pipeline.nets.models.blocks import fillers, normalised, rates
 
 LAST = "fc7"
 SEPARABLE = [
@@ -66,11 +66,5 @@ def _normalised(
 def _classified(n: NetSpec, bottom: Top, last: Last) -> None:
     """Average pooling over all positions, and a 1 × 1 convolution as the classifier."""
     n.pool6 = L.Pooling(bottom, pool=P.Pooling.AVE, global_pooling=True)
-    n[last.name] = L.Convolution(
-        n.pool6,
-        num_output=last.outputs,
-        kernel_size=1,
-        param=rates(last.lr_mult),
-        weight_filler={"type": "msra"},
-        bias_filler={"type": "constant"},
-    )
+    learned = {"param": rates(last.lr_mult), **fillers("msra")}
+    n[last.name] = L.Convolution(n.pool6, num_output=last.outputs, kernel_size=1, **learned)

@@ -7,7 +7,7 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.net_spec import NetSpec, Top
 from pipeline.nets.models.base import Last
-from pipeline.nets.models.blocks import normalised, rates, rectified
+from pipeline.nets.models.blocks import fillers, normalised, rates, rectified
 
 LAST = "fc1000"
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -30,26 +30,20 @@ def body(layers: int) -> Callable[[NetSpec, Last], None]:
                 top = _block(n, top, f"{stage}{_letter(number, stage, layers)}", inputs, outputs, stride, wide)
                 inputs = 4 * outputs if wide else outputs
         n.pool5 = L.Pooling(top, pool=P.Pooling.AVE, kernel_size=7, stride=1)
-        n[last.name] = L.InnerProduct(
-            n.pool5,
-            num_output=last.outputs,
-            param=rates(last.lr_mult),
-            weight_filler={"type": "msra"},
-            bias_filler={"type": "constant"},
-        )
+        n[last.name] = L.InnerProduct(n.pool5, num_output=last.outputs, param=rates(last.lr_mult), **fillers("msra"))
 
     return build
 
 
 def _letter(number: int, stage: int, layers: int) -> str:
-    """What a block is called: a, b, c …, or a, b1, b2 … in the long stages of the deepest nets."""
+    """The name of a block: a, b, c …, or a, b1, b2 … in the long stages of the deepest nets."""
     if layers > 50 and stage in (3, 4):
         return "a" if number == 0 else f"b{number}"
     return "abcdef"[number]
 
 
 def _block(n: NetSpec, bottom: Top, name: str, inputs: int, outputs: int, stride: int, wide: bool) -> Top:
-    """Two 3 × 3 convolutions, or one between two of 1 × 1 of which the last is four times as wide, added to the input."""
+    """Two 3 × 3 convolutions, or if `wide` 1 × 1, 3 × 3 and 1 × 1 with four times the outputs, added to the input."""
     last = 4 * outputs if wide else outputs
     shortcut = bottom
     if inputs != last or stride != 1:

@@ -10,11 +10,11 @@ from pipeline.nets.models.blocks import rectified
 
 LAST = "conv10"
 FIRES = {2: (16, 64), 3: (16, 64), 4: (32, 128), 5: (32, 128), 6: (48, 192), 7: (48, 192), 8: (64, 256), 9: (64, 256)}
-"""Outputs of the squeezing convolution and of each of the two that expand, by the module's number."""
+"""Outputs of the squeeze convolution and of each of the two expand convolutions, by the module's number."""
 
 
 def body(n: NetSpec, last: Last) -> None:
-    """A convolution, eight fire modules, and the average of a score for each place."""
+    """A convolution, eight fire modules, and the average of the scores at each position."""
     window = {"pool": P.Pooling.MAX, "kernel_size": 3, "stride": 2}
     filler = {"weight_filler": {"type": "xavier"}}
     top = rectified(n, "conv1", "relu_conv1", L.Convolution(n.data, num_output=64, kernel_size=3, stride=2, **filler))
@@ -31,7 +31,7 @@ def body(n: NetSpec, last: Last) -> None:
 
 
 def _fire(n: NetSpec, bottom: Top, name: str, squeezed: int, expanded: int, filler: dict[str, Any]) -> Top:
-    """A 1 × 1 convolution, and one of 1 × 1 and one of 3 × 3 on top of it, side by side."""
+    """A 1 × 1 convolution, then a 1 × 1 and a 3 × 3 convolution in parallel, concatenated."""
 
     def convolved(bottom: Top, kind: str, outputs: int, **shape: int) -> Top:
         convolution = L.Convolution(bottom, num_output=outputs, **shape, **filler)

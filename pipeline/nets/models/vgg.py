@@ -7,7 +7,7 @@ from caffe import layers as L
 from caffe import params as P
 from caffe.net_spec import NetSpec, Top
 from pipeline.nets.models.base import Last
-from pipeline.nets.models.blocks import dropped, gaussian, rates, rectified
+from pipeline.nets.models.blocks import dropped, fillers, rates, rectified
 
 LAST = "fc8"
 CONVOLUTIONS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -31,9 +31,9 @@ def body(layers: int) -> Callable[[NetSpec, Last], None]:
     """The net of so many layers: five stages of convolutions, and three fully connected layers."""
 
     def build(n: NetSpec, last: Last) -> None:
-        top = convolutions(n, layers, param=rates(), **gaussian(0.01))
+        top = convolutions(n, layers, param=rates(), **fillers("gaussian", std=0.01))
         for number in (6, 7):
-            top = dropped(n, number, L.InnerProduct(top, num_output=4096, param=rates(), **gaussian(0.005)))
-        n[last.name] = L.InnerProduct(top, num_output=last.outputs, param=rates(last.lr_mult), **gaussian(0.01))
+            top = dropped(n, number, L.InnerProduct(top, num_output=4096, param=rates(), **fillers("gaussian", std=0.005)))
+        n[last.name] = L.InnerProduct(top, num_output=last.outputs, param=rates(last.lr_mult), **fillers("gaussian", std=0.01))
 
     return build

@@ -73,6 +73,13 @@ def test_all_is_told_at_once(here, command):
     assert warning.startswith('warning: lmdb/train: layer "data": inputs reach 255, with no mean subtracted')
 
 
+def test_scores_are_counted_per_image_whatever_their_shape(here):
+    maps = 'name: "maps" type: "Reshape" bottom: "scores" top: "maps" reshape_param { shape { dim: 0 dim: 1 dim: 1 dim: -1 } }'
+    loss = 'name: "loss" type: "HingeLoss" bottom: "maps" bottom: "label"'
+    change(here, 'name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "label"', f"{maps} }}\nlayer {{ {loss}", *NETS)
+    assert findings() == []
+
+
 def test_labels_are_those_of_the_manifest_where_one_tells_them(here):
     build(here, [0, 1, 2] * 20, manifest=7)
     (found,) = findings()
