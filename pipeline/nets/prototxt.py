@@ -96,7 +96,7 @@ def _data(template: Template, dataset: Dataset, phase: int, batch_size: int) -> 
 
 
 def training_data_as_in_testing(template: Template, dataset: Dataset, batch_size: int) -> caffe_pb2.LayerParameter:
-    """The layer that reads the training images as testing reads its own: in order, and with the middle crop."""
+    """The layer that reads the training images as testing reads its own: in order, with the center crop."""
     n = caffe.NetSpec()
     n.data, n.label = L.Data(ntop=2, **_data(template, replace(dataset, val=dataset.train), caffe.TEST, batch_size))
     layer: caffe_pb2.LayerParameter = n.to_proto().layer[0]
