@@ -1,4 +1,4 @@
-"""The layers of a net as a deploy prototxt lists them, and nets made from changed layers."""
+"""The layers of a net as in a deploy prototxt, and nets built from changed layers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pipeline.errors import InputError
 
 
 def definition_of(net: caffe.Net) -> caffe_pb2.NetParameter:
-    """The layers of a net in its phase, as a deploy prototxt has them: without the inserted Split layers, and without fillers."""
+    """The layers of a net in its phase, as in a deploy prototxt: without the inserted Split layers, and without fillers."""
     definition = caffe_pb2.NetParameter()
     definition.CopyFrom(net.definition)
     definition.ClearField("state")
-    del definition.layer[:]
-    whole: dict[str, str] = {}
+    definition.ClearField("layer")
+    whole: dict[str, str] = {}  # by the names of its copies
     for param in net.definition.layer:
         if param.type == "Split":
             whole |= dict.fromkeys(param.top, whole.get(param.bottom[0], param.bottom[0]))
@@ -33,17 +33,16 @@ def definition_of(net: caffe.Net) -> caffe_pb2.NetParameter:
 
 
 def made(definition: caffe_pb2.NetParameter, blobs: dict[str, list[np.ndarray]]) -> caffe.Net:
-    """The net of these layers, for testing, with these parameters.
+    """The net of these layers and parameters, in phase TEST.
 
-    blobs  {layer: arrays of its parameters}; every layer that has parameters is among them
+    blobs  {layer: arrays of its parameters}, with every layer that has parameters
     """
     net = caffe.Net(definition, caffe.TEST)
     for name, targets in net.params.items():
         for target, values in zip(targets, blobs[name], strict=True):
             if target.data.shape != values.shape:
-                raise InputError(
-                    f'layer "{name}"', f"a parameter of shape {values.shape}", f"the net made of it wants {target.data.shape}"
-                )
+                expected = f"the net's has shape {target.data.shape}"
+                raise InputError(f'layer "{name}"', f"a parameter of shape {values.shape}", expected)
             target.data[...] = values
     return net
 

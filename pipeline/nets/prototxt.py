@@ -1,9 +1,9 @@
-"""Write an experiment's train, test, deploy and solver prototxt from a template and a dataset, and how images become inputs."""
+"""Write an experiment's train, test, deploy and solver prototxt from a template and a dataset, and preprocessing.json."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.nets import models, solver_defaults
 from pipeline.nets.models import Built, Last, Template, siamese
-from pipeline.nets.models.adapted import Adapted
 from pipeline.nets.preprocessing import Preprocessing
 from pipeline.nets.strategies import features, freeze, frozen, linear
 from pipeline.nets.strategy_file import read_strategy
@@ -28,9 +27,11 @@ from pipeline.options.training import PrototxtOptions
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a net needs to know of its data: where the two LMDBs and the mean are, and what the manifests say of them.
+    """The paths of two LMDBs and their mean, and facts from the LMDBs' manifests.
 
-    infogain  matrix of an InfogainLoss that weights the classes, instead of SoftmaxWithLoss
+    shape     channels, height and width of the images
+    channels  channel order: BGR or RGB
+    infogain  matrix of an InfogainLoss that weights the classes; None: SoftmaxWithLoss
     """
 
     train: Path
@@ -45,7 +46,7 @@ class Dataset:
 
     @classmethod
     def read(cls, train: Path, val: Path, mean: Path, infogain: Path | None = None) -> Dataset:
-        """From the databases and the manifests beside them (`train.manifest.json`)."""
+        """Read the manifests beside the databases (`train.manifest.json`)."""
         manifests = []
         for database in (train, val):
             path = database.with_name(f"{database.name}.manifest.json")
@@ -59,61 +60,54 @@ class Dataset:
         return cls(train, val, mean, tuple(first["shape"]), *sizes, first.get("channels", "BGR"), infogain)
 
 
-def nets(template: Template | Adapted, dataset: Dataset, experiment: PrototxtOptions) -> dict[str, caffe_pb2.NetParameter]:
+def nets(template: Template, dataset: Dataset, experiment: PrototxtOptions) -> dict[str, caffe_pb2.NetParameter]:
     """{"train", "test", "deploy"}: the three nets."""
-    last = Last(experiment.last, dataset.classes, experiment.last_lr_mult)
-    sizes = _sizes(template, dataset, experiment.batch_size)
-    train = _data(template, dataset, "TRAIN", experiment.batch_size)
+    train = _data(template, dataset, caffe.TRAIN, experiment.batch_size)
+    test = _data(template, dataset, caffe.TEST, _sizes(template, dataset, experiment).test_batch)
     if experiment.augmentation is not None:
         changes = for_channels(as_param(experiment.augmentation), dataset.channels)
         train["transform_param"]["augmentation_param"] = {field.name: value for field, value in changes.ListFields()}
-    return {
-        "train": _net(template, last, experiment, train, dataset),
-        "test": _net(template, last, experiment, _data(template, dataset, "TEST", sizes.test_batch), dataset),
-        "deploy": _net(template, last, experiment, None, dataset),
-    }
+    data = {"train": train, "test": test, "deploy": None}
+    return {part: _net(template, dataset, experiment, fields) for part, fields in data.items()}
 
 
-def _sizes(template: Template | Adapted, dataset: Dataset, batch_size: int) -> solver_defaults.Sizes:
+def _sizes(template: Template, dataset: Dataset, experiment: PrototxtOptions) -> solver_defaults.Sizes:
     _, height, width = dataset.shape
     most = solver_defaults.most_tested(template.crop_size**2 or height * width)
-    return solver_defaults.Sizes(dataset.train_images, dataset.val_images, batch_size, most)
+    return solver_defaults.Sizes(dataset.train_images, dataset.val_images, experiment.batch_size, most)
 
 
-def _data(template: Template | Adapted, dataset: Dataset, phase: str, batch_size: int) -> dict[str, Any]:
+def _data(template: Template, dataset: Dataset, phase: int, batch_size: int) -> dict[str, Any]:
     """The Data layer of one phase, as keyword arguments."""
-    transform: dict[str, Any] = {}
-    if template.scale != 1:
-        transform["scale"] = template.scale
-    if template.crop_size:
-        transform["crop_size"] = template.crop_size
-    if template.mirror and phase == "TRAIN":
-        transform["mirror"] = True
+    training = phase == caffe.TRAIN
+    fields = {"scale": template.scale, "crop_size": template.crop_size, "mirror": template.mirror and training}
+    defaults = caffe_pb2.TransformationParameter()
+    transform: dict[str, Any] = {name: value for name, value in fields.items() if value != getattr(defaults, name)}
     if template.mean_values:
         transform["mean_value"] = list(template.mean_values[:: -1 if dataset.channels == "RGB" else 1])
     elif template.mean:
         transform["mean_file"] = str(dataset.mean)
-    source = dataset.train if phase == "TRAIN" else dataset.val
+    source = str(dataset.train if training else dataset.val)
     return {
-        "include": {"phase": getattr(caffe, phase)},
+        "include": {"phase": phase},
         "transform_param": transform,
-        "data_param": {"source": str(source), "batch_size": batch_size, "backend": P.Data.LMDB},
+        "data_param": {"source": source, "batch_size": batch_size, "backend": P.Data.LMDB},
     }
 
 
-def data_layer(template: Template | Adapted, dataset: Dataset, batch_size: int, source: Path) -> caffe_pb2.LayerParameter:
-    """The layer that reads a database of the dataset as testing does."""
-    fields = _data(template, dataset, "TEST", batch_size)
-    fields["data_param"]["source"] = str(source)
+def training_data_as_in_testing(template: Template, dataset: Dataset, batch_size: int) -> caffe_pb2.LayerParameter:
+    """The layer that reads the training images as testing reads its own: in order, with the center crop."""
     n = caffe.NetSpec()
-    n.data, n.label = L.Data(ntop=2, **fields)
+    n.data, n.label = L.Data(ntop=2, **_data(template, replace(dataset, val=dataset.train), caffe.TEST, batch_size))
     layer: caffe_pb2.LayerParameter = n.to_proto().layer[0]
     return layer
 
 
 def _net(
-    template: Template | Adapted, last: Last, experiment: PrototxtOptions, data: dict[str, Any] | None, dataset: Dataset
+    template: Template, dataset: Dataset, experiment: PrototxtOptions, data: dict[str, Any] | None
 ) -> caffe_pb2.NetParameter:
+    """One of the three nets, by its Data layer; None: the deploy net."""
+    last = Last(experiment.last, dataset.classes, _last_lr_mult(template, experiment))
     built = template.built(last, deploy=data is None or experiment.strategy == "features")
     if experiment.strategy == "features":
         built = linear(built, features(built, experiment.features_from), last.outputs)
@@ -151,7 +145,7 @@ def _layer(kind: str, name: str, *bottoms: str) -> caffe_pb2.LayerParameter:
 
 
 def _accuracies(scores: str, classes: int) -> list[caffe_pb2.LayerParameter]:
-    """How often the label has the highest score, and where there are more than five classes how often one of the five highest."""
+    """Accuracy layers: top-1, and for more than five classes top-5."""
     layers = [_layer("Accuracy", "accuracy", scores, "label")]
     if classes > 5:
         layers.append(_layer("Accuracy", "accuracy_top5", scores, "label"))
@@ -160,7 +154,7 @@ def _accuracies(scores: str, classes: int) -> list[caffe_pb2.LayerParameter]:
 
 
 def _losses(built: Built, infogain: Path | None) -> list[caffe_pb2.LayerParameter]:
-    """The losses of the heads: first `loss`, of the head that counts, then those of the others, the third `loss3`."""
+    """The losses of the heads: first `loss`, of the main head, then those of auxiliary heads, such as `loss2` and `loss1`."""
     layers: list[caffe_pb2.LayerParameter] = []
     for number, (scores, weight) in reversed(list(enumerate(built.heads, 1))):
         kind = "InfogainLoss" if infogain else "SoftmaxWithLoss"
@@ -189,7 +183,7 @@ def write(dataset: Dataset, experiment: PrototxtOptions, folder: Path) -> None:
         raise InputError(f"experiments.{experiment.name}", *unfit)
     snapshots = folder.parent / "train" / "snapshots" / experiment.name
     param, reasons = solver_defaults.solver(
-        _sizes(template, dataset, experiment.batch_size),
+        _sizes(template, dataset, experiment),
         solver_defaults.Run(folder, snapshots, experiment.gpu, experiment.solver, experiment.strategy == "features"),
         f"experiments.{experiment.name}.solver",
     )
@@ -201,38 +195,43 @@ def write(dataset: Dataset, experiment: PrototxtOptions, folder: Path) -> None:
     with written_whole(folder) as part:
         part.mkdir()
         # Errors of layers name the written file.
-        said = f"Written from {experiment.model}, which is the one to edit."
-        edited = {"name": said} if models.is_file(experiment.model) else {}
+        heading = f"Written from {experiment.model}, which is the one to edit."
+        comments = {"name": heading} if models.is_file(experiment.model) else {}
         for name, net in made.items():
-            caffe.write_prototxt(part / f"{name}.prototxt", net, edited)
-        channels, *size = dataset.shape
+            caffe.write_prototxt(part / f"{name}.prototxt", net, comments)
+        channels, height, width = dataset.shape
         resized = ResizeOptions(
-            size=ImageSize(height=size[0], width=size[1]),
+            size=ImageSize(height=height, width=width),
             resize_mode=experiment.resize_mode,
             interpolation=experiment.interpolation,
             color="color" if channels == 3 else "gray",
         )
-        how = Preprocessing(resized, made["test"].layer[0].transform_param, dataset.channels)
-        how.write(part / "preprocessing.json")
+        transform = made["test"].layer[0].transform_param
+        Preprocessing(resized, transform, dataset.channels).write(part / "preprocessing.json")
         caffe.write_prototxt(part / "solver.prototxt", param, reasons)
 
 
 def resolve(options: PrototxtOptions, strategy_file: Path | None = None) -> PrototxtOptions:
-    """The options with a strategy, a last layer, its learning rate and a batch size where they were left to the step."""
+    """The options with a strategy, last layer and batch size filled in."""
     template = models.template(options.model)
     strategy, features_from = read_strategy(strategy_file) if strategy_file else (options.strategy, options.features_from)
-    last = options.last or template.last
-    is_new = options.pretrained and strategy != "scratch" and last != template.last
     return options.model_copy(
         update={
             "strategy": strategy,
             "features_from": features_from,
-            "last": last,
-            "last_lr_mult": (10.0 if is_new else 1.0) if options.last_lr_mult is None else options.last_lr_mult,
+            "last": options.last or template.last,
             "batch_size": options.batch_size or template.batch_size,
             "batch_norm": "learn" if strategy == "scratch" else options.batch_norm,
         }
     )
+
+
+def _last_lr_mult(template: Template, experiment: PrototxtOptions) -> float:
+    """Multiplies the learning rates of the last layer: by default 10 if it is new in a net with weights, else 1."""
+    if experiment.last_lr_mult is not None:
+        return experiment.last_lr_mult
+    is_new = experiment.pretrained and experiment.strategy != "scratch" and experiment.last != template.last
+    return 10.0 if is_new else 1.0
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -241,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train", type=Path, required=True, help="training LMDB")
     parser.add_argument("--val", type=Path, required=True, help="validation LMDB")
     parser.add_argument("--mean", type=Path, required=True, help="mean.binaryproto")
-    parser.add_argument("--infogain", type=Path, nargs="?", help="matrix of an InfogainLoss, to weight the classes")
+    parser.add_argument("--infogain", type=Path, nargs="?", help="matrix of an InfogainLoss that weights the classes")
     parser.add_argument("--chosen", type=Path, nargs="?", help="strategy.json of training.linear; overrides --strategy")
     a = parser.parse_args(argv)
     experiment = resolve(read_flags(a, PrototxtOptions), a.chosen)

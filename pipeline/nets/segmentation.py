@@ -1,15 +1,14 @@
 """Write train, test, deploy and solver prototxt of a fully convolutional net for segmentation, and its initial weights.
 
 Images and label maps come from two LMDBs whose records have the same keys: images of any sizes, and maps of the same sizes with a
-single channel, whose values are classes, or 255 for pixels to ignore. The batch size is 1. The weights are those of the
-classifier (VGG's or CaffeNet's), or of another net of this kind; score layers that they lack start from 0.
+single channel, whose values are classes, or 255 for pixels to ignore. The batch size is 1. The initial weights are the
+classifier's (VGG's or CaffeNet's), or those of another such net; score layers that are not among them start from 0.
 
     caffe train --solver FOLDER/solver.prototxt
 """
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,21 +29,21 @@ from pipeline.options.flags import read_flags
 from pipeline.options.training import SegmentationOptions
 
 IGNORED = 255
-"""The value of pixels that neither loss nor accuracy counts."""
+"""Label of pixels that loss and accuracy ignore."""
 SIDE = 500
-"""Height and width of the deploy net's input, which is reshaped for other images."""
+"""Height and width of the deploy net's input; other images reshape it."""
 SOLVER = {
     **{"momentum": 0.99, "weight_decay": 0.0005, "epochs": 12, "average_loss": 20, "display": 20, "snapshot": 4000},
     "test_initialization": False,
 }
-"""The authors' solver; the loss is a sum over pixels, for which a small rate and a large momentum are right."""
+"""The authors' solver; as the loss is a sum over pixels, the learning rate is small and the momentum large."""
 RATES = {"fcn32s": 1e-10, "fcn16s": 1e-12, "fcn8s": 1e-14, "fcn_alexnet": 1e-10}
 """Learning rates: the authors' for VGG-16, each net of which starts from the one before it."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A database of images and one of their label maps, how many pairs there are, and the images' channels."""
+    """A database of images and one of their label maps, the number of pairs, and the images' channels."""
 
     images: Path
     labels: Path
@@ -53,24 +52,24 @@ class Pairs:
 
     @classmethod
     def read(cls, images: Path, labels: Path) -> Pairs:
-        """From databases with the same keys; the first pair is looked at."""
+        """Read two databases with the same keys; raises InputError if keys differ, or the shapes of the first pair."""
         (keys, image), (others, map_) = (_first(path) for path in (images, labels))
         if keys != others:
-            found = next((key for key in sorted(keys ^ others)), b"").decode(errors="replace")
-            raise InputError(labels, f"other keys than {images} has, such as {found}", "a map has its image's key")
-        if len(map_) != 1 or map_.shape[1:] != image.shape[1:]:
-            raise InputError(
-                labels, f"first a map of shape {map_.shape}", f"1 × {image.shape[1]} × {image.shape[2]} is its image's"
-            )
+            odd = min(keys ^ others).decode(errors="replace")
+            raise InputError(labels, f"other keys than {images} has, such as {odd}", "a map has its image's key")
+        height, width = image.shape[1:]
+        if map_.shape != (1, height, width):
+            found = f"the first map has shape {map_.shape}"
+            raise InputError(labels, found, f"its image is {height} × {width} pixels, and a map has one channel")
         return cls(images, labels, len(keys), len(image))
 
 
 def _first(path: Path) -> tuple[set[bytes], np.ndarray]:
     """All keys of a database, and the first record's pixels."""
     database = caffe.open_db(path)
-    key, value = next(database.items())
-    pixels = caffe.pixels_of(caffe.parse_datum(value), None, f"{path}: {key.decode(errors='replace')}")
-    return {key for key, _ in database.items()}, pixels
+    keys = {key for key, _ in database.items()}
+    first = caffe.parse_datum(next(database.values()))
+    return keys, caffe.pixels_of(first, None, f"{path}: {min(keys).decode(errors='replace')}")
 
 
 def nets(options: SegmentationOptions, train: Pairs, val: Pairs) -> dict[str, caffe_pb2.NetParameter]:
@@ -104,45 +103,43 @@ def _measured(part: str) -> list[caffe_pb2.LayerParameter]:
 
 
 def started(deploy: caffe_pb2.NetParameter, weights: Path) -> tuple[caffe.Net, list[str]]:
-    """The net with the weights that training starts from, and the layers of scores that begin with zeros.
+    """The net with its initial weights, and the score layers that start from zeros.
 
-    weights  a .caffemodel; a fully connected layer's weights become those of the convolution of its name
+    weights  a .caffemodel; the weights of a fully connected layer become those of the convolution of the same name
     """
     given, small = _stored(weights), caffe_pb2.NetParameter()
     small.CopyFrom(deploy)
     small.layer[0].input_param.shape[0].dim[2:] = [1, 1]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "net.prototxt"
-        caffe.write_prototxt(path, small)
-        net = caffe.Net(str(path), caffe.TEST)
+    net = caffe.Net(small, caffe.TEST)
     upsampling = [layer.name for layer in deploy.layer if caffe.layer_type(layer.type).is_transposed]
     fcn.set_upsampling(net, upsampling)
-    anew = []
+    zeros = []
     for name in (name for name in net.params if name not in upsampling):
         blobs, values = net.params[name], given.get(name, [])
-        if [blob.data.size for blob in blobs] == [one.size for one in values]:
-            for blob, one in zip(blobs, values, strict=True):
-                blob.data[...] = one.reshape(blob.data.shape)
+        sizes, given_sizes = [blob.data.size for blob in blobs], [array.size for array in values]
+        if sizes == given_sizes:
+            for blob, array in zip(blobs, values, strict=True):
+                blob.data[...] = array.reshape(blob.data.shape)
         elif name.startswith("score"):
-            anew.append(name)
+            zeros.append(name)
         else:
-            found = f"{' and '.join(str(one.size) for one in values) or 'no'} values for {name}"
-            wanted = f"the net has {' and '.join(str(blob.data.size) for blob in blobs)}"
-            raise InputError(weights, found, wanted, "give the weights of the classifier that it is made of, or of such a net")
-    return net, anew
+            found = f"{' and '.join(map(str, given_sizes)) or 'no'} values for {name}"
+            expected = f"the net has {' and '.join(map(str, sizes))}"
+            raise InputError(weights, found, expected, "give the weights of the classifier that it is made of, or of such a net")
+    return net, zeros
 
 
 def _stored(path: Path) -> dict[str, list[np.ndarray]]:
     """The parameters in a .caffemodel by layer, each as a vector."""
     try:
-        found = caffe_pb2.WeightsParameter.FromString(path.read_bytes())
+        net = caffe_pb2.WeightsParameter.FromString(path.read_bytes())
     except (OSError, DecodeError) as error:
-        raise InputError(path, f"no weights ({error})", "a .caffemodel is wanted") from None
-    return {layer.name: [np.array(blob.data, np.float32) for blob in layer.blobs] for layer in (*found.layer, *found.layers)}
+        raise InputError(path, f"no weights ({error})", "a .caffemodel is expected") from None
+    return {layer.name: [np.array(blob.data, np.float32) for blob in layer.blobs] for layer in (*net.layer, *net.layers)}
 
 
 def write(options: SegmentationOptions, train: Pairs, val: Pairs, folder: Path) -> list[str]:
-    """Write all files to `folder`, whole; return the layers of scores that begin with zeros."""
+    """Write all files to `folder`, whole; return the score layers that start from zeros."""
     made = nets(options, train, val)
     defaults = SOLVER | {"base_lr": RATES[options.model]}
     if "max_iter" in options.solver:
@@ -154,14 +151,14 @@ def write(options: SegmentationOptions, train: Pairs, val: Pairs, folder: Path) 
         "--solver",
     )
     param.weights.append(str(folder / "start.caffemodel"))
-    net, anew = started(made["deploy"], options.weights)
+    net, zeros = started(made["deploy"], options.weights)
     with closing(net), written_whole(folder) as part:
         part.mkdir()
-        for kind, one in made.items():
-            caffe.write_prototxt(part / f"{kind}.prototxt", one)
+        for name, definition in made.items():
+            caffe.write_prototxt(part / f"{name}.prototxt", definition)
         caffe.write_prototxt(part / "solver.prototxt", param, reasons)
         net.save(part / "start.caffemodel")
-    return anew
+    return zeros
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -172,11 +169,10 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.parse_args(argv)
     options = read_flags(a, SegmentationOptions)
     if options.model not in fcn.NETS:
-        raise InputError(
-            "--model", f'"{options.model}"', f"there are {', '.join(fcn.NETS)}", caffe.nearest(options.model, fcn.NETS)
-        )
-    anew = write(options, Pairs.read(*a.train), Pairs.read(*a.val), a.folder)
-    print(f"{a.folder}: {options.model}" + (f", with {', '.join(anew)} from zeros" if anew else ""))
+        known = f"there are {', '.join(fcn.NETS)}"
+        raise InputError("--model", f'"{options.model}"', known, caffe.nearest(options.model, fcn.NETS))
+    zeros = write(options, Pairs.read(*a.train), Pairs.read(*a.val), a.folder)
+    print(f"{a.folder}: {options.model}" + (f", with {', '.join(zeros)} from zeros" if zeros else ""))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A solver for a dataset: tests that cover the validation set, and iterations worked out from epochs, each with its reason."""
+"""A solver for a dataset: tests that cover the validation set, and iterations computed from epochs, each with its reason."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +9,16 @@ from pipeline.errors import InputError
 from pipeline.nets import solver_fields
 
 TEST_BATCH = 256
-"""Most images in a test batch."""
+"""Largest number of images in a test batch."""
 TEST_PIXELS = 32 * 227**2
-"""Most pixels in a test batch: of such images 32, for which ResNet-50 holds 2 GB in testing."""
+"""Largest number of pixels in a test batch: 32 images of 227 × 227, for which ResNet-50 needs 2 GB in testing."""
 FEW, MANY = 8, 100
-"""Tests in batches of fewer than FEW are slow, which is said where there are MANY images."""
+"""Tests in batches of fewer than FEW images are slow; for MANY images there is a warning."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Images for training and validation, in a training batch, and at most in a test batch."""
+    """Numbers of images: for training and validation, in a training batch, and at most in a test batch."""
 
     train_images: int
     val_images: int
@@ -33,12 +33,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a solver's nets are and its snapshots go, whether it trains on a GPU, and what is not the default.
+    """What a solver needs to know besides the sizes.
 
     nets       the folder of train.prototxt and test.prototxt
-    snapshots  what their paths begin with
-    given      fields of SolverParameter by name, and epochs and step_epochs
-    fitted     whether all weights are there already, so that the net is only tested
+    snapshots  prefix of their paths
+    gpu        whether it trains on a GPU
+    given      fields of SolverParameter that are not the defaults, by name, and epochs and step_epochs
+    fitted     whether all weights are fitted already, so that the net is only tested
     """
 
     nets: Path
@@ -49,17 +50,17 @@ class Run:
 
 
 def most_tested(pixels: int) -> int:
-    """How many images of so many pixels are tested at once, at most."""
+    """Largest number of images of so many pixels in a test batch."""
     return max(1, min(TEST_BATCH, TEST_PIXELS // pixels))
 
 
 def test_batch(images: int, most: int) -> int:
-    """Images in a test batch, at most so many, so that test_iter whole batches are the validation set, each image once."""
+    """Images in a test batch, at most `most`, so that whole batches cover the validation set, each image once."""
     return max(size for size in range(1, min(images, most) + 1) if images % size == 0)
 
 
 def slow_test(images: int, batch: int, most: int) -> tuple[str, str] | None:
-    """What makes a test slow, and what to do about it, where it is made of many batches that are smaller than they could be."""
+    """(found, do) if a test is slow because its batches are smaller than they need be, else None."""
     if images < MANY or batch >= min(FEW, most):
         return None
     found = f"a test is {images // batch} batches of {batch}, which is slow"
@@ -73,9 +74,9 @@ def slow_test(images: int, batch: int, most: int) -> tuple[str, str] | None:
 
 
 def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParameter, dict[str, str]]:
-    """The solver, and {field: why it has this value} for what was worked out from the dataset.
+    """The solver, and {field: why it has this value} for fields that were computed from the dataset.
 
-    where  what errors call the fields that are given
+    where  prefix of the given fields' names in errors
     """
     given = dict(run.given)
     if problems := solver_fields.problems(given):
@@ -111,9 +112,13 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
     if slow := slow_test(sizes.val_images, sizes.test_batch, sizes.most_tested):
         reasons["test_iter"] = "; ".join((reasons["test_iter"], *slow))
     if steps is not None:
-        values |= _steps(steps, epoch)
-        places = ", ".join(f"{step:g}" for step in steps) if isinstance(steps, list) else f"every {steps:g}"
-        reasons |= dict.fromkeys(("stepsize", "stepvalue"), f"{places} epochs of {epoch} iterations")
+        if isinstance(steps, list):
+            values |= {"lr_policy": "multistep", "stepvalue": [max(1, round(step * epoch)) for step in steps]}
+            reasons["stepvalue"] = f"{', '.join(f'{step:g}' for step in steps)} epochs of {epoch} iterations"
+        else:
+            values |= {"lr_policy": "step", "stepsize": max(1, round(steps * epoch))}
+            reasons["stepsize"] = f"every {steps:g} epochs of {epoch} iterations"
+        values["gamma"] = 0.1
         reasons |= {"lr_policy": "the rate falls at these steps", "gamma": "to a tenth at each step"}
     if run.fitted:
         given.pop("max_iter", None)
@@ -123,10 +128,3 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
     for field, value in values.items():
         solver_fields.assign(param, field, value)
     return param, {field: reason for field, reason in reasons.items() if field not in given}
-
-
-def _steps(steps: float | list[float], epoch: int) -> dict[str, Any]:
-    """The solver's fields that lower the rate after so many epochs, again and again, or after each of several."""
-    if isinstance(steps, list):
-        return {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [max(1, round(step * epoch)) for step in steps]}
-    return {"lr_policy": "step", "gamma": 0.1, "stepsize": max(1, round(steps * epoch))}

@@ -1,4 +1,4 @@
-"""Read strategy.json, by pipeline.training.linear; apart from `strategies`, so that training imports no templates of nets."""
+"""Read strategy.json of pipeline.training.linear; not in `strategies`, so that training imports no templates of nets."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from pipeline.errors import InputError
 
 
 def read_strategy(path: Path) -> tuple[str, str]:
-    """(strategy, features_from). Raises InputError for any other file."""
+    """(strategy, features_from). Raises InputError if the file is not a strategy.json."""
     try:
         content = json.loads(path.read_text())
         return content["strategy"], content["features_from"]

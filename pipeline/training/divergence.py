@@ -9,7 +9,7 @@ import numpy as np
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.training.preflight import LARGE
+from pipeline.training.preflight import LARGE, data_layers
 
 
 def diagnose(error: caffe.DivergenceError, solver: caffe.Solver, rows: Sequence[dict[str, Any]]) -> caffe.DivergenceError:
@@ -28,9 +28,8 @@ def diagnose(error: caffe.DivergenceError, solver: caffe.Solver, rows: Sequence[
 
 def _inputs(net: caffe.Net) -> Iterator[tuple[str, caffe_pb2.TransformationParameter, np.ndarray]]:
     """(name, transform_param, last batch) of each data layer."""
-    for name, layer in net.layer_dict.items():
-        if layer.reads in ("database", "image list"):
-            yield name, layer.param.transform_param, net.blobs[net.top_names[name][0]].data
+    for name in data_layers(net):
+        yield name, net.layer_dict[name].param.transform_param, net.blobs[net.top_names[name][0]].data
 
 
 def _check_input(layer: str, param: caffe_pb2.TransformationParameter, values: np.ndarray) -> str:

@@ -101,12 +101,16 @@ def layer_table(net: caffe.Net, copied: Sequence[CopiedFile]) -> pd.DataFrame:
             start, path, why = "copied", str(sources[-1].path), ""
         elif skipping:
             path, why = str(skipping[-1].path), skipping[-1].skipped[name] or "it was to be skipped"
-        specs = net.layer_dict[name].param.param
-        learned = any(spec.lr_mult for spec in specs) or not specs
-        rows.append([name, " ".join("×".join(map(str, blob.shape)) for blob in blobs), start, learned, path, why])
+        shapes = " ".join("×".join(map(str, blob.shape)) for blob in blobs)
+        rows.append([name, shapes, start, is_learned(net.layer_dict[name].param), path, why])
     for file in copied:
         rows += [[name, "", "left out", False, file.path, "the net has no layer of this name"] for name in file.ignored]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def is_learned(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether a layer with weights has a learning rate other than 0."""
+    return not layer.param or any(spec.lr_mult for spec in layer.param)
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:

@@ -171,7 +171,7 @@ def extract_features(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[s
     kinds = ("top", "middle") if job.options.strategy == strategies.AUTO else (job.options.features_from,)
     blobs = {name: strategies.features(built, name) for name in kinds}
     net = caffe_pb2.NetParameter(name=job.options.model)
-    net.layer.append(prototxt.data_layer(template, job.dataset, BATCH, job.dataset.train))
+    net.layer.append(prototxt.training_data_as_in_testing(template, job.dataset, BATCH))
     tops = {}
     for name, blob in blobs.items():
         *below, classifier = strategies.linear(built, blob, job.dataset.classes).layers
@@ -179,7 +179,9 @@ def extract_features(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[s
         net.layer.extend(layer for layer in below if layer.name not in known)
         tops[name] = classifier.bottom[0]
     if job.options.strategy == strategies.AUTO:
-        net.layer.append(_pixel_means(template.crop_size or min(job.dataset.shape[1:])))
+        size = math.ceil((template.crop_size or min(job.dataset.shape[1:])) / 8)
+        means = {"pool": caffe.params.Pooling.AVE, "kernel_size": size, "stride": size}
+        net.layer.add(name=PIXELS, type="Pooling", bottom=["data"], top=[PIXELS], pooling_param=means)
         tops[PIXELS] = PIXELS
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.prototxt"
@@ -199,14 +201,6 @@ def extract_features(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[s
     return images, {name: (blobs.get(name, "data"), values[blob]) for name, blob in tops.items()}
 
 
-def _pixel_means(side: int) -> caffe_pb2.LayerParameter:
-    """A pooling layer of 8 × 8 means of each channel."""
-    layer = caffe_pb2.LayerParameter(name=PIXELS, type="Pooling", bottom=["data"], top=[PIXELS])
-    layer.pooling_param.pool = caffe.params.Pooling.AVE
-    layer.pooling_param.kernel_size = layer.pooling_param.stride = math.ceil(side / 8)
-    return layer
-
-
 def write(job: Job, folder: Path) -> Choice:
     """Write the files to `folder`, whole; return the choice."""
     images, features = extract_features(job)
@@ -224,7 +218,9 @@ def write(job: Job, folder: Path) -> Choice:
     net = caffe_pb2.NetParameter(name=strategies.LINEAR)
     if choice.strategy == "features":
         values, penalty = features[choice.features_from][1], measured[choice.features_from].penalty
-        net.layer.append(_layer(Classifier(values, labels, job.dataset.classes, penalty, job.options.balanced)))
+        classifier = Classifier(values, labels, job.dataset.classes, penalty, job.options.balanced)
+        blobs = [caffe.io.array_to_blobproto(array) for array in (classifier.weights, classifier.bias)]
+        net.layer.add(name=strategies.LINEAR, type="InnerProduct", blobs=blobs)
     with written_whole(folder) as part:
         part.mkdir()
         (part / "classifier.caffemodel").write_bytes(net.SerializeToString(deterministic=True))
@@ -235,14 +231,6 @@ def write(job: Job, folder: Path) -> Choice:
         with plt.rc_context(STYLE):
             save(draw(measured, choice), part / "measured")
     return choice
-
-
-def _layer(classifier: Classifier) -> caffe_pb2.LayerParameter:
-    """The classifier as a layer with its parameters."""
-    layer = caffe_pb2.LayerParameter(name=strategies.LINEAR, type="InnerProduct")
-    for values in (classifier.weights, classifier.bias):
-        layer.blobs.append(caffe.io.array_to_blobproto(values))
-    return layer
 
 
 def draw(measured: dict[str, Measured], choice: Choice) -> Figure:

@@ -53,11 +53,10 @@ class Monitor:
         self._seconds = 0.0
         columns = [name for name in solver.metrics if name != "seconds"]
         self._tables = [
-            csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+            (file, csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n"))
             for file, names in ((table, [*columns, "since_best"]), (clock, ["iteration", "seconds"]))
         ]
-        self._files = (table, clock)
-        for writer, file in zip(self._tables, self._files, strict=True):
+        for file, writer in self._tables:
             writer.writeheader()
             file.flush()
         self._board = SummaryWriter(str(board), flush_secs=10)
@@ -134,8 +133,8 @@ class Monitor:
         """Add a row to the tables and the event files; `measured_at`, in seconds since 1970, is TensorBoard's wall time."""
         self.rows.append(row)
         self._times.append(measured_at)
-        for table, file in zip(self._tables, self._files, strict=True):
-            table.writerow(row)
+        for file, writer in self._tables:
+            writer.writerow(row)
             file.flush()
         for name, value in row.items():
             if value is not None and name not in ("iteration", "seconds", "since_best"):

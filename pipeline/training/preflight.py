@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,20 +25,20 @@ from pipeline.training import initial_weights
 
 RECORDS = 5000
 """How many of a database's first records are read."""
-LOOKED_AT = 16
+DECODED = 16
 """How many of them are decoded."""
 LARGE = 32
-"""Input values beyond this are large for a net that has nothing to make them smaller."""
+"""Input values beyond this are large for a net without a layer that rescales them."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong, or may be.
+    """A mistake, or a probable one.
 
-    kind   error: it cannot work; or warning
+    kind   error: the training cannot work; or warning
     where  the file, database or layer
-    found  what stands there, and what is wrong about it
-    do     what to do about it
+    found  what is wrong there
+    do     how to fix it
     """
 
     kind: str
@@ -53,12 +52,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Source:
-    """What a Data or ImageData layer reads.
+    """The records that a Data or ImageData layer reads.
 
-    total    how many records there are
-    labels   of the first RECORDS of them
-    classes  how many there are, where a manifest tells
-    largest  the largest value of the first images' pixels
+    total    number of records
+    labels   of the first RECORDS
+    classes  number of classes, if it is known
+    largest  largest pixel value of the first images
     """
 
     name: str
@@ -69,42 +68,41 @@ class Source:
 
     @property
     def whole(self) -> bool:
-        """Whether the labels are all of them."""
+        """Whether `labels` has those of all records."""
         return len(self.labels) == self.total
 
 
 def findings(solver: caffe.Solver, taken: Sequence[initial_weights.CopiedFile], same_classes: bool) -> list[Finding]:
-    """What is found, errors first.
+    """All findings, errors first.
 
-    taken         what became of the weights that the solver's net starts from
-    same_classes  the weights are of the same classes, so that a copied last layer is meant
+    taken         the files of weights that were copied into the solver's net
+    same_classes  the weights were trained on the same classes; copying the last layer is intended
     """
     train, tests = solver.net, solver.test_nets
-    sources = {id(net): _sources(net) for net in (train, *tests)}
+    sources = [_sources(net) for net in (train, *tests)]
     found = [*_of_weights(train, taken, same_classes)]
-    for net in (train, *tests):
-        found += _of_labels(net, sources[id(net)])
-    found += _of_order(sources[id(train)].values())
-    for net, batches in zip(tests, solver.param.test_iter, strict=True):
-        found += _of_tests(net, sources[id(net)], batches)
+    for net, read in zip((train, *tests), sources, strict=True):
+        found += _of_labels(net, read)
+    found += _of_order(sources[0].values())
+    for net, read, batches in zip(tests, sources[1:], solver.param.test_iter, strict=True):
+        found += _of_tests(net, read, batches)
         found += _of_transforms(train, net)
-    found += _of_inputs(train, sources[id(train)])
-    found += _of_batch_norms(train, tests, {name for one in taken for name in one.copied})
-    return sorted(dict.fromkeys(found), key=lambda one: one.kind)
+    found += _of_inputs(train, sources[0])
+    found += _of_batch_norms(train, tests, {name for file in taken for name in file.copied})
+    return sorted(dict.fromkeys(found), key=lambda finding: finding.kind)
 
 
 def refuse(found: Iterable[Finding]) -> None:
-    """Raise one InputError with all errors that were found, a line each."""
-    errors = [str(one) for one in found if one.kind == "error"]
-    if errors:
+    """Raise one InputError with all errors, a line each."""
+    if errors := [str(finding) for finding in found if finding.kind == "error"]:
         raise InputError("", "\n".join(errors))
 
 
 def tell(found: Iterable[Finding]) -> None:
     """Print the warnings, a line each."""
-    for one in found:
-        if one.kind == "warning":
-            print(f"warning: {one}", flush=True)
+    for finding in found:
+        if finding.kind == "warning":
+            print(f"warning: {finding}", flush=True)
 
 
 def write(found: Iterable[Finding], path: Path) -> None:
@@ -113,37 +111,36 @@ def write(found: Iterable[Finding], path: Path) -> None:
         write_table(part, [field.name for field in fields(Finding)], map(astuple, found))
 
 
-# ---- the ways through a net
+# ---- the graph of a net
 
 
 def _before(net: caffe.Net, layer: str, bottom: int = 0) -> Iterator[tuple[str, str]]:
-    """(layer, blob that it gives) of the layers that a bottom is made by, the nearest first, along their first bottoms."""
+    """(layer, its top) from the layer that makes a bottom back, along first bottoms, to a layer without bottoms."""
     order = list(net.top_names)
     for value in net.graph.back_from(net.graph.bottoms[order.index(layer)][bottom]):
         yield order[value.layer], value.blob
 
 
 def _heads(net: caffe.Net) -> Iterator[tuple[str, str, int, tuple[str, str]]]:
-    """(loss, classifier, outputs, where the labels come from: layer and blob) of each loss of scores and labels."""
+    """(loss, classifier, outputs, (layer, blob) that the labels come from) of each loss of scores and labels."""
     for name, layer in net.layer_dict.items():
-        if not (layer.is_loss and layer.compares_labels):
-            continue
-        scores = net.blobs[net.bottom_names[name][0]].shape
-        classifier = next((maker for maker, _ in _before(net, name) if net.params.get(maker)), name)
-        *_, origin = [("", ""), *_before(net, name, 1)]
-        yield name, classifier, scores[layer.along] if len(scores) > 1 else 1, origin
+        if layer.is_loss and layer.compares_labels:
+            scores, labels = (net.blobs[blob] for blob in net.bottom_names[name][:2])
+            classifier = next((maker for maker, _ in _before(net, name) if net.params.get(maker)), name)
+            *_, origin = [("", ""), *_before(net, name, 1)]
+            yield name, classifier, scores.count // labels.count, origin
 
 
-def _learned(layer: Any) -> bool:
-    """Whether a layer has a learning rate."""
-    return not layer.param.param or any(spec.lr_mult for spec in layer.param.param)
+# ---- the records that nets read
 
 
-# ---- what nets read
+def data_layers(net: caffe.Net) -> list[str]:
+    """Names of the layers that read a database or a list of images."""
+    return [name for name, layer in net.layer_dict.items() if layer.reads in ("database", "image list")]
 
 
 def _sources(net: caffe.Net) -> dict[str, Source]:
-    """{layer: what it reads}."""
+    """{layer: the records that it reads}."""
     read = {"database": _database, "image list": _image_list}
     return {name: read[layer.reads](layer.param) for name, layer in net.layer_dict.items() if layer.reads in read}
 
@@ -155,7 +152,7 @@ def _database(param: caffe_pb2.LayerParameter) -> Source:
     for number, value in enumerate(itertools.islice(database.values(), RECORDS)):
         record = caffe.parse_datum(value)
         labels.append(record.label)
-        if number < LOOKED_AT:
+        if number < DECODED:
             largest = max(largest, float(np.abs(caffe.pixels_of(record, None, path).astype(np.float32)).max()))
     manifest = Path(f"{path}.manifest.json")
     classes = json.loads(manifest.read_text()).get("classes") if manifest.is_file() else None
@@ -168,34 +165,31 @@ def _image_list(param: caffe_pb2.LayerParameter) -> Source:
     return Source(path, len(labels), np.array(labels[:RECORDS]), max(labels) + 1, 255.0)
 
 
-# ---- what is checked
+# ---- the checks
 
 
 def _of_weights(net: caffe.Net, taken: Sequence[initial_weights.CopiedFile], same_classes: bool) -> Iterator[Finding]:
     last = dict.fromkeys(classifier for _, classifier, _, _ in _heads(net))
-    for one in taken:
-        if not one.copied and not one.unfit and not one.fitted:
-            there = ", ".join([*one.skipped, *one.ignored][:5]) or "none"
-            found = f"weights of layers {there}, but the net takes none of them: its layers are {', '.join(list(net.params)[:5])}"
-            do = "give the weights of a net that shares layer names with this one"
-            yield Finding("error", str(one.path), found, do)
-        for name, (found, expected, do) in itertools.islice(one.unfit.items(), 5):
-            do = (
-                "set rename_last: true in the experiment (or give the layer a new name in the net), so that it is learned from"
-                " scratch and not copied"
-                if name in last
-                else f"{do}; or name it in the experiment's skip_layers, so that it is not copied"
-            )
-            yield Finding("error", f'{one.path}: layer "{name}"', f"{found}, but {expected}", do)
-        if len(one.unfit) > 5:
-            found = f"{len(one.unfit) - 5} more layers have other shapes"
-            yield Finding("error", str(one.path), found, "are these the weights of this net?")
+    rename = "set rename_last: true in the experiment"
+    for file in taken:
+        path = str(file.path)
+        if not file.copied and not file.unfit and not file.fitted:
+            layers = ", ".join([*file.skipped, *file.ignored][:5]) or "none"
+            found = f"weights of layers {layers}, but the net takes none of them: its layers are {', '.join([*net.params][:5])}"
+            yield Finding("error", path, found, "give the weights of a net that shares layer names with this one")
+        for name, (found, expected, do) in itertools.islice(file.unfit.items(), 5):
+            if name in last:
+                do = f"{rename} (or give the layer a new name in the net), so that it is learned from scratch and not copied"
+            else:
+                do += "; or name it in the experiment's skip_layers, so that it is not copied"
+            yield Finding("error", f'{path}: layer "{name}"', f"{found}, but {expected}", do)
+        if len(file.unfit) > 5:
+            found = f"{len(file.unfit) - 5} more layers have other shapes"
+            yield Finding("error", path, found, "are these the weights of this net?")
         for name in last:
-            if name in one.copied and not same_classes and not one.fitted:
+            if name in file.copied and not same_classes and not file.fitted:
                 found = "the last layer is copied, too: right if the weights are of the same classes in the same order"
-                yield Finding(
-                    "warning", f'{one.path}: layer "{name}"', found, "otherwise set rename_last: true in the experiment"
-                )
+                yield Finding("warning", f'{path}: layer "{name}"', found, f"otherwise {rename}")
 
 
 def _of_labels(net: caffe.Net, sources: dict[str, Source]) -> Iterator[Finding]:
@@ -207,35 +201,29 @@ def _of_labels(net: caffe.Net, sources: dict[str, Source]) -> Iterator[Finding]:
         if not len(labels):
             continue
         low, high = int(labels.min()), max(int(labels.max()), (source.classes or 0) - 1)
-        where = f"{source.name}"
         if outputs == 1 and high == 0 and net.layer_dict[loss].applies_softmax:
             found = "one output, for images of one class: it is 1 whatever the image"
-            do = "give images of two classes or more: each folder, or each label, is one"
+            do = "give images of two classes or more: each folder, or each label, is a class"
             yield Finding("error", f'layer "{classifier}"', found, do)
         elif low < 0 or high >= outputs:
-            from_one = low == 1 and high == outputs
-            yield Finding(
-                "error",
-                where,
-                f'labels {low} to {high}, but layer "{classifier}" has {outputs} outputs, for labels 0 to {outputs - 1}',
-                "Caffe's labels start from 0: subtract 1 from each"
-                if from_one
-                else f"set num_output: {high + 1}"
-                if low >= 0
-                else "correct the labels",
-            )
+            found = f'labels {low} to {high}, but layer "{classifier}" has {outputs} outputs, for labels 0 to {outputs - 1}'
+            do = f"set num_output: {high + 1}" if low >= 0 else "correct the labels"
+            if low == 1 and high == outputs:
+                do = "Caffe's labels start from 0: subtract 1 from each"
+            yield Finding("error", source.name, found, do)
         elif (source.whole or source.classes) and high + 1 < outputs:
             found = f'labels {low} to {high}, and layer "{classifier}" has {outputs} outputs: the others are never right'
-            yield Finding("warning", where, found, f"set num_output: {high + 1}, unless the other classes are to come")
+            yield Finding("warning", source.name, found, f"set num_output: {high + 1}, unless images of the others will follow")
         if low > 0 and source.whole and high < outputs:
-            yield Finding("warning", where, f"no label 0: the lowest is {low}", "Caffe's labels start from 0: are they shifted?")
+            found = f"no label 0: the lowest is {low}"
+            yield Finding("warning", source.name, found, "Caffe's labels start from 0: are they shifted?")
 
 
 def _of_order(sources: Iterable[Source]) -> Iterator[Finding]:
-    """Databases whose records come class by class.
+    """Databases whose records are not shuffled.
 
-    In a shuffled list of n labels, of which a class has m, n_c (n_c - 1) / n neighbours are expected to be alike for each class;
-    six standard deviations more than that are no chance.
+    In a shuffled list of n labels, n_c of them of class c, the sum of n_c (n_c - 1) / n neighbours are expected to be equal; six
+    standard deviations more than that are not by chance.
     """
     for source in sources:
         labels, count = source.labels, len(source.labels)
@@ -247,18 +235,17 @@ def _of_order(sources: Iterable[Source]) -> Iterator[Finding]:
         deviation = math.sqrt((count - 1) * share * (1 - share))
         one_class = share == 1 and not source.whole and (source.classes or 2) > 1
         if one_class or alike > expected + 6 * deviation + 1:
-            found = (
-                f"the first {count} records all have label {labels[0]}"
-                if one_class
-                else f"not shuffled: of the first {count} records, {alike} have the label of the one before;"
-                f" {expected:.0f} would, if they were shuffled"
-            )
+            found = f"not shuffled: of the first {count} records, {alike} have the label of the record before;"
+            found += f" about {expected:.0f} would in random order"
+            if one_class:
+                found = f"the first {count} records all have label {labels[0]}"
             yield Finding("warning", source.name, found, "batches of few classes train badly: build it from a shuffled list")
 
 
 def _of_tests(net: caffe.Net, sources: dict[str, Source], batches: int) -> Iterator[Finding]:
     for name, source in sources.items():
-        size = net.layer_dict[name].batch_size
+        layer = net.layer_dict[name]
+        size = layer.settings_of(layer.param).batch_size
         read = size * batches
         whole, rest = divmod(source.total, size)
         do = f"set test_iter: {whole}" if not rest else f"take a batch_size that divides {source.total}, and test_iter to match"
@@ -267,27 +254,26 @@ def _of_tests(net: caffe.Net, sources: dict[str, Source], batches: int) -> Itera
             found = f"a test reads {read} of {source.total} images (test_iter {batches} × batch_size {size})"
             yield Finding("warning", where, found, do)
         elif read > source.total:
-            found = f"a test reads {read} images, and there are {source.total} (test_iter {batches} × batch_size {size})"
-            again = "each as often, which takes longer" if read % source.total == 0 else "some count more often than others"
+            found = f"a test reads {read} images, but there are {source.total} (test_iter {batches} × batch_size {size})"
+            again = "each equally often, which takes longer" if read % source.total == 0 else "some count more often than others"
             yield Finding("warning", where, f"{found}: {again}", do)
         elif slow := slow_test(source.total, size, most_tested(math.prod(net.blobs[net.top_names[name][0]].shape[2:]))):
             yield Finding("warning", where, *slow)
 
 
 def _of_transforms(train: caffe.Net, test: caffe.Net) -> Iterator[Finding]:
-    """Whether tests prepare images as training does."""
+    """Whether tests preprocess images as training does."""
 
-    def prepared(net: caffe.Net) -> Iterator[tuple[str, dict[str, str]]]:
-        for name, layer in net.layer_dict.items():
-            if layer.reads in ("database", "image list"):
-                p = layer.param.transform_param
-                mean = p.mean_file or ", ".join(f"{value:g}" for value in p.mean_value) or "none"
-                yield name, {"scale": f"{p.scale:g}", "mean": mean, "crop_size": str(p.crop_size)}
+    def settings(net: caffe.Net, layer: str) -> dict[str, str]:
+        p = net.layer_dict[layer].param.transform_param
+        mean = p.mean_file or ", ".join(f"{value:g}" for value in p.mean_value) or "none"
+        return {"scale": f"{p.scale:g}", "mean": mean, "crop_size": str(p.crop_size)}
 
-    for (name, one), (_, other) in zip(prepared(train), prepared(test), strict=False):
-        for key, value in one.items():
-            if other[key] != value:
-                found = f"{key} {value} in training, and {other[key]} in testing"
+    for name, test_name in zip(data_layers(train), data_layers(test), strict=False):
+        testing = settings(test, test_name)
+        for key, value in settings(train, name).items():
+            if testing[key] != value:
+                found = f"{key} {value} in training, and {testing[key]} in testing"
                 yield Finding("warning", f'layer "{name}"', found, "give both the same transform_param")
 
 
@@ -299,9 +285,8 @@ def _of_inputs(net: caffe.Net, sources: dict[str, Source]) -> Iterator[Finding]:
             continue
         if not p.mean_file and not p.mean_value and source.largest * p.scale > LARGE:
             found = f"inputs reach {source.largest * p.scale:g}, with no mean subtracted and no scale"
-            yield Finding(
-                "warning", f'{source.name}: layer "{name}"', found, "set mean_file, mean_value or scale in transform_param"
-            )
+            do = "set mean_file, mean_value or scale in transform_param"
+            yield Finding("warning", f'{source.name}: layer "{name}"', found, do)
 
 
 def _of_batch_norms(train: caffe.Net, tests: Sequence[caffe.Net], copied: set[str]) -> Iterator[Finding]:
@@ -309,12 +294,13 @@ def _of_batch_norms(train: caffe.Net, tests: Sequence[caffe.Net], copied: set[st
         if not layer.has_statistics(layer.param):
             continue
         where, setting, kept = f'layer "{name}"', layer.statistics_setting, not layer.updates_statistics(layer.param)
-        feeding = next((other for other, _ in _before(train, name) if _weighed(train, other)), None)
+        weighted = (other for other, _ in _before(train, name) if train.params.get(other))
+        before = next((other for other in weighted if not train.layer_dict[other].normalizes_batch), None)
         if kept and name not in copied:
-            found = f"{setting}: true in training, but no weights give it statistics: it divides by nothing"
+            found = f"{setting}: true in training, but no weights give it statistics: it divides by 0"
             yield Finding("warning", where, found, f"leave {setting} out, or start from weights that have this layer")
-        elif not kept and feeding and not _learned(train.layer_dict[feeding]):
-            found = f'training goes on changing its statistics, though layer "{feeding}" before it is frozen'
+        elif not kept and before and not initial_weights.is_learned(train.layer_dict[before].param):
+            found = f'training updates its statistics, though layer "{before}" before it is frozen'
             yield Finding("warning", where, found, f"set {setting}: true in the training net to freeze it, too")
     for net in tests:
         for name, layer in net.layer_dict.items():
@@ -324,23 +310,19 @@ def _of_batch_norms(train: caffe.Net, tests: Sequence[caffe.Net], copied: set[st
                 yield Finding("warning", f'layer "{name}"', found, f"leave {setting} out, so that the phase decides")
 
 
-def _weighed(net: caffe.Net, layer: str) -> bool:
-    """Whether a layer has weights of its own to learn."""
-    return bool(net.params.get(layer)) and not net.layer_dict[layer].normalizes_batch
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = step_parser(__doc__, InitialWeights)
     parser.add_argument("solver", type=Path)
     initial_weights.add_files(parser)
-    parser.add_argument("--csv", type=Path, help="a table to write")
+    parser.add_argument("--csv", type=Path, help="write the findings to a table")
     a = parser.parse_args(argv)
     options = read_flags(a, InitialWeights)
     caffe.init_log(2)
     param = caffe.read_solver(a.solver)
     param.solver_mode = caffe_pb2.SolverParameter.CPU
     solver = caffe.get_solver(str(a.solver), param)
-    found = findings(solver, initial_weights.copy_weights(solver.net, initial_weights.given_by(a, options)), options.same_classes)
+    taken = initial_weights.copy_weights(solver.net, initial_weights.given_by(a, options))
+    found = findings(solver, taken, options.same_classes)
     solver.close()
     if a.csv:
         write(found, a.csv)

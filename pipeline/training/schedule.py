@@ -1,20 +1,20 @@
-"""When to write checkpoints: at intervals, the first one early, and never for more than a share of the time."""
+"""When to write checkpoints: at intervals, the first early, and for at most a share of the time."""
 
 import time
 from collections.abc import Callable
 
 MINUTES = 10.0
-"""Between checkpoints: how much training a killed process loses at most."""
+"""Between checkpoints: the training time that a killed process loses at most."""
 FIRST_SECONDS, FIRST_SHARE = 60.0, 0.01
-"""The first checkpoint of a process comes after 60 s or 1 % of the run's iterations, whichever is sooner."""
+"""The first checkpoint of a process is written after 60 s or 1 % of the run's iterations, whichever is sooner."""
 WRITING_SHARE = 0.05
-"""Largest share of the time that goes into writing; the first checkpoint comes after FIRST_SECONDS nevertheless."""
+"""Largest share of the time spent on writing; the first checkpoint is written after FIRST_SECONDS nevertheless."""
 BYTES_PER_SECOND = 100e6
 """Assumed writing speed of the disk, until the first checkpoint was timed."""
 
 
 class Schedule:
-    """The times of checkpoints, counted from when it is made.
+    """The times of checkpoints, counted from its construction.
 
     iteration   iterations done before this process
     iterations  max_iter of the training
@@ -24,12 +24,7 @@ class Schedule:
     """
 
     def __init__(
-        self,
-        iteration: int,
-        iterations: int,
-        size: int,
-        minutes: float = MINUTES,
-        clock: Callable[[], float] = time.monotonic,
+        self, iteration: int, iterations: int, size: int, minutes: float = MINUTES, clock: Callable[[], float] = time.monotonic
     ):
         self._clock, self._interval = clock, 60 * minutes
         self._early = iteration + FIRST_SHARE * iterations

@@ -60,5 +60,4 @@ class Session:
 def _size(solver: caffe.Solver) -> int:
     """Approximate bytes of a checkpoint: the weights, and as many for each history of the solver."""
     values = sum(blob.count for blobs in solver.net.params.values() for blob in blobs)
-    size: int = 4 * (1 + solver.histories) * values
-    return size
+    return int(4 * (1 + solver.histories) * values)

@@ -1,4 +1,4 @@
-"""Network templates, one module a family, written with caffe.NetSpec: TEMPLATES, by name; `template` also takes a user's net."""
+"""Network templates by name, TEMPLATES, one module per family, written with caffe.NetSpec; `template` also reads a user's net."""
 
 import functools
 from pathlib import Path
@@ -19,8 +19,7 @@ from pipeline.nets.models import (
     squeezenet,
     vgg,
 )
-from pipeline.nets.models.adapted import Adapted
-from pipeline.nets.models.base import Built, Last, Template, unfit
+from pipeline.nets.models.base import Built, Last, Published, Template, unfit
 from pipeline.nets.models.siamese import SECOND
 
 __all__ = ["SECOND", "TEMPLATES", "Built", "Last", "Template", "is_file", "template", "unfit"]
@@ -28,20 +27,20 @@ __all__ = ["SECOND", "TEMPLATES", "Built", "Last", "Template", "is_file", "templ
 _IMAGENET: dict[str, Any] = {"crop_size": 224, "mirror": True}
 
 TEMPLATES = {
-    "lenet": Template(lenet.body, lenet.LAST, scale=1 / 256, mean=False, batch_size=64),
-    "mnist_siamese": Template(siamese.body, siamese.LAST, pairs=True, scale=1 / 256, mean=False, batch_size=64),
-    "cifar10_quick": Template(cifar10_quick.body, cifar10_quick.LAST, batch_size=100),
-    "cifar10_full": Template(cifar10_full.body, cifar10_full.LAST, batch_size=100),
-    "alexnet": Template(alexnet.alexnet, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),
-    "caffenet": Template(alexnet.caffenet, alexnet.LAST, crop_size=227, mirror=True, batch_size=256),
-    "googlenet": Template(
-        googlenet.body, googlenet.LAST, googlenet.HELPERS, **_IMAGENET, mean_values=(104, 117, 123), batch_size=32
+    "lenet": Published(lenet.LAST, lenet.body, scale=1 / 256, mean=False, batch_size=64),
+    "mnist_siamese": Published(siamese.LAST, siamese.body, pairs=True, scale=1 / 256, mean=False, batch_size=64),
+    "cifar10_quick": Published(cifar10_quick.LAST, cifar10_quick.body, batch_size=100),
+    "cifar10_full": Published(cifar10_full.LAST, cifar10_full.body, batch_size=100),
+    "alexnet": Published(alexnet.LAST, alexnet.alexnet, crop_size=227, mirror=True, batch_size=256),
+    "caffenet": Published(alexnet.LAST, alexnet.caffenet, crop_size=227, mirror=True, batch_size=256),
+    "googlenet": Published(
+        googlenet.LAST, googlenet.body, googlenet.HELPERS, **_IMAGENET, mean_values=(104, 117, 123), batch_size=32
     ),
-    **{f"vgg{layers}": Template(vgg.body(layers), vgg.LAST, **_IMAGENET, batch_size=32) for layers in vgg.CONVOLUTIONS},
-    **{f"resnet{layers}": Template(resnet.body(layers), resnet.LAST, **_IMAGENET, batch_size=32) for layers in resnet.BLOCKS},
-    "squeezenet": Template(squeezenet.body, squeezenet.LAST, crop_size=227, mirror=True, batch_size=32),
-    "mobilenet": Template(mobilenet.v1, mobilenet.LAST, **_IMAGENET, scale=0.017, batch_size=64),
-    "mobilenet_v2": Template(mobilenet.v2, mobilenet.LAST, **_IMAGENET, scale=0.017, batch_size=64),
+    **{f"vgg{layers}": Published(vgg.LAST, vgg.body(layers), **_IMAGENET, batch_size=32) for layers in vgg.CONVOLUTIONS},
+    **{f"resnet{layers}": Published(resnet.LAST, resnet.body(layers), **_IMAGENET, batch_size=32) for layers in resnet.BLOCKS},
+    "squeezenet": Published(squeezenet.LAST, squeezenet.body, crop_size=227, mirror=True, batch_size=32),
+    "mobilenet": Published(mobilenet.LAST, mobilenet.v1, **_IMAGENET, scale=0.017, batch_size=64),
+    "mobilenet_v2": Published(mobilenet.LAST, mobilenet.v2, **_IMAGENET, scale=0.017, batch_size=64),
 }
 
 
@@ -51,8 +50,8 @@ def is_file(model: str) -> bool:
 
 
 @functools.cache
-def template(model: str) -> Template | Adapted:
-    """The template of that name, or a user's net. Raises an error where there is none, or the prototxt cannot be adapted."""
+def template(model: str) -> Template:
+    """The template of this name, or of a user's prototxt. Raises an error if there is none, or the prototxt cannot be adapted."""
     if is_file(model):
         return adapted.read(Path(model))
     if model not in TEMPLATES:

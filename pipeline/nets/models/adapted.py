@@ -1,7 +1,7 @@
-"""Any classifier's prototxt, for training or for use, of any version of the format, as a template for another dataset.
+"""Any classifier's prototxt, for training or deployment, of any version of the format, as a template for another dataset.
 
-Its data layers, losses and accuracies are taken off. What is left has one or more heads: blobs of scores, each made by a last
-convolution or fully connected layer, which gets the dataset's number of classes and, where it is learned anew, another name.
+Its data layers, losses and accuracies are removed. The rest has one or more heads: blobs of scores, each made by a last
+convolution or fully connected layer, which gets the dataset's number of classes and, if trained from scratch, another name.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,12 @@ from typing import Any
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
-from pipeline.nets.models.base import Built, Last, head_name, in_phase
-
-BATCH_SIZE = 32
-"""Images in a training batch, where the prototxt does not say it."""
+from pipeline.nets.models.base import Built, Last, Template, head_name, in_phase
 
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier: its layer, the blob of its scores, and its loss's weight and loss_param, where it has one."""
+    """A classifier: its layer, the blob of its scores, and the weight and loss_param of its loss, if it has one."""
 
     layer: str
     scores: str
@@ -28,41 +25,20 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """A net of the user's.
+class Adapted(Template):
+    """A user's net, with crop_size … batch_size of its own data layer.
 
-    path         the prototxt, as errors name it
-    layers       from the images, a blob called `data`, to the scores
-    heads        the last is the one that counts; the others only help training
-    crop_size … batch_size  as of a Template, from the prototxt's own data layer
-    mean_values  values to subtract in the place of the dataset's mean image; empty takes that
-    input        channels, height and width of the images that an input is for; empty where a data layer takes any
+    layers  from the images, a blob called `data`, to the scores
+    heads   the last is the main one, whose layer is `last`; the others are auxiliary
     """
 
-    path: Path
     layers: tuple[caffe_pb2.LayerParameter, ...]
     heads: tuple[Head, ...]
-    crop_size: int = 0
-    mirror: bool = False
-    scale: float = 1.0
-    mean: bool = True
-    mean_values: tuple[float, ...] = ()
-    batch_size: int = BATCH_SIZE
-    input: tuple[int, ...] = ()
 
-    pairs = False
-
-    @property
-    def last(self) -> str:
-        """The name of the classifier that counts."""
-        return self.heads[-1].layer
-
-    def built(self, last: Last, deploy: bool = False) -> Built:
-        """The layers with `last` as the classifier; the names of the other heads' change as its own does."""
+    def with_all_heads(self, last: Last) -> Built:
         names = {head.layer: head_name(head.layer, self.last, last.name) for head in self.heads} | {self.last: last.name}
-        layers: list[caffe_pb2.LayerParameter]
-        renamed: dict[str, str]
-        layers, renamed = [], {}
+        layers: list[caffe_pb2.LayerParameter] = []
+        renamed: dict[str, str] = {}
         for layer in self.layers:
             copy = caffe_pb2.LayerParameter()
             copy.CopyFrom(layer)
@@ -75,26 +51,25 @@ class Adapted:
             caffe.layer_type(copy.type).choose_statistics(copy, stored=None)
             layers.append(copy)
         heads = [(renamed.get(head.scores, head.scores), head.weight) for head in self.heads]
-        if deploy:
-            return Built(caffe.NetGraph(layers).leading_to(heads[-1][0]), heads[-1:], {last.name})
         params = {scores: head.loss_param for (scores, _), head in zip(heads, self.heads, strict=True) if head.loss_param}
         return Built(layers, heads, set(names.values()), params)
 
 
 def read(path: Path) -> Adapted:
-    """The net in a prototxt. Raises an error that says where, where it is none that can be adapted."""
-    net = caffe.read_net(str(path))
-    placed = zip(net.layer, caffe.layer_places(str(path), net), strict=True)
+    """The net in a prototxt. Raises an error with file and line if it cannot be adapted."""
+    net = caffe.read_net(path)
+    placed = zip(net.layer, caffe.layer_places(path, net), strict=True)
     places = [(layer, place) for layer, place in placed if in_phase(layer, caffe.TRAIN)]
     layers = [layer for layer, _ in places]
     if not layers:
-        raise InputError(path, "no layers", "a net for training or for use is wanted")
+        raise InputError(path, "no layers", "a net for training or deployment is expected")
     sources = [layer for layer in layers if not layer.bottom]
     if not sources or not sources[0].top:
         raise InputError(path, "no data layer and no input", "a net's images come from one of them")
     images = sources[0].top[0]
     labels = {"label", *sources[0].top[1:], *(top for layer in sources[1:] for top in layer.top)}
-    kept, heads = [], {}
+    kept: list[tuple[caffe_pb2.LayerParameter, str]] = []
+    losses: dict[str, tuple[float, caffe_pb2.LossParameter | None]] = {}  # by the blob of scores: weight and loss_param
     graph = caffe.NetGraph(layers)
     kinds = [caffe.layer_type(layer.type, place) for layer, place in places]
     for number, (layer, place) in enumerate(places):
@@ -104,26 +79,26 @@ def read(path: Path) -> Adapted:
             kept.append((layer, place))
         elif kind.is_loss:
             if layer.type != "SoftmaxWithLoss":
-                wanted = "nets that end in SoftmaxWithLoss or Softmax are classifiers"
-                raise InputError(place, f"a {layer.type}", wanted, "give the net of a classifier")
+                expected = "a classifier ends in SoftmaxWithLoss or Softmax"
+                raise InputError(place, f"a {layer.type}", expected, "give the net of a classifier")
             loss_param = layer.loss_param if layer.HasField("loss_param") else None
-            heads[layer.bottom[0]] = (layer.loss_weight[0] if layer.loss_weight else 1.0, loss_param)
+            losses[layer.bottom[0]] = (layer.loss_weight[0] if layer.loss_weight else 1.0, loss_param)
         elif kind.applies_softmax and all(reader.reads_out for reader in readers):
-            heads.setdefault(layer.bottom[0], (1.0, None))  # a loss that reads the same blob says more
+            losses.setdefault(layer.bottom[0], (1.0, None))  # unless a loss reads the same blob
         elif not kind.reads_out and not labels & set(layer.bottom):
             kept.append((layer, place))
     caffe.check_bottoms(*zip(*kept, strict=True))
     body = [_with_data(layer, images) for layer, _ in kept if layer.bottom]
-    heads = heads or {layer.top[0]: (1.0, None) for layer in body[-1:]}
-    found = [Head(_classifier(path, body, blob), blob, *of_loss) for blob, of_loss in heads.items() if of_loss[0]]
-    found.sort(key=lambda head: head.weight)  # stable: of equals, the last counts
-    if not found:
-        raise InputError(path, "no scores", "a net for training or for use is wanted")
-    return Adapted(path, tuple(body), tuple(found), **_transformation(sources[0]))
+    losses = losses or {layer.top[0]: (1.0, None) for layer in body[-1:]}
+    heads = [Head(_classifier(path, body, blob), blob, *loss) for blob, loss in losses.items() if loss[0]]
+    heads.sort(key=lambda head: head.weight)  # stable: of equals, the last is the main head
+    if not heads:
+        raise InputError(path, "no scores", "a net for training or deployment is expected")
+    return Adapted(heads[-1].layer, tuple(body), tuple(heads), **_transformation(sources[0]))
 
 
 def _with_data(layer: caffe_pb2.LayerParameter, images: str) -> caffe_pb2.LayerParameter:
-    """A copy whose blob of images is called `data`, and that is in every phase."""
+    """A copy for all phases, whose blob of images is called `data`."""
     copy = caffe_pb2.LayerParameter()
     copy.CopyFrom(layer)
     for blobs in (copy.bottom, copy.top):
@@ -134,7 +109,7 @@ def _with_data(layer: caffe_pb2.LayerParameter, images: str) -> caffe_pb2.LayerP
 
 
 def _classifier(path: Path, body: list[caffe_pb2.LayerParameter], blob: str) -> str:
-    """The last layer with weights that a blob of scores is made by."""
+    """The name of the classifier that makes a blob of scores."""
     graph = caffe.NetGraph(body)
     for value in graph.back_from(graph.last.get(blob)):
         layer = body[value.layer]
@@ -155,16 +130,15 @@ def _make_last(layer: caffe_pb2.LayerParameter, name: str, last: Last) -> None:
     param = kind.settings_of(layer)
     param.num_output = last.outputs
     if last.lr_mult != 1:
-        while len(layer.param) < len(kind.blob_specs(layer)):
-            layer.param.add()
+        layer.param.extend([caffe_pb2.ParamSpec()] * (len(kind.blob_specs(layer) or ()) - len(layer.param)))
         for spec in layer.param:
             spec.lr_mult *= last.lr_mult
-    if not param.HasField("weight_filler"):  # a net for use has none, and zeros cannot learn
+    if not param.HasField("weight_filler"):  # a deploy net has none, and a layer of zeros does not learn
         param.weight_filler.type, param.weight_filler.std = "gaussian", 0.01
 
 
 def _transformation(source: caffe_pb2.LayerParameter) -> dict[str, Any]:
-    """What a data layer or an input says of the images that go in."""
+    """The fields of a Template that a data layer or an input determines."""
     kind = caffe.layer_type(source.type)
     if kind.is_input:
         shape = source.input_param.shape[0].dim if source.input_param.shape else []
@@ -179,5 +153,5 @@ def _transformation(source: caffe_pb2.LayerParameter) -> dict[str, Any]:
         "scale": transform.scale,
         "mean": bool(transform.mean_file),
         "mean_values": tuple(transform.mean_value),
-        "batch_size": getattr(kind.settings_of(source), "batch_size", 0) or BATCH_SIZE,
+        "batch_size": getattr(kind.settings_of(source), "batch_size", 0) or Template.batch_size,
     }

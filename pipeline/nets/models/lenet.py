@@ -4,22 +4,19 @@ from typing import Any
 
 from caffe import layers as L
 from caffe import params as P
-from caffe.net_spec import NetSpec, Top
+from caffe.net_spec import NetSpec
 from pipeline.nets.models.base import Last
+from pipeline.nets.models.blocks import fillers, rates
 
 LAST = "ip2"
 
 
 def learned(lr_mult: float = 1.0) -> dict[str, Any]:
     """Learning rates and fillers of a layer's weights and biases."""
-    return {
-        "param": [{"lr_mult": lr_mult}, {"lr_mult": 2 * lr_mult}],
-        "weight_filler": {"type": "xavier"},
-        "bias_filler": {"type": "constant"},
-    }
+    return {"param": rates(lr_mult, None), **fillers("xavier")}
 
 
-def body(n: NetSpec, last: Last) -> Top:
+def body(n: NetSpec, last: Last) -> None:
     """Two convolutions with pooling, a hidden layer of 500, the classifier."""
     n.conv1 = L.Convolution(n.data, num_output=20, kernel_size=5, stride=1, **learned())
     n.pool1 = L.Pooling(n.conv1, pool=P.Pooling.MAX, kernel_size=2, stride=2)
@@ -28,4 +25,3 @@ def body(n: NetSpec, last: Last) -> Top:
     n.ip1 = L.InnerProduct(n.pool2, num_output=500, **learned())
     n.relu1 = L.ReLU(n.ip1, in_place=True)
     n[last.name] = L.InnerProduct(n.relu1, num_output=last.outputs, **learned(last.lr_mult))
-    return n[last.name]

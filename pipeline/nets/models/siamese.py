@@ -1,14 +1,14 @@
-"""The siamese net of Caffe's example: LeNet's layers down to two values for an image, trained on pairs of images.
+"""The siamese net of Caffe's example: LeNet's layers, ending in an embedding of two values per image, trained on pairs of images.
 
-Images of one kind come to lie together, others at least MARGIN apart (Hadsell et al. 2006). A pair is a record of two images'
-channels, and its label says whether they are of one kind, 1, or not, 0. Both go through the same layers with the same weights.
+The contrastive loss pulls images of the same class together and pushes others at least MARGIN apart (Hadsell et al. 2006). A pair
+is a record of two images' channels with label 1 for the same class, else 0. Both images go through layers that share weights.
 """
 
 from collections.abc import Iterable
 
 import caffe
 from caffe import layers as L
-from caffe.net_spec import NetSpec, Top
+from caffe.net_spec import NetSpec
 from caffe.proto import caffe_pb2
 from pipeline.nets.models import lenet
 from pipeline.nets.models.base import Last
@@ -17,18 +17,18 @@ LAST = "feat"
 PAIR, SAME = "pair_data", "sim"
 """The blobs of pairs and of their labels."""
 SECOND = "_p"
-"""What is behind the names of the second image's layers and blobs."""
+"""Suffix of the names of the second image's layers and blobs."""
 MARGIN = 1.0
 
 
-def body(n: NetSpec, last: Last) -> Top:
-    """LeNet, whose ten outputs say nothing by themselves, and as many values as are asked for."""
-    n[last.name] = L.InnerProduct(lenet.body(n, Last("ip2", 10)), num_output=last.outputs, **lenet.learned(last.lr_mult))
-    return n[last.name]
+def body(n: NetSpec, last: Last) -> None:
+    """LeNet with its ten outputs as hidden values, and the embedding."""
+    lenet.body(n, Last("ip2", 10))
+    n[last.name] = L.InnerProduct(n.ip2, num_output=last.outputs, **lenet.learned(last.lr_mult))
 
 
 def paired(layers: Iterable[caffe_pb2.LayerParameter], channels: int) -> list[caffe_pb2.LayerParameter]:
-    """From PAIR to both images' values: the layers from `data`, which are for an image of so many channels, twice."""
+    """From PAIR to both images' embeddings: the layers from `data`, an image of so many channels, twice with shared weights."""
     n = caffe.NetSpec()
     n[PAIR] = L.Input()
     n.data, n[f"data{SECOND}"] = L.Slice(n[PAIR], ntop=2, name="slice_pair", slice_dim=1, slice_point=channels)
@@ -47,10 +47,10 @@ def paired(layers: Iterable[caffe_pb2.LayerParameter], channels: int) -> list[ca
 
 
 def compared(values: str, training: bool) -> list[caffe_pb2.LayerParameter]:
-    """The loss of pairs; and in testing scores for "different" and "same", and how often the higher one is right.
+    """The contrastive loss; in testing also scores for "different" and "same", and their accuracy.
 
-    values  the blob of an image's values
-    The scores are how far the squared distance lies above and below that of half the margin.
+    values  the blob of an image's embedding
+    The scores are the squared distance minus that of half the margin, and its negative.
     """
     n = caffe.NetSpec()
     n[values], n[values + SECOND], n[SAME] = (L.Input() for _ in range(3))

@@ -11,6 +11,7 @@ from caffe import layers as L
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.nets.models import fcn
+from pipeline.nets.models.blocks import rates
 from pipeline.nets.segmentation import RATES, Pairs, started, write
 from pipeline.options.training import SegmentationOptions
 
@@ -56,10 +57,10 @@ def test_upsampling_interpolates_each_class_separately(kernel, stride, write):
 
 def tiny(n, outputs):
     """A fully convolutional net with few weights."""
-    n.conv1 = L.Convolution(n.data, num_output=4, kernel_size=3, pad=10, param=fcn.LEARNED)
+    n.conv1 = L.Convolution(n.data, num_output=4, kernel_size=3, pad=10, param=rates())
     n.pool1 = L.Pooling(n.conv1, kernel_size=2, stride=2)
-    n.fc6 = L.Convolution(n.pool1, num_output=5, kernel_size=3, param=fcn.LEARNED)
-    n.score_fr = L.Convolution(n.fc6, num_output=outputs, kernel_size=1, param=fcn.LEARNED)
+    n.fc6 = L.Convolution(n.pool1, num_output=5, kernel_size=3, param=rates())
+    n.score_fr = L.Convolution(n.fc6, num_output=outputs, kernel_size=1, param=rates())
     n.upscore = L.Deconvolution(
         n.score_fr,
         convolution_param={"num_output": outputs, "kernel_size": 4, "stride": 2, "bias_term": False},
@@ -152,7 +153,7 @@ def test_pairs_with_different_keys_or_sizes_are_refused(pairs, fails):
     both = ("--train", "images", "labels", "--val", "images", "labels")
     fails(["labels: other keys than images has, such as 00000002"], *COMMAND, *both, leaves=("lock.mdb",))
     both = ("--train", "images", "images", "--val", "images", "images")
-    fails(["images: first a map of shape (3, 12, 20)", "1 × 12 × 20"], *COMMAND, *both, leaves=("lock.mdb",))
+    fails(["images: the first map has shape (3, 12, 20), but its image is 12 × 20 pixels"], *COMMAND, *both, leaves=("lock.mdb",))
     missing = ("--train", "images", "nowhere", "--val", "images", "labels")
     fails(["nowhere: no such database"], *COMMAND, *missing, leaves=("lock.mdb",))
 

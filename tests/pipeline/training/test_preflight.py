@@ -66,6 +66,13 @@ def test_all_findings_are_reported_at_once(here, command):
     assert warning.startswith('warning: lmdb/train: layer "data": inputs reach 255, with no mean subtracted')
 
 
+def test_scores_are_counted_per_image_whatever_their_shape(here):
+    maps = 'name: "maps" type: "Reshape" bottom: "scores" top: "maps" reshape_param { shape { dim: 0 dim: 1 dim: 1 dim: -1 } }'
+    loss = 'name: "loss" type: "HingeLoss" bottom: "maps" bottom: "label"'
+    change(here, 'name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "label"', f"{maps} }}\nlayer {{ {loss}", *NETS)
+    assert findings() == []
+
+
 def test_labels_are_taken_from_the_manifest_if_it_has_them(here):
     build(here, [0, 1, 2] * 20, manifest=7)
     (found,) = findings()
@@ -98,7 +105,7 @@ def test_an_ignore_label_is_not_an_error(here):
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([0] * 200 + [1] * 200 + [2] * 200, "of the first 600 records, 597 have the label of the one before; 199 would"),
+        ([0] * 200 + [1] * 200 + [2] * 200, "of the first 600 records, 597 have the label of the record before; about 199 would"),
         ([0] * 5100 + [1, 2], "the first 5000 records all have label 0"),
     ],
 )
@@ -120,7 +127,7 @@ def test_shuffled_records_of_unequal_classes_are_no_finding(here, share):
     ("batch", "batches", "said", "do"),
     [
         (1, 2, "a test reads 2 of 3 images (test_iter 2 × batch_size 1)", "set test_iter: 3"),
-        (3, 2, "each as often", "set test_iter: 1"),
+        (3, 2, "each equally often", "set test_iter: 1"),
         (2, 2, "some count more often than others", "take a batch_size that divides 3"),
     ],
 )
