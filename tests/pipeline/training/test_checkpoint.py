@@ -21,9 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.interruption import SIGNALS, Interrupted
+from pipeline.options.training import TrainOptions
 from pipeline.training import checkpoint
 from pipeline.training.initial_weights import WeightFiles
-from pipeline.training.train import Ends, train
+from pipeline.training.train import Settings, train
 from tests.conftest import ROOT
 from tests.pipeline.conftest import ACCURACY, TRAIN
 
@@ -62,8 +63,9 @@ def change(name: str, old: str, new: str) -> None:
     Path(name).write_text(text.replace(old, new))
 
 
-def ends(**fields):
-    return Ends(checkpoint=CHECKPOINT, **fields)
+def resumable(early_stopping: int = 0, **fields) -> Settings:
+    """Settings of a training with checkpoints."""
+    return Settings(TrainOptions(early_stopping=early_stopping), checkpoint=CHECKPOINT, **fields)
 
 
 def results(metrics: pd.DataFrame) -> dict:
@@ -79,16 +81,17 @@ def remove_outputs() -> None:
     shutil.rmtree("snap")
 
 
-def undisturbed(**fields) -> dict:
+def undisturbed(early_stopping: int = 0) -> dict:
     """The results of a training that nothing interrupts, which are then removed."""
-    found = results(train(Path("solver.prototxt"), Path("out"), NONE, Ends(**fields))[0])
+    settings = Settings(TrainOptions(early_stopping=early_stopping))
+    found = results(train(Path("solver.prototxt"), Path("out"), NONE, settings)[0])
     remove_outputs()
     return found
 
 
 def resumed(**fields) -> dict:
     """The results of the same training, run again with its checkpoint folder."""
-    return results(train(Path("solver.prototxt"), Path("out"), NONE, ends(**fields))[0])
+    return results(train(Path("solver.prototxt"), Path("out"), NONE, resumable(**fields))[0])
 
 
 def interrupt(monkeypatch, iteration: int, *numbers: signal.Signals, given: WeightFiles = NONE, **fields) -> str:
@@ -104,7 +107,7 @@ def interrupt(monkeypatch, iteration: int, *numbers: signal.Signals, given: Weig
     with monkeypatch.context() as patch:
         patch.setattr(caffe.SGDSolver, "test_all", signalled)
         with pytest.raises(Interrupted) as raised:
-            train(Path("solver.prototxt"), Path("out"), given, ends(**fields))
+            train(Path("solver.prototxt"), Path("out"), given, resumable(**fields))
     assert not Path("out").exists()
     assert not Path("snap").exists()
     return str(raised.value)
@@ -123,7 +126,7 @@ def test_an_interrupted_training_resumes_to_the_bit(here, monkeypatch, capsys, n
     assert said == f"interrupted by {number.name} at iteration 16; run again to resume at iteration 16"
     assert iterations() == [16]
     interrupt(monkeypatch, 25, number)
-    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, resumable())
     assert "resumes at iteration 26, from checkpoint/26" in capsys.readouterr().out
     assert results(metrics) == expected
     assert pd.read_csv("out/seconds.csv").seconds.is_monotonic_increasing
@@ -200,7 +203,7 @@ def test_without_hard_links_files_are_copied(here, monkeypatch):
 def test_curves_are_whole_after_an_interruption(here, monkeypatch):
     interrupt(monkeypatch, 15, signal.SIGTERM)
     (interrupted_at,) = (path.stat().st_mtime for path in CHECKPOINT.glob("16/state.json"))
-    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, resumable())
     (events,) = Path("out/tensorboard").iterdir()
     scalars = EventAccumulator(str(events)).Reload().Scalars("loss/train")
     assert [scalar.step for scalar in scalars] == list(metrics.iteration) == list(range(0, 41, 5))
@@ -213,7 +216,7 @@ import os, resource, signal, shutil
 from pathlib import Path
 import caffe
 from pipeline.command import run
-from pipeline.training.train import Ends, train
+from pipeline.training.train import Settings, train
 from pipeline.training.initial_weights import WeightFiles
 
 measured, iteration = caffe.SGDSolver.test_all, [0]
@@ -229,8 +232,8 @@ def at_test(iteration):
     pass
 
 {prepare}
-ends = Ends(checkpoint=Path("checkpoint"), minutes={minutes})
-run(lambda _: train(Path("solver.prototxt"), Path("out"), WeightFiles(), ends))
+settings = Settings(checkpoint=Path("checkpoint"), minutes={minutes})
+run(lambda _: train(Path("solver.prototxt"), Path("out"), WeightFiles(), settings))
 """
 
 
@@ -441,7 +444,7 @@ def test_what_is_another_training_does_not_go_on(here, monkeypatch, capsys, chan
     caffe.Net("train.prototxt", caffe.TRAIN).save("start.caffemodel")
     interrupt(monkeypatch, 15, signal.SIGTERM, given=WeightFiles([Path("start.caffemodel")]))
     fields = {"given": WeightFiles([Path("start.caffemodel")])} | change()
-    metrics, _ = train(Path("solver.prototxt"), Path("out"), fields.pop("given"), ends(**fields))
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), fields.pop("given"), resumable(**fields))
     assert "resumes at" not in capsys.readouterr().out
     assert metrics.iteration.tolist() == list(range(0, 41, 5))
     assert not CHECKPOINT.exists()
@@ -451,13 +454,13 @@ def test_what_a_net_does_not_read_is_nothing_to_it(here, monkeypatch, capsys):
     interrupt(monkeypatch, 15, signal.SIGTERM)
     Path("data").mkdir()  # as the first layer is called
     (Path("data") / "cat.jpg").touch()
-    train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    train(Path("solver.prototxt"), Path("out"), NONE, resumable())
     assert "resumes at iteration 16" in capsys.readouterr().out
 
 
 def test_weights_that_are_not_there_are_named_as_ever(here):
     with pytest.raises(caffe.FileError) as raised:
-        train(Path("solver.prototxt"), Path("out"), WeightFiles([Path("none.caffemodel")]), ends())
+        train(Path("solver.prototxt"), Path("out"), WeightFiles([Path("none.caffemodel")]), resumable())
     assert (raised.value.where, raised.value.found) == ("none.caffemodel", "no such file")
 
 
@@ -470,7 +473,7 @@ def test_in_the_background_ctrl_c_is_ignored(here, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(caffe.SGDSolver, "test_all", told)
-    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, resumable())
     assert metrics.iteration.iloc[-1] == 40
 
 

@@ -13,8 +13,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import caffe
+from pipeline.options.training import TrainOptions
 from pipeline.training.initial_weights import WeightFiles
-from pipeline.training.train import Ends, train
+from pipeline.training.train import Settings, train
 from tests.conftest import ROOT
 from tests.pipeline.conftest import ACCURACY, TRAIN
 
@@ -151,13 +152,13 @@ def test_the_last_weights_are_tested_where_the_interval_passes_them_by(here):
 def test_a_last_test_that_the_interval_passes_by_stops_nothing_early(here):
     change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
     change(here, "max_iter: 20", "max_iter: 13", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(early_stopping=2)))
     assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, False)
 
 
 def test_weights_before_training_are_the_best_only_where_none_is_as_good(here):
     change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(early_stopping=2)))
     assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, True)
 
 
@@ -177,7 +178,7 @@ def test_without_tests_the_last_weights_are_the_best(here):
 
 
 def test_training_stops_early_after_so_many_tests_without_a_better_one(here):
-    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
+    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(early_stopping=2)))
     assert best["stopped_early"]
     assert metrics.iteration.iloc[-1] == best["iteration"] + 10
     assert metrics.since_best.iloc[-1] == 2
@@ -279,7 +280,7 @@ def test_a_training_that_fails_leaves_its_log_and_metrics_and_says_where(here, c
 
 def test_a_training_that_may_diverge_ends_with_the_weights_of_the_best_test(here):
     change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
-    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
+    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(tolerate_divergence=True)))
     assert (best["iteration"], best["diverged"]) == (0, metrics.iteration.iloc[-1])
     assert best == json.loads((here / "out/best.json").read_text())
     change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
@@ -297,7 +298,7 @@ layer { name: "scores" """
     train(Path("solver.prototxt"), Path("start"), WeightFiles())
     change(here, "max_iter: 0", "max_iter: 20", "solver.prototxt")
     change(here, "base_lr: 0.05", "base_lr: 1e38", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(tolerate_divergence=True)))
     assert (best["iteration"], best["by"], best["test_accuracy"]) == (0, "start", None)
     got, start = values(here / "out/final.caffemodel"), values(here / "start/final.caffemodel")
     assert (got["hidden"], got["scores"]) == (start["hidden"], start["scores"])
@@ -308,13 +309,14 @@ layer { name: "scores" """
 def test_a_training_that_diverges_by_its_last_update_has_diverged(here):
     change(here, "base_lr: 0.05", "base_lr: 1e38", "solver.prototxt")
     change(here, "max_iter: 20", "max_iter: 1", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(tolerate_divergence=True)))
     assert (best["iteration"], best["diverged"]) == (0, 1)
 
 
 def test_to_be_allowed_to_diverge_changes_nothing_else(trained, monkeypatch):
     monkeypatch.chdir(trained)
-    train(Path("solver.prototxt"), Path("again"), WeightFiles(), Ends(diverging=True, failed=Path("failed")))
+    settings = Settings(TrainOptions(tolerate_divergence=True), failed=Path("failed"))
+    train(Path("solver.prototxt"), Path("again"), WeightFiles(), settings)
     assert (trained / "again/final.caffemodel").read_bytes() == (trained / "out/final.caffemodel").read_bytes()
 
 
@@ -361,7 +363,7 @@ def test_a_classifier_that_was_fitted_is_copied_last_and_one_without_a_layer_is_
     fitted.layer.extend(layer for layer in stored.layer if layer.name == "scores")
     (here / "fitted.caffemodel").write_bytes(fitted.SerializeToString())
     for name, same in (("fitted", "both"), ("none", "start")):
-        given = WeightFiles([Path("start.caffemodel")], same_classes=True, fitted=Path(f"{name}.caffemodel"))
-        train(Path("solver.prototxt"), Path(name), given)
+        given = WeightFiles([Path("start.caffemodel")], fitted=Path(f"{name}.caffemodel"))
+        train(Path("solver.prototxt"), Path(name), given, Settings(TrainOptions(same_classes=True)))
         assert values(here / name / "final.caffemodel") == values(here / f"{same}.caffemodel")
         assert (here / name / "preflight.csv").read_text() == "kind,where,found,do\n"
