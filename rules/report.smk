@@ -12,7 +12,7 @@ rule pictures:
         sizes=dataset_report("pictures/sizes.png", "sizes", "sizes of the files"),
         vector=expand("results/datasets/{{dataset}}/pictures/{plot}.svg", plot=["classes", "sizes"]),
         mean=dataset_report("pictures/mean.png", "mean", "mean image"),
-        # Of the first 40 classes, as the overview has them: of a thousand, the report would be heavy.
+        # Of the first 40 classes, as in the overview: a thousand would make the report large.
         sheets=directory(
             dataset_report(
                 "pictures/sheets",

@@ -18,7 +18,7 @@ KINDS = {
     "boolean": "true or false",
 }
 """Types of a JSON schema, as messages name them."""
-NO_NAME = " is no name; letters, digits, _ and - are allowed, - not at its beginning"
+NO_NAME = " is not a valid name; letters, digits, _ and - are allowed, - not at its beginning"
 NO_PATH = ': a path has {}no control characters, and no "-" at its beginning, as options have; rename it'
 
 
@@ -47,7 +47,7 @@ def _explained(error: jsonschema.ValidationError) -> list[str]:
     if error.validator == "maxLength":
         return [f"{key}: the name {value[:40]!r}… has {len(value)} characters; files are named after it, so at most {allowed}"]
     if error.validator == "type" and "propertyNames" in error.schema_path:
-        return [f"{key}: the name {value!r} is no text; put it into quotation marks"]
+        return [f"{key}: the name {value!r} is not a text; put it into quotation marks"]
     if error.validator == "type":
         hint = number_hint(value) if allowed in ("number", "integer") else ""
         kinds = " or ".join(KINDS[kind] for kind in ([allowed] if isinstance(allowed, str) else allowed))

@@ -52,6 +52,7 @@ RESULTS = FINAL, BEST, METRICS, SECONDS, SUMMARY, MACHINE, LAYERS, PREFLIGHT = (
 class Settings:
     """How a training is run, besides what its solver says.
 
+    options     of the step
     failed      a folder that gets the log and the metrics so far if training fails; None: they are lost
     checkpoint  a folder for resumable checkpoints; None: an interrupted training starts over
     minutes     between checkpoints; 0: one after each iteration

@@ -74,7 +74,7 @@ def test_a_sweep_whose_name_is_a_number_is_a_message_too():
     config["experiments"][2024] = {"dataset": "cats", "model": ["lenet", "caffenet"]}
     with pytest.raises(InputError) as raised:
         check_config(config, "my.yaml")
-    assert "my.yaml: experiments: the name 2024 is no text; put it into quotation marks" in str(raised.value).splitlines()
+    assert "my.yaml: experiments: the name 2024 is not a text; put it into quotation marks" in str(raised.value).splitlines()
 
 
 def test_what_a_file_says_twice_is_told_with_its_line(write):
@@ -113,7 +113,7 @@ CASES = {
     ),
     "a name that YAML takes for another thing": (
         lambda c: c["datasets"].update(yaml.safe_load("no: {source: {list: no.csv}}")),
-        "my.yaml: datasets: the name False is no text; put it into quotation marks",
+        "my.yaml: datasets: the name False is not a text; put it into quotation marks",
     ),
     "a key that YAML takes for another thing": (
         lambda c: c["datasets"]["cats"]["source"].update(columns=yaml.safe_load("no: number")),
@@ -174,7 +174,7 @@ CASES = {
     ),
     "a name of two lines": (
         lambda c: c["datasets"].update({"x\n": {"source": {"list": "x.csv"}}}),
-        "my.yaml: datasets: 'x\\n' is no name; letters, digits, _ and - are allowed, - not at its beginning",
+        "my.yaml: datasets: 'x\\n' is not a valid name; letters, digits, _ and - are allowed, - not at its beginning",
     ),
     "a path that no file system has": (
         lambda c: c["datasets"]["cats"]["source"].update(list="lists/" + "ä" * 130),
@@ -453,7 +453,7 @@ CASES = {
     ),
     "a name that is a number": (
         lambda c: c["datasets"].update({2024: c["datasets"]["cats"]}),
-        "my.yaml: datasets: the name 2024 is no text; put it into quotation marks",
+        "my.yaml: datasets: the name 2024 is not a text; put it into quotation marks",
     ),
     "a share of a split by column": (
         lambda c: c["datasets"]["cats"].update(split={"by": "column", "val": 0.2}),

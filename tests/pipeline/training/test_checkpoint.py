@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -63,9 +64,10 @@ def change(name: str, old: str, new: str) -> None:
     Path(name).write_text(text.replace(old, new))
 
 
-def resumable(early_stopping: int = 0, **fields) -> Settings:
+def resumable(early_stopping: int = 0, skip_layers: Sequence[str] = (), **fields) -> Settings:
     """Settings of a training with checkpoints."""
-    return Settings(TrainOptions(early_stopping=early_stopping), checkpoint=CHECKPOINT, **fields)
+    options = TrainOptions(early_stopping=early_stopping, skip_layers=list(skip_layers))
+    return Settings(options, checkpoint=CHECKPOINT, **fields)
 
 
 def results(metrics: pd.DataFrame) -> dict:
@@ -439,7 +441,14 @@ def changed_end():
     return {"early_stopping": 100}
 
 
-@pytest.mark.parametrize("change", [changed_rate, changed_net, changed_records, changed_weights, changed_end])
+def changed_skips():
+    return {"skip_layers": ["hidden"]}
+
+
+CHANGES = (changed_rate, changed_net, changed_records, changed_weights, changed_end, changed_skips)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_is_another_training_does_not_go_on(here, monkeypatch, capsys, change):
     caffe.Net("train.prototxt", caffe.TRAIN).save("start.caffemodel")
     interrupt(monkeypatch, 15, signal.SIGTERM, given=WeightFiles([Path("start.caffemodel")]))

@@ -350,6 +350,16 @@ def test_several_weights_are_copied_one_over_the_other(here):
     ]
 
 
+def test_a_layer_to_skip_starts_from_its_filler(here):
+    change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
+    caffe.Net("test.prototxt", caffe.TEST).save("start.caffemodel")
+    settings = Settings(TrainOptions(skip_layers=["hidden"]))
+    train(Path("solver.prototxt"), Path("out"), WeightFiles([Path("start.caffemodel")]), settings)
+    rows = pd.read_csv(here / "out/layers.csv", keep_default_na=False).set_index("layer")
+    assert (rows.start["hidden"], rows.why["hidden"]) == ("filled", "it was to be skipped")
+    assert rows.start["scores"] == "copied"
+
+
 def test_a_classifier_that_was_fitted_is_copied_last_and_one_without_a_layer_is_no_error(here):
     change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
     net = caffe.Net("test.prototxt", caffe.TEST)
