@@ -13,7 +13,7 @@ STAGES = ("sources", "dataset", "nets", "training", "inference", "export", "repo
 
 
 def commands() -> dict[str, dict[str, Path]]:
-    """{stage: {command: module}} of all modules that can be run; doctor is of no stage."""
+    """{stage: {command: module}} of all modules with a `main`; doctor belongs to no stage."""
     here = Path(__file__).parent
     stages = {
         stage: {

@@ -1,4 +1,4 @@
-"""Digest of the modules that a step imports, by which rules detect that a step's code has changed."""
+"""Digest of the modules that a step imports, by which rules detect a change of its code."""
 
 import ast
 import functools
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 PACKAGE = ROOT.name
 OPTIONS = f"{PACKAGE}.options"
-"""The models of options are no part of a step's code: their values, defaults too, are params that Snakemake sees."""
+"""Options models are not part of a step's code: their values, defaults included, are params that Snakemake records."""
 
 
 def code_of(module: str) -> str:
@@ -35,7 +35,7 @@ def _digest(files: dict[str, Path]) -> str:
 
 
 def imported_by(module: str) -> set[str]:
-    """`module` and the modules of pipeline/ that it imports, directly or not, also inside of functions."""
+    """`module` and the modules of pipeline/ that it imports, directly or not, also inside functions."""
     seen, pending = set[str](), [module]
     while pending:
         name = pending.pop()

@@ -1,4 +1,4 @@
-"""How a step is run as a command: its arguments, and how it ends.
+"""Run a step as a command: its arguments, errors and exit codes.
 
 Exit codes: 0; 1 after an error, with one line on standard error; 128 + N where signal N interrupted it (130 for Ctrl-C, 143 for
 SIGTERM), as shells have it.
@@ -30,15 +30,12 @@ def run(main: Callable[[list[str]], None]) -> None:
     keep_freed_memory()
     try:
         main(sys.argv[1:])
-    except caffe.Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:  # a full disk, a folder that may not be written
+    except (caffe.Error, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as interrupted:
         ignore_signals()
-        with contextlib.suppress(OSError):  # what ended this process may have ended the reader of its output
+        with contextlib.suppress(OSError):  # the signal may have ended the reader of the output, too
             print(interrupted, file=sys.stderr, flush=True)
         sys.exit(128 + interrupted.number)
     except KeyboardInterrupt:

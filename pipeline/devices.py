@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import importlib.metadata
-import importlib.resources
 import os
 import platform
 import tempfile
@@ -19,26 +18,20 @@ from pipeline.errors import InputError
 
 
 @contextlib.contextmanager
-def gpu() -> Iterator[int]:
-    """Claim a GPU that no other job of this user has claimed, while the block runs; wait for one. Yields its number.
+def on_gpu(enabled: bool) -> Iterator[None]:
+    """Compute on a GPU that no other job of this user has claimed while the block runs, after waiting for one.
 
     GPUs are identified by UUID: a cluster may show each job its GPU as number 0.
+
+    enabled  False: compute on the CPU
     """
-    count = torch.cuda.device_count()
-    if not count:
-        raise InputError("compute: gpu", "PyTorch finds no CUDA device", do="set compute: cpu in the config")
-    names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
-    with first_free(names, Path(tempfile.gettempdir()) / f"roastery-{os.getuid()}") as number:
-        yield number
-
-
-@contextlib.contextmanager
-def on_gpu(enabled: bool) -> Iterator[None]:
-    """Compute on a claimed GPU while the block runs; on the CPU if not `enabled`."""
     if not enabled:
         yield
         return
-    with gpu() as number:
+    names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]
+    if not names:
+        raise InputError("compute: gpu", "PyTorch finds no CUDA device", do="set compute: cpu in the config")
+    with first_free(names, Path(tempfile.gettempdir()) / f"roastery-{os.getuid()}") as number:
         caffe.set_device(number)
         caffe.set_mode_gpu()
         yield
@@ -52,7 +45,7 @@ def machine(is_gpu: bool) -> dict[str, str | int]:
     return {
         "roastery": importlib.metadata.version("roastery"),
         "torch": torch.__version__,
-        "engine": code_of_package(Path(str(importlib.resources.files("caffe")))),
+        "engine": code_of_package(Path(caffe.__file__).parent),
         "processor": _processor(),
         "vector_code": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

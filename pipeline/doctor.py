@@ -17,7 +17,7 @@ from pipeline.command import step_parser
 from pipeline.errors import InputError
 
 LEAST_SPACE = 5
-"""GiB; below, a dataset and its checkpoints hardly fit."""
+"""GiB; a dataset and its checkpoints hardly fit into less."""
 PACKAGES = ("roastery", "torch", "numpy", "opencv-python-headless", "lmdb")
 EXTRAS = {"plyvel": "LevelDB", "snakemake_executor_plugin_slurm": "Slurm"}
 
@@ -27,15 +27,14 @@ def versions() -> str:
 
 
 def processor() -> str:
-    found = devices.machine(is_gpu=False)
-    return f"{found['processor']}, {found['vector_code']}, {os.cpu_count()} cores, {found['threads']} threads"
+    machine = devices.machine(is_gpu=False)
+    return f"{machine['processor']}, {machine['vector_code']}, {os.cpu_count()} cores, {machine['threads']} threads"
 
 
 def gpu() -> str:
     for number in range(torch.cuda.device_count()):
         torch.ones(2, device=f"cuda:{number}").sum().item()
-    names = (torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
-    return ", ".join(names) or "none; nets are computed on the processor"
+    return ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) or "none; nets run on the processor"
 
 
 def engine() -> str:
@@ -54,9 +53,9 @@ def lmdb() -> str:
         path = str(Path(folder) / "lmdb")
         with caffe.db.DatabaseWriter(path, "lmdb") as write:
             write(b"key", b"value")
-        records = [(bytes(key), bytes(value)) for key, value in caffe.db.open_db(path, caffe_pb2.DataParameter.LMDB).items()]
-    if records != [(b"key", b"value")]:
-        raise InputError("LMDB", f"records {records}", "the one that was written", "use a local file system")
+        records = dict(caffe.open_db(path, caffe_pb2.DataParameter.LMDB).items())
+    if records != {b"key": b"value"}:
+        raise InputError("LMDB", f"records {records}", "the record that was written", "use a local file system")
     return "written and read in this folder"
 
 
@@ -78,7 +77,7 @@ def disk() -> str:
 
 
 CHECKS = (versions, processor, gpu, engine, lmdb, snakemake, extras, disk)
-"""Each gives what it has found, and raises where something that is needed is missing or broken."""
+"""Each returns its finding, and raises if something necessary is missing or broken."""
 
 
 def main(argv: list[str] | None = None) -> None:

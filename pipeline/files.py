@@ -20,7 +20,7 @@ LONGEST_STEM = 100
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file, or a folder's files, that are replaced but never changed; copy if the file system has no links."""
+    """Hard-link a file or a folder's files, which are never edited in place; copy if the file system has no links."""
     if source.is_dir():
         target.mkdir()
         for path in source.iterdir():
@@ -53,10 +53,10 @@ def sync_entry(path: Path) -> None:
 
 
 def stem_of(blob: str) -> str:
-    """A blob's name as a part of a file name: a `/`, as in GoogLeNet's, becomes `_`.
+    """A blob's name as part of a file name: a `/`, as in GoogLeNet's, becomes `_`.
 
-    A long name, or one with characters besides ASCII letters, digits, `_`, `-` and `.`, is shortened to those and gets a digest
-    as its suffix.
+    A long name, or one with characters besides ASCII letters, digits, `_`, `-` and `.`, is reduced to these, with a digest as
+    suffix.
     """
     stem = blob.replace("/", "_")
     if len(stem) <= LONGEST_STEM and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", stem):
@@ -67,7 +67,7 @@ def stem_of(blob: str) -> str:
 
 
 def plain_name(words: str, size: int) -> str:
-    """Words as a part of a file name: letters, digits, `-` and `_`, in at most `size` bytes of UTF-8."""
+    """Words as part of a file name: letters, digits, `-` and `_`, in at most `size` bytes of UTF-8."""
     words = unicodedata.normalize("NFC", words)
     plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in words)
     return plain.encode()[:size].decode(errors="ignore")
@@ -76,7 +76,7 @@ def plain_name(words: str, size: int) -> str:
 def file_url(path: str | os.PathLike[str]) -> str:
     """The URL of a file: file:PATH, relative, if it is below the working directory; else file:///PATH.
 
-    So a workflow with its images beside it has the same lists wherever its folder is.
+    So the lists of a workflow with its own images do not depend on where its folder is.
 
     path  absolute, without symbolic links
     """

@@ -11,7 +11,7 @@ The default action of each would end the process. rules/train.smk lists the same
 
 
 class Interrupted(KeyboardInterrupt):
-    """A step was asked to stop, and has stopped; the text says where, and what running it again does.
+    """A step has stopped on a signal; the text says where, and what happens when it is run again.
 
     number  the signal
     """
@@ -45,10 +45,9 @@ class Interruption:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Interruption]:
-    """Handle SIGNALS while the block runs; those that are ignored, as SIGINT is in the background, stay ignored."""
+    """Handle SIGNALS while the block runs, except those that are ignored, as SIGINT is in the background."""
     interruption = Interruption()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, interruption.handle)
     try:

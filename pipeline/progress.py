@@ -47,7 +47,7 @@ class ProgressLines:
 def progress(
     iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str = "", unit: str = " images"
 ) -> tqdm[Any] | ProgressLines:
-    """Show how much is done, how fast, and the time left, while iterating over `iterable`, or by calls of `update`."""
+    """Show count, rate and remaining time while iterating over `iterable`, or by calls of `update`."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 

@@ -1,5 +1,6 @@
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import caffe
@@ -11,7 +12,7 @@ from pipeline.configuration import fixed as fixed_config
 from pipeline.configuration import steps
 from pipeline.files import stem_of
 
-# The main process checks the config and fixes it; a cluster's jobs take what it has fixed, whatever the config file says by then.
+# The main process checks the config and fixes it; a cluster's jobs read the fixed one, whatever the config file says by then.
 # The variable is numbered, as another workflow may use this one as a module several times.
 FIXED = Path(".snakemake/roastery")
 workflow.uses_of_roastery = getattr(workflow, "uses_of_roastery", 0) + 1
@@ -36,19 +37,34 @@ GPUS = int(config["compute"] == "gpu")
 
 def datasets_from(kind):
     """Regex of the datasets whose source is of a kind; matches nothing if there are none."""
-    sources = {name: dataset["source"] for name, dataset in config["datasets"].items()}
-    return (
-        "|".join(name for name in sources if configuration.keys.kind_of(sources[name]) == kind)
-        or "(?!)"
+    kinds = {
+        name: configuration.keys.kind_of(dataset["source"])
+        for name, dataset in config["datasets"].items()
+    }
+    return "|".join(name for name in kinds if kinds[name] == kind) or "(?!)"
+
+
+def in_report(folder, category, path, caption, label, patterns=()):
+    """An output that Snakemake's report shows, `path` in a folder.
+
+    caption   the name of its text in report/, without .rst
+    label     a text, or a function of wildcards that returns {"result": text}
+    patterns  of the files that are shown, if the output is a folder
+    """
+    labels = label if callable(label) else {"result": label}
+    return report(
+        f"{folder}/{path}",
+        caption=f"../report/{caption}.rst",
+        category=category,
+        labels=labels,
+        patterns=patterns,
     )
 
 
-DUPLICATES = report(
-    "results/datasets/{dataset}/lists/duplicates.csv",
-    caption="../report/duplicates.rst",
-    category="{dataset}",
-    labels={"result": "near-duplicates (CSV)"},
-)
+dataset_report = partial(in_report, "results/datasets/{dataset}", "{dataset}")
+experiment_report = partial(in_report, "results/experiments/{experiment}", "{experiment}")
+comparison_report = partial(in_report, "results/report", "Comparison")
+DUPLICATES = dataset_report("lists/duplicates.csv", "duplicates", "near-duplicates (CSV)")
 LISTS = [
     *expand(
         "results/datasets/{{dataset}}/lists/{file}",
@@ -59,22 +75,15 @@ LISTS = [
     ),
     DUPLICATES,
 ]
-"""What says which images a dataset has."""
-
-
-def swept(sweep, kind, what):
-    """The picture or the table of a sweep, as the report has it."""
-    path = f"results/report/{sweep}.{kind}"
-    named = report(
-        path, caption="../report/sweep.rst", category="Comparison", labels={"result": sweep + what}
-    )
-    return named
-
-
+"""The lists of a dataset's images and classes."""
+DATABASES = expand("results/datasets/{{dataset}}/lmdb/{part}", part=["train", "val"])
+MANIFESTS = expand("results/datasets/{{dataset}}/lmdb/{part}.manifest.json", part=["train", "val"])
 SWEPT = [
-    swept(sweep, *kind) for sweep in config["sweeps"] for kind in (("png", ""), ("csv", " (CSV)"))
+    comparison_report(f"{sweep}.{kind}", "sweep", sweep + suffix)
+    for sweep in config["sweeps"]
+    for kind, suffix in (("png", ""), ("csv", " (CSV)"))
 ]
-"""The pictures and tables of sweeps."""
+"""The plots and tables of sweeps."""
 
 
 wildcard_constraints:
@@ -106,8 +115,7 @@ def of_dataset(path):
 
 
 def results(wildcards):
-    """Everything that `snakemake` makes when it is not told what."""
-    experiments = config["experiments"]
+    """Input function: what is built if no targets are given."""
     paths = expand(
         "results/datasets/{name}/{file}",
         name=config["datasets"],
@@ -118,28 +126,21 @@ def results(wildcards):
         for name, dataset in config["datasets"].items()
         if dataset.get("augmentation", {}).keys() - {"copies"}
     ]
-    paths += ["results/report/comparison.csv"] if experiments else []
-    for name, experiment in experiments.items():
-        paths += expand(
-            "results/experiments/{name}/report/{plot}",
-            name=name,
-            plot=["curves.png", "mistakes.png"],
-        )
-        paths += [
-            f"results/experiments/{name}/report/mistakes_{part}.png"
-            for part in experiment["evaluate"]
-            if part != "val"
-        ]
-        paths += [f"results/experiments/{name}/features"] if experiment["features"] else []
-        paths += expand(
-            "results/experiments/{name}/report/map_{blob}.png",
-            name=name,
-            blob=[stem_of(blob) for blob in experiment["features"]],
-        )
-        if experiment["pictures"]["count"]:
-            paths.append(f"results/experiments/{name}/pictures/filters.png")
-        if "classify" in experiment:
-            paths.append(f"results/experiments/{name}/classify.csv")
-        exports = configuration.keys.exports(experiment)
-        paths += [f"results/experiments/{name}/export/{file}" for file in exports]
+    paths += ["results/report/comparison.csv"] if config["experiments"] else []
+    paths += [
+        f"results/experiments/{name}/{file}"
+        for name, experiment in config["experiments"].items()
+        for file in results_of(experiment)
+    ]
     return paths
+
+
+def results_of(experiment):
+    """Results of an experiment, in its folder, that are built if no targets are given."""
+    files = ["report/curves.png", "report/mistakes.png"]
+    files += [f"report/mistakes_{part}.png" for part in experiment["evaluate"] if part != "val"]
+    files += ["features"] if experiment["features"] else []
+    files += [f"report/map_{stem_of(blob)}.png" for blob in experiment["features"]]
+    files += ["pictures/filters.png"] if experiment["pictures"]["count"] else []
+    files += ["classify.csv"] if "classify" in experiment else []
+    return files + [f"export/{file}" for file in configuration.keys.exports(experiment)]

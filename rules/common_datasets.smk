@@ -1,21 +1,21 @@
-# What the rules ask of a dataset's config.
+# Functions of wildcards that look up a dataset's config.
 from pathlib import Path
 
 from pipeline.sources.folders import listing
 
 
 def images_of(wildcards):
-    """The name of the dataset that the images are of: this one, or the one it takes them from."""
+    """The name of the dataset that downloads and resizes the images: this one, or its source."""
     return source_of(wildcards).get("dataset", wildcards.dataset)
 
 
 def of_images(path):
-    """Input function: `path` in the folder of the dataset that the images are of."""
+    """Input function: `path` in the folder of the dataset that `images_of` names."""
     return lambda wildcards: f"results/datasets/{images_of(wildcards)}/{path}"
 
 
 def of_shards(path):
-    """Input function: `path`, with {shard}, for every shard of the images, once it is known how many there are."""
+    """Input function: `path`, with {shard}, for every shard of the images, after the checkpoint that makes them."""
 
     def paths(wildcards):
         name = images_of(wildcards)
@@ -33,12 +33,12 @@ def list_of_shard(wildcards):
 
 
 def source_of(wildcards):
-    """Where a dataset's images come from, as the config says."""
+    """The `source` of a dataset in the config."""
     return config["datasets"][wildcards.dataset]["source"]
 
 
 def patience(wildcards, input):
-    """How long and how hard a download is tried, as JSON: no reason to repeat one that has succeeded.
+    """Limits and retries of a download, as JSON. A change does not repeat a download that succeeded:
 
     Snakemake does not record the value of a params function that takes `input`.
     """
@@ -46,7 +46,7 @@ def patience(wildcards, input):
 
 
 def names_of(wildcards):
-    """Input function: the file of the classes' names, where the config gives one."""
+    """Input function: the file of class names, if the config gives one."""
     return config["datasets"][wildcards.dataset].get("names", [])
 
 
@@ -57,9 +57,9 @@ def databases_of(wildcards):
 
 
 def list_of(wildcards):
-    """Input function: a dataset's source list or folder; lists of the embedded example come with their folder.
+    """Input function: a dataset's source list or folder; for the embedded example, the folder that has its lists.
 
-    A folder's time says nothing of those in it: see `listing_of`.
+    A folder's time does not show changes in its subfolders: see `listing_of`.
     """
     source = source_of(wildcards)
     path = source.get("list") or source["folder"]
@@ -69,11 +69,11 @@ def list_of(wildcards):
 
 
 def val_labels_of(wildcards):
-    """Input function: the list of the labels of a folder's validation images, where the config gives one."""
+    """Input function: the labels of a folder's validation images, if the config gives a file."""
     return source_of(wildcards).get("val_labels", [])
 
 
 def listing_of(wildcards):
-    """What tells that images were added to a source folder, or removed."""
+    """A digest of a source folder's files, which changes if images are added or removed."""
     folder = source_of(wildcards).get("folder")
     return listing(Path(folder)) if folder and Path(folder).is_dir() else ""

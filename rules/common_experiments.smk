@@ -1,11 +1,9 @@
-# What the rules ask of an experiment's config.
-from pathlib import Path
-
+# Functions of wildcards that look up an experiment's config.
 from pipeline.nets import models, strategies
 
 
 def of_evaluated(path):
-    """Input function: `path`, with {part}, in the folder of the experiment's dataset, for the part that is evaluated."""
+    """Input function: `path`, with {part}, in the folder of the experiment's dataset, for the set that is evaluated."""
     return lambda wildcards: (
         f"results/datasets/{dataset_of(wildcards)}/"
         + path.format(part=wildcards.of.removeprefix("_") or "val")
@@ -13,40 +11,40 @@ def of_evaluated(path):
 
 
 def of_part(result):
-    """Labels of a result in the report, with the part that was evaluated where it is not the validation set."""
+    """Label of a result in the report, with the set that was evaluated, unless it is the validation set."""
     parts = {"": "", "_train": ", training images", "_test": ", images for testing"}
     return lambda wildcards: {"result": result + parts[wildcards.of]}
 
 
 def infogain_of(wildcards):
-    """Input function: the matrix that weighs an experiment's classes, where its dataset is balanced by weights."""
+    """Input function: the infogain matrix of an experiment, if its dataset is balanced by weights."""
     name = dataset_of(wildcards)
-    weighed = config["datasets"][name]["split"]["balance"] == "weights"
-    return f"results/datasets/{name}/lists/infogain.binaryproto" if weighed else []
+    weighted = config["datasets"][name]["split"]["balance"] == "weights"
+    return f"results/datasets/{name}/lists/infogain.binaryproto" if weighted else []
 
 
 def fitted(file):
-    """Input function: `file` of the fitted linear classifier, where an experiment's strategy has one or is chosen by it."""
+    """Input function: `file` of the linear step, if an experiment's strategy needs it."""
 
     def path(wildcards):
-        strategy = config["experiments"][wildcards.experiment]["strategy"]
-        return (
-            f"results/experiments/{wildcards.experiment}/linear/{file}"
-            if strategy in strategies.FITTED
-            else []
-        )
+        name = wildcards.experiment
+        is_fitted = config["experiments"][name]["strategy"] in strategies.FITTED
+        return f"results/experiments/{name}/linear/{file}" if is_fitted else []
 
     return path
 
 
 def net_of(wildcards):
-    """Input function: the prototxt of an experiment whose net is the user's own."""
+    """Input function: an experiment's prototxt, if the net is the user's own."""
     model = config["experiments"][wildcards.experiment]["model"]
     return model if models.is_file(model) else []
 
 
 def weights_from(name, best=None):
-    """The weights that an experiment is judged and used by; or those of its best test, or its last ones, where `best` says."""
+    """The weights of an experiment that are evaluated and exported.
+
+    best  True for those of its best test, False for the last ones; by default as its config says
+    """
     experiment = config["experiments"][name]
     if best is None:
         best = experiment.get("best", experiment["early_stopping"] > 0)
@@ -54,12 +52,12 @@ def weights_from(name, best=None):
 
 
 def learned_weights(wildcards):
-    """Input function: the weights that an experiment is judged and used by."""
+    """Input function: the weights of an experiment that are evaluated and exported."""
     return weights_from(wildcards.experiment)
 
 
 def weights_of(wildcards):
-    """Input function: the weights that an experiment starts from; none when it starts from scratch."""
+    """Input function: the weights that an experiment starts from; empty if it starts from scratch."""
     paths = []
     for origin in configuration.keys.origins(config["experiments"][wildcards.experiment]):
         if "experiment" in origin:
@@ -73,17 +71,12 @@ def weights_of(wildcards):
 
 
 def shown_by(wildcards):
-    """The flag of the visualize step for what it shows: images, or a database."""
+    """The visualize step's flag for `shown_images`."""
     pictures = config["experiments"][wildcards.experiment]["pictures"]
     return "--images" if "images" in pictures else "--database"
 
 
 def shown_images(wildcards):
-    """Input function: what the pictures of a trained net show: images of the user's, or the validation records."""
+    """Input function: the images that the pictures of a trained net show: the user's, or the validation database."""
     images = config["experiments"][wildcards.experiment]["pictures"].get("images")
     return images or f"results/datasets/{dataset_of(wildcards)}/lmdb/val"
-
-
-def without_suffix(wildcards, output):
-    """The path of a net's two files without .prototxt and .caffemodel, as the surgery step takes it."""
-    return str(Path(output.net).with_suffix(""))

@@ -36,7 +36,7 @@ rule merge:
         mem_mb=8000,
         runtime=30,
     params:
-        stem=without_suffix,
+        stem=subpath(output.net, strip_suffix=".prototxt"),
         code=code_of("pipeline.export.surgery"),
     shell:
         "OMP_NUM_THREADS={threads} python -m pipeline.export.surgery merge {input.net:q} {input.weights:q} --output {params.stem:q}"
@@ -57,7 +57,7 @@ rule convolutional:
         mem_mb=8000,
         runtime=30,
     params:
-        stem=without_suffix,
+        stem=subpath(output.net, strip_suffix=".prototxt"),
         options=options_of("export.convolutional"),
         code=code_of("pipeline.export.surgery"),
     shell:
@@ -78,7 +78,7 @@ rule crop:
         mem_mb=4000,
         runtime=30,
     params:
-        stem=without_suffix,
+        stem=subpath(output.net, strip_suffix=".prototxt"),
         code=code_of("pipeline.export.surgery"),
     shell:
         "python -m pipeline.export.surgery crop {input.net:q} {input.weights:q} --output {params.stem:q} 2>&1 | tee {log:q}"
@@ -99,7 +99,7 @@ rule average:
         mem_mb=8000,
         runtime=30,
     params:
-        stem=without_suffix,
+        stem=subpath(output.net, strip_suffix=".prototxt"),
         options=options_of("export.average"),
         code=code_of("pipeline.export.surgery"),
     shell:

@@ -31,19 +31,13 @@ rule evaluate:
         manifest=of_evaluated("lmdb/{part}.manifest.json"),
     output:
         summary="results/experiments/{experiment}/evaluate{of}/summary.json",
-        per_class=report(
-            "results/experiments/{experiment}/evaluate{of}/per_class.csv",
-            caption="../report/per_class.rst",
-            category="{experiment}",
-            labels=of_part("accuracy by class (CSV)"),
+        per_class=experiment_report(
+            "evaluate{of}/per_class.csv", "per_class", of_part("accuracy by class (CSV)")
         ),
         confusion="results/experiments/{experiment}/evaluate{of}/confusion.csv",
         calibration="results/experiments/{experiment}/evaluate{of}/calibration.csv",
-        predictions=report(
-            "results/experiments/{experiment}/evaluate{of}/predictions.csv",
-            caption="../report/predictions.rst",
-            category="{experiment}",
-            labels=of_part("predictions (CSV)"),
+        predictions=experiment_report(
+            "evaluate{of}/predictions.csv", "predictions", of_part("predictions (CSV)")
         ),
     log:
         "logs/experiments/{experiment}/evaluate{of}.log",
@@ -71,12 +65,7 @@ rule classify:
         mean=of_dataset("mean.binaryproto"),
         images=lookup(dpath="experiments/{experiment}/classify/images", within=config),
     output:
-        report(
-            "results/experiments/{experiment}/classify.csv",
-            caption="../report/classify.rst",
-            category="{experiment}",
-            labels={"result": "classified images (CSV)"},
-        ),
+        experiment_report("classify.csv", "classify", "classified images (CSV)"),
     log:
         "logs/experiments/{experiment}/classify.log",
     threads: 8

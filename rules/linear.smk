@@ -9,18 +9,8 @@ rule linear:
     output:
         strategy="results/experiments/{experiment}/linear/strategy.json",
         classifier="results/experiments/{experiment}/linear/classifier.caffemodel",
-        measured=report(
-            "results/experiments/{experiment}/linear/measured.csv",
-            caption="../report/measured.rst",
-            category="{experiment}",
-            labels={"result": "features measured (CSV)"},
-        ),
-        plot=report(
-            "results/experiments/{experiment}/linear/measured.png",
-            caption="../report/strategy.rst",
-            category="{experiment}",
-            labels={"result": "strategy, and why"},
-        ),
+        measured=experiment_report("linear/measured.csv", "measured", "features measured (CSV)"),
+        plot=experiment_report("linear/measured.png", "strategy", "strategy, and why"),
         vector="results/experiments/{experiment}/linear/measured.svg",
     log:
         "logs/experiments/{experiment}/linear.log",

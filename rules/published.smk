@@ -18,13 +18,8 @@ rule build:
     input:
         records="results/datasets/{dataset}/published",
     output:
-        databases=directory(
-            expand("results/datasets/{{dataset}}/lmdb/{part}", part=["train", "val"])
-        ),
-        manifests=expand(
-            "results/datasets/{{dataset}}/lmdb/{part}.manifest.json",
-            part=["train", "val"],
-        ),
+        databases=directory(DATABASES),
+        manifests=MANIFESTS,
         lists=LISTS,
     log:
         "logs/datasets/{dataset}/databases.log",
@@ -48,13 +43,8 @@ rule reuse:
         records=databases_of,
         names=names_of,
     output:
-        databases=directory(
-            expand("results/datasets/{{dataset}}/lmdb/{part}", part=["train", "val"])
-        ),
-        manifests=expand(
-            "results/datasets/{{dataset}}/lmdb/{part}.manifest.json",
-            part=["train", "val"],
-        ),
+        databases=directory(DATABASES),
+        manifests=MANIFESTS,
         lists=LISTS,
     log:
         "logs/datasets/{dataset}/databases.log",
@@ -73,7 +63,4 @@ rule reuse:
         " --threads {threads} 2>&1 | tee {log:q}"
 
 
-ruleorder: build > label
-ruleorder: build > lmdb
-ruleorder: reuse > label
-ruleorder: reuse > lmdb
+ruleorder: build > reuse > label > lmdb

@@ -7,38 +7,19 @@ rule pictures:
         manifest="results/datasets/{dataset}/lmdb/train.manifest.json",
         mean="results/datasets/{dataset}/mean.binaryproto",
     output:
-        overview=report(
-            "results/datasets/{dataset}/pictures/overview.png",
-            caption="../report/overview.rst",
-            category="{dataset}",
-            labels={"result": "images of each class"},
-        ),
-        classes=report(
-            "results/datasets/{dataset}/pictures/classes.png",
-            caption="../report/classes.rst",
-            category="{dataset}",
-            labels={"result": "how many of each class"},
-        ),
-        sizes=report(
-            "results/datasets/{dataset}/pictures/sizes.png",
-            caption="../report/sizes.rst",
-            category="{dataset}",
-            labels={"result": "sizes of the files"},
-        ),
+        overview=dataset_report("pictures/overview.png", "overview", "images of each class"),
+        classes=dataset_report("pictures/classes.png", "classes", "how many of each class"),
+        sizes=dataset_report("pictures/sizes.png", "sizes", "sizes of the files"),
         vector=expand("results/datasets/{{dataset}}/pictures/{plot}.svg", plot=["classes", "sizes"]),
-        mean=report(
-            "results/datasets/{dataset}/pictures/mean.png",
-            caption="../report/mean.rst",
-            category="{dataset}",
-            labels={"result": "mean image"},
-        ),
-        # Of the first 40 classes, as the overview has them: of a thousand, the report would be heavy.
-        sheets=report(
-            directory("results/datasets/{dataset}/pictures/sheets"),
-            patterns=["{number,00[0-3][0-9]}_{name}.jpg"],
-            caption="../report/sheet.rst",
-            category="{dataset}",
-            labels={"result": "contact sheet {number}: {name}"},
+        mean=dataset_report("pictures/mean.png", "mean", "mean image"),
+        # Of the first 40 classes, as in the overview: a thousand would make the report large.
+        sheets=directory(
+            dataset_report(
+                "pictures/sheets",
+                "sheet",
+                "contact sheet {number}: {name}",
+                patterns=["{number,00[0-3][0-9]}_{name}.jpg"],
+            )
         ),
     log:
         "logs/datasets/{dataset}/pictures.log",
@@ -58,12 +39,7 @@ rule augmented:
         database="results/datasets/{dataset}/lmdb/train",
         manifest="results/datasets/{dataset}/lmdb/train.manifest.json",
     output:
-        report(
-            "results/datasets/{dataset}/augmented.png",
-            caption="../report/augmented.rst",
-            category="{dataset}",
-            labels={"result": "augmented images"},
-        ),
+        dataset_report("augmented.png", "augmented", "augmented images"),
     log:
         "logs/datasets/{dataset}/augmented.log",
     resources:
@@ -80,12 +56,7 @@ rule plots:
     input:
         metrics="results/experiments/{experiment}/train/metrics.csv",
     output:
-        curves=report(
-            "results/experiments/{experiment}/report/curves.png",
-            caption="../report/curves.rst",
-            category="{experiment}",
-            labels={"result": "curves"},
-        ),
+        curves=experiment_report("report/curves.png", "curves", "curves"),
         vector="results/experiments/{experiment}/report/curves.svg",
     log:
         "logs/experiments/{experiment}/plots.log",
@@ -108,23 +79,14 @@ rule evaluated:
         database=of_evaluated("lmdb/{part}"),
         manifest=of_evaluated("lmdb/{part}.manifest.json"),
     output:
-        confusion=report(
-            "results/experiments/{experiment}/report/confusion{of}.png",
-            caption="../report/confusion.rst",
-            category="{experiment}",
-            labels=of_part("confusion matrix"),
+        confusion=experiment_report(
+            "report/confusion{of}.png", "confusion", of_part("confusion matrix")
         ),
-        calibration=report(
-            "results/experiments/{experiment}/report/calibration{of}.png",
-            caption="../report/calibration.rst",
-            category="{experiment}",
-            labels=of_part("calibration"),
+        calibration=experiment_report(
+            "report/calibration{of}.png", "calibration", of_part("calibration")
         ),
-        mistakes=report(
-            "results/experiments/{experiment}/report/mistakes{of}.png",
-            caption="../report/mistakes.rst",
-            category="{experiment}",
-            labels=of_part("surest mistakes"),
+        mistakes=experiment_report(
+            "report/mistakes{of}.png", "mistakes", of_part("surest mistakes")
         ),
         vector=expand(
             "results/experiments/{{experiment}}/report/{plot}{{of}}.svg",
@@ -152,18 +114,10 @@ rule neighbours:
         manifest=of_dataset("lmdb/val.manifest.json"),
         labels=of_dataset("lists/labels.txt"),
     output:
-        map=report(
-            "results/experiments/{experiment}/report/map_{blob}.png",
-            caption="../report/map.rst",
-            category="{experiment}",
-            labels={"result": "map of {blob}"},
-        ),
+        map=experiment_report("report/map_{blob}.png", "map", "map of {blob}"),
         vector="results/experiments/{experiment}/report/map_{blob}.svg",
-        neighbours=report(
-            "results/experiments/{experiment}/report/neighbours_{blob}.png",
-            caption="../report/neighbours.rst",
-            category="{experiment}",
-            labels={"result": "neighbours by {blob}"},
+        neighbours=experiment_report(
+            "report/neighbours_{blob}.png", "neighbours", "neighbours by {blob}"
         ),
         table="results/experiments/{experiment}/report/neighbours_{blob}.csv",
         figures="results/experiments/{experiment}/report/neighbours_{blob}.json",
@@ -193,40 +147,22 @@ rule visualize:
         images=shown_images,
         manifest=of_dataset("lmdb/val.manifest.json"),
     output:
-        filters=report(
-            "results/experiments/{experiment}/pictures/filters.png",
-            caption="../report/filters.rst",
-            category="{experiment}",
-            labels={"result": "filters"},
+        filters=experiment_report("pictures/filters.png", "filters", "filters"),
+        probabilities=experiment_report(
+            "pictures/probabilities.png", "probabilities", "probabilities"
         ),
-        probabilities=report(
-            "results/experiments/{experiment}/pictures/probabilities.png",
-            caption="../report/probabilities.rst",
-            category="{experiment}",
-            labels={"result": "probabilities"},
+        activations=experiment_report("pictures/activations.png", "activations", "activations"),
+        maps=directory(
+            experiment_report(
+                "pictures/feature_maps",
+                "feature_maps",
+                "feature maps {number}: {image}",
+                patterns=["{number,\d+}_{image}.png"],
+            )
         ),
-        activations=report(
-            "results/experiments/{experiment}/pictures/activations.png",
-            caption="../report/activations.rst",
-            category="{experiment}",
-            labels={"result": "activations"},
-        ),
-        maps=report(
-            directory("results/experiments/{experiment}/pictures/feature_maps"),
-            patterns=["{number,\d+}_{image}.png"],
-            caption="../report/feature_maps.rst",
-            category="{experiment}",
-            labels={"result": "feature maps {number}: {image}"},
-        ),
-        graph=report(
-            "results/experiments/{experiment}/pictures/net.svg",
-            caption="../report/net.rst",
-            category="{experiment}",
-            labels={"result": "net"},
-        ),
+        graph=experiment_report("pictures/net.svg", "net", "net"),
     log:
         "logs/experiments/{experiment}/visualize.log",
-    threads: 1
     resources:
         mem_mb=4000,
         runtime=30,
@@ -250,18 +186,8 @@ rule comparison:
             "results/experiments/{name}/evaluate/summary.json", name=config["experiments"]
         ),
     output:
-        table=report(
-            "results/report/comparison.csv",
-            caption="../report/comparison.rst",
-            category="Comparison",
-            labels={"result": "table (CSV)"},
-        ),
-        plot=report(
-            "results/report/comparison.png",
-            caption="../report/comparison_plot.rst",
-            category="Comparison",
-            labels={"result": "curves"},
-        ),
+        table=comparison_report("comparison.csv", "comparison", "table (CSV)"),
+        plot=comparison_report("comparison.png", "comparison_plot", "curves"),
         vector="results/report/comparison.svg",
         seconds="results/report/seconds.csv",
         sweeps=SWEPT,

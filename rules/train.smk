@@ -55,18 +55,8 @@ rule train:
         seconds="results/experiments/{experiment}/train/seconds.csv",
         machine="results/experiments/{experiment}/train/machine.json",
         log="results/experiments/{experiment}/train/train.log",
-        layers=report(
-            "results/experiments/{experiment}/train/layers.csv",
-            caption="../report/layers.rst",
-            category="{experiment}",
-            labels={"result": "layers (CSV)"},
-        ),
-        preflight=report(
-            "results/experiments/{experiment}/train/preflight.csv",
-            caption="../report/preflight.rst",
-            category="{experiment}",
-            labels={"result": "preflight (CSV)"},
-        ),
+        layers=experiment_report("train/layers.csv", "layers", "layers (CSV)"),
+        preflight=experiment_report("train/preflight.csv", "preflight", "preflight (CSV)"),
         folders=directory(
             expand(
                 "results/experiments/{{experiment}}/train/{folder}",

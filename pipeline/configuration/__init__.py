@@ -12,11 +12,11 @@ from pipeline.options.problems import problems as schema_problems
 
 
 def check_config(config: dict[str, Any], path: str) -> dict[str, Any]:
-    """The config with defaults filled in, and one experiment for each combination of a sweep; those are in `sweeps`.
+    """The config with defaults filled in, and one experiment for each combination of a sweep, which `sweeps` lists.
 
     Raises one InputError that lists every problem, a line each.
 
-    path  the config file, as the errors name it
+    path  the config file, for the errors
     """
     schema = schema_of(Config)
     problems = [*limits.repeated(Path(path)), *limits.not_finite(config), *limits.too_long(config)]
@@ -44,9 +44,9 @@ def check_config(config: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _cross_checked(sets: dict[str, dict[str, Any]], trainings: dict[str, dict[str, Any]]) -> list[str]:
-    """What the schema cannot say: names that refer to one another, and what a template and Caffe's solver have.
+    """Mistakes that the schema cannot express: in names that refer to one another, templates and Caffe's solver.
 
-    What is of another kind than the schema wants has been found there, and is passed over here.
+    Values of a wrong type are skipped, as the schema reports them.
     """
     found = [problem for name in sets for problem in datasets.problems(name, sets)]
     for name, training in trainings.items():

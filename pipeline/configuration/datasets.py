@@ -1,4 +1,4 @@
-"""What is wrong with a config's datasets that no schema can say."""
+"""Mistakes in a config's datasets that its schema cannot express."""
 
 import csv
 from pathlib import Path
@@ -9,49 +9,50 @@ from pipeline.formats.text import table_header
 from pipeline.options.dataset import FetchOptions
 from pipeline.sources import folders
 
+USED_WITH = {
+    "copy": ("published",),
+    "root": ("list",),
+    "allow_outside_root": ("list",),
+    "val_labels": ("folder",),
+    **dict.fromkeys((*FetchOptions.model_fields, "sample", "seed", "columns"), ("list", "folder")),
+}
+"""Keys of a source, and the kinds of source that use them."""
+DETERMINED_BY = {
+    "published": (*OF_IMAGES, *OF_LISTS, "encode"),
+    "database": tuple(key for key in (*OF_IMAGES, *OF_LISTS) if key != "channels"),  # it describes the records
+    "dataset": OF_IMAGES,
+}
+"""Kinds of source, and the keys of a dataset that have no effect with them."""
+
 
 def without_effect(name: str, dataset: dict[str, Any]) -> list[str]:
-    """Keys that are given where what they say is settled by others; before defaults are filled in."""
-    problems = []
+    """Keys without effect because of others, a line each; to be called before defaults are filled in."""
     source, split = mapping(dataset.get("source")), mapping(dataset.get("split"))
-    kind = kind_of(source)
-    wanted: dict[str, tuple[str, ...]] = {
-        "copy": ("published",),
-        "root": ("list",),
-        "allow_outside_root": ("list",),
-        "val_labels": ("folder",),
-    }
-    wanted |= dict.fromkeys((*FetchOptions.model_fields, "sample", "seed", "columns"), ("list", "folder"))
-    for key, kinds in wanted.items():
-        if key in source and kind and kind not in kinds:
-            problems.append(f"datasets.{name}.source.{key}: no effect without {' or '.join(kinds)}")
+    found = []
+    if kind := kind_of(source):
+        needed = {key: kinds for key, kinds in USED_WITH.items() if key in source and kind not in kinds}
+        found += [f"source.{key}: no effect without {' or '.join(kinds)}" for key, kinds in needed.items()]
+        found += [f"{key}: no effect, it is the {kind}'s" for key in DETERMINED_BY.get(kind, ()) if key in dataset]
     if kind == "list" and source.get("allow_outside_root") and "root" not in source:
-        problems.append(f"datasets.{name}.source.allow_outside_root: no effect without root")
-    images: tuple[str, ...] = {"list": (), "folder": (), "dataset": OF_IMAGES}.get(kind, (*OF_IMAGES, *OF_LISTS))
-    images = (*images, "encode") if kind == "published" else images
-    for key in images:
-        if key in dataset and (kind, key) != ("database", "channels"):  # what is said of records, not made of them
-            problems.append(f"datasets.{name}.{key}: no effect, it is the {kind}'s")
+        found.append("source.allow_outside_root: no effect without root")
     by = split.get("by", "fraction")
-    for key, ways in (("val", ("fraction",)), ("folds", ("fold",)), ("fold", ("fold",))):
-        if key in split and by not in ways:
-            problems.append(
-                f"datasets.{name}.split.{key}: {split[key]} has no effect with by: {by}; remove it, or use by: {ways[0]}"
-            )
-    return problems
+    for key, way in (("val", "fraction"), ("folds", "fold"), ("fold", "fold")):
+        if key in split and by != way:
+            found.append(f"split.{key}: {split[key]} has no effect with by: {by}; remove it, or use by: {way}")
+    return [f"datasets.{name}.{problem}" for problem in found]
 
 
 def problems(name: str, datasets: dict[str, dict[str, Any]]) -> list[str]:
-    """What is wrong with one dataset, in a line each; defaults are filled in."""
+    """Mistakes in one dataset, a line each; defaults are filled in."""
     dataset = datasets[name]
-    found = _of_source(name, datasets) if isinstance(dataset.get("source"), dict) else []
-    divided = _of_split(mapping(dataset.get("split"))) + _of_column(dataset)
-    return [f"datasets.{name}.{key}{one}" for key, ones in (("source", found), ("split", divided)) for one in ones]
+    found = [f"source{problem}" for problem in _source_problems(dataset.get("source"), datasets)]
+    found += [f"split{problem}" for problem in _split_problems(mapping(dataset.get("split")))]
+    return [f"datasets.{name}.{problem}" for problem in found + _column_problems(dataset)]
 
 
-def _of_source(name: str, datasets: dict[str, Any]) -> list[str]:
-    """What is wrong with where a dataset's images come from, each with the rest of its key before it."""
-    source = datasets[name]["source"]
+def _source_problems(source: object, datasets: dict[str, Any]) -> list[str]:
+    if not isinstance(source, dict):
+        return []
     kinds = [kind for kind in KINDS if kind in source]
     if len(kinds) != 1:
         return [f": {' and '.join(kinds) or 'none'} given; it has one of {', '.join(KINDS[:-1])} and {KINDS[-1]}"]
@@ -61,33 +62,32 @@ def _of_source(name: str, datasets: dict[str, Any]) -> list[str]:
     if other not in datasets:
         return [f".dataset: {problem}" for problem in unknown(other, datasets)]
     if (kind := kind_of(mapping(datasets[other].get("source")))) not in ("list", "folder", None):
-        return [f".dataset: {other!r} comes from {'another dataset' if kind == 'dataset' else kind}; name one of images"]
+        origin = "another dataset" if kind == "dataset" else kind
+        return [f".dataset: {other!r} comes from {origin}; name a dataset with a list or a folder"]
     return []
 
 
-def _of_split(split: dict[str, Any]) -> list[str]:
-    """What is wrong with how a dataset is divided, each with the rest of its key before it."""
+def _split_problems(split: dict[str, Any]) -> list[str]:
     if split.get("by") != "fold":
         return []
     missing = [key for key in ("folds", "fold") if key not in split]
     if missing:
-        return [f": {missing[0]} is missing; by: fold wants folds, how many there are, and fold, the one for validation, from 0"]
+        return [f": {missing[0]} is missing; by: fold needs folds, their number, and fold, the one for validation, from 0"]
     if isinstance(split["folds"], int) and isinstance(split["fold"], int) and split["fold"] >= split["folds"]:
         return [f".fold: {split['fold']} is not one of 0 to {split['folds'] - 1}"]
     return []
 
 
-def _of_column(dataset: dict[str, Any]) -> list[str]:
-    """What is wrong with images that are to be divided as their list or folder says, which does not say it."""
+def _column_problems(dataset: dict[str, Any]) -> list[str]:
     if mapping(dataset.get("split")).get("by") == "column" and known_splits(dataset) == {""}:
         source = dataset["source"]
         lacking = "no train/ and val/" if "folder" in source else "no column of splits"
-        return [f".by: column, but {source.get('folder') or source['list']} has {lacking}; use by: fraction"]
+        return [f"split.by: column, but {source.get('folder') or source['list']} has {lacking}; use by: fraction"]
     return []
 
 
 def known_splits(dataset: dict[str, Any]) -> set[str] | None:
-    """The splits that a dataset's images have, {""} where they have none; None where that is not known before they are read."""
+    """The splits of a dataset's images, {""} if they have none; None if only reading them can tell."""
     source = mapping(dataset.get("source"))
     folder, path = (Path(source[key]) if isinstance(source.get(key), str) else None for key in ("folder", "list"))
     if folder and folder.is_dir():
@@ -100,7 +100,7 @@ def known_splits(dataset: dict[str, Any]) -> set[str] | None:
         return None
     try:
         delimiter, header = table_header(path)
-    except (OSError, EOFError):  # the shards step says what is wrong with it
+    except (OSError, EOFError):  # the shards step reports it
         return None
     if not header.strip():
         return None

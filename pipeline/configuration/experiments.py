@@ -1,4 +1,4 @@
-"""What is wrong with a config's experiments that no schema can say, but for their weights."""
+"""Mistakes in a config's experiments that its schema cannot express, except those of their weights."""
 
 from typing import Any
 
@@ -8,47 +8,45 @@ from pipeline.configuration.keys import kind_of, last_layer, mapping, origins, u
 from pipeline.errors import InputError
 from pipeline.files import stem_of
 from pipeline.nets import models, solver_fields, strategies
-from pipeline.nets.models.adapted import Adapted
 
 
 def without_effect(name: str, experiment: dict[str, Any]) -> list[str]:
-    """Keys that are given where what they say is settled by others; before defaults are filled in."""
+    """Keys without effect because of others, a line each; to be called before defaults are filled in."""
     if "feature_formats" in experiment and not experiment.get("features"):
         return [f"experiments.{name}.feature_formats: no effect without features"]
     return []
 
 
 def problems(experiment: dict[str, Any], datasets: dict[str, Any]) -> list[str]:
-    """What is wrong with one experiment by itself, its key first, in a line each; defaults are filled in."""
+    """Mistakes in one experiment by itself, a line each that begins with the key; defaults are filled in."""
     dataset, model = experiment.get("dataset"), experiment.get("model")
     found = [f"solver.{problem}" for problem in solver_fields.problems(mapping(experiment.get("solver")))]
     if isinstance(dataset, str):
         found += [f"dataset: {problem}" for problem in unknown(dataset, datasets)]
-    found += _of_testing(experiment, _with_images(dataset, datasets) if isinstance(dataset, str) else {})
-    found += _of_strategy(experiment)
-    found += _of_average(experiment)
+        found += _test_problems(experiment, _with_images(dataset, datasets))
+    found += _strategy_problems(experiment)
+    found += _average_problems(experiment)
     template, unfit = _template(model) if isinstance(model, str) else (None, [])
     found += [f"model: {problem}" for problem in unfit]
     if isinstance(dataset, str) and template:
-        found += _of_images(experiment, template, _shape(dataset, datasets))
-        found += _of_layers(experiment, template)
-        found += _of_skipped(experiment, template)
+        found += _image_problems(experiment, template, _shape(mapping(datasets.get(dataset))))
+        found += _layer_problems(experiment, template)
+        found += _skip_problems(experiment, template)
     if template and template.pairs:
-        found += _of_pairs(experiment)
+        found += _pair_problems(experiment)
     if experiment.get("batch_norm") == "freeze":
-        found += _of_batch_norm(experiment, template)
+        found += _batch_norm_problems(experiment, template)
     return found
 
 
 def _with_images(name: str, datasets: dict[str, Any]) -> dict[str, Any]:
-    """A dataset with the source that its images are of, its own or another dataset's."""
+    """A dataset with the source of its images, its own or another dataset's."""
     dataset = mapping(datasets.get(name))
     other = mapping(dataset.get("source")).get("dataset")
     return dataset | {"source": mapping(datasets.get(other)).get("source")} if isinstance(other, str) else dataset
 
 
-def _of_testing(experiment: dict[str, Any], dataset: dict[str, Any]) -> list[str]:
-    """What is wrong with an evaluation on images for testing."""
+def _test_problems(experiment: dict[str, Any], dataset: dict[str, Any]) -> list[str]:
     if "test" not in (experiment.get("evaluate") or []) or not dataset:
         return []
     kind = kind_of(mapping(dataset.get("source")))
@@ -57,62 +55,57 @@ def _of_testing(experiment: dict[str, Any], dataset: dict[str, Any]) -> list[str
     split = mapping(dataset.get("split"))
     known = known_splits(dataset)
     if split.get("by", "fraction" if "val" in split else "column") != "column" or known == {""}:
-        return ["evaluate: test: no images are for testing; say which in the list's split column, and split: {by: column}"]
+        return ["evaluate: test: there are no test images; mark them in the list's split column, and set split: {by: column}"]
     if missing := [part for part in ("test", "val") if known is not None and part not in known]:
-        why = "" if "test" in missing else ", so that its test images are for validation"
+        why = "" if "test" in missing else ", so its test images are used for validation"
         return [f"evaluate: test: {mapping(dataset.get('source'))['folder']} has no {missing[0]}/{why}; add it, or remove test"]
     return []
 
 
-def _shape(name: str, datasets: dict[str, Any]) -> tuple[int, int, int] | None:
-    """Channels, height and width of a dataset's images where they are resized; None where they are taken as they are."""
-    dataset = datasets.get(name, {})
+def _shape(dataset: dict[str, Any]) -> tuple[int, int, int] | None:
+    """Channels, height and width of a dataset's images if they are resized, else None."""
     size = mapping(dataset.get("size"))
     height, width = size.get("height"), size.get("width")
-    if (
-        kind_of(mapping(dataset.get("source"))) not in ("list", "folder", "dataset")
-        or not isinstance(height, int)
-        or not isinstance(width, int)
-    ):
+    is_resized = kind_of(mapping(dataset.get("source"))) in ("list", "folder", "dataset")
+    if not (is_resized and isinstance(height, int) and isinstance(width, int)):
         return None
     return 1 if dataset.get("color") == "gray" else 3, height, width
 
 
-def _of_images(experiment: dict[str, Any], template: models.Template | Adapted, shape: tuple[int, int, int] | None) -> list[str]:
-    """What is wrong with the size and the colours of the images that a net is given.
+def _image_problems(experiment: dict[str, Any], template: models.Template, shape: tuple[int, int, int] | None) -> list[str]:
+    """Mistakes in the size and the channels of a net's input.
 
-    shape  of the dataset's images, where it is known
+    shape  of the dataset's images, if it is known
     """
     if shape and (unfit := models.unfit(template, experiment["model"], shape)):
         return [str(InputError("model", *unfit))]
-    side, wanted = template.crop_size, mapping(mapping(experiment.get("export")).get("convolutional"))
-    own = (side, side) if side else shape[1:] if shape else None
-    given: tuple[Any, Any] = wanted.get("height"), wanted.get("width")
-    if own and all(isinstance(one, int) for one in given) and any(one < least for one, least in zip(given, own, strict=True)):
-        found, least = (f"{height}×{width}" for height, width in (given, own))
-        return [f"export.convolutional: {found} is smaller than the net's own {least}; give no side that is smaller"]
+    side, size = template.crop_size, mapping(mapping(experiment.get("export")).get("convolutional"))
+    least = (side, side) if side else shape[1:] if shape else None
+    height, width = size.get("height"), size.get("width")
+    if least and isinstance(height, int) and isinstance(width, int) and (height < least[0] or width < least[1]):
+        own = f"{least[0]}×{least[1]}"
+        return [f"export.convolutional: {height}×{width} is smaller than the net's own {own}; give no side that is smaller"]
     return []
 
 
-def _of_layers(experiment: dict[str, Any], template: models.Template | Adapted) -> list[str]:
-    """What is wrong with the layers and blobs that an experiment names."""
-    strategy, freeze_to, wanted = (experiment.get(key) for key in ("strategy", "freeze_to", "features"))
-    if not (wanted or freeze_to or strategy in strategies.FITTED):
-        return []  # a net is not built for nothing: each of a workflow's jobs reads the config
+def _layer_problems(experiment: dict[str, Any], template: models.Template) -> list[str]:
+    strategy, freeze_to, features = (experiment.get(key) for key in ("strategy", "freeze_to", "features"))
+    if not (features or freeze_to or strategy in strategies.FITTED):
+        return []  # building a net takes time
     last = models.Last(last_layer(experiment), 1)
     built = template.built(last, deploy=strategy in strategies.FITTED)
     try:
         if isinstance(freeze_to, str):
             strategies.frozen(built, "full", freeze_to)
         if strategy in strategies.FITTED:
-            # What `auto` may choose has at least the layers up to the middle.
+            # Whatever `auto` chooses has at least the layers up to the middle.
             blob = strategies.features(built, experiment["features_from"] if strategy == "features" else "middle")
             built = strategies.linear(built, blob, 1)
     except caffe.Error as error:
         return [str(error)]
     blobs = ["data", *dict.fromkeys(top for layer in built.layers for top in layer.top)]
     blobs += [f"{blob}{models.SECOND}" for blob in blobs if template.pairs]
-    names = [blob for blob in wanted if isinstance(blob, str)] if isinstance(wanted, list) else []
+    names = [blob for blob in features if isinstance(blob, str)] if isinstance(features, list) else []
     why = " (auto may choose the features of the middle)" if strategy == strategies.AUTO else ""
     found = [f"features: {problem}{why}" for blob in names for problem in unknown(blob, blobs)]
     stems: dict[str, str] = {}
@@ -122,8 +115,7 @@ def _of_layers(experiment: dict[str, Any], template: models.Template | Adapted) 
     return found
 
 
-def _of_skipped(experiment: dict[str, Any], template: models.Template | Adapted) -> list[str]:
-    """What is wrong with the layers that are not copied from the weights."""
+def _skip_problems(experiment: dict[str, Any], template: models.Template) -> list[str]:
     skipped, strategy = experiment.get("skip_layers"), experiment.get("strategy")
     if not skipped or not isinstance(skipped, list):
         return []
@@ -135,15 +127,14 @@ def _of_skipped(experiment: dict[str, Any], template: models.Template | Adapted)
     return [f"skip_layers: {problem}" for name in skipped if isinstance(name, str) for problem in unknown(name, layers)]
 
 
-def _of_strategy(experiment: dict[str, Any]) -> list[str]:
-    """What is wrong with what is to be learned, by itself."""
+def _strategy_problems(experiment: dict[str, Any]) -> list[str]:
     strategy, weights = experiment.get("strategy"), origins(experiment)
     if strategy == "scratch" and weights:
         return ["strategy: scratch takes no weights; remove weights, or choose another strategy"]
     if strategy in ("last_layer", "half", "features", strategies.AUTO) and not weights:
-        return [f"strategy: {strategy} builds on weights, but there are none; give weights, or use scratch"]
+        return [f"strategy: {strategy} needs weights, but there are none; give weights, or use scratch"]
     if strategy in strategies.FITTED and len(weights) > 1:
-        return [f"weights: strategy: {strategy} takes those of one file, and there are {len(weights)}; give one"]
+        return [f"weights: strategy: {strategy} takes one file, and there are {len(weights)}; give one"]
     if experiment.get("features_from", "top") != "top" and strategy != "features":
         return [f"features_from: no effect with strategy: {strategy}; use strategy: features"]
     if "freeze_to" in experiment and strategy != "full":
@@ -151,8 +142,7 @@ def _of_strategy(experiment: dict[str, Any]) -> list[str]:
     return []
 
 
-def _of_pairs(experiment: dict[str, Any]) -> list[str]:
-    """What is wrong with an experiment whose net tells pairs apart."""
+def _pair_problems(experiment: dict[str, Any]) -> list[str]:
     said = f"{experiment['model']} gives values to compare, no classes"
     problems = [f"classify: {said}; remove it"] if "classify" in experiment else []
     if experiment.get("strategy") in strategies.FITTED:
@@ -160,8 +150,7 @@ def _of_pairs(experiment: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _of_batch_norm(experiment: dict[str, Any], template: models.Template | Adapted | None) -> list[str]:
-    """What is wrong with keeping BatchNorm's statistics as they are."""
+def _batch_norm_problems(experiment: dict[str, Any], template: models.Template | None) -> list[str]:
     if not experiment.get("weights"):
         return ["batch_norm: freeze keeps the statistics of the weights, but there are no weights; give weights, or use learn"]
     try:
@@ -173,24 +162,23 @@ def _of_batch_norm(experiment: dict[str, Any], template: models.Template | Adapt
     return []
 
 
-def _of_average(experiment: dict[str, Any]) -> list[str]:
-    """What is wrong with the snapshots that are to be averaged."""
-    wanted, solver = mapping(experiment.get("export")).get("average"), mapping(experiment.get("solver"))
+def _average_problems(experiment: dict[str, Any]) -> list[str]:
+    count, solver = mapping(experiment.get("export")).get("average"), mapping(experiment.get("solver"))
     every, last = solver.get("snapshot", 0), solver.get("max_iter")
-    if not isinstance(wanted, int) or not isinstance(every, int):
+    if not isinstance(count, int) or not isinstance(every, int):
         return []
     if experiment.get("strategy") == "features":
         return ["export.average: strategy: features trains nothing, and there are no snapshots; remove it"]
     if every < 1:
-        return ["export.average: no snapshots to average; set solver.snapshot, so many iterations from one to the next"]
-    written = -(-last // every) if isinstance(last, int) else wanted
-    if written < wanted:
-        return [f"export.average: {wanted}, but {last} iterations with solver.snapshot: {every} leave {written}; set it lower"]
+        return ["export.average: no snapshots to average; set solver.snapshot, the iterations between snapshots"]
+    written = -(-last // every) if isinstance(last, int) else count
+    if written < count:
+        return [f"export.average: {count}, but {last} iterations with solver.snapshot: {every} leave {written}; set it lower"]
     return []
 
 
-def _template(model: str) -> tuple[models.Template | Adapted | None, list[str]]:
-    """The template of a model, or what is wrong with it."""
+def _template(model: str) -> tuple[models.Template | None, list[str]]:
+    """The template of a model, or the mistakes in it."""
     if not models.is_file(model):
         return models.TEMPLATES.get(model), unknown(model, models.TEMPLATES)
     try:

@@ -1,4 +1,4 @@
-"""One build's config, fixed when it starts: an edit of the config file in mid-run does not reach the jobs that come later."""
+"""The config of a build, fixed when it starts: later jobs do not see an edit of the config file."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ def write(config: dict[str, Any], folder: Path) -> str:
 
 
 def read(digest: str, folder: Path) -> dict[str, Any]:
-    """The config that `write` gave this digest.
+    """The config that `write` wrote with this digest.
 
-    digest  as the build's main process gave it to its jobs; empty where a job did not get it
+    digest  which the build's main process gives its jobs; empty if a job did not get it
 
-    Raises InputError where the digest or the file is missing, or the file has been changed.
+    Raises InputError if the digest or the file is missing, or the file has been changed.
     """
     if not digest:
         found = "this job was not given the digest of its build's config"

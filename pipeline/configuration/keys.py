@@ -1,4 +1,4 @@
-"""What a config's keys say: the parts of it that checks, rules and steps ask for alike."""
+"""Questions about a config that checks, rules and steps share."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,13 +8,13 @@ from pipeline.nets import models
 from pipeline.options.dataset import Channels, ResizeOptions, ShardSize
 
 KINDS = ("list", "folder", "published", "database", "dataset")
-"""What images can come from."""
+"""Kinds of source: where images come from."""
 ORIGINS = ("experiment", "file", "url")
-"""What weights can come from."""
+"""Where weights come from."""
 OF_IMAGES = tuple(key for model in (ShardSize, ResizeOptions, Channels) for key in model.model_fields)
-"""Keys of a dataset that say how its images are made."""
+"""Keys of a dataset that determine its images."""
 OF_LISTS = ("split", "duplicates", "augmentation", "seed")
-"""Keys of a dataset that say how its lists and databases are made of its images."""
+"""Keys of a dataset that determine how lists and databases are made of its images."""
 EXPORTS = {
     "onnx": "model.onnx",
     "safetensors": "model.safetensors",
@@ -32,36 +32,38 @@ def exports(experiment: dict[str, Any]) -> list[str]:
 
 
 def kind_of(source: dict[str, Any]) -> str | None:
-    """What a dataset's images come from, the first of KINDS that is given."""
+    """The kind of a dataset's source: the first of KINDS that it gives."""
     return next((kind for kind in KINDS if kind in source), None)
 
 
 def origins(experiment: dict[str, Any]) -> list[dict[str, Any]]:
-    """The weights that an experiment starts from, in the order in which they are copied; none where it starts from scratch."""
+    """The weights that an experiment starts from, in the order in which they are copied; empty if it starts from scratch."""
     given = experiment.get("weights")
-    return [mapping(one) for one in given] if isinstance(given, list) else [given] if given and isinstance(given, dict) else []
+    if isinstance(given, list):
+        return [mapping(item) for item in given]
+    return [mapping(given)] if mapping(given) else []
 
 
 def last_layer(experiment: dict[str, Any]) -> str:
-    """The name of an experiment's classifier: its template's, or with the dataset's name behind it where it is renamed."""
+    """The name of an experiment's classifier: its template's, with the dataset's name as suffix if it is renamed."""
     last = models.template(experiment["model"]).last
     return f"{last}_{experiment['dataset']}" if experiment["rename_last"] else last
 
 
 def mapping(value: object) -> dict[str, Any]:
-    """A mapping; an empty one for what is none, which the schema has found."""
+    """`value` if it is a mapping, else an empty one: the schema reports it."""
     return value if isinstance(value, dict) else {}
 
 
 def mappings(value: object) -> dict[str, dict[str, Any]]:
-    """{name: mapping}, with an empty mapping for what is none."""
+    """`value`, in which an empty mapping replaces everything that is not a mapping."""
     return {name: mapping(inner) for name, inner in mapping(value).items()}
 
 
 def unknown(name: str, known: Iterable[str]) -> list[str]:
-    """What is wrong with a name that is none of the known ones."""
+    """An error if a name is not one of the known ones, with the most similar one."""
     if name in known:
         return []
-    names = [str(one) for one in known]
+    names = list(map(str, known))
     hint = caffe.nearest(name, names)
     return [f"{name!r} is not one of {', '.join(names)}" + (f"; {hint}" if hint else "")]

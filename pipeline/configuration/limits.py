@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
-"""Bytes that file systems and Linux have for the name of a file, and for a path."""
+"""Most bytes of a file's name and of a path, on most file systems and Linux."""
 
 
 def repeated(path: Path) -> Iterator[str]:
-    """Keys that a file has twice in one mapping, of which YAML takes the last one."""
+    """Keys that a file gives twice in one mapping; YAML silently takes the last one."""
 
     def within(node: yaml.Node, key: str) -> Iterator[str]:
         if isinstance(node, yaml.MappingNode):
@@ -29,14 +29,14 @@ def repeated(path: Path) -> Iterator[str]:
 
 
 def not_finite(config: dict[str, Any]) -> Iterator[str]:
-    """Values that are no numbers, though YAML takes them for some."""
+    """Infinite and NaN values."""
     for key, value in _leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
-            yield f"{key}: {value} is no number to reckon with"
+            yield f"{key}: {value} is not a finite number"
 
 
 def too_long(config: dict[str, Any]) -> Iterator[str]:
-    """Paths that no file system has, as they have a part of more than 255 bytes (umlauts have two), or more than 4095 in all."""
+    """Paths that no file system accepts: a part of more than 255 bytes (an umlaut has two), or more than 4095 in all."""
     for key, value in _leaves(config):
         if isinstance(value, str) and "://" not in value:
             longest = max(len(part.encode(errors="surrogateescape")) for part in value.split("/"))
@@ -46,7 +46,7 @@ def too_long(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """(key, value) of each value of a config that is neither a mapping nor a list."""
+    """(key, value) of each scalar of a config."""
     if not isinstance(value, dict | list):
         yield key, value
         return

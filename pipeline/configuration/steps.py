@@ -1,4 +1,4 @@
-"""The options that each step gets from a checked config: only what it uses, so that a change of another key reruns nothing."""
+"""The options that each step gets from a checked config: only those it uses, so that a change of another key reruns nothing."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,16 +6,15 @@ from typing import Any
 from pipeline.configuration import keys
 from pipeline.files import stem_of
 from pipeline.nets import strategies
-from pipeline.options.base import Options
 from pipeline.options.config import STEPS
 from pipeline.options.dataset import Patience
 
 
 def options_of(config: Mapping[str, Any], step: str, names: Mapping[str, str]) -> dict[str, Any]:
-    """The options of a step as JSON values; those with a default are there, too, as a changed default is a change.
+    """The options of a step as JSON values, defaults included: a changed default reruns the step, too.
 
-    step   as in STEPS, such as dataset.resize
-    names  of the dataset or experiment that it is run for, and the other wildcards of its rule
+    step   one of STEPS, such as dataset.resize
+    names  the wildcards of its rule: `dataset` or `experiment`, and others
     """
     values: dict[str, Any] = {"gpu": config["compute"] == "gpu"}
     if "experiment" in names:
@@ -24,32 +23,21 @@ def options_of(config: Mapping[str, Any], step: str, names: Mapping[str, str]) -
         values |= _of_dataset(config["datasets"][names["dataset"]])
     if step in CHANGES:
         values |= CHANGES[step](config, names, values)
-    model = STEPS[step]
-    options = model.model_validate(_picked(values, model)).model_dump(mode="json", by_alias=True, exclude_none=True)
+    checked = STEPS[step].model_validate(values, extra="ignore")
+    options = checked.model_dump(mode="json", by_alias=True, exclude_none=True)
     if step == "dataset.download":
         options["source"] = {key: value for key, value in options["source"].items() if key not in Patience.model_fields}
     return options
 
 
 def patience_of(config: Mapping[str, Any], dataset: str) -> dict[str, Any]:
-    """How long and how hard the images of a dataset are tried to download: options that are no reason to download them again."""
+    """Limits and retries of a dataset's downloads: a change of these does not repeat a download that succeeded."""
     source = config["datasets"][dataset]["source"]
     return {"source": {key: source[key] for key in Patience.model_fields}}
 
 
-def _picked(values: Mapping[str, Any], model: type[Options]) -> dict[str, Any]:
-    """The values of a model's fields, at every depth."""
-    picked = {}
-    for name, field in model.model_fields.items():
-        key, kind = field.alias or name, field.annotation
-        if key in values:
-            nested = isinstance(kind, type) and issubclass(kind, Options) and isinstance(values[key], dict)
-            picked[key] = _picked(values[key], kind) if nested else values[key]
-    return picked
-
-
 def _of_dataset(dataset: dict[str, Any]) -> dict[str, Any]:
-    """A dataset's keys, and what steps use that follows from them."""
+    """A dataset's keys, and options that are derived from them."""
     source, changes = dataset["source"], dict(dataset.get("augmentation", {}))
     return {
         **dataset,
@@ -61,7 +49,7 @@ def _of_dataset(dataset: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_experiment(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The keys of an experiment and of its dataset, and what steps use that follows from them."""
+    """The keys of an experiment and of its dataset, and options that are derived from them."""
     experiment = config["experiments"][name]
     dataset = config["datasets"][experiment["dataset"]]
     changed = _of_dataset(dataset)
@@ -71,7 +59,7 @@ def _of_experiment(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         **changed,
         **experiment,
         **experiment["export"],
-        "augmentation": None if changed["copies"] else changed["augmentation"],  # else it is in the records
+        "augmentation": None if changed["copies"] else changed["augmentation"],  # else the records are augmented
         "balanced": dataset["split"]["balance"] == "weights",
         "same_classes": others == {experiment["dataset"]},
         "tolerate_divergence": any(name in sweep["members"] for sweep in config["sweeps"].values()),
@@ -79,14 +67,14 @@ def _of_experiment(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _prototxt(config: Mapping[str, Any], names: Mapping[str, str], values: dict[str, Any]) -> dict[str, Any]:
-    """What the linear step chooses is read from its file."""
+    """The prototxt step reads from a file what the linear step has chosen."""
     chosen = {"strategy": "full", "features_from": "top", "freeze_to": None} if values["strategy"] in strategies.FITTED else {}
     last = keys.last_layer(config["experiments"][names["experiment"]])
     return {"name": names["experiment"], "last": last, "pretrained": bool(values["weights"])} | chosen
 
 
 def _database(config: Mapping[str, Any], names: Mapping[str, str], values: dict[str, Any]) -> dict[str, Any]:
-    """Only training images have augmented copies, and only copies are random."""
+    """Augmentation is for the copies of training images alone, and the seed for augmentation."""
     augmented = names["part"] == "train" and values["copies"] and values["augmentation"]
     return {} if augmented else {"copies": 0, "augmentation": None, "seed": 1}
 
@@ -114,4 +102,4 @@ CHANGES: dict[str, Callable[[Mapping[str, Any], Mapping[str, str], dict[str, Any
     "report.neighbours": _neighbours,
     "report.evaluation": lambda config, names, values: {"suffix": names["of"]},
 }
-"""Functions of (config, names, values) that give values of a step which differ from the config's keys."""
+"""Functions of (config, names, values) that return a step's values that differ from the config's keys."""

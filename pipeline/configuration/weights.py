@@ -1,4 +1,4 @@
-"""What is wrong with the weights that a config's experiments start from."""
+"""Mistakes in the weights that a config's experiments start from."""
 
 import re
 from typing import Any
@@ -7,28 +7,25 @@ from pipeline.configuration.keys import ORIGINS, mapping, origins, unknown
 
 
 def problems(name: str, experiments: dict[str, Any]) -> list[str]:
-    """What is wrong with the weights that an experiment starts from, each with the rest of its key before it."""
+    """Mistakes in the weights of an experiment, each preceded by the rest of its key, such as `.0.best`."""
     several = isinstance(experiments[name].get("weights"), list)
     found = []
     for number, origin in enumerate(origins(experiments[name])):
         key = f".{number}" if several else ""
         kinds = [kind for kind in ORIGINS if kind in origin]
         if len(kinds) != 1:
-            found.append(
-                f"{key}: {' and '.join(kinds) or 'none'} given; it is one of {', '.join(ORIGINS[:-1])} and {ORIGINS[-1]}"
-            )
+            given = " and ".join(kinds) or "none"
+            found.append(f"{key}: {given} given; it is one of {', '.join(ORIGINS[:-1])} and {ORIGINS[-1]}")
             continue
         for part, kind in (("best", "experiment"), ("sha256", "url")):
             if part in origin and kind not in origin:
                 found.append(f"{key}.{part}: no effect without {kind}")
         if "url" in origin and "sha256" not in origin:
-            found.append(f"{key}: sha256 is missing; it says which file the url gives")
+            found.append(f"{key}: sha256 is missing; it identifies the file at the url")
         if isinstance(origin.get("sha256"), str) and not re.fullmatch("[0-9a-f]{64}", origin["sha256"]):
             found.append(f"{key}.sha256: {origin['sha256']!r} is not 64 digits of 0 to 9 and a to f")
         if isinstance(file := origin.get("file"), str) and (left := re.search(r"{[^{}]*}|[{}]", file)):
-            found.append(
-                f"{key}.file: {left[0]} stands for nothing; in braces goes a key that the experiment has a list of, such as model"
-            )
+            found.append(f"{key}.file: {left[0]} is not replaced; only a key with a list of values is, such as {{model}}")
         if isinstance(source := origin.get("experiment"), str):
             wrong = unknown(source, experiments) or _circle(name, source, experiments)
             found += [f"{key}.experiment: {problem}" for problem in wrong]
@@ -36,25 +33,24 @@ def problems(name: str, experiments: dict[str, Any]) -> list[str]:
 
 
 def of_channels(experiment: dict[str, Any], experiments: dict[str, Any], datasets: dict[str, Any]) -> list[str]:
-    """What is wrong where weights were learned on colours in another order."""
-    if experiment.get("skip_layers"):  # the first one may be among them
+    """An error if an experiment's weights were trained on another channel order than that of its dataset."""
+    dataset = experiment.get("dataset")
+    if not isinstance(dataset, str) or experiment.get("skip_layers"):  # the first layer may be skipped
         return []
-    mine: str | None
-    seen: Any
-    mine, seen = _channels(experiment, datasets), experiment.get("dataset")
+    mine = _channels(dataset, datasets)
     for source in (origin.get("experiment") for origin in origins(experiment)):
-        theirs = _channels(experiments[source], datasets) if isinstance(source, str) and source in experiments else None
+        other = experiments[source].get("dataset") if isinstance(source, str) and source in experiments else None
+        theirs = _channels(other, datasets) if isinstance(other, str) else None
         if {mine, theirs} == {"BGR", "RGB"}:
-            fixed = "published" in mapping(datasets[seen].get("source"))
-            name, order = (experiments[source]["dataset"], mine) if fixed else (seen, theirs)
-            return [f"channels are {mine}, those that {source} learned on {theirs}; give datasets.{name}.channels: {order}"]
+            fixed = "published" in mapping(datasets[dataset].get("source"))
+            name, order = (other, mine) if fixed else (dataset, theirs)
+            return [f"channels are {mine}, but {source} was trained on {theirs}; set datasets.{name}.channels: {order}"]
     return []
 
 
-def _channels(experiment: dict[str, Any], datasets: dict[str, Any]) -> str | None:
-    """The order of the channels that an experiment learns on; None where they are no colours, or not known."""
-    name = experiment.get("dataset")
-    dataset = datasets.get(name) if isinstance(name, str) else None
+def _channels(name: str, datasets: dict[str, Any]) -> str | None:
+    """The channel order of a dataset; None for gray images, or if it is not known."""
+    dataset = datasets.get(name)
     if dataset is None or dataset.get("color") == "gray":
         return None
     published = mapping(dataset.get("source")).get("published")
@@ -65,7 +61,7 @@ def _channels(experiment: dict[str, Any], datasets: dict[str, Any]) -> str | Non
 
 
 def _circle(name: str, source: str, experiments: dict[str, Any]) -> list[str]:
-    """What is wrong where an experiment takes weights from one that, in the end, takes its own from it."""
+    """An error if an experiment takes weights from one that takes its own, directly or not, from it."""
     waiting, seen = [[name, source]], set()
     while waiting:
         chain = waiting.pop()
@@ -73,13 +69,13 @@ def _circle(name: str, source: str, experiments: dict[str, Any]) -> list[str]:
             return [f"{' → '.join(chain)} goes in a circle"]
         if chain[-1] in experiments and chain[-1] not in seen:
             seen.add(chain[-1])
-            further = [one.get("experiment") for one in origins(experiments[chain[-1]])]
-            waiting += [[*chain, one] for one in further if isinstance(one, str)]
+            sources = (origin.get("experiment") for origin in origins(experiments[chain[-1]]))
+            waiting += [[*chain, further] for further in sources if isinstance(further, str)]
     return []
 
 
 def as_mappings(weights: object) -> object:
-    """A config's `weights` with {file: PATH} for each that is given as a path alone."""
+    """A config's `weights`, in which {file: PATH} replaces a path alone."""
     if isinstance(weights, list):
-        return [as_mappings(one) for one in weights]
+        return [as_mappings(item) for item in weights]
     return {"file": weights} if isinstance(weights, str) else weights

@@ -1,4 +1,4 @@
-"""What all models of options have in common, and the JSON schema of a model."""
+"""Base class of all models of options, and the JSON schema of a model."""
 
 import copy
 from pathlib import Path
@@ -41,11 +41,12 @@ class _Schema(GenerateJsonSchema):
 
 def schema_of(model: type[Options]) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a model."""
-    return _pruned(model.model_json_schema(schema_generator=_Schema))
+    schema: dict[str, Any] = _pruned(model.model_json_schema(schema_generator=_Schema))
+    return schema
 
 
 def resolved(part: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    """A part of a schema in which a reference is replaced by the definition; what is beside the reference counts first."""
+    """A part of a schema with its reference replaced by the definition; keys beside the reference override it."""
     return root["$defs"][part["$ref"].rsplit("/", 1)[1]] | part if "$ref" in part else part
 
 
@@ -58,22 +59,16 @@ def _pruned(value: Any) -> Any:
     return {key: _pruned(inner) for key, inner in value.items() if key not in left_out} | text
 
 
-def with_defaults(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """A copy of values in which nothing is missing that has a default in their schema, at every depth."""
-    values = copy.deepcopy(values)
-    _fill(values, schema, schema)
-    return values
+def with_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None) -> Any:
+    """A copy of a value of a config in which each missing key has its default from the schema, at every depth.
 
-
-def _fill(value: dict[str, Any], schema: dict[str, Any], root: dict[str, Any]) -> None:
+    root  the schema with the definitions, if `schema` is a part of it
+    """
+    if not isinstance(value, dict):
+        return copy.deepcopy(value)
+    root = root or schema
     schema = resolved(schema, root)
-    for name, part in schema.get("properties", {}).items():
-        if name not in value and "default" in part:
-            value[name] = copy.deepcopy(part["default"])
-        if isinstance(value.get(name), dict):
-            _fill(value[name], part, root)
-    rest = schema.get("additionalProperties")
-    if isinstance(rest, dict):
-        for inner in value.values():
-            if isinstance(inner, dict):
-                _fill(inner, rest, root)
+    parts, rest = schema.get("properties", {}), schema.get("additionalProperties")
+    missing = {name: part["default"] for name, part in parts.items() if "default" in part and name not in value}
+    other = rest if isinstance(rest, dict) else {}
+    return {name: with_defaults(inner, parts.get(name, other), root) for name, inner in (value | missing).items()}

@@ -1,14 +1,14 @@
-"""The config: its datasets and experiments, made of the options of the steps; and the options of each step."""
+"""The config: datasets and experiments, composed of the steps' options; and the options model of each step."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
 from pipeline.options import dataset, training
-from pipeline.options.base import PATH, FilePath, Options, schema_of
+from pipeline.options.base import PATH, Device, FilePath, Options, schema_of
 
 FILLED_PATH = PATH.replace("{}", "")
-"""Paths in a sweep's weights: keys in braces are replaced before anything reads them."""
+"""Paths of weights: a sweep replaces keys in braces before anything reads them."""
 
 
 class Database(Options):
@@ -24,7 +24,7 @@ class Source(dataset.Patience, dataset.Limits, dataset.Published, dataset.Source
     published: Literal["mnist", "mnist_pairs", "cifar10", "cifar100"] | None = None
     """instead of a list: `mnist`, `mnist_pairs` (two images per record), `cifar10` or `cifar100`, with the records of Caffe's own
     converters"""
-    seed: int | None = Field(None, ge=0)
+    seed: int = Field(1, ge=0, json_schema_extra={"default": None})  # only a sample has a seed: no default is filled in
     """seed of that sample, by default 1"""
     database: Database | None = None
     """instead of a list: `{train: PATH, val: PATH}`, an LMDB or LevelDB each; records are checked and copied"""
@@ -150,7 +150,7 @@ STEPS: dict[str, type[Options]] = {
     "training.initial_weights": training.DownloadWeightsOptions,
     "training.train": training.TrainOptions,
     "inference.features": training.FeatureOptions,
-    "inference.evaluate": training.Device,
+    "inference.evaluate": Device,
     "inference.classify": training.ClassifyOptions,
     "export.convolutional": training.ConvolutionalOptions,
     "export.average": training.AverageOptions,

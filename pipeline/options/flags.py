@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=Options)
 
 
 def add_flags(parser: argparse.ArgumentParser, model: type[Options]) -> None:
-    """Add `--options` and a flag for each field of a model and of its nested models; one that may be left out is one flag."""
+    """Add `--options`, and a flag for each field of a model and of its nested models; an optional nested model is one flag."""
     name = "--options"
     parser.add_argument(name, type=_json(name), action="append", default=[], metavar="JSON", help="options as one JSON object")
     for path, part in leaves(schema_of(model)):
@@ -56,12 +56,15 @@ def read_flags(arguments: argparse.Namespace, model: type[Model]) -> Model:
 
 
 def flag(path: str) -> str:
-    """The flag of the field at a path, such as --resize-mode: its last name."""
+    """The flag of the field at a path: its last name, as in --resize-mode."""
     return f"--{path.rsplit('.', 1)[-1].replace('_', '-')}"
 
 
 def leaves(part: dict[str, Any], root: dict[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path, such as size.height, and schema of each flag."""
+    """Path, such as size.height, and schema of each field that has a flag.
+
+    root  the schema with the definitions, if `part` is nested in it
+    """
     for name, inner in part["properties"].items():
         inner = resolved(inner, root or part)
         is_model = inner.get("additionalProperties") is False
@@ -72,7 +75,7 @@ def leaves(part: dict[str, Any], root: dict[str, Any] | None = None, prefix: str
 
 
 def _json(name: str) -> Callable[[str], dict[str, Any]]:
-    """A function that reads the JSON object of a flag; it raises InputError for anything else."""
+    """The parser of a flag whose value is a JSON object; it raises InputError for anything else."""
 
     def read(text: str) -> dict[str, Any]:
         try:
@@ -80,14 +83,14 @@ def _json(name: str) -> Callable[[str], dict[str, Any]]:
         except ValueError:
             values = None
         if not isinstance(values, dict):
-            raise InputError(name, text, "a JSON object is wanted", """as in '{"KEY": VALUE}'""")
+            raise InputError(name, text, "a JSON object", """as in '{"KEY": VALUE}'""")
         return values
 
     return read
 
 
 def _merge(values: dict[str, Any], others: dict[str, Any]) -> None:
-    """Put the others into the values, at every depth."""
+    """Update a mapping and the mappings in it, at every depth."""
     for key, value in others.items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):
             _merge(values[key], value)
@@ -96,7 +99,7 @@ def _merge(values: dict[str, Any], others: dict[str, Any]) -> None:
 
 
 def _with_flag(line: str, schema: dict[str, Any]) -> str:
-    """A problem's line that names the flag in the place of the key."""
+    """A problem's line with the flag in place of the key."""
     if line.endswith(" is missing") and ":" not in line:
         return f"--{line.replace('_', '-')}"
     key, _, rest = line.partition(": ")

@@ -15,7 +15,7 @@ from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.options.flags import read_flags
-from pipeline.options.training import DownloadWeightsOptions, InitialWeights
+from pipeline.options.training import DownloadWeightsOptions
 from pipeline.sources import fetch
 
 COLUMNS = ["layer", "shapes", "start", "learned", "weights", "why"]
@@ -37,15 +37,11 @@ def download_weights(url: str, sha256: str, path: Path) -> None:
 class WeightFiles:
     """The weights that a training starts from.
 
-    files         .caffemodels, copied in this order: of layers with the same name, the last file's weights are used
-    skip          layers that are not copied from them
-    same_classes  they were trained on the databases' classes; copying the last layer is intended
-    fitted        classifier.caffemodel of pipeline.training.linear, copied last; without layers if it chose another strategy
+    files   .caffemodels, copied in this order: of layers with the same name, the last file's weights are used
+    fitted  classifier.caffemodel of pipeline.training.linear, copied last; without layers if it chose another strategy
     """
 
     files: Sequence[Path] = ()
-    skip: Sequence[str] = ()
-    same_classes: bool = False
     fitted: Path | None = None
 
 
@@ -53,7 +49,7 @@ class WeightFiles:
 class CopiedFile:
     """One file of weights: layers copied, and ignored because the net has no layer of the name.
 
-    skipped  {layer in `skip`: why it could not have been copied, if so}
+    skipped  {layer to skip: why it could not have been copied, if so}
     unfit    {layer: (what the file has, what the net has, what to do)} if shapes differ; then nothing was copied
     fitted   whether this is the fitted classifier
     """
@@ -66,8 +62,11 @@ class CopiedFile:
     fitted: bool = False
 
 
-def copy_weights(net: caffe.Net, weights: WeightFiles) -> list[CopiedFile]:
-    """Copy weights into a net; return which layers of each file were copied."""
+def copy_weights(net: caffe.Net, weights: WeightFiles, skip: Sequence[str] = ()) -> list[CopiedFile]:
+    """Copy weights into a net; return which layers of each file were copied.
+
+    skip  layers that are not copied from `weights.files`
+    """
     copied = []
     files = list(weights.files)
     if weights.fitted and caffe_pb2.NetParameter.FromString(weights.fitted.read_bytes()).layer:
@@ -75,7 +74,7 @@ def copy_weights(net: caffe.Net, weights: WeightFiles) -> list[CopiedFile]:
     for path in files:
         fitted = path == weights.fitted
         try:
-            report = net.copy_from(path, () if fitted else weights.skip)
+            report = net.copy_from(path, () if fitted else skip)
         except caffe.WeightsError as error:
             copied.append(CopiedFile(path, unfit=error.layers, fitted=fitted))
         else:
@@ -114,15 +113,10 @@ def is_learned(layer: caffe_pb2.LayerParameter) -> bool:
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the files of `WeightFiles`; its other fields are options."""
+    """Add the flags for the files of `WeightFiles`."""
     weights = ".caffemodel files to start from; for layers of the same name, the last file's weights"
     parser.add_argument("--weights", nargs="*", action="extend", type=Path, default=[], help=weights)
     parser.add_argument("--fitted", nargs="?", type=Path, help="classifier.caffemodel of training.linear, copied last")
-
-
-def given_by(arguments: argparse.Namespace, options: InitialWeights) -> WeightFiles:
-    """The weights that a command line gives."""
-    return WeightFiles(arguments.weights, options.skip_layers, options.same_classes, arguments.fitted)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -321,8 +321,9 @@ def main(argv: list[str] | None = None) -> None:
     param = caffe.read_solver(a.solver)
     param.solver_mode = caffe_pb2.SolverParameter.CPU
     solver = caffe.get_solver(str(a.solver), param)
-    taken = initial_weights.copy_weights(solver.net, initial_weights.given_by(a, options))
-    found = findings(solver, taken, options.same_classes)
+    weights = initial_weights.WeightFiles(a.weights, a.fitted)
+    copied = initial_weights.copy_weights(solver.net, weights, options.skip_layers)
+    found = findings(solver, copied, options.same_classes)
     solver.close()
     if a.csv:
         write(found, a.csv)

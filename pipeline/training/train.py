@@ -18,7 +18,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,65 +49,68 @@ RESULTS = FINAL, BEST, METRICS, SECONDS, SUMMARY, MACHINE, LAYERS, PREFLIGHT = (
 
 
 @dataclass(frozen=True)
-class Ends:
-    """How a training may end besides at max_iter.
+class Settings:
+    """How a training is run, besides what its solver says.
 
-    early_stopping  after how many tests without a better one; 0: never
-    diverging       on a NaN or infinite loss, finish with the weights of the best test, else the initial ones
-    failed          a folder that gets the log and the metrics so far if training fails; None: they are lost
-    checkpoint      a folder for resumable checkpoints; None: an interrupted training starts over
-    minutes         between checkpoints; 0: one after each iteration
-    keep            do not remove `checkpoint` at the end: the caller may lose the results and run again to get them from there
+    options     of the step
+    failed      a folder that gets the log and the metrics so far if training fails; None: they are lost
+    checkpoint  a folder for resumable checkpoints; None: an interrupted training starts over
+    minutes     between checkpoints; 0: one after each iteration
+    keep        do not remove `checkpoint` at the end: the caller may lose the results and run again to get them from there
     """
 
-    early_stopping: int = 0
-    diverging: bool = False
+    options: TrainOptions = field(default_factory=TrainOptions)
     failed: Path | None = None
     checkpoint: Path | None = None
     minutes: float = MINUTES
     keep: bool = False
 
 
-def train(solver_file: Path, folder: Path, weights: WeightFiles, ends: Ends = Ends()) -> tuple[pd.DataFrame, dict[str, Any]]:
+def train(
+    solver_file: Path, folder: Path, weights: WeightFiles, settings: Settings = Settings()
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Train, and write the files to `folder`; return the metrics and best.json.
 
     Columns of the metrics: those of the solver's `on_metrics` except seconds, empty where not measured, and since_best. With a
     checkpoint folder, nothing is written to `folder` before training has ended. Raises Interrupted if the process is asked to
     stop before then, DivergenceError on a NaN or infinite loss.
     """
-    if not ends.checkpoint:
-        return _train(solver_file, folder, weights, ends)
+    kept = settings.checkpoint
+    if not kept:
+        return _train(solver_file, folder, weights, settings)
     with catch_signals() as interruption:
         files = [*weights.files, *([weights.fitted] if weights.fitted else [])]
-        identity = identity_of(solver_file, *files, tuple(weights.skip), ends.early_stopping, ends.diverging)
-        checkpoints = Checkpoints(ends.checkpoint, identity)
+        options = settings.options  # same_classes changes no result
+        others = (tuple(options.skip_layers), options.early_stopping, options.tolerate_divergence)
+        checkpoints = Checkpoints(kept, identity_of(solver_file, *files, *others))
         with checkpoints.locked():
             if checkpoints.finished():
-                print(f"training has ended before; its results are in {ends.checkpoint}; remove it to train again", flush=True)
+                print(f"training has ended before; its results are in {kept}; remove it to train again", flush=True)
             else:
                 checkpoints.open()
-                _train(solver_file, checkpoints.files, weights, ends, Session(checkpoints, interruption))
+                _train(solver_file, checkpoints.files, weights, settings, Session(checkpoints, interruption))
             interruption.defer()
             checkpoints.publish(folder)
-            if not ends.keep:
+            if not settings.keep:
                 checkpoints.remove()
     return pd.read_csv(folder / METRICS), json.loads((folder / SUMMARY).read_text())
 
 
 def _train(
-    solver_file: Path, folder: Path, weights: WeightFiles, ends: Ends, session: Session | None = None
+    solver_file: Path, folder: Path, weights: WeightFiles, settings: Settings, session: Session | None = None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Train as `train` does; in a session `folder` and the snapshots are not in their final place."""
     gpu = caffe.read_solver(solver_file).solver_mode == caffe_pb2.SolverParameter.GPU
+    options, failed = settings.options, settings.failed
     checkpoint = session.checkpoints.resumed if session else None
-    _prepare(folder, ends, checkpoint)
+    _prepare(folder, failed, checkpoint)
     with contextlib.ExitStack() as stack:
         stack.enter_context(caffe.log_to_file(folder / LOG, stderr=False))
         stack.enter_context(devices.on_gpu(gpu))
         solver = caffe.get_solver(str(solver_file))
         stack.callback(solver.close)
-        copied = initial_weights.copy_weights(solver.net, weights)
-        findings = preflight.findings(solver, copied, weights.same_classes)
+        copied = initial_weights.copy_weights(solver.net, weights, options.skip_layers)
+        findings = preflight.findings(solver, copied, options.same_classes)
         preflight.refuse(findings)
         preflight.tell(findings)
         parts = {name: stack.enter_context(written_whole(folder / name)) for name in RESULTS}
@@ -118,34 +121,34 @@ def _train(
         if not session:
             prefix.parent.mkdir(parents=True, exist_ok=True)
         table, clock = (stack.enter_context(parts[name].open("w", newline="")) for name in (METRICS, SECONDS))
-        monitor = Monitor(solver, table, clock, folder / "tensorboard", parts[BEST], ends.early_stopping)
+        monitor = Monitor(solver, table, clock, folder / "tensorboard", parts[BEST], options.early_stopping)
         stack.callback(monitor.close)
         _show_progress(stack, solver, prefix.name, checkpoint.iteration if checkpoint else 0)
-        if ends.failed:
-            stack.enter_context(_keep_on_failure({LOG: folder / LOG, METRICS: parts[METRICS]}, ends.failed))
-        if ends.diverging:
+        if failed:
+            stack.enter_context(_keep_on_failure({LOG: folder / LOG, METRICS: parts[METRICS]}, failed))
+        if options.tolerate_divergence:
             solver.net.save(parts[FINAL])
         if checkpoint:
             monitor.resume(checkpoint.monitor)
             checkpoint.restore_best(parts[BEST])
         if session:
-            session.begin(solver, monitor, parts[BEST], ends.minutes)
-        _solve(solver, monitor, parts, checkpoint, ends.diverging)
+            session.begin(solver, monitor, parts[BEST], settings.minutes)
+        _solve(solver, monitor, parts, checkpoint, options.tolerate_divergence)
         monitor.write_summary(parts[SUMMARY])
     if session:
         session.checkpoints.finish(prefix.parent)
     return pd.DataFrame(monitor.rows).drop(columns="seconds", errors="ignore"), monitor.summary()
 
 
-def _prepare(folder: Path, ends: Ends, checkpoint: Checkpoint | None) -> None:
+def _prepare(folder: Path, failed: Path | None, checkpoint: Checkpoint | None) -> None:
     """Make the folder; remove the log, unless the training resumes, and what an earlier failure left."""
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoint:
         print(f"resumes at iteration {checkpoint.iteration}, from {checkpoint.folder}", flush=True)
     else:
         (folder / LOG).unlink(missing_ok=True)
-    if ends.failed:
-        shutil.rmtree(ends.failed, ignore_errors=True)
+    if failed:
+        shutil.rmtree(failed, ignore_errors=True)
 
 
 def _solve(
@@ -230,9 +233,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     a = parser.parse_args(argv)
     scratch = a.chosen and read_strategy(a.chosen)[0] == "scratch"
-    options = read_flags(a, TrainOptions)
-    ends = Ends(options.early_stopping, options.tolerate_divergence, a.failed, a.checkpoint, a.minutes, a.keep_results)
-    _, best = train(a.solver, a.folder, WeightFiles() if scratch else initial_weights.given_by(a, options), ends)
+    weights = WeightFiles() if scratch else WeightFiles(a.weights, a.fitted)
+    settings = Settings(read_flags(a, TrainOptions), a.failed, a.checkpoint, a.minutes, a.keep_results)
+    _, best = train(a.solver, a.folder, weights, settings)
     final = a.folder / "final.caffemodel"
     if best["test_accuracy"] is None:
         print(final)

@@ -74,7 +74,7 @@ def test_a_sweep_whose_name_is_a_number_is_refused_with_a_message():
     config["experiments"][2024] = {"dataset": "cats", "model": ["lenet", "caffenet"]}
     with pytest.raises(InputError) as raised:
         check_config(config, "my.yaml")
-    assert "my.yaml: experiments: the name 2024 is no text; put it into quotation marks" in str(raised.value).splitlines()
+    assert "my.yaml: experiments: the name 2024 is not a text; put it into quotation marks" in str(raised.value).splitlines()
 
 
 def test_duplicate_keys_are_reported_with_their_lines(write):
@@ -113,7 +113,7 @@ CASES = {
     ),
     "a name that YAML reads as a boolean": (
         lambda c: c["datasets"].update(yaml.safe_load("no: {source: {list: no.csv}}")),
-        "my.yaml: datasets: the name False is no text; put it into quotation marks",
+        "my.yaml: datasets: the name False is not a text; put it into quotation marks",
     ),
     "a key that YAML reads as a boolean": (
         lambda c: c["datasets"]["cats"]["source"].update(columns=yaml.safe_load("no: number")),
@@ -125,7 +125,7 @@ CASES = {
     ),
     "a number that is NaN": (
         lambda c: c["experiments"]["breeds"].update(solver={"base_lr": float("nan")}),
-        "my.yaml: experiments.breeds.solver.base_lr: nan is no number to reckon with",
+        "my.yaml: experiments.breeds.solver.base_lr: nan is not a finite number",
     ),
     "a small number that YAML reads as a string": (
         lambda c: c["experiments"]["breeds"].update(solver=yaml.safe_load("base_lr: 1e-7")),
@@ -148,8 +148,8 @@ CASES = {
         lambda c: c["datasets"]["cats"]["source"].update(published="mnist"),
         "my.yaml: datasets.cats.source: list and published given; it has one of list, folder, published, database and dataset",
     ),
-    "a source of no kind": (
-        lambda c: c["datasets"]["cats"]["source"].pop("list"),
+    "a source of no kind, and keys that some kinds do not have": (
+        lambda c: c["datasets"]["cats"].update(source={"val_labels": "labels.txt"}, size={"height": 32}, seed=2),
         "my.yaml: datasets.cats.source: none given; it has one of list, folder, published, database and dataset",
     ),
     "a key of lists for a folder": (
@@ -174,7 +174,7 @@ CASES = {
     ),
     "a name of two lines": (
         lambda c: c["datasets"].update({"x\n": {"source": {"list": "x.csv"}}}),
-        "my.yaml: datasets: 'x\\n' is no name; letters, digits, _ and - are allowed, - not at its beginning",
+        "my.yaml: datasets: 'x\\n' is not a valid name; letters, digits, _ and - are allowed, - not at its beginning",
     ),
     "a path that is too long": (
         lambda c: c["datasets"]["cats"]["source"].update(list="lists/" + "ä" * 130),
@@ -198,15 +198,15 @@ CASES = {
     ),
     "images of a published collection": (
         lambda c: c["datasets"].update(digits={"source": {"published": "mnist"}}, more={"source": {"dataset": "digits"}}),
-        "my.yaml: datasets.more.source.dataset: 'digits' comes from published; name one of images",
+        "my.yaml: datasets.more.source.dataset: 'digits' comes from published; name a dataset with a list or a folder",
     ),
     "a dataset that is its own source": (
         lambda c: c["datasets"].update(cats={"source": {"dataset": "cats"}}),
-        "my.yaml: datasets.cats.source.dataset: 'cats' comes from another dataset; name one of images",
+        "my.yaml: datasets.cats.source.dataset: 'cats' comes from another dataset; name a dataset with a list or a folder",
     ),
     "folds without a fold": (
         lambda c: c["datasets"]["cats"].update(split={"by": "fold", "folds": 5}),
-        "my.yaml: datasets.cats.split: fold is missing; by: fold wants folds, how many there are, and fold, the one for"
+        "my.yaml: datasets.cats.split: fold is missing; by: fold needs folds, their number, and fold, the one for"
         " validation, from 0",
     ),
     "a fold out of range": (
@@ -274,7 +274,7 @@ CASES = {
     ),
     "frozen layers without weights": (
         lambda c: c["experiments"]["breeds"].update(strategy="half"),
-        "my.yaml: experiments.breeds.strategy: half builds on weights, but there are none; give weights, or use scratch",
+        "my.yaml: experiments.breeds.strategy: half needs weights, but there are none; give weights, or use scratch",
     ),
     "features_from without strategy features": (
         lambda c: c["experiments"]["breeds"].update(features_from="pool2"),
@@ -414,12 +414,11 @@ CASES = {
     ),
     "a placeholder for a key that is not swept": (
         lambda c: c["experiments"]["breeds"].update(weights="weights/{model}.caffemodel"),
-        "my.yaml: experiments.breeds.weights.file: {model} stands for nothing; in braces goes a key that the experiment has a"
-        " list of, such as model",
+        "my.yaml: experiments.breeds.weights.file: {model} is not replaced; only a key with a list of values is, such as {model}",
     ),
     "a URL without its hash": (
         lambda c: c["experiments"]["breeds"].update(weights={"url": "http://x/a.caffemodel"}),
-        "my.yaml: experiments.breeds.weights: sha256 is missing; it says which file the url gives",
+        "my.yaml: experiments.breeds.weights: sha256 is missing; it identifies the file at the url",
     ),
     "an invalid hash": (
         lambda c: c["experiments"]["breeds"].update(weights={"url": "http://x/a.caffemodel", "sha256": "abc"}),
@@ -442,7 +441,7 @@ CASES = {
     ),
     "several weights with strategy auto": (
         lambda c: c["experiments"]["breeds"].update(weights=[{"file": "a.h5"}, {"file": "b.h5"}], strategy="auto"),
-        "my.yaml: experiments.breeds.weights: strategy: auto takes those of one file, and there are 2; give one",
+        "my.yaml: experiments.breeds.weights: strategy: auto takes one file, and there are 2; give one",
     ),
     "skip_layers without weights": (
         lambda c: c["experiments"]["breeds"].update(skip_layers=["conv1"]),
@@ -454,7 +453,7 @@ CASES = {
     ),
     "a name that is a number": (
         lambda c: c["datasets"].update({2024: c["datasets"]["cats"]}),
-        "my.yaml: datasets: the name 2024 is no text; put it into quotation marks",
+        "my.yaml: datasets: the name 2024 is not a text; put it into quotation marks",
     ),
     "a fraction for a split by column": (
         lambda c: c["datasets"]["cats"].update(split={"by": "column", "val": 0.2}),
@@ -483,8 +482,8 @@ CASES = {
     ),
     "an evaluation on test without test images": (
         lambda c: (c["datasets"]["cats"].update(split={"val": 0.3}), c["experiments"]["breeds"].update(evaluate=["test"])),
-        "my.yaml: experiments.breeds.evaluate: test: no images are for testing; say which in the list's split column, and"
-        " split: {by: column}",
+        "my.yaml: experiments.breeds.evaluate: test: there are no test images; mark them in the list's split column, and"
+        " set split: {by: column}",
     ),
     "an evaluation on test of a published collection": (
         lambda c: (
@@ -517,8 +516,8 @@ CASES = {
     ),
     "an average without snapshots": (
         lambda c: c["experiments"]["breeds"].update(export={"average": 3}),
-        "my.yaml: experiments.breeds.export.average: no snapshots to average; set solver.snapshot, so many iterations from one"
-        " to the next",
+        "my.yaml: experiments.breeds.export.average: no snapshots to average; set solver.snapshot, the iterations between"
+        " snapshots",
     ),
     "an average of more snapshots than there are": (
         lambda c: c["experiments"]["breeds"].update(export={"average": 3}, solver={"snapshot": 5, "max_iter": 10}),
@@ -530,7 +529,7 @@ CASES = {
             c["experiments"].update(base={"dataset": "cifar", "model": "cifar10_quick"}),
             c["experiments"]["breeds"].update(weights={"experiment": "base"}),
         ),
-        "my.yaml: experiments.breeds.dataset: channels are BGR, those that base learned on RGB; give datasets.cats.channels: RGB",
+        "my.yaml: experiments.breeds.dataset: channels are BGR, but base was trained on RGB; set datasets.cats.channels: RGB",
     ),
     "weights trained on BGR for an RGB collection": (
         lambda c: (
@@ -539,7 +538,7 @@ CASES = {
                 more={"dataset": "cifar", "model": "cifar10_quick", "weights": {"experiment": "breeds"}, "rename_last": True}
             ),
         ),
-        "my.yaml: experiments.more.dataset: channels are RGB, those that breeds learned on BGR; give datasets.cats.channels: RGB",
+        "my.yaml: experiments.more.dataset: channels are RGB, but breeds was trained on BGR; set datasets.cats.channels: RGB",
     ),
     "a convolutional export without a width": (
         lambda c: c["experiments"]["breeds"].update(export={"convolutional": {"height": 454}}),
@@ -707,9 +706,9 @@ def test_download_options_of_a_source_have_the_defaults_of_the_step():
 @pytest.mark.parametrize(
     ("made", "split", "evaluate", "said"),
     [
-        (["train/a", "test/a"], {}, ["test"], "evaluate: test: photos has no val/, so that its test images are for validation"),
+        (["train/a", "test/a"], {}, ["test"], "evaluate: test: photos has no val/, so its test images are used for validation"),
         (["train/a", "val/a"], {}, ["val", "test"], "evaluate: test: photos has no test/; add it"),
-        (["a", "b"], {}, ["test"], "evaluate: test: no images are for testing"),
+        (["a", "b"], {}, ["test"], "evaluate: test: there are no test images"),
         (["a", "b"], {"by": "column"}, ["val"], "split.by: column, but photos has no train/ and val/; use by: fraction"),
         (["train/a", "val/a", "test/a"], {"by": "column"}, ["val", "test"], ""),
         (["train/a", "test/a"], {}, ["val"], ""),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -21,9 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.interruption import SIGNALS, Interrupted
+from pipeline.options.training import TrainOptions
 from pipeline.training import checkpoint
 from pipeline.training.initial_weights import WeightFiles
-from pipeline.training.train import Ends, train
+from pipeline.training.train import Settings, train
 from tests.conftest import ROOT
 from tests.pipeline.conftest import ACCURACY, TRAIN
 
@@ -62,8 +64,10 @@ def change(name: str, old: str, new: str) -> None:
     Path(name).write_text(text.replace(old, new))
 
 
-def ends(**fields):
-    return Ends(checkpoint=CHECKPOINT, **fields)
+def resumable(early_stopping: int = 0, skip_layers: Sequence[str] = (), **fields) -> Settings:
+    """Settings of a training with checkpoints."""
+    options = TrainOptions(early_stopping=early_stopping, skip_layers=list(skip_layers))
+    return Settings(options, checkpoint=CHECKPOINT, **fields)
 
 
 def results(metrics: pd.DataFrame) -> dict:
@@ -79,16 +83,17 @@ def remove_outputs() -> None:
     shutil.rmtree("snap")
 
 
-def train_uninterrupted(**fields) -> dict:
+def train_uninterrupted(early_stopping: int = 0) -> dict:
     """The results of an uninterrupted training, whose outputs are then removed."""
-    found = results(train(Path("solver.prototxt"), Path("out"), NONE, Ends(**fields))[0])
+    settings = Settings(TrainOptions(early_stopping=early_stopping))
+    found = results(train(Path("solver.prototxt"), Path("out"), NONE, settings)[0])
     remove_outputs()
     return found
 
 
 def resume(**fields) -> dict:
     """The results of the same training, run again with its checkpoint folder."""
-    return results(train(Path("solver.prototxt"), Path("out"), NONE, ends(**fields))[0])
+    return results(train(Path("solver.prototxt"), Path("out"), NONE, resumable(**fields))[0])
 
 
 def interrupt(monkeypatch, iteration: int, *numbers: signal.Signals, given: WeightFiles = NONE, **fields) -> str:
@@ -104,7 +109,7 @@ def interrupt(monkeypatch, iteration: int, *numbers: signal.Signals, given: Weig
     with monkeypatch.context() as patch:
         patch.setattr(caffe.SGDSolver, "test_all", signalled)
         with pytest.raises(Interrupted) as raised:
-            train(Path("solver.prototxt"), Path("out"), given, ends(**fields))
+            train(Path("solver.prototxt"), Path("out"), given, resumable(**fields))
     assert not Path("out").exists()
     assert not Path("snap").exists()
     return str(raised.value)
@@ -123,7 +128,7 @@ def test_an_interrupted_training_resumes_bit_identically(here, monkeypatch, caps
     assert said == f"interrupted by {number.name} at iteration 16; run again to resume at iteration 16"
     assert iterations() == [16]
     interrupt(monkeypatch, 25, number)
-    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, resumable())
     assert "resumes at iteration 26, from checkpoint/26" in capsys.readouterr().out
     assert results(metrics) == expected
     assert pd.read_csv("out/seconds.csv").seconds.is_monotonic_increasing
@@ -200,7 +205,7 @@ def test_without_hard_links_files_are_copied(here, monkeypatch):
 def test_curves_are_complete_after_an_interruption(here, monkeypatch):
     interrupt(monkeypatch, 15, signal.SIGTERM)
     (interrupted_at,) = (path.stat().st_mtime for path in CHECKPOINT.glob("16/state.json"))
-    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, resumable())
     (events,) = Path("out/tensorboard").iterdir()
     scalars = EventAccumulator(str(events)).Reload().Scalars("loss/train")
     assert [scalar.step for scalar in scalars] == list(metrics.iteration) == list(range(0, 41, 5))
@@ -213,7 +218,7 @@ import os, resource, signal, shutil
 from pathlib import Path
 import caffe
 from pipeline.command import run
-from pipeline.training.train import Ends, train
+from pipeline.training.train import Settings, train
 from pipeline.training.initial_weights import WeightFiles
 
 measured, iteration = caffe.SGDSolver.test_all, [0]
@@ -229,8 +234,8 @@ def at_test(iteration):
     pass
 
 {prepare}
-ends = Ends(checkpoint=Path("checkpoint"), minutes={minutes})
-run(lambda _: train(Path("solver.prototxt"), Path("out"), WeightFiles(), ends))
+settings = Settings(checkpoint=Path("checkpoint"), minutes={minutes})
+run(lambda _: train(Path("solver.prototxt"), Path("out"), WeightFiles(), settings))
 """
 
 
@@ -436,12 +441,19 @@ def change_early_stopping():
     return {"early_stopping": 100}
 
 
-@pytest.mark.parametrize("change", [change_rate, change_net, change_records, change_weights, change_early_stopping])
+def change_skip_layers():
+    return {"skip_layers": ["hidden"]}
+
+
+CHANGES = (change_rate, change_net, change_records, change_weights, change_early_stopping, change_skip_layers)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_training_does_not_resume(here, monkeypatch, capsys, change):
     caffe.Net("train.prototxt", caffe.TRAIN).save("start.caffemodel")
     interrupt(monkeypatch, 15, signal.SIGTERM, given=WeightFiles([Path("start.caffemodel")]))
     fields = {"given": WeightFiles([Path("start.caffemodel")])} | change()
-    metrics, _ = train(Path("solver.prototxt"), Path("out"), fields.pop("given"), ends(**fields))
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), fields.pop("given"), resumable(**fields))
     assert "resumes at" not in capsys.readouterr().out
     assert metrics.iteration.tolist() == list(range(0, 41, 5))
     assert not CHECKPOINT.exists()
@@ -451,13 +463,13 @@ def test_files_that_a_net_does_not_read_do_not_prevent_resuming(here, monkeypatc
     interrupt(monkeypatch, 15, signal.SIGTERM)
     Path("data").mkdir()  # named like the first layer
     (Path("data") / "cat.jpg").touch()
-    train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    train(Path("solver.prototxt"), Path("out"), NONE, resumable())
     assert "resumes at iteration 16" in capsys.readouterr().out
 
 
 def test_missing_weights_are_named(here):
     with pytest.raises(caffe.FileError) as raised:
-        train(Path("solver.prototxt"), Path("out"), WeightFiles([Path("none.caffemodel")]), ends())
+        train(Path("solver.prototxt"), Path("out"), WeightFiles([Path("none.caffemodel")]), resumable())
     assert (raised.value.where, raised.value.found) == ("none.caffemodel", "no such file")
 
 
@@ -470,7 +482,7 @@ def test_in_the_background_ctrl_c_is_ignored(here, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(caffe.SGDSolver, "test_all", told)
-    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, ends())
+    metrics, _ = train(Path("solver.prototxt"), Path("out"), NONE, resumable())
     assert metrics.iteration.iloc[-1] == 40
 
 

@@ -23,7 +23,7 @@ def findings(*files: str, skip: tuple[str, ...] = (), same_classes: bool = False
     solver = caffe.get_solver("solver.prototxt")
     found = preflight.findings(
         solver,
-        copy_weights(solver.net, WeightFiles([Path(file) for file in files], skip)),
+        copy_weights(solver.net, WeightFiles([Path(file) for file in files]), skip),
         same_classes,
     )
     solver.close()

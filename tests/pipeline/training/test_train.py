@@ -13,8 +13,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import caffe
+from pipeline.options.training import TrainOptions
 from pipeline.training.initial_weights import WeightFiles
-from pipeline.training.train import Ends, train
+from pipeline.training.train import Settings, train
 from tests.conftest import ROOT
 from tests.pipeline.conftest import ACCURACY, TRAIN
 
@@ -144,13 +145,13 @@ def test_the_last_weights_are_tested_even_off_the_test_interval(here):
 def test_a_last_test_off_the_interval_is_not_an_early_stop(here):
     change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
     change(here, "max_iter: 20", "max_iter: 13", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(early_stopping=2)))
     assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, False)
 
 
 def test_initial_weights_are_the_best_only_if_no_later_ones_are_as_good(here):
     change(here, "base_lr: 0.05", "base_lr: 0", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(early_stopping=2)))
     assert (best["iteration"], best["tests"], best["stopped_early"]) == (5, 4, True)
 
 
@@ -170,7 +171,7 @@ def test_without_tests_the_last_weights_are_the_best(here):
 
 
 def test_training_stops_early_after_tests_without_improvement(here):
-    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(early_stopping=2))
+    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(early_stopping=2)))
     assert best["stopped_early"]
     assert metrics.iteration.iloc[-1] == best["iteration"] + 10
     assert metrics.since_best.iloc[-1] == 2
@@ -272,7 +273,7 @@ def test_a_failing_training_keeps_its_log_and_metrics_and_says_where(here, comma
 
 def test_a_tolerated_divergence_ends_with_the_weights_of_the_best_test(here):
     change(here, "base_lr: 0.05", "base_lr: 1e6", "solver.prototxt")
-    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
+    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(tolerate_divergence=True)))
     assert (best["iteration"], best["diverged"]) == (0, metrics.iteration.iloc[-1])
     assert best == json.loads((here / "out/best.json").read_text())
     change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
@@ -290,7 +291,7 @@ layer { name: "scores" """
     train(Path("solver.prototxt"), Path("start"), WeightFiles())
     change(here, "max_iter: 0", "max_iter: 20", "solver.prototxt")
     change(here, "base_lr: 0.05", "base_lr: 1e38", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(tolerate_divergence=True)))
     assert (best["iteration"], best["by"], best["test_accuracy"]) == (0, "start", None)
     got, start = values(here / "out/final.caffemodel"), values(here / "start/final.caffemodel")
     assert (got["hidden"], got["scores"]) == (start["hidden"], start["scores"])
@@ -301,13 +302,14 @@ layer { name: "scores" """
 def test_a_divergence_by_the_last_update_is_recorded(here):
     change(here, "base_lr: 0.05", "base_lr: 1e38", "solver.prototxt")
     change(here, "max_iter: 20", "max_iter: 1", "solver.prototxt")
-    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Ends(diverging=True))
+    _, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(tolerate_divergence=True)))
     assert (best["iteration"], best["diverged"]) == (0, 1)
 
 
 def test_tolerating_divergence_does_not_change_a_training(trained, monkeypatch):
     monkeypatch.chdir(trained)
-    train(Path("solver.prototxt"), Path("again"), WeightFiles(), Ends(diverging=True, failed=Path("failed")))
+    settings = Settings(TrainOptions(tolerate_divergence=True), failed=Path("failed"))
+    train(Path("solver.prototxt"), Path("again"), WeightFiles(), settings)
     assert (trained / "again/final.caffemodel").read_bytes() == (trained / "out/final.caffemodel").read_bytes()
 
 
@@ -341,6 +343,16 @@ def test_later_weights_overwrite_earlier_ones(here):
     ]
 
 
+def test_a_layer_to_skip_starts_from_its_filler(here):
+    change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
+    caffe.Net("test.prototxt", caffe.TEST).save("start.caffemodel")
+    settings = Settings(TrainOptions(skip_layers=["hidden"]))
+    train(Path("solver.prototxt"), Path("out"), WeightFiles([Path("start.caffemodel")]), settings)
+    rows = pd.read_csv(here / "out/layers.csv", keep_default_na=False).set_index("layer")
+    assert (rows.start["hidden"], rows.why["hidden"]) == ("filled", "it was to be skipped")
+    assert rows.start["scores"] == "copied"
+
+
 def test_a_fitted_classifier_is_copied_last_and_may_be_empty(here):
     change(here, "max_iter: 20", "max_iter: 0", "solver.prototxt")
     net = caffe.Net("test.prototxt", caffe.TEST)
@@ -354,7 +366,7 @@ def test_a_fitted_classifier_is_copied_last_and_may_be_empty(here):
     fitted.layer.extend(layer for layer in stored.layer if layer.name == "scores")
     (here / "fitted.caffemodel").write_bytes(fitted.SerializeToString())
     for name, same in (("fitted", "both"), ("none", "start")):
-        given = WeightFiles([Path("start.caffemodel")], same_classes=True, fitted=Path(f"{name}.caffemodel"))
-        train(Path("solver.prototxt"), Path(name), given)
+        given = WeightFiles([Path("start.caffemodel")], fitted=Path(f"{name}.caffemodel"))
+        train(Path("solver.prototxt"), Path(name), given, Settings(TrainOptions(same_classes=True)))
         assert values(here / name / "final.caffemodel") == values(here / f"{same}.caffemodel")
         assert (here / name / "preflight.csv").read_text() == "kind,where,found,do\n"
