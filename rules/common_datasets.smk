@@ -62,10 +62,10 @@ def list_of(wildcards):
     A folder's time does not show changes in its subfolders: see `listing_of`.
     """
     source = source_of(wildcards)
-    path = source.get("list") or source["folder"]
+    path = source[configuration.keys.kind_of(source)]
     if path.startswith("results/example/digits/"):
         return rules.digits.output.folder
-    return path if "list" in source else ancient(path)
+    return ancient(path) if "folder" in source else path
 
 
 def val_labels_of(wildcards):

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.configuration.keys import KINDS, OF_IMAGES, OF_LISTS, kind_of, mapping, unknown
 from pipeline.formats.text import table_header
-from pipeline.options.dataset import FetchOptions
+from pipeline.options.dataset import FetchOptions, Source
 from pipeline.sources import folders
 
 USED_WITH = {
@@ -14,7 +14,7 @@ USED_WITH = {
     "root": ("list",),
     "allow_outside_root": ("list",),
     "val_labels": ("folder",),
-    **dict.fromkeys((*FetchOptions.model_fields, "sample", "seed", "columns"), ("list", "folder")),
+    **dict.fromkeys((*FetchOptions.model_fields, "sample", "seed", "columns"), Source.kinds),
 }
 """Keys of a source, and the kinds of source that use them."""
 DETERMINED_BY = {
@@ -61,7 +61,7 @@ def _source_problems(source: object, datasets: dict[str, Any]) -> list[str]:
         return []
     if other not in datasets:
         return [f".dataset: {problem}" for problem in unknown(other, datasets)]
-    if (kind := kind_of(mapping(datasets[other].get("source")))) not in ("list", "folder", None):
+    if (kind := kind_of(mapping(datasets[other].get("source")))) not in (*Source.kinds, None):
         origin = "another dataset" if kind == "dataset" else kind
         return [f".dataset: {other!r} comes from {origin}; name a dataset with a list or a folder"]
     return []

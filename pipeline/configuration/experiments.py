@@ -8,6 +8,7 @@ from pipeline.configuration.keys import kind_of, last_layer, mapping, origins, u
 from pipeline.errors import InputError
 from pipeline.files import stem_of
 from pipeline.nets import models, solver_fields, strategies
+from pipeline.options.dataset import Source
 
 
 def without_effect(name: str, experiment: dict[str, Any]) -> list[str]:
@@ -66,7 +67,7 @@ def _shape(dataset: dict[str, Any]) -> tuple[int, int, int] | None:
     """Channels, height and width of a dataset's images if they are resized, else None."""
     size = mapping(dataset.get("size"))
     height, width = size.get("height"), size.get("width")
-    is_resized = kind_of(mapping(dataset.get("source"))) in ("list", "folder", "dataset")
+    is_resized = kind_of(mapping(dataset.get("source"))) in (*Source.kinds, "dataset")
     if not (is_resized and isinstance(height, int) and isinstance(width, int)):
         return None
     return 1 if dataset.get("color") == "gray" else 3, height, width

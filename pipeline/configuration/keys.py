@@ -5,9 +5,10 @@ from typing import Any
 
 import caffe
 from pipeline.nets import models
+from pipeline.options.config import Source
 from pipeline.options.dataset import Channels, ResizeOptions, ShardSize
 
-KINDS = ("list", "folder", "published", "database", "dataset")
+KINDS = Source.kinds
 """Kinds of source: where images come from."""
 ORIGINS = ("experiment", "file", "url")
 """Where weights come from."""

@@ -7,7 +7,7 @@ from pipeline.configuration import keys
 from pipeline.files import stem_of
 from pipeline.nets import strategies
 from pipeline.options.config import STEPS
-from pipeline.options.dataset import Patience
+from pipeline.options.dataset import Patience, Source
 
 
 def options_of(config: Mapping[str, Any], step: str, names: Mapping[str, str]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _of_dataset(dataset: dict[str, Any]) -> dict[str, Any]:
     source, changes = dataset["source"], dict(dataset.get("augmentation", {}))
     return {
         **dataset,
-        "source": source | {"allow_file": source["allow_file"] or bool(source.keys() & {"folder", "root"})},
+        "source": source | {"allow_file": source["allow_file"] or bool(source.keys() & {"root", *Source.kinds} - {"list"})},
         "copies": changes.pop("copies", 0),
         "augmentation": changes or None,
         "repeat": dataset["split"]["balance"] == "repeat",

@@ -1,6 +1,6 @@
 """The config: datasets and experiments, composed of the steps' options; and the options model of each step."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, WithJsonSchema
 
@@ -21,6 +21,7 @@ class Database(Options):
 class Source(dataset.Patience, dataset.Limits, dataset.Published, dataset.Source):
     """Where images come from: one of list, folder, published, database and dataset."""
 
+    kinds: ClassVar[tuple[str, ...]] = (*dataset.Source.kinds, "published", "database", "dataset")
     published: Literal["mnist", "mnist_pairs", "cifar10", "cifar100"] | None = None
     """instead of a list: `mnist`, `mnist_pairs` (two images per record), `cifar10` or `cifar100`, with the records of Caffe's own
     converters"""

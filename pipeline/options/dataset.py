@@ -1,7 +1,7 @@
 """Options of the steps that make a dataset: shards, download, published collections, resize, label, databases."""
 
 import enum
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ class Columns(Options):
 class Source(Options):
     """The images of a list or a folder."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("list", "folder")
+    """Keys of which a source has one, and which shards are read from."""
     list: FilePath | None = None
     """CSV (commas, semicolons or tabs; UTF-8) or parquet with the columns `url`, `label` and optionally `split` (`train`, `val`
     or `test`), `group` and `sha256`; or a text file with `URL label` per line"""
