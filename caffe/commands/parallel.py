@@ -125,7 +125,7 @@ def connect(solver: Solver, place: Place) -> None:
     joined.bcast()
     solver.add_callback(joined)
     if solver.param.layer_wise_reduce:
-        solver.net.after_backward(joined)
+        joined.exchange_during_backward()
     if place.is_first:
         for reason in _batch_dependences(solver.net):
             events.processes_differ(place.count, place.count, reason)

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from caffe.errors import FileError, ParseError, nearest
 from caffe.formats import upgrade
-from caffe.formats.files import written_whole
+from caffe.formats.files import read_bytes, written_whole
 from caffe.proto import caffe_pb2
 
 M = TypeVar("M", bound=Message)
@@ -55,7 +55,7 @@ def write_prototxt(path: os.PathLike[str] | str, message: Message, comments: Map
 
 
 def write_binary(path: os.PathLike[str] | str, message: Message) -> None:
-    """Write a message in binary format, atomically; after a power failure, too, the file is whole."""
+    """Write a message in binary format, atomically; the file is whole even after a power failure."""
     with written_whole(path, sync=True) as part:
         part.write_bytes(message.SerializeToString())
 
@@ -70,7 +70,7 @@ def text_of(message: Message) -> str:
 
 def read_binary(path: os.PathLike[str] | str, message: M, what: str | None = None) -> M:
     """Fill `message` from a binary file; `what` names the expected kind of file in errors."""
-    content = _bytes(path)
+    content = read_bytes(path)
     what = what or f"a binary {message.DESCRIPTOR.name}"
     try:
         message.ParseFromString(content)
@@ -93,7 +93,7 @@ def _text(path: os.PathLike[str] | str) -> str:
 
     Caffe ignores encodings, so that comments may be in any superset of ASCII.
     """
-    content = _bytes(path)
+    content = read_bytes(path)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FileError(path, "text in UTF-16", "a prototxt is plain text", "save it as UTF-8")
     if b"\0" in content:
@@ -102,17 +102,6 @@ def _text(path: os.PathLike[str] | str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")
-
-
-def _bytes(path: os.PathLike[str] | str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FileError(path, "no such file") from None
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({error.strerror})") from None
-    except ValueError as error:  # an invalid file name
-        raise FileError(repr(path), f"cannot be read ({error})") from None
 
 
 _NO_FIELD = re.compile(r'Message type "caffe\.([\w.]+)" has no field named "([^"]+)"')

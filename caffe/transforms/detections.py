@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from caffe.errors import FileError
+from caffe.formats.files import read_bytes
 from caffe.formats.prototxt import read_text
 from caffe.proto import caffe_pb2
 from caffe.transforms.boxes import Boxes
@@ -31,12 +32,8 @@ def read_label_map(path: str) -> dict[int, caffe_pb2.LabelMapItem]:
 
 def read_sizes(path: str) -> list[tuple[str, int, int]]:
     """Read name, height and width of each image from lines `name height width`."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({error.strerror})") from None
     sizes = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_bytes(path).decode().splitlines(), 1):
         parts = line.split()
         if not parts:
             continue
