@@ -91,24 +91,19 @@ def get_layer_lr_mult(layer: caffe_pb2.LayerParameter) -> float:
 def get_layer_label(layer: caffe_pb2.LayerParameter, rankdir: str, display_lrm: bool = False) -> str:
     """Name and type of a layer, with the window's parameters if any; on one line each if the net is drawn horizontally."""
     separator = " " if rankdir in ("TB", "BT") else "\\n"
+    kind, window = layer.type, []
     if layer.HasField("convolution_param"):
-        param = layer.convolution_param
-        lines = [f"{layer.name}({layer.type})"]
-        lines += [f"kernel size: {_axes(param, 'kernel_size', 1)}", f"stride: {_axes(param, 'stride', 1)}"]
-        lines += [f"pad: {_axes(param, 'pad', 0)}", f"dilation: {_axes(param, 'dilation', 1)}", f"group: {param.group}"]
-        if display_lrm:
-            lines.append(f"lr_mult: {get_layer_lr_mult(layer):g}")
+        conv = layer.convolution_param
+        window = [f"kernel size: {_axes(conv, 'kernel_size', 1)}", f"stride: {_axes(conv, 'stride', 1)}"]
+        window += [f"pad: {_axes(conv, 'pad', 0)}", f"dilation: {_axes(conv, 'dilation', 1)}", f"group: {conv.group}"]
     elif layer.HasField("pooling_param"):
-        param = layer.pooling_param
-        method = caffe_pb2.PoolingParameter.PoolMethod.Name(param.pool)
-        size = "global" if param.global_pooling else _axes(param, "kernel_size", 1)
-        lines = [f"{layer.name}({method} {layer.type})"]
-        lines += [f"kernel size: {size}", f"stride: {_axes(param, 'stride', 1)}", f"pad: {_axes(param, 'pad', 0)}"]
-    else:
-        lines = [f"{layer.name}({layer.type})"]
-        if display_lrm and layer.HasField("inner_product_param"):
-            lines.append(f"lr_mult: {get_layer_lr_mult(layer):g}")
-    return separator.join(lines)
+        pool = layer.pooling_param
+        kind = f"{caffe_pb2.PoolingParameter.PoolMethod.Name(pool.pool)} {layer.type}"
+        size = "global" if pool.global_pooling else _axes(pool, "kernel_size", 1)
+        window = [f"kernel size: {size}", f"stride: {_axes(pool, 'stride', 1)}", f"pad: {_axes(pool, 'pad', 0)}"]
+    if display_lrm and (layer.HasField("convolution_param") or layer.HasField("inner_product_param")):
+        window.append(f"lr_mult: {get_layer_lr_mult(layer):g}")
+    return separator.join([f"{layer.name}({kind})", *window])
 
 
 def _axes(param: caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter, name: str, default: int) -> str:

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ from caffe.errors import Error
 from caffe.proto import caffe_pb2
 
 if TYPE_CHECKING:
-    from caffe.engine.net import Net
     from caffe.training.solver import Solver
 
 _FIRST_ONLY = ("display", "snapshot", "test_interval", "test_iter", "test_net", "test_net_param", "test_state")
@@ -91,8 +90,9 @@ def joined(place: Place, met: threading.Event | None = None) -> Iterator[None]:
     mode.set_solver_count(place.count)
     mode.set_solver_rank(place.rank)
     mode.set_multiprocess(True)
-    if not place.is_first:
-        _ignore_signals()
+    if not place.is_first:  # the first process handles signals and tells the others
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     nccl.join(place.uid)
     if met is not None:
         met.set()
@@ -127,20 +127,15 @@ def connect(solver: Solver, place: Place) -> None:
     if solver.param.layer_wise_reduce:
         joined.exchange_during_backward()
     if place.is_first:
-        for reason in _batch_dependences(solver.net):
-            events.processes_differ(place.count, place.count, reason)
-
-
-def _batch_dependences(net: Net) -> list[str]:
-    """`BatchNorm "bn1": batch statistics are …` for each layer that makes several processes differ from one."""
-    reasons = ((layer, layer.batch_dependence()) for layer in net.layers)
-    return [f'{layer.type} "{layer.param.name}": {reason}' for layer, reason in reasons if reason]
+        for layer in solver.net.layers:
+            if reason := layer.batch_dependence():
+                events.processes_differ(place.count, place.count, f'{layer.type} "{layer.param.name}": {reason}')
 
 
 # ---- processes started by this command
 
 
-def spawn(train: Train, arguments: argparse.Namespace, param: caffe_pb2.SolverParameter, gpus: list[int | None]) -> None:
+def spawn(train: Train, arguments: argparse.Namespace, param: caffe_pb2.SolverParameter, gpus: Sequence[int | None]) -> None:
     """Call `train(arguments, param, gpu, place, met)` for each of `gpus` (None: the CPU): the first here, others in processes.
 
     met  an event that `train` sets when all processes have joined
@@ -190,10 +185,3 @@ def _exit_with(sentinels: list[int], message: str, met: threading.Event) -> None
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _ignore_signals() -> None:
-    """Ignore signals: the first process handles them and tells the others."""
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)

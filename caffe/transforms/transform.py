@@ -34,6 +34,14 @@ def read_mean(path: str) -> np.ndarray:
     return array.reshape(array.shape[-3:])
 
 
+def mean_values(param: caffe_pb2.TransformationParameter, channels: int, where: str) -> np.ndarray:
+    """The mean value of each channel, float32, from one for all or one for each."""
+    given = np.asarray(param.mean_value, np.float32)
+    if len(given) not in (1, channels):
+        raise Error(where, f"{len(given)} mean values", f"the images have {channels} channels", "give one, or one for each")
+    return np.resize(given, channels)
+
+
 class Windows(NamedTuple):
     """Crop position of each image of a batch, and whether it is then mirrored: arrays of N."""
 
@@ -84,13 +92,8 @@ class Transformer:
                 f"the images have {tuple(image)}",
                 "compute the mean from this database",
             )
-        if len(self.param.mean_value) not in (0, 1, image[0]):
-            raise Error(
-                self.where,
-                f"{len(self.param.mean_value)} mean values",
-                f"the images have {image[0]} channels",
-                "give one, or one for each",
-            )
+        if self.param.mean_value:
+            mean_values(self.param, image[0], self.where)
         return (image[0], crop, crop) if crop else tuple(image)
 
     def __call__(self, images: list[np.ndarray]) -> torch.Tensor:
