@@ -11,21 +11,9 @@ from caffe.proto import caffe_pb2
 
 V1 = caffe_pb2.V1LayerParameter
 
-# Type names whose spelling does not follow from V1's enum.
-_SPELLED = {
-    "ABSVAL": "AbsVal",
-    "ARGMAX": "ArgMax",
-    "BNLL": "BNLL",
-    "HDF5_DATA": "HDF5Data",
-    "HDF5_OUTPUT": "HDF5Output",
-    "IM2COL": "Im2col",
-    "LRN": "LRN",
-    "MVN": "MVN",
-    "NONE": "",
-    "RELU": "ReLU",
-    "SOFTMAX_LOSS": "SoftmaxWithLoss",
-    "TANH": "TanH",
-}
+# Type names that are not the words of V1's enum, and those whose capitals do not follow from its underscores.
+_RENAMED = {"NONE": "", "SOFTMAX_LOSS": "SoftmaxWithLoss"}
+_CAPITALS = {name.upper(): name for name in ("AbsVal", "ArgMax", "BNLL", "HDF5Data", "HDF5Output", "LRN", "MVN", "ReLU", "TanH")}
 
 _SAME = ("name", "bottom", "top", "include", "exclude", "blobs", "loss_weight")
 _TRANSFORMED = {V1.DATA: "data_param", V1.IMAGE_DATA: "image_data_param", V1.WINDOW_DATA: "window_data_param"}
@@ -36,7 +24,8 @@ _SOLVERS = {0: "SGD", 1: "Nesterov", 2: "AdaGrad", 3: "RMSProp", 4: "AdaDelta", 
 def v1_type(value: int) -> str:
     """Current name of a V1 layer type: 14 (INNER_PRODUCT) is InnerProduct."""
     name = V1.LayerType.Name(value)
-    return _SPELLED.get(name, "".join(part.capitalize() for part in name.split("_")))
+    words = name.split("_")
+    return _RENAMED.get(name, _CAPITALS.get("".join(words), "".join(word.capitalize() for word in words)))
 
 
 def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> list[str]:
@@ -76,10 +65,8 @@ def upgrade_solver(solver: caffe_pb2.SolverParameter, path: str) -> None:
         events.solver_type_upgraded(path)
         solver.type = _SOLVERS[solver.solver_type]
         solver.ClearField("solver_type")
-    for field in ("net_param", "train_net_param"):
-        if solver.HasField(field):
-            upgrade_net(getattr(solver, field), path)
-    for net in solver.test_net_param:
+    given = [getattr(solver, field) for field in ("net_param", "train_net_param") if solver.HasField(field)]
+    for net in (*given, *solver.test_net_param):
         upgrade_net(net, path)
 
 

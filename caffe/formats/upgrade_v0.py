@@ -20,13 +20,8 @@ _TYPES = {**{name: name.upper() for name in _KEPT.split()}, **_RENAMED}
 _CONVOLUTION, _PRODUCT, _POOLING = "convolution_param", "inner_product_param", "pooling_param"
 _LEARNING = {"conv": _CONVOLUTION, "innerproduct": _PRODUCT}
 _WINDOWED = {"conv": _CONVOLUTION, "pool": _POOLING}
-_SOURCES = {
-    "data": "data_param",
-    "images": "image_data_param",
-    "hdf5_data": "hdf5_data_param",
-    "window_data": "window_data_param",
-}
 _SKIPPING = {"data": "data_param", "images": "image_data_param"}
+_SOURCES = {**_SKIPPING, "hdf5_data": "hdf5_data_param", "window_data": "window_data_param"}
 
 # {V0's field: (V1's field, {V0 type: V1's message that has it})}.
 _MOVES: dict[str, tuple[str, dict[str, str]]] = {

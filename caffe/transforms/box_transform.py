@@ -19,13 +19,7 @@ from caffe.transforms.transform import mean_values, read_mean
 RESIZE = caffe_pb2.ResizeParameter
 WHOLE = np.array([0, 0, 1, 1], np.float32)
 CORNERS = np.s_[:, 2:6]
-_INTERPOLATIONS = {
-    RESIZE.LINEAR: cv2.INTER_LINEAR,
-    RESIZE.AREA: cv2.INTER_AREA,
-    RESIZE.NEAREST: cv2.INTER_NEAREST,
-    RESIZE.CUBIC: cv2.INTER_CUBIC,
-    RESIZE.LANCZOS4: cv2.INTER_LANCZOS4,
-}
+_INTERPOLATIONS: dict[int, int] = {value: getattr(cv2, f"INTER_{name}") for name, value in RESIZE.Interp_mode.items()}
 _BORDERS = {
     RESIZE.CONSTANT: cv2.BORDER_CONSTANT,
     RESIZE.MIRRORED: cv2.BORDER_REFLECT_101,

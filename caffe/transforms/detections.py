@@ -17,15 +17,11 @@ DetectionParameter = caffe_pb2.SaveOutputParameter | caffe_pb2.DetectionEvaluate
 
 def read_label_map(path: str) -> dict[int, caffe_pb2.LabelMapItem]:
     """Read {label: its item} from a label map (text, `item { name: … label: … display_name: … }`)."""
-    items = read_text(path, caffe_pb2.LabelMap()).item
     labels: dict[int, caffe_pb2.LabelMapItem] = {}
-    for item in items:
+    for item in read_text(path, caffe_pb2.LabelMap()).item:
         if item.label in labels:
-            raise FileError(
-                path,
-                f'label {item.label} for "{labels[item.label].name}" and "{item.name}"',
-                "every class must have its own label",
-            )
+            found = f'label {item.label} for "{labels[item.label].name}" and "{item.name}"'
+            raise FileError(path, found, "every class must have its own label")
         labels[item.label] = item
     return labels
 
@@ -47,11 +43,11 @@ def in_pixels(corners: Boxes, height: int, width: int, param: DetectionParameter
     """Convert corners in fractions of the net's input to pixels of the image before `param.resize_param`."""
     p = param.resize_param
     size = np.array([width, height] * 2, float)
-    if param.HasField("resize_param") and p.resize_mode == RESIZE.FIT_LARGE_SIZE_AND_PAD:
+    if p.resize_mode == RESIZE.FIT_LARGE_SIZE_AND_PAD:
         aspect = width / height
         share = np.array([min(1, aspect * p.height / p.width), min(1, p.width / aspect / p.height)])
         corners = (corners - np.tile((1 - share) / 2, 2)) / np.tile(share, 2)
-    elif param.HasField("resize_param") and p.resize_mode == RESIZE.FIT_SMALL_SIZE and p.height_scale and p.width_scale:
+    elif p.resize_mode == RESIZE.FIT_SMALL_SIZE and p.height_scale and p.width_scale:
         scaled: Boxes = np.clip(corners * np.tile([p.width_scale, p.height_scale], 2), 0, size)
         return scaled
     pixels: Boxes = np.clip(corners, 0, 1) * size

@@ -86,12 +86,8 @@ class Transformer:
         if crop > min(image[1:]):
             raise Error(self.where, f"crop_size {crop} on images of {image[1]}×{image[2]}", "the crop must fit into the image")
         if self.mean is not None and self.mean.shape != tuple(image):
-            raise Error(
-                self.where,
-                f"{self.param.mean_file} has shape {self.mean.shape}",
-                f"the images have {tuple(image)}",
-                "compute the mean from this database",
-            )
+            found = f"{self.param.mean_file} has shape {self.mean.shape}"
+            raise Error(self.where, found, f"the images have {tuple(image)}", "compute the mean from this database")
         if self.param.mean_value:
             mean_values(self.param, image[0], self.where)
         return (image[0], crop, crop) if crop else tuple(image)
@@ -112,11 +108,8 @@ class Transformer:
         channels, height, width = shape = self.shape(images[0].shape)
         for image in images:
             if image.shape != images[0].shape and (len(image) != channels or self.shape(image.shape) != shape):
-                raise Error(
-                    self.where,
-                    f"an image of shape {image.shape} in a batch of {images[0].shape}",
-                    do="resize them to one size, or set crop_size",
-                )
+                found = f"an image of shape {image.shape} in a batch of {images[0].shape}"
+                raise Error(self.where, found, do="resize them to one size, or set crop_size")
         room = np.array([image.shape[1:] for image in images], int) - np.array((height, width))
         corners = self.rng.integers(room + 1) if self.training and self.param.crop_size else room // 2
         mirrored = self.rng.integers(2, size=len(images)) if self.param.mirror else np.zeros(len(images), int)
