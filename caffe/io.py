@@ -101,8 +101,7 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int] | np.ndarray, interp_or
 
     if im.shape[-1] not in (1, 3):
         factors = (*(new / old for new, old in zip(new_dims, im.shape[:2], strict=True)), 1)
-        zoomed: npt.NDArray[np.float32] = ndimage.zoom(im, factors, order=interp_order).astype(np.float32)
-        return zoomed
+        return np.asarray(ndimage.zoom(im, factors, order=interp_order), np.float32)
     low, high = im.min(), im.max()
     if low == high:
         return np.full((*new_dims, im.shape[-1]), low, dtype=np.float32)

@@ -56,12 +56,9 @@ def place_from_environment() -> Place:
         return ALONE
     missing = [name for name in _VARIABLES if name not in given]
     if missing:
-        raise Error(
-            "environment",
-            f"no {' and '.join(missing)} beside {' and '.join(given)}",
-            "a launcher must set all of them",
-            "start with torchrun, or unset RANK and WORLD_SIZE to train in one process",
-        )
+        found = f"no {' and '.join(missing)} beside {' and '.join(given)}"
+        do = "start with torchrun, or unset RANK and WORLD_SIZE to train in one process"
+        raise Error("environment", found, "a launcher must set all of them", do)
     numbers = {"LOCAL_RANK": os.environ.get("LOCAL_RANK") or "0", **given}
     del numbers["MASTER_ADDR"]
     for name, value in numbers.items():
@@ -77,10 +74,7 @@ def place_from_environment() -> Place:
 
 @contextlib.contextmanager
 def joined(place: Place, met: threading.Event | None = None) -> Iterator[None]:
-    """Join the other processes before any layer reads, waiting for all of them; leave them after the block.
-
-    met  set when all have joined
-    """
+    """Join the other processes before any layer reads, wait until all have joined, set `met`; leave them after the block."""
     if place.count == 1:
         yield
         return

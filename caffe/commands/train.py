@@ -104,10 +104,7 @@ def _own_gpu(gpus: list[int], place: Place) -> list[int]:
 
 
 def _optimise(arguments: Namespace, param: SolverParameter, gpu: int | None, place: Place, met: Event | None = None) -> None:
-    """Create the solver, install its signal handlers, and train to the end.
-
-    met  set when all of several processes have joined
-    """
+    """Create the solver, install its signal handlers, train to the end; `met` is set when all processes have joined."""
     from caffe.commands import devices
     from caffe.training.solver_types import get_solver
 

@@ -81,7 +81,6 @@ def open_db(source: str | Path, backend: int | None = None) -> LMDBFile | LevelD
 
 
 def _backend_of(source: Path) -> int:
-    """The backend of a database, by its files."""
     if source.is_file() or (source / "data.mdb").exists():
         return caffe_pb2.DataParameter.LMDB
     if (source / "CURRENT").exists():

@@ -42,10 +42,7 @@ def read_weights(path: os.PathLike[str] | str) -> caffe_pb2.WeightsParameter:
 
 
 def write_prototxt(path: os.PathLike[str] | str, message: Message, comments: Mapping[str, str] | None = None) -> None:
-    """Write a message as text.
-
-    comments  {field: comment}, each written before the first line of its field
-    """
+    """Write a message as text; `comments`, {field: comment}, are written before the first line of their fields."""
     lines: list[str] = []
     left = dict(comments or {})
     for line in text_of(message).split("\n"):
@@ -154,10 +151,7 @@ _TOKENS = re.compile(
 
 
 def layer_lines(path: os.PathLike[str] | str) -> list[int]:
-    """Line of each top-level `layer {` or `layers {` of a prototxt, in order; empty if the file is not text.
-
-    Padding layers are left out, as in the upgraded net.
-    """
+    """Line of each top-level `layer {` or `layers {` of a prototxt but padding layers, as upgraded; empty if it is not text."""
     try:
         text = _text(path)
     except FileError:

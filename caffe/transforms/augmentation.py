@@ -46,11 +46,7 @@ class Changes:
 
 
 class Augmentation:
-    """Draws and applies the changes of an AugmentationParameter.
-
-    where  how errors name it
-    rng    the random generator
-    """
+    """Draws and applies the changes of an AugmentationParameter; errors call it `where`."""
 
     def __init__(self, param: caffe_pb2.AugmentationParameter, where: str, rng: np.random.Generator):
         for field, value in param.ListFields():

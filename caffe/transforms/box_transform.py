@@ -4,7 +4,7 @@ An image is height × width × channels, uint8, BGR. Truths are rows of label, i
 the corners in fractions of the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -28,10 +28,7 @@ _BORDERS = {
 
 
 class BoxTransformer:
-    """Applies a TransformationParameter with SSD's fields, and the samplers of an AnnotatedDataParameter.
-
-    rng  the random generator
-    """
+    """Applies a TransformationParameter with SSD's fields, and the samplers of an AnnotatedDataParameter."""
 
     def __init__(
         self,
@@ -100,30 +97,21 @@ class BoxTransformer:
         if image.dtype != np.uint8:
             raise Error(self.where, "distort_param for records of floats", "it needs bytes", "leave it out")
         p = self.param.distort_param
-        changes = [
-            (p.brightness_prob, self.change_brightness),
-            (p.saturation_prob, self.change_saturation),
-            (p.hue_prob, self.change_hue),
+        uniform = self.rng.uniform
+        changes: list[tuple[float, Callable[[np.ndarray], np.ndarray]]] = [
+            (p.brightness_prob, lambda image: np.take(_table(1, uniform(-p.brightness_delta, p.brightness_delta)), image)),
+            (p.saturation_prob, lambda image: _in_hsv(image, 1, _table(uniform(p.saturation_lower, p.saturation_upper), 0))),
+            (p.hue_prob, lambda image: _in_hsv(image, 0, _table(1, uniform(-p.hue_delta, p.hue_delta)))),
+            (p.contrast_prob, lambda image: np.take(_table(uniform(p.contrast_lower, p.contrast_upper), 0), image)),
         ]
-        changes.insert(1 if self.rng.random() > 0.5 else 3, (p.contrast_prob, self.change_contrast))
+        if self.rng.random() > 0.5:
+            changes.insert(1, changes.pop())
         for probability, change in changes:
             if self.rng.random() < probability:
-                image = change(image, p)
+                image = change(image)
         if self.rng.random() < p.random_order_prob:
             image = image[:, :, self.rng.permutation(image.shape[2])]
         return image
-
-    def change_brightness(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
-        return np.take(_table(1, self.rng.uniform(-p.brightness_delta, p.brightness_delta)), image)
-
-    def change_contrast(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
-        return np.take(_table(self.rng.uniform(p.contrast_lower, p.contrast_upper), 0), image)
-
-    def change_saturation(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
-        return _in_hsv(image, 1, _table(self.rng.uniform(p.saturation_lower, p.saturation_upper), 0))
-
-    def change_hue(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
-        return _in_hsv(image, 0, _table(1, self.rng.uniform(-p.hue_delta, p.hue_delta)))
 
     # ---- canvas and crops
 
