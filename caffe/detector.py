@@ -47,11 +47,9 @@ class Detector(Net):
             return
         mean = self.transformer.mean.get(name, np.zeros(()))
         self.crop_mean = np.broadcast_to(mean, self.blobs[name].shape[1:]).transpose(to_image).astype(np.float32)
-        order = self.transformer.channel_swap.get(name)
-        if order is not None:
+        if (order := self.transformer.channel_swap.get(name)) is not None:
             self.crop_mean = self.crop_mean[:, :, np.argsort(order)]
-        raw_scale = self.transformer.raw_scale.get(name)
-        if raw_scale is not None:
+        if (raw_scale := self.transformer.raw_scale.get(name)) is not None:
             self.crop_mean = self.crop_mean / raw_scale
 
     def detect_windows(self, images_windows: Iterable[tuple[str, np.ndarray]]) -> list[dict[str, Any]]:

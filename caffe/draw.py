@@ -15,7 +15,7 @@ from caffe.proto import caffe_pb2
 LAYER_STYLE_DEFAULT = {"shape": "record", "fillcolor": "#6495ED", "style": "filled"}
 NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}
 BLOB_STYLE = {"shape": "octagon", "fillcolor": "#E0E0E0", "style": "filled"}
-# By name: what draws need not load the layers' classes, and so PyTorch. A test compares them with `drawn_as`.
+# By type name, so that drawing need not load the layers' classes and PyTorch; a test compares them with `drawn_as`.
 _COLORS = {"Convolution": "#FF5050", "Deconvolution": "#FF5050", "Pooling": "#FF9900", "InnerProduct": "#CC33FF"}
 _TEXT_FORMATS = ("dot", "gv", "raw")
 
@@ -36,8 +36,7 @@ class Graph:
         """The graph as the text of a .dot file."""
         lines = [f"digraph {_quote(self.name)} {{", f"rankdir={self.rankdir};"]
         lines += [f"{_quote(name)} {_format_attributes(attributes)};" for name, attributes in self.nodes.items()]
-        for source, target, attributes in self.edges:
-            lines.append(f"{_quote(source)} -> {_quote(target)} {_format_attributes(attributes)};")
+        lines += [f"{_quote(start)} -> {_quote(end)} {_format_attributes(attributes)};" for start, end, attributes in self.edges]
         return "\n".join([*lines, "}", ""])
 
     def create(self, format: str = "png") -> bytes:
@@ -89,7 +88,7 @@ def get_layer_lr_mult(layer: caffe_pb2.LayerParameter) -> float:
 
 
 def get_layer_label(layer: caffe_pb2.LayerParameter, rankdir: str, display_lrm: bool = False) -> str:
-    """Name and type of a layer, with the window's parameters if any; on one line each if the net is drawn horizontally."""
+    """Name, type and window's parameters of a layer, on separate lines if the net is drawn horizontally."""
     separator = " " if rankdir in ("TB", "BT") else "\\n"
     kind, window = layer.type, []
     if layer.HasField("convolution_param"):

@@ -1,9 +1,9 @@
-"""What the engine and its commands log: for each event the place in BVLC Caffe's source that logs the same, and the text.
+"""Log lines of the engine and its commands: for each event, the text and the place of the same log call in BVLC Caffe's source.
 
     events.layer_created("conv1")      logs `net.cpp:86] Creating Layer conv1`
 
-Code that has something to log names the event and gives its values; no other module knows a place or a text. Parsers of Caffe's
-logs read these lines, so a text changes only if Caffe's does.
+Other modules name an event and pass its values; places and texts are only here. Parsers of Caffe's logs read these lines, so a
+text changes only if Caffe's does.
 """
 
 from typing import NamedTuple
@@ -103,7 +103,7 @@ train_net_given = Event("solver.cpp:102", "Creating training net from {} file: {
 test_net_given = Event("solver.cpp:190", "Creating test net (#{}) specified by {}")
 label_impossible = Event(
     "solver.cpp:222",
-    "Iteration {}, loss = {:g}: 87.3365 is -log(FLT_MIN), the loss of labels that have no probability at all. "
+    "Iteration {}, loss = {:g}: 87.3365 is -log(FLT_MIN), the loss of a label with probability 0. "
     "The net has diverged, or the labels do not fit it; the learning rate is {:g}.",
     WARNING,
 )

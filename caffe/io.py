@@ -31,8 +31,7 @@ def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> caf
 
 def arraylist_to_blobprotovector_str(arrays: list[np.ndarray]) -> bytes:
     """A serialised BlobProtoVector of several arrays."""
-    content: bytes = caffe_pb2.BlobProtoVector(blobs=[array_to_blobproto(array) for array in arrays]).SerializeToString()
-    return content
+    return bytes(caffe_pb2.BlobProtoVector(blobs=[array_to_blobproto(array) for array in arrays]).SerializeToString())
 
 
 arraylist_to_blobprotovecor_str = arraylist_to_blobprotovector_str

@@ -31,14 +31,12 @@ def parser(command: str, description: str, epilog: str | None = None) -> argpars
     result.add_argument("-help", action="help", help=argparse.SUPPRESS)
     log = result.add_argument_group("log")
     add(log, "log_dir", "directory for a copy of the log", default=os.environ.get("GLOG_log_dir", ""))  # noqa: SIM112 - glog spells it so
-    add(log, "minloglevel", "minimum severity shown: 0 info, 1 warning, 2 error", type=int)
+    add(log, "minloglevel", "minimum severity shown: 0 info, 1 warning, 2 error", default=None, type=int)
     return result
 
 
 def add(group: argparse._ActionsContainer, name: str, help: str, default: str | int | None = "", **options: Any) -> None:
     """Add a flag that takes a value."""
-    if options.get("type") is int and default == "":
-        default = None
     group.add_argument(f"-{name}", f"--{name}", dest=name, help=help, default=default, **options)
 
 
@@ -62,10 +60,7 @@ def add_net_flags(result: argparse.ArgumentParser) -> None:
 
 
 def parse(command: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parse the flags of train, test, time or device_query; warn of those that only another of them uses.
-
-    Raises Error if -iterations is below 1.
-    """
+    """Parse the flags of train, test, time or device_query, with -iterations at least 1; warn of those that only others use."""
     arguments, rest = command.parse_known_args(argv)
     others = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in _SHARED_FLAGS:

@@ -27,7 +27,7 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Place:
-    """A process's place among those that train together.
+    """A process's rank among those that train one net.
 
     rank, count  its rank, from 0, and the number of processes
     local        its rank on its host
@@ -115,11 +115,11 @@ def connect(solver: Solver, place: Place) -> None:
     """Broadcast the first process's parameters, and average the gradients of all from now on."""
     from caffe.training import nccl
 
-    joined = nccl.NCCL(solver, place.uid)
-    joined.bcast()
-    solver.add_callback(joined)
+    exchange = nccl.NCCL(solver, place.uid)
+    exchange.bcast()
+    solver.add_callback(exchange)
     if solver.param.layer_wise_reduce:
-        joined.exchange_during_backward()
+        exchange.exchange_during_backward()
     if place.is_first:
         for layer in solver.net.layers:
             if reason := layer.batch_dependence():

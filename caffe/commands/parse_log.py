@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 def parse_log(path: str) -> tuple[list[Row], list[Row]]:
     """Rows of training and of testing, each {NumIters, Seconds, LearningRate, output: value, …}.
 
-    A row's learning rate is the last one logged before it; the first row, before which there is none, gets the second row's.
+    A row's learning rate is the last one logged before it; the first row, which has none, gets the second row's.
     """
     lines = read_bytes(path).decode(errors="replace").splitlines()
     begin = next((index for index, line in enumerate(lines) if "Solving" in line and _STAMP.match(line)), 0)

@@ -66,7 +66,7 @@ _open: weakref.WeakValueDictionary[str, LevelDB] = weakref.WeakValueDictionary()
 def open_db(source: str | Path, backend: int | None = None) -> LMDBFile | LevelDB:
     """Open the database of records at `source`, to be read in key order: `len(db)`, `db.items()`, `db.values(start)`.
 
-    backend  a DataParameter.DB value, LMDB or LEVELDB; by default the one whose files are there
+    backend  a DataParameter.DB value, LMDB or LEVELDB; by default detected from its files
     Raises FileError if there is no such database, if it is damaged, or if it has no records.
     """
     source = str(source)

@@ -111,14 +111,14 @@ def _parse_error(path: os.PathLike[str] | str, error: text_format.ParseError) ->
     line = error.GetLine()
     where = f"{path}:{line}" if line else str(path)
     message = re.sub(r"^\d+:\d+ : ", "", str(error))
-    if found := _NO_FIELD.search(message):
-        owner, field = found.groups()
+    if match := _NO_FIELD.search(message):
+        owner, field = match.groups()
         known = [field.name for field in _descriptor(owner).fields]
         return ParseError(where, f'{owner} has no field "{field}"', do=nearest(field, known) or f"{owner} has {', '.join(known)}")
-    if found := _NO_VALUE.search(message):
-        return _unknown_value(where, found[1], found[2])
-    if found := _NO_STRING.search(message):
-        value = found[1]
+    if match := _NO_VALUE.search(message):
+        return _unknown_value(where, match[1], match[2])
+    if match := _NO_STRING.search(message):
+        value = match[1]
         name = upgrade.v1_type(caffe_pb2.V1LayerParameter.LayerType.Value(value)) if value in upgrade.V1_TYPES else value
         return ParseError(where, f"{value} without quotes", "it must be a string", f'write "{name}"')
     return ParseError(where, re.sub(r"\s+", " ", message).strip())

@@ -76,7 +76,7 @@ class ResultFiles:
             raise FileError(param.label_map_file, f"no item for label {missing[0]}", f"{where} has classes {classes}")
         if param.output_format not in ("VOC", "COCO", "ILSVRC"):
             raise FileError(where, f'output_format "{param.output_format}"', "it must be VOC, COCO or ILSVRC")
-        self.found: list[tuple[str, int, float, np.ndarray]] = []
+        self.detections: list[tuple[str, int, float, np.ndarray]] = []
         self.images = 0
 
     def add(self, rows: np.ndarray) -> None:
@@ -85,11 +85,11 @@ class ResultFiles:
         corners = in_pixels(rows[:, 2:].astype(np.float64), height, width, self.param)
         for (label, score), (xmin, ymin, xmax, ymax) in zip(rows[:, :2], corners, strict=True):
             box = np.round(np.array([xmin, ymin, xmax - xmin, ymax - ymin]) * 100) / 100
-            self.found.append((name, int(label), float(f"{score:.6g}"), box))
+            self.detections.append((name, int(label), float(f"{score:.6g}"), box))
         self.images += 1
         if self.images == len(self.sizes):
             self.write()
-            self.found, self.images = [], 0
+            self.detections, self.images = [], 0
 
     def write(self) -> None:
         """Write the files of all images."""
@@ -99,13 +99,13 @@ class ResultFiles:
         if self.param.output_format == "COCO":
             objects = [
                 {"image_id": _id_of(name), "category_id": _id_of(self.items[label].name), "bbox": box.tolist(), "score": score}
-                for name, label, score, box in self.found
+                for name, label, score, box in self.detections
             ]
             (folder / f"{prefix}.json").write_text(json.dumps(objects, indent=1) + "\n")
             return
         by_class = self.param.output_format == "VOC"
         files: dict[str, list[str]] = {self.items[label].name if by_class else "": [] for label in self.classes}
-        for name, label, score, box in self.found:
+        for name, label, score, box in self.detections:
             x, y, w, h = box.astype(int)
             middle = f"{score:g}" if by_class else f"{label} {score:g}"
             files[self.items[label].name if by_class else ""].append(f"{name} {middle} {x} {y} {x + w} {y + h}\n")

@@ -74,7 +74,7 @@ class Transformer:
                 raise Error(where, f"transform_param has {field.name}", "only AnnotatedData applies it", "leave it out")
         self.param, self.where, self.rng, self.device = param, where, rng, device
         self.training = phase == caffe_pb2.TRAIN
-        self.color = True if param.force_color else (False if param.force_gray else None)
+        self.color = param.force_color if param.force_color or param.force_gray else None
         self.mean = read_mean(param.mean_file) if param.mean_file else None
         self.augmentation = None
         if param.HasField("augmentation_param") and self.training:
