@@ -57,10 +57,7 @@ class Classifier(Net):
 
 
 def create_transformer(net: Net, **settings: Any) -> io.Transformer:
-    """The preprocessing of images (height × width × channels, 0 to 1) for the first input of `net`.
-
-    settings  mean, input_scale, raw_scale and channel_swap of caffe.Classifier; None leaves one out
-    """
+    """The preprocessing of images for the first input of `net`, by caffe.Classifier's settings; None leaves one out."""
     name = net.inputs[0]
     result = io.Transformer({name: net.blobs[name].shape})
     result.set_transpose(name, (2, 0, 1))

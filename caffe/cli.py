@@ -28,7 +28,7 @@ _FORMER = {
     "test_net": ("test", ("-model", "-weights", "-iterations")),
     "net_speed_benchmark": ("time", ("-model", "-iterations")),
 }
-# Flags of scripts for what is always so: the log goes to standard error.
+# glog's flags, which scripts pass; here the log always goes to standard error.
 _IGNORED = re.compile(r"--?(also)?logtostderr(=.*)?$")
 _PLACEHOLDERS = {"-solver": "solver.prototxt", "-snapshot": "x.solverstate", "-weights": "x.caffemodel", "-model": "net.prototxt"}
 

@@ -1,4 +1,4 @@
-"""Coordinate maps between blobs of a NetSpec: where a pixel of one lies in another, through convolution, pooling and cropping.
+"""Coordinate maps between blobs of a NetSpec: pixel positions through convolution, pooling and cropping.
 
 A map is (axis, a, b): position x of a layer's top is position a x + b of its bottom, on the spatial axes from `axis` + 1 on; a
 and b are arrays of one value, or of one for each axis. `axis` is None for layers that keep positions.

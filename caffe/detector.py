@@ -45,16 +45,11 @@ class Detector(Net):
         self.context_pad = context_pad
         if not context_pad:
             return
-        mean = self.transformer.mean.get(name)
-        if mean is None:
-            self.crop_mean = np.zeros(self.crop_dims, np.float32)
-            return
+        mean = self.transformer.mean.get(name, np.zeros(()))
         self.crop_mean = np.broadcast_to(mean, self.blobs[name].shape[1:]).transpose(to_image).astype(np.float32)
-        order = self.transformer.channel_swap.get(name)
-        if order is not None:
+        if (order := self.transformer.channel_swap.get(name)) is not None:
             self.crop_mean = self.crop_mean[:, :, np.argsort(order)]
-        raw_scale = self.transformer.raw_scale.get(name)
-        if raw_scale is not None:
+        if (raw_scale := self.transformer.raw_scale.get(name)) is not None:
             self.crop_mean = self.crop_mean / raw_scale
 
     def detect_windows(self, images_windows: Iterable[tuple[str, np.ndarray]]) -> list[dict[str, Any]]:
@@ -79,12 +74,9 @@ class Detector(Net):
         try:
             search = importlib.import_module("selective_search_ijcv_with_python")
         except ModuleNotFoundError as error:
-            raise Error(
-                "detect_selective_search",
-                "no module selective_search_ijcv_with_python",
-                "it proposes the windows, by MATLAB",
-                "put it on PYTHONPATH, or pass your own windows to detect_windows",
-            ) from error
+            do = "put it on PYTHONPATH, or pass your own windows to detect_windows"
+            found = "no module selective_search_ijcv_with_python"
+            raise Error("detect_selective_search", found, "it proposes the windows, by MATLAB", do) from error
         filenames = [str(Path(name).resolve()) for name in image_fnames]
         return self.detect_windows(zip(filenames, search.get_windows(filenames, cmd="selective_search_rcnn"), strict=True))
 

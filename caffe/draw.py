@@ -15,7 +15,7 @@ from caffe.proto import caffe_pb2
 LAYER_STYLE_DEFAULT = {"shape": "record", "fillcolor": "#6495ED", "style": "filled"}
 NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}
 BLOB_STYLE = {"shape": "octagon", "fillcolor": "#E0E0E0", "style": "filled"}
-# By name: what draws need not load the layers' classes, and so PyTorch. A test compares them with `drawn_as`.
+# By type name, so that drawing need not load the layers' classes and PyTorch; a test compares them with `drawn_as`.
 _COLORS = {"Convolution": "#FF5050", "Deconvolution": "#FF5050", "Pooling": "#FF9900", "InnerProduct": "#CC33FF"}
 _TEXT_FORMATS = ("dot", "gv", "raw")
 
@@ -36,8 +36,7 @@ class Graph:
         """The graph as the text of a .dot file."""
         lines = [f"digraph {_quote(self.name)} {{", f"rankdir={self.rankdir};"]
         lines += [f"{_quote(name)} {_format_attributes(attributes)};" for name, attributes in self.nodes.items()]
-        for source, target, attributes in self.edges:
-            lines.append(f"{_quote(source)} -> {_quote(target)} {_format_attributes(attributes)};")
+        lines += [f"{_quote(start)} -> {_quote(end)} {_format_attributes(attributes)};" for start, end, attributes in self.edges]
         return "\n".join([*lines, "}", ""])
 
     def create(self, format: str = "png") -> bytes:
@@ -89,26 +88,21 @@ def get_layer_lr_mult(layer: caffe_pb2.LayerParameter) -> float:
 
 
 def get_layer_label(layer: caffe_pb2.LayerParameter, rankdir: str, display_lrm: bool = False) -> str:
-    """Name and type of a layer, with the window's parameters if any; on one line each if the net is drawn horizontally."""
+    """Name, type and window's parameters of a layer, on separate lines if the net is drawn horizontally."""
     separator = " " if rankdir in ("TB", "BT") else "\\n"
+    kind, window = layer.type, []
     if layer.HasField("convolution_param"):
-        param = layer.convolution_param
-        lines = [f"{layer.name}({layer.type})"]
-        lines += [f"kernel size: {_axes(param, 'kernel_size', 1)}", f"stride: {_axes(param, 'stride', 1)}"]
-        lines += [f"pad: {_axes(param, 'pad', 0)}", f"dilation: {_axes(param, 'dilation', 1)}", f"group: {param.group}"]
-        if display_lrm:
-            lines.append(f"lr_mult: {get_layer_lr_mult(layer):g}")
+        conv = layer.convolution_param
+        window = [f"kernel size: {_axes(conv, 'kernel_size', 1)}", f"stride: {_axes(conv, 'stride', 1)}"]
+        window += [f"pad: {_axes(conv, 'pad', 0)}", f"dilation: {_axes(conv, 'dilation', 1)}", f"group: {conv.group}"]
     elif layer.HasField("pooling_param"):
-        param = layer.pooling_param
-        method = caffe_pb2.PoolingParameter.PoolMethod.Name(param.pool)
-        size = "global" if param.global_pooling else _axes(param, "kernel_size", 1)
-        lines = [f"{layer.name}({method} {layer.type})"]
-        lines += [f"kernel size: {size}", f"stride: {_axes(param, 'stride', 1)}", f"pad: {_axes(param, 'pad', 0)}"]
-    else:
-        lines = [f"{layer.name}({layer.type})"]
-        if display_lrm and layer.HasField("inner_product_param"):
-            lines.append(f"lr_mult: {get_layer_lr_mult(layer):g}")
-    return separator.join(lines)
+        pool = layer.pooling_param
+        kind = f"{caffe_pb2.PoolingParameter.PoolMethod.Name(pool.pool)} {layer.type}"
+        size = "global" if pool.global_pooling else _axes(pool, "kernel_size", 1)
+        window = [f"kernel size: {size}", f"stride: {_axes(pool, 'stride', 1)}", f"pad: {_axes(pool, 'pad', 0)}"]
+    if display_lrm and (layer.HasField("convolution_param") or layer.HasField("inner_product_param")):
+        window.append(f"lr_mult: {get_layer_lr_mult(layer):g}")
+    return separator.join([f"{layer.name}({kind})", *window])
 
 
 def _axes(param: caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter, name: str, default: int) -> str:

@@ -22,15 +22,12 @@ class Error(Exception):
         self.found = found
         self.expected = expected
         self.do = do
-        super().__init__(self._message())
-
-    def _message(self) -> str:
         message = f"{self.where}: {self.found}" if self.where else self.found
         if self.expected:
             message += f", but {self.expected}"
         if self.do:
             message += f"; {self.do}"
-        return message
+        super().__init__(message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.where, self.found, self.expected, self.do)

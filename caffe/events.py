@@ -1,9 +1,9 @@
-"""What the engine and its commands log: for each event the place in BVLC Caffe's source that logs the same, and the text.
+"""Log lines of the engine and its commands: for each event, the text and the place of the same log call in BVLC Caffe's source.
 
     events.layer_created("conv1")      logs `net.cpp:86] Creating Layer conv1`
 
-Code that has something to log names the event and gives its values; no other module knows a place or a text. Parsers of Caffe's
-logs read these lines, so a text changes only if Caffe's does.
+Other modules name an event and pass its values; places and texts are only here. Parsers of Caffe's logs read these lines, so a
+text changes only if Caffe's does.
 """
 
 from typing import NamedTuple
@@ -103,7 +103,7 @@ train_net_given = Event("solver.cpp:102", "Creating training net from {} file: {
 test_net_given = Event("solver.cpp:190", "Creating test net (#{}) specified by {}")
 label_impossible = Event(
     "solver.cpp:222",
-    "Iteration {}, loss = {:g}: 87.3365 is -log(FLT_MIN), the loss of labels that have no probability at all. "
+    "Iteration {}, loss = {:g}: 87.3365 is -log(FLT_MIN), the loss of a label with probability 0. "
     "The net has diverged, or the labels do not fit it; the learning rate is {:g}.",
     WARNING,
 )
@@ -134,22 +134,16 @@ process_failed = Event("parallel.cpp:331", "{}", ERROR)
 
 gpus_queried = Event("caffe.cpp:138", "Querying GPUs {}")
 gpu_properties = {
-    name: Event(f"common.cpp:{line}", f"{title:30} {{}}")
-    for line, (name, title) in enumerate(
-        (
-            ("number", "Device id:"),
-            ("major", "Major revision number:"),
-            ("minor", "Minor revision number:"),
-            ("name", "Name:"),
-            ("total_memory", "Total global memory:"),
-            ("shared_memory_per_block", "Total shared memory per block:"),
-            ("warp_size", "Warp size:"),
-            ("max_threads_per_block", "Maximum threads per block:"),
-            ("clock_rate", "Clock rate:"),
-            ("multi_processor_count", "Number of multiprocessors:"),
-        ),
-        181,
-    )
+    "number": Event("common.cpp:181", "Device id:                     {}"),
+    "major": Event("common.cpp:182", "Major revision number:         {}"),
+    "minor": Event("common.cpp:183", "Minor revision number:         {}"),
+    "name": Event("common.cpp:184", "Name:                          {}"),
+    "total_memory": Event("common.cpp:185", "Total global memory:           {}"),
+    "shared_memory_per_block": Event("common.cpp:186", "Total shared memory per block: {}"),
+    "warp_size": Event("common.cpp:187", "Warp size:                     {}"),
+    "max_threads_per_block": Event("common.cpp:188", "Maximum threads per block:     {}"),
+    "clock_rate": Event("common.cpp:189", "Clock rate:                    {}"),
+    "multi_processor_count": Event("common.cpp:190", "Number of multiprocessors:     {}"),
 }
 """By the names of PyTorch's device properties, and `number`."""
 train_on_cpu = Event("caffe.cpp:197", "Use CPU.")
@@ -194,18 +188,17 @@ image_unreadable = Event("io.cpp:80", "Could not open or find file {}", ERROR)
 extraction_begun = Event("extract_features.cpp:133", "Extracting Features")
 features_extracted = Event("extract_features.cpp:175", "Extracted features of {} query images for feature blob {}")
 extraction_ended = Event("extract_features.cpp:181", "Successfully extracted the features!")
-solver_text_latest = Event("upgrade_solver_proto_text.cpp:43", "File already in latest proto format: {}", ERROR)
-solver_text_written = Event("upgrade_solver_proto_text.cpp:49", "Wrote upgraded SolverParameter text proto to {}")
 
 
-def _net_upgrade(line: int, text: str, severity: int = glog.INFO) -> dict[str, Event]:
-    """The event of upgrade_net_proto_binary and upgrade_net_proto_text, by the form of the net."""
-    return {form: Event(f"upgrade_net_proto_{form}.cpp:{line}", text, severity) for form in ("binary", "text")}
+def _file_upgrade(net_line: int, solver_line: int, text: str, severity: int = glog.INFO) -> dict[str, Event]:
+    """The event of the commands that upgrade a net or a solver, by the command."""
+    lines = {"upgrade_net_proto_binary": net_line, "upgrade_net_proto_text": net_line, "upgrade_solver_proto_text": solver_line}
+    return {command: Event(f"{command}.cpp:{line}", text, severity) for command, line in lines.items()}
 
 
-net_upgrade_incomplete = _net_upgrade(38, "Encountered error(s) while upgrading prototxt; see details above.", ERROR)
-net_latest = _net_upgrade(42, "File already in latest proto format: {}", ERROR)
-net_written = _net_upgrade(47, "Wrote upgraded NetParameter {} proto to {}")
+file_upgrade_incomplete = _file_upgrade(38, 39, "Encountered error(s) while upgrading prototxt; see details above.", ERROR)
+file_latest = _file_upgrade(42, 43, "File already in latest proto format: {}", ERROR)
+file_upgraded = _file_upgrade(47, 49, "Wrote upgraded {} {} proto to {}")
 
 gpu_left_out, gpu_used, gpu_named, cpu_used = (
     {command: Event(f"caffe.cpp:{line}", text) for command, line in lines.items()}

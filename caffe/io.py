@@ -31,8 +31,7 @@ def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> caf
 
 def arraylist_to_blobprotovector_str(arrays: list[np.ndarray]) -> bytes:
     """A serialised BlobProtoVector of several arrays."""
-    content: bytes = caffe_pb2.BlobProtoVector(blobs=[array_to_blobproto(array) for array in arrays]).SerializeToString()
-    return content
+    return bytes(caffe_pb2.BlobProtoVector(blobs=[array_to_blobproto(array) for array in arrays]).SerializeToString())
 
 
 arraylist_to_blobprotovecor_str = arraylist_to_blobprotovector_str
@@ -101,8 +100,7 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int] | np.ndarray, interp_or
 
     if im.shape[-1] not in (1, 3):
         factors = (*(new / old for new, old in zip(new_dims, im.shape[:2], strict=True)), 1)
-        zoomed: npt.NDArray[np.float32] = ndimage.zoom(im, factors, order=interp_order).astype(np.float32)
-        return zoomed
+        return np.asarray(ndimage.zoom(im, factors, order=interp_order), np.float32)
     low, high = im.min(), im.max()
     if low == high:
         return np.full((*new_dims, im.shape[-1]), low, dtype=np.float32)
@@ -219,21 +217,19 @@ class Transformer:
     def set_mean(self, in_: str, mean: np.ndarray) -> None:
         """Set the mean to subtract: one value for each channel, or an image, which is resized to the input's size."""
         self._check(in_)
+        channels, *size = self.inputs[in_][1:]
+        shape = {1: (*mean.shape, 1, 1), 2: (1, *mean.shape)}.get(mean.ndim, mean.shape)
+        if len(shape) != 3:
+            raise ValueError("Mean shape invalid")
+        if shape[0] != channels:
+            raise ValueError("Mean channels incompatible with input.")
         if mean.ndim == 1:
-            if mean.shape[0] != self.inputs[in_][1]:
-                raise ValueError("Mean channels incompatible with input.")
-            mean = mean[:, np.newaxis, np.newaxis]
-        else:
-            shape = mean.shape if len(mean.shape) != 2 else (1, *mean.shape)
-            if len(shape) != 3:
-                raise ValueError("Mean shape invalid")
-            if shape != tuple(self.inputs[in_][1:]):
-                low, high = mean.min(), mean.max()
-                if shape[0] != self.inputs[in_][1]:
-                    raise ValueError("Mean channels incompatible with input.")
-                span = (high - low) or 1
-                image = (mean.reshape(shape) - low).transpose(1, 2, 0) / span
-                mean = resize_image(image, tuple(self.inputs[in_][2:])).transpose(2, 0, 1) * span + low
+            mean = mean.reshape(shape)
+        elif shape[1:] != tuple(size):
+            low, high = mean.min(), mean.max()
+            span = (high - low) or 1
+            image = (mean.reshape(shape) - low).transpose(1, 2, 0) / span
+            mean = resize_image(image, size).transpose(2, 0, 1) * span + low
         self.mean[in_] = mean
 
     def set_input_scale(self, in_: str, scale: float) -> None:

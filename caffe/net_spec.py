@@ -14,18 +14,12 @@ from google.protobuf.message import Message
 
 from caffe.proto import caffe_pb2
 
-
-def _parameter_fields() -> dict[str, str]:
-    """{layer type: its parameter field}, such as {"InnerProduct": "inner_product_param"}."""
-    fields: dict[str, str] = {}
-    for field in caffe_pb2.LayerParameter.DESCRIPTOR.fields:
-        message = field.message_type
-        if field.name.endswith("_param") and message is not None and message.name.endswith("Parameter"):
-            fields[message.name.removesuffix("Parameter")] = field.name
-    return fields
-
-
-PARAMETER_FIELDS = _parameter_fields()
+PARAMETER_FIELDS: dict[str, str] = {
+    field.message_type.name.removesuffix("Parameter"): field.name
+    for field in caffe_pb2.LayerParameter.DESCRIPTOR.fields
+    if field.name.endswith("_param") and field.message_type is not None and field.message_type.name.endswith("Parameter")
+}
+"""{layer type: its parameter field}, such as {"InnerProduct": "inner_product_param"}."""
 
 
 def param_name_dict() -> dict[str, str]:
@@ -40,23 +34,16 @@ def assign_proto(proto: Message, name: str, value: Any) -> None:
         raise AttributeError(
             f"{proto.DESCRIPTOR.name} has no field {name!r}; it has {', '.join(f.name for f in proto.DESCRIPTOR.fields)}"
         )
-    if field.is_repeated and not isinstance(value, (list, tuple)):
-        value = [value]
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            if isinstance(item, dict):
-                element = getattr(proto, name).add()
-                for key, inner in item.items():
-                    assign_proto(element, key, inner)
-            else:
-                getattr(proto, name).append(item)
-    elif isinstance(value, dict):
-        message = getattr(proto, name)
-        message.SetInParent()
-        for key, inner in value.items():
-            assign_proto(message, key, inner)
-    else:
-        setattr(proto, name, value)
+    for item in value if field.is_repeated and isinstance(value, (list, tuple)) else [value]:
+        if isinstance(item, dict):
+            message = getattr(proto, name).add() if field.is_repeated else getattr(proto, name)
+            message.SetInParent()
+            for key, inner in item.items():
+                assign_proto(message, key, inner)
+        elif field.is_repeated:
+            getattr(proto, name).append(item)
+        else:
+            setattr(proto, name, item)
 
 
 class Top:
@@ -69,9 +56,6 @@ class Top:
     def to_proto(self) -> caffe_pb2.NetParameter:
         """The net of this top and all its ancestors."""
         return to_proto(self)
-
-    def _to_proto(self, layers: LayerProtos, names: Names, autonames: Counter[str]) -> None:
-        self.fn._to_proto(layers, names, autonames)
 
 
 class Function:
@@ -91,34 +75,29 @@ class Function:
         self.in_place = self.params.pop("in_place", False)
         self.tops = tuple(Top(self, n) for n in range(self.ntop))
 
-    def _name_of(self, names: Names, autonames: Counter[str]) -> str:
-        if self not in names:
-            if self.ntop > 0:
-                names[self] = self._top_name(self.tops[0], names, autonames, own=True)
-            else:
-                autonames[self.type_name] += 1
-                names[self] = f"{self.type_name}{autonames[self.type_name]}"
-        return names[self]
-
-    def _top_name(self, top: Top, names: Names, autonames: Counter[str], own: bool = False) -> str:
-        """The name of `top`'s blob, which in place is the bottom's; with `own`, the name given to `top` itself."""
-        if self.in_place and not own:
-            return self.inputs[0].fn._top_name(self.inputs[0], names, autonames)
-        if top not in names:
+    def _name_of(self, owner: Top | Function, names: Names, autonames: Counter[str]) -> str:
+        """The name of a top or, if it has no tops, of the layer itself: the given one, else the type and a number."""
+        if owner not in names:
             autonames[self.type_name] += 1
-            names[top] = f"{self.type_name}{autonames[self.type_name]}"
-        return names[top]
+            names[owner] = f"{self.type_name}{autonames[self.type_name]}"
+        return names[owner]
+
+    def _blob_name(self, top: Top, names: Names, autonames: Counter[str]) -> str:
+        """The name of the blob of `top`; in place, the bottom's."""
+        if self.in_place:
+            return self.inputs[0].fn._blob_name(self.inputs[0], names, autonames)
+        return self._name_of(top, names, autonames)
 
     def _to_proto(self, layers: LayerProtos, names: Names, autonames: Counter[str]) -> None:
         if self in layers:
             return
         bottoms = []
         for bottom in self.inputs:
-            bottom._to_proto(layers, names, autonames)
-            bottoms.append(bottom.fn._top_name(bottom, names, autonames))
+            bottom.fn._to_proto(layers, names, autonames)
+            bottoms.append(bottom.fn._blob_name(bottom, names, autonames))
         layer = caffe_pb2.LayerParameter(type=self.type_name, bottom=bottoms)
-        layer.top.extend(self._top_name(top, names, autonames) for top in self.tops)
-        layer.name = self._name_of(names, autonames)
+        layer.top.extend(self._blob_name(top, names, autonames) for top in self.tops)
+        layer.name = self._name_of(self.tops[0] if self.tops else self, names, autonames)
         own_fields = caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name
         for key, value in self.params.items():
             if key in own_fields or self.type_name not in PARAMETER_FIELDS:
@@ -186,7 +165,7 @@ def _net_of(tops: Iterable[Top], names: Names | None) -> caffe_pb2.NetParameter:
     autonames: Counter[str] = Counter()
     layers: LayerProtos = {}
     for top in tops:
-        top._to_proto(layers, {} if names is None else names, autonames)
+        top.fn._to_proto(layers, {} if names is None else names, autonames)
     return caffe_pb2.NetParameter(layer=layers.values())
 
 

@@ -49,12 +49,8 @@ def compute_mean(source: str, backend: str) -> npt.NDArray[np.float32]:
         if not count:
             total = np.zeros(pixels.shape, np.float64)
         if pixels.shape != total.shape:
-            raise Error(
-                source,
-                f"record {key.decode(errors='replace')} of shape {pixels.shape}",
-                f"the first has {total.shape}",
-                "resize the images to one size",
-            )
+            found = f"record {key.decode(errors='replace')} of shape {pixels.shape}"
+            raise Error(source, found, f"the first has {total.shape}", "resize the images to one size")
         total += pixels
         count += 1
         if count % 10000 == 0:

@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("root", metavar="ROOTFOLDER/")
     parser.add_argument("list", metavar="LISTFILE")
     parser.add_argument("database", metavar="DB_NAME")
-    arguments = parser.parse_args(_words(argv))
+    # A switch may have a value, as in -gray=1; in -resize_width=1 it is a number.
+    arguments = parser.parse_args([word if "resize_" in word else flags.plain_switch(word) for word in argv])
     if bool(arguments.resize_width) != bool(arguments.resize_height):
         raise Error("caffe convert_imageset", "one of -resize_width and -resize_height", "give both, or neither")
     if arguments.encode_type and not arguments.encoded:
@@ -42,11 +43,6 @@ def main(argv: list[str]) -> int:
     with flags.logging(arguments):
         convert(arguments)
     return 0
-
-
-def _words(argv: list[str]) -> list[str]:
-    """Normalise gflags' switches, but not -resize_width=1, which is a number."""
-    return [word if "resize_" in word else flags.plain_switches([word])[0] for word in argv]
 
 
 def convert(arguments: argparse.Namespace) -> None:

@@ -19,16 +19,23 @@ def parse_gpus(flag: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def select(gpu: int | None) -> None:
+    """Compute on a GPU, or on the CPU if None."""
+    if gpu is None:
+        mode.set_mode_cpu()
+    else:
+        mode.set_device(gpu)
+        mode.set_mode_gpu()
+
+
 def use_one(command: str, flag: str) -> None:
     """Run on the first GPU of -gpu, or on the CPU; log which as the command does."""
     gpus = parse_gpus(flag)
     for number in reversed(gpus[1:]):
         events.gpu_left_out[command](number)
+    select(gpus[0] if gpus else None)
     if gpus:
-        mode.set_device(gpus[0])
-        mode.set_mode_gpu()
         events.gpu_used[command](gpus[0])
         events.gpu_named[command](torch.cuda.get_device_name(gpus[0]))
     else:
-        mode.set_mode_cpu()
         events.cpu_used[command]()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from caffe import events, glog
+from caffe.errors import Error
 
 # In BVLC Caffe train, test, time and device_query are one program, so that each accepts these flags, used or not.
 _SHARED_FLAGS: tuple[str, ...] = ("gpu", "level", "stage", "solver", "model", "weights", "snapshot", "iterations", "phase")
@@ -30,14 +31,12 @@ def parser(command: str, description: str, epilog: str | None = None) -> argpars
     result.add_argument("-help", action="help", help=argparse.SUPPRESS)
     log = result.add_argument_group("log")
     add(log, "log_dir", "directory for a copy of the log", default=os.environ.get("GLOG_log_dir", ""))  # noqa: SIM112 - glog spells it so
-    add(log, "minloglevel", "minimum severity shown: 0 info, 1 warning, 2 error", type=int)
+    add(log, "minloglevel", "minimum severity shown: 0 info, 1 warning, 2 error", default=None, type=int)
     return result
 
 
 def add(group: argparse._ActionsContainer, name: str, help: str, default: str | int | None = "", **options: Any) -> None:
     """Add a flag that takes a value."""
-    if options.get("type") is int and default == "":
-        default = None
     group.add_argument(f"-{name}", f"--{name}", dest=name, help=help, default=default, **options)
 
 
@@ -47,13 +46,10 @@ def add_switch(group: argparse._ActionsContainer, name: str, help: str) -> None:
     group.add_argument(f"-no{name}", f"--no{name}", action="store_false", dest=name, help=argparse.SUPPRESS)
 
 
-def plain_switches(argv: list[str]) -> list[str]:
-    """Normalise gflags' booleans with a value: -gray=True to -gray, -gray=false to -nogray."""
-    result = []
-    for word in argv:
-        match = re.fullmatch(r"--?(\w+)=(?:(true|t|1|yes|y)|false|f|0|no|n)", word, re.IGNORECASE)
-        result.append((f"-{match[1]}" if match[2] else f"-no{match[1]}") if match else word)
-    return result
+def plain_switch(word: str) -> str:
+    """Normalise a boolean of gflags with a value: -gray=True to -gray, -gray=false to -nogray."""
+    match = re.fullmatch(r"--?(\w+)=(?:(true|t|1|yes|y)|false|f|0|no|n)", word, re.IGNORECASE)
+    return f"-{'' if match[2] else 'no'}{match[1]}" if match else word
 
 
 def add_net_flags(result: argparse.ArgumentParser) -> None:
@@ -64,7 +60,7 @@ def add_net_flags(result: argparse.ArgumentParser) -> None:
 
 
 def parse(command: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parse the flags of train, test, time or device_query; warn of those that only another of them uses."""
+    """Parse the flags of train, test, time or device_query, with -iterations at least 1; warn of those that only others use."""
     arguments, rest = command.parse_known_args(argv)
     others = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in _SHARED_FLAGS:
@@ -74,6 +70,8 @@ def parse(command: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
         command.error(f"unrecognized arguments: {' '.join(unknown)}")
     for name in vars(unused):
         events.flag_unused(name, command.prog)
+    if getattr(arguments, "iterations", 1) < 1:
+        raise Error(command.prog, f"-iterations {arguments.iterations}", "it must be at least 1")
     return arguments
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ from caffe.errors import Error
 from caffe.proto import caffe_pb2
 
 if TYPE_CHECKING:
-    from caffe.engine.net import Net
     from caffe.training.solver import Solver
 
 _FIRST_ONLY = ("display", "snapshot", "test_interval", "test_iter", "test_net", "test_net_param", "test_state")
@@ -28,7 +27,7 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Place:
-    """A process's place among those that train together.
+    """A process's rank among those that train one net.
 
     rank, count  its rank, from 0, and the number of processes
     local        its rank on its host
@@ -57,12 +56,9 @@ def place_from_environment() -> Place:
         return ALONE
     missing = [name for name in _VARIABLES if name not in given]
     if missing:
-        raise Error(
-            "environment",
-            f"no {' and '.join(missing)} beside {' and '.join(given)}",
-            "a launcher must set all of them",
-            "start with torchrun, or unset RANK and WORLD_SIZE to train in one process",
-        )
+        found = f"no {' and '.join(missing)} beside {' and '.join(given)}"
+        do = "start with torchrun, or unset RANK and WORLD_SIZE to train in one process"
+        raise Error("environment", found, "a launcher must set all of them", do)
     numbers = {"LOCAL_RANK": os.environ.get("LOCAL_RANK") or "0", **given}
     del numbers["MASTER_ADDR"]
     for name, value in numbers.items():
@@ -78,10 +74,7 @@ def place_from_environment() -> Place:
 
 @contextlib.contextmanager
 def joined(place: Place, met: threading.Event | None = None) -> Iterator[None]:
-    """Join the other processes before any layer reads, waiting for all of them; leave them after the block.
-
-    met  set when all have joined
-    """
+    """Join the other processes before any layer reads, wait until all have joined, set `met`; leave them after the block."""
     if place.count == 1:
         yield
         return
@@ -91,8 +84,9 @@ def joined(place: Place, met: threading.Event | None = None) -> Iterator[None]:
     mode.set_solver_count(place.count)
     mode.set_solver_rank(place.rank)
     mode.set_multiprocess(True)
-    if not place.is_first:
-        _ignore_signals()
+    if not place.is_first:  # the first process handles signals and tells the others
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     nccl.join(place.uid)
     if met is not None:
         met.set()
@@ -121,26 +115,21 @@ def connect(solver: Solver, place: Place) -> None:
     """Broadcast the first process's parameters, and average the gradients of all from now on."""
     from caffe.training import nccl
 
-    joined = nccl.NCCL(solver, place.uid)
-    joined.bcast()
-    solver.add_callback(joined)
+    exchange = nccl.NCCL(solver, place.uid)
+    exchange.bcast()
+    solver.add_callback(exchange)
     if solver.param.layer_wise_reduce:
-        solver.net.after_backward(joined)
+        exchange.exchange_during_backward()
     if place.is_first:
-        for reason in _batch_dependences(solver.net):
-            events.processes_differ(place.count, place.count, reason)
-
-
-def _batch_dependences(net: Net) -> list[str]:
-    """`BatchNorm "bn1": batch statistics are …` for each layer that makes several processes differ from one."""
-    reasons = ((layer, layer.batch_dependence()) for layer in net.layers)
-    return [f'{layer.type} "{layer.param.name}": {reason}' for layer, reason in reasons if reason]
+        for layer in solver.net.layers:
+            if reason := layer.batch_dependence():
+                events.processes_differ(place.count, place.count, f'{layer.type} "{layer.param.name}": {reason}')
 
 
 # ---- processes started by this command
 
 
-def spawn(train: Train, arguments: argparse.Namespace, param: caffe_pb2.SolverParameter, gpus: list[int | None]) -> None:
+def spawn(train: Train, arguments: argparse.Namespace, param: caffe_pb2.SolverParameter, gpus: Sequence[int | None]) -> None:
     """Call `train(arguments, param, gpu, place, met)` for each of `gpus` (None: the CPU): the first here, others in processes.
 
     met  an event that `train` sets when all processes have joined
@@ -190,10 +179,3 @@ def _exit_with(sentinels: list[int], message: str, met: threading.Event) -> None
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _ignore_signals() -> None:
-    """Ignore signals: the first process handles them and tells the others."""
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -3,10 +3,11 @@
 import csv
 import datetime
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from caffe.commands import flags
-from caffe.errors import FileError
+from caffe.formats.files import read_bytes
 
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf))"
 _ITERATION = re.compile(r"Iteration (\d+)")
@@ -43,19 +44,15 @@ def main(argv: list[str]) -> int:
 def parse_log(path: str) -> tuple[list[Row], list[Row]]:
     """Rows of training and of testing, each {NumIters, Seconds, LearningRate, output: value, …}.
 
-    A row's learning rate is the last one logged before it; the first row, before which there is none, gets the second row's.
+    A row's learning rate is the last one logged before it; the first row, which has none, gets the second row's.
     """
-    try:
-        lines = Path(path).read_text(errors="replace").splitlines()
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({error.strerror})") from None
+    lines = read_bytes(path).decode(errors="replace").splitlines()
     begin = next((index for index, line in enumerate(lines) if "Solving" in line and _STAMP.match(line)), 0)
-    clock = _Clock(datetime.datetime.fromtimestamp(Path(path).stat().st_mtime).year)
+    year = datetime.datetime.fromtimestamp(Path(path).stat().st_mtime).year
     iteration: float | None = None
     rate = float("nan")
     tables: dict[str, list[Row]] = {"Train": [], "Test": []}
-    for line in lines[begin:]:
-        seconds = clock.seconds(line)
+    for line, seconds in zip(lines[begin:], _seconds(lines[begin:], year), strict=True):
         if found := _ITERATION.search(line):
             iteration = float(found[1])
         if iteration is None or seconds is None:
@@ -77,28 +74,22 @@ def parse_log(path: str) -> tuple[list[Row], list[Row]]:
     return tables["Train"], tables["Test"]
 
 
-class _Clock:
-    """Seconds since the first time stamp; logs without years may cross a new year."""
-
-    def __init__(self, year: int):
-        self.year = year
-        self.first: datetime.datetime | None = None
-        self.last: datetime.datetime | None = None
-
-    def seconds(self, line: str) -> float | None:
-        found = _STAMP.match(line)
-        if not found:
-            return None
-        try:
-            time = datetime.datetime.strptime(f"{found[1] or self.year}{found[2]}", "%Y%m%d %H:%M:%S.%f")
-            if found[1] is None and self.last is not None and time.month < self.last.month:
-                self.year += 1
-                time = time.replace(year=self.year)
-        except ValueError:
-            return None
-        self.first = self.first or time
-        self.last = time
-        return (time - self.first).total_seconds()
+def _seconds(lines: list[str], year: int) -> Iterator[float | None]:
+    """Seconds of each line since the first time stamp, None without a valid stamp; logs without years may cross a new year."""
+    first = last = None
+    for line in lines:
+        seconds = None
+        if found := _STAMP.match(line):
+            try:
+                time = datetime.datetime.strptime(f"{found[1] or year}{found[2]}", "%Y%m%d %H:%M:%S.%f")
+                if found[1] is None and last is not None and time.month < last.month:
+                    year += 1
+                    time = time.replace(year=year)
+                first, last = first or time, time
+                seconds = (time - first).total_seconds()
+            except ValueError:
+                pass  # not a date
+        yield seconds
 
 
 def write_csv(path: Path, rows: list[Row], delimiter: str) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 from caffe import events
 from caffe.commands import devices, flags
 from caffe.engine.net import Net
-from caffe.errors import Error
 from caffe.proto.caffe_pb2 import TEST
 
 
@@ -19,8 +18,6 @@ def main(argv: list[str]) -> int:
     flags.add(parser, "iterations", "number of batches (default: 50)", default=50, type=int)
     flags.add_net_flags(parser)
     arguments = flags.parse(parser, argv)
-    if arguments.iterations < 1:
-        raise Error("caffe test", f"-iterations {arguments.iterations}", "it must be at least 1")
     with flags.logging(arguments):
         score(arguments)
     return 0

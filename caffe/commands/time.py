@@ -8,7 +8,6 @@ import torch
 from caffe import events
 from caffe.commands import devices, flags
 from caffe.engine.net import Net
-from caffe.errors import Error
 from caffe.formats import prototxt
 from caffe.proto import caffe_pb2
 from caffe.timer import Timer
@@ -28,8 +27,6 @@ def main(argv: list[str]) -> int:
     flags.add(parser, "phase", "phase of the net (default: TRAIN)", default="TRAIN", choices=("TRAIN", "TEST"))
     flags.add_net_flags(parser)
     arguments = flags.parse(parser, argv)
-    if arguments.iterations < 1:
-        raise Error("caffe time", f"-iterations {arguments.iterations}", "it must be at least 1")
     with flags.logging(arguments):
         benchmark(arguments)
     return 0

@@ -71,7 +71,7 @@ def train(arguments: Namespace, place: Place) -> None:
         param.ClearField("weights")
         param.weights.extend(filter(None, [arguments.weights]))
     if len(gpus) > 1:
-        parallel.spawn(_optimise, arguments, param, list(gpus))
+        parallel.spawn(_optimise, arguments, param, gpus)
     else:
         _optimise(arguments, param, gpus[0] if gpus else None, place)
     events.train_ended()
@@ -103,31 +103,17 @@ def _own_gpu(gpus: list[int], place: Place) -> list[int]:
     return [gpus[place.local]]
 
 
-def _use(gpu: int | None) -> None:
-    """Select a GPU, or the CPU if None."""
-    from caffe.engine import mode
-
-    if gpu is None:
-        mode.set_mode_cpu()
-    else:
-        mode.set_device(gpu)
-        mode.set_mode_gpu()
-
-
 def _optimise(arguments: Namespace, param: SolverParameter, gpu: int | None, place: Place, met: Event | None = None) -> None:
-    """Create the solver, install its signal handlers, and train to the end.
-
-    met  set when all of several processes have joined
-    """
+    """Create the solver, install its signal handlers, train to the end; `met` is set when all processes have joined."""
+    from caffe.commands import devices
     from caffe.training.solver_types import get_solver
 
-    _use(gpu)
+    devices.select(gpu)
     with parallel.joined(place, met):
         solver = get_solver(arguments.solver, parallel.solver_of(param, place))
         if place.is_first:
-            for name, effect in (("SIGINT", arguments.sigint_effect), ("SIGHUP", arguments.sighup_effect)):
-                if hasattr(signal, name):
-                    _handle_signal(solver, getattr(signal, name), effect)
+            _handle_signal(solver, signal.SIGINT, arguments.sigint_effect)
+            _handle_signal(solver, signal.SIGHUP, arguments.sighup_effect)
         if arguments.snapshot:
             events.snapshot_given(arguments.snapshot)
             solver.restore(arguments.snapshot)
@@ -138,7 +124,7 @@ def _optimise(arguments: Namespace, param: SolverParameter, gpu: int | None, pla
         solver.close()
 
 
-def _handle_signal(solver: Solver, number: int, effect: str) -> None:
+def _handle_signal(solver: Solver, number: signal.Signals, effect: str) -> None:
     """Make a signal stop the solver or write a snapshot after the current iteration; "none" ignores it."""
     if effect == "none":
         signal.signal(number, signal.SIG_IGN)

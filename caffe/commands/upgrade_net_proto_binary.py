@@ -1,9 +1,10 @@
 """caffe upgrade_net_proto_binary: upgrade a .caffemodel to the current format."""
 
-from caffe.commands import upgrade_net_proto_text
-from caffe.formats import prototxt
+from caffe.commands.upgrade_net_proto_text import V0_V1, run
+from caffe.formats import upgrade
+from caffe.proto import caffe_pb2
 
 
 def main(argv: list[str]) -> int:
     """`caffe upgrade_net_proto_binary OLD NEW`; exit code 1 if fields were dropped."""
-    return upgrade_net_proto_text.run("binary", "a .caffemodel", prototxt.read_binary, prototxt.write_binary, argv)
+    return run("upgrade_net_proto_binary", f"a .caffemodel {V0_V1}", caffe_pb2.NetParameter(), upgrade.upgrade_net, argv)

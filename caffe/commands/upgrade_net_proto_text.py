@@ -1,34 +1,41 @@
 """caffe upgrade_net_proto_text: upgrade a net's prototxt to the current format."""
 
+import copy
 from collections.abc import Callable
 
 from caffe import events
 from caffe.commands import flags
 from caffe.formats import prototxt, upgrade
+from caffe.formats.prototxt import M
 from caffe.proto import caffe_pb2
+
+V0_V1 = "of any version (V0 of 2013, V1 of 2014)"
 
 
 def main(argv: list[str]) -> int:
     """`caffe upgrade_net_proto_text OLD NEW`; exit code 1 if fields were dropped."""
-    return run("text", "a net's prototxt", prototxt.read_text, prototxt.write_prototxt, argv)
+    return run("upgrade_net_proto_text", f"a net's prototxt {V0_V1}", caffe_pb2.NetParameter(), upgrade.upgrade_net, argv)
 
 
-def run(form: str, what: str, read: Callable[..., caffe_pb2.NetParameter], write: Callable[..., None], argv: list[str]) -> int:
-    """Run the command for one format, `text` or `binary`."""
-    description = f"Upgrade {what} of any version (V0 of 2013, V1 of 2014) to the current format."
-    parser = flags.parser(f"upgrade_net_proto_{form}", description)
+def run(command: str, what: str, message: M, upgrade_message: Callable[[M, str], list[str] | None], argv: list[str]) -> int:
+    """Run a command that upgrades a file; the last word of its name is the file's format, text or binary.
+
+    message          an empty message of the file's type
+    upgrade_message  upgrades a message read from a path, in place; returns the problems, if any
+    """
+    form = command.rpartition("_")[2]
+    parser = flags.parser(command, f"Upgrade {what} to the current format.")
     parser.add_argument("old", help="the file to read")
     parser.add_argument("new", help="the file to write")
     arguments = parser.parse_args(argv)
     with flags.logging(arguments):
-        before = read(arguments.old, caffe_pb2.NetParameter())
-        net = caffe_pb2.NetParameter()
-        net.CopyFrom(before)
-        problems = upgrade.upgrade_net(net, arguments.old)
+        (prototxt.read_text if form == "text" else prototxt.read_binary)(arguments.old, message)
+        before = copy.deepcopy(message)
+        problems = upgrade_message(message, arguments.old)
         if problems:
-            events.net_upgrade_incomplete[form]()
-        elif net == before:
-            events.net_latest[form](arguments.old)
-        write(arguments.new, net)
-        events.net_written[form](form, arguments.new)
+            events.file_upgrade_incomplete[command]()
+        elif message == before:
+            events.file_latest[command](arguments.old)
+        (prototxt.write_prototxt if form == "text" else prototxt.write_binary)(arguments.new, message)
+        events.file_upgraded[command](message.DESCRIPTOR.name, form, arguments.new)
     return int(bool(problems))

@@ -35,7 +35,7 @@ def parse_datum(record: bytes | memoryview) -> Record | caffe_pb2.Datum:
     A record with other fields (float_data), with negative numbers, or a damaged one is left to Protocol Buffers.
     """
     view = memoryview(record)
-    found = {_CHANNELS: 0, _HEIGHT: 0, _WIDTH: 0, _LABEL: 0, _ENCODED: 0}
+    fields = {_CHANNELS: 0, _HEIGHT: 0, _WIDTH: 0, _LABEL: 0, _ENCODED: 0}
     data, position, end = view[:0], 0, len(view)
     try:
         while position < end:
@@ -44,14 +44,14 @@ def parse_datum(record: bytes | memoryview) -> Record | caffe_pb2.Datum:
             if tag == _DATA:
                 data = view[position : position + value]
                 position += value
-            elif tag in found and value < 1 << 31:
-                found[tag] = value
+            elif tag in fields and value < 1 << 31:
+                fields[tag] = value
             else:
                 break
         else:
             if position == end:
-                encoded = bool(found[_ENCODED])
-                return Record(found[_CHANNELS], found[_HEIGHT], found[_WIDTH], data, found[_LABEL], (), encoded)
+                encoded = bool(fields[_ENCODED])
+                return Record(fields[_CHANNELS], fields[_HEIGHT], fields[_WIDTH], data, fields[_LABEL], (), encoded)
     except IndexError:
         pass
     datum: caffe_pb2.Datum = caffe_pb2.Datum.FromString(bytes(view))
@@ -73,7 +73,7 @@ def _varint(view: memoryview, position: int) -> tuple[int, int]:
 def pixels_of(datum: Record | caffe_pb2.Datum, color: bool | None, where: str) -> np.ndarray:
     """A record's image, channels × height × width: uint8 as stored or decoded (BGR), or float32.
 
-    color  True or False decodes encoded images to three channels or one; None keeps the encoded number
+    color  True or False decodes encoded images to three channels or one; None keeps the image's own number
     """
     if datum.encoded:
         flag = cv2.IMREAD_UNCHANGED if color is None else (cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)

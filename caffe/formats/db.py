@@ -1,7 +1,7 @@
 """Databases of Datum records, read in key order: LMDB and LevelDB."""
 
 import contextlib
-import functools
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,13 +37,10 @@ class LevelDB:
             )
         try:
             self._db = plyvel.DB(str(source), create_if_missing=False)
+            self._entries = sum(1 for _ in self._db.iterator(include_value=False))
         except plyvel.Error as error:
             raise FileError(source, f"not a readable LevelDB ({error})", do="is another process reading it?") from error
         self.source = source
-
-    @functools.cached_property
-    def _entries(self) -> int:
-        return sum(1 for _ in self._db.iterator(include_value=False))
 
     def __len__(self) -> int:
         return self._entries
@@ -58,9 +55,8 @@ class LevelDB:
 
     def values(self, start: int = 0) -> Iterator[bytes | memoryview]:
         """Records from position `start` on."""
-        for position, (_, value) in enumerate(self.items()):
-            if position >= start:
-                yield value
+        for _, value in itertools.islice(self.items(), start, None):
+            yield value
 
 
 # A process can open a LevelDB only once, so nets that read the same one share it.
@@ -70,7 +66,7 @@ _open: weakref.WeakValueDictionary[str, LevelDB] = weakref.WeakValueDictionary()
 def open_db(source: str | Path, backend: int | None = None) -> LMDBFile | LevelDB:
     """Open the database of records at `source`, to be read in key order: `len(db)`, `db.items()`, `db.values(start)`.
 
-    backend  a DataParameter.DB value, LMDB or LEVELDB; by default the one whose files are there
+    backend  a DataParameter.DB value, LMDB or LEVELDB; by default detected from its files
     Raises FileError if there is no such database, if it is damaged, or if it has no records.
     """
     source = str(source)
@@ -85,7 +81,6 @@ def open_db(source: str | Path, backend: int | None = None) -> LMDBFile | LevelD
 
 
 def _backend_of(source: Path) -> int:
-    """The backend of a database, by its files."""
     if source.is_file() or (source / "data.mdb").exists():
         return caffe_pb2.DataParameter.LMDB
     if (source / "CURRENT").exists():
@@ -148,14 +143,12 @@ class DatabaseWriter:
         else:
             import lmdb
 
-            while True:
-                try:
-                    with self._db.begin(write=True) as transaction:
-                        for key, record in self._pending:
-                            transaction.put(key, record)
-                    break
-                except lmdb.MapFullError:
-                    self._db.set_mapsize(2 * self._db.info()["map_size"])
+            try:
+                with self._db.begin(write=True) as transaction:
+                    transaction.cursor().putmulti(self._pending)
+            except lmdb.MapFullError:
+                self._db.set_mapsize(2 * self._db.info()["map_size"])
+                return self._commit()
         self._pending, self._size = [], 0
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

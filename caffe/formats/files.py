@@ -1,4 +1,4 @@
-"""Files, folders and databases written whole or not at all."""
+"""Read files with errors that name them; write files, folders and databases whole or not at all."""
 
 import contextlib
 import os
@@ -6,15 +6,29 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from caffe.errors import FileError
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file. Raises FileError if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileError(path, "no such file") from None
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror})") from None
+    except ValueError as error:  # an invalid file name
+        raise FileError(repr(path), f"cannot be read ({error})") from None
+
 
 @contextlib.contextmanager
 def written_whole(target: str | os.PathLike[str], sync: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside `target` to write a file or a folder to; it takes its name when the block ends well.
+    """A temporary path, `.NAME.part` beside `target`, for a file or folder that replaces `target` when the block ends.
 
-    What was at `target` is replaced only then. When the block raises, the temporary path is removed and `target` is as before.
-    A process that is killed leaves at most the temporary path, `.NAME.part`, which the next run replaces.
+    If the block raises, the temporary path is removed and `target` is unchanged; if the process is killed, it is left behind, and
+    the next run replaces it.
 
-    sync  bring the file's content to the disk before it takes its name, so that it is whole after a power failure, too
+    sync  flush the file to the disk before renaming it, so that it is whole even after a power failure
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -49,10 +49,10 @@ class LMDBFile:
             raise self._error("it has no data.mdb") from None
         except (OSError, ValueError) as error:
             raise self._error(f"{path.name} cannot be read ({error})") from None
-        metas = [meta for meta in self._metas() if meta]
-        if not metas:
-            raise self._error(f"{path.name} does not start like one")
-        _, self._page_size, self._entries, self._root = max(metas)
+        newest = max(self._metas(), default=None)
+        if newest is None:
+            raise self._error(f"{path.name} has no valid meta page")
+        _, self._page_size, self._entries, self._root = newest
 
     def __len__(self) -> int:
         return self._entries
@@ -60,12 +60,9 @@ class LMDBFile:
     def values(self, start: int = 0) -> Iterator[memoryview]:
         """Records from position `start` on."""
         for page, pointers in self._leaves():
-            if start >= len(pointers):
-                start -= len(pointers)
-                continue
             for pointer in pointers[start:]:
                 yield self._node(page, pointer)[1]
-            start = 0
+            start = max(0, start - len(pointers))
 
     def items(self) -> Iterator[tuple[bytes, memoryview]]:
         """Keys and records, in key order."""
@@ -75,13 +72,12 @@ class LMDBFile:
 
     # ---- the tree
 
-    def _metas(self) -> Iterator[tuple[int, int, int, int] | None]:
-        """(transaction, page size, entries, root) of both meta pages; None for an invalid one."""
+    def _metas(self) -> Iterator[tuple[int, int, int, int]]:
+        """(transaction, page size, entries, root) of the valid ones of the two meta pages."""
         page_size = 0
         for number in (0, 1):
             start = number * page_size + _PAGE.size
             if start + _META.size + 2 * _TREE.size + _END.size > len(self._map):
-                yield None
                 return
             magic, version, _, _ = _META.unpack_from(self._map, start)
             free = _TREE.unpack_from(self._map, start + _META.size)
@@ -89,10 +85,10 @@ class LMDBFile:
             _, transaction = _END.unpack_from(self._map, start + _META.size + 2 * _TREE.size)
             if number == 0:
                 page_size = free[0]
-            valid = magic == MAGIC and version == 1 and 256 <= page_size <= 65536 and free[0] == page_size and records[1] == 0
-            yield (transaction, page_size, records[6], records[7]) if valid else None
             if not 256 <= page_size <= 65536:
                 return
+            if magic == MAGIC and version == 1 and free[0] == page_size and records[1] == 0:
+                yield transaction, page_size, records[6], records[7]
 
     def _leaves(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(offset, offsets of the nodes) of every leaf page, in key order."""
@@ -111,13 +107,13 @@ class LMDBFile:
             else:
                 waiting.extend((self._child(page, pointer), depth + 1) for pointer in reversed(pointers))
         if records != self._entries:
-            raise self._error(f"{records} records of {self._entries} are there")
+            raise self._error(f"it has {records} of its {self._entries} records")
 
     def _page(self, number: int) -> tuple[int, int, tuple[int, ...]]:
         """Offset, flags and node offsets of a branch or leaf page."""
         page = number * self._page_size
         if page + self._page_size > len(self._map):
-            raise self._error(f"page {number} lies outside the file, which may be truncated")
+            raise self._error(f"page {number} is outside the file, which may be truncated")
         _, _, flags, lower, upper = _PAGE.unpack_from(self._map, page)
         if flags & ~0x10 not in (BRANCH, LEAF) or not _PAGE.size <= lower <= upper <= self._page_size or lower % 2:
             raise self._error(f"page {number} is damaged")

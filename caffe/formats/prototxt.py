@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from caffe.errors import FileError, ParseError, nearest
 from caffe.formats import upgrade
-from caffe.formats.files import written_whole
+from caffe.formats.files import read_bytes, written_whole
 from caffe.proto import caffe_pb2
 
 M = TypeVar("M", bound=Message)
@@ -42,10 +42,7 @@ def read_weights(path: os.PathLike[str] | str) -> caffe_pb2.WeightsParameter:
 
 
 def write_prototxt(path: os.PathLike[str] | str, message: Message, comments: Mapping[str, str] | None = None) -> None:
-    """Write a message as text.
-
-    comments  {field: comment}, each written before the first line of its field
-    """
+    """Write a message as text; `comments`, {field: comment}, are written before the first line of their fields."""
     lines: list[str] = []
     left = dict(comments or {})
     for line in text_of(message).split("\n"):
@@ -55,7 +52,7 @@ def write_prototxt(path: os.PathLike[str] | str, message: Message, comments: Map
 
 
 def write_binary(path: os.PathLike[str] | str, message: Message) -> None:
-    """Write a message in binary format, atomically; after a power failure, too, the file is whole."""
+    """Write a message in binary format, atomically; the file is whole even after a power failure."""
     with written_whole(path, sync=True) as part:
         part.write_bytes(message.SerializeToString())
 
@@ -70,7 +67,7 @@ def text_of(message: Message) -> str:
 
 def read_binary(path: os.PathLike[str] | str, message: M, what: str | None = None) -> M:
     """Fill `message` from a binary file; `what` names the expected kind of file in errors."""
-    content = _bytes(path)
+    content = read_bytes(path)
     what = what or f"a binary {message.DESCRIPTOR.name}"
     try:
         message.ParseFromString(content)
@@ -93,7 +90,7 @@ def _text(path: os.PathLike[str] | str) -> str:
 
     Caffe ignores encodings, so that comments may be in any superset of ASCII.
     """
-    content = _bytes(path)
+    content = read_bytes(path)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FileError(path, "text in UTF-16", "a prototxt is plain text", "save it as UTF-8")
     if b"\0" in content:
@@ -102,17 +99,6 @@ def _text(path: os.PathLike[str] | str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")
-
-
-def _bytes(path: os.PathLike[str] | str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FileError(path, "no such file") from None
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({error.strerror})") from None
-    except ValueError as error:  # an invalid file name
-        raise FileError(repr(path), f"cannot be read ({error})") from None
 
 
 _NO_FIELD = re.compile(r'Message type "caffe\.([\w.]+)" has no field named "([^"]+)"')
@@ -125,14 +111,14 @@ def _parse_error(path: os.PathLike[str] | str, error: text_format.ParseError) ->
     line = error.GetLine()
     where = f"{path}:{line}" if line else str(path)
     message = re.sub(r"^\d+:\d+ : ", "", str(error))
-    if found := _NO_FIELD.search(message):
-        owner, field = found.groups()
+    if match := _NO_FIELD.search(message):
+        owner, field = match.groups()
         known = [field.name for field in _descriptor(owner).fields]
         return ParseError(where, f'{owner} has no field "{field}"', do=nearest(field, known) or f"{owner} has {', '.join(known)}")
-    if found := _NO_VALUE.search(message):
-        return _unknown_value(where, found[1], found[2])
-    if found := _NO_STRING.search(message):
-        value = found[1]
+    if match := _NO_VALUE.search(message):
+        return _unknown_value(where, match[1], match[2])
+    if match := _NO_STRING.search(message):
+        value = match[1]
         name = upgrade.v1_type(caffe_pb2.V1LayerParameter.LayerType.Value(value)) if value in upgrade.V1_TYPES else value
         return ParseError(where, f"{value} without quotes", "it must be a string", f'write "{name}"')
     return ParseError(where, re.sub(r"\s+", " ", message).strip())
@@ -165,10 +151,7 @@ _TOKENS = re.compile(
 
 
 def layer_lines(path: os.PathLike[str] | str) -> list[int]:
-    """Line of each top-level `layer {` or `layers {` of a prototxt, in order; empty if the file is not text.
-
-    Padding layers are left out, as in the upgraded net.
-    """
+    """Line of each top-level `layer {` or `layers {` of a prototxt but padding layers, as upgraded; empty if it is not text."""
     try:
         text = _text(path)
     except FileError:

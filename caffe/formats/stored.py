@@ -44,10 +44,7 @@ def add_array(proto: caffe_pb2.BlobProto, array: np.ndarray) -> None:
 
 
 def read_array(path: str, what: str, do: str) -> np.ndarray:
-    """Read the blob in a binaryproto, float32.
-
-    what, do  for errors: the expected kind of file ("mean file"), and how to fix it
-    """
+    """Read the blob in a binaryproto, float32; errors name the expected file, `what` ("mean file"), and how to fix it, `do`."""
     proto = caffe_pb2.BlobProto()
     try:
         proto.ParseFromString(Path(path).read_bytes())

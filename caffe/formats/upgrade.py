@@ -1,5 +1,7 @@
 """Upgrade nets and solvers to the current format: V1 layers (2014), data transforms, input fields, solver enums."""
 
+import itertools
+
 from google.protobuf.message import Message
 
 from caffe import events
@@ -9,22 +11,11 @@ from caffe.proto import caffe_pb2
 
 V1 = caffe_pb2.V1LayerParameter
 
-# Type names whose spelling does not follow from V1's enum.
-_SPELLED = {
-    "ABSVAL": "AbsVal",
-    "ARGMAX": "ArgMax",
-    "BNLL": "BNLL",
-    "HDF5_DATA": "HDF5Data",
-    "HDF5_OUTPUT": "HDF5Output",
-    "IM2COL": "Im2col",
-    "LRN": "LRN",
-    "MVN": "MVN",
-    "NONE": "",
-    "RELU": "ReLU",
-    "SOFTMAX_LOSS": "SoftmaxWithLoss",
-    "TANH": "TanH",
-}
+# Type names that are not the words of V1's enum, and those whose capitals do not follow from its underscores.
+_RENAMED = {"NONE": "", "SOFTMAX_LOSS": "SoftmaxWithLoss"}
+_CAPITALS = {name.upper(): name for name in ("AbsVal", "ArgMax", "BNLL", "HDF5Data", "HDF5Output", "LRN", "MVN", "ReLU", "TanH")}
 
+_SAME = ("name", "bottom", "top", "include", "exclude", "blobs", "loss_weight")
 _TRANSFORMED = {V1.DATA: "data_param", V1.IMAGE_DATA: "image_data_param", V1.WINDOW_DATA: "window_data_param"}
 V1_TYPES: dict[str, int] = dict(V1.LayerType.items())
 _SOLVERS = {0: "SGD", 1: "Nesterov", 2: "AdaGrad", 3: "RMSProp", 4: "AdaDelta", 5: "Adam"}
@@ -33,7 +24,8 @@ _SOLVERS = {0: "SGD", 1: "Nesterov", 2: "AdaGrad", 3: "RMSProp", 4: "AdaDelta", 
 def v1_type(value: int) -> str:
     """Current name of a V1 layer type: 14 (INNER_PRODUCT) is InnerProduct."""
     name = V1.LayerType.Name(value)
-    return _SPELLED.get(name, "".join(part.capitalize() for part in name.split("_")))
+    words = name.split("_")
+    return _RENAMED.get(name, _CAPITALS.get("".join(words), "".join(word.capitalize() for word in words)))
 
 
 def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> list[str]:
@@ -73,38 +65,20 @@ def upgrade_solver(solver: caffe_pb2.SolverParameter, path: str) -> None:
         events.solver_type_upgraded(path)
         solver.type = _SOLVERS[solver.solver_type]
         solver.ClearField("solver_type")
-    for field in ("net_param", "train_net_param"):
-        if solver.HasField(field):
-            upgrade_net(getattr(solver, field), path)
-    for net in solver.test_net_param:
+    given = [getattr(solver, field) for field in ("net_param", "train_net_param") if solver.HasField(field)]
+    for net in (*given, *solver.test_net_param):
         upgrade_net(net, path)
 
 
 def _upgrade_v1(old: V1, new: caffe_pb2.LayerParameter) -> None:
-    new.bottom.extend(old.bottom)
-    new.top.extend(old.top)
-    if old.HasField("name"):
-        new.name = old.name
-    new.include.extend(old.include)
-    new.exclude.extend(old.exclude)
-    if old.HasField("type"):
-        new.type = v1_type(old.type)
-    new.blobs.extend(old.blobs)
-    new.loss_weight.extend(old.loss_weight)
-    settings = max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))
-    for index in range(settings):
-        spec = new.param.add()
-        for values, field in (
-            (old.param, "name"),
-            (old.blob_share_mode, "share_mode"),
-            (old.blobs_lr, "lr_mult"),
-            (old.weight_decay, "decay_mult"),
-        ):
-            if index < len(values):
-                setattr(spec, field, values[index])
     for field, value in old.ListFields():
-        if field.name.endswith("_param"):
-            getattr(new, field.name).CopyFrom(value)
+        if field.name == "type":
+            new.type = v1_type(value)
+        elif field.name in _SAME or field.name.endswith("_param"):
+            upgrade_v0.assign(new, field.name, value)
+    specs = itertools.zip_longest(old.param, old.blob_share_mode, old.blobs_lr, old.weight_decay)
+    for name, share_mode, lr_mult, decay_mult in specs:  # None leaves a field unset
+        new.param.add(name=name, share_mode=share_mode, lr_mult=lr_mult, decay_mult=decay_mult)
 
 
 def _upgrade_transform(layer: V1, param: Message) -> None:
@@ -128,19 +102,16 @@ def _upgrade_batch_norm(layer: caffe_pb2.LayerParameter) -> None:
 
 def _upgrade_inputs(net: caffe_pb2.NetParameter, path: str) -> None:
     """Replace input with input_shape or input_dim by an Input layer; drop input without a shape."""
-    inputs, shapes, dims = len(net.input), len(net.input_shape), len(net.input_dim)
-    if shapes and shapes not in (1, inputs):
-        raise FileError(path, f"{shapes} input_shape for {inputs} inputs", "give one for each")
-    if dims and not shapes and dims < 4 * inputs:
-        raise FileError(path, f"{dims} input_dim for {inputs} inputs", "give four for each")
-    if shapes or dims:
-        layer = caffe_pb2.LayerParameter(name="input", type="Input", top=net.input)
-        for index in range(inputs):
-            if shapes:
-                layer.input_param.shape.add().CopyFrom(net.input_shape[index if shapes > 1 else 0])
-            else:
-                layer.input_param.shape.add().dim.extend(net.input_dim[4 * index : 4 * index + 4])
-        net.layer.insert(0, layer)
+    inputs, shapes, dims = len(net.input), list(net.input_shape), net.input_dim
+    if shapes and len(shapes) not in (1, inputs):
+        raise FileError(path, f"{len(shapes)} input_shape for {inputs} inputs", "give one for each")
+    if dims and not shapes:
+        if len(dims) < 4 * inputs:
+            raise FileError(path, f"{len(dims)} input_dim for {inputs} inputs", "give four for each")
+        shapes = [caffe_pb2.BlobShape(dim=dims[start : start + 4]) for start in range(0, 4 * inputs, 4)]
+    if shapes:
+        param = caffe_pb2.InputParameter(shape=shapes if len(shapes) == inputs else shapes * inputs)
+        net.layer.insert(0, caffe_pb2.LayerParameter(name="input", type="Input", top=net.input, input_param=param))
     else:
         events.inputs_without_shape(path)
     for field in ("input", "input_shape", "input_dim"):

@@ -20,13 +20,8 @@ _TYPES = {**{name: name.upper() for name in _KEPT.split()}, **_RENAMED}
 _CONVOLUTION, _PRODUCT, _POOLING = "convolution_param", "inner_product_param", "pooling_param"
 _LEARNING = {"conv": _CONVOLUTION, "innerproduct": _PRODUCT}
 _WINDOWED = {"conv": _CONVOLUTION, "pool": _POOLING}
-_SOURCES = {
-    "data": "data_param",
-    "images": "image_data_param",
-    "hdf5_data": "hdf5_data_param",
-    "window_data": "window_data_param",
-}
 _SKIPPING = {"data": "data_param", "images": "image_data_param"}
+_SOURCES = {**_SKIPPING, "hdf5_data": "hdf5_data_param", "window_data": "window_data_param"}
 
 # {V0's field: (V1's field, {V0 type: V1's message that has it})}.
 _MOVES: dict[str, tuple[str, dict[str, str]]] = {
@@ -62,14 +57,10 @@ def upgrade(net: caffe_pb2.NetParameter, path: str) -> list[str]:
     _fold_padding(net, path)
     problems: list[str] = []
     for layer in net.layers:
+        new = V1(bottom=layer.bottom, top=layer.top)
         if layer.HasField("layer"):
-            old = caffe_pb2.V0LayerParameter()
-            old.CopyFrom(layer.layer)
-            new = V1(bottom=layer.bottom, top=layer.top)
-            problems += _upgrade_layer(old, new, path)
-            layer.CopyFrom(new)
-        else:
-            layer.CopyFrom(V1(bottom=layer.bottom, top=layer.top))
+            problems += _upgrade_layer(layer.layer, new, path)
+        layer.CopyFrom(new)
     # Caffe carries over only these fields of the net.
     kept = caffe_pb2.NetParameter(layers=net.layers, input=net.input, input_dim=net.input_dim)
     for field in ("name", "force_backward"):
@@ -104,9 +95,8 @@ def _fold_padding(net: caffe_pb2.NetParameter, path: str) -> None:
         producers.update(dict.fromkeys(layer.top, layer))
         if layer.layer.type != "padding":
             layers.append(new)
-    kept = caffe_pb2.NetParameter(layers=layers)
     del net.layers[:]
-    net.layers.extend(kept.layers)
+    net.layers.extend(layers)
 
 
 def _upgrade_layer(old: caffe_pb2.V0LayerParameter, new: V1, path: str) -> list[str]:
@@ -121,20 +111,21 @@ def _upgrade_layer(old: caffe_pb2.V0LayerParameter, new: V1, path: str) -> list[
     for field, value in old.ListFields():
         name = field.name
         if name in _SAME:
-            _assign(new, name, value)
+            assign(new, name, value)
         elif name in _TRANSFORMS:
             setattr(new.transform_param, _TRANSFORMS[name], value)
         elif name == "hdf5_output_param" and old.type == "hdf5_output":
             new.hdf5_output_param.CopyFrom(value)
         elif name in _MOVES and old.type in _MOVES[name][1]:
             target, messages = _MOVES[name]
-            _assign(getattr(new, messages[old.type]), target, value)
+            assign(getattr(new, messages[old.type]), target, value)
         elif name != "type":
             problems.append(f"Unknown parameter {name} for layer type {old.type}")
     return problems
 
 
-def _assign(message: Message, name: str, value: Any) -> None:
+def assign(message: Message, name: str, value: Any) -> None:
+    """Set a field of any kind from a value of ListFields(); a repeated field is extended by a value or several."""
     field = message.DESCRIPTOR.fields_by_name[name]
     if field.is_repeated:
         getattr(message, name).extend(value if hasattr(value, "__len__") else [value])

@@ -26,7 +26,7 @@ SHARES = ("brightness", "contrast", "saturation", "min_area", "horizontal_flip",
 
 @dataclass
 class Changes:
-    """Random parameters for N images; None for a kind of change that is not asked for.
+    """Random parameters for N images; None for a change that is not configured.
 
     matrices   N × 2 × 3: maps x, y of the result to those of the source, both relative to the centre; the third column, the
                translation, in fractions of width and height
@@ -46,17 +46,13 @@ class Changes:
 
 
 class Augmentation:
-    """Draws and applies the changes of an AugmentationParameter.
-
-    where  how errors name it
-    rng    the random generator
-    """
+    """Draws and applies the changes of an AugmentationParameter; errors call it `where`."""
 
     def __init__(self, param: caffe_pb2.AugmentationParameter, where: str, rng: np.random.Generator):
         for field, value in param.ListFields():
             top = 1 if field.name in SHARES else np.inf
             if not 0 <= value <= top:
-                raise Error(where, f"augmentation_param.{field.name} {value:g}", f"it must lie between 0 and {top:g}")
+                raise Error(where, f"augmentation_param.{field.name} {value:g}", f"it must be between 0 and {top:g}")
         if param.min_area == 0 or param.max_aspect < 1:
             found = f"augmentation_param.min_area {param.min_area:g} and max_aspect {param.max_aspect:g}"
             raise Error(where, found, "min_area must be above 0, max_aspect at least 1")
@@ -99,7 +95,7 @@ class Augmentation:
         return np.concatenate([sides[:, :, None] * turn * flipped[:, None, :], offset[:, :, None]], 2)
 
     def apply(self, image: np.ndarray, changes: Changes, index: int) -> np.ndarray:
-        """Apply the changes of that index to an image, channels × height × width; may return the same array if there are none."""
+        """Apply the changes of that index to an image, channels × height × width; may return the same array if unchanged."""
         self.check(image.shape[0], image.dtype == np.uint8)
         pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
         if changes.factors is not None or changes.shifts is not None:
@@ -115,7 +111,7 @@ class Augmentation:
         if changes.noises is not None:
             cv2.setRNGSeed(int(changes.seeds[index]))  # OpenCV's generator of this thread
             noise: np.ndarray = np.empty((pixels.shape[0], pixels.size // pixels.shape[0]), np.float32)
-            cv2.randn(noise, 0, changes.noises[index])  # type: ignore[call-overload] # OpenCV's stubs know no numbers here
+            cv2.randn(noise, 0, changes.noises[index])  # type: ignore[call-overload] # OpenCV's stubs lack scalars here
             pixels = cv2.add(pixels, noise.reshape(pixels.shape), dtype=cv2.CV_8U)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

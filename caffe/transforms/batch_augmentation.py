@@ -26,8 +26,7 @@ def augment_batch(augmentation: Augmentation, images: torch.Tensor, changes: Cha
         to_grid = np.array([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
         ys, xs = np.mgrid[:height, :width].reshape(2, -1)
         places = to_device(np.stack([xs, ys, np.ones_like(xs)], 1))
-        grid = places @ to_device(to_pixels * to_grid[:, None]).mT - 1
-        grid = grid.view(count, height, width, 2)
+        grid = (places @ to_device(to_pixels * to_grid[:, None]).mT - 1).view(count, height, width, 2)
         pixels = torch.nn.functional.grid_sample(pixels, grid, "bilinear", "reflection", align_corners=True).round_()
     if changes.blurs is not None:
         pixels = _blur(pixels, to_device(changes.blurs)).round_()

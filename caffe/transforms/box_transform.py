@@ -4,7 +4,7 @@ An image is height × width × channels, uint8, BGR. Truths are rows of label, i
 the corners in fractions of the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -14,18 +14,12 @@ from caffe.errors import Error
 from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
 from caffe.transforms.boxes import Boxes
-from caffe.transforms.transform import read_mean
+from caffe.transforms.transform import mean_values, read_mean
 
 RESIZE = caffe_pb2.ResizeParameter
 WHOLE = np.array([0, 0, 1, 1], np.float32)
 CORNERS = np.s_[:, 2:6]
-_INTERPOLATIONS = {
-    RESIZE.LINEAR: cv2.INTER_LINEAR,
-    RESIZE.AREA: cv2.INTER_AREA,
-    RESIZE.NEAREST: cv2.INTER_NEAREST,
-    RESIZE.CUBIC: cv2.INTER_CUBIC,
-    RESIZE.LANCZOS4: cv2.INTER_LANCZOS4,
-}
+_INTERPOLATIONS: dict[int, int] = {value: getattr(cv2, f"INTER_{name}") for name, value in RESIZE.Interp_mode.items()}
 _BORDERS = {
     RESIZE.CONSTANT: cv2.BORDER_CONSTANT,
     RESIZE.MIRRORED: cv2.BORDER_REFLECT_101,
@@ -34,10 +28,7 @@ _BORDERS = {
 
 
 class BoxTransformer:
-    """Applies a TransformationParameter with SSD's fields, and the samplers of an AnnotatedDataParameter.
-
-    rng  the random generator
-    """
+    """Applies a TransformationParameter with SSD's fields, and the samplers of an AnnotatedDataParameter."""
 
     def __init__(
         self,
@@ -94,17 +85,10 @@ class BoxTransformer:
         if mean is not None:
             values -= mean.transpose(2, 0, 1)
         elif p.mean_value:
-            values -= self.mean_values(image.shape[2])[:, None, None]
+            values -= mean_values(p, image.shape[2], self.where)[:, None, None]
         if p.scale != 1:
             values *= np.float32(p.scale)
         return values, truths
-
-    def mean_values(self, channels: int) -> np.ndarray:
-        """The mean value of each channel."""
-        given = np.asarray(self.param.mean_value, np.float32)
-        if len(given) not in (1, channels):
-            raise Error(self.where, f"{len(given)} mean values", f"the images have {channels} channels", "give one, or one each")
-        return np.resize(given, channels)
 
     # ---- colours
 
@@ -113,33 +97,21 @@ class BoxTransformer:
         if image.dtype != np.uint8:
             raise Error(self.where, "distort_param for records of floats", "it needs bytes", "leave it out")
         p = self.param.distort_param
-        steps = [self.change_brightness, self.change_saturation, self.change_hue]
-        steps.insert(1 if self.rng.random() > 0.5 else 3, self.change_contrast)
-        for step in steps:
-            image = step(image, p)
+        uniform = self.rng.uniform
+        changes: list[tuple[float, Callable[[np.ndarray], np.ndarray]]] = [
+            (p.brightness_prob, lambda image: np.take(_table(1, uniform(-p.brightness_delta, p.brightness_delta)), image)),
+            (p.saturation_prob, lambda image: _in_hsv(image, 1, _table(uniform(p.saturation_lower, p.saturation_upper), 0))),
+            (p.hue_prob, lambda image: _in_hsv(image, 0, _table(1, uniform(-p.hue_delta, p.hue_delta)))),
+            (p.contrast_prob, lambda image: np.take(_table(uniform(p.contrast_lower, p.contrast_upper), 0), image)),
+        ]
+        if self.rng.random() > 0.5:
+            changes.insert(1, changes.pop())
+        for probability, change in changes:
+            if self.rng.random() < probability:
+                image = change(image)
         if self.rng.random() < p.random_order_prob:
             image = image[:, :, self.rng.permutation(image.shape[2])]
         return image
-
-    def change_brightness(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
-        if self.rng.random() >= p.brightness_prob:
-            return image
-        return np.take(_table(1, self.rng.uniform(-p.brightness_delta, p.brightness_delta)), image)
-
-    def change_contrast(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
-        if self.rng.random() >= p.contrast_prob:
-            return image
-        return np.take(_table(self.rng.uniform(p.contrast_lower, p.contrast_upper), 0), image)
-
-    def change_saturation(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
-        if self.rng.random() >= p.saturation_prob:
-            return image
-        return _in_hsv(image, 1, _table(self.rng.uniform(p.saturation_lower, p.saturation_upper), 0))
-
-    def change_hue(self, image: np.ndarray, p: caffe_pb2.DistortionParameter) -> np.ndarray:
-        if self.rng.random() >= p.hue_prob:
-            return image
-        return _in_hsv(image, 0, _table(1, self.rng.uniform(-p.hue_delta, p.hue_delta)))
 
     # ---- canvas and crops
 
@@ -153,7 +125,7 @@ class BoxTransformer:
         if self.mean is not None:
             colour = self.mean.mean((0, 1))
         elif self.param.mean_value:
-            colour = self.mean_values(channels)
+            colour = mean_values(self.param, channels, self.where)
         canvas = np.empty((tall, wide, channels), image.dtype)
         canvas[:] = np.rint(colour).clip(0, 255)
         canvas[top : top + height, left : left + width] = image

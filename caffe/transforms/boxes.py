@@ -67,7 +67,7 @@ def _centres(boxes: Boxes) -> Floats:
 
 @_allow_overflow
 def suppress(boxes: Boxes, threshold: float, eta: float = 1.0) -> npt.NDArray[np.int64]:
-    """Non-maximum suppression: indices of those boxes (N, 4), best first, that overlap no kept one by more than `threshold`.
+    """Non-maximum suppression of boxes (N, 4), best first: indices of those that overlap no kept box by more than `threshold`.
 
     eta  factor of the threshold after each kept box, as long as it is above 0.5
     """

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from caffe.errors import FileError
+from caffe.formats.files import read_bytes
 from caffe.formats.prototxt import read_text
 from caffe.proto import caffe_pb2
 from caffe.transforms.boxes import Boxes
@@ -16,27 +17,19 @@ DetectionParameter = caffe_pb2.SaveOutputParameter | caffe_pb2.DetectionEvaluate
 
 def read_label_map(path: str) -> dict[int, caffe_pb2.LabelMapItem]:
     """Read {label: its item} from a label map (text, `item { name: … label: … display_name: … }`)."""
-    items = read_text(path, caffe_pb2.LabelMap()).item
     labels: dict[int, caffe_pb2.LabelMapItem] = {}
-    for item in items:
+    for item in read_text(path, caffe_pb2.LabelMap()).item:
         if item.label in labels:
-            raise FileError(
-                path,
-                f'label {item.label} for "{labels[item.label].name}" and "{item.name}"',
-                "every class must have its own label",
-            )
+            found = f'label {item.label} for "{labels[item.label].name}" and "{item.name}"'
+            raise FileError(path, found, "every class must have its own label")
         labels[item.label] = item
     return labels
 
 
 def read_sizes(path: str) -> list[tuple[str, int, int]]:
     """Read name, height and width of each image from lines `name height width`."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({error.strerror})") from None
     sizes = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_bytes(path).decode().splitlines(), 1):
         parts = line.split()
         if not parts:
             continue
@@ -50,11 +43,11 @@ def in_pixels(corners: Boxes, height: int, width: int, param: DetectionParameter
     """Convert corners in fractions of the net's input to pixels of the image before `param.resize_param`."""
     p = param.resize_param
     size = np.array([width, height] * 2, float)
-    if param.HasField("resize_param") and p.resize_mode == RESIZE.FIT_LARGE_SIZE_AND_PAD:
+    if p.resize_mode == RESIZE.FIT_LARGE_SIZE_AND_PAD:
         aspect = width / height
         share = np.array([min(1, aspect * p.height / p.width), min(1, p.width / aspect / p.height)])
         corners = (corners - np.tile((1 - share) / 2, 2)) / np.tile(share, 2)
-    elif param.HasField("resize_param") and p.resize_mode == RESIZE.FIT_SMALL_SIZE and p.height_scale and p.width_scale:
+    elif p.resize_mode == RESIZE.FIT_SMALL_SIZE and p.height_scale and p.width_scale:
         scaled: Boxes = np.clip(corners * np.tile([p.width_scale, p.height_scale], 2), 0, size)
         return scaled
     pixels: Boxes = np.clip(corners, 0, 1) * size
@@ -83,7 +76,7 @@ class ResultFiles:
             raise FileError(param.label_map_file, f"no item for label {missing[0]}", f"{where} has classes {classes}")
         if param.output_format not in ("VOC", "COCO", "ILSVRC"):
             raise FileError(where, f'output_format "{param.output_format}"', "it must be VOC, COCO or ILSVRC")
-        self.found: list[tuple[str, int, float, np.ndarray]] = []
+        self.detections: list[tuple[str, int, float, np.ndarray]] = []
         self.images = 0
 
     def add(self, rows: np.ndarray) -> None:
@@ -92,11 +85,11 @@ class ResultFiles:
         corners = in_pixels(rows[:, 2:].astype(np.float64), height, width, self.param)
         for (label, score), (xmin, ymin, xmax, ymax) in zip(rows[:, :2], corners, strict=True):
             box = np.round(np.array([xmin, ymin, xmax - xmin, ymax - ymin]) * 100) / 100
-            self.found.append((name, int(label), float(f"{score:.6g}"), box))
+            self.detections.append((name, int(label), float(f"{score:.6g}"), box))
         self.images += 1
         if self.images == len(self.sizes):
             self.write()
-            self.found, self.images = [], 0
+            self.detections, self.images = [], 0
 
     def write(self) -> None:
         """Write the files of all images."""
@@ -106,13 +99,13 @@ class ResultFiles:
         if self.param.output_format == "COCO":
             objects = [
                 {"image_id": _id_of(name), "category_id": _id_of(self.items[label].name), "bbox": box.tolist(), "score": score}
-                for name, label, score, box in self.found
+                for name, label, score, box in self.detections
             ]
             (folder / f"{prefix}.json").write_text(json.dumps(objects, indent=1) + "\n")
             return
         by_class = self.param.output_format == "VOC"
         files: dict[str, list[str]] = {self.items[label].name if by_class else "": [] for label in self.classes}
-        for name, label, score, box in self.found:
+        for name, label, score, box in self.detections:
             x, y, w, h = box.astype(int)
             middle = f"{score:g}" if by_class else f"{label} {score:g}"
             files[self.items[label].name if by_class else ""].append(f"{name} {middle} {x} {y} {x + w} {y + h}\n")

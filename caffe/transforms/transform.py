@@ -34,6 +34,14 @@ def read_mean(path: str) -> np.ndarray:
     return array.reshape(array.shape[-3:])
 
 
+def mean_values(param: caffe_pb2.TransformationParameter, channels: int, where: str) -> np.ndarray:
+    """The mean value of each channel, float32, from one for all or one for each."""
+    given = np.asarray(param.mean_value, np.float32)
+    if len(given) not in (1, channels):
+        raise Error(where, f"{len(given)} mean values", f"the images have {channels} channels", "give one, or one for each")
+    return np.resize(given, channels)
+
+
 class Windows(NamedTuple):
     """Crop position of each image of a batch, and whether it is then mirrored: arrays of N."""
 
@@ -66,7 +74,7 @@ class Transformer:
                 raise Error(where, f"transform_param has {field.name}", "only AnnotatedData applies it", "leave it out")
         self.param, self.where, self.rng, self.device = param, where, rng, device
         self.training = phase == caffe_pb2.TRAIN
-        self.color = True if param.force_color else (False if param.force_gray else None)
+        self.color = param.force_color if param.force_color or param.force_gray else None
         self.mean = read_mean(param.mean_file) if param.mean_file else None
         self.augmentation = None
         if param.HasField("augmentation_param") and self.training:
@@ -78,19 +86,10 @@ class Transformer:
         if crop > min(image[1:]):
             raise Error(self.where, f"crop_size {crop} on images of {image[1]}×{image[2]}", "the crop must fit into the image")
         if self.mean is not None and self.mean.shape != tuple(image):
-            raise Error(
-                self.where,
-                f"{self.param.mean_file} has shape {self.mean.shape}",
-                f"the images have {tuple(image)}",
-                "compute the mean from this database",
-            )
-        if len(self.param.mean_value) not in (0, 1, image[0]):
-            raise Error(
-                self.where,
-                f"{len(self.param.mean_value)} mean values",
-                f"the images have {image[0]} channels",
-                "give one, or one for each",
-            )
+            found = f"{self.param.mean_file} has shape {self.mean.shape}"
+            raise Error(self.where, found, f"the images have {tuple(image)}", "compute the mean from this database")
+        if self.param.mean_value:
+            mean_values(self.param, image[0], self.where)
         return (image[0], crop, crop) if crop else tuple(image)
 
     def __call__(self, images: list[np.ndarray]) -> torch.Tensor:
@@ -109,11 +108,8 @@ class Transformer:
         channels, height, width = shape = self.shape(images[0].shape)
         for image in images:
             if image.shape != images[0].shape and (len(image) != channels or self.shape(image.shape) != shape):
-                raise Error(
-                    self.where,
-                    f"an image of shape {image.shape} in a batch of {images[0].shape}",
-                    do="resize them to one size, or set crop_size",
-                )
+                found = f"an image of shape {image.shape} in a batch of {images[0].shape}"
+                raise Error(self.where, found, do="resize them to one size, or set crop_size")
         room = np.array([image.shape[1:] for image in images], int) - np.array((height, width))
         corners = self.rng.integers(room + 1) if self.training and self.param.crop_size else room // 2
         mirrored = self.rng.integers(2, size=len(images)) if self.param.mirror else np.zeros(len(images), int)

@@ -56,6 +56,6 @@ def test_values_are_formatted_as_in_bvlc_caffes_log(logged):
     assert logged(events.layer_created, "conv1") == ["I net.cpp:86] Creating Layer conv1"]
     assert logged(events.loss_weighted, 0.25) == ["I net.cpp:134]     with loss weight 0.25"]
     assert logged(events.gpu_used["test"], 1) == ["I caffe.cpp:270] Use GPU with device ID 1"]
-    assert logged(events.net_latest["binary"], "a{b}") == [
+    assert logged(events.file_latest["upgrade_net_proto_binary"], "a{b}") == [
         "E upgrade_net_proto_binary.cpp:42] File already in latest proto format: a{b}"
     ]

@@ -257,6 +257,13 @@ def test_time_measures_every_layer_on_the_cpu(run, folder, deploy):
     assert total == pytest.approx(3 * both, rel=1e-3)
 
 
+@pytest.mark.parametrize("command", [["test", "-weights", "w.caffemodel"], ["time"]])
+def test_fewer_than_one_iteration_is_an_error(run, command):
+    code, _, rest = run(*command, "-model", "net.prototxt", "-iterations", "0")
+    assert code == 1
+    assert f"error: caffe {command[0]}: -iterations 0, but it must be at least 1" in rest
+
+
 def test_device_query_names_the_gpu_or_reports_that_there_is_none(run):
     import torch
 

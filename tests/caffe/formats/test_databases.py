@@ -87,7 +87,7 @@ def test_a_database_with_missing_records_is_named(tmp_path):
     (tmp_path / "db/data.mdb").write_bytes(content)
     database = caffe.open_db(tmp_path / "db")
     assert len(database) == 41
-    with pytest.raises(caffe.FileError, match="40 records of 41 are there"):
+    with pytest.raises(caffe.FileError, match="it has 40 of its 41 records"):
         list(database.items())
 
 

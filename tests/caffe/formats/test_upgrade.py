@@ -111,6 +111,13 @@ def test_too_few_input_dims_are_an_error(write):
     assert error.value.found == "7 input_dim for 2 inputs"
 
 
+def test_every_v1_type_has_a_registered_name_and_none_is_empty():
+    named = {name: upgrade.v1_type(value) for name, value in caffe_pb2.V1LayerParameter.LayerType.items()}
+    assert named.pop("NONE") == ""
+    assert set(named.values()) <= set(caffe.layer_type_list())
+    assert len(set(named.values())) == len(named)
+
+
 def test_only_v1_data_layers_move_their_fields_to_transform_param(write):
     fields = 'data_param { source: "s" scale: 0.5 mean_file: "m" crop_size: 9 mirror: true }'
     v1 = net(write, "layers { type: DATA " + fields + " }").layer[0]
