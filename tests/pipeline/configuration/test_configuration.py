@@ -8,6 +8,7 @@ import yaml
 
 from pipeline import configuration
 from pipeline.configuration import check_config
+from pipeline.configuration.keys import KINDS
 from pipeline.errors import InputError
 from pipeline.nets.models import TEMPLATES
 from pipeline.options.dataset import FetchOptions
@@ -146,11 +147,11 @@ CASES = {
     "a missing key": (lambda c: c["datasets"]["cats"].pop("source"), "my.yaml: datasets.cats: source is missing"),
     "a source of two kinds": (
         lambda c: c["datasets"]["cats"]["source"].update(published="mnist"),
-        "my.yaml: datasets.cats.source: list and published given; it has one of list, folder, published, database and dataset",
+        f"my.yaml: datasets.cats.source: list and published given; it has one of {', '.join(KINDS[:-1])} and {KINDS[-1]}",
     ),
     "a source of no kind, and keys that some kinds do not have": (
         lambda c: c["datasets"]["cats"].update(source={"val_labels": "labels.txt"}, size={"height": 32}, seed=2),
-        "my.yaml: datasets.cats.source: none given; it has one of list, folder, published, database and dataset",
+        f"my.yaml: datasets.cats.source: none given; it has one of {', '.join(KINDS[:-1])} and {KINDS[-1]}",
     ),
     "a key of lists for a folder": (
         lambda c: c["datasets"]["cats"].update(source={"folder": "cats", "root": "."}),
