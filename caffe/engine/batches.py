@@ -1,4 +1,4 @@
-"""More inputs than a net's batch holds: split into batches, and the results of all put together."""
+"""Split more inputs than a net's batch holds into batches, and join the results."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 def split(inputs: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Inputs, all of one length, in batches of `size` rows, the last one padded with zeros."""
+    """The inputs, all of one length, in batches of `size` rows, the last one padded with zeros."""
     for first in range(0, count_of(inputs), size):
         batch = {name: np.asarray(values[first : first + size]) for name, values in inputs.items()}
         yield {name: _padded(values, size - len(values)) for name, values in batch.items()}
 
 
 def count_of(inputs: Mapping[str, np.ndarray]) -> int:
-    """How many rows the inputs have; 0 where there are no inputs."""
+    """Number of rows of the inputs; 0 without inputs."""
     return len(next(iter(inputs.values()), ()))
 
 
@@ -22,7 +22,7 @@ def _padded(values: np.ndarray, rows: int) -> np.ndarray:
 
 
 class Rows:
-    """Arrays by name, put together from those of each batch."""
+    """Arrays by name, joined from those of each batch."""
 
     def __init__(self, names: Collection[str]):
         self._rows: dict[str, list[np.ndarray]] = {name: [] for name in names}

@@ -1,4 +1,4 @@
-"""Run a net's passes: all layers at once, or one by one where callbacks or debug_info watch each."""
+"""Run a net's passes: all layers at once, or one by one for callbacks or debug_info."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ MOMENTS = ("before_forward", "after_forward", "before_backward", "after_backward
 
 
 class Runner:
-    """Runs passes of a net from any layer to any layer, given by their numbers, both included.
+    """Runs passes of a net from any layer to any layer, given by their indices, both included.
 
     debug_info  log mean magnitudes of each layer's values and gradients
-    callbacks   {moment: functions to call with a layer's number}, moments as in MOMENTS
+    callbacks   {moment: functions to call with a layer's index}, moments as in MOMENTS
     """
 
     def __init__(self, net: BuiltNet):
@@ -73,7 +73,7 @@ class Runner:
         return torch.zeros(()) if total is None else total
 
     def backward_params(self) -> None:
-        """One full backward pass for the parameters, and for other blobs only where somebody has looked at a diff."""
+        """One full backward pass for the parameters; other blobs' diffs are kept only if some `diff` was read before."""
         if self._shows_training:
             self.backward(self._last, 0)
         else:

@@ -33,7 +33,7 @@ class Group:
     def arrange(self) -> None:
         """Follow the parameters where their memory has moved, or where a copy of it on the host was written."""
         for blob in self.blobs:
-            blob.fetch()
+            blob.memory.data.fetch()
         orders = [blob.memory.order for blob in self.blobs]
         if orders == self.orders:
             return

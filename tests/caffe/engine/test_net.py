@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 import caffe
 from caffe import glog
 from caffe.engine import machine
+from caffe.engine.parameter import Parameter
 
 NET = """
 name: "small"
@@ -455,6 +456,24 @@ def test_diffs_that_somebody_looks_at_follow_training(write, monkeypatch, tmp_pa
     assert not diff.any()
     solver.step(1)
     assert diff.any()
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (7,), (3, 2), (0,)])
+def test_a_reshaped_blob_keeps_its_first_values_and_fills_up_with_zeros(shape):
+    count = int(np.prod(shape))
+    for blob in (caffe.Blob((2, 3)), Parameter((2, 3))):
+        blob.data[...] = np.arange(1, 7).reshape(2, 3)
+        blob.reshape(*shape)
+        assert blob.data.shape == shape
+        assert blob.data.flatten().tolist() == [*range(1, 7), 0][:count]
+
+
+def test_a_parameter_that_is_reshaped_after_an_update_has_no_diff(solver):
+    solver.step(1)
+    weights = solver.net.params["ip"][0]
+    weights.reshape(2, 3)
+    assert weights.diff.shape == (2, 3)
+    assert not weights.diff.any()
 
 
 def test_a_first_look_at_a_diff_that_is_gone_says_so_and_keeps_later_ones(net, tmp_path):
