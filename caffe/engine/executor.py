@@ -113,7 +113,7 @@ class BackwardPlan:
     """What a backward pass over a range of layers of one segment does, planned once.
 
     roots    tops where gradients come in: layer, number, name
-    targets  bottoms whose gradient is computed: name, layer, number
+    targets  {bottom whose gradient is computed: (layer, number)}
     learned  parameters
     """
 
@@ -125,12 +125,11 @@ class BackwardPlan:
             for slot, (name, consumer) in enumerate(zip(step.tops, step.consumers, strict=True))
             if consumer is None or consumer > last
         ]
-        targets = {}
+        self.targets: dict[str, tuple[Step, int]] = {}
         for step in reversed(passing):
             for slot, (name, propagates) in enumerate(zip(step.bottoms, step.propagates, strict=True)):
                 if propagates:
-                    targets[name] = (name, step, slot)  # the earliest version wins, as in-place layers overwrite their diff
-        self.targets = list(targets.values())
+                    self.targets[name] = step, slot  # the earliest version wins, as in-place layers overwrite their diff
         self.learned = [blob for step in passing for blob in step.layer.blobs]
 
 
@@ -282,7 +281,7 @@ class Executor:
                 if seed is not None:
                     roots.append(place)
                     seeds.append(seed.clone(memory_format=torch.contiguous_format))
-        places = [(blobs[name], step.bottom_place(slot)) for name, step, slot in plan.targets]
+        places = [(blobs[name], step.bottom_place(slot)) for name, (step, slot) in plan.targets.items()]
         bottoms = [(blob, place) for blob, place in places if place is not None]
         learned = [owner for owner in dict.fromkeys(blob.owner for blob in plan.learned) if owner.leaf.requires_grad]
         targets: list[Place] = [owner.leaf for owner in learned]

@@ -220,7 +220,7 @@ class Net:
         """Set the gradients of all parameters to 0."""
         for layer in self.layers:
             for blob in layer.blobs:
-                blob.clear_gradient()
+                blob.gradient = None
 
     # ---- parameters
 

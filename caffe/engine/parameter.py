@@ -60,24 +60,25 @@ class Memory:
     def look_at_diff(self) -> np.ndarray:
         """The gradient, or what a solver has just subtracted; writable."""
         self.keep_rows()
-        if self.update is not None:
-            self.leaf.grad, self.update = self.update.clone(), None
-        self.diff._tensor = self.leaf.grad
+        self.diff._tensor = self.gradient()
         array = self.diff.look(tuple(self.leaf.shape), self.leaf.device)
         self.leaf.grad = self.diff._tensor
         return array
 
+    def gradient(self) -> torch.Tensor | None:
+        """The gradient, or what a solver has just subtracted; None if it is 0 and `diff` was never read."""
+        self.diff.fetch()
+        if self.update is not None:
+            self.leaf.grad, self.update = self.update.clone(), None
+        return self.leaf.grad
+
     def set_gradient(self, value: torch.Tensor | None) -> None:
         """Replace the gradient."""
+        self.update = None
         if self.diff.seen:
             self.diff.put(value)
         else:
             self.leaf.grad = value
-
-    def clear_gradient(self) -> None:
-        """Set the gradient to 0."""
-        self.update = None
-        self.set_gradient(None)
 
     def show_update(self, update: torch.Tensor) -> None:
         """Let the diff show what a solver has just subtracted, as Caffe does; copied when `diff` is read."""
@@ -134,8 +135,7 @@ class Parameter(Blob):
     @property
     def gradient(self) -> torch.Tensor | None:
         """The gradient as a tensor; None if it is 0 and `diff` was never read."""
-        self.memory.diff.fetch()
-        return self.memory.leaf.grad
+        return self.memory.gradient()
 
     @gradient.setter
     def gradient(self, value: torch.Tensor | None) -> None:
@@ -145,8 +145,7 @@ class Parameter(Blob):
         if not diff:
             return super().peek()
         # Reading `diff` would change the memory layout, and with it the last digits of a training.
-        update = self.memory.update
-        return (self.gradient_or_zeros() if update is None else update.view(self._shape)).cpu().numpy()
+        return self.gradient_or_zeros().cpu().numpy()
 
     def gradient_or_zeros(self) -> torch.Tensor:
         """The gradient; zeros are created if there is none."""
@@ -165,10 +164,6 @@ class Parameter(Blob):
         self.memory.data.fetch()
         leaf = self.leaf
         return leaf if leaf.shape == self._shape else leaf.view(self._shape)
-
-    def clear_gradient(self) -> None:
-        """Set the gradient to 0."""
-        self.memory.clear_gradient()
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
         """Put the values into the memory layout that the engine prefers, unless they must be row-major or are another's."""

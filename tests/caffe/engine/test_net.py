@@ -468,6 +468,21 @@ def test_a_reshaped_blob_keeps_its_first_values_and_fills_up_with_zeros(shape):
         assert blob.data.flatten().tolist() == [*range(1, 7), 0][:count]
 
 
+def test_gradients_after_an_update_add_to_it_in_the_diff_until_cleared(solver):
+    weights = solver.net.params["ip"][0]
+    before = weights.data.copy()
+    solver.step(1)
+    update = before - weights.data
+    solver.net.forward()
+    solver.net.backward()
+    both = weights.diff.copy()
+    solver.net.clear_param_diffs()
+    solver.net.forward()
+    solver.net.backward()
+    np.testing.assert_allclose(both, update + weights.diff, rtol=1e-4, atol=1e-6)
+    assert abs(update).max() > 1e-4
+
+
 def test_a_parameter_that_is_reshaped_after_an_update_has_no_diff(solver):
     solver.step(1)
     weights = solver.net.params["ip"][0]
