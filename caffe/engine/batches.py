@@ -1,6 +1,6 @@
 """Split more inputs than a net's batch holds into batches, and join the results."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -21,17 +21,6 @@ def _padded(values: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([values, np.zeros((rows, *values.shape[1:]), values.dtype)]) if rows else values
 
 
-class Rows:
-    """Arrays by name, joined from those of each batch."""
-
-    def __init__(self, names: Collection[str]):
-        self._rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
-
-    def extend(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Append copies of a batch's rows."""
-        for name, values in batch.items():
-            self._rows[name].extend(values.copy())
-
-    def arrays(self, count: int) -> dict[str, np.ndarray]:
-        """The first `count` rows of each; those of padding come last."""
-        return {name: np.asarray(rows[:count]) for name, rows in self._rows.items()}
+def join(results: Sequence[Mapping[str, np.ndarray]], names: Iterable[str], count: int) -> dict[str, np.ndarray]:
+    """{name: the first `count` rows of the batches' results}; rows of padding come last."""
+    return {name: np.asarray([row for result in results for row in result[name]][:count]) for name in names}

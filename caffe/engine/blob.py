@@ -1,4 +1,4 @@
-"""Blob: an array of values and one of their gradients, seen from NumPy and used by PyTorch."""
+"""Blob: an array of values and an array of their gradients, shared by NumPy and PyTorch."""
 
 import math
 from collections.abc import Iterable
@@ -16,9 +16,9 @@ MAX_AXES = 32
 
 
 class Blob:
-    """Values and gradients of one shape: what flows between layers, and what layers learn.
+    """Values and gradients of the same shape: inputs and outputs of layers, and their parameters.
 
-    `data` and `diff` are float32 NumPy arrays over the engine's memory. Made like `Blob((64, 3, 227, 227))`; values start at 0.
+    `data` and `diff` are float32 NumPy arrays over the engine's memory. `Blob((64, 3, 227, 227))` is filled with zeros.
     """
 
     def __init__(self, shape: Iterable[int] = (), device: torch.device | None = None) -> None:
@@ -63,17 +63,17 @@ class Blob:
 
     @property
     def channels(self) -> int:
-        """Second of the four legacy axes; 1 where there are fewer."""
+        """Second of the four legacy axes; 1 if there are fewer."""
         return self._legacy_axis(1)
 
     @property
     def height(self) -> int:
-        """Third of the four legacy axes; 1 where there are fewer."""
+        """Third of the four legacy axes; 1 if there are fewer."""
         return self._legacy_axis(2)
 
     @property
     def width(self) -> int:
-        """Fourth of the four legacy axes; 1 where there are fewer."""
+        """Fourth of the four legacy axes; 1 if there are fewer."""
         return self._legacy_axis(3)
 
     def _legacy_axis(self, index: int) -> int:

@@ -56,7 +56,7 @@ class _Builder:
         """Number of values of all tops so far."""
 
     def add(self, param: caffe_pb2.LayerParameter, place: str) -> Step:
-        """Make one layer, its tops and its parameters."""
+        """Create a layer, its tops and its parameters."""
         net = self._net
         if not param.HasField("phase"):
             param.phase = net.definition.state.phase
@@ -94,7 +94,7 @@ class _Builder:
                 continue
             events.layer_writes(param.name, name)
             if name in self._net.blobs and name != "(automatic)":
-                raise LayerError(place, f'top "{name}" is already produced by another layer', do="give it a name of its own")
+                raise LayerError(place, f'top "{name}" is already produced by another layer', do="give it another name")
 
     def _weigh_tops(self, param: caffe_pb2.LayerParameter) -> None:
         """Store the tops' loss weights, and log their shapes."""
@@ -126,28 +126,21 @@ class _Builder:
         owner, owning, index = self._owners[spec.name]
         events.parameter_shared(spec.name, owning, index)
         if owner.count != blob.count or (spec.share_mode == caffe_pb2.ParamSpec.STRICT and owner.shape != blob.shape):
-            raise layer.error(
-                f'parameter "{spec.name}" has shape {blob.shape} here and {owner.shape} in layer "{owning}"',
-                "shared parameters have one shape",
-                "share_mode: PERMISSIVE allows another shape of the same count",
-            )
+            found = f'parameter "{spec.name}" has shape {blob.shape} here and {owner.shape} in layer "{owning}"'
+            do = "share_mode: PERMISSIVE allows another shape of the same count"
+            raise layer.error(found, "shared parameters have one shape", do)
         for field in ("lr_mult", "decay_mult"):
             mine, owned = getattr(spec, field), getattr(owner, field)
             if spec.HasField(field) and mine != owned:
-                raise layer.error(
-                    f'parameter "{spec.name}" has {field} {mine:g} here and {owned:g} in layer "{owning}"',
-                    "shared parameters have one",
-                )
+                found = f'parameter "{spec.name}" has {field} {mine:g} here and {owned:g} in layer "{owning}"'
+                raise layer.error(found, f"shared parameters have one {field}")
             setattr(blob, field, owned)
         blob.share(owner)
 
 
 def _check_counts(layer: layers.Layer) -> None:
-    counts = (
-        ("bottom", len(layer.param.bottom), layer.bottoms),
-        ("top", max(len(layer.param.top), int(layer.is_loss)), layer.tops),
-    )
-    for kind, count, (least, most) in counts:
+    bottoms, tops = len(layer.param.bottom), max(len(layer.param.top), int(layer.is_loss))
+    for kind, count, (least, most) in (("bottom", bottoms, layer.bottoms), ("top", tops, layer.tops)):
         if count < least or (most is not None and count > most):
             allowed = f"{least}" if least == most else (f"at least {least}" if most is None else f"{least} to {most}")
             raise layer.error(f"{count} {kind}{'s' * (count != 1)}", f"{layer.type} takes {allowed}")

@@ -59,7 +59,7 @@ class Step:
 
 @dataclass
 class BuiltNet:
-    """A net whose layers are set up: what the executor runs.
+    """A net whose layers are set up, for the executor.
 
     definition  the layers that the net's state includes, with splits
     steps       one for each of them

@@ -20,7 +20,7 @@ _TYPES: dict[str, type[Layer]] = {}
 _FIELDS = {name.removesuffix("_param").replace("_", ""): name for name in caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name}
 Shape = tuple[int, ...]
 Tops = torch.Tensor | tuple[torch.Tensor, ...]
-"""What a layer's `forward` returns: its only top, or all of them."""
+"""Result of a layer's `forward`: its only top, or all of them."""
 
 
 class BlobSpec(NamedTuple):
@@ -104,7 +104,7 @@ class Layer:
     is_input = False
     """Whether its tops are inputs of the net, whose values the caller sets."""
     reads = ""
-    """What a source reads: "database" (records with a label), "image list" (lines `path label`), "arrays", "records" (others)."""
+    """Data of a source: "database" (records with a label), "image list" (lines `path label`), "arrays", "records" (others)."""
     drawn_as = ""
     """Group by which drawings colour it: convolution, pooling, inner product, arrangement, loss; "" for others."""
     overwrites = False
@@ -198,13 +198,13 @@ class Layer:
         """Stop threads and close files; `forward` starts again."""
 
     def keep(self, state: caffe_pb2.LayerState) -> None:
-        """Write what the layer carries from one iteration to the next, besides `blobs`, for a snapshot."""
+        """Store the layer's state between iterations, besides `blobs`, in a snapshot."""
 
     def resume(self, state: caffe_pb2.LayerState) -> None:
         """Restore what `keep` wrote. ValueError, TypeError or KeyError if the state is damaged."""
 
     def add_blob(self, shape: tuple[int, ...], filler: caffe_pb2.FillerParameter) -> None:
-        """Declare one learned parameter, filled as `filler` says."""
+        """Declare a learned parameter, filled as `filler` says."""
         blob = Parameter(shape, self.device)
         fillers.fill(blob.tensor, filler, self.where)
         self.blobs.append(blob)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -76,18 +77,15 @@ class Net:
         self.device = mode.device()
         net = build(definition, prototxt.places_at(self.path, definition, lines), self.device)
         self._runner = Runner(net)
-        self._steps = net.steps
         self.graph = net.graph
         self.definition, self.name = net.definition, net.definition.name
         self.blobs, self.outputs = net.blobs, net.outputs
         self.blob_loss_weights, self.blob_needs_backward = net.blob_loss_weights, net.blob_needs_backward
         self.layers: list[Layer] = [step.layer for step in net.steps]
         self._layer_names: list[str] = [layer.param.name for layer in self.layers]
-        self.params: OrderedDict[str, list[Parameter]] = OrderedDict(
-            (name, layer.blobs) for name, layer in zip(self._layer_names, self.layers, strict=True) if layer.blobs
-        )
-        self.bottom_names = OrderedDict(zip(self._layer_names, ([*step.bottoms] for step in net.steps), strict=True))
-        self.top_names = OrderedDict(zip(self._layer_names, ([*step.tops] for step in net.steps), strict=True))
+        self.params = OrderedDict((layer.param.name, layer.blobs) for layer in self.layers if layer.blobs)
+        self.bottom_names = OrderedDict((layer.param.name, list(layer.param.bottom)) for layer in self.layers)
+        self.top_names = OrderedDict((layer.param.name, list(layer.param.top)) for layer in self.layers)
         self.inputs = [name for step in net.steps if step.layer.is_input for name in step.tops]
 
     # ---- running
@@ -186,26 +184,26 @@ class Net:
 
     def forward_all(self, blobs: Collection[str] | None = None, **kwargs: np.ndarray) -> dict[str, np.ndarray]:
         """Forward over more inputs than a batch holds: {name: array} of outputs with one row for each input."""
-        values = batches.Rows({*self.outputs, *(blobs or [])})
+        values = []
         for batch in self._batch(kwargs):
             self._set_inputs(batch)
-            values.extend(self.forward(blobs=blobs))
-        return values.arrays(batches.count_of(kwargs))
+            values.append(copy.deepcopy(self.forward(blobs=blobs)))
+        return batches.join(values, [*self.outputs, *(blobs or [])], batches.count_of(kwargs))
 
     def forward_backward_all(
         self, blobs: Collection[str] | None = None, diffs: Collection[str] | None = None, **kwargs: np.ndarray
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Forward and backward over more inputs than a batch holds: ({name: outputs}, {name: gradients})."""
-        values = batches.Rows({*self.outputs, *(blobs or [])})
-        gradients = batches.Rows({*self.inputs, *(diffs or [])})
+        values, gradients = [], []
         backward = self._batch({name: kwargs[name] for name in self.outputs if name in kwargs})
         for batch in self._batch({name: kwargs[name] for name in self.inputs if name in kwargs}):
             self._set_inputs(batch)
-            values.extend(self.forward(blobs=blobs))
+            values.append(copy.deepcopy(self.forward(blobs=blobs)))
             self._set_gradients(self.outputs, next(backward, {}))
-            gradients.extend(self.backward(diffs=diffs))
+            gradients.append(copy.deepcopy(self.backward(diffs=diffs)))
         count = batches.count_of(kwargs)
-        return values.arrays(count), gradients.arrays(count)
+        outputs = batches.join(values, [*self.outputs, *(blobs or [])], count)
+        return outputs, batches.join(gradients, [*self.inputs, *(diffs or [])], count)
 
     def reshape(self) -> None:
         """Give every blob the shape that follows from the inputs' shapes, without computing."""
@@ -288,10 +286,10 @@ class Net:
         return [self._blob_names.index(name) for name in self.outputs]
 
     def _bottom_ids(self, layer: int) -> list[int]:
-        return [self._blob_names.index(name) for name in self._steps[layer].bottoms]
+        return [self._blob_names.index(name) for name in self.layers[layer].param.bottom]
 
     def _top_ids(self, layer: int) -> list[int]:
-        return [self._blob_names.index(name) for name in self._steps[layer].tops]
+        return [self._blob_names.index(name) for name in self.layers[layer].param.top]
 
     @property
     def layer_dict(self) -> OrderedDict[str, Layer]:

@@ -124,7 +124,6 @@ class Parameter(Blob):
 
     @property
     def data(self) -> np.ndarray:
-        """The values."""
         return self.memory.look().reshape(self._shape)
 
     @property
@@ -134,7 +133,6 @@ class Parameter(Blob):
 
     @property
     def gradient(self) -> torch.Tensor | None:
-        """The gradient as a tensor; None if it is 0 and `diff` was never read."""
         return self.memory.gradient()
 
     @gradient.setter

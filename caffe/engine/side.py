@@ -10,10 +10,9 @@ from torch.nn import functional
 class Side:
     """One array of a blob: a tensor that the engine puts and takes, and a NumPy view that stays alive.
 
-    Until the first `look`, the tensor is whatever the engine computed, in any memory layout. The first look makes a contiguous
-    array; from then on every new value is copied into that array, so a view taken once shows later results, and what is
-    written into it is what the engine takes. On a GPU the array is a copy on the host: a look fetches it, and the engine takes
-    it back before its next use, as Caffe's synced memory does.
+    Before the first `look`, the tensor is the engine's result in any memory layout. The first look makes a contiguous array, into
+    which every new value is copied from then on: a view shows later results, and the engine uses what is written into it. On a
+    GPU the array is a copy on the host, which the engine takes back before its next use, as Caffe's synced memory does.
     """
 
     def __init__(self, tensor: torch.Tensor | None = None):

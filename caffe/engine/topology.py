@@ -88,8 +88,7 @@ def with_splits(
                 if weights[value]:
                     split.loss_weight.extend([weights[value]] + [0] * (copies[value] - 1))
                     # The weight moves to the split's first top.
-                    for other in graph.tops[index][len(copy.loss_weight) :]:
-                        copy.loss_weight.append(weights[other])
+                    copy.loss_weight.extend(weights[other] for other in graph.tops[index][len(copy.loss_weight) :])
                     copy.loss_weight[slot] = 0
                 places.append(where)
     return result, places

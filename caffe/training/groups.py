@@ -63,7 +63,7 @@ class Groups:
 
     parameters  those of `net.learnable_params()`
     histories   number of arrays of a parameter's shape that the rule keeps for it
-    history     one array for each parameter, then, for rules with two, one more for each
+    history     an array for each parameter, then, for rules with two histories, a second one for each
     """
 
     def __init__(self, parameters: list[Parameter], histories: int):

@@ -58,9 +58,8 @@ def join(uid: bytes | str) -> Peers:
         peers = Peers(store, rank, count, urlsplit(address).hostname or socket.gethostname(), _MEETING)
         torch.distributed.init_process_group(backend, store=store, timeout=_TRAINING, world_size=count, rank=rank)
     except (RuntimeError, ValueError, OSError) as error:
-        raise Error(
-            "NCCL", f"the {count} solvers cannot meet at {address} ({error})", do="give each the same new_uid()"
-        ) from error
+        found = f"the {count} solvers cannot meet at {address} ({error})"
+        raise Error("NCCL", found, do="give each the same new_uid()") from error
     _joined[address] = peers
     # A process that ends with its group alive is aborted by Gloo's threads now and then.
     atexit.register(lambda: leave(getattr(sys, "last_value", None)))

@@ -187,9 +187,6 @@ def _first_line(link: socket.socket) -> str:
     """The first line received within 10 seconds; nothing after it is read."""
     link.settimeout(10)
     line = b""
-    while not line.endswith(b"\n") and len(line) < 1000:
-        byte = link.recv(1)
-        if not byte:
-            break
+    while not line.endswith(b"\n") and len(line) < 1000 and (byte := link.recv(1)):
         line += byte
     return line.decode(errors="replace").rstrip("\n")

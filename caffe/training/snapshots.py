@@ -59,7 +59,7 @@ def weights_beside(path: str, model: str) -> str | Path:
 
 
 def run_of(nets: Iterable[Net], losses: list[float]) -> caffe_pb2.RunState:
-    """What carries over from one iteration to the next besides weights and history.
+    """The state of a run between iterations, besides weights and history.
 
     losses  the last ones, for average_loss
     """

@@ -1,4 +1,4 @@
-"""The nets that a solver definition names: the one in training, and those that test it."""
+"""Create the nets that a solver definition names: the training net and the test nets."""
 
 import os
 
