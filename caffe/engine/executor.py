@@ -147,24 +147,23 @@ class Executor:
             for step in steps:
                 step.layer.use_channels_last()
         self._join()
-        self._mark_overwriting()
         self._plan = functools.cache(lambda first, last: Plan(net, steps[first : last + 1]))
         self._backward_plan = functools.cache(lambda first, last: BackwardPlan(steps[first : last + 1], last))
 
     def _join(self) -> None:
-        """Set each step's producers and consumers; as the net has splits, at most one layer passes a gradient to a top."""
+        """Set each step's producers and consumers, and which in-place layers may write into their bottoms.
+
+        As the net has splits, at most one layer passes a gradient to a top.
+        """
         graph, steps = self.net.graph, self.steps
         for step, bottoms, tops in zip(steps, graph.bottoms, graph.tops, strict=True):
             step.producers = [(steps[value.layer], value.top) for value in bottoms if value]  # each has one, as `build` checks
             for value in tops:
                 readers = (i for i, slot in graph.readers[value] if steps[i].needs_backward and steps[i].propagates[slot])
                 step.consumers.append(next(readers, None))
-
-    def _mark_overwriting(self) -> None:
-        """Let in-place layers write into their bottoms if the layer before does not need that output again."""
-        for step in self.steps:
             if step.bottoms and step.tops[:1] == step.bottoms[:1]:
                 before, slot = step.producers[0]
+                # The layer before must not need its output again.
                 step.layer.overwrites = not before.layer.keeps_output and not before.layer.is_input
                 if step.layer.overwrites:
                     before.overwritten.add(slot)

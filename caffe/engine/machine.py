@@ -12,7 +12,6 @@ from caffe.engine.allocator import keep_freed_memory
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_SMALLEST = sys.float_info.min
 _MKL_FUNCTIONS = (
     *(torch.acos, torch.asin, torch.atan, torch.cos, torch.sin, torch.tan, torch.tanh),
     *(torch.erf, torch.erfc, torch.erfinv, torch.exp, torch.log, torch.log10, torch.log2, torch.sqrt),
@@ -37,7 +36,7 @@ def without_denormals(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def computed(*arguments: P.args, **options: P.kwargs) -> T:
-        before = _SMALLEST * 0.5 == 0.0
+        before = sys.float_info.min * 0.5 == 0.0  # whether this thread flushes denormals already
         torch.set_flush_denormal(True)
         try:
             return function(*arguments, **options)

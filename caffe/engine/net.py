@@ -169,10 +169,9 @@ class Net:
             self._runner.callbacks["after_backward"].append(function)
 
     def _layer_index(self, name: str) -> int:
-        try:
-            return self._layer_names.index(name)
-        except ValueError:
-            raise Error(self.path, f'no layer "{name}"', do="net.top_names lists the layers") from None
+        if name not in self.top_names:
+            raise Error(self.path, f'no layer "{name}"', do="net.top_names lists the layers")
+        return self._layer_names.index(name)
 
     def forward_loss(self) -> torch.Tensor:
         """One full forward pass, to be followed by `backward_params`; the weighted sum of all losses, as a scalar tensor."""

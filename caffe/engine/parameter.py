@@ -21,7 +21,8 @@ class Memory:
     """
 
     def __init__(self, leaf: torch.Tensor):
-        self._rows_only = False
+        self.rows_only = False
+        """Whether the values stay row-major, as NumPy views and views of another shape need them."""
         self.replace(leaf)
 
     def replace(self, leaf: torch.Tensor) -> None:
@@ -38,19 +39,15 @@ class Memory:
         """A new number each time that the values move in memory."""
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
-        """Put the values into a memory layout, unless they must be row-major."""
-        if not self._rows_only:
-            self._order(memory_format)
-
-    def keep_rows(self) -> None:
-        """Make the values row-major for good, as NumPy views and views of another shape need them."""
-        self._rows_only = True
-        if not self.leaf.is_contiguous():
-            self._order(torch.contiguous_format)
-
-    def _order(self, memory_format: torch.memory_format) -> None:
+        """Put the values into a memory layout."""
         self.leaf.data = self.leaf.data.contiguous(memory_format=memory_format)
         self._moved()
+
+    def keep_rows(self) -> None:
+        """Make the values row-major for good."""
+        self.rows_only = True
+        if not self.leaf.is_contiguous():
+            self.lay_out(torch.contiguous_format)
 
     def look(self) -> np.ndarray:
         """The values, writable."""
@@ -165,7 +162,7 @@ class Parameter(Blob):
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
         """Put the values into the memory layout that the engine prefers, unless they must be row-major or are another's."""
-        if self.owner is self:
+        if self.owner is self and not self.memory.rows_only:
             self.memory.lay_out(memory_format)
 
     def share(self, owner: Parameter) -> None:
