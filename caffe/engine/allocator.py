@@ -1,14 +1,14 @@
-"""What the C library is told of memory."""
+"""Setting of the C library's allocator."""
 
 import ctypes
 import sys
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for what is allocated next, where that can be said (glibc).
+    """Let the C library keep freed memory for the next allocations, if it is glibc.
 
-    A pass frees its activations all at once, as a batch of images its pixels; given back to the system, they would come back page
-    by page, which made LeNet's training step a third slower.
+    A pass frees its activations all at once, as a batch of images its pixels; memory returned to the system would be mapped again
+    page by page, which made LeNet's training step a third slower.
     """
     if not sys.platform.startswith("linux"):
         return

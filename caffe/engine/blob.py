@@ -1,4 +1,4 @@
-"""Blob: an array of values and one of their gradients, seen from NumPy and used by PyTorch."""
+"""Blob: an array of values and an array of their gradients, shared by NumPy and PyTorch."""
 
 import math
 from collections.abc import Iterable
@@ -16,35 +16,35 @@ MAX_AXES = 32
 
 
 class Blob:
-    """Values and gradients of one shape: what flows between layers, and what layers learn.
+    """Values and gradients of the same shape: inputs and outputs of layers, and their parameters.
 
-    `data` and `diff` are float32 NumPy arrays over the engine's memory. Made like `Blob((64, 3, 227, 227))`; values start at 0.
+    `data` and `diff` are float32 NumPy arrays over the engine's memory. `Blob((64, 3, 227, 227))` is filled with zeros.
     """
 
     def __init__(self, shape: Iterable[int] = (), device: torch.device | None = None) -> None:
         self._shape = checked_shape(shape)
         self.device = device or torch.device("cpu")
-        self._data = Side(None)
-        self._diff = Side(None)
+        self.data_side = Side()
+        self.diff_side = Side()
 
-    # ---- the user's side
+    # ---- for users
 
     @property
     def data(self) -> np.ndarray:
         """The values."""
-        return self._data.look(self._shape, self.device)
+        return self.data_side.look(self._shape, self.device)
 
     @property
     def diff(self) -> np.ndarray:
         """The gradient of the loss with respect to the values.
 
-        A diff that nobody has looked at is kept until the next forward pass, and not at all in a solver's steps; from the first
-        look on it is always kept.
+        Until `diff` is first read, it is kept until the next forward pass, and not at all in a solver's steps; from then on it
+        is always kept.
         """
-        if self._diff.forgotten:
+        if self.diff_side.forgotten:
             events.diff_not_kept(self._shape)
-            self._diff.forgotten = False
-        return self._diff.look(self._shape, self.device)
+            self.diff_side.forgotten = False
+        return self.diff_side.look(self._shape, self.device)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,17 +63,17 @@ class Blob:
 
     @property
     def channels(self) -> int:
-        """Second of the four legacy axes; 1 where there are fewer."""
+        """Second of the four legacy axes; 1 if there are fewer."""
         return self._legacy_axis(1)
 
     @property
     def height(self) -> int:
-        """Third of the four legacy axes; 1 where there are fewer."""
+        """Third of the four legacy axes; 1 if there are fewer."""
         return self._legacy_axis(2)
 
     @property
     def width(self) -> int:
-        """Fourth of the four legacy axes; 1 where there are fewer."""
+        """Fourth of the four legacy axes; 1 if there are fewer."""
         return self._legacy_axis(3)
 
     def _legacy_axis(self, index: int) -> int:
@@ -84,52 +84,38 @@ class Blob:
     def reshape(self, *shape: int) -> None:
         """Change the shape; values are kept as far as the new count allows, and new ones are 0."""
         shape = checked_shape(shape)
-        if shape == self._shape:
-            return
-        for side in (self._data, self._diff):
-            old = side.take()
-            if old is not None:
-                new = torch.zeros(math.prod(shape), device=self.device)
-                kept = min(new.numel(), old.numel())
-                new[:kept] = old.reshape(-1)[:kept]
-                side.__init__(new.view(shape))
-        self._shape = shape
+        if shape != self._shape:
+            self._resize(shape)
+            self._shape = shape
 
-    # ---- the engine's side
+    def _resize(self, shape: tuple[int, ...]) -> None:
+        self.data_side.reshape(shape)
+        self.diff_side.reshape(shape)
+
+    # ---- for the engine
 
     @property
     def tensor(self) -> torch.Tensor:
         """The values as a tensor that shares memory with `data`."""
-        tensor = self._data.take()
+        tensor = self.data_side.take()
         if tensor is None:
             tensor = torch.zeros(self._shape, device=self.device)
-            self._data.put(tensor)
+            self.data_side.put(tensor)
         return tensor
 
     @tensor.setter
     def tensor(self, value: torch.Tensor) -> None:
-        if value.shape != self._shape:
-            self._shape = tuple(value.shape)
-        self._data.put(value)
-
-    @property
-    def data_side(self) -> Side:
-        """What holds the values."""
-        return self._data
-
-    @property
-    def diff_side(self) -> Side:
-        """What holds the gradient; `seen` tells whether somebody has looked at `diff`, and so may look again."""
-        return self._diff
+        self._shape = tuple(value.shape)
+        self.data_side.put(value)
 
     @property
     def gradient(self) -> torch.Tensor | None:
-        """The gradient as a tensor; None where it is 0 and nobody has looked."""
-        return self._diff.take()
+        """The gradient as a tensor; None if it is 0 and `diff` was never read."""
+        return self.diff_side.take()
 
     @gradient.setter
     def gradient(self, value: torch.Tensor | None) -> None:
-        self._diff.put(value)
+        self.diff_side.put(value)
 
     def to_proto(self, with_diff: bool = False) -> caffe_pb2.BlobProto:
         """BlobProto with `shape` and `data`, and `diff` on request."""
@@ -140,12 +126,12 @@ class Blob:
         return proto
 
     def peek(self, diff: bool = False) -> np.ndarray:
-        """The values, or the gradient, as they are now: to be read at once, and not written."""
-        return self.diff if diff else self.tensor.detach().cpu().numpy()
+        """The values, or the gradient, as they are now; to be read at once and not written."""
+        return self.diff if diff else self.tensor.cpu().numpy()
 
 
 def checked_shape(shape: Iterable[int]) -> tuple[int, ...]:
-    """The shape as a tuple of integers; an Error where a blob cannot have it."""
+    """The shape as a tuple of integers; an Error if a blob cannot have it."""
     shape = tuple(int(axis) for axis in shape)
     if len(shape) > MAX_AXES:
         raise Error("Blob", f"{len(shape)} axes", f"there can be at most {MAX_AXES}")

@@ -38,25 +38,25 @@ def build(definition: caffe_pb2.NetParameter, places: list[str], device: torch.d
 
 
 def loss_weight(param: caffe_pb2.LayerParameter, slot: int) -> float:
-    """The weight of a top in the objective: as given, else 1 for the first top of a loss layer."""
+    """The weight of a top in the objective: the one given, else 1 for the first top of a loss layer."""
     if slot < len(param.loss_weight):
-        return param.loss_weight[slot]
+        return float(param.loss_weight[slot])
     layer_type = layers.known_types().get(param.type)
-    return float(slot == 0 and layer_type is not None and layer_type.is_loss and not param.loss_weight)
+    return float(slot == 0 and layer_type is not None and layer_type.is_loss)
 
 
 class _Builder:
-    """Adds layers to a net, one after the other."""
+    """Adds layers to a net in order."""
 
     def __init__(self, net: BuiltNet):
         self._net = net
         self._owners: dict[str, tuple[Parameter, str, int]] = {}
-        """{name of a shared parameter: its owner, whose layer's name and place among that layer's parameters follow}."""
+        """{name of a shared parameter: its owner, the owner's layer, and its index among that layer's parameters}."""
         self._count = 0
-        """Values of all tops so far."""
+        """Number of values of all tops so far."""
 
     def add(self, param: caffe_pb2.LayerParameter, place: str) -> Step:
-        """Make one layer, its tops and its parameters."""
+        """Create a layer, its tops and its parameters."""
         net = self._net
         if not param.HasField("phase"):
             param.phase = net.definition.state.phase
@@ -64,7 +64,7 @@ class _Builder:
             found = f"{len(param.propagate_down)} values of propagate_down"
             raise LayerError(place, found, f"there are {len(param.bottom)} bottoms")
         events.layer_found(param.name)
-        layer = layers.create(param, net.definition.state.phase, place, net.device)
+        layer = layers.layer_type(param.type, place)(param, net.definition.state.phase, place, net.device)
         events.layer_created(param.name)
         _check_counts(layer)
         for name in param.bottom:
@@ -78,10 +78,7 @@ class _Builder:
         specs = layer.blob_specs(param)
         assert specs is None or len(specs) == len(layer.blobs), f"{layer.type}.blob_specs does not describe its blobs"
         for name, shape in zip(param.top, layer.top_shapes(*shapes), strict=True):
-            if name in net.blobs:
-                net.blobs[name].reshape(*shape)
-            else:
-                net.blobs[name] = Blob(shape, net.device)
+            net.blobs.setdefault(name, Blob(shape, net.device)).reshape(*shape)
             net.blob_needs_backward.setdefault(name, False)
         self._weigh_tops(param)
         learned = [self._add_parameter(layer, index) for index in range(len(layer.blobs))]
@@ -97,10 +94,10 @@ class _Builder:
                 continue
             events.layer_writes(param.name, name)
             if name in self._net.blobs and name != "(automatic)":
-                raise LayerError(place, f'top "{name}" is already produced by another layer', do="give it a name of its own")
+                raise LayerError(place, f'top "{name}" is already produced by another layer', do="give it another name")
 
     def _weigh_tops(self, param: caffe_pb2.LayerParameter) -> None:
-        """Note the tops' weights in the objective, and log their shapes."""
+        """Store the tops' loss weights, and log their shapes."""
         events.layer_set_up(param.name)
         weights = self._net.blob_loss_weights
         for slot, name in enumerate(param.top):
@@ -115,7 +112,7 @@ class _Builder:
         events.memory_required(self._count * 4)
 
     def _add_parameter(self, layer: layers.Layer, index: int) -> bool:
-        """Give a parameter its multipliers, and the memory of its namesake where there is one; True if it is learned."""
+        """Give a parameter its multipliers, and the memory of an earlier one of the same name; returns whether it is learned."""
         blob = layer.blobs[index]
         spec = layer.param.param[index] if index < len(layer.param.param) else caffe_pb2.ParamSpec()
         blob.lr_mult, blob.decay_mult, blob.name = spec.lr_mult, spec.decay_mult, spec.name
@@ -129,28 +126,21 @@ class _Builder:
         owner, owning, index = self._owners[spec.name]
         events.parameter_shared(spec.name, owning, index)
         if owner.count != blob.count or (spec.share_mode == caffe_pb2.ParamSpec.STRICT and owner.shape != blob.shape):
-            raise layer.error(
-                f'parameter "{spec.name}" has shape {blob.shape} here and {owner.shape} in layer "{owning}"',
-                "shared parameters have one shape",
-                "share_mode: PERMISSIVE allows another shape of the same count",
-            )
+            found = f'parameter "{spec.name}" has shape {blob.shape} here and {owner.shape} in layer "{owning}"'
+            do = "share_mode: PERMISSIVE allows another shape of the same count"
+            raise layer.error(found, "shared parameters have one shape", do)
         for field in ("lr_mult", "decay_mult"):
             mine, owned = getattr(spec, field), getattr(owner, field)
             if spec.HasField(field) and mine != owned:
-                raise layer.error(
-                    f'parameter "{spec.name}" has {field} {mine:g} here and {owned:g} in layer "{owning}"',
-                    "shared parameters have one",
-                )
+                found = f'parameter "{spec.name}" has {field} {mine:g} here and {owned:g} in layer "{owning}"'
+                raise layer.error(found, f"shared parameters have one {field}")
             setattr(blob, field, owned)
         blob.share(owner)
 
 
 def _check_counts(layer: layers.Layer) -> None:
-    counts = (
-        ("bottom", len(layer.param.bottom), layer.bottoms),
-        ("top", max(len(layer.param.top), int(layer.is_loss)), layer.tops),
-    )
-    for kind, count, (least, most) in counts:
+    bottoms, tops = len(layer.param.bottom), max(len(layer.param.top), int(layer.is_loss))
+    for kind, count, (least, most) in (("bottom", bottoms, layer.bottoms), ("top", tops, layer.tops)):
         if count < least or (most is not None and count > most):
             allowed = f"{least}" if least == most else (f"at least {least}" if most is None else f"{least} to {most}")
             raise layer.error(f"{count} {kind}{'s' * (count != 1)}", f"{layer.type} takes {allowed}")
@@ -159,35 +149,27 @@ def _check_counts(layer: layers.Layer) -> None:
 
 
 def _decide_backward(net: BuiltNet) -> None:
-    """Which layers compute gradients, and for which bottoms: those between a learned parameter and a loss."""
+    """Decide which layers compute gradients, and for which bottoms: those between a learned parameter and a loss."""
     under_loss: set[str] = set()
     skipped: set[str] = set()
     force = net.definition.force_backward
     for step in reversed(net.steps):
-        name = step.layer.param.name
         contributes = any(loss_weight(step.layer.param, slot) or top in under_loss for slot, top in enumerate(step.tops))
-        if step.needs_backward and all(top in skipped for top in step.tops):
+        if not contributes or skipped.issuperset(step.tops):
             step.needs_backward = False
-            step.propagates = [False] * len(step.propagates)
-        if not contributes:
-            step.needs_backward = False
-        (events.backward_needed if step.needs_backward else events.backward_not_needed)(name)
-        for slot, bottom in enumerate(step.bottoms):
-            if contributes:
-                under_loss.add(bottom)
-            else:
-                step.propagates[slot] = False
-            if not step.propagates[slot]:
-                skipped.add(bottom)
+            step.propagates = [False] * len(step.bottoms)
+        (events.backward_needed if step.needs_backward else events.backward_not_needed)(step.layer.param.name)
+        if contributes:
+            under_loss.update(step.bottoms)
+        skipped.update(bottom for bottom, passes in zip(step.bottoms, step.propagates, strict=True) if not passes)
     for step in net.steps:
         layer = step.layer
         reachable = layer.differentiable_bottoms
         for slot, bottom in enumerate(step.bottoms):
             allowed = reachable is None or slot in reachable
             if force:
-                step.propagates[slot] = step.propagates[slot] or allowed
-                net.blob_needs_backward[bottom] = net.blob_needs_backward[bottom] or step.propagates[slot]
-            step.propagates[slot] = step.propagates[slot] and allowed
+                net.blob_needs_backward[bottom] |= step.propagates[slot] or allowed
+            step.propagates[slot] = allowed and (force or step.propagates[slot])
         if force and not layer.is_source:
             step.needs_backward = reachable is None or bool(reachable) or bool(layer.blobs)
         for blob in layer.blobs:

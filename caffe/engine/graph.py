@@ -47,7 +47,7 @@ class NetGraph:
         return [value for value in self.last.values() if not self.readers[value]]
 
     def leading_to(self, value: Value | str | None) -> list[caffe_pb2.LayerParameter]:
-        """The layers that a value, or a blob's last version, is made by, directly or not, in order."""
+        """The layers that a value, or a blob's last version, depends on, directly or not, in order."""
         needed = {self.last.get(value) if isinstance(value, str) else value}
         kept = []
         for layer, bottoms, tops in zip(reversed(self.layers), reversed(self.bottoms), reversed(self.tops), strict=True):

@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from caffe.engine import fillers
@@ -19,13 +20,13 @@ _TYPES: dict[str, type[Layer]] = {}
 _FIELDS = {name.removesuffix("_param").replace("_", ""): name for name in caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name}
 Shape = tuple[int, ...]
 Tops = torch.Tensor | tuple[torch.Tensor, ...]
-"""What a layer's `forward` returns: its only top, or all of them."""
+"""Result of a layer's `forward`: its only top, or all of them."""
 
 
 class BlobSpec(NamedTuple):
     """One blob of a layer: its name, as PyTorch names a module's tensors, and whether the solver learns it from its gradient.
 
-    What is not learned is a running statistic: the layer updates it in its forward pass in training.
+    The others are running statistics, which the layer updates in its forward pass in training.
     """
 
     name: str
@@ -36,7 +37,7 @@ WEIGHT, BIAS = BlobSpec("weight"), BlobSpec("bias")
 
 
 class Layer:
-    """What one `layer { … }` of a net computes.
+    """Base class of the layer types: what one `layer { … }` of a net computes.
 
     A type says in `setup` which parameters it learns, in `top_shapes` how large its tops are, and in `forward` its tops from its
     bottoms, with PyTorch's operations; autograd gives the gradient. It knows nothing of device, precision or memory layout: the
@@ -54,7 +55,7 @@ class Layer:
     tops: tuple[int, int | None] = (1, 1)
     """Least and greatest number of tops."""
     is_loss = False
-    """The first top has loss weight 1 unless the prototxt says else, and a layer without tops is given one."""
+    """The first top has loss weight 1 unless the prototxt gives another, and a layer without tops is given one."""
     differentiable_bottoms: tuple[int, ...] | None = None
     """Bottoms that a gradient can reach; None is all. Labels are not among them."""
     keeps_output = True
@@ -87,7 +88,7 @@ class Layer:
     is_classifier = False
     """Whether it can be a classifier's last layer: `num_output` scores, each from all inputs."""
     is_affine = False
-    """Whether it multiplies by and adds numbers that lie along some axes of the first bottom."""
+    """Whether it multiplies by and adds vectors along some axes of the first bottom."""
     normalizes_batch = False
     """Whether it normalises each channel, in training by its batch's statistics; `epsilon(param)` is added to the variance."""
     statistics_setting = ""
@@ -99,13 +100,13 @@ class Layer:
     reads_out = False
     """Whether it only derives probabilities, classes or an accuracy from class scores, or discards them."""
     is_source = False
-    """Whether it has no bottoms and says its tops' shapes before there are values."""
+    """Whether it has no bottoms and knows its tops' shapes before there are values."""
     is_input = False
-    """Whether its tops are the caller's, and stay."""
+    """Whether its tops are inputs of the net, whose values the caller sets."""
     reads = ""
-    """What a source reads: "database" (records with a label), "image list" (lines `path label`), "arrays", "records" (others)."""
+    """Data of a source: "database" (records with a label), "image list" (lines `path label`), "arrays", "records" (others)."""
     drawn_as = ""
-    """Group whose colour a drawing gives it: convolution, pooling, inner product, arrangement, loss; "" for none of them."""
+    """Group by which drawings colour it: convolution, pooling, inner product, arrangement, loss; "" for others."""
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
@@ -163,7 +164,7 @@ class Layer:
         """Check the parameters against the bottoms' shapes and declare `blobs`; called once."""
 
     def top_shapes(self, *shapes: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Shapes of the tops for bottoms of these shapes, which are found to fit together; known before there are values."""
+        """Check that the bottoms' shapes fit together; returns the tops' shapes, which are known before there are values."""
         if self.keeps_shape:
             return [shapes[0]] * len(self.param.top)
         raise NotImplementedError
@@ -173,33 +174,37 @@ class Layer:
         raise NotImplementedError
 
     def batch_dependence(self) -> str:
-        """Why gradients depend on which records form a batch, or on chance, as a phrase; "" where they do not.
+        """Why gradients depend on which records form a batch, or on chance, as a phrase; "" if they do not.
 
         A net without such layers learns the same from n processes as from one with iter_size n.
         """
         return ""
 
     def use_channels_last(self) -> None:
-        """Lay out the parameters, and tops that would be converted at each pass, channels-last from now on."""
+        """Make the parameters, and tops that would be converted at each pass, channels-last."""
 
     def advice_for_blobs(self, count: int) -> str:
-        """What to do about a weights file that has `count` blobs for this layer, another number than its own."""
+        """What to do about a weights file with `count` blobs for this layer, which has another number of them."""
         return "rename the layer to train it from scratch"
 
     def seek_batch(self, number: int) -> None:
         """Continue with batch `number`, counted from 0 over all epochs, in a layer that reads records."""
 
+    def set_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """Take arrays to read from, in a MemoryData layer."""
+        raise self.error(f"a first layer of type {self.type}", "set_input_arrays feeds a MemoryData layer")
+
     def close(self) -> None:
         """Stop threads and close files; `forward` starts again."""
 
     def keep(self, state: caffe_pb2.LayerState) -> None:
-        """Write what the layer carries from one iteration to the next, besides `blobs`, for a snapshot."""
+        """Store the layer's state between iterations, besides `blobs`, in a snapshot."""
 
     def resume(self, state: caffe_pb2.LayerState) -> None:
-        """Go on from what `keep` wrote. ValueError, TypeError or KeyError where that cannot be."""
+        """Restore what `keep` wrote. ValueError, TypeError or KeyError if the state is damaged."""
 
     def add_blob(self, shape: tuple[int, ...], filler: caffe_pb2.FillerParameter) -> None:
-        """Declare one learned parameter, filled as `filler` says."""
+        """Declare a learned parameter, filled as `filler` says."""
         blob = Parameter(shape, self.device)
         fillers.fill(blob.tensor, filler, self.where)
         self.blobs.append(blob)
@@ -234,18 +239,13 @@ def register(name: str, settings_field: str = "") -> Callable[[type[Layer]], typ
     return decorate
 
 
-def known_types() -> dict[str, type[Layer]]:
-    """{name: class} of every layer type."""
-    _load_types()
-    return _TYPES
-
-
 @functools.cache
-def _load_types() -> None:
-    """Import all modules of caffe.layer_types: what they register is found there, not listed here."""
+def known_types() -> dict[str, type[Layer]]:
+    """{name: class} of every layer type: all that the modules of caffe.layer_types register."""
     package = importlib.import_module("caffe.layer_types")
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
+    return _TYPES
 
 
 def layer_type_list() -> list[str]:
@@ -264,8 +264,3 @@ def layer_type(name: str, where: str = "") -> type[Layer]:
         hint = nearest(name, types) or "caffe.layer_type_list() names the known ones"
         raise LayerError(where, f'unknown type "{name}"', do=hint)
     return types[name]
-
-
-def create(param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device) -> Layer:
-    """The layer that `param` describes; LayerError for an unknown type."""
-    return layer_type(param.type, where)(param, phase, where, device)

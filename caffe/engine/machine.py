@@ -1,19 +1,22 @@
-"""What the processor and its libraries are told, so that passes run at full speed and with full precision."""
+"""Process-wide CPU setup: flush denormals, select MKL kernels, start threads."""
 
 import functools
 import sys
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from caffe.engine.allocator import keep_freed_memory
 
-_SMALLEST = sys.float_info.min
-_OF_VECTORS = (
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MKL_FUNCTIONS = (
     *(torch.acos, torch.asin, torch.atan, torch.cos, torch.sin, torch.tan, torch.tanh),
     *(torch.erf, torch.erfc, torch.erfinv, torch.exp, torch.log, torch.log10, torch.log2, torch.sqrt),
 )
-"""Functions that PyTorch has MKL compute (ATen/cpu/vml.h), but for the one that is exact."""
+"""Functions that PyTorch computes by MKL (ATen/cpu/vml.h), except the one that is exact."""
 
 
 @functools.cache
@@ -24,19 +27,19 @@ def prepare() -> None:
     _start_threads()
 
 
-def without_denormals(function: Callable) -> Callable:
-    """`function`, computed with numbers below 1.2e-38 taken as 0.
+def without_denormals(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: compute `function` with numbers below 1.2e-38 taken as 0.
 
-    Softmax probabilities of well separated classes and the histories of dead units end among such numbers, for which processors
-    take a hundred times longer: some starts of LeNet trained ten times slower than others.
+    Softmax probabilities of well separated classes and the histories of dead units become such numbers, for which processors
+    take a hundred times longer: from some initial weights, LeNet trained ten times slower than from others.
     """
 
     @functools.wraps(function)
-    def computed(*arguments):
-        before = _SMALLEST * 0.5 == 0.0
+    def computed(*arguments: P.args, **options: P.kwargs) -> T:
+        before = sys.float_info.min * 0.5 == 0.0  # whether this thread flushes denormals already
         torch.set_flush_denormal(True)
         try:
-            return function(*arguments)
+            return function(*arguments, **options)
         finally:
             torch.set_flush_denormal(before)
 
@@ -46,17 +49,17 @@ def without_denormals(function: Callable) -> Callable:
 def _choose_kernels() -> None:
     """Let MKL choose its kernel for each function now, on one thread.
 
-    It chooses at the first call, and where several threads make that call at once, MKL 2024.2 may give one of them a kernel of
+    It chooses at the first call, and if several threads make that call at once, MKL 2024.2 may give one of them a kernel of
     11 bits (PyTorch's issue 188792). On a busy machine LRN's first pass was wrong by 2e-4 for half the images in one process of
     four.
     """
-    for kind in (torch.float32, torch.float64):
-        one = torch.ones(1, dtype=kind)
-        for function in _OF_VECTORS:
+    for dtype in (torch.float32, torch.float64):
+        one = torch.ones(1, dtype=dtype)
+        for function in _MKL_FUNCTIONS:
             function(one)
 
 
 @without_denormals
 def _start_threads() -> None:
-    """Let PyTorch start its threads now: they take over for good what the thread that starts them does with denormals."""
+    """Let PyTorch start its threads now: they keep the treatment of denormals of the thread that starts them."""
     torch.zeros(1 << 20).add_(1)

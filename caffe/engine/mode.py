@@ -1,4 +1,4 @@
-"""Which device computes, which of several solvers this is, and the random numbers: one setting for the process, as in Caffe."""
+"""Device, solver rank and random generators, set once for the process as in Caffe."""
 
 import numpy as np
 import torch
@@ -13,12 +13,12 @@ torch.seed()
 
 
 def set_mode_cpu() -> None:
-    """Compute on the CPU; nets made from now on live there."""
+    """Create nets on the CPU from now on."""
     _state["gpu"] = False
 
 
 def set_mode_gpu() -> None:
-    """Compute on the GPU chosen by `set_device`; nets made from now on live there."""
+    """Create nets on the GPU chosen by `set_device` from now on."""
     if not torch.cuda.is_available():
         raise Error("GPU mode", "PyTorch finds no CUDA device", do="use solver_mode: CPU, or leave out --gpu")
     _state["gpu"] = True
@@ -47,28 +47,28 @@ def device() -> torch.device:
 
 
 def solver_count() -> int:
-    """How many solvers train one net together, each on a device of its own."""
+    """Number of solvers that train one net together, each on its own device."""
     return _state["solvers"]
 
 
 def set_solver_count(count: int) -> None:
-    """Say how many solvers train one net together."""
+    """Set the number of solvers that train one net together."""
     if count < 1:
         raise Error("solver count", str(count), "it must be at least 1")
     _state["solvers"] = count
 
 
 def solver_rank() -> int:
-    """Which of them this process has; 0 is the one that displays, tests and snapshots."""
+    """Rank of this process's solver; rank 0 displays, tests and snapshots."""
     return _state["rank"]
 
 
 def set_solver_rank(rank: int) -> None:
-    """Say which of several solvers this process has, from 0."""
+    """Set the rank of this process's solver, from 0."""
     if rank < 0:
         raise Error("solver rank", str(rank), "it must be at least 0")
     _state["rank"] = rank
 
 
 def set_multiprocess(multiprocess: bool) -> None:
-    """Takes what scripts for several GPUs say; here each solver has a process of its own in any case."""
+    """Do nothing: scripts for several GPUs call it, and here each solver has its own process in any case."""

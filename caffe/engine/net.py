@@ -1,10 +1,11 @@
-"""Net: layers joined by named blobs, as pycaffe shows it."""
+"""Net: pycaffe's interface to a network of layers and named blobs."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from caffe.proto import caffe_pb2
 
 
 class Net:
-    """A network, from its prototxt.
+    """A network, built from its prototxt.
 
         net = caffe.Net("deploy.prototxt", caffe.TEST, weights="lenet.caffemodel")
         net = caffe.Net("deploy.prototxt", "lenet.caffemodel", caffe.TEST)      the constructor of 2014
@@ -50,8 +51,9 @@ class Net:
         if len(args) == 2 and not isinstance(args[0], int):
             weights, phase = args
         elif args:
-            phase, *rest = args
-            level, stages, weights = (*rest, *(level, stages, weights)[len(rest) :])
+            options: list[Any] = [phase, level, stages, weights]
+            options[: len(args)] = args
+            phase, level, stages, weights = options
         if phase not in (caffe_pb2.TRAIN, caffe_pb2.TEST):
             raise TypeError(f"a net's phase is caffe.TRAIN or caffe.TEST, not {phase!r}: caffe.Net(net, weights, caffe.TEST)")
         if isinstance(network_file, caffe_pb2.NetParameter):
@@ -61,7 +63,7 @@ class Net:
         else:
             self.path = os.fsdecode(network_file)
             definition, lines = prototxt.read_net(self.path), prototxt.layer_lines(self.path)
-        definition.state.phase = phase
+        definition.state.phase = caffe_pb2.TRAIN if phase == caffe_pb2.TRAIN else caffe_pb2.TEST
         if level is not None:
             definition.state.level = level
         definition.state.stage.extend(stages or [])
@@ -75,19 +77,16 @@ class Net:
         self.device = mode.device()
         net = build(definition, prototxt.places_at(self.path, definition, lines), self.device)
         self._runner = Runner(net)
-        self._steps = net.steps
         self.graph = net.graph
         self.definition, self.name = net.definition, net.definition.name
         self.blobs, self.outputs = net.blobs, net.outputs
         self.blob_loss_weights, self.blob_needs_backward = net.blob_loss_weights, net.blob_needs_backward
         self.layers: list[Layer] = [step.layer for step in net.steps]
         self._layer_names: list[str] = [layer.param.name for layer in self.layers]
-        self.params: OrderedDict[str, list[Parameter]] = OrderedDict(
-            (name, layer.blobs) for name, layer in zip(self._layer_names, self.layers, strict=True) if layer.blobs
-        )
-        self.bottom_names = OrderedDict(zip(self._layer_names, ([*step.bottoms] for step in net.steps), strict=True))
-        self.top_names = OrderedDict(zip(self._layer_names, ([*step.tops] for step in net.steps), strict=True))
-        self.inputs = [name for step in net.steps if step.is_input for name in step.tops]
+        self.params = OrderedDict((layer.param.name, layer.blobs) for layer in self.layers if layer.blobs)
+        self.bottom_names = OrderedDict((layer.param.name, list(layer.param.bottom)) for layer in self.layers)
+        self.top_names = OrderedDict((layer.param.name, list(layer.param.top)) for layer in self.layers)
+        self.inputs = [name for step in net.steps if step.layer.is_input for name in step.tops]
 
     # ---- running
 
@@ -102,19 +101,19 @@ class Net:
         """
         first = self._layer_index(start) if start is not None else 0
         last = self._layer_index(end) if end is not None else len(self.layers) - 1
-        names = list(self.top_names[end]) if end is not None else list(self.outputs)
-        names += [name for name in blobs or [] if name not in names]
-        if kwargs:
-            if set(kwargs) != set(self.inputs):
-                raise Error(self.path, f"inputs {sorted(kwargs)}", f"the net takes {sorted(self.inputs)}")
-            for name, values in kwargs.items():
-                if values.shape[0] != self.blobs[name].shape[0]:
-                    raise Error(
-                        self.path, f'{values.shape[0]} images for input "{name}"', f"its batch is {self.blobs[name].shape[0]}"
-                    )
-                self.blobs[name].data[...] = values
+        names = dict.fromkeys([*(self.outputs if end is None else self.top_names[end]), *(blobs or [])])
+        self._set_inputs(kwargs)
         self._runner.forward(first, last)
         return {name: self.blobs[name].data for name in names}
+
+    def _set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
+        if inputs and set(inputs) != set(self.inputs):
+            raise Error(self.path, f"inputs {sorted(inputs)}", f"the net takes {sorted(self.inputs)}")
+        for name, values in inputs.items():
+            size = self.blobs[name].shape[0]
+            if values.shape[0] != size:
+                raise Error(self.path, f'{values.shape[0]} images for input "{name}"', f"its batch is {size}")
+            self.blobs[name].data[...] = values
 
     def backward(
         self, diffs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **kwargs: np.ndarray
@@ -127,16 +126,16 @@ class Net:
         """
         last = self._layer_index(start) if start is not None else len(self.layers) - 1
         first = self._layer_index(end) if end is not None else 0
-        names = list(self.bottom_names[end]) if end is not None else list(self.inputs)
-        names += [name for name in diffs or [] if name not in names]
-        if kwargs:
-            tops = list(self.top_names[start]) if start is not None else list(self.outputs)
-            if set(kwargs) != set(tops):
-                raise Error(self.path, f"gradients of {sorted(kwargs)}", f"those of {sorted(tops)} are wanted")
-            for name, values in kwargs.items():
-                self.blobs[name].diff[...] = values
+        names = dict.fromkeys([*(self.inputs if end is None else self.bottom_names[end]), *(diffs or [])])
+        self._set_gradients(self.outputs if start is None else self.top_names[start], kwargs)
         self._runner.backward(last, first)
         return {name: self.blobs[name].diff for name in names}
+
+    def _set_gradients(self, tops: Collection[str], gradients: Mapping[str, np.ndarray]) -> None:
+        if gradients and set(gradients) != set(tops):
+            raise Error(self.path, f"gradients of {sorted(gradients)}", f"those of {sorted(tops)} are needed")
+        for name, values in gradients.items():
+            self.blobs[name].diff[...] = values
 
     @property
     def debug_info(self) -> bool:
@@ -162,7 +161,7 @@ class Net:
     def after_backward(self, function: Callable[[int], object]) -> None:
         """Call `function(layer index)` after each layer's gradient was computed.
 
-        A caffe.NCCL asks autograd to be called instead: layers would have to be computed one by one for it.
+        A caffe.NCCL is called by autograd instead, since for callbacks layers are computed one by one.
         """
         if hasattr(function, "exchange_during_backward"):
             function.exchange_during_backward()
@@ -170,43 +169,45 @@ class Net:
             self._runner.callbacks["after_backward"].append(function)
 
     def _layer_index(self, name: str) -> int:
-        try:
-            return self._layer_names.index(name)
-        except ValueError:
-            raise Error(self.path, f'no layer "{name}"', do="net.top_names lists the layers") from None
+        if name not in self.top_names:
+            raise Error(self.path, f'no layer "{name}"', do="net.top_names lists the layers")
+        return self._layer_names.index(name)
 
     def forward_loss(self) -> torch.Tensor:
         """One full forward pass, to be followed by `backward_params`; the weighted sum of all losses, as a scalar tensor."""
         return self._runner.forward_loss()
 
     def backward_params(self) -> None:
-        """One full backward pass for the parameters, and for other blobs only where somebody has looked at a diff."""
+        """One full backward pass for the parameters; other blobs' diffs are kept only if some `diff` was read before."""
         self._runner.backward_params()
 
     def forward_all(self, blobs: Collection[str] | None = None, **kwargs: np.ndarray) -> dict[str, np.ndarray]:
         """Forward over more inputs than a batch holds: {name: array} of outputs with one row for each input."""
-        values = batches.Rows({*self.outputs, *(blobs or [])})
+        values = []
         for batch in self._batch(kwargs):
-            values.extend(self.forward(blobs=blobs, **batch))
-        return values.arrays(batches.count_of(kwargs))
+            self._set_inputs(batch)
+            values.append(copy.deepcopy(self.forward(blobs=blobs)))
+        return batches.join(values, [*self.outputs, *(blobs or [])], batches.count_of(kwargs))
 
     def forward_backward_all(
         self, blobs: Collection[str] | None = None, diffs: Collection[str] | None = None, **kwargs: np.ndarray
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Forward and backward over more inputs than a batch holds: ({name: outputs}, {name: gradients})."""
-        values = batches.Rows({*self.outputs, *(blobs or [])})
-        gradients = batches.Rows({*self.inputs, *(diffs or [])})
+        values, gradients = [], []
         backward = self._batch({name: kwargs[name] for name in self.outputs if name in kwargs})
         for batch in self._batch({name: kwargs[name] for name in self.inputs if name in kwargs}):
-            values.extend(self.forward(blobs=blobs, **batch))
-            gradients.extend(self.backward(diffs=diffs, **next(backward, {})))
+            self._set_inputs(batch)
+            values.append(copy.deepcopy(self.forward(blobs=blobs)))
+            self._set_gradients(self.outputs, next(backward, {}))
+            gradients.append(copy.deepcopy(self.backward(diffs=diffs)))
         count = batches.count_of(kwargs)
-        return values.arrays(count), gradients.arrays(count)
+        outputs = batches.join(values, [*self.outputs, *(blobs or [])], count)
+        return outputs, batches.join(gradients, [*self.inputs, *(diffs or [])], count)
 
     def reshape(self) -> None:
         """Give every blob the shape that follows from the inputs' shapes, without computing."""
         for layer, param in zip(self.layers, self.definition.layer, strict=True):
-            if layer.is_source:  # what the caller made of its tops stays
+            if layer.is_source:  # the caller has set the shapes of its tops
                 continue
             shapes = [self.blobs[name].shape for name in param.bottom]
             for name, shape in zip(param.top, layer.top_shapes(*shapes), strict=True):
@@ -216,7 +217,7 @@ class Net:
         """Set the gradients of all parameters to 0."""
         for layer in self.layers:
             for blob in layer.blobs:
-                blob.clear_gradient()
+                blob.gradient = None
 
     # ---- parameters
 
@@ -245,15 +246,13 @@ class Net:
         return parameters.copy_weights(self.layers, os.fsdecode(path))
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
-        """Feed the MemoryData layer that the net begins with; the arrays are kept, not copied.
+        """Set the data of the MemoryData layer that the net begins with; the arrays are kept, not copied.
 
         data (N, C, H, W) and labels (N,), float32, N a multiple of the layer's batch size
         """
-        if self.layers[0].reads != "arrays":
-            raise Error(self.path, f"a first layer of type {self.layers[0].type}", "set_input_arrays feeds a MemoryData layer")
-        self.layers[0].reset(data, labels)
+        self.layers[0].set_arrays(data, labels)
 
-    # ---- names of BVLC's binding that scripts use for want of public ones
+    # ---- private names of BVLC's binding that scripts use
 
     def _forward(self, first: int, last: int) -> float:
         self._runner.forward(first, last)
@@ -286,10 +285,10 @@ class Net:
         return [self._blob_names.index(name) for name in self.outputs]
 
     def _bottom_ids(self, layer: int) -> list[int]:
-        return [self._blob_names.index(name) for name in self._steps[layer].bottoms]
+        return [self._blob_names.index(name) for name in self.layers[layer].param.bottom]
 
     def _top_ids(self, layer: int) -> list[int]:
-        return [self._blob_names.index(name) for name in self._steps[layer].tops]
+        return [self._blob_names.index(name) for name in self.layers[layer].param.top]
 
     @property
     def layer_dict(self) -> OrderedDict[str, Layer]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 
-from caffe.engine.blob import Blob, checked_shape
-from caffe.engine.side import Side
+from caffe.engine.blob import Blob
+from caffe.engine.side import Side, resized
 
 _orders = itertools.count()
 
@@ -18,40 +17,37 @@ _orders = itertools.count()
 class Memory:
     """The values and the gradient of a parameter, which others may share: a leaf of the autograd graph and its NumPy views.
 
-    Values lie in memory as the engine prefers, until somebody looks: from then on row by row.
+    Values are in the engine's preferred memory layout until they are first read from NumPy; from then on they are row-major.
     """
 
     def __init__(self, leaf: torch.Tensor):
-        self._rows_only = False
-        self.update: torch.Tensor | None = None
-        """What a solver has just subtracted, which is then the diff that is shown."""
+        self.rows_only = False
+        """Whether the values stay row-major, as NumPy views and views of another shape need them."""
         self.replace(leaf)
 
     def replace(self, leaf: torch.Tensor) -> None:
-        """Take other values, with no gradient."""
+        """Take other values, without a gradient."""
         self.leaf = leaf
-        self.diff = Side(None)
+        self.diff = Side()
+        self.update: torch.Tensor | None = None
+        """What a solver has just subtracted, which `diff` then shows."""
         self._moved()
 
     def _moved(self) -> None:
         self.data = Side(self.leaf.detach())
         self.order = next(_orders)
-        """Another number each time that the values move in memory."""
+        """A new number each time that the values move in memory."""
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
-        """Order the values in memory so, as long as nobody has looked at them."""
-        if not self._rows_only:
-            self._order(memory_format)
-
-    def keep_rows(self) -> None:
-        """Order the values in memory row by row, for good: what NumPy sees, and what can be seen in another shape."""
-        self._rows_only = True
-        if not self.leaf.is_contiguous():
-            self._order(torch.contiguous_format)
-
-    def _order(self, memory_format: torch.memory_format) -> None:
+        """Put the values into a memory layout."""
         self.leaf.data = self.leaf.data.contiguous(memory_format=memory_format)
         self._moved()
+
+    def keep_rows(self) -> None:
+        """Make the values row-major for good."""
+        self.rows_only = True
+        if not self.leaf.is_contiguous():
+            self.lay_out(torch.contiguous_format)
 
     def look(self) -> np.ndarray:
         """The values, writable."""
@@ -61,27 +57,28 @@ class Memory:
     def look_at_diff(self) -> np.ndarray:
         """The gradient, or what a solver has just subtracted; writable."""
         self.keep_rows()
-        if self.update is not None:
-            self.leaf.grad, self.update = self.update.clone(), None
-        self.diff._tensor = self.leaf.grad
+        self.diff._tensor = self.gradient()
         array = self.diff.look(tuple(self.leaf.shape), self.leaf.device)
         self.leaf.grad = self.diff._tensor
         return array
 
+    def gradient(self) -> torch.Tensor | None:
+        """The gradient, or what a solver has just subtracted; None if it is 0 and `diff` was never read."""
+        self.diff.fetch()
+        if self.update is not None:
+            self.leaf.grad, self.update = self.update.clone(), None
+        return self.leaf.grad
+
     def set_gradient(self, value: torch.Tensor | None) -> None:
         """Replace the gradient."""
+        self.update = None
         if self.diff.seen:
             self.diff.put(value)
         else:
             self.leaf.grad = value
 
-    def clear_gradient(self) -> None:
-        """Set the gradient to 0."""
-        self.update = None
-        self.set_gradient(None)
-
     def show_update(self, update: torch.Tensor) -> None:
-        """Let the diff show what a solver has just subtracted, as Caffe does; copied only if somebody looks."""
+        """Let the diff show what a solver has just subtracted, as Caffe does; copied when `diff` is read."""
         if self.diff.seen:
             self.diff.put(update)
         else:
@@ -111,16 +108,19 @@ class Parameter(Blob):
     @property
     def leaf(self) -> torch.Tensor:
         """The values as a leaf of the autograd graph, in the owner's shape."""
-        return self.owner._memory.leaf
+        return self.memory.leaf
 
     @property
     def tensor(self) -> torch.Tensor:
-        """The values, outside the autograd graph."""
+        """The values, outside the autograd graph; assigned ones are copied."""
         return self.graph_tensor().detach()
+
+    @tensor.setter
+    def tensor(self, value: torch.Tensor) -> None:
+        self.tensor.copy_(value)
 
     @property
     def data(self) -> np.ndarray:
-        """The values."""
         return self.memory.look().reshape(self._shape)
 
     @property
@@ -130,9 +130,7 @@ class Parameter(Blob):
 
     @property
     def gradient(self) -> torch.Tensor | None:
-        """The gradient as a tensor; None where it is 0 and nobody has looked."""
-        self.memory.diff.fetch()
-        return self.memory.leaf.grad
+        return self.memory.gradient()
 
     @gradient.setter
     def gradient(self, value: torch.Tensor | None) -> None:
@@ -141,12 +139,11 @@ class Parameter(Blob):
     def peek(self, diff: bool = False) -> np.ndarray:
         if not diff:
             return super().peek()
-        # A look at `diff` would settle the order in memory, and training end on other last digits.
-        update = self.memory.update
-        return (self.gradient_or_zeros() if update is None else update.view(self._shape)).cpu().numpy()
+        # Reading `diff` would change the memory layout, and with it the last digits of a training.
+        return self.gradient_or_zeros().cpu().numpy()
 
     def gradient_or_zeros(self) -> torch.Tensor:
-        """The gradient, made as zeros where it is 0 and nobody has looked."""
+        """The gradient; zeros are created if there is none."""
         gradient = self.gradient
         if gradient is None:
             gradient = self.gradient = torch.zeros_like(self.tensor)
@@ -154,26 +151,18 @@ class Parameter(Blob):
 
     @property
     def has_gradient(self) -> bool:
-        """Whether its gradient matters: it is learned, or, with lr_mult 0, computed all the same (force_backward)."""
+        """Whether its gradient matters: it is learned, or, with lr_mult 0, computed nevertheless (force_backward)."""
         return self.lr_mult != 0 or self.leaf.requires_grad
 
     def graph_tensor(self) -> torch.Tensor:
         """The values as layers use them: the leaf, whose gradient is `diff`."""
-        self.fetch()
+        self.memory.data.fetch()
         leaf = self.leaf
         return leaf if leaf.shape == self._shape else leaf.view(self._shape)
 
-    def clear_gradient(self) -> None:
-        """Set the gradient to 0."""
-        self.memory.clear_gradient()
-
-    def fetch(self) -> None:
-        """Take back values that were written into a copy on the host."""
-        self.memory.data.fetch()
-
     def lay_out(self, memory_format: torch.memory_format) -> None:
-        """Order the values in memory as the engine prefers, if they are its own and nobody has looked at them."""
-        if self.owner is self:
+        """Put the values into the memory layout that the engine prefers, unless they must be row-major or are another's."""
+        if self.owner is self and not self.memory.rows_only:
             self.memory.lay_out(memory_format)
 
     def share(self, owner: Parameter) -> None:
@@ -183,17 +172,8 @@ class Parameter(Blob):
             self.memory.keep_rows()
         self._memory = self.memory
 
-    def reshape(self, *shape: int) -> None:
-        """Change the shape, keeping values as far as the new count allows."""
-        shape = checked_shape(shape)
-        if shape == self._shape:
-            return
-        new = torch.zeros(math.prod(shape), device=self.device)
-        old = self.tensor.reshape(-1)
-        kept = min(new.numel(), old.numel())
-        new[:kept] = old[:kept]
-        leaf = new.view(shape).requires_grad_(self.leaf.requires_grad)
-        self._shape = shape
+    def _resize(self, shape: tuple[int, ...]) -> None:
+        leaf = resized(self.tensor, shape).requires_grad_(self.leaf.requires_grad)
         if self.owner is self:
             self.memory.replace(leaf)
         else:

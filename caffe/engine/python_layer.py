@@ -1,4 +1,4 @@
-"""caffe.Layer: what people derive layers of their own from."""
+"""caffe.Layer: the base class of layers that users write in Python."""
 
 import enum
 
@@ -10,7 +10,7 @@ from caffe.proto import caffe_pb2
 
 
 class Phase(enum.IntEnum):
-    """A phase is a number, as in Caffe; R-CNN's layers look settings up by the name that their Caffe wrote it as."""
+    """A number, as in Caffe; as text its name, by which R-CNN's layers look up settings."""
 
     TRAIN = caffe_pb2.TRAIN
     TEST = caffe_pb2.TEST
@@ -32,19 +32,18 @@ class BlobVec(list[Parameter]):
 
 
 class Layer:
-    """A layer written in Python; a net takes it by the name of its module, which Python must find, and of its class:
+    """A layer written in Python; a prototxt names its module, which Python must be able to import, and its class:
 
         layer { name: "loss" type: "Python" bottom: "scores" bottom: "label" top: "loss" loss_weight: 1
                 python_param { module: "my_layers" layer: "MyLoss" param_str: "{'margin': 1}" } }
 
-    `bottom` and `top` are lists of blobs, whose `data` and `diff` are NumPy arrays to read and to write into. Where a top has
-    the name of a bottom they are one blob.
+    `bottom` and `top` are lists of blobs; `data` and `diff` are writable NumPy arrays. An in-place top is the bottom's blob.
 
     param_str  the text of the prototxt's param_str
     phase      caffe.TRAIN or caffe.TEST; as text "TRAIN" or "TEST"
     blobs      learned parameters: self.blobs.add_blob(10, 3) in `setup` appends one; `backward` adds to their diffs
 
-    batch_size records in a batch, of a layer that reads some and has a `seek` of its own
+    batch_size records per batch, of a layer that reads records and implements `seek`
     """
 
     type = "Python"
@@ -75,5 +74,5 @@ class Layer:
         raise NotImplementedError(f"{type(self).__name__} has no forward(self, bottom, top)")
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        """Write the bottoms' diffs from the tops', where propagate_down asks for them, and add to the diffs of `self.blobs`."""
+        """Write the bottoms' diffs from the tops', if propagate_down asks for them, and add to the diffs of `self.blobs`."""
         raise NotImplementedError(f"{type(self).__name__} has no backward(self, top, propagate_down, bottom)")

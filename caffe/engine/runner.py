@@ -1,5 +1,8 @@
-"""Run a net's passes: all layers at once, or one by one where callbacks or debug_info watch each."""
+"""Run a net's passes: all layers at once, or one by one for callbacks or debug_info."""
 
+import functools
+import operator
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -7,14 +10,12 @@ import torch
 from caffe.engine import debug
 from caffe.engine.executor import BuiltNet, Executor
 
-MOMENTS = ("before_forward", "after_forward", "before_backward", "after_backward")
-
 
 class Runner:
-    """Runs passes of a net from any layer to any layer, given by their numbers, both included.
+    """Runs passes of a net from any layer to any layer, given by their indices, both included.
 
     debug_info  log mean magnitudes of each layer's values and gradients
-    callbacks   {moment: functions to call with a layer's number}, moments as in MOMENTS
+    callbacks   {"before_forward", "after_backward" …: functions to call with a layer's index}
     """
 
     def __init__(self, net: BuiltNet):
@@ -22,7 +23,7 @@ class Runner:
         self._executor = Executor(net)
         self._last = len(net.steps) - 1
         self.debug_info = net.definition.debug_info
-        self.callbacks: dict[str, list[Callable[[int], object]]] = {moment: [] for moment in MOMENTS}
+        self.callbacks: defaultdict[str, list[Callable[[int], object]]] = defaultdict(list)
         self._diffs = [blob.diff_side for blob in net.blobs.values()]
         passing = [name for name, needs in net.blob_needs_backward.items() if needs and not net.blob_loss_weights.get(name)]
         self._passing = [net.blobs[name].diff_side for name in passing]
@@ -64,16 +65,12 @@ class Runner:
             self.forward(0, self._last)
         else:
             self._executor.train_forward()
-        total = None
-        for name, weight in self._net.blob_loss_weights.items():
-            if weight:
-                value = self._net.blobs[name].tensor
-                value = value if value.dim() == 0 and weight == 1 else value.sum() * weight
-                total = value if total is None else total + value
-        return torch.zeros(()) if total is None else total
+        losses = [(self._net.blobs[name].tensor, weight) for name, weight in self._net.blob_loss_weights.items() if weight]
+        terms = [value if value.dim() == 0 and weight == 1 else value.sum() * weight for value, weight in losses]
+        return functools.reduce(operator.add, terms) if terms else torch.zeros(())
 
     def backward_params(self) -> None:
-        """One full backward pass for the parameters, and for other blobs only where somebody has looked at a diff."""
+        """One full backward pass for the parameters; other blobs' diffs are kept only if some `diff` was read before."""
         if self._shows_training:
             self.backward(self._last, 0)
         else:
@@ -85,8 +82,7 @@ class Runner:
         """The weighted sum of the losses that layers `first` to `last` have computed."""
         names = dict.fromkeys(name for step in self._net.steps[first : last + 1] for name in step.tops)
         weights = self._net.blob_loss_weights
-        losses = [(self._net.blobs[name].tensor, weights[name]) for name in names if weights[name]]
-        return sum(float(value.sum()) * weight for value, weight in losses)
+        return sum(float(self._net.blobs[name].tensor.sum()) * weights[name] for name in names if weights[name])
 
     def _is_watched(self, direction: str) -> bool:
         return self.debug_info or bool(self.callbacks[f"before_{direction}"] or self.callbacks[f"after_{direction}"])

@@ -1,28 +1,30 @@
-"""Side: the values or the gradient of a blob, as a tensor of the engine's and a NumPy view of the caller's."""
+"""Side: the values or the gradient of a blob, as a tensor for the engine and a NumPy view for the caller."""
+
+import math
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 
 class Side:
     """One array of a blob: a tensor that the engine puts and takes, and a NumPy view that stays alive.
 
-    Until somebody looks, the tensor is whatever the engine computed, in any memory layout. The first look makes a contiguous
-    array; from then on every new value is copied into that array, so a view taken once shows later results, and what is
-    written into it is what the engine takes. On a GPU the array is a copy on the host: a look fetches it, and the engine takes
-    it back before its next use, as Caffe's synced memory does.
+    Before the first `look`, the tensor is the engine's result in any memory layout. The first look makes a contiguous array, into
+    which every new value is copied from then on: a view shows later results, and the engine uses what is written into it. On a
+    GPU the array is a copy on the host, which the engine takes back before its next use, as Caffe's synced memory does.
     """
 
-    def __init__(self, tensor: torch.Tensor | None):
+    def __init__(self, tensor: torch.Tensor | None = None):
         self._tensor = tensor
         self.seen = False
         self.forgotten = False
-        """Whether there were values that nobody had looked at, and that are gone."""
+        """Whether values were released before any look."""
         self._host: torch.Tensor | None = None
 
     def put(self, tensor: torch.Tensor | None) -> None:
-        """Replace the values; None stands for zeros that nobody has asked for."""
-        if not self.seen:
+        """Replace the values; None is zeros, for which no memory is used before a look."""
+        if self._tensor is None or not self.seen:
             self._tensor = tensor
             self.forgotten = False
         elif tensor is None:
@@ -34,19 +36,19 @@ class Side:
         self._host = None
 
     def release(self) -> None:
-        """Forget values that nobody has looked at, so that their memory serves what comes next."""
+        """Free the memory of values that have no view, for what is computed next."""
         if not self.seen and self._tensor is not None:
             self._tensor = None
             self.forgotten = True
 
     def fetch(self) -> None:
         """Take back what has been written into the copy on the host."""
-        if self._host is not None:
+        if self._tensor is not None and self._host is not None:
             self._tensor.copy_(self._host)
             self._host = None
 
     def take(self) -> torch.Tensor | None:
-        """The values as the engine uses them; None where they are zeros that nobody has asked for."""
+        """The values as the engine uses them; None if they are zeros without memory."""
         self.fetch()
         return self._tensor if self._tensor is None else self._tensor.detach()
 
@@ -62,3 +64,15 @@ class Side:
                 self._host = self._tensor.cpu()
             return self._host.numpy()
         return self._tensor.numpy()
+
+    def reshape(self, shape: tuple[int, ...]) -> None:
+        """Give the values another shape, as `resized` does, in new memory: earlier views do not follow."""
+        tensor = self.take()
+        if tensor is not None:
+            self._tensor = resized(tensor, shape)
+            self.seen = self.forgotten = False
+
+
+def resized(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The first values, row by row, in a new tensor of another shape; further ones are 0."""
+    return functional.pad(values.flatten(), (0, math.prod(shape) - values.numel())).view(shape)

@@ -1,4 +1,4 @@
-"""What a net is made of before it is run: which layers its state includes, and the splits between them."""
+"""A net's layers before it is built: those that its state includes, and the splits between them."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,23 +7,18 @@ from caffe.engine.graph import NetGraph
 from caffe.errors import LayerError
 from caffe.proto import caffe_pb2
 
-_PHASES = {caffe_pb2.TRAIN: 0, caffe_pb2.TEST: 1}
-
 
 def filtered(net: caffe_pb2.NetParameter, wheres: list[str]) -> tuple[caffe_pb2.NetParameter, list[str]]:
-    """The layers whose include and exclude rules the net's state meets, with their places."""
+    """The net with the layers that its state includes, and their places."""
     result = caffe_pb2.NetParameter()
     result.CopyFrom(net)
     del result.layer[:]
     kept = []
     for layer, where in zip(net.layer, wheres, strict=True):
         if layer.include and layer.exclude:
-            raise LayerError(where, "both include and exclude rules", "one of them is wanted")
-        if layer.include:
-            included = any(meets(net.state, rule, layer.name) for rule in layer.include)
-        else:
-            included = not any(meets(net.state, rule, layer.name) for rule in layer.exclude)
-        if included:
+            raise LayerError(where, "both include and exclude rules", "a layer can have only one of them")
+        met = any(meets(net.state, rule, layer.name) for rule in layer.include or layer.exclude)
+        if met == bool(layer.include):
             result.layer.add().CopyFrom(layer)
             kept.append(where)
     return result, kept
@@ -32,7 +27,7 @@ def filtered(net: caffe_pb2.NetParameter, wheres: list[str]) -> tuple[caffe_pb2.
 def meets(state: caffe_pb2.NetState, rule: caffe_pb2.NetStateRule, layer: str) -> bool:
     """Whether a net's state meets a rule; the first reason why not is logged."""
     if rule.HasField("phase") and rule.phase != state.phase:
-        events.phase_differs(_PHASES[state.phase], _PHASES[rule.phase], layer)
+        events.phase_differs(state.phase, rule.phase, layer)
     elif rule.HasField("min_level") and state.level < rule.min_level:
         events.level_too_low(state.level, rule.min_level, layer)
     elif rule.HasField("max_level") and state.level > rule.max_level:
@@ -49,7 +44,7 @@ def meets(state: caffe_pb2.NetState, rule: caffe_pb2.NetStateRule, layer: str) -
 def check_bottoms(layers: Iterable[caffe_pb2.LayerParameter], wheres: Iterable[str]) -> None:
     """Raise an error for the first layer that reads a blob which no layer before it makes.
 
-    wheres  where each layer stands, as errors name it: `caffe.layer_places`
+    wheres  the place of each layer, as errors name it: `caffe.layer_places`
     """
     known: dict[str, None] = {}
     for layer, where in zip(layers, wheres, strict=True):
@@ -63,9 +58,9 @@ def check_bottoms(layers: Iterable[caffe_pb2.LayerParameter], wheres: Iterable[s
 def with_splits(
     net: caffe_pb2.NetParameter, wheres: list[str], loss_weight: Callable[[caffe_pb2.LayerParameter, int], float]
 ) -> tuple[caffe_pb2.NetParameter, list[str]]:
-    """The net with a Split layer behind every top that several bottoms (or a loss and a bottom) read, and the layers' places.
+    """The net with a Split layer after each top that several bottoms (or the loss and a bottom) read, and the layers' places.
 
-    loss_weight(layer, index)  the loss weight that a top has of itself or by its layer's type; 0 where it is no loss
+    loss_weight(layer, index)  the weight of a top in the loss, given or by the layer's type; 0 if it is no loss
     """
     check_bottoms(net.layer, wheres)
     graph = NetGraph(net.layer)
@@ -77,12 +72,12 @@ def with_splits(
     result.CopyFrom(net)
     del result.layer[:]
     places: list[str] = []
-    for index, layer in enumerate(net.layer):
+    for index, (layer, where) in enumerate(zip(net.layer, wheres, strict=True)):
         copy = result.layer.add()
         copy.CopyFrom(layer)
-        places.append(wheres[index])
+        places.append(where)
         for slot, value in enumerate(graph.bottoms[index]):
-            if copies[value] > 1:
+            if value and copies[value] > 1:
                 reader = graph.readers[value].index((index, slot)) + bool(weights[value])
                 copy.bottom[slot] = split_blob(net.layer[value.layer].name, value.blob, value.top, reader)
         for value in graph.tops[index]:
@@ -93,10 +88,9 @@ def with_splits(
                 if weights[value]:
                     split.loss_weight.extend([weights[value]] + [0] * (copies[value] - 1))
                     # The weight moves to the split's first top.
-                    for other in graph.tops[index][len(copy.loss_weight) :]:
-                        copy.loss_weight.append(weights[other])
+                    copy.loss_weight.extend(weights[other] for other in graph.tops[index][len(copy.loss_weight) :])
                     copy.loss_weight[slot] = 0
-                places.append(wheres[index])
+                places.append(where)
     return result, places
 
 

@@ -1,4 +1,4 @@
-"""How parameters are copied, shared and saved: between the layers of nets, and from and to weight files."""
+"""Copy, share and save parameters: between the layers of nets, and from and to weight files."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +17,20 @@ from caffe.proto import caffe_pb2
 
 @dataclass
 class Copied:
-    """What became of the layers of a weights file."""
+    """The outcome of copying a weights file."""
 
     copied: list[str] = field(default_factory=list)
-    """Layers whose parameters the net took."""
+    """Layers whose parameters were copied."""
     ignored: list[str] = field(default_factory=list)
-    """Layers with parameters that the net does not have."""
+    """Layers of the file with parameters that the net does not have."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Layers that were to be left as they are, and why they could not have been copied; empty where they could."""
+    """{layer that was to be skipped: why it could not have been copied, or "" if it could}."""
     untouched: list[str] = field(default_factory=list)
-    """Layers with parameters of the net that the file does not have; they keep their values."""
+    """Layers of the net with parameters that were not copied; they keep their values."""
 
 
 def parameters_by_layer(layers: Sequence[Layer]) -> dict[str, list[Parameter]]:
-    """{layer name: parameters} as files and other nets know them: layers of one name count as one."""
+    """{layer name: parameters} of the layers that have some; layers of the same name count as one."""
     named: dict[str, list[Parameter]] = {}
     for layer in layers:
         if layer.blobs:
@@ -39,10 +39,10 @@ def parameters_by_layer(layers: Sequence[Layer]) -> dict[str, list[Parameter]]:
 
 
 def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ()) -> Copied:
-    """Copy parameters from a file into a net's layers of the same names, except those of `skip`; layers of one name count as one.
+    """Copy parameters from a file into a net's layers of the same names, except those of `skip`.
 
-    Layers that only one side has are left alone and logged. Layers of the same name with other shapes are a WeightsError that
-    names all of them and says what to do, and leaves the net as it was.
+    Layers of the same name count as one; those that only one side has are left alone. Raises WeightsError, which names all layers
+    of other shapes and says what to do, before anything is copied.
     """
     stored = weight_files.read(path)
     result = Copied()
@@ -56,7 +56,7 @@ def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ())
                 result.ignored.append(name)
             continue
         targets = params.get(name, [])
-        if path.endswith(".h5") and len(blobs) < len(targets):  # which holds shared parameters once, at their owner
+        if path.endswith(".h5") and len(blobs) < len(targets):  # HDF5 stores shared parameters only at their owner
             targets = [target for target in targets if target.owner is target]
         if not targets and not blobs:
             continue
@@ -70,15 +70,14 @@ def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ())
             result.copied.append(name)
     if wrong:
         raise _refusal(path, wrong)
-    with torch.no_grad():
-        for target, values in arrays:
-            target.tensor.copy_(torch.from_numpy(values.reshape(target.shape)))
+    for target, values in arrays:
+        target.tensor = torch.from_numpy(values.reshape(target.shape))
     result.untouched = [name for name in params if name not in stored or name in skip]
     return result
 
 
 def _unfit(layer: Layer, targets: list[Parameter], blobs: list[weight_files.Stored]) -> tuple[str, str, str] | None:
-    """Why a layer's parameters cannot be copied: what was found, what was expected, what to do; None where they can."""
+    """Why a layer's parameters cannot be copied: found, expected, do; None if they can."""
     if len(targets) != len(blobs):
         return f"{len(blobs)} parameters", f"the net has {len(targets)}", layer.advice_for_blobs(len(blobs))
     for index, (target, blob) in enumerate(zip(targets, blobs, strict=True)):
@@ -92,7 +91,6 @@ def _unfit(layer: Layer, targets: list[Parameter], blobs: list[weight_files.Stor
 
 
 def _refusal(path: str, wrong: dict[str, tuple[str, str, str]]) -> WeightsError:
-    """The error for layers that do not fit."""
     (name, (found, expected, do)), *others = wrong.items()
     if not others:
         return WeightsError(f'{path}: layer "{name}"', found, expected, do, wrong)
@@ -123,7 +121,7 @@ def save_weights(net: str, layers: Sequence[Layer], path: str, diff: bool = Fals
 
 
 def save_weights_hdf5(layers: Sequence[Layer], path: str, diff: bool = False) -> None:
-    """Write a .caffemodel.h5: data/LAYER/INDEX, and diff/LAYER/INDEX on request; shared parameters once, whole or not at all."""
+    """Write a .caffemodel.h5, whole or not at all: data/LAYER/INDEX, diff/LAYER/INDEX on request; shared parameters once."""
     import h5py
 
     events.weights_saved_hdf5(path)

@@ -336,7 +336,7 @@ class MemoryData(Source):
         p = self.param.memory_data_param
         return [(p.batch_size, p.channels, p.height, p.width), (p.batch_size,)]
 
-    def reset(self, data: np.ndarray, labels: np.ndarray) -> None:
+    def set_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
         """Take new arrays: data (N, C, H, W) and labels (N,), float32, N a multiple of the batch size; not copied."""
         batch, *image = self.top_shapes()[0]
         for name, array in (("data", data), ("labels", labels)):

@@ -9,7 +9,7 @@ from caffe.engine.net import Net
 from caffe.errors import Error
 
 LARGEST_LOSS = -math.log(torch.finfo(torch.float32).tiny)
-"""87.3365: the loss of a label whose probability is 0, for SoftmaxWithLoss takes no logarithm of less than FLT_MIN."""
+"""87.3365: the loss of a label whose probability is 0, as SoftmaxWithLoss takes the logarithm of at least FLT_MIN."""
 
 
 class DivergenceError(Error):
@@ -22,9 +22,9 @@ def is_largest(loss: float) -> bool:
 
 
 def divergence(path: str, net: Net, found: str, rate: float, before: float | None) -> DivergenceError:
-    """The error for a loss that is NaN or infinite: where it began, and what commonly leads there.
+    """The error for a loss that is NaN or infinite: where it began, and common causes.
 
-    path    of the solver's definition
+    path    the solver's prototxt
     found   which loss, and when
     before  the last finite loss
     """
@@ -41,7 +41,7 @@ def divergence(path: str, net: Net, found: str, rate: float, before: float | Non
 
 
 def _first_place(net: Net) -> str:
-    """The first layer with something that is not finite: a parameter, or a top."""
+    """The first layer with a NaN or infinite value in a parameter or a top."""
     for layer in net.layers:
         name, tops, bottoms = layer.param.name, layer.param.top, layer.param.bottom
         for position, blob in enumerate(layer.blobs):
@@ -56,9 +56,9 @@ def _first_place(net: Net) -> str:
 
 
 def _labels(net: Net) -> Iterator[str]:
-    """The range of the labels that losses have read, against the number of classes."""
+    """For each loss, the range of its labels and the number of its classes."""
     for layer in net.layers:
         if layer.is_loss and layer.compares_labels:
             scores, labels = (net.blobs[bottom] for bottom in layer.param.bottom[:2])
             low, high = (float(end) for end in labels.tensor.aminmax())
-            yield f"labels {low:g} to {high:g} for {scores.shape[layer.along]} classes"
+            yield f"labels {low:g} to {high:g} for {scores.count // labels.count} classes"

@@ -1,4 +1,4 @@
-"""What a solver updates: the parameters of a net in groups with equal multipliers, and the history that its rule keeps."""
+"""The parameters that a solver updates, in groups with equal multipliers, and the history of its update rule."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,21 +9,21 @@ from caffe import events
 from caffe.engine.executor import laid_out_as
 from caffe.engine.parameter import Parameter
 
-Tensors = list[torch.Tensor]
+Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
 
 
 @dataclass
 class Group:
-    """Parameters with equal multipliers, and what the rule remembers of each.
+    """Parameters with equal multipliers, and their histories.
 
-    `data`, `histories` and the result of `gradients()` are lists of tensors, one for each parameter, with their axes in the order
-    of memory, so that an update is one pass over memory whatever the layout.
+    `data`, each of `histories` and the result of `gradients()` hold a tensor for each parameter with its axes in the order of
+    memory, so that an update is one pass over memory whatever the layout.
     """
 
     lr_mult: float
     decay_mult: float
     blobs: list[Parameter]
-    remembered: list[Tensors]
+    remembered: list[list[torch.Tensor]]
     data: Tensors = field(default_factory=list)
     histories: list[Tensors] = field(default_factory=list)
     orders: list[int] = field(default_factory=list)
@@ -31,9 +31,9 @@ class Group:
     """Which parameters are channels-last."""
 
     def arrange(self) -> None:
-        """Follow the parameters where their memory has moved, or where a copy of it on the host was written."""
+        """Follow parameters whose memory has moved, and take back what was written into copies on the host."""
         for blob in self.blobs:
-            blob.fetch()
+            blob.memory.data.fetch()
         orders = [blob.memory.order for blob in self.blobs]
         if orders == self.orders:
             return
@@ -46,7 +46,7 @@ class Group:
         self.histories = [self._in_memory_order(history) for history in self.remembered]
 
     def gradients(self) -> Tensors:
-        """The parameters' gradients; zeros where there is none."""
+        """The parameters' gradients; zeros for those that have none."""
         return self._in_memory_order(blob.gradient_or_zeros() for blob in self.blobs)
 
     def show_updates(self, updates: Tensors) -> None:
@@ -59,11 +59,11 @@ class Group:
 
 
 class Groups:
-    """All parameters of a net, those that are not frozen in groups: one operation updates all of a group.
+    """All parameters of a net; those that are not frozen are in groups, each of which one operation updates.
 
     parameters  those of `net.learnable_params()`
-    histories   how many arrays of the shape of each parameter the rule keeps
-    history     one array for each parameter, then, for rules with two, one more for each
+    histories   number of arrays of a parameter's shape that the rule keeps for it
+    history     an array for each parameter, then, for rules with two histories, a second one for each
     """
 
     def __init__(self, parameters: list[Parameter], histories: int):
@@ -82,7 +82,7 @@ class Groups:
         self.groups = list(groups.values())
 
     def load_history(self, arrays: Iterable[torch.Tensor]) -> None:
-        """Replace `history`; what a frozen parameter's holds in `arrays` is dropped, and it stays 0."""
+        """Replace `history`; that of frozen parameters stays 0."""
         for mine, values, blob in zip(self.history, arrays, self._owners, strict=True):
             if blob.lr_mult:
                 mine.copy_(values.view(mine.shape))
@@ -100,11 +100,11 @@ class Groups:
     def clear_frozen(self) -> None:
         """Set the gradients of frozen parameters to 0: after an update, a diff is what was subtracted."""
         for blob in self._frozen:
-            blob.clear_gradient()
+            blob.gradient = None
 
 
 def _empty_history(blob: Parameter) -> torch.Tensor:
-    """Zeros of a parameter's shape and layout; for a frozen one, a single zero that is repeated."""
+    """Zeros of a parameter's shape and layout; a single repeated zero if it is frozen."""
     if blob.lr_mult:
         return torch.zeros_like(blob.tensor)
     return torch.zeros((), device=blob.device).expand(blob.shape)

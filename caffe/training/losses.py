@@ -9,7 +9,7 @@ from caffe.engine import mode
 
 
 class RecentLosses:
-    """The losses of the last iterations; tensors, so that a GPU is not waited for until they are asked for."""
+    """The losses of the last iterations; as tensors, so that a GPU computes on until they are read."""
 
     def __init__(self) -> None:
         self._losses: deque[torch.Tensor] = deque()

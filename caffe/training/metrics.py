@@ -1,4 +1,4 @@
-"""Rows of metrics: what an iteration of training displays and tests, for callbacks."""
+"""Rows of metrics: the displayed and tested figures of a training iteration, for callbacks."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,13 +8,13 @@ import torch
 from caffe.engine.net import Net
 
 METRICS = ("iteration", "seconds", "loss", "learning_rate", "test_loss", "test_accuracy")
-"""What each row of metrics holds, whatever the test net gives."""
+"""Columns of each row of metrics; further outputs of the test net follow."""
 
 
 class Metrics:
-    """Collects the row of an iteration and hands it to callbacks.
+    """Collects the row of an iteration and passes it to callbacks.
 
-    names    what a row holds, by name
+    names    columns of a row
     on_row   callbacks for each iteration that displays or tests
     on_test  callbacks after each test
     """
@@ -30,11 +30,11 @@ class Metrics:
         self._row: dict[str, float] = {}
 
     def note(self, **figures: float) -> None:
-        """Add figures of the iteration that runs."""
+        """Add figures of the current iteration."""
         self._row |= figures
 
     def note_training(self, loss: float) -> None:
-        """Add the figures of training that are displayed."""
+        """Add the displayed figures of training."""
         self.note(loss=loss)
         for name in self._accuracy:
             self.note(accuracy=float(self._net.blobs[name].tensor))
@@ -45,12 +45,12 @@ class Metrics:
             self._row[metric] = float(means[name].sum()) * (weights[name] or 1)
 
     def show_test(self, iteration: int) -> None:
-        """Hand the row so far to the callbacks of tests."""
+        """Pass the row so far to the callbacks of tests."""
         for callback in self.on_test:
             callback(self._measured(iteration))
 
     def emit(self, iteration: int) -> None:
-        """Hand the row to its callbacks, if it has any figures, and begin the next."""
+        """Pass the row to its callbacks, if it has any figures, and begin the next."""
         if self._row:
             row = self._measured(iteration)
             self._row = {}
@@ -63,7 +63,7 @@ class Metrics:
 
 
 def _measured_outputs(net: Net) -> dict[str, str]:
-    """{output of a test net: what a row of metrics calls it}, the loss and the accuracy first."""
+    """{output of a test net: its column in a row of metrics}, the loss and the accuracy first."""
     single = [name for name in net.outputs if net.blobs[name].count == 1]
     losses = [name for name in net.outputs if net.blob_loss_weights[name]]
     chosen = {}
@@ -75,7 +75,7 @@ def _measured_outputs(net: Net) -> dict[str, str]:
 
 
 def _accuracies(net: Net) -> list[str]:
-    """Outputs of one value that an Accuracy gives; first the one called `accuracy`, if there is one."""
+    """Outputs of Accuracy layers that have one value; first the one called `accuracy`, if any."""
     accuracies = {top: layer.compares_labels and not layer.is_loss for layer in net.layers for top in layer.param.top}
     single = [name for name in net.outputs if net.blobs[name].count == 1 and not net.blob_loss_weights[name]]
     return sorted((name for name in single if accuracies[name]), key=lambda name: name != "accuracy")

@@ -5,49 +5,48 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import functools
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import torch
 import torch.distributed
 
 from caffe.engine import mode
+from caffe.engine.parameter import Parameter
 from caffe.errors import Error
 from caffe.training.peers import Peers
-
-if TYPE_CHECKING:
-    from caffe.engine.parameter import Parameter
-    from caffe.training.solver import Solver
+from caffe.training.solver import Solver
 
 BUCKET = 2 << 20
-"""Least number of gradients that are exchanged at once (8 MiB), so that few exchanges are small."""
+"""Minimum number of gradients that are exchanged at once (8 MiB)."""
 
 _MEETING = datetime.timedelta(minutes=10)
-"""How long processes wait for one another at the start."""
+"""How long processes wait for each other at the start."""
 _TRAINING = datetime.timedelta(days=7)
-"""How long a collective may take, as the others wait while the first one tests. `Peers` notices processes that die."""
+"""How long a collective may take: the others wait while the first one tests. `Peers` notices processes that die."""
 
-_group: dict[str, Any] = {"uid": None, "peers": None}
+_joined: dict[str, Peers] = {}
+"""{uid: the other processes}, once this process has joined them."""
 
 
 def has_nccl() -> bool:
-    """Whether PyTorch can join GPUs by NCCL; CPUs are joined by Gloo, which is always there."""
+    """Whether PyTorch can join GPUs by NCCL; CPUs are joined by Gloo, which every PyTorch has."""
     return torch.distributed.is_available() and torch.distributed.is_nccl_available()
 
 
 def join(uid: bytes | str) -> Peers:
-    """Meet the other processes at `uid`, as number `caffe.solver_rank()` of `caffe.solver_count()`; once in a process.
+    """Meet the other processes at `uid`, as rank `caffe.solver_rank()` of `caffe.solver_count()`; once in a process.
 
-    Returns when all have arrived; an Error after ten minutes.
+    Returns when all have arrived; raises Error after ten minutes.
     """
     address = uid.decode() if isinstance(uid, bytes) else uid
-    if _group["uid"] is not None:
-        if _group["uid"] != address:
-            raise Error("NCCL", f"a second uid {address}", f"this process has joined the solvers at {_group['uid']}")
-        return _group["peers"]
+    if address in _joined:
+        return _joined[address]
+    if _joined:
+        raise Error("NCCL", f"a second uid {address}", f"this process has joined the solvers at {', '.join(_joined)}")
     rank, count = mode.solver_rank(), mode.solver_count()
     if rank >= count:
         raise Error("NCCL", f"solver rank {rank}", f"there are {count} solvers (0 to {count - 1})")
@@ -59,30 +58,24 @@ def join(uid: bytes | str) -> Peers:
         peers = Peers(store, rank, count, urlsplit(address).hostname or socket.gethostname(), _MEETING)
         torch.distributed.init_process_group(backend, store=store, timeout=_TRAINING, world_size=count, rank=rank)
     except (RuntimeError, ValueError, OSError) as error:
-        raise Error(
-            "NCCL", f"the {count} solvers cannot meet at {address} ({error})", do="give each the same new_uid()"
-        ) from error
-    _group.update(uid=address, peers=peers)
-    atexit.register(_leave_at_exit)
+        found = f"the {count} solvers cannot meet at {address} ({error})"
+        raise Error("NCCL", found, do="give each the same new_uid()") from error
+    _joined[address] = peers
+    # A process that ends with its group alive is aborted by Gloo's threads now and then.
+    atexit.register(lambda: leave(getattr(sys, "last_value", None)))
     return peers
 
 
 def leave(error: BaseException | None = None) -> None:
-    """Part from the other processes; where this one fails with an error, they are told of it and end, too."""
-    peers, _group["peers"] = _group["peers"], None
-    if peers is not None:
+    """Leave the other processes; if this one fails with an error, they report it and end, too."""
+    if _joined:
+        _, peers = _joined.popitem()
         peers.end(f"{type(error).__name__}: {error}" if error else "")
         torch.distributed.destroy_process_group()
-        _group["uid"] = None
-
-
-def _leave_at_exit() -> None:
-    # A process that ends with its group alive is aborted by Gloo's threads now and then.
-    leave(getattr(sys, "last_value", None))
 
 
 class NCCL:
-    """Joins the solvers of `caffe.solver_count()` processes; this one is number `caffe.solver_rank()`.
+    """Joins the solvers of `caffe.solver_count()` processes; this one has rank `caffe.solver_rank()`.
 
         uid = caffe.NCCL.new_uid()              once, then in each process, with its own rank:
         caffe.set_solver_count(2); caffe.set_solver_rank(rank); caffe.set_multiprocess(True)
@@ -92,24 +85,23 @@ class NCCL:
         solver.add_callback(nccl)
         solver.net.after_backward(nccl)         optional: exchange gradients while the backward pass still runs
 
-    The update that every process then makes is that of the mean of all gradients, as if one batch had held all images. Gradients
-    are added in the order of ranks, and the sum is the same in all processes, to the bit. The constructor returns when all
-    processes have arrived. A process that dies ends all others.
-
-    With after_backward, what a callback before this one changes in `diff` may be lost: some gradients are already on their way.
+    Every process then updates by the mean of all gradients, as if one batch had held all images. Gradients are added in the order
+    of ranks, and the sum is bit-identical in all processes. The constructor returns when all processes have arrived. A process
+    that dies ends all others. With after_backward, changes of `diff` by earlier callbacks may be lost, as some gradients are
+    already sent.
     """
 
     def __init__(self, solver: Solver, uid: bytes | str):
         self._solver = solver
         self._peers = join(uid)
         exchanged = [blob for blob in reversed(solver.net.learnable_params()) if blob.has_gradient]
-        # In the order in which a backward pass gets to them; last, those that it does not get to.
+        # In the order in which a backward pass reaches them, the unreached ones last.
         exchanged.sort(key=lambda blob: not blob.leaf.requires_grad)
         self._buckets = [_Bucket(blobs, mode.solver_count()) for blobs in _split(exchanged)]
         self._sent = 0
         self._during_backward = False
         self._passes: int | None = None
-        """Backward passes of the iteration that runs; None outside of iterations."""
+        """Number of backward passes of the current iteration; None outside of iterations."""
         solver.agree_to_stop(False)
 
     @staticmethod
@@ -124,32 +116,31 @@ class NCCL:
         with self._collectives():
             for blob in self._solver.net.learnable_params():
                 values = blob.tensor
-                # Memory layouts differ where one process has looked at a parameter: rows are sent, not memory.
-                rows = values.contiguous()
+                rows = values.contiguous()  # memory layouts may differ between processes
                 torch.distributed.broadcast(rows, src=0)
                 values.copy_(rows)
 
     def exchange_during_backward(self) -> None:
-        """Send gradients as soon as the backward pass has finished them; what `net.after_backward(nccl)` calls."""
+        """Send gradients as soon as the backward pass has finished them; called by `net.after_backward(nccl)`."""
         if self._during_backward:
             return
         self._during_backward = True
         for bucket in self._buckets:
             for blob in bucket.awaited:
-                blob.leaf.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._count(bucket))
+                hook = functools.partial(self._count, bucket)
+                blob.leaf.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call] # PyTorch lacks the types
 
     def on_start(self) -> None:
-        """An iteration begins."""
         self._passes = self._solver.param.iter_size
         for bucket in self._buckets:
             bucket.arrived = 0
 
-    def _count(self, bucket: _Bucket) -> None:
-        """A parameter of a bucket has its gradient; autograd says so once in each backward pass, for shared parameters too."""
+    def _count(self, bucket: _Bucket, _: torch.Tensor) -> None:
+        """Count a gradient of a bucket; autograd calls this once in each backward pass for each parameter, shared or not."""
         bucket.arrived += 1
         if self._passes is None:
             return
-        # Every process sends its buckets in one order. The last one also carries whether to stop, and waits for the end.
+        # Every process sends its buckets in the same order. The last one waits for the end, as it carries whether to stop.
         for bucket in self._buckets[self._sent : -1]:
             if bucket.arrived < len(bucket.awaited) * self._passes:
                 return
@@ -184,7 +175,7 @@ class NCCL:
 
 
 def _split(blobs: Iterable[Parameter]) -> list[list[Parameter]]:
-    """Parameters in groups of BUCKET values or more, but for the last; at least one group, which may be empty."""
+    """Parameters in groups of at least BUCKET values, except the last; at least one group, which may be empty."""
     groups: list[list[Parameter]] = [[]]
     for blob in blobs:
         if sum(other.count for other in groups[-1]) >= BUCKET:
@@ -194,24 +185,24 @@ def _split(blobs: Iterable[Parameter]) -> list[list[Parameter]]:
 
 
 class _Bucket:
-    """Gradients that are exchanged at once, in one row-major buffer.
+    """Gradients that are exchanged at once, in a row-major buffer.
 
-    Every process gets one share of the buffer from all, adds it up in the order of ranks, and sends the sum to all: as much
-    traffic as a ring's all-reduce, but with an order of sums that depends on neither network nor library.
+    Every process gets a share of the buffer from all, adds it up in the order of ranks, and sends the sum to all: as much traffic
+    as a ring's all-reduce, but the order of sums depends on neither network nor library.
     """
 
     def __init__(self, blobs: list[Parameter], count: int):
         self.blobs = blobs
         self.arrived = 0
-        """Gradients that backward passes have finished in this iteration."""
+        """Number of gradients that backward passes have finished in this iteration."""
         self.awaited = [blob for blob in blobs if blob.leaf.requires_grad]
-        """Those whose gradients a backward pass computes. What no loss reaches has none, but it decays."""
+        """Those whose gradients a backward pass computes; parameters without a loss have none, but decay."""
         self._count = count
         length = sum(blob.count for blob in blobs) + 1
         self._length = length + -length % count
 
     def send(self, stop: bool) -> None:
-        """Start to send each process its share of the gradients and of the wish to stop."""
+        """Start to send each process its share of the gradients and of the flag to stop."""
         self._buffer = torch.zeros(self._length, device=mode.device())
         for blob, rows in self._rows():
             gradient = blob.gradient
@@ -222,7 +213,7 @@ class _Bucket:
         self._work = torch.distributed.all_to_all_single(self._received, self._buffer, async_op=True)
 
     def add(self) -> None:
-        """Take the mean of this process's share, and start to send it to all."""
+        """Compute the mean of this process's share, and start to send it to all."""
         self._work.wait()
         first, *others = self._received.view(self._count, -1)
         for other in others:
@@ -231,7 +222,7 @@ class _Bucket:
         self._work = torch.distributed.all_gather(list(self._buffer.view(self._count, -1)), first, async_op=True)
 
     def finish(self) -> torch.Tensor:
-        """Put the means into the gradients; returns which share of the processes wishes to stop, a scalar."""
+        """Store the means as gradients; returns the fraction of the processes that are asked to stop, a scalar."""
         self._work.wait()
         for blob, rows in self._rows():
             blob.gradient_or_zeros().copy_(rows)

@@ -1,10 +1,9 @@
 """Liveness of processes that train together: a process that dies, or ends early, ends all others within 30 seconds.
 
-Each process holds a TCP connection to the first one. The kernel closes it when a process dies, however that happens, so nothing
-is polled, and a process that is busy or suspended does not count as dead. A host that disappears is found by TCP's keepalive.
-
-Messages are lines of text: `ended ROUNDS REASON` from a process that ends (the reason is empty unless it fails), and `failed
-MESSAGE` from the first process to all others.
+Each process holds a TCP connection to the first one, which the kernel closes when a process dies: nothing is polled, and a
+process that is busy or suspended does not count as dead. A host that disappears is detected by TCP's keepalive. Messages are
+lines of text: `ended ROUNDS REASON` from a process that ends (without a reason unless it fails), and `failed MESSAGE` from the
+first process to all others.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from caffe import events
 from caffe.errors import Error
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 GRACE = 5.0
-"""Seconds that a process has, after another one has failed, to end by itself."""
+"""Seconds within which a process must end by itself after another one has failed."""
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
-"""TCP's options by which a host that no longer answers is given up after 20 seconds, as far as the system has them."""
+"""TCP's options to drop a host that has not answered for 20 seconds, as far as the system has them."""
 
 
 class Peers:
-    """Whether the other processes still take part.
+    """Connections to the other processes, which tell whether they still take part.
 
     store     where the first process publishes its port
-    rank      number of this process, of `count`
+    rank      rank of this process, of `count`
     host      name or address of the first process's host
-    patience  how long to wait until all have connected; TimeoutError after that
+    patience  how long to wait until all have connected; then TimeoutError
     """
 
     def __init__(self, store: Store, rank: int, count: int, host: str, patience: datetime.timedelta):
@@ -112,14 +111,14 @@ class Peers:
             self._fail(f"{name} has died")
 
     def _check_early_ends(self) -> None:
-        """Fail where another process has ended, but this one needs its gradients."""
+        """Fail if another process has ended, but this one needs its gradients."""
         with self._changed:
             early = [(other, rounds) for other, rounds in self._ended.items() if rounds < self._rounds]
         for other, rounds in early:
             self._fail(f"{self._names[other]} has ended after {rounds} iterations, before the others")
 
     def _fail(self, message: str) -> None:
-        """Note the first failure, tell the others of it, and end this process if it does not end by itself."""
+        """Store the first failure, tell the others, and end this process if it does not end by itself."""
         with self._changed:
             if self._failure:
                 return
@@ -131,7 +130,7 @@ class Peers:
 
     @staticmethod
     def _end_process(event: threading.Event, message: str) -> None:
-        """Unless `event` is set soon, log `message` and exit; the main thread may be waiting in a collective for ever."""
+        """Unless `event` is set soon, log `message` and exit; the main thread may wait in a collective for ever."""
         if not event.wait(GRACE):
             events.process_failed(message)
             sys.stderr.flush()
@@ -153,7 +152,7 @@ class Peers:
             raise self.failure("")
 
     def failure(self, symptom: str) -> Error:
-        """The Error for a collective that failed with `symptom`: it names the process that died."""
+        """The Error for a collective that failed with `symptom`; names the process that died."""
         with self._changed:
             self._changed.wait_for(lambda: self._failure, GRACE)
             message = self._failure or f"a collective operation has failed ({symptom})"
@@ -163,7 +162,7 @@ class Peers:
     def end(self, reason: str = "") -> None:
         """Tell the others that this process ends, with a reason if it fails.
 
-        Where another one has failed, what remains to be done must not take long: a collective library may wait for the dead.
+        If another one has failed, this one must exit soon: a collective library may wait for the dead process.
         """
         self._send(f"ended {self._rounds} {' '.join(reason.split())}")
         if self._failure:
@@ -176,7 +175,7 @@ def _own_name() -> str:
 
 
 def _listening(host: str) -> socket.socket:
-    """A listening socket on the address of `host`; on all addresses where that is not one of this machine's own."""
+    """A listening socket on the address of `host`; on all addresses if that is not an address of this machine."""
     family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
     try:
         return socket.create_server(address[:2], family=family)
@@ -185,12 +184,9 @@ def _listening(host: str) -> socket.socket:
 
 
 def _first_line(link: socket.socket) -> str:
-    """The first line that comes in, within 10 seconds; nothing after it is read."""
+    """The first line received within 10 seconds; nothing after it is read."""
     link.settimeout(10)
     line = b""
-    while not line.endswith(b"\n") and len(line) < 1000:
-        byte = link.recv(1)
-        if not byte:
-            break
+    while not line.endswith(b"\n") and len(line) < 1000 and (byte := link.recv(1)):
         line += byte
     return line.decode(errors="replace").rstrip("\n")

@@ -27,7 +27,7 @@ def exp(p: SolverParameter, iteration: int) -> float:
 
 def inv(p: SolverParameter, iteration: int) -> float:
     """base_lr · (1 + gamma · iteration)^-power."""
-    return p.base_lr * (1 + p.gamma * iteration) ** -p.power
+    return p.base_lr * float((1 + p.gamma * iteration) ** -p.power)
 
 
 def multistep(p: SolverParameter, iteration: int) -> float:
@@ -37,7 +37,7 @@ def multistep(p: SolverParameter, iteration: int) -> float:
 
 def poly(p: SolverParameter, iteration: int) -> float:
     """base_lr · (1 - iteration / max_iter)^power."""
-    return p.base_lr * (1 - iteration / p.max_iter) ** p.power
+    return p.base_lr * float((1 - iteration / p.max_iter) ** p.power)
 
 
 def sigmoid(p: SolverParameter, iteration: int) -> float:
@@ -54,7 +54,7 @@ def learning_rate(p: SolverParameter, iteration: int) -> float:
 
 
 def steps_reached(p: SolverParameter, iteration: int) -> int:
-    """How often `step` or `multistep` has changed the rate by an iteration; 0 for the other policies."""
+    """Number of rate changes by `step` or `multistep` up to an iteration; 0 for the other policies."""
     if p.lr_policy == "step":
         return iteration // p.stepsize
     if p.lr_policy == "multistep":

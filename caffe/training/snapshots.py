@@ -1,4 +1,4 @@
-"""Solver states in files: what a training resumes from besides its weights, in both of Caffe's formats."""
+"""Solver states: what a training resumes from besides its weights, in both of Caffe's formats."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ from caffe.proto import caffe_pb2
 
 
 class State(NamedTuple):
-    """What a solver state holds.
+    """The content of a solver state.
 
-    model    the file of the weights
-    step     how often the rate has been changed by its steps
-    history  what the update rule remembers of each parameter
-    run      what ours hold besides; empty where BVLC Caffe wrote the state
+    model    path of the weights
+    step     number of rate changes by lr_policy "step" or "multistep"
+    history  the update rule's arrays for each parameter
+    run      what makes a resume exact, which only ours hold; empty if BVLC Caffe wrote the state
     """
 
     iteration: int
@@ -53,15 +53,15 @@ def read_state(path: str) -> State:
 
 
 def weights_beside(path: str, model: str) -> str | Path:
-    """The weights that a state names, or, where they are not there, the file of that name beside the state."""
+    """The weights that a state names, or, if they do not exist, the file of that name beside the state."""
     beside = Path(path).parent / Path(model).name
     return model if Path(model).exists() or not beside.exists() else beside
 
 
 def run_of(nets: Iterable[Net], losses: list[float]) -> caffe_pb2.RunState:
-    """What carries over from one iteration to the next besides weights and history.
+    """The state of a run between iterations, besides weights and history.
 
-    losses  the last ones, which are smoothed
+    losses  the last ones, for average_loss
     """
     run = caffe_pb2.RunState(generator=torch.get_rng_state().numpy().tobytes(), loss=losses)
     if mode.device().type == "cuda":
@@ -77,7 +77,7 @@ def run_of(nets: Iterable[Net], losses: list[float]) -> caffe_pb2.RunState:
 
 
 def resume_run(nets: Iterable[Net], run: caffe_pb2.RunState) -> None:
-    """Restore what `run_of` has written, the losses aside, as far as the nets have the same layers."""
+    """Restore what `run_of` returned, except the losses, as far as the nets have the same layers."""
     states: dict[tuple[int, str], list[caffe_pb2.LayerState]] = {}
     for state in run.layer:
         states.setdefault((state.net, state.name), []).append(state)
@@ -107,13 +107,13 @@ def _write_hdf5(state: State, path: str) -> None:
 def _read_proto(path: str) -> State:
     state = prototxt.read_binary(path, caffe_pb2.SolverState())
     if isinstance(state.learned_net, bytes):
-        raise FileError(path, f"the weights' name is {state.learned_net!r}, which is no text", do="the file is damaged")
+        raise FileError(path, f"the weights' name is {state.learned_net!r}, which is not text", do="the file is damaged")
     history = [_tensor(values_of(blob), shape_of(blob)) for blob in state.history]
     return State(state.iter, state.learned_net, state.current_step, history, state.run)
 
 
 def _tensor(values: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
-    """Values in their shape; flat where a damaged file gives another number of them."""
+    """Values in their shape; flat if a damaged file holds another number of them."""
     return torch.from_numpy(values.reshape(shape) if np.prod(shape) == values.size else values)
 
 

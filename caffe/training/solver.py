@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -15,27 +16,38 @@ from caffe.errors import FileError, SolverError
 from caffe.formats import prototxt
 from caffe.proto import caffe_pb2
 from caffe.training import diagnosis, policies, snapshots, solver_nets, testing
-from caffe.training.groups import Group, Groups, Tensors
+from caffe.training.groups import Groups, Tensors
 from caffe.training.losses import RecentLosses
 from caffe.training.metrics import Metrics
+
+
+@runtime_checkable
+class Callbacks(Protocol):
+    """Both callbacks of `Solver.add_callback` in an object."""
+
+    def on_start(self) -> None: ...
+
+    def on_gradients_ready(self) -> None: ...
 
 
 class Solver:
     """Trains a net as a solver prototxt says: `caffe.SGDSolver("solver.prototxt")`, or `caffe.get_solver` for any type.
 
-    net        the net in training; test_nets, those that test it, with its parameters
+    net        the net in training; test_nets test it, with its parameters
     iter       iterations done
     param      the SolverParameter
-    metrics    what a row of metrics holds, by name; see `on_metrics`
-    current_step  how often lr_policy "step" or "multistep" has changed the rate by the last update
-    history    what the update rule remembers: one array for each parameter of `net.learnable_params()`, then, for rules with two
-               histories, one more for each. Those of frozen parameters (lr_mult 0) are zeros without memory, and read-only.
-    snapshot_folder  where the loop writes snapshots that will be moved to snapshot_prefix's folder later; None: to the latter
+    metrics    columns of a row of metrics; see `on_metrics`
+    current_step  number of rate changes by lr_policy "step" or "multistep" up to the last update
+    history    the update rule's memory: an array for each of `net.learnable_params()`, then, for rules with two histories, a
+               second one for each. Those of frozen parameters (lr_mult 0) are zeros without memory, and read-only.
+    snapshot_folder  folder for snapshots that are moved to snapshot_prefix's folder later; None: they are written to the latter
     """
 
     type = ""
     histories = 1
-    """How many arrays of the shape of each parameter the rule remembers."""
+    """Number of arrays of a parameter's shape that the rule keeps for it."""
+    has_momentum = True
+    """Whether the rule uses `momentum`."""
 
     def __init__(self, solver_file: os.PathLike[str] | str, param: caffe_pb2.SolverParameter | None = None):
         self.path = os.fsdecode(solver_file)
@@ -66,11 +78,12 @@ class Solver:
 
     def _check(self) -> None:
         p = self.param
-        if p.average_loss < 1:
-            raise SolverError(self.path, f"average_loss {p.average_loss}", "it must be at least 1")
-        if p.iter_size < 1:
-            raise SolverError(self.path, f"iter_size {p.iter_size}", "it must be at least 1")
+        for field in ("average_loss", "iter_size"):
+            if getattr(p, field) < 1:
+                raise SolverError(self.path, f"{field} {getattr(p, field)}", "it must be at least 1")
         policies.check_policy(p, self.path)
+        if p.momentum and not self.has_momentum:
+            raise SolverError(self.path, f"momentum {p.momentum:g} with {self.type}", f"{self.type} has none", "leave it out")
         if p.regularization_type not in ("L1", "L2"):
             raise SolverError(self.path, f'regularization_type "{p.regularization_type}"', "there are L1 and L2")
         stem = str(Path(self.path).with_suffix(""))
@@ -98,8 +111,9 @@ class Solver:
             return
         if p.display and self.iter % p.display == 0:
             self._losses.append(self.net.forward_loss())
-            events.last_loss_displayed(self.iter, self.smoothed_loss())
-            self._metrics.note_training(self.smoothed_loss())
+            smoothed = self._losses.mean()
+            events.last_loss_displayed(self.iter, smoothed)
+            self._metrics.note_training(smoothed)
         if p.test_interval and self.iter % p.test_interval == 0:
             self.test_all()
         self._metrics.emit(self.iter)
@@ -127,15 +141,16 @@ class Solver:
                 losses.append(self.net.forward_loss())
                 self.net.backward_params()
             self._check_loss(self._losses.append(losses[0] if p.iter_size == 1 else torch.stack(losses).mean()))
-            display = p.display and self.iter % p.display == 0
+            display = p.display != 0 and self.iter % p.display == 0
             if display:
                 now = time.monotonic()
                 seconds = round(now - displayed_at, 3)
                 rate = (self.iter - displayed) / seconds if seconds else 0
-                events.loss_displayed(self.iter, rate, seconds, p.display, self.smoothed_loss())
+                smoothed = self._losses.mean()
+                events.loss_displayed(self.iter, rate, seconds, p.display, smoothed)
                 testing.log_outputs(events.train_output, self.net, {n: self.net.blobs[n].tensor for n in self.net.outputs})
                 displayed, displayed_at = self.iter, now
-                self._metrics.note_training(self.smoothed_loss())
+                self._metrics.note_training(smoothed)
             for _, on_gradients in self._callbacks:
                 on_gradients()
             self._apply_update(display)
@@ -160,12 +175,8 @@ class Solver:
             events.label_impossible(self.iter, loss, self.learning_rate())
         self._last_loss = loss
 
-    def smoothed_loss(self) -> float:
-        """Mean of the last average_loss losses."""
-        return self._losses.mean()
-
     def request(self, action: str) -> None:
-        """Ask the running loop to "stop" or "snapshot" after its iteration; what signals do."""
+        """Ask the running loop to "stop" or "snapshot" after its iteration, as signals do."""
         self._request = action
 
     def wants_to_stop(self) -> bool:
@@ -173,20 +184,23 @@ class Solver:
         return self._request == "stop"
 
     def agree_to_stop(self, stop: bool) -> None:
-        """Let several solvers stop at one iteration: from the first call on, this one only stops when it is told here to."""
+        """Let several solvers stop at the same iteration: from the first call on, only `stop` decides, not `request`."""
         self._agreed_to_stop = stop
 
     def _stops(self) -> bool:
         return self.wants_to_stop() if self._agreed_to_stop is None else self._agreed_to_stop
 
-    def add_callback(self, on_start, on_gradients: Callable[[], None] | None = None) -> None:
-        """Call `on_start` before each iteration and `on_gradients` before each update; or both of a caffe.NCCL, given alone."""
+    def add_callback(self, on_start: Callable[[], object] | Callbacks, on_gradients: Callable[[], object] | None = None) -> None:
+        """Call `on_start` before each iteration and `on_gradients` before each update; a caffe.NCCL has both."""
+        if isinstance(on_start, Callbacks):
+            on_gradients = on_start.on_gradients_ready
+            on_start = on_start.on_start
         if on_gradients is None:
-            on_start, on_gradients = on_start.on_start, on_start.on_gradients_ready
+            raise TypeError("add_callback takes two functions, or a caffe.NCCL")
         self._callbacks.append((on_start, on_gradients))
 
     def share_weights(self, net: Net) -> None:
-        """Let another net use the memory of the trained net's parameters, by the names of layers."""
+        """Let another net use the memory of the trained net's parameters in layers of the same names."""
         net.share_with(self.net)
 
     def on_iteration(self, callback: Callable[[], None]) -> None:
@@ -196,10 +210,10 @@ class Solver:
     def on_metrics(self, callback: Callable[[dict[str, float | None]], None]) -> None:
         """Call `callback(row)` for each iteration that displays or tests.
 
-        row: iteration, seconds (since the solver was made), loss, learning_rate, test_loss, test_accuracy, and `test_NAME` for
-        each further output of one value; what was not measured in that iteration is None. Test figures are those of the first
-        test net; its loss and its accuracy are the outputs called `loss` and `accuracy`, or else the first loss and the first of
-        an Accuracy. Where the net in training has an Accuracy, too, there is an `accuracy`, of the batch that is displayed.
+        row: iteration, seconds (since the solver was created), loss, learning_rate, test_loss, test_accuracy, and `test_NAME` for
+        each further output of one value; None if not measured in that iteration. Test figures are those of the first test net:
+        its outputs called `loss` and `accuracy`, else the first loss and the first of an Accuracy. `accuracy`, of the displayed
+        batch, is added if the net in training has an Accuracy.
         """
         self._metrics.on_row.append(callback)
 
@@ -237,32 +251,28 @@ class Solver:
             gradients = group.gradients()
             if p.iter_size > 1:
                 torch._foreach_mul_(gradients, 1 / p.iter_size)
-            updates = self.change(group, gradients, rate * group.lr_mult, p.weight_decay * group.decay_mult)
+            decay = p.weight_decay * group.decay_mult
+            if decay:
+                penalties = group.data if p.regularization_type == "L2" else torch._foreach_sign(group.data)
+                torch._foreach_add_(gradients, penalties, alpha=decay)
+            updates = self.update(gradients, group.histories, rate * group.lr_mult)
+            torch._foreach_sub_(group.data, updates)
             group.show_updates(updates)
         self._groups.clear_frozen()
 
     def _note_steps(self) -> None:
-        """Log the steps that this iteration reaches, and note them for snapshots."""
+        """Log the steps that this iteration reaches, and store their number for snapshots."""
         reached = policies.steps_reached(self.param, self.iter)
         if self.param.lr_policy == "multistep":
             for number in range(self.current_step + 1, reached + 1):
                 events.step_reached(self.iter, number)
         self.current_step = reached
 
-    def change(self, group: Group, gradients: Tensors, rate: float, decay: float) -> Tensors:
-        """Add the decay to a group's gradients and subtract the rule's updates from its parameters; returns the updates."""
-        if decay:
-            penalties = group.data if self.param.regularization_type == "L2" else torch._foreach_sign(group.data)
-            torch._foreach_add_(gradients, penalties, alpha=decay)
-        updates = self.update(gradients, group.histories, rate)
-        torch._foreach_sub_(group.data, updates)
-        return updates
-
     def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
-        """What is subtracted from each parameter of a group.
+        """Returns what to subtract from each parameter of a group.
 
         gradients  one for each parameter; may be changed
-        histories  `self.histories` lists of one array for each parameter; changed in place
+        histories  `self.histories` lists of an array for each parameter; changed in place
         """
         raise NotImplementedError
 
@@ -285,7 +295,7 @@ class Solver:
     # ---- snapshots
 
     def snapshot(self, stem: str | None = None) -> str:
-        """Write weights and solver state as PREFIX_iter_N, or as `stem` says; returns the path of the weights."""
+        """Write weights and solver state as PREFIX_iter_N, or as `stem`; returns the path of the weights."""
         p = self.param
         folder = None if stem else self.snapshot_folder
         stem = stem or f"{p.snapshot_prefix}_iter_{self.iter}"
@@ -301,12 +311,11 @@ class Solver:
         return model
 
     def restore(self, path: str) -> None:
-        """Resume training from a .solverstate or .solverstate.h5, data included; from one of ours, bit-identical.
+        """Resume training from a .solverstate or .solverstate.h5, at the record that an uninterrupted run would read next.
 
-        The weights are those that the state names, or, where they are not there, the file of that name beside the state. A state
-        of ours also holds the random generators and the layers' own state. Caffe's states hold no data position and Caffe starts
-        over at the first record; here training continues at the record that an uninterrupted run would read next. So it does
-        where several solvers train together: each draws for itself.
+        The weights are those that the state names, or the file of that name beside the state. From our states, which also hold
+        the random generators and the layers' own state, a single solver resumes bit-identically. Caffe itself starts over at the
+        first record.
         """
         path = os.fsdecode(path)
         stored = snapshots.read_state(path)
@@ -326,7 +335,7 @@ class Solver:
 
     def _check_history(self, history: Sequence[torch.Tensor], path: str) -> None:
         if len(history) != len(self.history):
-            found, expected = f"a history of {len(history)} arrays", f"{self.type} wants {len(self.history)} for this net"
+            found, expected = f"a history of {len(history)} arrays", f"{self.type} needs {len(self.history)} for this net"
             raise SolverError(path, found, expected, "use the solver that wrote it")
         for index, (mine, stored) in enumerate(zip(self.history, history, strict=True)):
             if stored.numel() != mine.numel():

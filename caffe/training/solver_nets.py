@@ -1,4 +1,4 @@
-"""The nets that a solver definition names: the one in training, and those that test it."""
+"""Create the nets that a solver definition names: the training net and the test nets."""
 
 import os
 
@@ -13,7 +13,7 @@ def train_net(p: caffe_pb2.SolverParameter, path: str) -> Net:
     given = [field for field in ("train_net_param", "train_net", "net_param", "net") if p.HasField(field)]
     if len(given) != 1:
         found = " and ".join(given) or "no net"
-        raise SolverError(path, found, "exactly one of net, net_param, train_net, train_net_param is wanted")
+        raise SolverError(path, found, "exactly one of net, net_param, train_net, train_net_param is needed")
     source = getattr(p, given[0])
     if isinstance(source, str):
         events.train_net_given(given[0], source)
@@ -25,11 +25,11 @@ def test_nets(p: caffe_pb2.SolverParameter, path: str, trained: Net) -> list[Net
     sources: list[str | caffe_pb2.NetParameter] = [*p.test_net_param, *p.test_net]
     rest = len(p.test_iter) - len(sources)
     if rest < 0:
-        raise SolverError(path, f"{len(p.test_iter)} test_iter for {len(sources)} test nets", "each test net wants one")
-    shared = p.net_param if p.HasField("net_param") else p.net if p.HasField("net") else None
-    if rest and shared is None:
+        raise SolverError(path, f"{len(p.test_iter)} test_iter for {len(sources)} test nets", "each test net needs one")
+    shared = [getattr(p, field) for field in ("net_param", "net") if p.HasField(field)]
+    if rest and not shared:
         raise SolverError(path, f"{len(p.test_iter)} test_iter", f"there are {len(sources)} test nets")
-    sources += [shared] * rest
+    sources += shared[:1] * rest
     if p.test_state and len(p.test_state) != len(sources):
         raise SolverError(path, f"{len(p.test_state)} test_state for {len(sources)} test nets", "there is one for each, or none")
     if sources and p.test_interval < 1:

@@ -1,7 +1,6 @@
-"""The update rules, each as BVLC Caffe has it: the learning rate is inside the history.
+"""The update rules, each as in BVLC Caffe: the learning rate is inside the history.
 
-In the formulas g is the gradient with decay, r the rate times lr_mult, m the momentum, h the history, and the result is what is
-subtracted from the parameter.
+In the formulas g is the gradient with decay, r the rate times lr_mult, m the momentum, and h the history.
 """
 
 import os
@@ -44,11 +43,7 @@ class AdaGradSolver(Solver):
     """h = h + g²; subtracts r g / (√h + delta) (Duchi et al. 2011)."""
 
     type = "AdaGrad"
-
-    def _check(self) -> None:
-        super()._check()
-        if self.param.momentum:
-            raise SolverError(self.path, f"momentum {self.param.momentum:g} with AdaGrad", "AdaGrad has none", "leave it out")
+    has_momentum = False
 
     def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
         torch._foreach_addcmul_(histories[0], gradients, gradients)
@@ -59,13 +54,12 @@ class RMSPropSolver(Solver):
     """h = rms_decay h + (1 - rms_decay) g²; subtracts r g / (√h + delta) (Tieleman and Hinton 2012)."""
 
     type = "RMSProp"
+    has_momentum = False
 
     def _check(self) -> None:
         super()._check()
-        if self.param.momentum:
-            raise SolverError(self.path, f"momentum {self.param.momentum:g} with RMSProp", "RMSProp has none", "leave it out")
         if not 0 <= self.param.rms_decay < 1:
-            raise SolverError(self.path, f"rms_decay {self.param.rms_decay:g}", "it lies between 0 and 1")
+            raise SolverError(self.path, f"rms_decay {self.param.rms_decay:g}", "it must be at least 0 and below 1")
 
     def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
         _mean_square(histories[0], gradients, self.param.rms_decay)
@@ -130,7 +124,7 @@ _TYPES = {solver.type: solver for solver in (SGDSolver, NesterovSolver, AdaGradS
 
 
 def get_solver(solver_file: os.PathLike[str] | str, param: caffe_pb2.SolverParameter | None = None) -> Solver:
-    """The solver of the type that a solver prototxt names; `param` replaces what stands in the file."""
+    """A solver of the type that a solver prototxt names; `param` replaces the content of the file."""
     path = os.fsdecode(solver_file)
     param = param or prototxt.read_solver(path)
     if param.type not in _TYPES:

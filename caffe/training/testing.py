@@ -10,7 +10,7 @@ from caffe.engine.net import Net
 
 @torch.no_grad()
 def mean_outputs(net: Net, batches: int, with_loss: bool) -> dict[str, torch.Tensor]:
-    """Run so many batches and log the mean of each output; returns the means, none for 0 batches.
+    """Run a number of batches and log the mean of each output; returns {output: mean}, empty for 0 batches.
 
     with_loss  also log the mean of the weighted loss
     """
@@ -31,9 +31,7 @@ def mean_outputs(net: Net, batches: int, with_loss: bool) -> dict[str, torch.Ten
 
 def log_outputs(event: events.Event, net: Net, outputs: Mapping[str, torch.Tensor]) -> None:
     """Log every value of a net's outputs, with its part of the loss."""
-    number = 0
-    for name, tensor in outputs.items():
+    values = [(name, value) for name, tensor in outputs.items() for value in tensor.flatten().tolist()]
+    for number, (name, value) in enumerate(values):
         weight = net.blob_loss_weights[name]
-        for value in tensor.flatten().tolist():
-            event(number, name, value, f" (* {weight:g} = {weight * value:g} loss)" if weight else "")
-            number += 1
+        event(number, name, value, f" (* {weight:g} = {weight * value:g} loss)" if weight else "")

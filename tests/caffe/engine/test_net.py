@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 import caffe
 from caffe import glog
 from caffe.engine import machine
+from caffe.engine.parameter import Parameter
 
 NET = """
 name: "small"
@@ -455,6 +456,39 @@ def test_a_diff_view_follows_training(write, monkeypatch, tmp_path):
     assert not diff.any()
     solver.step(1)
     assert diff.any()
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (7,), (3, 2), (0,)])
+def test_a_reshaped_blob_keeps_its_first_values_and_fills_up_with_zeros(shape):
+    count = int(np.prod(shape))
+    for blob in (caffe.Blob((2, 3)), Parameter((2, 3))):
+        blob.data[...] = np.arange(1, 7).reshape(2, 3)
+        blob.reshape(*shape)
+        assert blob.data.shape == shape
+        assert blob.data.flatten().tolist() == [*range(1, 7), 0][:count]
+
+
+def test_gradients_after_an_update_add_to_it_in_the_diff_until_cleared(solver):
+    weights = solver.net.params["ip"][0]
+    before = weights.data.copy()
+    solver.step(1)
+    update = before - weights.data
+    solver.net.forward()
+    solver.net.backward()
+    both = weights.diff.copy()
+    solver.net.clear_param_diffs()
+    solver.net.forward()
+    solver.net.backward()
+    np.testing.assert_allclose(both, update + weights.diff, rtol=1e-4, atol=1e-6)
+    assert abs(update).max() > 1e-4
+
+
+def test_a_parameter_that_is_reshaped_after_an_update_has_no_diff(solver):
+    solver.step(1)
+    weights = solver.net.params["ip"][0]
+    weights.reshape(2, 3)
+    assert weights.diff.shape == (2, 3)
+    assert not weights.diff.any()
 
 
 def test_first_reading_a_discarded_diff_warns_and_later_diffs_are_kept(net, tmp_path):
