@@ -15,10 +15,7 @@ LIMIT = 1e-4
 
 
 def random_inputs(net: caffe.Net, batch: int | None = None, scale: float = 1.0) -> dict[str, np.ndarray]:
-    """{input: values}, the same at every call; standard deviation 50 · scale, that of images less their mean.
-
-    batch  extent of the first axis; by default the net's
-    """
+    """{input: values}, always the same, of standard deviation 50 · scale as images less their mean, for `batch` images."""
     draw = np.random.default_rng(1)
     shapes = {name: net.blobs[name].shape for name in net.inputs}
     return {

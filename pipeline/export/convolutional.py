@@ -9,7 +9,7 @@ from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.nets import graph
 
-Map = tuple[int, int, int]
+Map = tuple[int, ...]
 """Channels, height and width."""
 
 
@@ -21,7 +21,7 @@ def convolutional(net: caffe.Net, height: int, width: int) -> caffe.Net:
     the net's own size the outputs are the net's, for a larger one they are maps. Layers pad the whole image, not each window: a
     map is then the classifier slid over the last map of the larger image, but not exactly the net slid over the image.
     """
-    return _Surgery(net, height, width).made()
+    return _Surgery(net, height, width).run()
 
 
 class _Surgery:
@@ -35,7 +35,7 @@ class _Surgery:
         self.maps: dict[str, Map] = {}
         """The map that the values of an original blob come from, if known."""
 
-    def made(self) -> caffe.Net:
+    def run(self) -> caffe.Net:
         definition = graph.definition_of(self.net)
         layers = [layer for layer in definition.layer if self.convert(layer)]
         del definition.layer[:]
@@ -62,10 +62,7 @@ class _Surgery:
             self.by_channel(layer)
         elif flat:
             raise self.error(layer, f"{layer.type} on a bottom of shape {self.shape(flat[0])}", "it has no equivalent for a map")
-        for name in tops:
-            if len(self.shape(name)) == 4:
-                channels, height, width = self.shape(name)[1:]
-                self.maps[name] = (channels, height, width)
+        self.maps |= {name: self.shape(name)[1:] for name in tops if len(self.shape(name)) == 4}
         layer.bottom[:] = [self.renamed.get(name, name) for name in bottoms]
         layer.top[:] = [self.renamed.get(name, name) for name in tops]
         return True

@@ -30,10 +30,9 @@ from pipeline.nets.parameters import named_tensors
 
 
 def write_onnx(net: caffe.Net, output: Path, metadata: Mapping[str, str], scale: float = 1.0) -> float:
-    """Write the net as an ONNX model; return the largest relative difference of the outputs that onnxruntime computes from it.
+    """Write the net as an ONNX model with `metadata` as metadata_props; return the largest relative difference of its outputs.
 
-    metadata  the model's metadata_props
-    scale     factor of images before they go into the net
+    scale  factor of images before they go into the net
     """
     with written_whole(output) as part:
         onnx.save(onnx_graph.model(net, metadata), part)

@@ -48,7 +48,7 @@ def convolution(part: Part, *bottoms: str) -> list[str]:
         raise part.error(f"axis {layer.channel_axis}", "ONNX convolves with the channels on axis 1")
     operator = "ConvTranspose" if layer.is_transposed else "Conv"
     parameters = [part.tensor(name) for name in part.tensors]
-    window: dict[str, object] = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.pad * 2}
+    window = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.pad * 2}
     return [part.add(operator, x, *parameters, dilations=layer.dilation, group=layer.group, **window) for x in bottoms]
 
 
@@ -77,16 +77,14 @@ def batch_norm(part: Part, x: str) -> str:
     if part.layer.tests_by_batch(part.param) or "running_mean" not in part.tensors or len(part.shapes[0]) < 2:
         raise part.error("statistics of the batch", "an exported net uses stored averages", "set use_global_stats: true")
     channels = part.shapes[0][1]
-    weight, bias = (
-        part.tensor(name, None if scaled else np.full(channels, value, np.float32))
-        for name, value in (("weight", 1), ("bias", 0))
-    )
+    weight = part.tensor("weight", None if scaled else np.ones(channels, np.float32))
+    bias = part.tensor("bias", None if scaled else np.zeros(channels, np.float32))
     averages = part.tensor("running_mean"), part.tensor("running_var")
     return part.add("BatchNormalization", x, weight, bias, *averages, epsilon=part.layer.epsilon(part.param))
 
 
 def _broadcast(part: Part, name: str, *second: str) -> str:
-    """The second bottom, or the parameter `name` without one, followed by axes of extent 1 up to the first bottom's last."""
+    """The second bottom, else the parameter `name`, with trailing axes of extent 1, to broadcast over the first bottom."""
     trailing = part.layer.trailing
     if not second:
         return part.tensor(name, part.tensors[name].reshape(part.tensors[name].shape + trailing))
@@ -108,7 +106,7 @@ def bias(part: Part, x: str, *term: str) -> str:
 
 
 def _weight_by_channel(part: Part) -> str:
-    """The parameter `weight`, for each channel or shared, as it is broadcast over a bottom."""
+    """The parameter `weight`, per channel or shared, shaped to broadcast over the bottom."""
     return part.tensor("weight", part.tensors["weight"].reshape(-1, *(1,) * (len(part.shapes[0]) - 2)))
 
 
@@ -141,7 +139,7 @@ def pooling(part: Part, x: str) -> str:
     kernel, stride, pad = part.layer.kernel, part.layer.stride, part.layer.pad
     geometry = list(zip(extents, counts, kernel, stride, pad, strict=True))
     behind = [max(0, (count - 1) * step + size - extent - before) for extent, count, size, step, before in geometry]
-    attributes: dict[str, object] = {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *behind]}
+    attributes = {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *behind]}
     if largest:
         return part.add("MaxPool", x, **attributes)
     # The padding counts in the mean; the part of a window beyond it does not.
@@ -192,9 +190,10 @@ def interp(part: Part, x: str) -> str:
 def upsample(part: Part, x: str, *positions: str) -> str:
     if positions:
         raise part.error("a second bottom (pooling mask)", "only upsampling by a scale is exported")
-    scales = [top / bottom for top, bottom in zip(part.tops[0][2:], part.shapes[0][2:], strict=True)]
-    way: dict[str, object] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return part.add("Resize", x, "", part.tensor("scales", np.array(scales, np.float32)), axes=[2, 3], **way)
+    scales = part.tensor("scales", np.divide(part.tops[0][2:], part.shapes[0][2:]).astype(np.float32))
+    return part.add(
+        "Resize", x, "", scales, axes=[2, 3], mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )
 
 
 # ---- value by value
@@ -309,7 +308,8 @@ def slices(part: Part, x: str) -> str | list[str]:
     axis = part.layer.along
     if len(part.tops) == 1:
         return x
-    return part.add("Split", x, part.whole("split", [shape[axis] for shape in part.tops]), outputs=len(part.tops), axis=axis)
+    part.add("Split", x, part.whole("split", [shape[axis] for shape in part.tops]), outputs=len(part.tops), axis=axis)
+    return list(part.nodes[-1].output)
 
 
 @converts("Crop")
