@@ -90,7 +90,7 @@ class Layer:
     is_affine = False
     """Whether it multiplies by and adds vectors along some axes of the first bottom."""
     normalizes_batch = False
-    """Whether it normalises each channel, in training by its batch's statistics; `epsilon(param)` is added to the variance."""
+    """Whether it normalises each channel, in training by its batch's statistics."""
     statistics_setting = ""
     """Setting of `settings_field` that makes training use the stored running statistics."""
     applies_softmax = False
@@ -149,6 +149,11 @@ class Layer:
     def tests_by_batch(cls, param: caffe_pb2.LayerParameter) -> bool:
         """Whether testing, too, normalises by the statistics of the batch."""
         return False
+
+    @classmethod
+    def epsilon(cls, param: caffe_pb2.LayerParameter) -> float:
+        """What is added to the variance by a type that normalises batches."""
+        return 0.0
 
     @classmethod
     def freeze_statistics(cls, param: caffe_pb2.LayerParameter) -> None:

@@ -1,4 +1,4 @@
-"""Net surgery: fully connected layers become convolutions, so that a net gives a map of classes for a larger image."""
+"""Net surgery: turn fully connected layers into convolutions, so that a net gives a map of class scores for a larger image."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.nets import graph
 
-Map = tuple[int, int, int]
+Map = tuple[int, ...]
 """Channels, height and width."""
 
 
 def convolutional(net: caffe.Net, height: int, width: int) -> caffe.Net:
     """The net with its fully connected layers as convolutions, for images of `height` × `width`.
 
-    The first one that sees a map gets a kernel of the map's size, those that see a vector 1 × 1; each is called NAME-conv. A
-    layer that only flattens is left out, and global pooling goes over windows of the size that it had. For an image of the net's
-    own size the outputs are the net's, for a larger one they are maps. Where layers pad, they pad the image and not each window:
-    such a map is the classifier slid over the last map of the larger image, but not exactly the net slid over the image.
+    A layer that reads a map gets a kernel of the map's size, one that reads a vector 1 × 1; each is called NAME-conv. A layer
+    that only flattens is removed, and global pooling becomes pooling with windows of its bottom's original size. For an image of
+    the net's own size the outputs are the net's, for a larger one they are maps. Layers pad the whole image, not each window: a
+    map is then the classifier slid over the last map of the larger image, but not exactly the net slid over the image.
     """
-    return _Surgery(net, height, width).made()
+    return _Surgery(net, height, width).run()
 
 
 class _Surgery:
-    """The layers so far, and what the original's blobs became."""
+    """Converts a net layer by layer; records what became of the original's blobs."""
 
     def __init__(self, net: caffe.Net, height: int, width: int):
         self.net = net
@@ -33,59 +33,48 @@ class _Surgery:
         self.blobs = dict(graph.blobs_of(net))
         self.renamed: dict[str, str] = {}
         self.maps: dict[str, Map] = {}
-        """What the values of a blob of the original are places of; none where that cannot be said."""
+        """The map that the values of an original blob come from, if known."""
 
-    def made(self) -> caffe.Net:
+    def run(self) -> caffe.Net:
         definition = graph.definition_of(self.net)
-        layers = list(definition.layer)
+        layers = [layer for layer in definition.layer if self.convert(layer)]
         del definition.layer[:]
-        for original in layers:
-            layer = caffe_pb2.LayerParameter()
-            layer.CopyFrom(original)
-            if self.changed(layer):
-                definition.layer.add().CopyFrom(layer)
+        definition.layer.extend(layers)
         return graph.made(definition, self.blobs)
 
-    def changed(self, layer: caffe_pb2.LayerParameter) -> bool:
-        """Make `layer` what it is in the new net; False if it is left out."""
+    def convert(self, layer: caffe_pb2.LayerParameter) -> bool:
+        """Change a layer for the new net; return False if it is removed there."""
         bottoms, tops = list(layer.bottom), list(layer.top)
         flat = [name for name in bottoms if len(self.shape(name)) != 4]
         kind = caffe.layer_type(layer.type)
         if kind.is_input:
-            self.resized(layer)
+            self.resize(layer)
         elif kind.is_linear and kind.gives_maps is False:
             self.convolve(layer)
         elif kind.copies_values and not kind.keeps_shape:
-            self.flattened(layer)
+            self.flatten(layer)
             return False
         elif layer.pooling_param.global_pooling:
-            self.windowed(layer)
+            self.set_window(layer)
         elif flat and kind.is_elementwise and len({self.map(layer, name) for name in bottoms}) == 1:
             self.maps |= dict.fromkeys(tops, self.map(layer, bottoms[0]))
         elif flat and kind.is_channelwise:
             self.by_channel(layer)
         elif flat:
-            raise self.error(layer, f"{layer.type} on a bottom of shape {self.shape(flat[0])}", "it has no counterpart for a map")
-        for name in tops:
-            if len(self.shape(name)) == 4:
-                channels, height, width = self.shape(name)[1:]
-                self.maps[name] = (channels, height, width)
+            raise self.error(layer, f"{layer.type} on a bottom of shape {self.shape(flat[0])}", "it has no equivalent for a map")
+        self.maps |= {name: self.shape(name)[1:] for name in tops if len(self.shape(name)) == 4}
         layer.bottom[:] = [self.renamed.get(name, name) for name in bottoms]
         layer.top[:] = [self.renamed.get(name, name) for name in tops]
         return True
 
-    def resized(self, layer: caffe_pb2.LayerParameter) -> None:
+    def resize(self, layer: caffe_pb2.LayerParameter) -> None:
         (name, *others) = layer.top
         shape = self.shape(name)
         if others or len(self.net.inputs) != 1 or len(shape) != 4:
-            raise self.error(layer, "several inputs" if others else f"an input of shape {shape}", "one of images is wanted")
-        if any(wanted < own for wanted, own in zip(self.size, shape[2:], strict=True)):
-            raise self.error(
-                layer,
-                f"images of {shape[2]}×{shape[3]}",
-                f"{self.size[0]}×{self.size[1]} is smaller",
-                "give a height and a width that are not smaller than the net's own",
-            )
+            raise self.error(layer, "several inputs" if others else f"an input of shape {shape}", "images must be the only input")
+        if any(new < own for new, own in zip(self.size, shape[2:], strict=True)):
+            found, expected = f"images of {shape[2]}×{shape[3]}", f"{self.size[0]}×{self.size[1]} is smaller"
+            raise self.error(layer, found, expected, "give a height and a width not smaller than the net's own")
         del layer.input_param.shape[:]
         layer.input_param.shape.add(dim=[*shape[:2], *self.size])
 
@@ -93,7 +82,7 @@ class _Surgery:
         """An InnerProduct becomes a Convolution called NAME-conv."""
         p, shape = layer.inner_product_param, self.shape(layer.bottom[0])
         if p.axis not in (1, 1 - len(shape)):
-            raise self.error(layer, f"axis {p.axis}", "only a layer over all of an image becomes a convolution: axis 1")
+            raise self.error(layer, f"axis {p.axis}", "a layer becomes a convolution only if it reads the whole image: axis 1")
         channels, height, width = self.map(layer, layer.bottom[0])
         weight, *bias = self.blobs.pop(layer.name)
         weight = weight.T if p.transpose else weight
@@ -105,26 +94,25 @@ class _Surgery:
             param.kernel_size.append(height)
         else:
             param.kernel_h, param.kernel_w = height, width
-        name = layer.name
+        (top,), name = layer.top, layer.name
         layer.ClearField("inner_product_param")
         layer.name, layer.type = f"{name}-conv", "Convolution"
         self.blobs[layer.name] = [np.ascontiguousarray(weight).reshape(-1, channels, height, width), *bias]
-        (top,) = layer.top
         self.maps[top] = (param.num_output, 1, 1)
         if top == name:
             self.renamed[top] = layer.name
 
-    def flattened(self, layer: caffe_pb2.LayerParameter) -> None:
-        """A layer that makes a vector of a map, or a map of a vector, is left out."""
+    def flatten(self, layer: caffe_pb2.LayerParameter) -> None:
+        """Remove a layer that turns a map into a vector, or a vector into a map."""
         (bottom,), (top,) = layer.bottom, layer.top
         places, shape = self.map(layer, bottom), self.shape(top)
         if shape[0] != self.shape(bottom)[0] or shape[1:] not in ((int(np.prod(places)),), places):
-            raise self.error(layer, f"{self.shape(bottom)} becomes {shape}", "only a layer that makes an image a vector can go")
+            raise self.error(layer, f"{self.shape(bottom)} becomes {shape}", "only a layer that flattens images can be removed")
         self.maps[top] = places
         self.renamed[top] = self.renamed.get(bottom, bottom)
 
-    def windowed(self, layer: caffe_pb2.LayerParameter) -> None:
-        """Global pooling becomes pooling over windows of its bottom's size, one place apart."""
+    def set_window(self, layer: caffe_pb2.LayerParameter) -> None:
+        """Global pooling becomes pooling with windows of its bottom's size and stride 1."""
         p, (height, width) = layer.pooling_param, self.shape(layer.bottom[0])[2:]
         p.ClearField("global_pooling")
         if height == width:
@@ -133,22 +121,22 @@ class _Surgery:
             p.kernel_h, p.kernel_w = height, width
 
     def by_channel(self, layer: caffe_pb2.LayerParameter) -> None:
-        """A layer over a vector's values goes over a map's channels."""
+        """A layer over a vector's values becomes one over a map's channels."""
         for name in layer.bottom:
             if self.map(layer, name)[1:] != (1, 1):
-                raise self.error(layer, f"{layer.type} on a flattened map", "it would take places for channels")
+                raise self.error(layer, f"{layer.type} on a flattened map", "it would confuse positions with channels")
         settings = caffe.layer_type(layer.type).settings_of(layer)
         if getattr(settings, "axis", 0) < 0:
             settings.axis += len(self.shape(layer.bottom[0]))
         self.maps |= {name: (self.shape(name)[1], 1, 1) for name in layer.top}
 
     def shape(self, blob: str) -> tuple[int, ...]:
-        """Of a blob of the original."""
+        """The shape of a blob in the original net."""
         return tuple(self.net.blobs[blob].shape)
 
     def map(self, layer: caffe_pb2.LayerParameter, blob: str) -> Map:
         if blob not in self.maps:
-            raise self.error(layer, f'its bottom "{blob}" of shape {self.shape(blob)}', "it is no map, nor made of one")
+            raise self.error(layer, f'its bottom "{blob}" of shape {self.shape(blob)}', "it comes from no map")
         return self.maps[blob]
 
     def error(self, layer: caffe_pb2.LayerParameter, found: str, expected: str, do: str = "") -> InputError:

@@ -1,14 +1,13 @@
-"""Export a trained net: as an ONNX model, or its weights as safetensors.
+"""Export a trained net as an ONNX model, or its weights as safetensors.
 
 An ONNX model is written only if onnxruntime computes from it what the net computes: for random images no output, nor the scores
-before a Softmax, may differ by more than 1e-4 of its largest value. Both files carry the net's name and, where they are given,
-preprocessing.json and the classes' names.
+before a Softmax, may differ by more than 1e-4 of its largest value. Both files carry the net's name and, if given,
+preprocessing.json and the class names.
 
-Tensors are called LAYER.weight, LAYER.bias, LAYER.running_mean and LAYER.running_var in both, in Caffe's shapes; BatchNorm's sums
-are divided by their weight.
+In both, tensors are called LAYER.weight, LAYER.bias, LAYER.running_mean and LAYER.running_var, in Caffe's shapes; BatchNorm's
+sums are divided by their weight.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from safetensors.numpy import save
 
 import caffe
 from caffe.transform import read_mean
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.export import agreement, onnx_graph
 from pipeline.files import written_whole
 from pipeline.formats.lists import read_labels
@@ -31,26 +30,26 @@ from pipeline.nets.parameters import named_tensors
 
 
 def write_onnx(net: caffe.Net, output: Path, metadata: Mapping[str, str], scale: float = 1.0) -> float:
-    """Write the net as an ONNX model; the largest relative difference of what onnxruntime computes from the file.
+    """Write the net as an ONNX model with `metadata` as metadata_props; return the largest relative difference of its outputs.
 
-    metadata  goes into metadata_props
-    scale     what images are multiplied by before they go into the net
+    scale  factor of images before they go into the net
     """
     with written_whole(output) as part:
         onnx.save(onnx_graph.model(net, metadata), part)
-        return checked(part, net, str(output), scale)
+        return check_onnx(part, net, str(output), scale)
 
 
-def checked(file: Path, net: caffe.Net, where: str, scale: float = 1.0) -> float:
-    """The largest difference between a model's outputs and the net's; raises an error where it is more than rounding.
+def check_onnx(file: Path, net: caffe.Net, where: str, scale: float) -> float:
+    """The largest difference between a model's outputs and the net's. Raises InputError if rounding does not explain it.
 
-    Where the batch is free, one of another size than the net's own is computed.
+    If the batch size is free, one other than the net's is computed.
     """
     model = onnx.load(file)
     onnx.checker.check_model(model)
-    shape = model.graph.input[0].type.tensor_type.shape.dim
-    free, batch = bool(shape and shape[0].dim_param), net.blobs[model.graph.input[0].name].shape[:1]
-    blobs = agreement.telling(net)
+    first, batch = model.graph.input[0], None
+    if any(dim.dim_param for dim in first.type.tensor_type.shape.dim):
+        batch = 2 if net.blobs[first.name].shape[0] == 1 else 1
+    blobs = agreement.compared_blobs(net)
     outputs = [output.name for output in model.graph.output]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in blobs if name not in outputs)
     options = onnxruntime.SessionOptions()
@@ -58,12 +57,12 @@ def checked(file: Path, net: caffe.Net, where: str, scale: float = 1.0) -> float
     options.intra_op_num_threads = int(threads) if threads.isdigit() else 0
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = agreement.random_inputs(net, (2 if batch[0] == 1 else 1) if free else None, scale)
-    return agreement.agreed(where, agreement.computed(net, inputs, blobs), session.run(blobs, inputs))
+    inputs = agreement.random_inputs(net, batch, scale)
+    return agreement.assert_close(where, agreement.compute(net, inputs, blobs), session.run(blobs, inputs))
 
 
 def write_safetensors(net: caffe.Net, output: Path, metadata: Mapping[str, str]) -> int:
-    """Write the net's parameters as safetensors; how many tensors there are."""
+    """Write the net's parameters as safetensors; return the number of tensors."""
     tensors = {name: np.ascontiguousarray(values) for name, values in named_tensors(net).items()}
     types = {name: net.layer_dict[name].type for name in net.params}
     with written_whole(output) as part:
@@ -72,17 +71,16 @@ def write_safetensors(net: caffe.Net, output: Path, metadata: Mapping[str, str])
 
 
 def metadata_of(preprocessing_file: Path | None, labels: Path | None) -> dict[str, str]:
-    """What is known besides the net, each as JSON, as far as it is given.
+    """Metadata of the given files, each value as JSON.
 
     preprocessing  the file's content
-    mean           where it names a mean image: the mean of each channel, in the records' order, to subtract without that file
+    mean           if that names a mean image: the mean of each channel, in the records' order, to subtract instead
     classes        the names in order
     """
     metadata = {}
     if preprocessing_file:
-        mean_file = preprocessing.read(preprocessing_file).transform.mean_file
         metadata["preprocessing"] = json.dumps(json.loads(preprocessing_file.read_text()))
-        if mean_file:
+        if mean_file := preprocessing.read(preprocessing_file).transform.mean_file:
             metadata["mean"] = json.dumps([round(float(mean), 4) for mean in read_mean(mean_file).mean((1, 2), np.float64)])
     if labels:
         metadata["classes"] = json.dumps(read_labels(labels), ensure_ascii=False)
@@ -90,7 +88,7 @@ def metadata_of(preprocessing_file: Path | None, labels: Path | None) -> dict[st
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__)
     parser.add_argument("format", choices=("onnx", "safetensors"))
     parser.add_argument("net", type=Path, help="deploy.prototxt")
     parser.add_argument("weights", type=Path, help="the .caffemodel")

@@ -1,4 +1,4 @@
-"""Net surgery: BatchNorm, Scale and Bias become part of the convolution or fully connected layer before them."""
+"""Net surgery: merge BatchNorm, Scale and Bias into the convolution or fully connected layer before them."""
 
 from __future__ import annotations
 
@@ -13,53 +13,50 @@ from pipeline.nets.parameters import tensors_of
 def merged(net: caffe.Net) -> tuple[caffe.Net, list[str], list[str]]:
     """The net without the layers that can be merged; those layers, and the BatchNorm layers that stay.
 
-    A linear layer takes in what alone reads its top, as long as that multiplies and adds channel by channel with numbers that
-    are known: BatchNorm by its averages, Scale, Bias. What a layer after an activation, a sum or a concatenation does stays.
+    Into a linear layer are merged the only reader of its top, that one's only reader and so on, as long as each multiplies and
+    adds constants channel by channel: BatchNorm with stored averages, Scale, Bias.
     """
     definition = graph.definition_of(net)
     joined = caffe.NetGraph(definition.layer)
-    # Other layers may use parameters that have a name.
+    # Parameters with a name may be shared with other layers.
     shared = {layer.name for layer in definition.layer if any(spec.name for spec in layer.param)}
     blobs = dict(graph.blobs_of(net))
     gone: list[str] = []
     for layer, tops in zip(joined.layers, joined.tops, strict=True):
-        if not _takes_in(net, layer) or layer.name in shared:
+        if not _is_target(net, layer) or layer.name in shared:
             continue
         (value,) = tops
         factor, term, before = np.ones(1), np.zeros(1), len(gone)
         while len(joined.readers[value]) == 1:
             ((number, _),) = joined.readers[value]
             reader = joined.layers[number]
-            found = _per_channel(net, reader)
-            if found is None:
+            affine = _affine(net, reader)
+            if affine is None:
                 break
-            factor, term = factor * found[0], term * found[0] + found[1]
+            factor, term = factor * affine[0], term * affine[0] + affine[1]
             (value,) = joined.tops[number]
             layer.top[0] = reader.top[0]
             gone.append(reader.name)
         if len(gone) > before:
             blobs[layer.name] = _scaled(layer, blobs[layer.name], factor, term)
     stay = [layer for layer in definition.layer if layer.name not in gone]
-    kept = caffe_pb2.NetParameter()
-    kept.CopyFrom(definition)
-    del kept.layer[:]
-    kept.layer.extend(stay)
     left = [layer.name for layer in stay if caffe.layer_type(layer.type).normalizes_batch]
-    return graph.made(kept, blobs), gone, left
+    del definition.layer[:]
+    definition.layer.extend(stay)
+    return graph.made(definition, blobs), gone, left
 
 
-def _takes_in(net: caffe.Net, layer: caffe_pb2.LayerParameter) -> bool:
-    """Whether a layer's channels can be multiplied and added to by its own parameters."""
-    kind = caffe.layer_type(layer.type)
-    return kind.is_linear and len(layer.top) == 1 and _is_along_channels(net, layer)
+def _is_target(net: caffe.Net, layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether a layer's own parameters can multiply and add to the channels of its top."""
+    return caffe.layer_type(layer.type).is_linear and len(layer.top) == 1 and _is_along_channels(net, layer)
 
 
 def _is_along_channels(net: caffe.Net, layer: caffe_pb2.LayerParameter) -> bool:
     return caffe.layer_type(layer.type).settings_of(layer).axis in (1, 1 - len(net.blobs[layer.bottom[0]].shape))
 
 
-def _per_channel(net: caffe.Net, layer: caffe_pb2.LayerParameter) -> tuple[np.ndarray, np.ndarray] | None:
-    """What a layer multiplies each channel by, and what it then adds, float64; None for another kind of layer."""
+def _affine(net: caffe.Net, layer: caffe_pb2.LayerParameter) -> tuple[np.ndarray, np.ndarray] | None:
+    """The factor and the term of each channel, float64, if a layer multiplies by and then adds constants; else None."""
     kind = caffe.layer_type(layer.type)
     if len(layer.bottom) != 1 or len(layer.top) != 1 or not (kind.is_affine or kind.normalizes_batch):
         return None

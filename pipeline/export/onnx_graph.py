@@ -1,4 +1,4 @@
-"""A net as an ONNX model: its values, initialisers and nodes; what each layer becomes is in pipeline.export.onnx_layers."""
+"""Build an ONNX model of a net: its inputs, outputs, initialisers and nodes; pipeline.export.onnx_layers converts the layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,34 +16,31 @@ OPSET = 26
 
 
 def model(net: caffe.Net, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
-    """The net as an ONNX model with the names of its blobs, and initialisers LAYER.weight, LAYER.bias and the like.
+    """The net as an ONNX model with the names of its blobs, and initialisers LAYER.weight, LAYER.bias and so on.
 
-    The batch is any where the net takes any, and is called N. A blob that layers in place write to has its last value's name; an
-    earlier value is BLOB@LAYER. A layer that ONNX has no counterpart for is an error.
-    metadata  metadata_props
+    If the net takes any batch size, it is free and called N. The last value of a blob that in-place layers change has its name,
+    earlier ones are BLOB@LAYER. Raises InputError for a layer without an ONNX equivalent. `metadata`: metadata_props.
     """
     definition = graph.definition_of(net)
-    made = _Made(net, caffe.NetGraph(definition.layer))
+    converted = _Converted(net, caffe.NetGraph(definition.layer))
     free = _takes_any_batch(net)
-    inputs = [_described(name, net, free) for name in net.inputs]
-    outputs = [_described(name, net, free) for name in net.outputs]
+    inputs, outputs = ([_value_info(name, net, free) for name in names] for names in (net.inputs, net.outputs))
     name = definition.name or "net"
-    described = helper.make_graph(made.nodes, name, inputs, outputs, made.initializers, doc_string=f"Caffe net {name}")
+    whole = helper.make_graph(converted.nodes, name, inputs, outputs, converted.initializers, doc_string=f"Caffe net {name}")
     opsets = [helper.make_opsetid("", OPSET)]
-    result = helper.make_model(
-        described, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets), producer_name="roastery"
-    )
+    version = helper.find_min_ir_version_for(opsets)
+    result = helper.make_model(whole, opset_imports=opsets, ir_version=version, producer_name="roastery")
     helper.set_model_props(result, dict(metadata or {}))
     return result
 
 
-def _described(blob: str, net: caffe.Net, free: bool) -> onnx.ValueInfoProto:
+def _value_info(blob: str, net: caffe.Net, free: bool) -> onnx.ValueInfoProto:
     batch, *rest = net.blobs[blob].shape or (None,)
     return helper.make_tensor_value_info(blob, TensorProto.FLOAT, [] if batch is None else ["N" if free else batch, *rest])
 
 
 def _takes_any_batch(net: caffe.Net) -> bool:
-    """Whether another batch gives outputs of that batch."""
+    """Whether the outputs have the batch size of the inputs, whatever it is."""
     shapes = {name: tuple(net.blobs[name].shape) for name in net.inputs}
     batches = {shape[0] for shape in shapes.values() if shape}
     if len(batches) != 1 or not all(shapes.values()):
@@ -64,8 +61,8 @@ def _takes_any_batch(net: caffe.Net) -> bool:
     return after == [(more, *shape[1:]) for shape in before]
 
 
-class _Made:
-    """Nodes and initialisers of the layers so far."""
+class _Converted:
+    """The nodes and initialisers of a net's layers."""
 
     def __init__(self, net: caffe.Net, joined: caffe.NetGraph):
         self.net = net
@@ -89,7 +86,7 @@ class _Made:
         return value.blob if is_last else f"{value.blob}@{self.joined.layers[value.layer].name}"
 
     def convert(self, number: int) -> None:
-        """Add what a layer becomes; its tops have their own names unless they are its bottoms unchanged."""
+        """Add a layer's nodes and initialisers; its tops have their own names unless they are its bottoms unchanged."""
         layer, values = self.joined.layers[number], self.joined.tops[number]
         part = Part(self.net, layer)
         if layer.type not in CONVERTERS:

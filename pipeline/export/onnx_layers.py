@@ -1,8 +1,8 @@
-"""What each layer type becomes in ONNX: CONVERTERS, functions of a Part and the names of its bottoms that name its tops."""
+"""Convert each layer type to ONNX: CONVERTERS, functions of a Part and the names of its bottoms that return those of its tops."""
 
 import math
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from onnx import TensorProto
@@ -11,28 +11,27 @@ import caffe
 from caffe.proto import caffe_pb2
 from pipeline.export.onnx_part import Part
 
-P = ParamSpec("P")
-Tops = TypeVar("Tops", str, list[str], str | list[str])
+Converter = TypeVar("Converter", bound=Callable[..., str | list[str]])
 CONVERTERS: dict[str, Callable[..., str | list[str]]] = {}
 _KINDS = {name: caffe.layer_type(name) for name in caffe.layer_type_list()}
 _COMPARING = [name for name, kind in _KINDS.items() if kind.is_loss or kind.compares_labels]
 _OF_DETECTORS = ("ROIPooling", "PSROIPooling", "Reorg", "PriorBox", "DetectionOutput")
 NOT_EXPORTED = {
     **dict.fromkeys([name for name, kind in _KINDS.items() if kind.is_source], "a model's inputs come from its caller"),
-    **dict.fromkeys((*_COMPARING, "DetectionEvaluate"), "a model for use has no targets to compare with"),
+    **dict.fromkeys((*_COMPARING, "DetectionEvaluate"), "an exported model has no targets to compare with"),
     **dict.fromkeys(("LSTM", "RNN"), "ONNX's operators neither take continuation marks nor keep their state between runs"),
     **dict.fromkeys(("BatchReindex", "Filter"), "which images its tops hold depends on values"),
-    **dict.fromkeys(_OF_DETECTORS, "of detectors only the layers that give features are exported"),
-    **dict.fromkeys(("Im2col", "SPP", "Parameter", "LSTMUnit"), "the published classifiers that are exported do not use it"),
+    **dict.fromkeys(_OF_DETECTORS, "of a detector only the feature layers are exported"),
+    **dict.fromkeys(("Im2col", "SPP", "Parameter", "LSTMUnit"), "the published classifiers do not use it"),
     **{"Python": "its code is the user's", "HDF5Output": "a model writes no files"},
 }
 """Types without a converter, and why they have none."""
 
 
-def converts(*types: str) -> Callable[[Callable[P, Tops]], Callable[P, Tops]]:
-    """Function decorator: make a converter known for these types."""
+def converts(*types: str) -> Callable[[Converter], Converter]:
+    """Decorator: register a converter of these layer types."""
 
-    def decorate(function: Callable[P, Tops]) -> Callable[P, Tops]:
+    def decorate(function: Converter) -> Converter:
         CONVERTERS.update(dict.fromkeys(types, function))
         return function
 
@@ -47,16 +46,10 @@ def convolution(part: Part, *bottoms: str) -> list[str]:
     layer = part.layer
     if layer.channel_axis != 1:
         raise part.error(f"axis {layer.channel_axis}", "ONNX convolves with the channels on axis 1")
-    windows: dict[str, object] = {
-        "kernel_shape": layer.kernel,
-        "strides": layer.stride,
-        "pads": layer.pad * 2,
-        "dilations": layer.dilation,
-    }
-    attributes: dict[str, object] = {**windows, "group": layer.group}
     operator = "ConvTranspose" if layer.is_transposed else "Conv"
     parameters = [part.tensor(name) for name in part.tensors]
-    return [part.add(operator, x, *parameters, **attributes) for x in bottoms]
+    window = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.pad * 2}
+    return [part.add(operator, x, *parameters, dilations=layer.dilation, group=layer.group, **window) for x in bottoms]
 
 
 @converts("InnerProduct")
@@ -82,54 +75,53 @@ def embed(part: Part, x: str) -> str:
 def batch_norm(part: Part, x: str) -> str:
     scaled = "weight" in part.tensors
     if part.layer.tests_by_batch(part.param) or "running_mean" not in part.tensors or len(part.shapes[0]) < 2:
-        raise part.error("statistics of the batch", "an exported net has kept ones", "give use_global_stats: true")
+        raise part.error("statistics of the batch", "an exported net uses stored averages", "set use_global_stats: true")
     channels = part.shapes[0][1]
-    weight, bias = (
-        part.tensor(name, None if scaled else np.full(channels, value, np.float32))
-        for name, value in (("weight", 1), ("bias", 0))
-    )
+    weight = part.tensor("weight", None if scaled else np.ones(channels, np.float32))
+    bias = part.tensor("bias", None if scaled else np.zeros(channels, np.float32))
     averages = part.tensor("running_mean"), part.tensor("running_var")
     return part.add("BatchNormalization", x, weight, bias, *averages, epsilon=part.layer.epsilon(part.param))
 
 
-def _along(part: Part, operand: str | np.ndarray, name: str, shape: tuple[int, ...]) -> str:
-    """A second operand as it is broadcast over the first bottom: with axes of extent 1 behind it."""
+def _broadcast(part: Part, name: str, *second: str) -> str:
+    """The second bottom, else the parameter `name`, with trailing axes of extent 1, to broadcast over the first bottom."""
     trailing = part.layer.trailing
-    if not isinstance(operand, str):
-        return part.tensor(name, operand.reshape(operand.shape + trailing))
-    if not trailing or not shape:
-        return operand
-    return part.add("Unsqueeze", operand, part.whole("axes", range(len(shape), len(shape) + len(trailing))))
+    if not second:
+        return part.tensor(name, part.tensors[name].reshape(part.tensors[name].shape + trailing))
+    axes = len(part.shapes[1])
+    if not trailing or not axes:
+        return second[0]
+    return part.add("Unsqueeze", *second, part.whole("axes", range(axes, axes + len(trailing))))
 
 
 @converts("Scale")
 def scale(part: Part, x: str, *factor: str) -> str:
-    p = part.param.scale_param
-    shape = part.shapes[1] if factor else part.tensors["weight"].shape
-    y = part.add("Mul", x, _along(part, factor[0] if factor else part.tensors["weight"], "weight", shape))
-    return part.add("Add", y, _along(part, part.tensors["bias"], "bias", shape)) if p.bias_term else y
+    y = part.add("Mul", x, _broadcast(part, "weight", *factor))
+    return part.add("Add", y, _broadcast(part, "bias")) if part.param.scale_param.bias_term else y
 
 
 @converts("Bias")
 def bias(part: Part, x: str, *term: str) -> str:
-    shape = part.shapes[1] if term else part.tensors["bias"].shape
-    return part.add("Add", x, _along(part, term[0] if term else part.tensors["bias"], "bias", shape))
+    return part.add("Add", x, _broadcast(part, "bias", *term))
+
+
+def _weight_by_channel(part: Part) -> str:
+    """The parameter `weight`, per channel or shared, shaped to broadcast over the bottom."""
+    return part.tensor("weight", part.tensors["weight"].reshape(-1, *(1,) * (len(part.shapes[0]) - 2)))
 
 
 @converts("PReLU")
 def prelu(part: Part, x: str) -> str:
-    slope = part.tensors["weight"].reshape(-1)
-    return part.add("PRelu", x, part.tensor("weight", slope.reshape(-1, *(1,) * (len(part.shapes[0]) - 2))))
+    return part.add("PRelu", x, _weight_by_channel(part))
 
 
 @converts("Normalize")
 def normalize(part: Part, x: str) -> str:
-    p, axes = part.param.norm_param, len(part.shapes[0])
-    over = part.whole("axes", range(1, axes) if p.across_spatial else [1])
-    total = part.add("ReduceSumSquare", x, over, keepdims=1)
+    p = part.param.norm_param
+    axes = part.whole("axes", range(1, len(part.shapes[0])) if p.across_spatial else [1])
+    total = part.add("ReduceSumSquare", x, axes, keepdims=1)
     norm = part.add("Sqrt", part.add("Add", total, part.number("eps", p.eps)))
-    factor = part.tensors["weight"].reshape(-1, *(1,) * (axes - 2))
-    return part.add("Mul", part.add("Div", x, norm), part.tensor("weight", factor))
+    return part.add("Mul", part.add("Div", x, norm), _weight_by_channel(part))
 
 
 # ---- neighbourhoods
@@ -137,7 +129,7 @@ def normalize(part: Part, x: str) -> str:
 
 @converts("Pooling")
 def pooling(part: Part, x: str) -> str:
-    """Caffe's windows, with the padding behind that makes ONNX have as many."""
+    """Caffe's windows: ONNX computes as many if the bottom is padded at its end."""
     p, extents, counts = part.param.pooling_param, part.shapes[0][2:], part.tops[0][2:]
     largest = p.pool == caffe_pb2.PoolingParameter.MAX
     if len(part.tops) > 1 or not (largest or p.pool == caffe_pb2.PoolingParameter.AVE):
@@ -147,10 +139,10 @@ def pooling(part: Part, x: str) -> str:
     kernel, stride, pad = part.layer.kernel, part.layer.stride, part.layer.pad
     geometry = list(zip(extents, counts, kernel, stride, pad, strict=True))
     behind = [max(0, (count - 1) * step + size - extent - before) for extent, count, size, step, before in geometry]
-    attributes: dict[str, object] = {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *behind]}
+    attributes = {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *behind]}
     if largest:
         return part.add("MaxPool", x, **attributes)
-    # Padding counts in the mean, but not what a window has beyond it.
+    # The padding counts in the mean; the part of a window beyond it does not.
     y = part.add("AveragePool", x, count_include_pad=int(any(pad)), **attributes)
     if not any(pad) or all(after <= before for after, before in zip(behind, pad, strict=True)):
         return y
@@ -167,8 +159,8 @@ def lrn(part: Part, x: str) -> str:
     p = part.param.lrn_param
     if p.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS:
         return part.add("LRN", x, size=p.local_size, alpha=p.alpha, beta=p.beta, bias=p.k)
-    window: dict[str, object] = {"kernel_shape": [p.local_size] * 2, "pads": [p.local_size // 2] * 4, "count_include_pad": 1}
-    mean = part.add("AveragePool", part.add("Mul", x, x), **window)
+    squares, pads = part.add("Mul", x, x), [p.local_size // 2] * 4
+    mean = part.add("AveragePool", squares, kernel_shape=[p.local_size] * 2, pads=pads, count_include_pad=1)
     total = part.add("Add", part.add("Mul", mean, part.number("alpha", p.alpha)), part.number("one", 1))
     return part.add("Mul", x, part.add("Pow", total, part.number("exponent", -p.beta)))
 
@@ -197,10 +189,11 @@ def interp(part: Part, x: str) -> str:
 @converts("Upsample")
 def upsample(part: Part, x: str, *positions: str) -> str:
     if positions:
-        raise part.error("positions of a pooling", "only blocks are exported")
-    scales = [top / bottom for top, bottom in zip(part.tops[0][2:], part.shapes[0][2:], strict=True)]
-    way: dict[str, object] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return part.add("Resize", x, "", part.tensor("scales", np.array(scales, np.float32)), axes=[2, 3], **way)
+        raise part.error("a second bottom (pooling mask)", "only upsampling by a scale is exported")
+    scales = part.tensor("scales", np.divide(part.tops[0][2:], part.shapes[0][2:]).astype(np.float32))
+    return part.add(
+        "Resize", x, "", scales, axes=[2, 3], mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )
 
 
 # ---- value by value
@@ -209,14 +202,9 @@ for _type, _operator in {"Sigmoid": "Sigmoid", "TanH": "Tanh", "BNLL": "Softplus
     converts(_type)(lambda part, x, operator=_operator: part.add(operator, x))
 
 
-@converts("Dropout", "Split")
-def unchanged(part: Part, x: str) -> list[str]:
+@converts("Dropout", "Split", "Silence")
+def unchanged(part: Part, x: str, *_: str) -> list[str]:
     return [x] * len(part.tops)
-
-
-@converts("Silence")
-def silence(part: Part, *bottoms: str) -> list[str]:
-    return []
 
 
 @converts("ReLU")
@@ -284,12 +272,12 @@ def power(part: Part, x: str) -> str:
     return part.add("Pow", y, part.number("power", p.power)) if p.power != 1 else y
 
 
-@converts("Softmax")
-def softmax(part: Part, x: str) -> str:
-    return part.add("Softmax", x, axis=part.layer.along)
+# ---- along an axis, and several blobs
 
 
-# ---- several blobs
+@converts("Softmax", "Concat")
+def along_axis(part: Part, *bottoms: str) -> str:
+    return part.add(part.param.type, *bottoms, axis=part.layer.along)
 
 
 @converts("Eltwise")
@@ -315,17 +303,13 @@ def axpy(part: Part, factor: str, x: str, y: str) -> str:
     return part.add("Add", part.add("Mul", factor, x), y)
 
 
-@converts("Concat")
-def concat(part: Part, *bottoms: str) -> str:
-    return part.add("Concat", *bottoms, axis=part.layer.along)
-
-
 @converts("Slice")
 def slices(part: Part, x: str) -> str | list[str]:
     axis = part.layer.along
     if len(part.tops) == 1:
         return x
-    return part.add("Split", x, part.whole("split", [shape[axis] for shape in part.tops]), outputs=len(part.tops), axis=axis)
+    part.add("Split", x, part.whole("split", [shape[axis] for shape in part.tops]), outputs=len(part.tops), axis=axis)
+    return list(part.nodes[-1].output)
 
 
 @converts("Crop")

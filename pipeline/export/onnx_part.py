@@ -1,9 +1,9 @@
-"""Part: the nodes and initialisers that one layer becomes in an ONNX model."""
+"""Part: the nodes and initialisers of one layer in an ONNX model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,9 +16,9 @@ from pipeline.nets.parameters import tensors_of
 
 
 class Part:
-    """What one layer becomes, while it is being made.
+    """The nodes and initialisers of one layer, added by its converter.
 
-    param, layer  its LayerParameter, and the layer that the net has made of it
+    param, layer  its LayerParameter, and the layer object in the net
     tensors       {name: values} of its parameters
     shapes, tops  shapes of its bottoms and of its tops, with the net's own batch
     """
@@ -33,31 +33,25 @@ class Part:
         self.initializers: list[onnx.TensorProto] = []
         self.where = f'{net.path}: layer "{layer.name}"'
 
-    @overload
-    def add(self, operator: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]: ...
-
-    @overload
-    def add(self, operator: str, *inputs: str, **attributes: Any) -> str: ...
-
-    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str | list[str]:
-        """Add a node; the name of its output, or names of its outputs."""
+    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
+        """Add a node; return the name of its first output."""
         name = self.param.name + (f"/{len(self.nodes)}" if self.nodes else "")
-        made = [f"{name}:{slot}" for slot in range(outputs)]
-        self.nodes.append(helper.make_node(operator, inputs, made, name, **attributes))
-        return made[0] if outputs == 1 else made
+        names = [f"{name}:{slot}" for slot in range(outputs)]
+        self.nodes.append(helper.make_node(operator, inputs, names, name, **attributes))
+        return names[0]
 
     def tensor(self, name: str, values: np.ndarray | np.float32 | None = None) -> str:
-        """An initialiser LAYER.NAME; by default the layer's parameter of that name, as it is."""
+        """Add an initialiser LAYER.NAME, by default the layer's parameter of that name; return its name."""
         values = np.ascontiguousarray(self.tensors[name] if values is None else values)
         self.initializers.append(numpy_helper.from_array(values, f"{self.param.name}.{name}"))
         return self.initializers[-1].name
 
     def number(self, name: str, value: float) -> str:
-        """An initialiser LAYER.NAME of one number, float32."""
+        """Add an initialiser LAYER.NAME that is a float32 scalar."""
         return self.tensor(name, np.float32(value))
 
     def whole(self, name: str, values: Sequence[int]) -> str:
-        """An initialiser LAYER.NAME of whole numbers."""
+        """Add an initialiser LAYER.NAME of int64 values."""
         return self.tensor(name, np.array(values, np.int64))
 
     def error(self, found: str, expected: str, do: str = "") -> InputError:

@@ -1,7 +1,7 @@
-"""Change trained nets: crop them, make them convolutional, merge their normalisation, average snapshots.
+"""Change trained nets: crop them, make them fully convolutional, merge batch normalisation, average snapshots.
 
-Each command reads a deploy prototxt and weights, and writes OUTPUT.prototxt and OUTPUT.caffemodel. A net that is to compute the
-same in another way is checked first: its output for random images is the old one's within 1e-4 of the largest value.
+Each command reads a deploy prototxt and weights, and writes OUTPUT.prototxt and OUTPUT.caffemodel. A convolutional or merged net
+is checked first: its output for random images must equal the original's within 1e-4 of the largest value.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 import caffe
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.export import agreement
 from pipeline.export.convolutional import convolutional
@@ -28,32 +27,22 @@ from pipeline.options.training import AverageOptions, ConvolutionalOptions
 
 SNAPSHOT = re.compile(r"_iter_(\d+)\.caffemodel(\.h5)?$")
 LAST = 5
-"""Snapshots that are averaged, by default."""
-
-
-def cropped(weights: Path, smaller: Path) -> caffe.Net:
-    """The net of `smaller` with its layers' parameters of `weights`, the file of a net that has them and more.
-
-    A layer that the weights lack, or have in another shape, is an error.
-    """
-    return load_net(smaller, weights)
+"""Number of snapshots to average, by default."""
 
 
 def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
-    """The net whose parameters are the means of those of the snapshots, which are all of one net.
+    """The net with the mean of each parameter over snapshots, all of one net.
 
-    BatchNorm's sums are divided by their weight first, so that the means of means and variances are taken, with weight 1.
+    BatchNorm's sums are first divided by their weight, which becomes 1: means and variances are averaged.
     """
     net = caffe.Net(str(net_file), caffe.TEST)
     layers: list[str] = []
-    sums: dict[str, list[np.ndarray]] = {}
+    sums = {name: [np.zeros(blob.data.shape) for blob in blobs] for name, blobs in net.params.items()}
     for number, snapshot in enumerate(snapshots):
         rest = sorted(copy_all_weights(net, snapshot, net_file))
         if number and rest != layers:
-            odd = sorted({*rest} ^ {*layers})
-            raise InputError(
-                snapshot, f"weights of another net than {snapshots[0]}", f"{layer_names(odd)} is in one of them only"
-            )
+            expected = f"only one of them has {layer_names(sorted({*rest} ^ {*layers}))}"
+            raise InputError(snapshot, f"weights of another net than {snapshots[0]}", expected)
         layers = rest
         for name, blobs in net.params.items():
             values = [blob.data.astype(np.float64) for blob in blobs]
@@ -61,8 +50,8 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
             if layer.stores_sums(layer.param):
                 weight = values[2][0] or 1.0
                 values = [values[0] / weight, values[1] / weight, np.ones(1)]
-            before: Sequence[np.ndarray | float] = sums.get(name, [0.0] * len(values))
-            sums[name] = [total + value for total, value in zip(before, values, strict=True)]
+            for total, value in zip(sums[name], values, strict=True):
+                total += value
     for name, totals in sums.items():
         for blob, total in zip(net.params[name], totals, strict=True):
             blob.data[...] = total / len(snapshots)
@@ -70,16 +59,13 @@ def averaged(net_file: Path, snapshots: list[Path]) -> caffe.Net:
 
 
 def snapshots_in(folder: Path, last: int) -> list[Path]:
-    """The `last` latest snapshots of a training, by iteration; all where there are fewer, but more than one."""
-    found = [(int(match[1]), path) for path in sorted(folder.glob("*")) if (match := SNAPSHOT.search(path.name))]
-    if len(found) < min(last, 2):
-        raise InputError(
-            folder,
-            f"{len(found)} snapshot{'s' * (len(found) != 1)}",
-            f"{last} are to be averaged",
-            "set solver.snapshot to fewer iterations, so that the training writes enough",
-        )
-    return [path for _, path in sorted(found)[-last:]]
+    """The `last` latest snapshots of a training, by iteration; if there are fewer, but at least two, all."""
+    snapshots = sorted((int(match[1]), path) for path in folder.glob("*") if (match := SNAPSHOT.search(path.name)))
+    if len(snapshots) < min(last, 2):
+        found = f"{len(snapshots)} snapshot{'s' * (len(snapshots) != 1)}"
+        do = "set solver.snapshot to fewer iterations, so that the training writes enough"
+        raise InputError(folder, found, f"{last} are to be averaged", do)
+    return [path for _, path in snapshots[-last:]]
 
 
 def write(net: caffe.Net, output: Path) -> None:
@@ -92,15 +78,15 @@ def write(net: caffe.Net, output: Path) -> None:
         net.save(weights)
 
 
-def checked(net: caffe.Net, changed: caffe.Net, where: str) -> float:
-    """The largest relative difference of their outputs; raises an error where it is more than rounding."""
+def check(net: caffe.Net, changed: caffe.Net, where: str) -> float:
+    """The largest relative difference of their outputs. Raises InputError if rounding does not explain it."""
     inputs = agreement.random_inputs(net)
-    pairs = [agreement.computed(one, inputs, agreement.telling(one)) for one in (net, changed)]
-    return agreement.agreed(where, *pairs)
+    outputs = [agreement.compute(either, inputs, agreement.compared_blobs(either)) for either in (net, changed)]
+    return agreement.assert_close(where, *outputs)
 
 
 def _crop(a: argparse.Namespace) -> tuple[caffe.Net, str]:
-    net = cropped(a.weights, a.net)
+    net = load_net(a.net, a.weights)
     return net, layer_names(list(net.params))
 
 
@@ -108,7 +94,7 @@ def _convolutional(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     net = load_net(a.net, a.weights)
     size = read_flags(a, ConvolutionalOptions).convolutional
     changed = convolutional(net, size.height, size.width)
-    difference = checked(net, changed, str(a.output))
+    difference = check(net, changed, str(a.output))
     shapes = ", ".join(f"{name} {'×'.join(map(str, changed.blobs[name].shape))}" for name in changed.outputs)
     return changed, f"{shapes}; for the net's own size the largest difference is {difference:.1e}"
 
@@ -116,28 +102,28 @@ def _convolutional(a: argparse.Namespace) -> tuple[caffe.Net, str]:
 def _merge(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     net = load_net(a.net, a.weights)
     changed, gone, left = merged(net)
-    difference = checked(net, changed, str(a.output))
-    stay = f", {layer_names(left)} {'stay' if len(left) > 1 else 'stays'}: no convolution alone before" if left else ""
+    difference = check(net, changed, str(a.output))
+    stay = f"; {layer_names(left)} not merged: not directly after a convolution" if left else ""
     return changed, f"{len(gone)} layer{'s' * (len(gone) != 1)} merged{stay}; largest difference {difference:.1e}"
 
 
 def _average(a: argparse.Namespace) -> tuple[caffe.Net, str]:
     if a.best and (at := json.loads(a.best.read_text()).get("diverged")) is not None:
-        # The snapshots before are on the way there.
+        # Its snapshots were diverging.
         final = load_net(a.net, a.best.with_name("final.caffemodel"))
-        return final, f"training diverged at iteration {at}; the weights that it ended with"
+        return final, f"training diverged at iteration {at}; its final weights"
     (first, *others) = a.snapshots
     folder = first.is_dir() and not others
     last = read_flags(a, AverageOptions).average or LAST
     files = snapshots_in(first, last) if folder else a.snapshots
-    fewer = f"; {last} were asked for, there are no more" if folder and len(files) < last else ""
+    fewer = f"; {last} were requested, but there are only {len(files)}" if folder and len(files) < last else ""
     return averaged(a.net, files), f"the mean of {', '.join(path.name for path in files)}{fewer}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    crop = commands.add_parser("crop", help="keep the layers of a smaller prototxt", description=cropped.__doc__)
+    crop = commands.add_parser("crop", help="keep the layers of a smaller prototxt: the weights must have all of them")
     crop.add_argument("net", type=Path, help="the smaller prototxt")
     convolve = commands.add_parser("convolutional", help="fully connected layers become convolutions")
     merge = commands.add_parser("merge", help="BatchNorm, Scale and Bias become part of the convolutions before them")

@@ -60,16 +60,13 @@ def classify(
     crops = 10 if oversample else 1
     images_per_batch = max(1, BATCH // crops)
     for start in range(0, len(paths), images_per_batch):
-        batch = []
-        for path in paths[start : start + images_per_batch]:
-            content = content_of(path)
-            pixels = how.pixels(content)
-            batch.append((path, why_unreadable(content) if pixels is None else "", pixels))
-        inputs = [how.inputs(pixels, oversample) for _, _, pixels in batch if pixels is not None]
+        batch = [(path, content_of(path)) for path in paths[start : start + images_per_batch]]
+        images = [how.pixels(content) for _, content in batch]
+        inputs = [how.inputs(pixels, oversample) for pixels in images if pixels is not None]
         probabilities = iter(outputs_of(net, "the net", np.concatenate(inputs), len(names)) if inputs else ())
-        for path, reason, pixels in batch:
+        for (path, content), pixels in zip(batch, images, strict=True):
             if pixels is None:
-                yield Prediction(path, reason=reason)
+                yield Prediction(path, reason=why_unreadable(content))
             else:
                 mean = np.mean([next(probabilities) for _ in range(crops)], 0)
                 best = np.argsort(-mean, kind="stable")[:top]
@@ -92,12 +89,12 @@ def main(argv: list[str] | None = None) -> None:
     with devices.on_gpu(options.gpu):
         net = load_net(a.net, a.weights)
         if not net.inputs:
-            raise InputError(a.net, "no input", "images are put into one", "give deploy.prototxt")
+            raise InputError(a.net, "no input", "an input takes the images", "give deploy.prototxt")
         work = classify(net, paths, names, how, options.classify.oversample, a.top)
         guesses = list(progress(work, total=len(paths), desc="classify"))
     if not any(guess.classes for guess in guesses):
         others = f", nor {len(guesses) - 1} more" if len(guesses) > 1 else ""
-        raise InputError(guesses[0].path, f"{guesses[0].reason}{others}", "an image is wanted", "give one that can be read")
+        raise InputError(guesses[0].path, f"{guesses[0].reason}{others}", "an image", "give one that can be read")
     for guess in guesses:
         said = ", ".join(f"{name} {probability:.1%}" for name, probability in guess.classes)
         print(f"{guess.path}: {said or guess.reason}")

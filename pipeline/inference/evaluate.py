@@ -40,15 +40,14 @@ def scores_blob(net_file: Path) -> str:
     losses = [layer for layer, kind in layers if kind.is_loss and kind.applies_softmax]
     for layer in (*losses, *(layer for layer, kind in layers if kind.compares_labels and not kind.is_loss)):
         return str(layer.bottom[0])
-    do = "give the test net of a classifier"
-    raise InputError(net_file, "no SoftmaxWithLoss or InfogainLoss layer", "the scores are its bottom", do)
+    found, do = "no SoftmaxWithLoss or InfogainLoss layer", "give the test net of a classifier"
+    raise InputError(net_file, found, "its bottom has the class scores", do)
 
 
 def judge(scores: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """A row per image: label, predicted (numbers), probability (of the predicted class), rank and loss (of the label).
+    """A row per image: label, predicted (class numbers), probability (of the predicted class), rank and loss (of the label).
 
     scores  images × classes
-    labels  the images' classes, as numbers
     """
     images = np.arange(len(scores))
     shifted = (scores - scores.max(1, keepdims=True)).astype(np.float64)  # in the precision of the scores
@@ -70,7 +69,7 @@ def predictions(job: Run, source: Path, names: list[str]) -> pd.DataFrame:
     entries = read_image_list(source, len(names))
     records = extraction.count(job)
     if records < len(entries):
-        raise InputError(source, f"{len(entries)} images", f"there are {records} records", "give the list they were made from")
+        raise InputError(source, f"{len(entries)} images", f"there are {records} records", "give the list of these records")
     scores, top = scores_blob(job.net), extraction.data_layer(job.net, caffe.read_net(job.net)).top
     labels, parts, start = np.array([number for _, number in entries]), [], 0
     for batch in batches(job, [scores, *top[1:]], len(entries)):
@@ -151,8 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--list", type=Path, required=True, help="the image list that the records were made from")
     parser.add_argument("--labels", type=Path, required=True, help="labels.txt")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--database", type=Path, help="records in the place of the net's own")
-    source.add_argument("--files", type=Path, metavar="ROOT", help="the list's image files below ROOT in their place")
+    source.add_argument("--database", type=Path, help="records instead of the net's own")
+    source.add_argument("--files", type=Path, metavar="ROOT", help="the list's image files below ROOT instead of records")
     parser.add_argument("--preprocessing", type=Path, help="how files are resized; by default preprocessing.json beside the net")
     a = parser.parse_args(argv)
     names, listed = read_labels(a.labels), None

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +76,7 @@ def data_layer(path: Path, net: caffe_pb2.NetParameter) -> caffe_pb2.LayerParame
         reads = caffe.layer_type(layer.type).reads
         if reads == "database" and all(rule.phase == caffe.TEST for rule in layer.include if rule.HasField("phase")):
             return layer
-    raise InputError(path, "no Data layer in the TEST phase", "images are read by one", "give the test prototxt")
+    raise InputError(path, "no Data layer in the TEST phase", "a Data layer reads the images", "give the test prototxt")
 
 
 def entries(job: Run) -> Iterator[tuple[str, int]]:
@@ -106,7 +105,7 @@ def _database(job: Run) -> LMDBFile | LevelDB:
 
 def _definition(job: Run) -> caffe_pb2.NetParameter:
     """The net's prototxt, reading job.records if that is given."""
-    net: caffe_pb2.NetParameter = caffe.read_net(job.net)
+    net = caffe.read_net(job.net)
     param = data_layer(job.net, net).data_param
     if job.records is not None:
         param.source = str(job.records)
@@ -115,10 +114,7 @@ def _definition(job: Run) -> caffe_pb2.NetParameter:
 
 
 def batches(job: Run, blobs: list[str], images: int) -> Iterator[dict[str, np.ndarray]]:
-    """{blob: images of one batch × the blob's shape, float32}, batch by batch, for the first `images` images.
-
-    With several views, each view of an image counts.
-    """
+    """{blob: images of one batch × the blob's shape, float32}, batch by batch, of the first `images` images (or views)."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.on_gpu(job.gpu))
         net = _open_net(job, stack)
@@ -134,14 +130,13 @@ def batches(job: Run, blobs: list[str], images: int) -> Iterator[dict[str, np.nd
 
 def _open_net(job: Run, stack: contextlib.ExitStack) -> caffe.Net:
     """The net with all of its weights, reading larger batches or fed images if the job asks for it."""
-    path, definition = job.net, _definition(job)
-    larger = _enlarge_batches(job, data_layer(path, definition))
-    if job.records is not None or job.is_fed or larger:
-        if job.is_fed:
-            _replace_by_input(data_layer(path, definition), next(_pixels(job, 1))[0][0].shape)
-        path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
-        caffe.write_prototxt(path, definition)
-    net = caffe.Net(str(path), caffe.TEST)
+    definition = _definition(job)
+    layer = data_layer(job.net, definition)
+    changed = _enlarge_batches(job, layer) or job.records is not None
+    if job.is_fed:
+        _replace_by_input(layer, next(_pixels(job, 1))[0][0].shape)
+        changed = True
+    net = caffe.Net(definition if changed else job.net, caffe.TEST)  # errors in a file name its lines
     stack.callback(net.close)
     trained.copy_all_weights(net, job.weights, job.net)
     return net
@@ -203,7 +198,7 @@ def _record_batches(job: Run, size: int) -> Iterator[list[tuple[np.ndarray, int]
 
 
 def _file_batches(listed: ListedImages, size: int) -> Iterator[list[tuple[np.ndarray, int]]]:
-    """Batches of a list's images, each read while the one before is used."""
+    """Batches of a list's images; while one is used, the next is read."""
     shape = None
 
     def read(entry: tuple[int, tuple[str, int]]) -> tuple[np.ndarray, int]:

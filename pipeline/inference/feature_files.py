@@ -22,10 +22,10 @@ Entries = list[tuple[str, int]]
 
 
 class Npy:
-    """Writes BLOB.npy, for so many images with features of `shape`."""
+    """Writes FOLDER/BLOB.FORMAT for so many images with features of `shape`; closed with the stack."""
 
-    def __init__(self, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
-        self.array = np.lib.format.open_memmap(folder / f"{blob}.npy", "w+", np.float32, (images, int(np.prod(shape))))
+    def __init__(self, path: Path, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
+        self.array = np.lib.format.open_memmap(path, "w+", np.float32, (images, int(np.prod(shape))))
         stack.callback(self.array.flush)
 
     def add(self, start: int, rows: np.ndarray, entries: Entries) -> None:
@@ -34,10 +34,10 @@ class Npy:
 
 
 class Parquet:
-    """Writes BLOB.parquet; see Npy."""
+    """As Npy."""
 
-    def __init__(self, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
-        self.table = stack.enter_context(pq.ParquetWriter(folder / f"{blob}.parquet", SCHEMA))
+    def __init__(self, path: Path, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
+        self.table = stack.enter_context(pq.ParquetWriter(path, SCHEMA))
 
     def add(self, start: int, rows: np.ndarray, entries: Entries) -> None:
         paths, labels = zip(*entries, strict=True)
@@ -45,10 +45,10 @@ class Parquet:
 
 
 class Database:
-    """Writes BLOB.lmdb or BLOB.leveldb; see Npy."""
+    """As Npy, for .lmdb and .leveldb."""
 
-    def __init__(self, kind: str, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
-        self.write = stack.enter_context(DatabaseWriter(str(folder / f"{blob}.{kind}"), kind))
+    def __init__(self, path: Path, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
+        self.write = stack.enter_context(DatabaseWriter(str(path), path.suffix[1:]))
         self.shape = (*shape, 1, 1, 1)[:3] if len(shape) <= 3 else (int(np.prod(shape)), 1, 1)
 
     def add(self, start: int, rows: np.ndarray, entries: Entries) -> None:
@@ -59,17 +59,17 @@ class Database:
 
 
 class Hdf5:
-    """Writes a blob's dataset to features.h5, the first blob also the images' labels and paths; see Npy."""
+    """As Npy, but the dataset BLOB of FOLDER/features.h5; the first blob also writes the images' labels and paths."""
 
-    def __init__(self, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
-        import h5py  # imported late: by default there is no HDF5
+    def __init__(self, path: Path, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack):
+        import h5py  # slow to import, and not a default format
 
-        self.file = stack.enter_context(h5py.File(folder / "features.h5", "a"))
+        self.file = stack.enter_context(h5py.File(path.with_name("features.h5"), "a"))
         self.first = "path" not in self.file
         if self.first:
             self.file.create_dataset("path", images, h5py.string_dtype())
             self.file.create_dataset("label", images, np.int64)
-        self.values = self.file.create_dataset(blob, (images, *shape), np.float32)
+        self.values = self.file.create_dataset(path.stem, (images, *shape), np.float32)
 
     def add(self, start: int, rows: np.ndarray, entries: Entries) -> None:
         here = slice(start, start + len(rows))
@@ -79,14 +79,8 @@ class Hdf5:
 
 
 Writer = Npy | Parquet | Database | Hdf5
-
-
-def open_writer(kind: str, folder: Path, blob: str, images: int, shape: tuple[int, ...], stack: contextlib.ExitStack) -> Writer:
-    """The writer of a format, closed with the stack."""
-    if kind in ("lmdb", "leveldb"):
-        return Database(kind, folder, blob, images, shape, stack)
-    writers: dict[str, type[Npy] | type[Parquet] | type[Hdf5]] = {"npy": Npy, "parquet": Parquet, "hdf5": Hdf5}
-    return writers[kind](folder, blob, images, shape, stack)
+WRITERS: dict[str, type[Writer]] = {"npy": Npy, "parquet": Parquet, "lmdb": Database, "leveldb": Database, "hdf5": Hdf5}
+"""{format: its writer}"""
 
 
 def file_names(blobs: list[str], formats: tuple[str, ...]) -> dict[str, str]:
@@ -96,13 +90,13 @@ def file_names(blobs: list[str], formats: tuple[str, ...]) -> dict[str, str]:
     for blob, name in names.items():
         if name in used:
             other = f'so is blob "{used[name]}"' if used[name] else "features.h5 has that dataset for the images"
-            raise InputError("--features", f'"{blob}" is written as {name}', other, "extract it by itself, or in another format")
+            raise InputError("--features", f'"{blob}" is written as {name}', other, "extract it separately, or in another format")
         used[name] = blob
     return names
 
 
 def read(folder: Path, blob: str) -> Iterator[np.ndarray]:
-    """A blob's values, float32, image by image, in the first format that a folder of features has."""
+    """A blob's values, float32, image by image, from the first format in a folder of features."""
     stem = stem_of(blob)
     if (path := folder / f"{stem}.npy").exists():
         yield from np.load(path, mmap_mode="r")

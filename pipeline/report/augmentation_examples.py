@@ -18,7 +18,7 @@ from pipeline.formats.records import channels_of
 from pipeline.options.flags import read_flags
 from pipeline.options.training import AugmentationExamplesOptions
 from pipeline.report.dataset_pictures import GAP, thumbnail
-from pipeline.report.gallery import reorder_channels
+from pipeline.report.gallery import records, reorder_channels
 from pipeline.report.tiles import grid
 
 ROWS, COLUMNS = 6, 8
@@ -30,8 +30,8 @@ def examples(database: Path, param: caffe_pb2.AugmentationParameter, seed: int) 
     images: list[np.ndarray] = []
     channels = channels_of(database)
     augmentation = Augmentation(for_channels(param, channels), "augmentation", np.random.default_rng(seed))
-    for key, value in islice(caffe.open_db(database).items(), ROWS):
-        image = caffe.pixels_of(caffe.parse_datum(value), None, f"{database}: {key.decode(errors='replace')}")
+    for where, record in islice(records(database), ROWS):
+        image = caffe.pixels_of(caffe.parse_datum(record), None, where)
         changes = augmentation.draw(COLUMNS - 1)
         images += [image, *(augmentation.apply(image, changes, index) for index in range(COLUMNS - 1))]
     return [thumbnail(reorder_channels(image, channels, "BGR")) for image in images]
@@ -44,14 +44,13 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.parse_args(argv)
     options = read_flags(a, AugmentationExamplesOptions)
     if options.augmentation is None:
-        raise InputError("--augmentation", "none", "it is what the examples show", """give it, as in '{"rotation": 10}'""")
+        raise InputError("--augmentation", "none", "the examples show it", """give it, as in '{"rotation": 10}'""")
     shown = examples(a.database, as_param(options.augmentation), options.seed)
     image = grid(shown, COLUMNS, GAP)
     with written_whole(a.picture) as part, plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(8, 8 * image.shape[0] / image.shape[1] + 0.4), layout="constrained")
         axis.imshow(image[:, :, ::-1], aspect="equal")
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+        axis.axis("off")
         step = image.shape[1] / COLUMNS
         axis.text(step / 2, -8, "as it is", ha="center")
         axis.text(image.shape[1] / 2 + step / 2, -8, "as the net may see it", ha="center")

@@ -20,16 +20,13 @@ from pipeline.options.training import ComparisonOptions
 from pipeline.report.plots import read_metrics
 
 REPEATED = ("dataset", "random_seed")
-"""Swept keys that repeat an experiment, such as seeds, rather than choices."""
+"""Swept keys whose values are repetitions, such as seeds, rather than choices."""
 LINES = 12
 """Most curves per dataset that are distinguishable; of more experiments, the best are drawn."""
 
 
 def draw_comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> Figure:
-    """Validation accuracy over iterations, a panel for each dataset and a line for each of its LINES best experiments.
-
-    Diverged experiments have no accuracy, and rank last.
-    """
+    """Validation accuracy over iterations: a panel per dataset, a line for each of its LINES best experiments (diverged last)."""
     datasets = list(dict.fromkeys(table.dataset))
     figure, panels = plt.subplots(len(datasets), 1, figsize=(5.6, 3.8 * len(datasets)), squeeze=False, layout="constrained")
     for dataset, axes in zip(datasets, panels[:, 0], strict=True):
@@ -38,10 +35,7 @@ def draw_comparison(metrics: dict[str, pd.DataFrame], table: pd.DataFrame) -> Fi
             tests = metrics[row.experiment].dropna(subset="test_accuracy")
             label = f"{row.experiment}: {row.get('note') or f'{100 * row.accuracy:.1f} %'}"
             axes.plot(tests.iteration, 100 * tests.test_accuracy, marker="o", markersize=3, label=label)
-        axes.set_title(dataset)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("validation accuracy, %")
-        axes.set_ylim(0, 102)
+        axes.set(title=dataset, xlabel="iteration", ylabel="validation accuracy, %", ylim=(0, 102))
         axes.legend(loc="lower right", fontsize=12 if len(best) < 6 else 8)
     return figure
 
@@ -51,38 +45,31 @@ def comparison_table(
 ) -> pd.DataFrame:
     """A row per experiment: experiment, dataset, images (validation), accuracy, best_accuracy, iterations.
 
-    If an experiment has diverged, it has no accuracies, and a column `note` gives the iteration.
-
-    bests  best.json of the train steps
+    A diverged experiment has no accuracies; if there is one, a column `note` gives its iteration, from best.json.
     """
     rows = []
     for name, dataset, path, best in zip(names, datasets, summaries, bests, strict=True):
         summary, measured = json.loads(path.read_text()), metrics[name]
         diverged = json.loads(best.read_text()).get("diverged")
-        row = {
-            **{"experiment": name, "dataset": dataset, "images": summary["images"], "accuracy": round(summary["accuracy"], 4)},
-            "best_accuracy": round(float(measured.test_accuracy.max()), 4),
-            "iterations": int(measured.iteration.max()),
-        }
+        accuracies, note = [round(summary["accuracy"], 4), round(float(measured.test_accuracy.max()), 4)], ""
         if diverged is not None:
-            row |= {"accuracy": None, "best_accuracy": None, "note": f"diverged at iteration {diverged}"}
-        rows.append(row)
-    table = pd.DataFrame(rows).astype({"accuracy": float, "best_accuracy": float})
-    return table.fillna({"note": ""}) if "note" in table else table
+            accuracies, note = [np.nan, np.nan], f"diverged at iteration {diverged}"
+        rows.append((name, dataset, summary["images"], *accuracies, int(measured.iteration.max()), note))
+    columns = ["experiment", "dataset", "images", "accuracy", "best_accuracy", "iterations", "note"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table if table.note.any() else table.drop(columns="note")
 
 
 def sweep_table(table: pd.DataFrame, keys: list[str], members: dict[str, list[object]]) -> pd.DataFrame:
     """The rows of a sweep's experiments, with a column for each swept key after the name."""
-    values = pd.DataFrame(list(members.values()), columns=keys)
-    values.insert(0, "experiment", list(members))
-    columns = [name for name in table if name not in keys]
-    return values.merge(table[columns], on="experiment")
+    values = pd.DataFrame([(name, *swept) for name, swept in members.items()], columns=["experiment", *keys])
+    return values.merge(table.drop(columns=keys, errors="ignore"), on="experiment")
 
 
 def draw_sweep(table: pd.DataFrame, keys: list[str]) -> Figure:
     """A row for each combination of choices: a point for each repetition, and their mean."""
     choices = [key for key in keys if key not in REPEATED]
-    names = table[choices].apply(_row, axis=1) if choices else pd.Series("all", index=table.index)
+    names = table[choices].apply(_combination, axis=1) if choices else pd.Series("all", index=table.index)
     rows = list(dict.fromkeys(names))
     width = 8.4 if table.accuracy.isna().any() else 6.4  # room for notes
     figure, axis = plt.subplots(figsize=(width, 1.4 + 0.42 * len(rows)), layout="constrained")
@@ -109,8 +96,7 @@ def draw_sweep(table: pd.DataFrame, keys: list[str]) -> Figure:
     return figure
 
 
-def _row(values: pd.Series) -> str:
-    """The name of a combination of choices."""
+def _combination(values: pd.Series) -> str:
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.dropna())
 
 
@@ -127,13 +113,12 @@ def main(argv: list[str] | None = None) -> None:
     metrics = {name: read_metrics(path) for name, path in zip(options.names, a.metrics, strict=True)}
     table = comparison_table(options.names, options.datasets, a.summaries, metrics, a.bests)
     save(draw_comparison(metrics, table), a.folder / "comparison")
+    tables = {"comparison": table} | {name: sweep_table(table, **sweep) for name, sweep in options.sweeps.items()}
     for name, sweep in options.sweeps.items():
-        rows = sweep_table(table, **sweep)
-        save(draw_sweep(rows, sweep["keys"]), a.folder / name)
+        save(draw_sweep(tables[name], sweep["keys"]), a.folder / name)
+    for name, rows in tables.items():
         with written_whole(a.folder / f"{name}.csv") as part:
             rows.to_csv(part, index=False)
-    with written_whole(a.folder / "comparison.csv") as part:
-        table.to_csv(part, index=False)
     with written_whole(a.folder / "seconds.csv") as part:
         seconds = [(name, pd.read_csv(path).seconds.max()) for name, path in zip(options.names, a.seconds, strict=True)]
         write_table(part, ("experiment", "seconds"), seconds)

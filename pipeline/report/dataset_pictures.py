@@ -1,11 +1,10 @@
 """Draw a dataset: images of each class, class sizes, image sizes, and the mean image.
 
-Written to a folder: overview.png (a row of images for each class), classes.png and classes.svg (images of each class by split),
-sizes.png and sizes.svg (height and width of the images' files), mean.png, and sheets/NUMBER_CLASS.jpg, a contact sheet for each
-class. Images are those of the training database.
+Written to a folder: overview.png (a row of images for each class), classes.png and classes.svg (images per class and split),
+sizes.png and sizes.svg (height and width of the image files), mean.png, and sheets/NUMBER_CLASS.jpg, a contact sheet per class.
+Images are those of the training database.
 """
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.figures import COLOURS, STYLE, save, save_png
 from pipeline.files import plain_name, written_whole
 from pipeline.formats.images import write_png
@@ -49,7 +48,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def first_of_each(database: Path, classes: int, count: int) -> list[list[np.ndarray]]:
-    """Thumbnails of the first `count` images of each class of a database, which is read up to the last of them."""
+    """Thumbnails of the first `count` images of each class of a database."""
     images: list[list[np.ndarray]] = [[] for _ in range(classes)]
     missing, channels = classes * count, channels_of(database)
     for where, record in labelled_records(database, classes):
@@ -77,20 +76,18 @@ def overview(images: list[list[np.ndarray]], names: list[str]) -> Figure:
 
 def class_sizes(counts: dict[str, Counter[int]], names: list[str]) -> Figure:
     """Images per class by split: a bar for each class; for many classes, the sorted numbers."""
-    parts = {part: np.array([counter[number] for number in range(len(names))]) for part, counter in counts.items()}
-    if len(names) > SHOWN:
-        figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
-        for (part, sizes), colour in zip(parts.items(), COLOURS, strict=False):
+    many, left = len(names) > SHOWN, np.zeros(len(names))
+    figure, axis = plt.subplots(figsize=(6.4, 4 if many else 1.2 + 0.3 * len(names)), layout="constrained")
+    for (part, counter), colour in zip(counts.items(), COLOURS, strict=False):
+        sizes = np.array([counter[number] for number in range(len(names))])
+        if many:
             axis.plot(np.sort(sizes)[::-1], label=part, color=colour)
-        axis.set_xlabel("classes, largest first")
-        axis.set_ylabel("images")
-        axis.set_ylim(0)
-    else:
-        figure, axis = plt.subplots(figsize=(6.4, 1.2 + 0.3 * len(names)), layout="constrained")
-        left = np.zeros(len(names))
-        for (part, sizes), colour in zip(parts.items(), COLOURS, strict=False):
+        else:
             axis.barh(range(len(names)), sizes, left=left, label=part, color=colour)
             left += sizes
+    if many:
+        axis.set(xlabel="classes, largest first", ylabel="images", ylim=(0, None))
+    else:
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
@@ -100,11 +97,7 @@ def class_sizes(counts: dict[str, Counter[int]], names: list[str]) -> Figure:
 
 
 def file_sizes(sizes: np.ndarray, resized: tuple[int, int]) -> Figure:
-    """Width and height of the image files.
-
-    sizes    rows of height, width and the number of images
-    resized  height and width after resizing
-    """
+    """Width and height of the image files: `sizes` has rows of height, width and count; `resized` is height and width."""
     heights, widths, counts = sizes.T
     figure, axis = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
     areas = 12 + 300 * counts / counts.max()
@@ -113,8 +106,7 @@ def file_sizes(sizes: np.ndarray, resized: tuple[int, int]) -> Figure:
     for set_scale, values in ((axis.set_xscale, widths), (axis.set_yscale, heights)):
         if values.max() > 4 * values.min():
             set_scale("log")
-    axis.set_xlabel("width in pixels")
-    axis.set_ylabel("height in pixels")
+    axis.set(xlabel="width in pixels", ylabel="height in pixels")
     figure.legend(loc="outside upper right", ncols=2, markerscale=0.6)
     return figure
 
@@ -142,7 +134,7 @@ def write(dataset: Path, folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__)
     parser.add_argument("dataset", type=Path, help="the folder of a dataset, with lists/, lmdb/ and mean.binaryproto")
     parser.add_argument("folder", type=Path, help="where the pictures go; replaced if it exists")
     a = parser.parse_args(argv)

@@ -1,39 +1,40 @@
-"""Draw a net as a graph: an SVG whose boxes are layers, top to bottom, with the shapes of what they make.
+"""Draw a net as a graph: an SVG whose boxes are layers, top to bottom, with the shapes of their tops.
 
-Layers that work in place (ReLU, Dropout, BatchNorm and Scale of residual nets) stand in the box of the layer whose blob they
-change. What labels lead to is left out. The drawing needs no other program, so that it is the same everywhere.
+In-place layers (ReLU, Dropout, BatchNorm and Scale of residual nets) are listed in the box of the layer whose blob they change.
+Edges of labels are left out. The drawing needs no other program, so that it is the same everywhere.
 """
 
-import argparse
-import tempfile
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+import numpy as np
+
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.nets.models.base import in_phase
 from pipeline.report.layout import Layout, laid_out
 
 FONT, LINE = 12, 15
-"""Size of the text, and from one line to the next, in pixels."""
+"""Font size and line height, in pixels."""
 NARROWEST, WIDEST = 96, 168
-"""Widths of a box; longer text is pressed together."""
+"""Widths of a box in pixels; longer text is condensed."""
 
 COLOURS = {
     **{"convolution": "#cfe5f5", "pooling": "#fbe3b5", "inner product": "#e3d3ee", "arrangement": "#cdebd9", "loss": "#f7d3c4"},
     "": "#eee",
 }
-"""Fill of a box by what its layer is drawn as."""
+"""Fill of a box by its layer type's `drawn_as`."""
 
 
 @dataclass
 class Box:
-    """A layer with what works in place behind it: its number of the boxes that it reads from, and its text."""
+    """A layer with the in-place layers after it; `reads` has the indices of the boxes that it reads from."""
 
     name: str
     kind: str
@@ -54,12 +55,12 @@ class Box:
 
 
 def _width(text: str) -> float:
-    """About as many pixels as a text takes, bold."""
+    """Approximate width of a bold text, in pixels."""
     return 0.62 * FONT * len(text)
 
 
 def of_phase(net: caffe_pb2.NetParameter, phase: int) -> caffe_pb2.NetParameter:
-    """The net with the layers that a phase has."""
+    """The net with the layers of one phase."""
     kept = caffe_pb2.NetParameter()
     kept.CopyFrom(net)
     del kept.layer[:]
@@ -68,14 +69,11 @@ def of_phase(net: caffe_pb2.NetParameter, phase: int) -> caffe_pb2.NetParameter:
 
 
 def shapes_of(net: caffe_pb2.NetParameter, image: tuple[int, ...], phase: int) -> dict[str, tuple[int, ...]]:
-    """{blob: shape} of a net for one image; what reads data gives an image and labels in its place.
-
-    image  channels, height and width
-    """
+    """{blob: shape} of a net for one image (channels, height, width); layers that read data become inputs: image and labels."""
     bare = caffe_pb2.NetParameter()
     bare.CopyFrom(net)
     for layer in bare.layer:
-        for _, param in layer.ListFields():  # nobody looks at the weights: they are not drawn at random
+        for _, param in layer.ListFields():  # the weights are not used: filling them takes time
             for filler in ("weight_filler", "bias_filler"):
                 if filler in getattr(getattr(param, "DESCRIPTOR", None), "fields_by_name", ()):
                     param.ClearField(filler)
@@ -84,17 +82,14 @@ def shapes_of(net: caffe_pb2.NetParameter, image: tuple[int, ...], phase: int) -
             for number in range(len(layer.top)):
                 given.input_param.shape.add().dim.extend([1] if number else [1, *image])
             layer.CopyFrom(given)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "net.prototxt"
-        caffe.write_prototxt(path, bare)
-        made = caffe.Net(str(path), phase)
-        shapes = {name: tuple(blob.shape) for name, blob in made.blobs.items()}
-        made.close()
+    built = caffe.Net(bare, phase)
+    shapes = {name: tuple(blob.shape) for name, blob in built.blobs.items()}
+    built.close()
     return shapes
 
 
 def boxes(net: caffe_pb2.NetParameter, shapes: dict[str, tuple[int, ...]]) -> list[Box]:
-    """The boxes of a net, each behind those that it reads from."""
+    """The boxes of a net, each after those that it reads from."""
     made: list[Box] = []
     graph = caffe.NetGraph(net.layer)
     box_of: dict[Any, int] = {}
@@ -114,25 +109,21 @@ def boxes(net: caffe_pb2.NetParameter, shapes: dict[str, tuple[int, ...]]) -> li
 
 
 def _window(layer: caffe_pb2.LayerParameter) -> str:
-    """The window of a convolution or pooling, and by what it moves: `3×3 /2`."""
-    if layer.HasField("convolution_param"):
-        param = layer.convolution_param
-        sides = [param.kernel_h, param.kernel_w] if param.HasField("kernel_h") else list(param.kernel_size)
-        stride = param.stride_h if param.HasField("stride_h") else max(param.stride, default=1)
-    elif layer.HasField("pooling_param"):
-        param = layer.pooling_param
-        if param.global_pooling:
-            return "global"
-        sides = [param.kernel_h, param.kernel_w] if param.HasField("kernel_h") else [param.kernel_size]
-        stride = param.stride_h if param.HasField("stride_h") else param.stride
-    else:
+    """Kernel and stride of a convolution or pooling: `3×3 /2`."""
+    if layer.pooling_param.global_pooling:
+        return "global"
+    fields = [name for name in ("convolution_param", "pooling_param") if layer.HasField(name)]
+    if not fields:
         return ""
+    param = getattr(layer, fields[0])
+    sides = [param.kernel_h, param.kernel_w] if param.HasField("kernel_h") else np.ravel(param.kernel_size).tolist()
+    stride = param.stride_h if param.HasField("stride_h") else np.max(param.stride, initial=1)
     sides = sides * 2 if len(sides) == 1 else sides
     return "×".join(map(str, sides)) + (f" /{stride}" if stride > 1 else "")
 
 
 def svg(shown: list[Box], layout: Layout) -> str:
-    """The drawing. A box's text can be searched for; its title says all of it."""
+    """The drawing. The text of a box is searchable; its title (tooltip) has all of it."""
     width, height = map(round, layout.size)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
@@ -141,12 +132,10 @@ def svg(shown: list[Box], layout: Layout) -> str:
         '<g fill="none" stroke="#888" stroke-width="1.5">',
     ]
     for points in layout.lines:
-        (x, y), *rest = points
-        path = f"M{x:.1f} {y:.1f}"
-        for right, down in rest:
+        path = "M{:.1f} {:.1f}".format(*points[0])
+        for (x, y), (right, down) in pairwise(points):
             middle = (y + down) / 2
             path += f"C{x:.1f} {middle:.1f} {right:.1f} {middle:.1f} {right:.1f} {down:.1f}"
-            x, y = right, down
         parts.append(f'<path d="{path}"/>')
     parts.append("</g>")
     for box, (x, y) in zip(shown, layout.centres, strict=True):
@@ -167,21 +156,18 @@ def svg(shown: list[Box], layout: Layout) -> str:
 
 
 def drawn(path: Path, image: tuple[int, ...] | None = None, phase: int = caffe.TRAIN) -> str:
-    """The SVG of a prototxt's net.
-
-    image  channels, height and width of what the net reads; not needed where an Input layer says it
-    """
+    """The SVG of a prototxt's net; `image` is the channels, height and width of the data that it reads, if it reads any."""
     net = of_phase(caffe.read_net(path), phase)
     if image is None and any(caffe.layer_type(layer.type).reads for layer in net.layer):
-        raise InputError(path, "no Input layer that says the images' shape", "a net that reads a database", "give --image")
+        raise InputError(path, "no Input layer with the images' shape", "a net that reads a database", "give --image")
     shown = boxes(net, shapes_of(net, image or (), phase))
     if not shown:
-        raise InputError(path, "no layers", "the drawing is of layers", "give a net's prototxt")
+        raise InputError(path, "no layers", do="give a net's prototxt")
     return svg(shown, laid_out([box.size for box in shown], [box.reads for box in shown]))
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__)
     parser.add_argument("net", type=Path, help="a prototxt")
     parser.add_argument("picture", type=Path, help="the SVG to write")
     parser.add_argument("--image", type=int, nargs=3, metavar=("CHANNELS", "HEIGHT", "WIDTH"), help="of a net that reads data")

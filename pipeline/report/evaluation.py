@@ -37,8 +37,7 @@ def confusion_matrix(confusion: pd.DataFrame) -> Figure:
     if len(names) <= NAMED_CLASSES:
         axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("class")
+    axes.set(xlabel="predicted", ylabel="class")
     if len(names) <= 20:
         for (row, column), count in np.ndenumerate(confusion.to_numpy()):
             if count:
@@ -94,9 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.parse_args(argv)
     suffix = read_flags(a, EvaluationOptions).suffix
     if not (a.evaluation / "predictions.csv").is_file():
-        raise InputError(
-            a.evaluation, "no predictions.csv", "it is the evaluate step's folder", "run that first, or correct the path"
-        )
+        do = "run the evaluate step first, or correct the path"
+        raise InputError(a.evaluation, "no predictions.csv", "it is in the evaluate step's folder", do)
     plt.rcParams.update(STYLE)
     text = dict.fromkeys(("path", "label", "predicted"), str)  # classes may be called 1, or NA
     predictions = pd.read_csv(a.evaluation / "predictions.csv", dtype=text, keep_default_na=False)

@@ -27,10 +27,16 @@ class Cell:
     frame: str = ""
 
 
+def records(database: Path) -> Iterator[tuple[str, bytes | memoryview]]:
+    """(name in errors, serialised record) of each record of a database."""
+    for key, value in caffe.open_db(database).items():
+        yield f"{database}: {key.decode(errors='replace')}", value
+
+
 def labelled_records(database: Path, classes: int) -> Iterator[tuple[str, Record | caffe_pb2.Datum]]:
     """(name in errors, record) of each record of a database. Raises InputError for a label that is not below `classes`."""
-    for key, value in caffe.open_db(database).items():
-        record, where = caffe.parse_datum(value), f"{database}: {key.decode(errors='replace')}"
+    for where, value in records(database):
+        record = caffe.parse_datum(value)
         if not 0 <= record.label < classes:
             raise InputError(where, f"label {record.label}", f"there are {classes} classes", "build the database again")
         yield where, record
@@ -42,11 +48,11 @@ def reorder_channels(pixels: np.ndarray, source: str, target: str) -> np.ndarray
 
 
 def images_at(database: Path, positions: Iterable[int]) -> dict[int, np.ndarray]:
-    """{position: image, height × width × 3, RGB, uint8} of a database's records at these positions, as far as there are any."""
+    """{position: image, height × width × 3, RGB, uint8} of a database's records at those of the positions that exist."""
     pending, images, channels = set(positions), dict[int, np.ndarray](), channels_of(database)
-    for position, (key, value) in enumerate(caffe.open_db(database).items()):
+    for position, (where, value) in enumerate(records(database)):
         if position in pending:
-            pixels = caffe.pixels_of(caffe.parse_datum(value), None, f"{database}: {key.decode(errors='replace')}")
+            pixels = caffe.pixels_of(caffe.parse_datum(value), None, where)
             planes = reorder_channels(pixels, channels, "RGB") if len(pixels) == 3 else np.repeat(pixels[:1], 3, 0)
             images[position] = planes.transpose(1, 2, 0).clip(0, 255).astype(np.uint8)
             if len(images) == len(pending):
@@ -56,7 +62,11 @@ def images_at(database: Path, positions: Iterable[int]) -> dict[int, np.ndarray]
 
 def shorten(text: str, length: int) -> str:
     """A text without synset numbers (n02085936), truncated to so many letters."""
-    text = re.sub(r"\bn\d{8} (?=\S)", "", text)
+    return truncate(re.sub(r"\bn\d{8} (?=\S)", "", text), length)
+
+
+def truncate(text: str, length: int) -> str:
+    """The first letters of a text, with an ellipsis if it has more than so many."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 

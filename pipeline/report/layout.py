@@ -1,17 +1,16 @@
-"""Where the boxes of a graph go: in ranks from top to bottom, each below those that it reads from, branches side by side."""
+"""Lay out the boxes of a graph: in ranks from top to bottom, each below those that it reads from, branches side by side."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from statistics import fmean
 from typing import NamedTuple
 
 ACROSS, DOWN, MARGIN = 14, 22, 10
-"""Pixels between boxes of a rank, between ranks, and around all."""
+"""Pixels between boxes of a rank, between ranks, and around the whole."""
 SWEEPS = 60
-"""How often boxes are moved towards those above and those below."""
-
-
+"""Number of times that boxes are moved towards those above and below."""
 PULL = 0.3
-"""How strongly boxes are drawn to the middle, as a share of a line's pull."""
+"""Strength of the pull towards the middle, as a share of a line's pull."""
 
 
 class Layout(NamedTuple):
@@ -23,9 +22,9 @@ class Layout(NamedTuple):
 
 
 def laid_out(sizes: list[tuple[float, float]], reads: list[list[int]]) -> Layout:
-    """The layout of boxes, by their widths and heights and the numbers of the earlier boxes that each reads from.
+    """The layout of boxes, by their widths and heights and the indices of the earlier boxes that each reads from.
 
-    A line that passes ranks gets a place of its own in each of them, so that it passes beside the boxes.
+    In each rank that a line crosses it gets a node of width 0, so that it passes beside the boxes.
     """
     rank: list[int] = []
     for sources in reads:
@@ -72,34 +71,32 @@ def laid_out(sizes: list[tuple[float, float]], reads: list[list[int]]) -> Layout
 def _across(
     ranks: list[list[int]], widths: list[float], above: Sequence[Sequence[int]], below: Sequence[Sequence[int]], boxes: int
 ) -> list[float]:
-    """The x of each node: ordered by the mean of its neighbours, then as near to it as those beside it allow."""
+    """The x of each node: ordered by the mean of its neighbours, then as close to that as the nodes beside it allow."""
     place = [float(number) for number in range(len(widths))]
     for sweep in range(SWEEPS):
         down = sweep % 2 == 0
         for nodes in ranks if down else reversed(ranks):
             near = above if down else below
-            nodes.sort(key=lambda node: _mean([place[other] for other in near[node]], place[node]))
+            nodes.sort(key=lambda node: fmean([place[other] for other in near[node]] or [place[node]]))
             for number, node in enumerate(nodes):
                 place[node] = number - (len(nodes) - 1) / 2
     x = [0.0] * len(widths)
     for sweep in range(SWEEPS):
         for nodes in ranks if sweep % 2 == 0 else reversed(ranks):
             near = [(*above[node], *below[node]) for node in nodes]
-            wanted = [sum(x[other] for other in others) / (len(others) + PULL) for others in near]
-            apart = [(widths[one] + widths[other]) / 2 + ACROSS for one, other in pairwise(nodes)]
+            ideal = [sum(x[other] for other in others) / (len(others) + PULL) for others in near]
+            distances = [(widths[left] + widths[right]) / 2 + ACROSS for left, right in pairwise(nodes)]
             weights = [1.0 if node < boxes else 4.0 for node in nodes]
-            for node, at in zip(nodes, _spread(wanted, apart, weights), strict=True):
+            for node, at in zip(nodes, _spread(ideal, distances, weights), strict=True):
                 x[node] = at
     return x
 
 
-def _spread(wanted: list[float], apart: list[float], weights: list[float]) -> list[float]:
-    """The places nearest to those wanted, by weighted squares, that keep order and distances; by pooling adjacent violators."""
-    shifts = [0.0]
-    for distance in apart:
-        shifts.append(shifts[-1] + distance)
+def _spread(ideal: list[float], distances: list[float], weights: list[float]) -> list[float]:
+    """Positions with at least these distances, in order, by weighted least squares from the ideal: pool adjacent violators."""
+    shifts = list(accumulate(distances, initial=0.0))
     blocks: list[tuple[float, float, int]] = []  # mean, weight, count
-    for place, shift, weight in zip(wanted, shifts, weights, strict=True):
+    for place, shift, weight in zip(ideal, shifts, weights, strict=True):
         mean, count = place - shift, 1
         while blocks and blocks[-1][0] >= mean:
             other, heavy, many = blocks.pop()
@@ -107,7 +104,3 @@ def _spread(wanted: list[float], apart: list[float], weights: list[float]) -> li
         blocks.append((mean, weight, count))
     means = [mean for mean, _, count in blocks for _ in range(count)]
     return [mean + shift for mean, shift in zip(means, shifts, strict=True)]
-
-
-def _mean(values: list[float], otherwise: float) -> float:
-    return sum(values) / len(values) if values else otherwise

@@ -9,7 +9,6 @@ versions     of Python and of each installed package
 not_compared files without reproducible bytes, and why
 """
 
-import argparse
 import fnmatch
 import hashlib
 import importlib.metadata
@@ -22,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.configuration import keys
 from pipeline.errors import InputError
 from pipeline.files import stem_of, written_whole
@@ -35,10 +34,7 @@ KINDS = ("data", "nets", "weights", "predictions", "metrics", "tables", "picture
 
 
 class Output(NamedTuple):
-    """Results of a step that are of one kind: patterns of paths below the results folder.
-
-    A pattern that ends with `/` is a folder that is one result.
-    """
+    """Results of a step and kind: patterns of paths below the results folder; a folder, ending with `/`, is one result."""
 
     step: str
     kind: str
@@ -68,19 +64,13 @@ OUTPUTS = (
     Output("evaluate", "predictions", ("experiments/*/evaluate*/predictions.csv",)),
     Output("evaluate", "metrics", ("experiments/*/evaluate*/*",)),
     Output("classify", "predictions", ("experiments/*/classify.csv",)),
-    *(
-        Output(step, "weights", (f"experiments/*/export/{stem}.*",))
-        for step, stem in (
-            *(("export", "model"), ("merge", "merged"), ("convolutional", "convolutional")),
-            *(("crop", "cropped"), ("average", "averaged")),
-        )
-    ),
+    Output("export", "weights", ("experiments/*/export/model.*",)),
+    Output("merge", "weights", ("experiments/*/export/merged.*",)),
+    Output("convolutional", "weights", ("experiments/*/export/convolutional.*",)),
+    Output("crop", "weights", ("experiments/*/export/cropped.*",)),
+    Output("average", "weights", ("experiments/*/export/averaged.*",)),
     Output("plots", "pictures", ("experiments/*/report/curves.*",)),
-    Output(
-        "evaluated",
-        "pictures",
-        tuple(f"experiments/*/report/{name}*.*" for name in ("confusion", "calibration", "mistakes")),
-    ),
+    *(Output("evaluated", "pictures", (f"experiments/*/report/{name}*.*",)) for name in ("confusion", "calibration", "mistakes")),
     Output("neighbours", "pictures", ("experiments/*/report/*.png", "experiments/*/report/*.svg")),
     Output("neighbours", "tables", ("experiments/*/report/*",)),
     Output("visualize", "pictures", ("experiments/*/pictures/*.*", "experiments/*/pictures/feature_maps/")),
@@ -89,7 +79,6 @@ OUTPUTS = (
 )
 """All results, in the order of the steps; the first pattern that matches a path applies."""
 STEPS = list(dict.fromkeys(output.step for output in OUTPUTS))
-"""The steps, in their order."""
 STEPS_OF_A_NET = {output.step for output in OUTPUTS if output.patterns[0].startswith(("experiments/", "report/"))}
 """Steps whose results may depend on processor, threads and device."""
 NOT_COMPARED = {
@@ -115,26 +104,19 @@ class Result(NamedTuple):
 
 
 def find(results: Path, config: Config) -> dict[str, Result]:
-    """{path below `results`: result}, in the order of steps.
-
-    config  results of other configs, or of an earlier version of this one, may be in the same folder, and are left out
-    """
+    """{path below `results`: result}, in the order of steps. Results of other or earlier configs in the folder are left out."""
     found: dict[str, Result] = {}
     shards = {name: {path.stem for path in (results / "datasets" / name / "list").glob("*.csv")} for name in config["datasets"]}
     for path in sorted(_files(results)):
         parts = path.relative_to(results).parts
-        match = place("/".join(parts)) if not not_compared(path.name) and _belongs_to(config, shards, parts) else None
-        if match:
+        if _belongs_to(config, shards, parts) and (match := place("/".join(parts))):
             key, output = match
             found.setdefault(key, Result(output.step, output.kind, [])).files.append(path)
     return dict(sorted(found.items(), key=lambda item: (STEPS.index(item[1].step), item[0])))
 
 
 def _belongs_to(config: Config, shards: dict[str, set[str]], parts: tuple[str, ...]) -> bool:
-    """Whether a file below the results folder is a result of this config.
-
-    shards  {dataset: its shards}
-    """
+    """Whether a file below the results folder is a result of this config; shards: {dataset: its shards}."""
     if parts[0] == "datasets":
         is_of_shard = len(parts) > 3 and parts[2] in ("download", "resize")
         return parts[1] in shards and (not is_of_shard or parts[3].partition(".")[0] in shards[parts[1]])
@@ -197,12 +179,7 @@ def digests(results: Path, found: dict[str, Result], threads: int = 1) -> dict[s
 
 
 def make(results: Path, config: Config, config_digest: str, kinds: tuple[str, ...] = KINDS, threads: int = 1) -> Manifest:
-    """The manifest of a build.
-
-    results  the folder of its results
-    config   the checked config
-    kinds    of results to list
-    """
+    """The manifest of a build: its results of these kinds, below the folder `results`, by the checked config."""
     found = {path: result for path, result in find(results, config).items() if result.kind in kinds}
     measured = digests(results, found, threads)
     return {
@@ -212,7 +189,7 @@ def make(results: Path, config: Config, config_digest: str, kinds: tuple[str, ..
         "accuracies": {name: _accuracies(results / "experiments" / name, it) for name, it in config["experiments"].items()},
         "machines": {name: _json(results / "experiments" / name / "train/machine.json") for name in config["experiments"]},
         "versions": versions(),
-        "inputs": {path: digest(Path(path), _files_at(Path(path)))[0] for path in sorted(set(named_files(config)))},
+        "inputs": {path: digest(Path(path), _files_at(Path(path)))[0] for path in sorted(named_files(config))},
         "results": {
             key: {"step": result.step, "kind": result.kind, "sha256": measured[key][0], "bytes": measured[key][1]}
             for key, result in found.items()
@@ -241,29 +218,23 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **dict(sorted(installed.items()))}
 
 
-def named_files(config: Config) -> Iterator[str]:
+def named_files(config: Config) -> set[str]:
     """The user's existing files and folders in a config, without those that the build writes."""
+    paths: list[str | None] = []
     for dataset in config["datasets"].values():
         source = dataset["source"]
-        yield from _existing(source.get("list"), source.get("val_labels"), dataset.get("names"))
-        yield from _existing(*source.get("database", {}).values())
+        paths += [source.get("list"), source.get("val_labels"), dataset.get("names"), *source.get("database", {}).values()]
     for experiment in config["experiments"].values():
-        files = [origin.get("file") for origin in keys.origins(experiment)]
-        yield from _existing(*files, experiment["model"], experiment["export"].get("crop"))
-        yield from _existing(experiment["pictures"].get("images"), experiment.get("classify", {}).get("images"))
-
-
-def _existing(*paths: str | None) -> Iterator[str]:
-    for path in paths:
-        if path and Path(path).exists() and not path.startswith("results/"):
-            yield path
+        paths += [experiment["model"], experiment["export"].get("crop"), experiment["pictures"].get("images")]
+        paths += [experiment.get("classify", {}).get("images"), *(origin.get("file") for origin in keys.origins(experiment))]
+    return {path for path in paths if path and Path(path).exists() and not path.startswith("results/")}
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files in a folder and below, following links, except hidden ones, which interrupted steps left."""
+    """The compared files in a folder and below, following links, except hidden ones, which interrupted steps left."""
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".") and not _is_loop(root, name)]
-        yield from (Path(root) / name for name in names if not name.startswith("."))
+        yield from (Path(root) / name for name in names if not name.startswith(".") and not not_compared(name))
 
 
 def _is_loop(root: str, name: str) -> bool:
@@ -272,7 +243,7 @@ def _is_loop(root: str, name: str) -> bool:
 
 
 def _files_at(path: Path) -> list[Path]:
-    return [file for file in sorted(_files(path)) if not not_compared(file.name)] if path.is_dir() else [path]
+    return sorted(_files(path)) if path.is_dir() else [path]
 
 
 def _accuracies(folder: Path, experiment: Config) -> dict[str, float | None]:
@@ -286,7 +257,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__)
     parser.add_argument("results", type=Path, help="the folder of the results")
     parser.add_argument("manifest", type=Path, help="the file to write")
     parser.add_argument("--config", type=Path, required=True, help="the checked config, as JSON")

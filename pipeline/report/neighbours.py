@@ -10,6 +10,7 @@ Of more images than can be compared, a sample is drawn by seed.
 """
 
 import json
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ MOST, VALUES = 5000, 1 << 26
 MAPPED, COMPONENTS, ITERATIONS = 1000, 50, 500
 """Most images on the map; principal components as inputs of t-SNE; its iterations."""
 LEGEND, NAMED = 10, 40
-"""Most classes with a marker of their own, and most classes named on the map."""
+"""Most classes with a separate marker, and most classes named on the map."""
 LETTERS = 20
 """Most letters of a class name on a map."""
 Nearest = tuple[np.ndarray, np.ndarray]
@@ -135,8 +136,7 @@ def draw_maps(places: dict[str, np.ndarray], labels: np.ndarray, names: list[str
                 name = shorten(names[label], LETTERS)
                 words = axes.annotate(name, middle, ha="center", va="center", fontsize=9, parse_math=False)
                 words.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5})
-        axes.set_title(title)
-        axes.set(xticks=[], yticks=[])
+        axes.set(title=title, xticks=[], yticks=[])
         axes.margins(0.04)
     if len(classes) <= LEGEND or len(classes) > NAMED:
         handles, words = panels[0, 0].get_legend_handles_labels()
@@ -146,15 +146,12 @@ def draw_maps(places: dict[str, np.ndarray], labels: np.ndarray, names: list[str
     return figure
 
 
-def read_features(folder: Path, blob: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(positions in the list, values: images × values, float32) of a sample of a folder's images."""
-    count, first = len(read_image_list(folder / feature_files.IMAGES)), next(feature_files.read(folder, blob))
-    positions = sample(count, min(MOST, VALUES // first.size), seed)
-    values = np.empty((len(positions), first.size), np.float32)
-    rows = {position: row for row, position in enumerate(positions.tolist())}
-    for position, row_values in enumerate(feature_files.read(folder, blob)):
-        if position in rows:
-            values[rows[position]] = row_values
+def read_features(folder: Path, blob: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(positions in the list, values: images × values, float32) of a sample of a folder's `count` images."""
+    size = next(feature_files.read(folder, blob)).size
+    positions = sample(count, min(MOST, VALUES // size), seed)
+    rows = compress(feature_files.read(folder, blob), np.isin(np.arange(count), positions))
+    values = np.fromiter(rows, np.dtype((np.float32, (size,))), len(positions))
     if len(values) < 2:
         raise InputError(folder, f"features of {len(values)} image", "two or more are needed")
     return positions, values
@@ -162,8 +159,8 @@ def read_features(folder: Path, blob: str, seed: int) -> tuple[np.ndarray, np.nd
 
 def write(folder: Path, blob: str, database: Path, names: list[str], target: Path, seed: int) -> dict[str, Any]:
     """Write the files of one blob of the folder of features `folder` to `target`; return the content of its JSON."""
-    sampled, values = read_features(folder, blob, seed)
     entries = read_image_list(folder / feature_files.IMAGES)
+    sampled, values = read_features(folder, blob, len(entries), seed)
     paths, labels = [entries[position][0] for position in sampled], np.array([entries[position][1] for position in sampled])
     if not np.isfinite(values).all():
         path = paths[np.isfinite(values).all(1).argmin()]
@@ -213,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("database", type=Path, help="the LMDB that the features are of, for the pictures")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--labels", type=Path, required=True, help="labels.txt")
-    parser.add_argument("--seed", type=int, default=1, help="what images are drawn by (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the samples (default: %(default)s)")
     a = parser.parse_args(argv)
     plt.rcParams.update(STYLE)
     figures = write(a.features, read_flags(a, NeighbourOptions).blob, a.database, read_labels(a.labels), a.folder, a.seed)

@@ -1,6 +1,5 @@
 """Draw an experiment's learning curves: loss, accuracy and learning rate."""
 
-import argparse
 import re
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.figures import COLOURS, STYLE, save
 
@@ -35,12 +34,11 @@ def read_metrics(path: Path) -> pd.DataFrame:
 def curves(metrics: pd.DataFrame) -> Figure:
     """Training and validation loss and accuracy, with the best validation accuracy, and learning rate, over iterations.
 
-    The training loss is the weighted sum of all heads' losses; the validation loss is that of the columns test_loss, test_loss1,
-    …. The training accuracy is drawn if there is a column accuracy; so is every column whose name begins with test_accuracy.
+    The losses are weighted sums over all heads, in validation of the columns test_loss, test_loss1, …. Accuracies are the column
+    accuracy (of training), if there is one, and those whose names begin with test_accuracy.
     """
-    figure, (losses, accuracies, rates) = plt.subplots(
-        3, 1, figsize=(5.6, 7.6), sharex=True, height_ratios=[3, 3, 1.4], layout="constrained"
-    )
+    figure = plt.figure(figsize=(5.6, 7.6), layout="constrained")
+    losses, accuracies, rates = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1.4])
     heads = [name for name in metrics if re.fullmatch(r"test_loss\d*", name)]
     series = {"training": metrics.loss, "validation": metrics[heads].sum(axis=1, skipna=False)}
     for (label, values), marker in zip(series.items(), ("", "o"), strict=True):
@@ -61,8 +59,7 @@ def curves(metrics: pd.DataFrame) -> Figure:
         rates.set_ylim(0)
         rates.yaxis.get_major_locator().set_params(nbins=3)
         rates.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    rates.set_ylabel("learning rate")
-    rates.set_xlabel("iteration")
+    rates.set(xlabel="iteration", ylabel="learning rate")
     return figure
 
 
@@ -99,7 +96,7 @@ def _format_log_axis(axes: Axes) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = step_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv of the train step")
     a = parser.parse_args(argv)

@@ -1,11 +1,10 @@
 """Print a summary of the results: a line for each experiment."""
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 
 
@@ -24,7 +23,7 @@ def summary(results: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = step_parser(__doc__)
     parser.add_argument("results", type=Path)
     a = parser.parse_args(argv)
     print(summary(a.results))

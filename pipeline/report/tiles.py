@@ -65,7 +65,7 @@ def save_page(path: Path, sections: Iterable[tuple[str, np.ndarray]]) -> None:
         y = tops[-1] + len(tiles) + 18
     numbers = (np.asarray(page) * ((LEVELS - 1) / 255)).round().astype(np.uint8)
     palette = [round(level * 255 / (LEVELS - 1)) for level in range(LEVELS) for _ in "RGB"]
-    colored = len([tiles for _, tiles in parts if tiles.ndim == 3])
+    colored = sum(tiles.ndim == 3 for _, tiles in parts)
     for top, (_, tiles) in zip(tops, parts, strict=True):
         if tiles.ndim == 3:
             quantised = Image.fromarray(tiles).quantize((256 - LEVELS) // colored, dither=Image.Dither.NONE)

@@ -6,7 +6,6 @@
 Nothing is built. Exit code 1 if something differs.
 """
 
-import argparse
 import shlex
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.report import manifest
 from pipeline.report.manifest import Manifest
@@ -38,15 +37,13 @@ def compare(first: Manifest, second: Manifest, kinds: tuple[str, ...] = manifest
     ours, theirs = first["results"], second["results"]
     differences = []
     for path, result in {**ours, **theirs}.items():
-        if result["kind"] not in kinds:
+        own, other = ours.get(path), theirs.get(path)
+        if result["kind"] not in kinds or (own and other and own["sha256"] == other["sha256"]):
             continue
-        if path not in ours or path not in theirs:
-            what = f"only in the {'first' if path in ours else 'second'}"
-        elif ours[path]["sha256"] != theirs[path]["sha256"]:
-            what = f"{ours[path]['bytes']} bytes against {theirs[path]['bytes']}"
-            what = "other content" if ours[path]["bytes"] == theirs[path]["bytes"] else what
+        if not own or not other:
+            what = f"only in the {'first' if own else 'second'}"
         else:
-            continue
+            what = "other content" if own["bytes"] == other["bytes"] else f"{own['bytes']} bytes against {other['bytes']}"
         differences.append(Difference(path, result["step"], result["kind"], what))
     return _in_order(differences)
 
@@ -70,10 +67,7 @@ def _in_order(differences: list[Difference]) -> list[Difference]:
 
 
 def reasons(first: Manifest, second: Manifest, step: str) -> list[str]:
-    """Why two builds may differ from a step on: differing inputs, config, versions and machines, the most likely first.
-
-    Empty if nothing else differs: then the difference is unexplained.
-    """
+    """Why two builds may differ from a step on, the likeliest first: inputs, config, versions, machines; empty if unexplained."""
     found = [f"input {path}" for path in _differing(first["inputs"], second["inputs"])]
     found += [f"config {key}: {values}" for key, values in _leaves(first["config"], second["config"])]
     of_packages = _differing(first["versions"], second["versions"])
@@ -110,10 +104,7 @@ def _leaves(first: object, second: object, key: str = "") -> Iterator[tuple[str,
 
 
 def report(differences: list[Difference], why: list[str] | None) -> str:
-    """A text about the differences: the first step, the reasons, and what to rebuild.
-
-    why  reasons; None if a manifest is compared with files
-    """
+    """A text about the differences: the first step, the reasons (None: compared with files), and what to rebuild."""
     step = differences[0].step
     here = [difference for difference in differences if difference.step == step]
     lines = [f"{len(differences)} results differ, first at the step {step}:"]
@@ -135,15 +126,14 @@ def accuracies(recorded: Manifest, built: Manifest) -> str:
     for name, parts in recorded["accuracies"].items():
         for part, value in parts.items():
             own = built["accuracies"].get(name, {}).get(part)
-            both = own is not None and value is not None
             was, here = ("none" if accuracy is None else f"{accuracy:.2%}" for accuracy in (value, own))
-            points = f", {100 * (own - value):+.2f} points" if both else ""
+            points = "" if own is None or value is None else f", {100 * (own - value):+.2f} points"
             lines.append(f"{name}, {part}: recorded {was}, here {here}{points}")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("other", type=Path, nargs="?", help="another build's manifest; without it, the results beside the first")
     parser.add_argument("--kinds", nargs="+", choices=manifest.KINDS, default=manifest.KINDS, help="what is compared")
@@ -157,14 +147,14 @@ def main(argv: list[str] | None = None) -> None:
         if a.accuracies:
             print(accuracies(first, second))
     else:
-        differences, why = [one for one in check(first, a.manifest.parent) if one.kind in a.kinds], None
+        differences, why = [changed for changed in check(first, a.manifest.parent) if changed.kind in a.kinds], None
     if differences:
         print(report(differences, why))
         sys.exit(1)
-    compared = sum(one["kind"] in a.kinds for one in first["results"].values())
+    compared = sum(result["kind"] in a.kinds for result in first["results"].values())
     if not compared:
         raise InputError(a.manifest, f"no results of the kinds {', '.join(a.kinds)}", do="build again, or give other --kinds")
-    print(f"all {compared} results are the same, to the byte ({', '.join(a.kinds)})")
+    print(f"all {compared} results are the same, byte for byte ({', '.join(a.kinds)})")
 
 
 if __name__ == "__main__":

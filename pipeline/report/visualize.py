@@ -8,7 +8,7 @@ layers, for each image). The images are the first validation images of different
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,7 +32,7 @@ from pipeline.nets.preprocessing import Preprocessing
 from pipeline.options.flags import read_flags
 from pipeline.options.training import VisualizeOptions
 from pipeline.report import diagram
-from pipeline.report.gallery import labelled_records, reorder_channels
+from pipeline.report.gallery import labelled_records, reorder_channels, truncate
 from pipeline.report.tiles import normalise, save_page, tile
 
 CHANNELS = 24
@@ -100,10 +100,8 @@ def filters(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(title, tiles) of the filters of the first two convolutions that are not 1 × 1, normalised per layer.
 
-    params    {layer: weights}, outputs × inputs × height × width for convolutions
-    channels  order of the input channels, BGR or RGB: the first layer is in colour if it has three
-
-    In the second layer's tiles, rows are filters and columns their inputs.
+    The first is in colour if it has three inputs, in the order `channels` (BGR or RGB). In the tiles of the second, rows are
+    filters and columns their inputs. `params` is {layer: weights}, outputs × inputs × height × width for convolutions.
     """
     kinds = {layer.name: caffe.layer_type(layer.type) for layer in net.layer}
     layers = [layer for layer in net.layer if kinds[layer.name].is_linear and not kinds[layer.name].is_transposed]
@@ -134,11 +132,10 @@ def blobs_with_maps(net: caffe_pb2.NetParameter, blobs: dict[str, np.ndarray]) -
     names = [name for name in _tops(net) if blobs[name].ndim == 4 and blobs[name].shape[2] * blobs[name].shape[3] > 1]
     if len(names) <= LAYERS:
         return names
-    ends: dict[tuple[int, ...], list[str]] = {}
-    for name in names:
-        ends.setdefault(blobs[name].shape[2:], []).append(name)
-    kept = {name for group in ends.values() for name in (group[0], group[-1])}
-    return [name for name in names if name in kept][:LAYERS]
+    first = {blobs[name].shape[2:]: name for name in reversed(names)}
+    last = {blobs[name].shape[2:]: name for name in names}
+    ends = {*first.values(), *last.values()}
+    return [name for name in names if name in ends][:LAYERS]
 
 
 def _tops(net: caffe_pb2.NetParameter) -> list[str]:
@@ -148,10 +145,7 @@ def _tops(net: caffe_pb2.NetParameter) -> list[str]:
 
 
 def feature_maps(names: list[str], blobs: dict[str, np.ndarray], number: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(title, tiles) of the feature maps of one image, normalised per layer.
-
-    blobs  {name: images × channels × height × width}
-    """
+    """(title, tiles) of one image's feature maps, normalised per layer; blobs: images × channels × height × width."""
     for name in names:
         maps = blobs[name][number]
         channels, high, wide = maps.shape
@@ -173,14 +167,13 @@ def activations(names: list[str], blobs: dict[str, np.ndarray], images: list[Pic
     heights = [height for name in names for height in ([1.2] * len(images) + [2.2] if many[name] else [2.2])]
     size = (5.2, sum(heights) + 0.4 * len(names))
     figure, axes = plt.subplots(len(heights), 1, figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
-    left = list(axes[:, 0])
+    panels = iter(axes[:, 0])
     for name, rows in values.items():
         title = f"{name}: {rows.shape[1]} values"
         if many[name]:
-            _draw_lines(title, rows, left[: len(images) + 1], images)
-            del left[: len(images) + 1]
+            _draw_lines(title, rows, list(islice(panels, len(images) + 1)), images)
         else:
-            _draw_bars(title, rows, left.pop(0), images)
+            _draw_bars(title, rows, next(panels), images)
     return figure
 
 
@@ -189,7 +182,7 @@ def _draw_lines(title: str, rows: np.ndarray, axes: list[Axes], images: list[Pic
     edges = np.histogram_bin_edges(rows[rows != 0] if rows.any() else rows, 40).tolist()
     for image, row, axis, colour in zip(images, rows, axes, cycle(COLOURS), strict=False):
         axis.vlines(range(len(row)), 0, row, color=colour, linewidth=0.7)
-        axis.set(ylim=(min(0, rows.min()), rows.max() or 1), xlim=(0, len(row)), ylabel=_short(image.name, 10))
+        axis.set(ylim=(min(0, rows.min()), rows.max() or 1), xlim=(0, len(row)), ylabel=truncate(image.name, 10))
         zeros = f"{(row == 0).mean():.0%} are 0"
         axes[-1].hist(row[row != 0], edges, color=colour, histtype="step", linewidth=1.5, label=zeros)
     axes[0].set_title(title)
@@ -201,7 +194,7 @@ def _draw_bars(title: str, rows: np.ndarray, axis: Axes, images: list[Picture]) 
     """Draw few values: a bar for each, images side by side."""
     width = 0.8 / len(images)
     for place, (image, row, colour) in enumerate(zip(images, rows, cycle(COLOURS), strict=False)):
-        axis.bar(np.arange(len(row)) + (place + 0.5) * width - 0.4, row, width, color=colour, label=_short(image.name, 16))
+        axis.bar(np.arange(len(row)) + (place + 0.5) * width - 0.4, row, width, color=colour, label=truncate(image.name, 16))
     axis.locator_params(axis="x", integer=True)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_title(title)
@@ -209,10 +202,7 @@ def _draw_bars(title: str, rows: np.ndarray, axis: Axes, images: list[Picture]) 
 
 
 def draw_probabilities(probabilities: np.ndarray, names: list[str], images: list[Picture], how: Preprocessing) -> Figure:
-    """Each image with its most probable classes, and the probabilities of all classes.
-
-    probabilities  images × classes
-    """
+    """Each image with its most probable classes, and the probabilities of all classes (images × classes)."""
     all_shown = probabilities.shape[1] <= TOP
     figure = plt.figure(figsize=(5.2, (2.2 if all_shown else 3.8) * len(images)), layout="constrained")
     grid = figure.add_gridspec((1 if all_shown else 2) * len(images), 2, width_ratios=[1, 2])
@@ -220,27 +210,22 @@ def draw_probabilities(probabilities: np.ndarray, names: list[str], images: list
         top = number if all_shown else 2 * number
         axis = figure.add_subplot(grid[top, 0])
         axis.imshow(as_seen(image.pixels, how), cmap="gray")
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(_short(image.label or image.name, 16), fontsize=12)
-        axis.spines[:].set_visible(False)
+        axis.set_title(truncate(image.label or image.name, 16), fontsize=12)
+        axis.axis("off")
         axis = figure.add_subplot(grid[top, 1])
         best = np.argsort(-row, kind="stable")[:TOP]
         colours = [COLOURS[2] if names[label] == image.label else COLOURS[5] for label in best]
         axis.barh(range(len(best)), row[best], color=colours)
         for place, label in enumerate(best):
-            axis.text(0.02, place, f"{_short(names[label], 26)}  {row[label]:.1%}", va="center", fontsize=11)
-        axis.set(xlim=(0, 1), xticks=[], yticks=[])
+            axis.text(0.02, place, f"{truncate(names[label], 26)}  {row[label]:.1%}", va="center", fontsize=11)
+        axis.set_xlim(0, 1)
         axis.invert_yaxis()
-        axis.spines[:].set_visible(False)
+        axis.axis("off")
         if not all_shown:
             axis = figure.add_subplot(grid[top + 1, :])
             axis.bar(range(len(row)), row, width=max(0.8, len(row) / 300), color=COLOURS[5])
             axis.set(xlabel="class, by number", ylabel="probability", ylim=(0, 1))
     return figure
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 @dataclass(frozen=True)
@@ -275,7 +260,7 @@ def write(trained: Trained, images: list[Picture], folder: Path) -> None:
         for number, image in enumerate(images):
             seen = as_seen(image.pixels, trained.how)
             title = f"class {image.label}" if image.label else image.name
-            first = (f"{_short(title, 60)}: {'×'.join(map(str, inputs.shape[2:]))} pixels", tile(seen[None], 1, 200))
+            first = (f"{truncate(title, 60)}: {'×'.join(map(str, inputs.shape[2:]))} pixels", tile(seen[None], 1, 200))
             page = part / f"feature_maps/{number + 1}_{plain_name(image.name, 40)}.png"
             save_page(page, [first, *feature_maps(names, blobs, number)])
         save_png(activations(vectors(definition, blobs, net.outputs), blobs, images), part / "activations.png")

@@ -66,7 +66,7 @@ def test_a_lenet_of_2014_classifies_digits_in_onnxruntime_as_in_caffe(tmp_path):
     images, labels = digits(500)
     session = onnxruntime.InferenceSession(tmp_path / "lenet.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(["prob"], {"data": images})
-    (expected,) = agreement.computed(caffe.Net(*map(str, files), caffe.TEST), {"data": images}, ["prob"])
+    (expected,) = agreement.compute(caffe.Net(*map(str, files), caffe.TEST), {"data": images}, ["prob"])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert (found.argmax(1) == labels).mean() > 0.98
 
@@ -314,7 +314,7 @@ def test_a_models_metadata_has_preprocessing_mean_and_class_names(experiment, tm
     assert json.loads(said["mean"]) == [1, 2, 3.5]
     assert json.loads(said["preprocessing"])["resize"]["color"] == "BGR"
     inputs = agreement.random_inputs(experiment, 3)
-    (expected,) = agreement.computed(experiment, inputs, ["prob"])
+    (expected,) = agreement.compute(experiment, inputs, ["prob"])
     np.testing.assert_allclose(session.run(["prob"], inputs)[0], expected, rtol=1e-4, atol=1e-6)
 
 

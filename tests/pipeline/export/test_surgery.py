@@ -18,7 +18,7 @@ FULL = "inner_product_param { num_output: %d }"
 
 
 def output(of: caffe.Net, values: np.ndarray, blob: str = "") -> np.ndarray:
-    return agreement.computed(of, {"data": values}, [blob or of.outputs[0]])[0]
+    return agreement.compute(of, {"data": values}, [blob or of.outputs[0]])[0]
 
 
 def pictures(*shape: int) -> np.ndarray:
@@ -179,9 +179,9 @@ def assert_merged(original: caffe.Net, gone: list[str] | int, left: list[str] | 
         assert (len(names) if isinstance(expected, int) else names) == expected
     assert not {*found[0]} & {*changed.layer_dict}
     inputs = agreement.random_inputs(original, 2)
-    pairs = [agreement.computed(one, inputs, agreement.telling(one)) for one in (original, changed)]
+    pairs = [agreement.compute(one, inputs, agreement.compared_blobs(one)) for one in (original, changed)]
     assert min(array.std() for array in pairs[0]) > 0
-    assert agreement.agreed("the merged net", *pairs) < 1e-5
+    assert agreement.assert_close("the merged net", *pairs) < 1e-5
     return changed
 
 
@@ -301,7 +301,7 @@ def test_a_crop_to_layers_that_do_not_match_is_refused_and_writes_nothing(write,
         *arguments,
     )
     with pytest.raises(caffe.WeightsError, match='layer "conv": parameter 0 has shape'):
-        surgery.cropped(tmp_path / "snapshots/s_iter_8.caffemodel", tmp_path / "other.prototxt")
+        surgery.load_net(tmp_path / "other.prototxt", tmp_path / "snapshots/s_iter_8.caffemodel")
 
 
 def test_the_average_is_the_mean_of_parameters_and_of_normalised_statistics(tmp_path, whole):
@@ -348,7 +348,7 @@ def test_with_fewer_snapshots_than_requested_all_are_averaged_with_a_message(tmp
     files = [str(tmp_path / "whole.prototxt"), str(tmp_path / "snapshots")]
     surgery.main(["average", *files, "--average", "4", "--output", str(tmp_path / "mean")])
     names = ", ".join(f"s_iter_{number}.caffemodel" for number in (8, 9, 10))
-    assert f"the mean of {names}; 4 were asked for, there are no more" in capsys.readouterr().out
+    assert f"the mean of {names}; 4 were requested, but there are only 3" in capsys.readouterr().out
     assert (tmp_path / "mean.caffemodel").exists()
 
 
@@ -382,7 +382,7 @@ def test_snapshots_of_different_nets_are_refused(write, tmp_path, whole):
     more = net(write, WHOLE + layer("InnerProduct", "aux", "bn", more=FULL % 2))
     more.save(tmp_path / "more.caffemodel")
     files = [tmp_path / "snapshots/s_iter_8.caffemodel", tmp_path / "more.caffemodel"]
-    with pytest.raises(InputError, match=r"more.caffemodel: weights of another net than .*s_iter_8.caffemodel, but layer aux"):
+    with pytest.raises(InputError, match=r"more.caffemodel: weights of another net than .*, but only one of them has layer aux"):
         surgery.averaged(tmp_path / "whole.prototxt", files)
 
 
