@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from caffe.proto import caffe_pb2
 _TYPES: dict[str, type[Layer]] = {}
 _FIELDS = {name.removesuffix("_param").replace("_", ""): name for name in caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name}
 Shape = tuple[int, ...]
+_Value = TypeVar("_Value")
 Tops = torch.Tensor | tuple[torch.Tensor, ...]
 """Result of a layer's `forward`: its only top, or all of them."""
 
@@ -227,6 +228,28 @@ class Layer:
         if not -axes <= axis < axes:
             raise self.error(f"axis {axis}", f"its bottom has {axes} axes (-{axes} to {axes - 1})")
         return axis % axes
+
+    def require_positive(self, *names: str, expected: str = "it must be at least 1") -> None:
+        """Raise LayerError if one of these settings, which have no default, is less than 1."""
+        for name in names:
+            if getattr(self.settings_of(self.param), name) < 1:
+                raise self.error(f"{name} is not given", expected)
+
+    def require_maps(self, shape: Shape) -> None:
+        """Raise LayerError unless the bottom has the axes (N, C, H, W)."""
+        if len(shape) != 4:
+            raise self.error(f"a bottom of shape {shape}", f"{self.type} takes 4 axes (N, C, H, W)")
+
+    def require_same_shape(self, *shapes: Shape) -> None:
+        """Raise LayerError unless all these bottoms have one shape."""
+        if len(set(shapes)) > 1:
+            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same shape")
+
+    def for_each(self, values: Sequence[_Value], count: int, name: str, of: str) -> list[_Value]:
+        """A list with a value for each of `count` things (`of`: "tops"); a single value (`name`: "shapes") is repeated."""
+        if len(values) not in (1, count):
+            raise self.error(f"{len(values)} {name} for {count} {of}", "give one for all, or one for each")
+        return [*values] * (count // len(values))
 
 
 def register(name: str, settings_field: str = "") -> Callable[[type[Layer]], type[Layer]]:

@@ -26,8 +26,7 @@ class InnerProduct(Layer):
 
     def setup(self, shape: Shape) -> None:
         p = self.param.inner_product_param
-        if p.num_output < 1:
-            raise self.error("num_output is not given", "it must be at least 1")
+        self.require_positive("num_output")
         self.first = self.axis(p.axis, len(shape))
         self.inputs = math.prod(shape[self.first :])
         self.add_blob((self.inputs, p.num_output) if p.transpose else (p.num_output, self.inputs), p.weight_filler)
@@ -67,9 +66,7 @@ class Embed(Layer):
 
     def setup(self, shape: Shape) -> None:
         p = self.param.embed_param
-        for name in ("num_output", "input_dim"):
-            if getattr(p, name) < 1:
-                raise self.error(f"{name} is not given", "it must be at least 1")
+        self.require_positive("num_output", "input_dim")
         self.add_blob((p.input_dim, p.num_output), p.weight_filler)
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)

@@ -45,10 +45,7 @@ class Input(Source):
 
     def top_shapes(self) -> list[Shape]:
         shapes = [tuple(shape.dim) for shape in self.param.input_param.shape]
-        tops = len(self.param.top)
-        if len(shapes) not in (0, 1, tops):
-            raise self.error(f"{len(shapes)} shapes for {tops} tops", "give one for all, or one for each")
-        return shapes if len(shapes) == tops else (shapes or [()]) * tops
+        return self.for_each(shapes or [()], len(self.param.top), "shapes", "tops")
 
 
 @register("DummyData")
@@ -60,7 +57,6 @@ class DummyData(Source):
 
     def top_shapes(self) -> list[Shape]:
         p = self.param.dummy_data_param
-        tops = len(self.param.top)
         if p.shape:
             shapes = [tuple(shape.dim) for shape in p.shape]
         else:
@@ -70,16 +66,11 @@ class DummyData(Source):
                     "num, channels, height and width are given a different number of times", do="give shape { dim: … } instead"
                 )
             shapes = list(zip(*legacy, strict=True))
-        for name, count, least in (("shapes", len(shapes), 1), ("data_fillers", len(p.data_filler), 0)):
-            if count not in {least, 1, tops}:
-                raise self.error(f"{count} {name} for {tops} tops", "give one for all, or one for each")
-        return shapes * tops if len(shapes) == 1 else shapes
+        return self.for_each(shapes, len(self.param.top), "shapes", "tops")
 
     def setup(self, *shapes: Shape) -> None:
-        p = self.param.dummy_data_param
-        tops = len(self.param.top)
-        given = list(p.data_filler) or [caffe_pb2.FillerParameter()]
-        self.fillers = given * tops if len(given) == 1 else given
+        given = self.param.dummy_data_param.data_filler or [caffe_pb2.FillerParameter()]
+        self.fillers = self.for_each(given, len(self.param.top), "data_fillers", "tops")
         self.values = [torch.zeros(shape, device=self.device) for shape in self.top_shapes()]
         for value, filler in zip(self.values, self.fillers, strict=True):
             fillers.fill(value, filler, self.where)
@@ -218,8 +209,7 @@ class Data(Prefetching):
     def setup(self, *shapes: Shape) -> None:
         super().setup()
         p = self.param.data_param
-        if p.batch_size < 1:
-            raise self.error("batch_size is not given", "it must be at least 1")
+        self.require_positive("batch_size")
         self.ahead = p.prefetch
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         self.color = True if p.force_encoded_color else self.transformer.color

@@ -188,8 +188,7 @@ class HDF5Data(Records):
         p = self.param.hdf5_data_param
         if self.param.HasField("transform_param"):
             raise self.error("transform_param", "HDF5 rows are not transformed", "transform them before they are written")
-        if p.batch_size < 1:
-            raise self.error("batch_size is not given", "it must be at least 1")
+        self.require_positive("batch_size")
         events.hdf5_list_read(p.source)
         self.files = lines_of(p.source, "list of HDF5 files")
         events.hdf5_files_listed(len(self.files))

@@ -18,6 +18,11 @@ LOG_THRESHOLD = 1e-20
 FLT_MIN = torch.finfo(torch.float32).tiny
 
 
+def at_least(value: Tensor, least: float) -> Tensor:
+    """`value` clamped to `least`; its gradient is not, so that of a following logarithm divides by the result."""
+    return value + (value.clamp_min(least) - value).detach()
+
+
 class Loss(Layer):
     """Base of losses: a scalar top; an optional second top has the shape of the first bottom."""
 
@@ -25,6 +30,35 @@ class Loss(Layer):
     ignored: int | None = None
     """The label that is ignored, if any."""
     normalization: int
+
+    def read_loss_param(self, otherwise: int = LOSS.VALID) -> None:
+        """Set `ignored` and `normalization`; the older field `normalize` means VALID if true and BATCH_SIZE if false."""
+        p = self.param.loss_param
+        self.ignored = p.ignore_label if p.HasField("ignore_label") else None
+        self.normalization = p.normalization if p.HasField("normalization") else otherwise
+        if p.HasField("normalize") and not p.HasField("normalization"):
+            self.normalization = LOSS.VALID if p.normalize else LOSS.BATCH_SIZE
+
+    def divisor(self, images: int, values: int, counted: Tensor | None) -> int | Tensor:
+        """The divisor of the summed loss, at least 1.
+
+        images, values  numbers of independent images, and of values that have a label
+        counted         whether each value counts, i.e. is not ignored; None if all count
+        """
+        if self.normalization == LOSS.VALID and counted is not None:
+            return counted.sum().clamp_min(1)
+        counts: dict[int, int] = {LOSS.VALID: values, LOSS.FULL: values, LOSS.BATCH_SIZE: images}
+        return max(1, counts.get(self.normalization, 1))
+
+    def normalized_sum(self, terms: Tensor, images: int, counted: Tensor | None) -> Tensor:
+        """The sum of those terms that count, divided as loss_param says."""
+        total = terms.sum() if counted is None else (terms * counted).sum()
+        return total / self.divisor(images, terms.numel(), counted)
+
+    def require_same_count(self, *shapes: Shape) -> None:
+        """Raise LayerError unless all these bottoms have the same number of values."""
+        if len({math.prod(shape) for shape in shapes}) > 1:
+            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same number of values")
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
         return [(), shapes[0]][: len(self.param.top)]
@@ -44,16 +78,15 @@ class _OfLabels(Layer):
     differentiable_bottoms: tuple[int, ...] | None = (0,)
     compares_labels = True
 
-    def label_axis(self, scores: tuple[int, ...], labels: tuple[int, ...], axis: int) -> int:
-        """The class axis as a position from 0; raises LayerError unless there is one label for each position."""
-        along = self.axis(axis, len(scores))
-        positions = scores[:along] + scores[along + 1 :]
-        if torch.Size(labels).numel() != torch.Size(positions).numel():
+    def find_classes(self, scores: Shape, labels: Shape, axis: int) -> None:
+        """Set `along`, the class axis as a position from 0; raises LayerError unless there is one label for each position."""
+        self.along = self.axis(axis, len(scores))
+        positions = math.prod(scores[: self.along] + scores[self.along + 1 :])
+        if math.prod(labels) != positions:
             raise self.error(
-                f"{torch.Size(labels).numel()} labels (shape {labels}) for scores of shape {scores}",
-                f"with classes on axis {along} there are {torch.Size(positions).numel()} positions",
+                f"{math.prod(labels)} labels (shape {labels}) for scores of shape {scores}",
+                f"with classes on axis {self.along} there are {positions} positions",
             )
-        return along
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tops:
         shape = list(scores.shape)
@@ -86,28 +119,6 @@ class _OfLabels(Layer):
                 f'there are {classes} classes (0 to {classes - 1}) in "{self.param.bottom[0]}"',
                 "Caffe's labels start from 0; the layer that gives the scores needs num_output: number of classes",
             )
-
-
-def normalization_of(layer: Layer, otherwise: int) -> int:
-    """The normalization mode in loss_param; the older field `normalize` means VALID if true and BATCH_SIZE if false."""
-    p = layer.param.loss_param
-    if p.HasField("normalization"):
-        return p.normalization
-    if p.HasField("normalize"):
-        return LOSS.VALID if p.normalize else LOSS.BATCH_SIZE
-    return otherwise
-
-
-def divisor(normalization: int, images: int, values: int, counted: Tensor | None) -> int | Tensor:
-    """The divisor of a summed loss, at least 1.
-
-    images, values  numbers of independent images, and of values that have a label
-    counted         1 for each value that counts and 0 for each that is ignored; None if all count
-    """
-    if normalization == LOSS.VALID and counted is not None:
-        return counted.sum().clamp_min(1)
-    counts: dict[int, int] = {LOSS.VALID: values, LOSS.FULL: values, LOSS.BATCH_SIZE: images}
-    return max(1, counts.get(normalization, 1))
 
 
 class _SoftmaxLoss(torch.autograd.Function):
@@ -151,22 +162,21 @@ class SoftmaxWithLoss(_OfLabels, Loss):
 
     def setup(self, scores: Shape, labels: Shape) -> None:
         events.layer_found(self.param.name)  # BVLC Caffe's inner softmax
-        self.along = self.label_axis(scores, labels, self.param.softmax_param.axis)
+        self.find_classes(scores, labels, self.param.softmax_param.axis)
+        self.read_loss_param()
         p = self.param.loss_param
-        self.ignored = p.ignore_label if p.HasField("ignore_label") else None
-        self.normalization = normalization_of(self, LOSS.VALID)
         self.class_weights = torch.tensor(p.class_weighting, device=self.device) if p.weight_by_label_freqs else None
         if p.weight_by_label_freqs and len(p.class_weighting) != scores[self.along]:
             raise self.error(f"{len(p.class_weighting)} values of class_weighting", f"there are {scores[self.along]} classes")
 
     def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
         weights = None if counted is None else counted.to(scores.dtype)
-        count = divisor(self.normalization, scores.shape[: self.along].numel(), target.numel(), weights)
+        count = self.divisor(scores.shape[: self.along].numel(), target.numel(), counted)
         if self.class_weights is not None:
             of_classes = self.class_weights[target]
             weights = of_classes if weights is None else weights * of_classes
         loss, probability = _SoftmaxLoss.apply(scores, target, self.along, weights, count)
-        return (loss, probability)[: max(1, len(self.param.top))]
+        return (loss, probability)[: len(self.param.top)]
 
 
 @register("EuclideanLoss")
@@ -177,25 +187,19 @@ class EuclideanLoss(Loss):
     drawn_as = "loss"
 
     def setup(self, first: Shape, second: Shape) -> None:
-        if torch.Size(first[1:]).numel() != torch.Size(second[1:]).numel() or first[0] != second[0]:
-            raise self.error(f"bottoms of shapes {first} and {second}", "both must have the same number of values")
+        self.require_same_count(first, second)
+        self.require_same_count(first[:1], second[:1])
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         difference = first - second.reshape(first.shape)
         return difference.square().sum() / (2 * first.shape[0])
 
 
-def _at_least(value: Tensor, least: float) -> Tensor:
-    """`value` clamped to `least`; its gradient is not, so that of a following logarithm divides by the result."""
-    return value + (value.clamp_min(least) - value).detach()
-
-
 class _OfImages(_OfLabels, Loss):
     """A loss of scores with one label for each image: (N, …), (N,) → scalar."""
 
     def setup(self, scores: Shape, labels: Shape) -> None:
-        self.along = 1
-        self.label_axis((scores[0], torch.Size(scores[1:]).numel()), labels, 1)
+        self.find_classes((scores[0], math.prod(scores[1:])), labels, 1)
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tops:
         return super().forward(scores.flatten(1), labels)
@@ -206,7 +210,7 @@ class MultinomialLogisticLoss(_OfImages):
     """-log of the label's probability, clamped to 1e-20, as a mean over images: (probabilities, labels) → scalar."""
 
     def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
-        return -_at_least(scores.gather(1, target), LOG_THRESHOLD).log().sum() / scores.shape[0]
+        return -at_least(scores.gather(1, target), LOG_THRESHOLD).log().sum() / scores.shape[0]
 
 
 @register("InfogainLoss")
@@ -225,9 +229,8 @@ class InfogainLoss(_OfLabels, Loss):
 
     def setup(self, scores: Shape, labels: Shape, matrix: Shape | None = None) -> None:
         p = self.param.infogain_loss_param
-        self.along = self.label_axis(scores, labels, p.axis)
-        self.ignored = self.param.loss_param.ignore_label if self.param.loss_param.HasField("ignore_label") else None
-        self.normalization = normalization_of(self, LOSS.VALID)
+        self.find_classes(scores, labels, p.axis)
+        self.read_loss_param()
         classes = scores[self.along]
         if matrix is None:
             if not p.source:
@@ -235,7 +238,7 @@ class InfogainLoss(_OfLabels, Loss):
             stored = read_array(p.source, "infogain matrix", "write it as a binaryproto of classes × classes values")
             matrix = stored.shape
             self.matrix = torch.from_numpy(stored).to(self.device)
-        if torch.Size(matrix).numel() != classes * classes:
+        if math.prod(matrix) != classes * classes:
             raise self.error(f"an infogain matrix of shape {matrix}", f"it must be {classes} × {classes} for {classes} classes")
 
     def forward(self, scores: Tensor, labels: Tensor, matrix: Tensor | None = None) -> Tops:
@@ -245,16 +248,11 @@ class InfogainLoss(_OfLabels, Loss):
 
     def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
         classes = scores.shape[self.along]
-        logarithms = torch.log_softmax(scores, self.along)
-        logarithms = logarithms + (logarithms.clamp_min(math.log(LOG_THRESHOLD)) - logarithms).detach()
+        logarithms = at_least(torch.log_softmax(scores, self.along), math.log(LOG_THRESHOLD))
         gains = self.matrix.reshape(classes, classes)[target.squeeze(self.along)].movedim(-1, self.along)
         terms = (gains * logarithms).sum(self.along, keepdim=True)
-        if counted is not None:
-            counted = counted.to(scores.dtype)
-            terms = terms * counted
-        count = divisor(self.normalization, scores.shape[: self.along].numel(), target.numel(), counted)
-        loss = -terms.sum() / count
-        return (loss, torch.softmax(scores.detach(), self.along))[: max(1, len(self.param.top))]
+        loss = -self.normalized_sum(terms, scores.shape[: self.along].numel(), counted)
+        return (loss, torch.softmax(scores.detach(), self.along))[: len(self.param.top)]
 
 
 @register("HingeLoss")
@@ -283,20 +281,14 @@ class SigmoidCrossEntropyLoss(Loss):
     differentiable_bottoms = (0,)
 
     def setup(self, scores: Shape, targets: Shape) -> None:
-        if torch.Size(scores).numel() != torch.Size(targets).numel():
-            raise self.error(f"bottoms of shapes {scores} and {targets}", "both must have the same number of values")
-        p = self.param.loss_param
-        self.ignored = p.ignore_label if p.HasField("ignore_label") else None
-        self.normalization = normalization_of(self, LOSS.BATCH_SIZE)
+        self.require_same_count(scores, targets)
+        self.read_loss_param(LOSS.BATCH_SIZE)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         targets = targets.reshape(scores.shape)
         terms = scores.clamp_min(0) - scores * targets + functional.softplus(-scores.abs())
-        counted = None
-        if self.ignored is not None:
-            counted = (targets.trunc() != self.ignored).to(scores.dtype)
-            terms = terms * counted
-        return terms.sum() / divisor(self.normalization, scores.shape[0], scores.numel(), counted)
+        counted = None if self.ignored is None else targets.trunc() != self.ignored
+        return self.normalized_sum(terms, scores.shape[0], counted)
 
 
 class _Contrast(torch.autograd.Function):
@@ -329,7 +321,7 @@ class ContrastiveLoss(Loss):
     def setup(self, first: Shape, second: Shape, alike: Shape) -> None:
         if first != second or any(extent != 1 for extent in first[2:]):
             raise self.error(f"bottoms of shapes {first} and {second}", "both must be (N, C) or (N, C, 1, 1)")
-        if torch.Size(alike).numel() != first[0]:
+        if math.prod(alike) != first[0]:
             raise self.error(f"similarities of shape {alike}", f"there must be one for each of {first[0]} pairs")
 
     def forward(self, first: Tensor, second: Tensor, alike: Tensor) -> Tensor:
@@ -357,7 +349,7 @@ class Accuracy(_OfLabels):
 
     def setup(self, scores: Shape, labels: Shape) -> None:
         p = self.param.accuracy_param
-        self.along = self.label_axis(scores, labels, p.axis)
+        self.find_classes(scores, labels, p.axis)
         self.ignored = p.ignore_label if p.HasField("ignore_label") else None
         if not 1 <= p.top_k <= scores[self.along]:
             raise self.error(f"top_k {p.top_k}", f"there are {scores[self.along]} classes")

@@ -63,8 +63,7 @@ class LRN(Layer):
         p = self.param.lrn_param
         if p.local_size % 2 == 0:
             raise self.error(f"local_size {p.local_size}", "it must be odd")
-        if len(shape) != 4:
-            raise self.error(f"a bottom of shape {shape}", "LRN takes 4 axes (N, C, H, W)")
+        self.require_maps(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.param.lrn_param
@@ -219,9 +218,6 @@ class _ScaledBatchNorm(BatchNorm):
         return y.view(x.shape)
 
 
-_Axes = caffe_pb2.ScaleParameter | caffe_pb2.BiasParameter
-
-
 class _AlongAxes(Layer):
     """Base of Scale and Bias: a second operand, a bottom or learned, with the axes `axis`, axis + 1, … of the first bottom."""
 
@@ -231,25 +227,27 @@ class _AlongAxes(Layer):
     is_channelwise = True
     is_affine = True
 
-    def place(self, parameters: _Axes, shapes: tuple[Shape, ...], filler: caffe_pb2.FillerParameter) -> None:
+    initial = 0.0
+    """Initial value of the learned operand if no filler is given."""
+
+    def setup(self, first: Shape, second: Shape | None = None) -> None:
         """Declare the learned operand if there is no second bottom, and find the shape that broadcasts."""
-        first = shapes[0]
-        axis = self.axis(parameters.axis, len(first)) if first else 0
-        if len(shapes) > 1:
-            along = shapes[1]
-        else:
-            if parameters.num_axes < -1 or (parameters.num_axes >= 0 and axis + parameters.num_axes > len(first)):
+        p = self.settings_of(self.param)
+        axis = self.axis(p.axis, len(first)) if first else 0
+        if second is None:
+            if p.num_axes < -1 or axis + p.num_axes > len(first):
                 raise self.error(
-                    f"axis {axis} and num_axes {parameters.num_axes} for a bottom of shape {first}",
+                    f"axis {axis} and num_axes {p.num_axes} for a bottom of shape {first}",
                     f"num_axes is -1 (all that follow) or up to {len(first) - axis}",
                 )
-            along = first[axis:] if parameters.num_axes == -1 else first[axis : axis + parameters.num_axes]
-            self.add_blob(along, filler)
-        if first[axis : axis + len(along)] != along:
+            second = first[axis:] if p.num_axes == -1 else first[axis : axis + p.num_axes]
+            default = caffe_pb2.FillerParameter(type="constant", value=self.initial)
+            self.add_blob(second, p.filler if p.HasField("filler") else default)
+        if first[axis : axis + len(second)] != second:
             raise self.error(
-                f"bottoms of shapes {first} and {along}", f"the second must equal the first's axes from axis {axis} on"
+                f"bottoms of shapes {first} and {second}", f"the second must equal the first's axes from axis {axis} on"
             )
-        self.trailing = (1,) * (len(first) - axis - len(along))
+        self.trailing = (1,) * (len(first) - axis - len(second))
 
     def expand(self, factor: Tensor) -> Tensor:
         """`factor` in the shape that broadcasts over the first bottom."""
@@ -264,17 +262,17 @@ class Scale(_AlongAxes):
     """
 
     rescales = True
+    initial = 1.0
 
     @classmethod
     def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...]:
         return (WEIGHT,) * (len(param.bottom) < 2) + (BIAS,) * param.scale_param.bias_term
 
-    def setup(self, *shapes: Shape) -> None:
+    def setup(self, first: Shape, second: Shape | None = None) -> None:
+        super().setup(first, second)
         p = self.param.scale_param
-        filler = p.filler if p.HasField("filler") else caffe_pb2.FillerParameter(type="constant", value=1)
-        self.place(p, shapes, filler)
         if p.bias_term:
-            self.add_blob(shapes[1] if len(shapes) > 1 else self.blobs[0].shape, p.bias_filler)
+            self.add_blob(self.blobs[0].shape if second is None else second, p.bias_filler)
 
     def forward(self, x: Tensor, *factors: Tensor) -> Tensor:
         parameters = self.parameters()
@@ -291,10 +289,6 @@ class Bias(_AlongAxes):
     @classmethod
     def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...]:
         return (BIAS,) * (len(param.bottom) < 2)
-
-    def setup(self, *shapes: Shape) -> None:
-        p = self.param.bias_param
-        self.place(p, shapes, p.filler)
 
     def forward(self, x: Tensor, *terms: Tensor) -> Tensor:
         return x + self.expand(terms[0] if terms else self.parameters()[0])

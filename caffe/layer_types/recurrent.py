@@ -39,8 +39,7 @@ class _Recurrent(Layer):
 
     def setup(self, x: Shape, cont: Shape, *others: Shape) -> None:
         p = self.param.recurrent_param
-        if p.num_output < 1:
-            raise self.error("num_output is not given", "it must be at least 1")
+        self.require_positive("num_output")
         if len(x) < 3 or cont != x[:2]:
             raise self.error(
                 f"x of shape {x} and cont of shape {cont}", "x must be (steps, sequences, values, …) and cont (steps, sequences)"

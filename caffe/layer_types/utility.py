@@ -97,8 +97,7 @@ class Eltwise(Layer):
             raise self.error("coeff with operation PROD", "it applies to SUM only")
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
-        if any(shape != shapes[0] for shape in shapes[1:]):
-            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same shape")
+        self.require_same_shape(*shapes)
         return [shapes[0]]
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
@@ -229,10 +228,8 @@ class Tile(Layer):
     """Repeat the bottom `tiles` times along `axis`."""
 
     def setup(self, shape: Shape) -> None:
-        p = self.param.tile_param
-        if p.tiles < 1:
-            raise self.error("tiles is not given", "it must be at least 1")
-        self.along = self.axis(p.axis, len(shape))
+        self.require_positive("tiles")
+        self.along = self.axis(self.param.tile_param.axis, len(shape))
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
         return [(*shape[: self.along], shape[self.along] * self.param.tile_param.tiles, *shape[self.along + 1 :])]
@@ -365,11 +362,8 @@ class Crop(Layer):
         self.start = self.axis(self.param.crop_param.axis, len(first))
         if len(first) != len(second):
             raise self.error(f"bottoms of shapes {first} and {second}", "they must have the same number of axes")
-        offsets = list(self.param.crop_param.offset)
-        cropped = len(first) - self.start
-        if len(offsets) not in (0, 1, cropped):
-            raise self.error(f"{len(offsets)} values of offset", f"give one for all, or one for each of {cropped} axes")
-        self.offsets = offsets if len(offsets) == cropped else (offsets or [0]) * cropped
+        offsets = self.param.crop_param.offset or [0]
+        self.offsets = self.for_each(offsets, len(first) - self.start, "values of offset", "cropped axes")
 
     def top_shapes(self, first: Shape, second: Shape) -> list[Shape]:
         for axis, offset in enumerate(self.offsets, self.start):

@@ -13,65 +13,68 @@ from caffe.proto import caffe_pb2
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-_Windowed = caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter
 MAX = caffe_pb2.PoolingParameter.MAX
 AVE = caffe_pb2.PoolingParameter.AVE
 
 
-def spatial(layer: Layer, param: _Windowed, name: str, axes: int, default: int | None) -> Shape:
-    """One value for each spatial axis, from the field `name`, single or repeated, or from `name_h` and `name_w`.
+def spatial(layer: Layer, name: str, axes: int, default: int | None) -> Shape:
+    """One value for each spatial axis, from the setting `name`, single or repeated, or from `name_h` and `name_w`.
 
     The two-axis form of `kernel_size` is `kernel_h` and `kernel_w`.
     """
+    param = layer.settings_of(layer.param)
     stem = name.removesuffix("_size")
-    height, width = (param.HasField(f"{stem}_{side}") for side in "hw")
+    sides = [side for side in (f"{stem}_h", f"{stem}_w") if param.HasField(side)]
     field = getattr(param, name)
-    repeated = not isinstance(field, int)
-    values = list(field) if repeated else ([field] if param.HasField(name) else [])
-    if height or width:
+    values = field if not isinstance(field, int) else [field] * param.HasField(name)
+    if sides:
         if axes != 2:
             raise layer.error(
                 f"{stem}_h and {stem}_w for {axes} spatial axes", "they are for two axes", f"give {name} once for each axis"
             )
         if values:
             raise layer.error(f"both {name} and {stem}_h or {stem}_w", "only one form may be given")
-        if default is None and not (height and width):
+        if default is None and len(sides) < 2:
             raise layer.error(f"only one of {stem}_h and {stem}_w", "both must be given")
-        unset = default or 0
-        return tuple(getattr(param, f"{stem}_{side}") if given else unset for side, given in (("h", height), ("w", width)))
-    if not values:
-        if default is None:
-            raise layer.error(f"no {name}", do=f"give {name}, or {stem}_h and {stem}_w")
-        values = [default]
-    if len(values) not in (1, axes):
-        raise layer.error(
-            f"{len(values)} values of {name}", f"there are {axes} spatial axes", "give one value, or one for each axis"
-        )
-    return tuple(values * axes if len(values) == 1 else values)
+        return tuple(getattr(param, side) if side in sides else default or 0 for side in (f"{stem}_h", f"{stem}_w"))
+    if not values and default is None:
+        raise layer.error(f"no {name}", do=f"give {name}, or {stem}_h and {stem}_w")
+    return tuple(layer.for_each(values or [default], axes, f"values of {name}", "spatial axes"))
 
 
-def dilations(layer: Layer, param: caffe_pb2.ConvolutionParameter, axes: int) -> tuple[int, ...]:
-    """One dilation for each spatial axis; 1 by default."""
-    given = tuple(param.dilation)
-    if len(given) not in (0, 1, axes):
-        raise layer.error(f"{len(given)} values of dilation", f"there are {axes} spatial axes")
-    return given if len(given) == axes else (given or (1,)) * axes
+class _Windows(Layer):
+    """Base of the layers with a convolution_param: the geometry of their windows, with a value for each spatial axis."""
+
+    kernel: Shape
+    stride: Shape
+    pad: Shape
+    dilation: Shape
+
+    def read_geometry(self, axes: int) -> None:
+        """Set kernel, stride, pad and dilation."""
+        self.kernel = spatial(self, "kernel_size", axes, None)
+        self.stride = spatial(self, "stride", axes, 1)
+        self.pad = spatial(self, "pad", axes, 0)
+        dilation = self.param.convolution_param.dilation or [1]
+        self.dilation = tuple(self.for_each(dilation, axes, "values of dilation", "spatial axes"))
+        for name, values in (("kernel_size", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
+            if min(values) < 1:
+                raise self.error(f"{name} {min(values)}", "it must be at least 1")
+
+    def windows(self, bottom: Shape) -> list[int]:
+        """Number of windows along each spatial axis of a bottom with these spatial extents."""
+        axes = zip(bottom, self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        counts = [(extent + 2 * pad - dilation * (size - 1) - 1) // stride + 1 for extent, size, stride, pad, dilation in axes]
+        if min(counts) < 1:
+            raise self.error(
+                f"kernel {self.kernel} with pad {self.pad} on a bottom of {'×'.join(map(str, bottom))} pixels",
+                "the kernel must fit into the padded bottom",
+            )
+        return counts
 
 
-def extents(layer: Convolution | Im2col, bottom: tuple[int, ...]) -> list[int]:
-    """Number of windows along each spatial axis of a bottom with these spatial extents."""
-    geometry = zip(bottom, layer.kernel, layer.stride, layer.pad, layer.dilation, strict=True)
-    counts = [(extent + 2 * pad - dilation * (size - 1) - 1) // stride + 1 for extent, size, stride, pad, dilation in geometry]
-    if min(counts) < 1:
-        raise layer.error(
-            f"kernel {layer.kernel} with pad {layer.pad} on a bottom of {'×'.join(map(str, bottom))} pixels",
-            "the kernel must fit into the padded bottom",
-        )
-    return counts
-
-
-class _Convolving(Layer):
-    """Base of Convolution and Deconvolution: the window geometry, and one weight and bias for all bottoms."""
+class _Convolving(_Windows):
+    """Base of Convolution and Deconvolution: one weight and bias for all bottoms."""
 
     learns = (WEIGHT, BIAS)
     bottoms = (1, None)
@@ -93,16 +96,9 @@ class _Convolving(Layer):
         axes = len(shape) - self.channel_axis - 1
         if axes not in _CONVOLUTIONS:
             raise self.error(f"a bottom of shape {shape}: {axes} spatial axes", "only 1, 2 or 3 are supported")
-        self.kernel = spatial(self, p, "kernel_size", axes, None)
-        self.stride = spatial(self, p, "stride", axes, 1)
-        self.pad = spatial(self, p, "pad", axes, 0)
-        self.dilation = dilations(self, p, axes)
-        for name, values in (("kernel_size", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
-            if min(values) < 1:
-                raise self.error(f"{name} {min(values)}", "it must be at least 1")
+        self.read_geometry(axes)
         channels = shape[self.channel_axis]
-        if p.num_output < 1:
-            raise self.error("num_output is not given", "it must be at least 1")
+        self.require_positive("num_output")
         for name, count in (("input channels", channels), ("outputs", p.num_output)):
             if p.group < 1 or count % p.group:
                 raise self.error(f"group {p.group} for {count} {name}", "the groups must divide them evenly")
@@ -127,21 +123,19 @@ class _Convolving(Layer):
         raise NotImplementedError
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
-        if any(other != shapes[0] for other in shapes[1:]):
-            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same shape")
+        self.require_same_shape(*shapes)
         top = (*shapes[0][: self.channel_axis], self.param.convolution_param.num_output, *self.extents(shapes[0]))
         return [top] * len(shapes)
 
     def forward(self, *bottoms: Tensor) -> Tops:
         weight, *rest = self.parameters()
         bias = rest[0] if rest else None
-        if len(bottoms) == 1 and self.channel_axis == 1:
-            return self.convolve(bottoms[0], weight, bias)
+        if self.channel_axis == 1:
+            return tuple(self.convolve(x, weight, bias) for x in bottoms)
         tops = []
         for x in bottoms:
-            leading = x.shape[: self.channel_axis]
-            y = self.convolve(x if len(leading) == 1 else x.reshape(-1, *x.shape[self.channel_axis :]), weight, bias)
-            tops.append(y if len(leading) == 1 else y.reshape(*leading, *y.shape[1:]))
+            y = self.convolve(x.reshape(-1, *x.shape[self.channel_axis :]), weight, bias)
+            tops.append(y.reshape(*x.shape[: self.channel_axis], *y.shape[1:]))
         return tuple(tops)
 
 
@@ -190,7 +184,7 @@ class Convolution(_Convolving):
         return (p.num_output, channels // p.group, *self.kernel)
 
     def extents(self, shape: Shape) -> list[int]:
-        return extents(self, shape[self.channel_axis + 1 :])
+        return self.windows(shape[self.channel_axis + 1 :])
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.takes_pairs and _pairs_fit(x, self.kernel[1], self.stride[1], self.pad[1]):
@@ -225,27 +219,19 @@ class Deconvolution(_Convolving):
 
 
 @register("Im2col", "convolution_param")
-class Im2col(Layer):
+class Im2col(_Windows):
     """The windows of a convolution as columns: (N, C, H, W) → (N, C · k_h · k_w, H', W')."""
 
     def setup(self, shape: Shape) -> None:
-        p = self.param.convolution_param
-        if len(shape) != 4:
-            raise self.error(f"a bottom of shape {shape}", "Im2col takes 4 axes (N, C, H, W)")
-        self.kernel = spatial(self, p, "kernel_size", 2, None)
-        self.stride = spatial(self, p, "stride", 2, 1)
-        self.pad = spatial(self, p, "pad", 2, 0)
-        self.dilation = dilations(self, p, 2)
-        for name, values in (("kernel_size", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
-            if min(values) < 1:
-                raise self.error(f"{name} {min(values)}", "it must be at least 1")
+        self.require_maps(shape)
+        self.read_geometry(2)
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
-        return [(shape[0], shape[1] * math.prod(self.kernel), *extents(self, shape[2:]))]
+        return [(shape[0], shape[1] * math.prod(self.kernel), *self.windows(shape[2:]))]
 
     def forward(self, x: Tensor) -> Tensor:
         columns = functional.unfold(x, self.kernel, self.dilation, self.pad, self.stride)
-        return columns.view(*columns.shape[:2], *extents(self, x.shape[2:]))
+        return columns.view(*columns.shape[:2], *self.windows(x.shape[2:]))
 
 
 @register("Pooling")
@@ -269,21 +255,20 @@ class Pooling(Layer):
         self.method = p.pool
         self.ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL if p.HasField("round_mode") else p.ceil_mode
         self.gives_positions = len(self.param.top) > 1
-        if len(shape) != 4:
-            raise self.error(f"a bottom of shape {shape}", "Pooling takes 4 axes (N, C, H, W)")
-        if len(self.param.top) > 1 and p.pool != MAX:
+        self.require_maps(shape)
+        if self.gives_positions and p.pool != MAX:
             raise self.error("two tops", "only MAX pooling has a second top, the positions")
         if p.global_pooling:
             if p.HasField("kernel_size") or p.HasField("kernel_h") or p.HasField("kernel_w"):
                 raise self.error("global_pooling and a kernel size", "global pooling takes its kernel from the bottom")
             self.kernel = None
-            self.stride, self.pad = spatial(self, p, "stride", 2, 1), spatial(self, p, "pad", 2, 0)
+            self.stride, self.pad = spatial(self, "stride", 2, 1), spatial(self, "pad", 2, 0)
             if self.pad != (0, 0) or self.stride != (1, 1):
                 raise self.error(f"global_pooling with pad {self.pad} and stride {self.stride}", "pad must be 0 and stride 1")
             return
-        self.kernel = spatial(self, p, "kernel_size", 2, None)
-        self.stride = spatial(self, p, "stride", 2, 1)
-        self.pad = spatial(self, p, "pad", 2, 0)
+        self.kernel = spatial(self, "kernel_size", 2, None)
+        self.stride = spatial(self, "stride", 2, 1)
+        self.pad = spatial(self, "pad", 2, 0)
         if min(self.kernel) < 1 or min(self.stride) < 1:
             raise self.error(f"kernel {self.kernel} and stride {self.stride}", "both must be at least 1")
         if any(pad >= kernel for pad, kernel in zip(self.pad, self.kernel, strict=True)):
@@ -312,27 +297,27 @@ class Pooling(Layer):
         draws = self.method == caffe_pb2.PoolingParameter.STOCHASTIC and self.phase == caffe_pb2.TRAIN
         return "draws values at random" if draws else ""
 
-    def forward(self, x: Tensor) -> Tops:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.shape != self.known_shape:
             self.reshape(x.shape)
         pad = self.inner_pad
         if pad != self.pad:
             margins = (self.pad[1], self.pad[1], self.pad[0], self.pad[0])
             x = functional.pad(x, margins, value=-math.inf if self.method == MAX else 0.0)
-        if self.method == MAX:
-            if not self.gives_positions:
-                top = torch.max_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil)
-                return top if pad == self.pad else top[:, :, : self.sizes[0], : self.sizes[1]]
+        tops: tuple[Tensor, ...]
+        if self.gives_positions:
             top, positions = functional.max_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil, return_indices=True)
             if pad != self.pad:
                 row, column = positions // x.shape[3], positions % x.shape[3]
                 positions = (row - self.pad[0]) * (x.shape[3] - 2 * self.pad[1]) + column - self.pad[1]
-            tops: tuple[Tensor, ...] = (top, positions.to(x.dtype))
+            tops = top, positions.to(x.dtype)
+        elif self.method == MAX:
+            tops = (torch.max_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil),)
         elif self.method == AVE:
             tops = (functional.avg_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil, count_include_pad=True),)
         else:
-            tops = (self.stochastic(x, self.window, *self.sizes),)
-        return tuple(top[:, :, : self.sizes[0], : self.sizes[1]] for top in tops)
+            tops = (self.stochastic(x),)
+        return tops if pad == self.pad else tuple(top[:, :, : self.sizes[0], : self.sizes[1]] for top in tops)
 
     def reshape(self, shape: tuple[int, ...]) -> None:
         """Compute what depends on the bottom's shape: the window, and the number of windows down and across."""
@@ -343,8 +328,9 @@ class Pooling(Layer):
         wide = any(2 * pad > size for pad, size in zip(self.pad, self.window, strict=True))
         self.inner_pad = (0, 0) if wide else self.pad
 
-    def stochastic(self, x: Tensor, kernel: Shape, height: int, width: int) -> Tensor:
+    def stochastic(self, x: Tensor) -> Tensor:
         """Pool stochastically; values outside the bottom are 0, and so are never drawn."""
+        kernel, (height, width) = self.window, self.sizes
         below = max(0, (height - 1) * self.stride[0] + kernel[0] - x.shape[2] - self.pad[0])
         right = max(0, (width - 1) * self.stride[1] + kernel[1] - x.shape[3] - self.pad[1])
         x = functional.pad(x, (self.pad[1], right, self.pad[0], below))
@@ -365,9 +351,7 @@ class SPP(Layer):
     drawn_as = "pooling"
 
     def setup(self, shape: Shape) -> None:
-        p = self.param.spp_param
-        if p.pyramid_height < 1:
-            raise self.error("pyramid_height is not given", "it must be at least 1")
+        self.require_positive("pyramid_height")
 
     def reshape(self, shape: tuple[int, ...]) -> None:
         """Create the levels' poolings for a bottom of this shape."""
@@ -394,8 +378,4 @@ class SPP(Layer):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape != self.known_shape:
             self.reshape(x.shape)
-        parts = []
-        for level in self.levels:
-            top = level.forward(x)
-            parts.append((top[0] if isinstance(top, tuple) else top).flatten(1))
-        return torch.cat(parts, 1)
+        return torch.cat([level.forward(x)[0].flatten(1) for level in self.levels], 1)

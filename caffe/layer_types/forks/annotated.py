@@ -26,8 +26,7 @@ class AnnotatedData(Data):
     def setup(self, *shapes: Shape) -> None:
         Prefetching.setup(self)
         p, transform = self.param.data_param, self.param.transform_param
-        if p.batch_size < 1:
-            raise self.error("batch_size is not given", "it must be at least 1")
+        self.require_positive("batch_size")
         if transform.force_color and transform.force_gray:
             raise self.error("both force_color and force_gray", "only one may be given")
         self.ahead = p.prefetch

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine.layer import BlobSpec, Shape, register
-from caffe.layer_types.loss import FLT_MIN, LOSS, Loss, _OfLabels, divisor, normalization_of
+from caffe.layer_types.loss import FLT_MIN, Loss, _OfLabels, at_least
 from caffe.layer_types.utility import out_of_range
 
 
@@ -23,8 +23,7 @@ class SmoothL1Loss(Loss):
     differentiable_bottoms = (0, 1)
 
     def setup(self, *shapes: Shape) -> None:
-        if any(math.prod(shape) != math.prod(shapes[0]) for shape in shapes[1:]):
-            raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same number of values")
+        self.require_same_count(*shapes)
         if self.param.smooth_l1_loss_param.sigma <= 0:
             raise self.error(f"sigma {self.param.smooth_l1_loss_param.sigma:g}", "it must be larger than 0")
 
@@ -51,10 +50,9 @@ class FocalLoss(_OfLabels, Loss):
     applies_softmax = True
 
     def setup(self, scores: Shape, labels: Shape) -> None:
+        self.find_classes(scores, labels, self.param.softmax_param.axis)
+        self.read_loss_param()
         p = self.param.focal_loss_param
-        self.along = self.label_axis(scores, labels, self.param.softmax_param.axis)
-        self.ignored = self.param.loss_param.ignore_label if self.param.loss_param.HasField("ignore_label") else None
-        self.normalization = normalization_of(self, LOSS.VALID)
         alpha = list(p.alpha) or [0.25]
         if p.HasField("alpha_balance"):
             alpha = list(p.alpha) if p.alpha_balance else [1.0]
@@ -68,15 +66,10 @@ class FocalLoss(_OfLabels, Loss):
         chosen = logarithms.gather(self.along, target)
         # Above 0, so that the gradient at p = 1 is finite for a gamma below 1.
         missing = 1 + 1e-6 - chosen.exp()
-        floored = chosen + (chosen.clamp_min(math.log(FLT_MIN)) - chosen).detach()
-        terms = missing**self.param.focal_loss_param.gamma * floored
-        alpha = self.alpha.to(scores.device)
-        terms = terms * (alpha[target] if alpha.numel() > 1 else alpha)
-        if counted is not None:
-            counted = counted.to(scores.dtype)
-            terms = terms * counted
-        count = divisor(self.normalization, scores.shape[: self.along].numel(), target.numel(), counted)
-        return (-terms.sum() / count, logarithms.detach().exp())[: max(1, len(self.param.top))]
+        terms = missing**self.param.focal_loss_param.gamma * at_least(chosen, math.log(FLT_MIN))
+        terms = terms * (self.alpha[target] if self.alpha.numel() > 1 else self.alpha)
+        loss = -self.normalized_sum(terms, scores.shape[: self.along].numel(), counted)
+        return (loss, logarithms.detach().exp())[: len(self.param.top)]
 
 
 @register("SoftmaxFocalLoss")
@@ -115,8 +108,7 @@ class CenterLoss(Loss):
 
     def setup(self, features: Shape, labels: Shape) -> None:
         p = self.param.center_loss_param
-        if p.num_output < 1:
-            raise self.error("num_output is not given", "it must be the number of classes, at least 1")
+        self.require_positive("num_output", expected="it must be the number of classes, at least 1")
         self.first = self.axis(p.axis, len(features))
         if math.prod(labels) != math.prod(features[: self.first]):
             raise self.error(f"labels of shape {labels} for features of shape {features}", "each image must have one label")
@@ -145,8 +137,7 @@ class TripletLoss(Loss):
     differentiable_bottoms = (0, 1, 2)
 
     def setup(self, anchor: Shape, positive: Shape, negative: Shape, weights: Shape | None = None) -> None:
-        if not anchor == positive == negative:
-            raise self.error(f"bottoms of shapes {anchor}, {positive} and {negative}", "all three must have the same shape")
+        self.require_same_shape(anchor, positive, negative)
         if weights is not None and math.prod(weights) != anchor[0]:
             raise self.error(f"weights of shape {weights}", f"there must be one for each of {anchor[0]} triplets")
 

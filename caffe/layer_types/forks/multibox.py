@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from caffe.engine.layer import Shape, register
 from caffe.layer_types.forks.detection import check_counts, prior_arrays
-from caffe.layer_types.loss import FLT_MIN, LOSS, Loss, normalization_of
+from caffe.layer_types.loss import FLT_MIN, LOSS, Loss
 from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
 from caffe.transforms.boxes import Boxes
@@ -87,7 +87,7 @@ class MultiBoxLoss(Loss):
         if p.map_object_to_agnostic and p.num_classes != 2:
             raise self.error(f"{p.num_classes} classes with map_object_to_agnostic", "there must be two, background and object")
         self.code = p.code_type
-        self.normalization = normalization_of(self, LOSS.VALID)
+        self.read_loss_param()
         learns = list(self.param.propagate_down) or [True, True]
         self.learns_boxes, self.learns_classes = learns[:2]
 

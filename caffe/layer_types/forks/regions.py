@@ -25,8 +25,7 @@ class _OverRegions(Layer):
 
     def check(self, shape: tuple[int, ...], regions: tuple[int, ...]) -> None:
         """Raise LayerError unless the first bottom is a feature map and regions have five values."""
-        if len(shape) != 4:
-            raise self.error(f"a bottom of shape {shape}", f"{self.type} takes 4 axes (N, C, H, W)")
+        self.require_maps(shape)
         if len(regions) < 2 or regions[1:] != (5,) + (1,) * (len(regions) - 2):
             raise self.error(f"regions of shape {regions}", "each must have an image index and x1, y1, x2, y2: (R, 5)")
 

@@ -17,8 +17,7 @@ class Interp(Layer):
 
     def setup(self, shape: Shape) -> None:
         p = self.param.interp_param
-        if len(shape) != 4:
-            raise self.error(f"a bottom of shape {shape}", "Interp takes 4 axes (N, C, H, W)")
+        self.require_maps(shape)
         self.by_factor = p.HasField("zoom_factor") or p.HasField("shrink_factor")
         if self.by_factor == (p.HasField("height") and p.HasField("width")):
             raise self.error(
@@ -63,8 +62,7 @@ class Upsample(Layer):
 
     def setup(self, shape: Shape, positions: Shape | None = None) -> None:
         p = self.param.upsample_param
-        if len(shape) != 4:
-            raise self.error(f"a bottom of shape {shape}", "Upsample takes 4 axes (N, C, H, W)")
+        self.require_maps(shape)
         if positions is not None and positions != shape:
             raise self.error(f"bottoms of shapes {shape} and {positions}", "there must be a position for each value")
         if p.HasField("upsample_h") != p.HasField("upsample_w") or p.HasField("scale_h") != p.HasField("scale_w"):
@@ -113,12 +111,9 @@ class Reorg(Layer):
     """
 
     def setup(self, shape: Shape) -> None:
-        p = self.param.reorg_param
-        self.stride = p.stride
-        if len(shape) != 4:
-            raise self.error(f"a bottom of shape {shape}", "Reorg takes 4 axes (N, C, H, W)")
-        if self.stride < 1:
-            raise self.error("stride is not given", "it must be at least 1")
+        self.require_maps(shape)
+        self.require_positive("stride")
+        self.stride = self.param.reorg_param.stride
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
         s, (count, channels, height, width) = self.stride, shape

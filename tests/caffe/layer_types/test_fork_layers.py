@@ -487,7 +487,7 @@ def test_triplet_loss(write, weighted):
     inputs = [draw(3, 4) for _ in range(3)] + [draw(3, low=0, high=1)] * weighted
     inputs[2][0] = inputs[0][0] + 5  # beyond the margin
     check(write, 'type: "TripletLoss" triplet_loss_param { margin: 0.5 }', loss, *inputs, wrt=(0, 1, 2))
-    assert "all three" in layer_error(write, 'type: "TripletLoss"', (2, 4), (2, 4), (2, 3)).expected
+    assert "the same shape" in layer_error(write, 'type: "TripletLoss"', (2, 4), (2, 4), (2, 3)).expected
 
 
 # ---- fields of forks in Caffe's own layers
