@@ -35,8 +35,8 @@ def model(net: caffe.Net, metadata: Mapping[str, str] | None = None) -> onnx.Mod
 
 
 def _value_info(blob: str, net: caffe.Net, free: bool) -> onnx.ValueInfoProto:
-    batch, *rest = net.blobs[blob].shape or (None,)
-    return helper.make_tensor_value_info(blob, TensorProto.FLOAT, [] if batch is None else ["N" if free else batch, *rest])
+    shape = [*net.blobs[blob].shape]
+    return helper.make_tensor_value_info(blob, TensorProto.FLOAT, ["N", *shape[1:]] if free else shape)
 
 
 def _takes_any_batch(net: caffe.Net) -> bool:

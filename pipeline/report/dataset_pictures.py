@@ -48,7 +48,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def first_of_each(database: Path, classes: int, count: int) -> list[list[np.ndarray]]:
-    """Thumbnails of the first `count` images of each class of a database."""
+    """Thumbnails of the first `count` images of each class of a database, which is read no further."""
     images: list[list[np.ndarray]] = [[] for _ in range(classes)]
     missing, channels = classes * count, channels_of(database)
     for where, record in labelled_records(database, classes):
@@ -97,7 +97,7 @@ def class_sizes(counts: dict[str, Counter[int]], names: list[str]) -> Figure:
 
 
 def file_sizes(sizes: np.ndarray, resized: tuple[int, int]) -> Figure:
-    """Width and height of the image files: `sizes` has rows of height, width and count; `resized` is height and width."""
+    """Width and height of the image files: `sizes` has rows of height, width and count; `resized`: after resizing."""
     heights, widths, counts = sizes.T
     figure, axis = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
     areas = 12 + 300 * counts / counts.max()
@@ -114,7 +114,8 @@ def file_sizes(sizes: np.ndarray, resized: tuple[int, int]) -> Figure:
 def write(dataset: Path, folder: Path) -> None:
     """Write all pictures of the dataset in `dataset` to `folder`, whole."""
     names = read_labels(dataset / "lists/labels.txt")
-    lists = {part: read_image_list(dataset / f"lists/{part}.txt", len(names)) for part in ("train", "val")}
+    entries = {split: read_image_list(dataset / f"lists/{split}.txt", len(names)) for split in ("train", "val")}
+    counts = {split: Counter(label for _, label in listed) for split, listed in entries.items()}
     images = first_of_each(dataset / "lmdb/train", len(names), COLUMNS * ROWS)
     mean = caffe.io.blobproto_to_array(caffe_pb2.BlobProto.FromString((dataset / "mean.binaryproto").read_bytes()))[0]
     with written_whole(folder) as part:
@@ -125,7 +126,6 @@ def write(dataset: Path, folder: Path) -> None:
                 (part / f"sheets/{number:04d}_{plain_name(name, 60)}.jpg").write_bytes(content.data)
         with plt.rc_context(STYLE):
             save_png(overview(images, names), part / "overview.png", tight=True)
-            counts = {split: Counter(label for _, label in entries) for split, entries in lists.items()}
             save(class_sizes(counts, names), part / "classes")
             sizes = np.loadtxt(dataset / "lists/sizes.csv", int, delimiter=",", skiprows=1, ndmin=2)
             save(file_sizes(sizes, mean.shape[1:]), part / "sizes")

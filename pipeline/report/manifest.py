@@ -146,10 +146,8 @@ def place(path: str) -> tuple[str, Output] | None:
     for output in OUTPUTS:
         for pattern in output.patterns:
             names = pattern.rstrip("/").split("/")
-            is_folder = pattern.endswith("/")
-            if len(parts) < len(names) + is_folder or (len(parts) > len(names) and not is_folder):
-                continue
-            if all(map(fnmatch.fnmatchcase, parts, names)):
+            fits = len(parts) > len(names) if pattern.endswith("/") else len(parts) == len(names)
+            if fits and all(map(fnmatch.fnmatchcase, parts, names)):
                 return "/".join(parts[: len(names)]), output
     return None
 

@@ -12,6 +12,7 @@ Of more images than can be compared, a sample is drawn by seed.
 import json
 from itertools import compress
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -66,7 +67,7 @@ def nearest(values: np.ndarray, count: int) -> Nearest:
 
 def votes(labels: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """The majority class of each row's neighbours; of equals, the nearest."""
-    return np.array([max(dict.fromkeys(row.tolist()), key=row.tolist().count) for row in labels[positions]])
+    return np.array([mode(row) for row in labels[positions].tolist()])
 
 
 def components(values: np.ndarray, count: int) -> np.ndarray:

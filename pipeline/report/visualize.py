@@ -103,13 +103,12 @@ def filters(
     The first is in colour if it has three inputs, in the order `channels` (BGR or RGB). In the tiles of the second, rows are
     filters and columns their inputs. `params` is {layer: weights}, outputs × inputs × height × width for convolutions.
     """
-    kinds = {layer.name: caffe.layer_type(layer.type) for layer in net.layer}
-    layers = [layer for layer in net.layer if kinds[layer.name].is_linear and not kinds[layer.name].is_transposed]
-    layers = [layer for layer in layers if params[layer.name].ndim == 4 and max(params[layer.name].shape[2:]) > 1]
-    for number, layer in enumerate(layers[:2]):
-        weights = params[layer.name]
+    kinds = ((layer.name, caffe.layer_type(layer.type)) for layer in net.layer)
+    linear = [(name, params[name]) for name, kind in kinds if kind.is_linear and not kind.is_transposed]
+    convolutions = [(name, weights) for name, weights in linear if weights.ndim == 4 and max(weights.shape[2:]) > 1]
+    for number, (name, weights) in enumerate(convolutions[:2]):
         outputs, inputs, high, wide = weights.shape
-        title = f"{layer.name}: {outputs} filters of {high}×{wide}, {inputs} input{'s' * (inputs > 1)}"
+        title = f"{name}: {outputs} filters of {high}×{wide}, {inputs} input{'s' * (inputs > 1)}"
         values = normalise(weights)
         if inputs == 3 and number == 0:
             in_rgb = values if channels == "RGB" else values[:, ::-1]
