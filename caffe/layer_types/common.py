@@ -47,7 +47,7 @@ class InnerProduct(Layer):
         weight, *bias = self.parameters()
         if self.param.inner_product_param.transpose:
             weight = weight.t()
-        rows = x if x.dim() == self.first + 1 else x.flatten(self.first)
+        rows = x.flatten(self.first)
         if rows.shape[-1] != self.inputs:
             self.top_shapes(tuple(x.shape))
         return functional.linear(rows, weight, *bias)

@@ -1,6 +1,7 @@
 """Data layers: Input, DummyData, Data; and the base of those that read ahead on a thread."""
 
 import contextlib
+import itertools
 import json
 import queue
 import threading
@@ -26,7 +27,7 @@ Item = tuple[Batch, int, Mapping[str, Any]] | Exception
 
 
 class Source(Layer):
-    """A layer without bottoms, which knows its tops' shapes before it has read anything."""
+    """A layer without bottoms, whose tops' shapes are known before it reads anything."""
 
     bottoms = (0, 0)
     tops: tuple[int, int | None] = (1, None)
@@ -109,10 +110,7 @@ class Records(Source):
 
 
 class Prefetching(Records):
-    """A source that prefetches batches on a thread; their order does not depend on timing.
-
-    Subclasses define `read`, which yields the tops of batch after batch, and `batch_size`.
-    """
+    """A source that prefetches batches on a thread; their order does not depend on timing."""
 
     tops = (1, 2)
     ahead = 4
@@ -122,10 +120,10 @@ class Prefetching(Records):
         self.rng = np.random.default_rng(mode.data_rng.integers(2**63))
         self._position = 0
         self._generator: Mapping[str, Any] | None = None
-        """State of the random generator after the last batch returned; the thread is already further on."""
+        """State of the random generator after the last batch returned; the thread is already ahead of it."""
 
     def read(self, position: int) -> Iterator[Batch]:
-        """Yield batches endlessly, starting at the record `position`."""
+        """Yield the tops of batch after batch endlessly, starting at the record `position`; subclasses define it."""
         raise NotImplementedError
 
     def seek(self, position: int) -> None:
@@ -148,7 +146,6 @@ class Prefetching(Records):
         return ""
 
     def close(self) -> None:
-        """Stop prefetching."""
         if self._thread is not None:
             self._stop.set()
             while self._thread.is_alive():
@@ -214,25 +211,22 @@ class Data(Prefetching):
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
         self.color = True if p.force_encoded_color else self.transformer.color
         self.image = self.pixels(next(self.database.values()))[0].shape
-        shape = self.transformer.shape(self.image)
-        events.database_batch_shaped(",".join(map(str, (p.batch_size, *shape))))
+        events.database_batch_shaped(",".join(map(str, self.top_shapes()[0])))
 
     def top_shapes(self) -> list[Shape]:
-        batch = self.param.data_param.batch_size
-        return [(batch, *self.transformer.shape(self.image)), (batch,)][: len(self.param.top)]
+        return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size,)][: len(self.param.top)]
 
     def pixels(self, record: bytes | memoryview) -> tuple[np.ndarray, int]:
         """Image and label of a record."""
+        source = self.param.data_param.source
         try:
             datum = parse_datum(record)
         except Exception as error:
-            raise Error(
-                self.param.data_param.source, f"a record that is not a Datum ({error})", do="rebuild the database"
-            ) from error
-        return pixels_of(datum, self.color, self.param.data_param.source), datum.label
+            raise Error(source, f"a record that is not a Datum ({error})", do="rebuild the database") from error
+        return pixels_of(datum, self.color, source), datum.label
 
     def records(self, position: int) -> Iterator[bytes | memoryview]:
-        """Records from `position` on, endlessly; of n solvers that train together, each reads every n-th record."""
+        """Yield records from `position` on, endlessly; each of n solvers that train together reads every n-th record."""
         solvers, rank = self.share()
         offset = position * solvers
         start = offset % len(self.database)
@@ -245,8 +239,7 @@ class Data(Prefetching):
             events.database_restarted()
 
     def read(self, position: int) -> Iterator[Batch]:
-        size = self.param.data_param.batch_size
-        records = self.records(position)
+        records = map(self.pixels, self.records(position))
         while True:
-            images, labels = zip(*(self.pixels(next(records)) for _ in range(size)), strict=True)
+            images, labels = zip(*itertools.islice(records, self.batch_size), strict=True)
             yield self.transformer(list(images)), np.asarray(labels, np.float32)

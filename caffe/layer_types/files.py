@@ -1,5 +1,6 @@
 """Data layers on image lists, HDF5 files and arrays: ImageData, DenseImageData, HDF5Data, HDF5Output, MemoryData."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +23,12 @@ from caffe.transforms.transform import Transformer
 def lines_of(path: str, what: str) -> list[str]:
     """The non-empty lines of a list file."""
     try:
-        lines = [line.strip() for line in Path(path).read_text().splitlines()]
+        text = Path(path).read_text()
     except FileNotFoundError:
         raise FileError(path, f"no such {what}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"not a {what} ({error})") from None
-    lines = [line for line in lines if line]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise FileError(path, f"an empty {what}")
     return lines
@@ -48,7 +49,7 @@ def labelled_lines(path: str) -> list[tuple[str, int]]:
 
 
 def read_image(path: str, color: bool, size: tuple[int, int] | None = None, how: int = cv2.INTER_LINEAR) -> np.ndarray:
-    """An image file, channels × height × width, uint8, BGR; resized to (height, width) where given."""
+    """Read an image file, channels × height × width, uint8, BGR; resized to `size` (height, width) if it is given."""
     image = cv2.imread(path, cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise FileError(path, "not an image that OpenCV can read" if Path(path).exists() else "no such image")
@@ -61,8 +62,8 @@ def read_image(path: str, color: bool, size: tuple[int, int] | None = None, how:
 class ImageData(Prefetching):
     """Images and labels from a list of `path label` lines, repeated endlessly: → (N, C, H, W), (N,).
 
-    shuffle draws a new order for each epoch; lines are skipped at the start, a random number below rand_skip. Of n
-    solvers that train together, each takes every n-th line, or, with shuffle, all lines in its own order.
+    shuffle draws a new order for each epoch; rand_skip skips a random number of lines, below it, at the start. Each of n
+    solvers that train together reads every n-th line or, with shuffle, all lines in an order that only it uses.
     """
 
     tops = (2, 2)
@@ -85,8 +86,7 @@ class ImageData(Prefetching):
             raise self.error(f"rand_skip {p.rand_skip}", f"there are {len(self.lines)} images")
         self.size = (p.new_height, p.new_width) if p.new_height else None
         self.image = self.pixels(self.lines[0]).shape
-        shape = (p.batch_size, *self.transformer.shape(self.image))
-        events.image_batch_shaped(",".join(map(str, shape)))
+        events.image_batch_shaped(",".join(map(str, self.top_shapes()[0])))
 
     def top_shapes(self) -> list[Shape]:
         return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size,)]
@@ -142,8 +142,7 @@ class ImageData(Prefetching):
         with ThreadPoolExecutor(2) as pool:
             while True:
                 batch = list(itertools.islice(lines, self.batch_size))
-                images = list(pool.map(self.pixels, batch))
-                yield self.transformer(images), self.labels(batch)
+                yield self.transformer(list(pool.map(self.pixels, batch))), self.labels(batch)
 
 
 @register("DenseImageData")
@@ -180,8 +179,8 @@ class DenseImageData(ImageData):
 class HDF5Data(Records):
     """Rows of HDF5 datasets named as the tops, from a list of files, repeated endlessly: → (N, …) each.
 
-    shuffle draws a new order of the files, and of the rows in each, for every epoch. Of n solvers that train together, each
-    takes every n-th row, or, with shuffle, all rows in its own order.
+    shuffle draws a new order of the files, and of the rows in each, for every epoch. Each of n solvers that train together
+    reads every n-th row or, with shuffle, all rows in an order that only it uses.
     """
 
     def setup(self, *shapes: Shape) -> None:
@@ -192,8 +191,9 @@ class HDF5Data(Records):
         events.hdf5_list_read(p.source)
         self.files = lines_of(p.source, "list of HDF5 files")
         events.hdf5_files_listed(len(self.files))
+        self.shuffle = p.shuffle
         self.seed = int(torch.randint(2**62, ())) if p.shuffle else 0
-        self.counts: dict[str, int] = {}
+        self.count_rows = functools.cache(lambda path: len(self._load(path)[0]))
         self.seek(0)
         self.shapes = [array.shape[1:] for array in self._load(self.files[0])]
 
@@ -202,11 +202,11 @@ class HDF5Data(Records):
 
     def seek(self, position: int) -> None:
         """Continue at this solver's row `position`, counted over all epochs."""
-        solvers, rank = (1, 0) if self.param.hdf5_data_param.shuffle else self.share()
+        solvers, rank = (1, 0) if self.shuffle else self.share()
         self.position, self.rows = position, itertools.islice(self._rows(position * solvers), rank, None, solvers)
 
     def batch_dependence(self) -> str:
-        return "shuffles its rows" if self.param.hdf5_data_param.shuffle else ""
+        return "shuffles its rows" if self.shuffle else ""
 
     def keep(self, state: caffe_pb2.LayerState) -> None:
         state.position, state.seed = self.position, self.seed
@@ -232,31 +232,30 @@ class HDF5Data(Records):
             raise FileError(path, f"not an HDF5 file of numeric datasets ({error})") from error
         if min(array.ndim for array in arrays) < 1 or len({len(array) for array in arrays}) > 1 or not len(arrays[0]):
             raise FileError(
-                path, f"datasets of shapes {[array.shape for array in arrays]}", "all must have as many rows, at least one"
+                path,
+                f"datasets of shapes {[array.shape for array in arrays]}",
+                "their numbers of rows must be equal and at least 1",
             )
         events.hdf5_rows_loaded(len(arrays[0]))
         return arrays
 
-    def _count(self, path: str) -> int:
-        if path not in self.counts:
-            self.counts[path] = len(self._load(path)[0])
-        return self.counts[path]
+    def _order(self, count: int, *place: int) -> Sequence[int] | np.ndarray:
+        """Order of the files, or of the rows of a file; `place` is the epoch, and for rows the file's index."""
+        return np.random.default_rng([self.seed, *place]).permutation(count) if self.shuffle else range(count)
 
     def _rows(self, position: int) -> Iterator[list[np.ndarray]]:
         """Rows from `position` on, endlessly; seed and epoch determine each epoch's order."""
-        shuffle, epoch = self.param.hdf5_data_param.shuffle, 0
+        epoch = 0
         if position:
-            epoch, position = divmod(position, sum(map(self._count, self.files)))
+            epoch, position = divmod(position, sum(map(self.count_rows, self.files)))
         while True:
-            files = range(len(self.files))
-            for index in np.random.default_rng([self.seed, epoch]).permutation(files) if shuffle else files:
+            for index in self._order(len(self.files), epoch):
                 path = self.files[index]
-                if position and position >= self._count(path):
-                    position -= self._count(path)
+                if position and position >= self.count_rows(path):
+                    position -= self.count_rows(path)
                     continue
                 arrays = self._load(path)
-                rows = range(len(arrays[0]))
-                for row in (np.random.default_rng([self.seed, epoch, index]).permutation(rows) if shuffle else rows)[position:]:
+                for row in self._order(len(arrays[0]), epoch, index)[position:]:
                     yield [array[row] for array in arrays]
                 position = 0
             epoch += 1
@@ -311,7 +310,6 @@ class HDF5Output(Layer):
         return ()
 
     def close(self) -> None:
-        """Close the file."""
         self.file.close()
 
 

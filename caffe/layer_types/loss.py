@@ -367,10 +367,5 @@ class Accuracy(_OfLabels):
         share = correct.sum().to(scores.dtype) / counted.sum()
         if len(self.param.top) < 2:
             return share
-        classes = scores.shape[self.along]
-        flat = torch.where(counted, target, classes).flatten()
-        counts = torch.zeros(classes + 1, dtype=scores.dtype, device=scores.device).index_add_(
-            0, flat, torch.ones_like(flat, dtype=scores.dtype)
-        )
-        hits = torch.zeros_like(counts).index_add_(0, flat, correct.flatten().to(scores.dtype))
-        return share, (hits / counts.clamp_min(1))[:classes]
+        hits, counts = (torch.bincount(target[chosen], minlength=scores.shape[self.along]) for chosen in (correct, counted))
+        return share, (hits / counts.clamp_min(1)).to(scores.dtype)

@@ -73,6 +73,33 @@ class LRN(Layer):
         return x * (1 + p.alpha * mean) ** -p.beta
 
 
+def stop_learning(param: caffe_pb2.LayerParameter, *blobs: int) -> None:
+    """Set the lr_mult and decay_mult of the blobs of these indices to 0."""
+    for index in blobs:
+        while len(param.param) <= index:
+            param.param.add()
+        param.param[index].lr_mult = param.param[index].decay_mult = 0
+
+
+def normalize_batch(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, biased: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x normalised by the batch's statistics, then scaled and shifted; and the batch's mean and variance, both (C,).
+
+    biased  whether the variance returned divides by the number of values, rather than that number less 1
+    """
+    channels = x.shape[1]
+    count = x.numel() // max(1, channels)
+    mean, variance = x.new_zeros(channels), x.new_zeros(channels)
+    # With momentum 1, PyTorch's running statistics are the batch's mean and unbiased variance.
+    y = torch.batch_norm(x, scale, shift, mean, variance, True, 1.0, eps, torch.backends.cudnn.enabled)
+    if biased:
+        variance = (variance * ((count - 1) / max(1, count))).nan_to_num_()
+    elif count == 1:
+        variance = torch.zeros_like(variance)
+    return y, mean, variance
+
+
 @register("BatchNorm")
 class BatchNorm(Layer):
     """y = (x - mean) / √(variance + eps) for each channel (Ioffe and Szegedy 2015); shape of x.
@@ -128,13 +155,13 @@ class BatchNorm(Layer):
         scaled = "give the net's layer batch_norm_param { scale_bias: true }"
         return scaled if count == 5 else super().advice_for_blobs(count)
 
-    def uses_running_statistics(self) -> bool:
-        """Whether mean and variance are the running ones."""
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether mean and variance are the batch's."""
         p = self.param.batch_norm_param
-        return p.use_global_stats if p.HasField("use_global_stats") else self.phase == caffe_pb2.TEST
+        return not p.use_global_stats if p.HasField("use_global_stats") else self.phase == caffe_pb2.TRAIN
 
     def setup(self, shape: Shape) -> None:
-        self.batch_statistics = not self.uses_running_statistics()
         channels = shape[1] if len(shape) > 1 else 1
         for size in (channels, channels, 1):
             self.add_blob((size,), caffe_pb2.FillerParameter())
@@ -156,16 +183,9 @@ class BatchNorm(Layer):
         if not self.batch_statistics:
             mean, variance, weight = sums
             scale = torch.where(weight == 0, weight, 1 / weight)
-            y = functional.batch_norm(columns, mean * scale, variance * scale, training=False, eps=p.eps)
-            return y.view(x.shape)
-        channels = columns.shape[1]
-        count = columns.numel() // max(1, channels)
-        mean, variance = columns.new_zeros(channels), columns.new_zeros(channels)
-        # With momentum 1, PyTorch's running statistics are the batch's mean and unbiased variance.
-        y = torch.batch_norm(columns, None, None, mean, variance, True, 1.0, p.eps, torch.backends.cudnn.enabled)
+            return functional.batch_norm(columns, mean * scale, variance * scale, training=False, eps=p.eps).view(x.shape)
+        y, mean, variance = normalize_batch(columns, None, None, p.eps, biased=False)
         with torch.no_grad():
-            if count == 1:
-                variance = torch.zeros_like(variance)
             values: tuple[Tensor | float, ...] = (mean, variance, 1.0)
             for total, value in zip(sums, values, strict=True):
                 total.mul_(p.moving_average_fraction).add_(value)
@@ -184,21 +204,13 @@ class _ScaledBatchNorm(BatchNorm):
 
     def setup(self, shape: Shape) -> None:
         p = self.param.batch_norm_param
-        self.batch_statistics = not self.uses_running_statistics()
         channels = shape[1] if len(shape) > 1 else 1
-        one = caffe_pb2.FillerParameter(type="constant", value=1)
         self.eps = self.epsilon(self.param)
-        for size, filler in (
-            (channels, caffe_pb2.FillerParameter()),
-            (channels, caffe_pb2.FillerParameter()),
-            (1, one),
-            (channels, p.scale_filler if p.HasField("scale_filler") else one),
-            (channels, p.bias_filler),
-        ):
+        zero, one = (caffe_pb2.FillerParameter(type="constant", value=value) for value in (0, 1))
+        fillers = zero, zero, one, p.scale_filler if p.HasField("scale_filler") else one, p.bias_filler
+        for size, filler in zip((channels, channels, 1, channels, channels), fillers, strict=True):
             self.add_blob((size,), filler)
-        for index in range(3):
-            spec = self.param.param[index] if index < len(self.param.param) else self.param.param.add()
-            spec.lr_mult = spec.decay_mult = 0
+        stop_learning(self.param, 0, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         columns = x if x.dim() > 1 else x[:, None]
@@ -206,13 +218,10 @@ class _ScaledBatchNorm(BatchNorm):
         averages = running_mean, running_variance = self.blobs[0].tensor, self.blobs[1].tensor
         if not self.batch_statistics:
             return functional.batch_norm(columns, running_mean, running_variance, scale, bias, eps=self.eps).view(x.shape)
-        count = columns.numel() // max(1, columns.shape[1])
-        mean, variance = (torch.zeros_like(average) for average in averages)
-        y = torch.batch_norm(columns, scale, bias, mean, variance, True, 1.0, self.eps, torch.backends.cudnn.enabled)
+        y, mean, variance = normalize_batch(columns, scale, bias, self.eps)
         with torch.no_grad():
             kept = self.param.batch_norm_param.moving_average_fraction if self.passes > 1 else 0.0
-            variance = (variance * ((count - 1) / max(1, count))).nan_to_num_() + self.eps
-            for average, value in zip(averages, (mean, variance), strict=True):
+            for average, value in zip(averages, (mean, variance + self.eps), strict=True):
                 average.mul_(kept).add_(value, alpha=1 - kept)
         self.passes += 1
         return y.view(x.shape)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,27 +96,20 @@ class Python(Layer):
     def _create(self) -> python_layer.Layer:
         p = self.param.python_param
         try:
-            module = importlib.import_module(p.module)
+            with self._noting(f"module {p.module}"):
+                module = importlib.import_module(p.module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{p.module}.".startswith(f"{error.name}."):
-                error.add_note(f"{self.where}: in module {p.module}")
                 raise
             raise self.error(f'no module "{p.module}"', do="add the folder that holds it to PYTHONPATH") from error
-        except Exception as error:
-            error.add_note(f"{self.where}: in module {p.module}")
-            raise
         kind = getattr(module, p.layer, None)
         if not (isinstance(kind, type) and issubclass(kind, python_layer.Layer)):
-            known = [
-                name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, python_layer.Layer)
-            ]
+            classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
+            known = [name for name, value in classes.items() if issubclass(value, python_layer.Layer)]
             found = f'module "{p.module}" has no "{p.layer}"' if kind is None else f'"{p.layer}" of module "{p.module}"'
             raise self.error(found, "it must be a class derived from caffe.Layer", nearest(p.layer, known))
-        try:
+        with self._noting(kind.__name__):
             written = kind(self.param)
-        except Exception as error:
-            error.add_note(f"{self.where}: in {kind.__name__}")
-            raise
         written.phase = python_layer.Phase(self.phase)
         # param_str_ is what Caffe of early 2015 calls it.
         written.param_str = written.param_str_ = p.param_str
@@ -123,13 +118,19 @@ class Python(Layer):
     def _tops(self, bottoms: list[Blob]) -> list[Blob]:
         return [top if index is None else bottoms[index] for top, index in zip(self.top_blobs, self.in_place, strict=True)]
 
-    def call(self, method: str, *arguments: Any) -> None:
-        """Call a method of the user's object; the layer is added to an exception as a note."""
+    @contextmanager
+    def _noting(self, code: str) -> Iterator[None]:
+        """Add a note with the layer and the user's code that runs to an exception."""
         try:
-            getattr(self.written, method)(*arguments)
+            yield
         except Exception as error:
-            error.add_note(f"{self.where}: in {type(self.written).__name__}.{method}")
+            error.add_note(f"{self.where}: in {code}")
             raise
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of the user's object."""
+        with self._noting(f"{type(self.written).__name__}.{method}"):
+            getattr(self.written, method)(*arguments)
 
     def forward(self, *bottoms: Tensor) -> Tops:
         blobs = [Blob(x.shape, x.device) for x in bottoms]

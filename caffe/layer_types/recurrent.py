@@ -1,5 +1,7 @@
 """Recurrent layers: RNN, LSTM, LSTMUnit."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,13 +25,13 @@ class _Recurrent(Layer):
     states = 0
     """Number of states (1, N, D) that a step passes to the next."""
     gates = 1
-    """Sums that a step computes for each value of a state."""
+    """Number of gates: pre-activations that a step computes for each value of a state."""
     names: tuple[str, ...] = ()
     """Names of the blobs of a layer with a static input."""
 
     @classmethod
     def has_static_input(cls, param: caffe_pb2.LayerParameter) -> bool:
-        """Whether the bottoms are x, cont and a static input; further ones are the states before the first step."""
+        """Whether the third bottom is a static input; further bottoms are the states before the first step."""
         return bool(len(param.bottom) - 2 - cls.states * param.recurrent_param.expose_hidden > 0)
 
     @classmethod
@@ -56,23 +58,19 @@ class _Recurrent(Layer):
             if state != (1, x[1], p.num_output):
                 raise self.error(f"a state of shape {state}", f"it must be (1, {x[1]}, {p.num_output})")
         self.differentiable_bottoms = (0, *range(2, 2 + len(others)))
-        inputs = torch.Size(x[2:]).numel()
-        statics = torch.Size(others[0][1:]).numel() if self.static else None
-        self.declare(inputs, statics, p)
-        self.kept: list[Tensor] | None = None
-
-    def batch_dependence(self) -> str:
-        return "the records of a sequence are spread over the processes"
-
-    def declare(self, inputs: int, statics: int | None, p: caffe_pb2.RecurrentParameter) -> None:
-        """Declare the blobs, in Caffe's order."""
         rows = self.gates * p.num_output
-        widths = {"weight_input": inputs} | ({} if statics is None else {"weight_static": statics})
+        widths = {"weight_input": math.prod(x[2:])}
+        if self.static:
+            widths["weight_static"] = math.prod(others[0][1:])
         for spec in self.blob_specs(self.param):
             if spec.name.startswith("bias"):
                 self.add_blob((rows,), p.bias_filler)
             else:
                 self.add_blob((rows, widths.get(spec.name, p.num_output)), p.weight_filler)
+        self.kept: list[Tensor] | None = None
+
+    def batch_dependence(self) -> str:
+        return "the records of a sequence are spread over the processes"
 
     def run(self, inputs: Tensor, cont: Tensor, states: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Tops (T, N, D) and the last states, from the inputs' contribution to each step's pre-activation (T, N, rows)."""
@@ -94,17 +92,13 @@ class _Recurrent(Layer):
         inputs = functional.linear(x.flatten(2), weights.pop(0), weights.pop(0))
         if self.static:
             inputs = inputs + functional.linear(others[0].flatten(1), weights.pop(0))
-        states = list(others[int(self.static) :])
-        exposed = bool(states)
-        if not exposed:
-            shape = (1, x.shape[1], self.param.recurrent_param.num_output)
-            kept = self.kept
-            fitting = kept if kept is not None and kept[0].shape == shape else None
-            states = fitting or [x.new_zeros(shape) for _ in range(self.states)]
-        top, last = self.run(inputs, cont[..., None], [state[0] for state in states], weights)
+        given = others[int(self.static) :]
+        shape = (1, x.shape[1], self.param.recurrent_param.num_output)
+        kept = self.kept if self.kept and self.kept[0].shape == shape else [x.new_zeros(shape)] * self.states
+        top, last = self.run(inputs, cont[..., None], [state[0] for state in given or kept], weights)
         # Caffe passes no gradient back from the exposed last states.
         last = [state[None].detach() for state in last]
-        if exposed:
+        if given:
             return (top, *last)
         self.kept = last
         return top
@@ -165,14 +159,12 @@ class LSTMUnit(Layer):
 
     bottoms = (3, 3)
     tops = (2, 2)
+    keeps_shape = True
     differentiable_bottoms = (0, 1)
 
     def setup(self, cells: Shape, gates: Shape, cont: Shape) -> None:
         if len(cells) != 3 or cells[0] != 1 or gates != (1, cells[1], 4 * cells[2]) or cont != (1, cells[1]):
             raise self.error(f"bottoms of shapes {cells}, {gates} and {cont}", "they must be (1, N, D), (1, N, 4 D) and (1, N)")
-
-    def top_shapes(self, cells: Shape, gates: Shape, cont: Shape) -> list[Shape]:
-        return [cells, cells]
 
     def forward(self, cells: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
         return _lstm_step(cells, gates, cont[..., None])

@@ -1,5 +1,6 @@
 """Layers that rearrange, select and combine values: Concat, Slice, Split, Reshape, Flatten, Tile, Crop, Filter, Eltwise …"""
 
+import functools
 import math
 from itertools import pairwise
 
@@ -18,6 +19,14 @@ def out_of_range(indices: Tensor, count: int) -> int | None:
     return low if low < 0 else high if high >= count else None
 
 
+def _axis(layer: Layer, legacy: str, axes: int) -> int:
+    """The setting `axis`, or the field `legacy` that it replaced, as a position from 0."""
+    p = layer.settings_of(layer.param)
+    if p.HasField("axis") and p.HasField(legacy):
+        raise layer.error(f"both axis and {legacy}", "only one may be given", "keep axis")
+    return layer.axis(getattr(p, legacy if p.HasField(legacy) else "axis"), axes)
+
+
 @register("Concat")
 class Concat(Layer):
     """Concatenation along `axis`; all other axes must be equal."""
@@ -27,10 +36,7 @@ class Concat(Layer):
     is_channelwise = True
 
     def setup(self, *shapes: Shape) -> None:
-        p = self.param.concat_param
-        if p.HasField("axis") and p.HasField("concat_dim"):
-            raise self.error("both axis and concat_dim", "only one may be given", "keep axis")
-        self.along = self.axis(p.concat_dim if p.HasField("concat_dim") else p.axis, len(shapes[0]))
+        self.along = _axis(self, "concat_dim", len(shapes[0]))
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
         first, along = shapes[0], self.along
@@ -45,7 +51,7 @@ class Concat(Layer):
 
 @register("Split")
 class Split(Layer):
-    """Copies of the bottom, one for each consumer; nets insert it where a blob has several. The tops' gradients are summed."""
+    """Copy the bottom for each of its consumers; nets insert it if a blob has several. The tops' gradients are summed."""
 
     keeps_shape = True
     tops = (1, None)
@@ -58,7 +64,7 @@ class Split(Layer):
 
 @register("Flatten")
 class Flatten(Layer):
-    """Axes from `axis` to `end_axis` become one."""
+    """Merge the axes from `axis` to `end_axis` into one."""
 
     drawn_as = "arrangement"
     copies_values = True
@@ -81,8 +87,7 @@ class Flatten(Layer):
 class Eltwise(Layer):
     """Product, weighted sum or maximum of bottoms of one shape.
 
-    As in Caffe, at equal maxima MAX passes the whole gradient to the later of the first two bottoms, and to the earlier of any
-    others.
+    As in Caffe, at equal maxima MAX passes the whole gradient to the later of the first two bottoms, else to the earliest.
     """
 
     bottoms = (2, None)
@@ -103,9 +108,7 @@ class Eltwise(Layer):
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
         p = self.param.eltwise_param
         if p.operation == caffe_pb2.EltwiseParameter.PROD:
-            for other in others:
-                first = first * other
-            return first
+            return functools.reduce(torch.mul, others, first)
         if p.operation == caffe_pb2.EltwiseParameter.MAX:
             result = torch.where(first > others[0], first, others[0])
             for other in others[1:]:
@@ -159,10 +162,7 @@ class Slice(Layer):
     is_channelwise = True
 
     def setup(self, shape: Shape) -> None:
-        p = self.param.slice_param
-        if p.HasField("axis") and p.HasField("slice_dim"):
-            raise self.error("both axis and slice_dim", "only one may be given", "keep axis")
-        self.along = self.axis(p.slice_dim if p.HasField("slice_dim") else p.axis, len(shape))
+        self.along = _axis(self, "slice_dim", len(shape))
 
     def extents(self, extent: int) -> list[int]:
         """Extent of each top along the axis, whose extent is given."""
@@ -213,7 +213,8 @@ class Reshape(Layer):
             raise self.error(f"dims {list(p.shape.dim)}", "at most one may be -1, and no other negative")
         count = math.prod(shape)
         known = math.prod((*shape[:start], *(dim for dim in dims if dim != -1), *shape[end:]))
-        if (count % known if known and -1 in dims else count != known) or (not known and -1 in dims):
+        fits = known > 0 and count % known == 0 if -1 in dims else count == known
+        if not fits:
             raise self.error(f"dims {list(p.shape.dim)} for a bottom of shape {shape}", f"it has {count} values")
         dims = [count // known if dim == -1 else dim for dim in dims]
         return [(*shape[:start], *dims, *shape[end:])]
@@ -323,7 +324,7 @@ class BatchReindex(Layer):
 
 @register("Filter")
 class Filter(Layer):
-    """Select from each bottom but the last the images for which the last is not 0; one top for each."""
+    """Keep the images for which the last bottom, the selector, is not 0; one top for each other bottom."""
 
     bottoms = (2, None)
     tops = (1, None)

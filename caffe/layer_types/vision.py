@@ -43,15 +43,10 @@ def spatial(layer: Layer, name: str, axes: int, default: int | None) -> Shape:
 
 
 class _Windows(Layer):
-    """Base of the layers with a convolution_param: the geometry of their windows, with a value for each spatial axis."""
-
-    kernel: Shape
-    stride: Shape
-    pad: Shape
-    dilation: Shape
+    """Base of the layers with a convolution_param: the geometry of their windows."""
 
     def read_geometry(self, axes: int) -> None:
-        """Set kernel, stride, pad and dilation."""
+        """Set kernel, stride, pad and dilation, with a value for each of the spatial axes."""
         self.kernel = spatial(self, "kernel_size", axes, None)
         self.stride = spatial(self, "stride", axes, 1)
         self.pad = spatial(self, "pad", axes, 0)
@@ -61,8 +56,8 @@ class _Windows(Layer):
             if min(values) < 1:
                 raise self.error(f"{name} {min(values)}", "it must be at least 1")
 
-    def windows(self, bottom: Shape) -> list[int]:
-        """Number of windows along each spatial axis of a bottom with these spatial extents."""
+    def extents(self, bottom: Shape) -> list[int]:
+        """Spatial extents of the top, for a bottom of these: the number of windows along each axis."""
         axes = zip(bottom, self.kernel, self.stride, self.pad, self.dilation, strict=True)
         counts = [(extent + 2 * pad - dilation * (size - 1) - 1) // stride + 1 for extent, size, stride, pad, dilation in axes]
         if min(counts) < 1:
@@ -102,7 +97,8 @@ class _Convolving(_Windows):
         for name, count in (("input channels", channels), ("outputs", p.num_output)):
             if p.group < 1 or count % p.group:
                 raise self.error(f"group {p.group} for {count} {name}", "the groups must divide them evenly")
-        self.add_blob(self.weight_shape(channels), p.weight_filler)
+        outer, inner = (channels, p.num_output) if self.is_transposed else (p.num_output, channels)
+        self.add_blob((outer, inner // p.group, *self.kernel), p.weight_filler)
         self.group = p.group
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
@@ -112,20 +108,13 @@ class _Convolving(_Windows):
         if self.begins_layout and len(self.blobs[0].shape) == 4 and not self.takes_pairs:
             self.blobs[0].lay_out(torch.channels_last)
 
-    def weight_shape(self, channels: int) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    def extents(self, shape: tuple[int, ...]) -> list[int]:
-        """The tops' spatial extents, for a bottom of this shape."""
-        raise NotImplementedError
-
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
         self.require_same_shape(*shapes)
-        top = (*shapes[0][: self.channel_axis], self.param.convolution_param.num_output, *self.extents(shapes[0]))
-        return [top] * len(shapes)
+        leading, bottom = shapes[0][: self.channel_axis], shapes[0][self.channel_axis + 1 :]
+        return [(*leading, self.param.convolution_param.num_output, *self.extents(bottom))] * len(shapes)
 
     def forward(self, *bottoms: Tensor) -> Tops:
         weight, *rest = self.parameters()
@@ -179,13 +168,6 @@ class Convolution(_Convolving):
         plain = self.begins_layout and len(self.kernel) == 2 and self.group == 1 and self.dilation == (1, 1)
         self.takes_pairs = plain and self.blobs[0].shape[1] == 1 and self.device.type == "cpu"
 
-    def weight_shape(self, channels: int) -> Shape:
-        p = self.param.convolution_param
-        return (p.num_output, channels // p.group, *self.kernel)
-
-    def extents(self, shape: Shape) -> list[int]:
-        return self.windows(shape[self.channel_axis + 1 :])
-
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.takes_pairs and _pairs_fit(x, self.kernel[1], self.stride[1], self.pad[1]):
             return _convolve_pairs(x, weight, bias, self.stride, self.pad)
@@ -202,15 +184,13 @@ class Deconvolution(_Convolving):
 
     is_transposed = True
 
-    def weight_shape(self, channels: int) -> Shape:
-        p = self.param.convolution_param
-        return (channels, p.num_output // p.group, *self.kernel)
-
-    def extents(self, shape: Shape) -> list[int]:
-        geometry = zip(shape[self.channel_axis + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True)
-        tops = [stride * (extent - 1) + dilation * (size - 1) + 1 - 2 * pad for extent, size, stride, pad, dilation in geometry]
+    def extents(self, bottom: Shape) -> list[int]:
+        axes = zip(bottom, self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        tops = [stride * (extent - 1) + dilation * (size - 1) + 1 - 2 * pad for extent, size, stride, pad, dilation in axes]
         if min(tops) < 1:
-            raise self.error(f"pad {self.pad} on a bottom of shape {shape}", "at least one pixel of the top must remain")
+            raise self.error(
+                f"pad {self.pad} on a bottom of {'×'.join(map(str, bottom))} pixels", "at least one pixel of the top must remain"
+            )
         return tops
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -227,11 +207,11 @@ class Im2col(_Windows):
         self.read_geometry(2)
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
-        return [(shape[0], shape[1] * math.prod(self.kernel), *self.windows(shape[2:]))]
+        return [(shape[0], shape[1] * math.prod(self.kernel), *self.extents(shape[2:]))]
 
     def forward(self, x: Tensor) -> Tensor:
         columns = functional.unfold(x, self.kernel, self.dilation, self.pad, self.stride)
-        return columns.view(*columns.shape[:2], *self.windows(x.shape[2:]))
+        return columns.view(*columns.shape[:2], *self.extents(x.shape[2:]))
 
 
 @register("Pooling")
@@ -258,17 +238,15 @@ class Pooling(Layer):
         self.require_maps(shape)
         if self.gives_positions and p.pool != MAX:
             raise self.error("two tops", "only MAX pooling has a second top, the positions")
+        self.stride, self.pad = spatial(self, "stride", 2, 1), spatial(self, "pad", 2, 0)
         if p.global_pooling:
             if p.HasField("kernel_size") or p.HasField("kernel_h") or p.HasField("kernel_w"):
                 raise self.error("global_pooling and a kernel size", "global pooling takes its kernel from the bottom")
             self.kernel = None
-            self.stride, self.pad = spatial(self, "stride", 2, 1), spatial(self, "pad", 2, 0)
             if self.pad != (0, 0) or self.stride != (1, 1):
                 raise self.error(f"global_pooling with pad {self.pad} and stride {self.stride}", "pad must be 0 and stride 1")
             return
         self.kernel = spatial(self, "kernel_size", 2, None)
-        self.stride = spatial(self, "stride", 2, 1)
-        self.pad = spatial(self, "pad", 2, 0)
         if min(self.kernel) < 1 or min(self.stride) < 1:
             raise self.error(f"kernel {self.kernel} and stride {self.stride}", "both must be at least 1")
         if any(pad >= kernel for pad, kernel in zip(self.pad, self.kernel, strict=True)):

@@ -49,11 +49,9 @@ class WindowData(Prefetching):
         self.images, self.windows, self.channels = self._parse(p.source)
         self.foreground = [window for window in self.windows if window.overlap >= p.fg_threshold]
         self.background = [window for window in self.windows if window.overlap < min(p.bg_threshold, p.fg_threshold)]
-        self.wanted = int(p.batch_size * p.fg_fraction)
-        for name, windows, count in (
-            ("foreground", self.foreground, self.wanted),
-            ("background", self.background, p.batch_size - self.wanted),
-        ):
+        self.objects = int(p.batch_size * p.fg_fraction)
+        kinds = ("foreground", self.foreground, self.objects), ("background", self.background, p.batch_size - self.objects)
+        for name, windows, count in kinds:
             if count and not windows:
                 raise Error(p.source, f"no {name} windows", f"every batch needs {count}", "correct the thresholds")
         if any(window.label < 1 for window in self.foreground):
@@ -70,25 +68,25 @@ class WindowData(Prefetching):
                 )
             self.offset = (mean.shape[1] - self.crop) // 2
         self.cache: dict[int, np.ndarray] = {}
-        events.window_batch_shaped(p.batch_size, self.channels, self.crop, self.crop)
+        events.window_batch_shaped(*self.top_shapes()[0])
 
     def _parse(self, path: str) -> tuple[list[str], list[Window], int]:
         """Read a window file: image paths, windows and the number of channels."""
-        words = iter([(number, line) for number, line in enumerate(lines_of(path, "window file"), 1)])
+        lines = enumerate(lines_of(path, "window file"), 1)
         images, windows, channels = [], [], 0
         number = 0
         try:
-            for number, line in words:
+            for number, line in lines:
                 if not line.startswith("#"):
                     raise ValueError("an image begins with # and its number")
-                number, image = next(words)
+                number, image = next(lines)
                 images.append(self.param.window_data_param.root_folder + image)
-                number, line = next(words)
+                number, line = next(lines)
                 channels = int(line)
-                _height, _width = next(words), next(words)
-                number, count = next(words)
+                _height, _width = next(lines), next(lines)
+                number, count = next(lines)
                 for _ in range(int(count)):
-                    number, line = next(words)
+                    number, line = next(lines)
                     label, overlap, *box = line.split()
                     if len(box) != 4:
                         raise ValueError("a window is label, overlap, x1, y1, x2 and y2")
@@ -99,8 +97,7 @@ class WindowData(Prefetching):
         return images, windows, channels
 
     def top_shapes(self) -> list[Shape]:
-        batch = self.param.window_data_param.batch_size
-        return [(batch, self.channels, self.crop, self.crop), (batch,)]
+        return [(self.batch_size, self.channels, self.crop, self.crop), (self.batch_size,)]
 
     def batch_dependence(self) -> str:
         return "draws its windows at random"
@@ -114,21 +111,21 @@ class WindowData(Prefetching):
         data = np.zeros(self.top_shapes()[0], np.float32)
         labels = np.zeros(self.batch_size, np.float32)
         for row in range(self.batch_size):
-            objects = row >= self.batch_size - self.wanted
-            windows = self.foreground if objects else self.background
+            is_object = row >= self.batch_size - self.objects
+            windows = self.foreground if is_object else self.background
             window = windows[int(self.rng.integers(len(windows)))]
             mirror = self.param.transform_param.mirror and bool(self.rng.integers(2))
             self.fill(data[row], window, mirror)
-            labels[row] = window.label if objects else 0
+            labels[row] = window.label if is_object else 0
         return data, labels
 
     def image(self, index: int) -> np.ndarray:
         """An image in OpenCV's layout, height × width × channels; cached in memory with cache_images."""
-        image = self.cache.get(index)
-        if image is None:
-            image = np.ascontiguousarray(read_image(self.images[index], self.channels == 3).transpose(1, 2, 0))
-            if self.param.window_data_param.cache_images:
-                self.cache[index] = image
+        if index in self.cache:
+            return self.cache[index]
+        image = np.ascontiguousarray(read_image(self.images[index], self.channels == 3).transpose(1, 2, 0))
+        if self.param.window_data_param.cache_images:
+            self.cache[index] = image
         return image
 
     def fill(self, target: np.ndarray, window: Window, mirror: bool) -> None:

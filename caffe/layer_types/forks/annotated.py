@@ -1,5 +1,6 @@
 """SSD's data layer of images with boxes: AnnotatedData."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -74,13 +75,12 @@ class AnnotatedData(Data):
         return image, truths, datum.datum.label
 
     def read(self, position: int) -> Iterator[Batch]:
-        source, size = self.param.data_param.source, self.param.data_param.batch_size
-        records = self.records(position)
+        source = self.param.data_param.source
+        records = map(self.parse, self.records(position))
         while True:
             images: list[np.ndarray] = []
             rows, labels = [], []
-            for place in range(size):
-                image, truths, label = self.parse(next(records))
+            for place, (image, truths, label) in enumerate(itertools.islice(records, self.batch_size)):
                 if (truths is not None) != self.annotated:
                     raise Error(source, "records with annotations and records without", do="rebuild the database")
                 values, truths = self.box_transformer(image, np.empty((0, 7), np.float32) if truths is None else truths)
@@ -93,7 +93,7 @@ class AnnotatedData(Data):
                 images.append(values)
                 rows.append(np.hstack((np.full((len(truths), 1), place, np.float32), truths)))
                 labels.append(label)
-            found = np.concatenate(rows).astype(np.float32)
-            if not len(found):
-                found = np.full((1, 8), -1, np.float32)
-            yield np.stack(images), found[None, None] if self.annotated else np.asarray(labels, np.float32)
+            boxes = np.concatenate(rows).astype(np.float32)
+            if not len(boxes):
+                boxes = np.full((1, 8), -1, np.float32)
+            yield np.stack(images), boxes[None, None] if self.annotated else np.asarray(labels, np.float32)

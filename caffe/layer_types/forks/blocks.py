@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from caffe.engine.layer import BIAS, WEIGHT, BlobSpec, Layer, Shape, Tops, register
 from caffe.layer_types.activation import Elementwise
+from caffe.layer_types.normalization import normalize_batch, stop_learning
 from caffe.layer_types.vision import Convolution
 from caffe.proto import caffe_pb2
 
@@ -165,6 +166,7 @@ class BN(Layer):
             raise self.error(f"a bottom of shape {shape}", "BN needs a channel axis, the second")
         self.segnets = self.is_segnets(self.param)
         if self.segnets:
+            self.batch_statistics = self.tests_by_batch(self.param)
             for filler in (p.scale_filler, p.shift_filler):
                 self.add_blob((1, shape[1], 1, 1), filler)
             return
@@ -173,16 +175,11 @@ class BN(Layer):
         variance = caffe_pb2.FillerParameter(type="constant", value=float(p.frozen))
         for filler in (p.slope_filler, p.bias_filler, caffe_pb2.FillerParameter(), variance):
             self.add_blob((1, shape[1]), filler)
-        self.running_statistics = p.frozen or self.phase == caffe_pb2.TEST
-        for index in range(4):
-            spec = self.param.param[index] if index < len(self.param.param) else self.param.param.add()
-            if index > 1 or p.frozen:
-                spec.lr_mult = spec.decay_mult = 0
+        self.batch_statistics = not p.frozen and self.phase == caffe_pb2.TRAIN
+        stop_learning(self.param, *range(0 if p.frozen else 2, 4))
 
     def batch_dependence(self) -> str:
-        inference = self.param.bn_param.bn_mode == caffe_pb2.BNParameter.INFERENCE
-        running = inference if self.segnets else self.running_statistics
-        return "" if running else "batch statistics are of each process's own batch"
+        return "batch statistics are of each process's own batch" if self.batch_statistics else ""
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
         return [shape, *[(1, shape[1], 1, 1)] * (len(self.param.top) - 1)]
@@ -192,30 +189,20 @@ class BN(Layer):
         p = self.param.bn_param
         if self.segnets:
             return self.forward_segnet(x, factor, term)
-        if self.running_statistics:
+        if not self.batch_statistics:
             mean, variance = (blob.tensor.reshape(-1) for blob in self.blobs[2:])
             return functional.batch_norm(x, mean, variance, factor, term, eps=p.eps)
-        y, mean, variance = _normalize_batch(x, factor, term, p.eps)
+        y, mean, variance = normalize_batch(x, factor, term, p.eps)
         for blob, value in zip(self.blobs[2:], (mean, variance), strict=True):
             blob.tensor.mul_(p.momentum).add_(value.view(1, -1), alpha=1 - p.momentum)
         return y
 
     def forward_segnet(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
         """The tops of SegNet's form: y[, mean[, variance]]."""
-        if self.param.bn_param.bn_mode == caffe_pb2.BNParameter.INFERENCE:
+        if self.batch_statistics:
+            y, mean, variance = normalize_batch(x, scale, shift, 1e-9)
+        else:
             along = (-1,) + (1,) * (x.dim() - 2)
             y = torch.addcmul(shift.view(along), x, scale.view(along))
             mean, variance = x.new_zeros(2, x.shape[1])
-        else:
-            y, mean, variance = _normalize_batch(x, scale, shift, 1e-9)
         return (y, mean.view(1, -1, 1, 1), variance.view(1, -1, 1, 1))[: len(self.param.top)]
-
-
-def _normalize_batch(x: Tensor, factor: Tensor, term: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """x normalised by batch statistics, scaled and shifted; the batch's mean and (biased) variance, (C,)."""
-    channels = x.shape[1]
-    count = x.numel() // max(1, channels)
-    mean, variance = x.new_zeros(channels), x.new_zeros(channels)
-    # With momentum 1, PyTorch's running statistics are the batch's mean and unbiased variance.
-    y = torch.batch_norm(x, factor, term, mean, variance, True, 1.0, eps, torch.backends.cudnn.enabled)
-    return y, mean, (variance * ((count - 1) / max(1, count))).nan_to_num_()

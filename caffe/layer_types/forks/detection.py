@@ -10,6 +10,8 @@ from caffe.engine.layer import Layer, Shape, register
 from caffe.transforms import boxes
 from caffe.transforms.detections import ResultFiles, in_pixels, read_sizes
 
+COUNTS_BACKGROUND = "it must be at least 1, and counts the background"
+
 
 @register("PriorBox")
 class PriorBox(Layer):
@@ -76,22 +78,19 @@ class PriorBox(Layer):
         return [(1, 2, shape[2] * shape[3] * len(self.sizes) * 4)]
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        if self.extents != (*x.shape[2:], *image.shape[2:]):
-            self.extents = (*x.shape[2:], *image.shape[2:])
-            self.priors = torch.from_numpy(self.place(height, width, self.image or (image.shape[2], image.shape[3]))).to(x)
+        extents = (*x.shape[2:], *image.shape[2:])
+        if extents != self.extents:
+            self.extents = extents
+            self.priors = torch.from_numpy(self.place(extents[:2], self.image or extents[2:])).to(x)
         return self.priors.clone()
 
-    def place(self, height: int, width: int, image: tuple[float, float]) -> np.ndarray:
-        """Boxes and variances, (1, 2, H · W · boxes · 4), of a map height × width for an image (height, width)."""
+    def place(self, extents: Shape, image: tuple[float, ...]) -> np.ndarray:
+        """Boxes and variances, (1, 2, H · W · boxes · 4), of a map (height, width) for an image (height, width)."""
         p = self.param.prior_box_param
-        steps: tuple[float | np.float32, float | np.float32] = self.step or (
-            np.float32(image[0]) / np.float32(height),
-            np.float32(image[1]) / np.float32(width),
-        )
+        steps = np.array(self.step or np.array(image, np.float32) / np.array(extents, np.float32), np.float32)
         down, across = (
-            (np.arange(extent, dtype=np.float32) + np.float32(p.offset)) * np.float32(step)
-            for extent, step in zip((height, width), steps, strict=True)
+            (np.arange(extent, dtype=np.float32) + np.float32(p.offset)) * step
+            for extent, step in zip(extents, steps, strict=True)
         )
         centres = np.stack(np.broadcast_arrays(across, down[:, None]), -1)[:, :, None].astype(float)
         corners = np.concatenate((centres - self.sizes / 2, centres + self.sizes / 2), -1) / np.tile(image[::-1], 2)
@@ -101,25 +100,37 @@ class PriorBox(Layer):
         return np.stack((corners, np.broadcast_to(self.variance, corners.shape))).reshape(1, 2, -1)
 
 
-def prior_arrays(layer: Layer, priors: Tensor, code: int) -> tuple[np.ndarray, np.ndarray]:
+def foreground(classes: int, background: int) -> list[int]:
+    """All classes except the background."""
+    return [label for label in range(classes) if label != background]
+
+
+def as_array(values: Tensor) -> np.ndarray:
+    """The values, without their gradient, as a float32 array."""
+    return values.detach().float().cpu().numpy()
+
+
+def prior_arrays(layer: Layer, priors: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The boxes (P, 4) and variances (P, 4) of a PriorBox's top; raises LayerError if the code divides by a side that is 0."""
-    corners, variances = priors.detach().float().cpu().numpy().reshape(2, -1, 4)
+    corners, variances = as_array(priors).reshape(2, -1, 4)
+    code = layer.settings_of(layer.param).code_type
     if code != boxes.CODES.CORNER and (corners[:, 2:] <= corners[:, :2]).any():
         raise layer.error("a prior without width or height", do="check the clip and the steps of the PriorBox layers")
     return corners, variances
 
 
-def check_counts(layer: Layer, offsets: Shape, scores: Shape, priors: Shape, boxes_each: int, classes: int) -> None:
+def check_counts(layer: Layer, offsets: Shape, scores: Shape, priors: Shape) -> None:
     """Raise LayerError unless the shapes of box and class predictions fit the same images and priors."""
     if len(priors) < 3 or priors[:2] != (1, 2) or math.prod(priors) % 8:
         raise layer.error(f"priors of shape {priors}", "PriorBox gives (1, 2, priors · 4)")
+    p = layer.settings_of(layer.param)
     count = math.prod(priors) // 8
     if offsets[0] != scores[0]:
         raise layer.error(f"{offsets[0]} images of boxes and {scores[0]} of scores", "they must be of the same images")
-    for what, values, each in (("boxes", offsets, 4 * boxes_each), ("scores", scores, classes)):
-        found = math.prod(values[1:])
-        if found != count * each:
-            raise layer.error(f"{found} values of {what} for each image", f"{count} priors need {count * each}")
+    of_boxes = 4 if p.share_location else 4 * p.num_classes
+    for what, values, each in (("boxes", offsets, of_boxes), ("scores", scores, p.num_classes)):
+        if math.prod(values[1:]) != count * each:
+            raise layer.error(f"{math.prod(values[1:])} values of {what} for each image", f"{count} priors need {count * each}")
 
 
 @register("DetectionOutput")
@@ -128,8 +139,8 @@ class DetectionOutput(Layer):
 
     offsets (N, P · 4, or P · classes · 4 where share_location is false), probabilities (N, P · classes), priors (1, 2, P · 4).
     A row is image, class, score, xmin, ymin, xmax, ymax, the box in fractions of the image; sorted by image. For each class,
-    boxes are kept in the order of their scores unless they overlap one kept before. If there are none at all, one row for each
-    image: its index, then -1. save_output_param: detections are also written to files, see `caffe.transforms.detections`.
+    boxes are kept in the order of their scores unless they overlap one kept before. Without any detection, the top has one row
+    for each image: its index, then -1. save_output_param also writes detections to files, see `caffe.transforms.detections`.
     """
 
     bottoms = (3, 4)
@@ -137,8 +148,7 @@ class DetectionOutput(Layer):
 
     def setup(self, offsets: Shape, scores: Shape, priors: Shape, image: Shape | None = None) -> None:
         p = self.param.detection_output_param
-        if p.num_classes < 1:
-            raise self.error("num_classes is not given", "it must be at least 1, and counts the background")
+        self.require_positive("num_classes", expected=COUNTS_BACKGROUND)
         if p.nms_param.nms_threshold < 0 or not 0 < p.nms_param.eta <= 1:
             raise self.error(
                 f"nms_threshold {p.nms_param.nms_threshold:g} and eta {p.nms_param.eta:g}",
@@ -147,27 +157,25 @@ class DetectionOutput(Layer):
         if p.visualize:
             raise self.error("visualize: true", "it is not supported", "draw the rows of the top on the images in Python")
         self.threshold = p.confidence_threshold if p.HasField("confidence_threshold") else -np.inf
-        self.candidates = p.nms_param.top_k if p.nms_param.HasField("top_k") else -1
+        self.candidates = p.nms_param.top_k if p.nms_param.HasField("top_k") and p.nms_param.top_k > -1 else None
         self.files: ResultFiles | None = None
         save = p.save_output_param
         if save.output_directory and save.label_map_file and save.name_size_file:
-            labels = [label for label in range(p.num_classes) if label != p.background_label_id]
-            self.files = ResultFiles(save, labels, self.where)
+            self.files = ResultFiles(save, foreground(p.num_classes, p.background_label_id), self.where)
 
     def top_shapes(self, offsets: Shape, scores: Shape, priors: Shape, image: Shape | None = None) -> list[Shape]:
-        p = self.param.detection_output_param
-        check_counts(self, offsets, scores, priors, 1 if p.share_location else p.num_classes, p.num_classes)
+        check_counts(self, offsets, scores, priors)
         return [(1, 1, 1, 7)]  # a placeholder: `forward` knows how many there are
 
     def forward(self, offsets: Tensor, scores: Tensor, priors: Tensor, image: Tensor | None = None) -> Tensor:
         p = self.param.detection_output_param
-        corners, variances = prior_arrays(self, priors, p.code_type)
+        corners, variances = prior_arrays(self, priors)
         count = scores.shape[0]
-        encoded = offsets.detach().float().cpu().numpy().reshape(count, len(corners), -1, 4).swapaxes(1, 2)
-        decoded = boxes.decode(
-            encoded, corners, np.ones_like(variances) if p.variance_encoded_in_target else variances, p.code_type
-        )
-        probabilities = scores.detach().float().cpu().numpy().reshape(count, len(corners), p.num_classes).swapaxes(1, 2)
+        if p.variance_encoded_in_target:
+            variances = np.ones_like(variances)
+        encoded = as_array(offsets).reshape(count, len(corners), -1, 4).swapaxes(1, 2)
+        decoded = boxes.decode(encoded, corners, variances, p.code_type)
+        probabilities = as_array(scores).reshape(count, len(corners), p.num_classes).swapaxes(1, 2)
         by_image = [self.detect(index, decoded[index], probabilities[index]) for index in range(count)]
         if self.files:
             for own in by_image:
@@ -179,15 +187,12 @@ class DetectionOutput(Layer):
         return torch.from_numpy(rows[None, None]).to(scores)
 
     def detect(self, image: int, decoded: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """The rows of one image, class after class, from boxes (1 or classes, P, 4) and scores (classes, P)."""
+        """The rows of an image, class by class, from boxes (1 or classes, P, 4) and scores (classes, P)."""
         p = self.param.detection_output_param
         by_class = [np.empty((0, 7), np.float32)]
-        for label in range(p.num_classes):
-            if label == p.background_label_id:
-                continue
+        for label in foreground(p.num_classes, p.background_label_id):
             places = np.flatnonzero(scores[label] > np.float32(self.threshold))
-            places = places[np.argsort(-scores[label, places], kind="stable")]
-            places = places[: self.candidates] if self.candidates > -1 else places
+            places = places[np.argsort(-scores[label, places], kind="stable")][: self.candidates]
             own = decoded[0 if p.share_location else label, places]
             kept = boxes.suppress(own, p.nms_param.nms_threshold, p.nms_param.eta)
             names = np.tile(np.array([image, label], np.float32), (len(kept), 1))
@@ -211,45 +216,38 @@ class DetectionEvaluate(Layer):
     bottoms = (2, 2)
     differentiable_bottoms = ()
 
-    def setup(self, found: Shape, truths: Shape) -> None:
+    def setup(self, results: Shape, truths: Shape) -> None:
         p = self.param.detection_evaluate_param
-        if p.num_classes < 1:
-            raise self.error("num_classes is not given", "it must be at least 1, and counts the background")
+        self.require_positive("num_classes", expected=COUNTS_BACKGROUND)
         if p.overlap_threshold <= 0:
             raise self.error(f"overlap_threshold {p.overlap_threshold:g}", "it must be larger than 0")
+        self.classes = foreground(p.num_classes, p.background_label_id)
         self.sizes = read_sizes(p.name_size_file) if p.name_size_file else []
         self.images = 0
 
-    def classes(self) -> list[int]:
-        """All classes except the background."""
-        p = self.param.detection_evaluate_param
-        return [label for label in range(p.num_classes) if label != p.background_label_id]
+    def top_shapes(self, results: Shape, truths: Shape) -> list[Shape]:
+        if math.prod(results) % 7 or math.prod(truths) % 8:
+            raise self.error(f"bottoms of shapes {results} and {truths}", "their rows must have 7 and 8 values")
+        return [(1, 1, len(self.classes) + 1, 5)]  # a placeholder: `forward` knows how many there are
 
-    def top_shapes(self, found: Shape, truths: Shape) -> list[Shape]:
-        if math.prod(found) % 7 or math.prod(truths) % 8:
-            raise self.error(f"bottoms of shapes {found} and {truths}", "their rows must have 7 and 8 values")
-        return [(1, 1, len(self.classes()) + 1, 5)]  # a placeholder: `forward` knows how many there are
-
-    def forward(self, found: Tensor, truths: Tensor) -> Tensor:
+    def forward(self, results: Tensor, truths: Tensor) -> Tensor:
         p = self.param.detection_evaluate_param
-        detections = found.detach().float().cpu().numpy().reshape(-1, 7)
-        true_boxes = truths.detach().float().cpu().numpy().reshape(-1, 8)
+        detections, true_boxes = as_array(results).reshape(-1, 7), as_array(truths).reshape(-1, 8)
         true_boxes = true_boxes[true_boxes[:, 0] != -1]
         counted = true_boxes if p.evaluate_difficult_gt else true_boxes[true_boxes[:, 7] == 0]
-        rows = [np.array([[-1, label, (counted[:, 1] == label).sum(), -1, -1] for label in self.classes()], np.float32)]
+        rows = [np.array([[-1, label, (counted[:, 1] == label).sum(), -1, -1] for label in self.classes], np.float32)]
         detections = detections[detections[:, 1] != -1]
         for image in np.unique(detections[:, 0]):
             own, true = detections[detections[:, 0] == image], true_boxes[true_boxes[:, 0] == image]
             if self.sizes:
                 _, height, width = self.sizes[self.images]
                 self.images = (self.images + 1) % len(self.sizes)
-                own, true = own.copy(), true.copy()
                 for corners in (own[:, 3:], true[:, 3:7]):
                     corners[:] = in_pixels(corners.astype(np.float64), height, width, p)
             for label in np.unique(own[:, 1]):
                 of_class = own[own[:, 1] == label]
                 rows.append(self.evaluate(of_class[np.argsort(-of_class[:, 2], kind="stable")], true[true[:, 1] == label]))
-        return torch.from_numpy(np.concatenate(rows)[None, None]).to(found)
+        return torch.from_numpy(np.concatenate(rows)[None, None]).to(results)
 
     def evaluate(self, detections: np.ndarray, truths: np.ndarray) -> np.ndarray:
         """The top's rows for detections of one class in one image, best first."""

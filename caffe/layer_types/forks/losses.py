@@ -42,8 +42,8 @@ class SmoothL1Loss(Loss):
 class FocalLoss(_OfLabels, Loss):
     """-alpha (1 - p)^gamma log p of the label's probability p (Lin et al. 2017): (scores, labels) → scalar[, probabilities].
 
-    p is a softmax along an axis, and the sum is normalised like SoftmaxWithLoss's. alpha: one weight for all classes (0.25 if
-    none is given), or one each; alpha_balance: false makes it 1.
+    p is a softmax along an axis, and the sum is normalised like SoftmaxWithLoss's. alpha: a weight for all classes (0.25 by
+    default), or a weight for each class; alpha_balance: false makes it 1.
     """
 
     tops = (1, 2)

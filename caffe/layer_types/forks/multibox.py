@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine.layer import Shape, register
-from caffe.layer_types.forks.detection import check_counts, prior_arrays
+from caffe.layer_types.forks.detection import COUNTS_BACKGROUND, as_array, check_counts, foreground, prior_arrays
 from caffe.layer_types.loss import FLT_MIN, LOSS, Loss
 from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
@@ -21,16 +21,17 @@ Matches = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The true boxes of one image: corners (G, 4) and labels (G,)."""
+class Truths:
+    """The true boxes of a batch: images (G,), corners (G, 4) and labels (G,)."""
 
+    images: np.ndarray
     corners: Boxes
     labels: np.ndarray
 
 
 @dataclass(frozen=True)
 class Positives:
-    """Priors matched to a true box: image, prior, which of its predictions (a class, or 0), index among the image's truths."""
+    """Priors matched to a true box: image, prior, which of its predictions (a class, or 0), index of the true box."""
 
     image: np.ndarray
     prior: np.ndarray
@@ -38,14 +39,8 @@ class Positives:
     truth: np.ndarray
 
 
-def _smooth_or_square(kind: int, x: Tensor, target: Tensor) -> Tensor:
-    if kind == MULTIBOX.SMOOTH_L1:
-        return functional.smooth_l1_loss(x, target, reduction="none")
-    return (x - target).square() / 2
-
-
 def _class_losses(kind: int, scores: Tensor, labels: Tensor) -> Tensor:
-    """Loss of each row of scores (N, C) for its label; -1, for LOGISTIC only, is no class."""
+    """Loss of each row of scores (N, C) for its label; -1, allowed for LOGISTIC only, means no class."""
     if kind == MULTIBOX.LOGISTIC:
         targets = (torch.arange(scores.shape[1], device=scores.device) == labels[:, None]).to(scores.dtype)
         return functional.binary_cross_entropy_with_logits(scores, targets, reduction="none").sum(1)
@@ -60,8 +55,8 @@ class MultiBoxLoss(Loss):
 
     offsets (N, P · 4, or P · classes · 4 where share_location is false), scores (N, P · classes) before softmax, priors
     (1, 2, P · 4), truths (1, 1, boxes, 8): image, label, instance, xmin, ymin, xmax, ymax, difficult; image -1 is
-    no box. Priors are matched to truths; matched ones learn box and class, and of the others the hardest learn background.
-    Normalised as loss_param says, where VALID is by the number of matches.
+    no box. Priors are matched to truths. Matched priors learn a box and a class; the hardest unmatched ones learn background.
+    Normalised as loss_param says; VALID divides by the number of matches.
     """
 
     bottoms = (4, 4)
@@ -69,8 +64,7 @@ class MultiBoxLoss(Loss):
 
     def setup(self, offsets: Shape, scores: Shape, priors: Shape, truths: Shape) -> None:
         p = self.param.multibox_loss_param
-        if p.num_classes < 1:
-            raise self.error("num_classes is not given", "it must be at least 1, and counts the background")
+        self.require_positive("num_classes", expected=COUNTS_BACKGROUND)
         mines = p.mining_type != MULTIBOX.NONE
         if p.HasField("do_neg_mining") and p.do_neg_mining != mines:
             raise self.error(
@@ -95,41 +89,39 @@ class MultiBoxLoss(Loss):
         return "divides by the number of matches in its batch" if self.normalization == LOSS.VALID else ""
 
     def top_shapes(self, offsets: Shape, scores: Shape, priors: Shape, truths: Shape) -> list[Shape]:
-        p = self.param.multibox_loss_param
-        check_counts(self, offsets, scores, priors, 1 if p.share_location else p.num_classes, p.num_classes)
+        check_counts(self, offsets, scores, priors)
         if math.prod(truths) % 8:
             raise self.error(f"truths of shape {truths}", "each must have 8 values: (1, 1, boxes, 8)")
         return [()]
 
     def forward(self, offsets: Tensor, scores: Tensor, priors: Tensor, truths: Tensor) -> Tensor:
         p = self.param.multibox_loss_param
-        corners, variances = prior_arrays(self, priors, self.code)
+        corners, variances = prior_arrays(self, priors)
         images = scores.shape[0]
         offsets = offsets.reshape(images, len(corners), -1, 4)
         scores = scores.reshape(images, len(corners), p.num_classes)
-        found = self.truths(truths.detach().float().cpu().numpy().reshape(-1, 8), images)
-        tables = [self.matches(truth, offsets[image], corners, variances) for image, truth in enumerate(found)]
-        if p.mining_type == MULTIBOX.NONE:
-            negatives = None
-        else:
-            positives = self.positives(tables)
-            losses = self.mining_losses(positives, found, offsets, scores, corners, variances)
+        true_boxes = self.truths(as_array(truths).reshape(-1, 8))
+        tables = [self.matches(image, true_boxes, offsets[image], corners, variances) for image in range(images)]
+        positives = self.positives(tables)
+        negatives = None
+        if p.mining_type != MULTIBOX.NONE:
+            losses = self.mining_losses(positives, true_boxes, offsets, scores, corners, variances)
             negatives = [
                 self.mine(table, losses[image], offsets[image], corners, variances) if table else np.empty(0, np.int64)
                 for image, table in enumerate(tables)
             ]
-        positives = self.positives(tables)
-        counts: dict[int, int] = {LOSS.VALID: len(positives.image), LOSS.FULL: images * len(corners), LOSS.BATCH_SIZE: images}
-        count = max(1, counts.get(self.normalization, 1))
+            positives = self.positives(tables)
+        values = len(positives.image) if self.normalization == LOSS.VALID else images * len(corners)
+        count = self.divisor(images, values, counted=None)
         loss = offsets.new_zeros(())
         if self.learns_boxes and len(positives.image):
-            loss = loss + self.box_losses(positives, found, offsets, corners, variances).sum() * (p.loc_weight / count)
+            loss = loss + self.box_losses(positives, true_boxes, offsets, corners, variances).sum() * (p.loc_weight / count)
         if self.learns_classes:
-            loss = loss + self.class_loss(positives, negatives, found, scores) / count
+            loss = loss + self.class_loss(positives, negatives, true_boxes, scores) / count
         return loss
 
-    def truths(self, rows: np.ndarray, images: int) -> list[Truth]:
-        """The true boxes of each image, from rows (boxes, 8)."""
+    def truths(self, rows: np.ndarray) -> Truths:
+        """The true boxes, from rows (boxes, 8)."""
         p = self.param.multibox_loss_param
         rows = rows[rows[:, 0] != -1]
         if not p.use_difficult_gt:
@@ -148,37 +140,42 @@ class MultiBoxLoss(Loss):
             labels[:] = p.background_label_id + 1
         if self.code == boxes.CODES.CENTER_SIZE and (rows[:, 5:7] <= rows[:, 3:5]).any():
             raise self.error("a true box without width or height", "code_type CENTER_SIZE needs both", "leave it out of the data")
-        return [Truth(rows[own, 3:7], labels[own]) for own in (rows[:, 0].astype(int) == image for image in range(images))]
+        return Truths(rows[:, 0].astype(int), rows[:, 3:7], labels)
 
-    def matches(self, truth: Truth, offsets: Tensor, corners: Boxes, variances: Boxes) -> Matches:
-        """The result of `boxes.match` for each of a prior's predictions; empty for an image without true boxes."""
+    def matches(self, image: int, truths: Truths, offsets: Tensor, corners: Boxes, variances: Boxes) -> Matches:
+        """Matches of each of a prior's predictions in an image; empty for an image without true boxes."""
         p = self.param.multibox_loss_param
-        if not len(truth.labels):
+        own = np.flatnonzero(truths.images == image)
+        if not len(own):
             return {}
-        threshold = p.overlap_threshold if p.match_type == MULTIBOX.PER_PREDICTION else None
         if p.use_prior_for_matching:
-            matches, greatest = boxes.match(corners, truth.corners, threshold, p.ignore_cross_boundary_bbox)
+            matches, greatest = self.match(corners, truths, own)
             if p.share_location:
                 return {0: (matches, greatest)}
             # UNMATCHED and IGNORED priors get the appended label, -1.
-            labels = np.append(truth.labels, -1)[np.maximum(matches, boxes.UNMATCHED)]
+            labels = np.append(truths.labels, -1)[np.maximum(matches, boxes.UNMATCHED)]
             return {slot: (np.where(labels == slot, matches, boxes.UNMATCHED), greatest) for slot in self.slots()}
         decoded = self.decoded(offsets, corners, variances)
-        tables = {}
-        for slot in self.slots():
-            own = np.flatnonzero(truth.labels == slot) if not p.share_location else np.arange(len(truth.labels))
-            matches, greatest = boxes.match(decoded[:, slot], truth.corners[own], threshold, p.ignore_cross_boundary_bbox)
-            tables[slot] = np.where(matches >= 0, own[matches] if len(own) else matches, matches), greatest
-        return tables
+        if p.share_location:
+            return {0: self.match(decoded[:, 0], truths, own)}
+        return {slot: self.match(decoded[:, slot], truths, own[truths.labels[own] == slot]) for slot in self.slots()}
+
+    def match(self, candidates: Boxes, truths: Truths, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The result of `boxes.match` with the true boxes of the indices `own`."""
+        p = self.param.multibox_loss_param
+        threshold = p.overlap_threshold if p.match_type == MULTIBOX.PER_PREDICTION else None
+        matches, greatest = boxes.match(candidates, truths.corners[own], threshold, p.ignore_cross_boundary_bbox)
+        # As indices from the end, IGNORED and UNMATCHED give themselves.
+        return np.append(own, (boxes.IGNORED, boxes.UNMATCHED))[matches], greatest
 
     def slots(self) -> list[int]:
         """Which predictions of a prior are trained: one for all classes, or one for each class but the background."""
         p = self.param.multibox_loss_param
-        return [0] if p.share_location else [label for label in range(p.num_classes) if label != p.background_label_id]
+        return [0] if p.share_location else foreground(p.num_classes, p.background_label_id)
 
     def decoded(self, offsets: Tensor, corners: Boxes, variances: Boxes) -> np.ndarray:
         """The predicted boxes of an image, (P, slots, 4)."""
-        encoded = offsets.detach().float().cpu().numpy().swapaxes(0, 1)
+        encoded = as_array(offsets).swapaxes(0, 1)
         if self.param.multibox_loss_param.encode_variance_in_target:
             variances = np.ones_like(variances)
         return boxes.decode(encoded, corners, variances, self.code).swapaxes(0, 1)
@@ -197,18 +194,17 @@ class MultiBoxLoss(Loss):
     # ---- mining
 
     def mining_losses(
-        self, positives: Positives, found: list[Truth], offsets: Tensor, scores: Tensor, corners: Boxes, variances: Boxes
+        self, positives: Positives, truths: Truths, offsets: Tensor, scores: Tensor, corners: Boxes, variances: Boxes
     ) -> np.ndarray:
         """Loss of each prior, (N, P): of its class, and for HARD_EXAMPLE also of its box."""
         p = self.param.multibox_loss_param
         with torch.no_grad():
-            labels = self.labels(positives, found, scores.shape[:2], p.background_label_id)
+            labels = self.labels(positives, truths, scores.shape[:2], p.background_label_id)
             targets = torch.from_numpy(labels.reshape(-1)).to(scores.device)
-            of_classes = _class_losses(p.conf_loss_type, scores.flatten(0, 1), targets)
-            losses = of_classes.float().cpu().numpy().reshape(labels.shape)
+            losses = as_array(_class_losses(p.conf_loss_type, scores.flatten(0, 1), targets)).reshape(labels.shape)
             if p.mining_type == MULTIBOX.HARD_EXAMPLE and len(positives.image):
-                of_boxes = self.box_losses(positives, found, offsets, corners, variances).sum(1)
-                losses[positives.image, positives.prior] += of_boxes.float().cpu().numpy()
+                of_boxes = self.box_losses(positives, truths, offsets, corners, variances).sum(1)
+                losses[positives.image, positives.prior] += as_array(of_boxes)
         return losses
 
     def mine(self, table: Matches, losses: np.ndarray, offsets: Tensor, corners: Boxes, variances: Boxes) -> np.ndarray:
@@ -217,9 +213,9 @@ class MultiBoxLoss(Loss):
         matches, greatest = table[0]
         if p.mining_type == MULTIBOX.MAX_NEGATIVE:
             eligible = np.flatnonzero((matches == boxes.UNMATCHED) & (greatest < np.float32(p.neg_overlap)))
-            wanted = int(np.float32(p.neg_pos_ratio) * np.count_nonzero(matches >= 0))
+            count = int(np.float32(p.neg_pos_ratio) * np.count_nonzero(matches >= 0))
         else:
-            eligible, wanted = np.arange(len(matches)), p.sample_size
+            eligible, count = np.arange(len(matches)), p.sample_size
         hardest = eligible[np.argsort(-losses[eligible], kind="stable")]
         if p.nms_param.nms_threshold > 0 and p.HasField("nms_param"):
             candidates = corners if p.use_prior_for_nms else self.decoded(offsets, corners, variances)[:, 0]
@@ -227,7 +223,7 @@ class MultiBoxLoss(Loss):
             hardest = hardest[boxes.areas(candidates[hardest]) >= 1e-5]
             hardest = hardest[boxes.suppress(candidates[hardest], p.nms_param.nms_threshold)]
         chosen = np.zeros(len(matches), bool)
-        chosen[hardest[:wanted]] = True
+        chosen[hardest[:count]] = True
         negatives = np.flatnonzero(chosen & (matches == boxes.UNMATCHED))
         if p.mining_type == MULTIBOX.HARD_EXAMPLE:
             matches[(matches >= 0) & ~chosen] = boxes.UNMATCHED
@@ -235,47 +231,40 @@ class MultiBoxLoss(Loss):
 
     # ---- losses
 
-    def labels(self, positives: Positives, found: list[Truth], shape: Shape, unmatched: int) -> np.ndarray:
+    @staticmethod
+    def labels(positives: Positives, truths: Truths, shape: Shape, unmatched: int) -> np.ndarray:
         """Target label of each prior, (N, P); `unmatched` for those without a true box."""
         labels = np.full(shape, unmatched)
-        for image, truth in enumerate(found):
-            own = positives.image == image
-            labels[image, positives.prior[own]] = truth.labels[positives.truth[own]]
+        labels[positives.image, positives.prior] = truths.labels[positives.truth]
         return labels
 
-    def box_losses(self, positives: Positives, found: list[Truth], offsets: Tensor, corners: Boxes, variances: Boxes) -> Tensor:
+    def box_losses(self, positives: Positives, truths: Truths, offsets: Tensor, corners: Boxes, variances: Boxes) -> Tensor:
         """Loss of each coordinate of each match, (matches, 4)."""
         p = self.param.multibox_loss_param
-        predicted = offsets[positives.image, positives.prior, positives.slot]
-        truths = np.empty((len(positives.image), 4), np.float32)
-        for image, truth in enumerate(found):
-            truths[positives.image == image] = truth.corners[positives.truth[positives.image == image]]
+        own = predicted = offsets[positives.image, positives.prior, positives.slot]
         priors, variances = corners[positives.prior], variances[positives.prior]
-        targets = torch.from_numpy(boxes.encode(truths, priors, variances, self.code)).to(offsets)
+        targets = torch.from_numpy(boxes.encode(truths.corners[positives.truth], priors, variances, self.code)).to(offsets)
         if p.encode_variance_in_target:
             # Predictions and targets are both divided by the variances, but only in the loss.
             predicted = predicted / torch.from_numpy(variances).to(offsets)
         if p.bp_inside:
-            ends = priors
-            if not p.use_prior_for_matching:
-                plain = np.ones_like(variances) if p.encode_variance_in_target else variances
-                own = offsets[positives.image, positives.prior, positives.slot].detach().float().cpu().numpy()
-                ends = boxes.decode(own, priors, plain, self.code)
+            ends = priors if p.use_prior_for_matching else self.decoded(own[:, None], priors, variances)[:, 0]
             predicted = torch.where(torch.from_numpy((ends < 0) | (ends > 1)).to(offsets.device), targets, predicted)
-        return _smooth_or_square(p.loc_loss_type, predicted, targets)
+        if p.loc_loss_type == MULTIBOX.SMOOTH_L1:
+            return functional.smooth_l1_loss(predicted, targets, reduction="none")
+        return (predicted - targets).square() / 2
 
-    def class_loss(self, positives: Positives, negatives: list[np.ndarray] | None, found: list[Truth], scores: Tensor) -> Tensor:
-        """Summed class loss of all priors, or with mining of the matched ones and the mined negatives."""
+    def class_loss(self, positives: Positives, negatives: list[np.ndarray] | None, truths: Truths, scores: Tensor) -> Tensor:
+        """Summed class loss of all priors; with mining, of the matched priors and the mined negatives only."""
         p = self.param.multibox_loss_param
         kind, background = p.conf_loss_type, p.background_label_id
         if negatives is None:
-            labels = self.labels(positives, found, scores.shape[:2], -1 if kind == MULTIBOX.LOGISTIC else background).reshape(-1)
+            unmatched = -1 if kind == MULTIBOX.LOGISTIC else background
+            labels = self.labels(positives, truths, scores.shape[:2], unmatched).reshape(-1)
             rows = scores.flatten(0, 1)
         else:
             images = np.concatenate([positives.image, *(np.full(len(priors), image) for image, priors in enumerate(negatives))])
             priors = np.concatenate([positives.prior, *negatives])
-            labels = np.full(len(images), background)
-            matched = self.labels(positives, found, scores.shape[:2], background)
-            labels[: len(positives.image)] = matched[positives.image, positives.prior]
+            labels = self.labels(positives, truths, scores.shape[:2], background)[images, priors]
             rows = scores[images, priors]
         return _class_losses(kind, rows, torch.from_numpy(labels).to(scores.device)).sum()

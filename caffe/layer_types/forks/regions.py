@@ -29,14 +29,20 @@ class _OverRegions(Layer):
         if len(regions) < 2 or regions[1:] != (5,) + (1,) * (len(regions) - 2):
             raise self.error(f"regions of shape {regions}", "each must have an image index and x1, y1, x2, y2: (R, 5)")
 
-    def images(self, rows: Tensor, count: int) -> Tensor:
-        """The regions' image indices, (R,)."""
+    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
+        if not len(regions):
+            return x.new_zeros(self.top_shapes(tuple(x.shape), tuple(regions.shape))[0])
+        rows, count = regions.reshape(-1, 5), len(x)
         if not rows.isfinite().all():
             raise self.error("a region that is not finite", "image index, x1, y1, x2 and y2 must be finite")
         images = rows[:, 0].long()
         if (image := out_of_range(images, count)) is not None:
             raise self.error(f"a region in image {image}", f"there are {count} images (0 to {count - 1})")
-        return images
+        return self.pool(x, images, rows[:, 1:])
+
+    def pool(self, x: Tensor, images: Tensor, corners: Tensor) -> Tensor:
+        """The top, from the image index (R,) and the corners x1, y1, x2, y2 (R, 4) of at least one region."""
+        raise NotImplementedError
 
 
 def _argmax(x: Tensor, images: Tensor, rows: Ends, columns: Ends) -> Tensor:
@@ -96,14 +102,10 @@ class ROIPooling(_OverRegions):
         p = self.param.roi_pooling_param
         return [(regions[0], shape[1], p.pooled_h, p.pooled_w)]
 
-    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
+    def pool(self, x: Tensor, images: Tensor, corners: Tensor) -> Tensor:
         p = self.param.roi_pooling_param
-        count, channels, height, width = x.shape
-        if not regions.shape[0]:
-            return x.new_zeros(0, channels, p.pooled_h, p.pooled_w)
-        rows = regions.reshape(-1, 5)
-        images = self.images(rows, count)
-        left, top, right, bottom = _round(rows[:, 1:] * p.spatial_scale).unbind(1)
+        _, channels, height, width = x.shape
+        left, top, right, bottom = _round(corners * p.spatial_scale).unbind(1)
         down = self.bins(top, bottom, p.pooled_h, height)
         across = self.bins(left, right, p.pooled_w, width)
         places = _argmax(x, images, down, across) + (images * (height * width))[:, None, None, None]
@@ -128,8 +130,7 @@ class PSROIPooling(_OverRegions):
     """Position-sensitive average pooling over the bins of each region (Dai et al. 2016).
 
     (x (N, output_dim · group_size², H, W), regions (R, 5)) → (R, output_dim, group_size, group_size): bin i, j of output d is
-    taken from channel (d · g + i) · g + j. A
-    region is at least 0.1 wide and high, and a bin outside the map is 0.
+    taken from channel (d · g + i) · g + j. A region is at least 0.1 wide and high, and a bin outside the map is 0.
     """
 
     def setup(self, shape: Shape, regions: Shape) -> None:
@@ -148,14 +149,10 @@ class PSROIPooling(_OverRegions):
         p = self.param.psroi_pooling_param
         return [(regions[0], p.output_dim, p.group_size, p.group_size)]
 
-    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
+    def pool(self, x: Tensor, images: Tensor, corners: Tensor) -> Tensor:
         p = self.param.psroi_pooling_param
         bins, (height, width) = p.group_size, x.shape[2:]
-        if not regions.shape[0]:
-            return x.new_zeros(0, p.output_dim, bins, bins)
-        rows = regions.reshape(-1, 5)
-        images = self.images(rows, x.shape[0])
-        corners = _round(rows[:, 1:])
+        corners = _round(corners)
         corners = torch.cat((corners[:, :2], corners[:, 2:] + 1), 1) * p.spatial_scale
         left, right = (end[:, None, None, :] for end in self.bins(corners[:, 0], corners[:, 2], bins, width))
         top, bottom = (end[:, None, :, None] for end in self.bins(corners[:, 1], corners[:, 3], bins, height))

@@ -73,9 +73,9 @@ class Upsample(Layer):
                 "upsample_h and upsample_w without positions", do="give the second top of the pooling as a second bottom"
             )
         self.scales = (p.scale_h, p.scale_w) if p.HasField("scale_h") else (p.scale, p.scale)
-        for name, extents in (("upsample_h and upsample_w", (p.upsample_h, p.upsample_w)), ("scale", self.scales)):
-            if min(extents) < 2 and self.sized == name.startswith("upsample"):
-                raise self.error(f"{name} {extents}", "it must be at least 2")
+        name, extents = ("upsample_h and upsample_w", (p.upsample_h, p.upsample_w)) if self.sized else ("scale", self.scales)
+        if min(extents) < 2:
+            raise self.error(f"{name} {extents}", "it must be at least 2")
         for pad, scale in zip((p.pad_out_h, p.pad_out_w), self.scales, strict=True):
             if pad and scale != 2 and not self.sized:
                 raise self.error(f"pad_out with scale {scale}", "it needs a scale of 2")

@@ -461,6 +461,10 @@ CASES = [
         "mining_type: NONE share_location: false use_prior_for_matching: false",
         {"mining": "NONE", "shared": False, "by_prior": False},
     ),
+    (
+        "mining_type: NONE share_location: false use_prior_for_matching: false ignore_cross_boundary_bbox: true",
+        {"mining": "NONE", "shared": False, "by_prior": False, "inside_only": True},
+    ),
     ("use_prior_for_matching: false", {"by_prior": False}),
     ("use_difficult_gt: false", {"difficult": False}),
     ("encode_variance_in_target: true", {"plain_targets": True}),
