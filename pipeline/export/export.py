@@ -66,8 +66,18 @@ def write_safetensors(net: caffe.Net, output: Path, metadata: Mapping[str, str])
     tensors = {name: np.ascontiguousarray(values) for name, values in named_tensors(net).items()}
     types = {name: net.layer_dict[name].type for name in net.params}
     with written_whole(output) as part:
-        part.write_bytes(save(tensors, {"net": net.name, "layer_types": json.dumps(types), **metadata}))
+        part.write_bytes(_sort_metadata(save(tensors, {"net": net.name, "layer_types": json.dumps(types), **metadata})))
     return len(tensors)
+
+
+def _sort_metadata(content: bytes) -> bytes:
+    """The bytes of a safetensors file with its metadata in the order of names: the library's order varies between calls."""
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text + content[begin:]
 
 
 def metadata_of(preprocessing_file: Path | None, labels: Path | None) -> dict[str, str]:

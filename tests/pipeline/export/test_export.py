@@ -318,6 +318,14 @@ def test_a_models_metadata_has_preprocessing_mean_and_class_names(experiment, tm
     np.testing.assert_allclose(session.run(["prob"], inputs)[0], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_safetensors_have_the_same_bytes_each_time(experiment, tmp_path):
+    export.main(arguments("safetensors", tmp_path))
+    first = (tmp_path / "model.safetensors").read_bytes()
+    for _ in range(8):
+        export.main(arguments("safetensors", tmp_path))
+        assert (tmp_path / "model.safetensors").read_bytes() == first
+
+
 def test_safetensors_hold_the_parameters_by_layer_and_name(experiment, tmp_path):
     export.main(arguments("safetensors", tmp_path))
     with safe_open(tmp_path / "model.safetensors", "np") as file:
