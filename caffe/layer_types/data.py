@@ -110,10 +110,7 @@ class Records(Source):
 
 
 class Prefetching(Records):
-    """A source that prefetches batches on a thread; their order does not depend on timing.
-
-    Subclasses define `read`, which yields the tops of batch after batch, and `batch_size`.
-    """
+    """A source that prefetches batches on a thread; their order does not depend on timing."""
 
     tops = (1, 2)
     ahead = 4
@@ -126,7 +123,7 @@ class Prefetching(Records):
         """State of the random generator after the last batch returned; the thread is already ahead of it."""
 
     def read(self, position: int) -> Iterator[Batch]:
-        """Yield batches endlessly, starting at the record `position`."""
+        """Yield the tops of batch after batch endlessly, starting at the record `position`; subclasses define it."""
         raise NotImplementedError
 
     def seek(self, position: int) -> None:

@@ -191,8 +191,9 @@ class HDF5Data(Records):
         events.hdf5_list_read(p.source)
         self.files = lines_of(p.source, "list of HDF5 files")
         events.hdf5_files_listed(len(self.files))
+        self.shuffle = p.shuffle
         self.seed = int(torch.randint(2**62, ())) if p.shuffle else 0
-        self.count = functools.cache(lambda path: len(self._load(path)[0]))
+        self.count_rows = functools.cache(lambda path: len(self._load(path)[0]))
         self.seek(0)
         self.shapes = [array.shape[1:] for array in self._load(self.files[0])]
 
@@ -201,11 +202,11 @@ class HDF5Data(Records):
 
     def seek(self, position: int) -> None:
         """Continue at this solver's row `position`, counted over all epochs."""
-        solvers, rank = (1, 0) if self.param.hdf5_data_param.shuffle else self.share()
+        solvers, rank = (1, 0) if self.shuffle else self.share()
         self.position, self.rows = position, itertools.islice(self._rows(position * solvers), rank, None, solvers)
 
     def batch_dependence(self) -> str:
-        return "shuffles its rows" if self.param.hdf5_data_param.shuffle else ""
+        return "shuffles its rows" if self.shuffle else ""
 
     def keep(self, state: caffe_pb2.LayerState) -> None:
         state.position, state.seed = self.position, self.seed
@@ -238,21 +239,23 @@ class HDF5Data(Records):
         events.hdf5_rows_loaded(len(arrays[0]))
         return arrays
 
+    def _order(self, count: int, *place: int) -> Sequence[int] | np.ndarray:
+        """Order of the files, or of the rows of a file; `place` is the epoch, and for rows the file's index."""
+        return np.random.default_rng([self.seed, *place]).permutation(count) if self.shuffle else range(count)
+
     def _rows(self, position: int) -> Iterator[list[np.ndarray]]:
         """Rows from `position` on, endlessly; seed and epoch determine each epoch's order."""
-        shuffle, epoch = self.param.hdf5_data_param.shuffle, 0
+        epoch = 0
         if position:
-            epoch, position = divmod(position, sum(map(self.count, self.files)))
+            epoch, position = divmod(position, sum(map(self.count_rows, self.files)))
         while True:
-            files = range(len(self.files))
-            for index in np.random.default_rng([self.seed, epoch]).permutation(files) if shuffle else files:
+            for index in self._order(len(self.files), epoch):
                 path = self.files[index]
-                if position and position >= self.count(path):
-                    position -= self.count(path)
+                if position and position >= self.count_rows(path):
+                    position -= self.count_rows(path)
                     continue
                 arrays = self._load(path)
-                rows = range(len(arrays[0]))
-                for row in (np.random.default_rng([self.seed, epoch, index]).permutation(rows) if shuffle else rows)[position:]:
+                for row in self._order(len(arrays[0]), epoch, index)[position:]:
                     yield [array[row] for array in arrays]
                 position = 0
             epoch += 1

@@ -87,8 +87,7 @@ class Flatten(Layer):
 class Eltwise(Layer):
     """Product, weighted sum or maximum of bottoms of one shape.
 
-    As in Caffe, at equal maxima MAX passes the whole gradient to the later of the first two bottoms, and to the earlier of any
-    others.
+    As in Caffe, at equal maxima MAX passes the whole gradient to the later of the first two bottoms, else to the earliest.
     """
 
     bottoms = (2, None)

@@ -43,15 +43,10 @@ def spatial(layer: Layer, name: str, axes: int, default: int | None) -> Shape:
 
 
 class _Windows(Layer):
-    """Base of the layers with a convolution_param: the geometry of their windows, with a value for each spatial axis."""
-
-    kernel: Shape
-    stride: Shape
-    pad: Shape
-    dilation: Shape
+    """Base of the layers with a convolution_param: the geometry of their windows."""
 
     def read_geometry(self, axes: int) -> None:
-        """Set kernel, stride, pad and dilation."""
+        """Set kernel, stride, pad and dilation, with a value for each of the spatial axes."""
         self.kernel = spatial(self, "kernel_size", axes, None)
         self.stride = spatial(self, "stride", axes, 1)
         self.pad = spatial(self, "pad", axes, 0)

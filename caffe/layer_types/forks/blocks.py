@@ -166,6 +166,7 @@ class BN(Layer):
             raise self.error(f"a bottom of shape {shape}", "BN needs a channel axis, the second")
         self.segnets = self.is_segnets(self.param)
         if self.segnets:
+            self.batch_statistics = self.tests_by_batch(self.param)
             for filler in (p.scale_filler, p.shift_filler):
                 self.add_blob((1, shape[1], 1, 1), filler)
             return
@@ -174,13 +175,11 @@ class BN(Layer):
         variance = caffe_pb2.FillerParameter(type="constant", value=float(p.frozen))
         for filler in (p.slope_filler, p.bias_filler, caffe_pb2.FillerParameter(), variance):
             self.add_blob((1, shape[1]), filler)
-        self.running_statistics = p.frozen or self.phase == caffe_pb2.TEST
+        self.batch_statistics = not p.frozen and self.phase == caffe_pb2.TRAIN
         stop_learning(self.param, *range(0 if p.frozen else 2, 4))
 
     def batch_dependence(self) -> str:
-        inference = self.param.bn_param.bn_mode == caffe_pb2.BNParameter.INFERENCE
-        running = inference if self.segnets else self.running_statistics
-        return "" if running else "batch statistics are of each process's own batch"
+        return "batch statistics are of each process's own batch" if self.batch_statistics else ""
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
         return [shape, *[(1, shape[1], 1, 1)] * (len(self.param.top) - 1)]
@@ -190,7 +189,7 @@ class BN(Layer):
         p = self.param.bn_param
         if self.segnets:
             return self.forward_segnet(x, factor, term)
-        if self.running_statistics:
+        if not self.batch_statistics:
             mean, variance = (blob.tensor.reshape(-1) for blob in self.blobs[2:])
             return functional.batch_norm(x, mean, variance, factor, term, eps=p.eps)
         y, mean, variance = normalize_batch(x, factor, term, p.eps)
@@ -200,10 +199,10 @@ class BN(Layer):
 
     def forward_segnet(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
         """The tops of SegNet's form: y[, mean[, variance]]."""
-        if self.param.bn_param.bn_mode == caffe_pb2.BNParameter.INFERENCE:
+        if self.batch_statistics:
+            y, mean, variance = normalize_batch(x, scale, shift, 1e-9)
+        else:
             along = (-1,) + (1,) * (x.dim() - 2)
             y = torch.addcmul(shift.view(along), x, scale.view(along))
             mean, variance = x.new_zeros(2, x.shape[1])
-        else:
-            y, mean, variance = normalize_batch(x, scale, shift, 1e-9)
         return (y, mean.view(1, -1, 1, 1), variance.view(1, -1, 1, 1))[: len(self.param.top)]

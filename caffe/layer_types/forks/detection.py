@@ -157,7 +157,7 @@ class DetectionOutput(Layer):
         if p.visualize:
             raise self.error("visualize: true", "it is not supported", "draw the rows of the top on the images in Python")
         self.threshold = p.confidence_threshold if p.HasField("confidence_threshold") else -np.inf
-        self.candidates = p.nms_param.top_k if p.nms_param.HasField("top_k") else -1
+        self.candidates = p.nms_param.top_k if p.nms_param.HasField("top_k") and p.nms_param.top_k > -1 else None
         self.files: ResultFiles | None = None
         save = p.save_output_param
         if save.output_directory and save.label_map_file and save.name_size_file:
@@ -192,8 +192,7 @@ class DetectionOutput(Layer):
         by_class = [np.empty((0, 7), np.float32)]
         for label in foreground(p.num_classes, p.background_label_id):
             places = np.flatnonzero(scores[label] > np.float32(self.threshold))
-            places = places[np.argsort(-scores[label, places], kind="stable")]
-            places = places[: self.candidates] if self.candidates > -1 else places
+            places = places[np.argsort(-scores[label, places], kind="stable")][: self.candidates]
             own = decoded[0 if p.share_location else label, places]
             kept = boxes.suppress(own, p.nms_param.nms_threshold, p.nms_param.eta)
             names = np.tile(np.array([image, label], np.float32), (len(kept), 1))
@@ -217,7 +216,7 @@ class DetectionEvaluate(Layer):
     bottoms = (2, 2)
     differentiable_bottoms = ()
 
-    def setup(self, detections: Shape, truths: Shape) -> None:
+    def setup(self, results: Shape, truths: Shape) -> None:
         p = self.param.detection_evaluate_param
         self.require_positive("num_classes", expected=COUNTS_BACKGROUND)
         if p.overlap_threshold <= 0:
@@ -226,9 +225,9 @@ class DetectionEvaluate(Layer):
         self.sizes = read_sizes(p.name_size_file) if p.name_size_file else []
         self.images = 0
 
-    def top_shapes(self, detections: Shape, truths: Shape) -> list[Shape]:
-        if math.prod(detections) % 7 or math.prod(truths) % 8:
-            raise self.error(f"bottoms of shapes {detections} and {truths}", "their rows must have 7 and 8 values")
+    def top_shapes(self, results: Shape, truths: Shape) -> list[Shape]:
+        if math.prod(results) % 7 or math.prod(truths) % 8:
+            raise self.error(f"bottoms of shapes {results} and {truths}", "their rows must have 7 and 8 values")
         return [(1, 1, len(self.classes) + 1, 5)]  # a placeholder: `forward` knows how many there are
 
     def forward(self, results: Tensor, truths: Tensor) -> Tensor:
