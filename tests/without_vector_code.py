@@ -14,14 +14,15 @@ def environment() -> dict[str, str]:
     from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
     opencv = [name.strip("*") for name in cv2.getCPUFeaturesLine().split() if name.startswith("*AVX") and not name.endswith("?")]
+    numpy = [name for name in __cpu_dispatch__ if __cpu_features__[name]]
     return {
         "ATEN_CPU_CAPABILITY": "default",
         "ONEDNN_MAX_CPU_ISA": "SSE41",
         "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
         "OPENBLAS_CORETYPE": "Nehalem",
-        "NPY_DISABLE_CPU_FEATURES": " ".join(name for name in __cpu_dispatch__ if __cpu_features__[name]),
+        "NPY_DISABLE_CPU_FEATURES": os.environ.get("NPY_DISABLE_CPU_FEATURES") or " ".join(numpy),
         "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX2_Usable,-FMA_Usable",
-        "OPENCV_CPU_DISABLE": ",".join(opencv),
+        "OPENCV_CPU_DISABLE": os.environ.get("OPENCV_CPU_DISABLE") or ",".join(opencv),
         "OPENCV_IPP": "disabled",
         "JSIMD_FORCENONE": "1",
         "ARROW_USER_SIMD_LEVEL": "NONE",

@@ -56,7 +56,7 @@ def kind_of(number: int) -> str:
 def serve(jpeg: bytes, ready) -> None:
     """Run the server, in its own process; /asked gives the number of requests by path."""
     asked = Counter()
-    bomb = png_of_zeros(60000, 60000)
+    bomb = png_of_zeros(20000, 20000)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         kind, number = request.match_info["kind"], request.match_info["number"]
@@ -144,7 +144,7 @@ def server():
     ready = context.Queue()
     process = context.Process(target=serve, args=(jpeg, ready), daemon=True)
     process.start()
-    yield f"http://127.0.0.1:{ready.get(timeout=60)}"
+    yield f"http://127.0.0.1:{ready.get(timeout=600)}"
     process.kill()
     process.join()
 
