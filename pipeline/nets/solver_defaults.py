@@ -73,6 +73,15 @@ def slow_test(images: int, batch: int, most: int) -> tuple[str, str] | None:
     return f"{found}: {why}", f"hold out {near} images, of which {test_batch(near, most)} make a batch"
 
 
+def _step_schedule(steps: float | list[float], epoch: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fields of a schedule by `step_epochs`, and why they have these values; an epoch is so many iterations."""
+    if isinstance(steps, list):
+        fields: dict[str, Any] = {"lr_policy": "multistep", "stepvalue": [max(1, round(step * epoch)) for step in steps]}
+        return fields, {"stepvalue": f"{', '.join(f'{step:g}' for step in steps)} epochs of {epoch} iterations"}
+    fields = {"lr_policy": "step", "stepsize": max(1, round(steps * epoch))}
+    return fields, {"stepsize": f"every {steps:g} epochs of {epoch} iterations"}
+
+
 def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParameter, dict[str, str]]:
     """The solver, and {field: why it has this value} for fields that were computed from the dataset.
 
@@ -112,14 +121,9 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
     if slow := slow_test(sizes.val_images, sizes.test_batch, sizes.most_tested):
         reasons["test_iter"] = "; ".join((reasons["test_iter"], *slow))
     if steps is not None:
-        if isinstance(steps, list):
-            values |= {"lr_policy": "multistep", "stepvalue": [max(1, round(step * epoch)) for step in steps]}
-            reasons["stepvalue"] = f"{', '.join(f'{step:g}' for step in steps)} epochs of {epoch} iterations"
-        else:
-            values |= {"lr_policy": "step", "stepsize": max(1, round(steps * epoch))}
-            reasons["stepsize"] = f"every {steps:g} epochs of {epoch} iterations"
-        values["gamma"] = 0.1
-        reasons |= {"lr_policy": "the rate falls at these steps", "gamma": "to a tenth at each step"}
+        schedule, reason = _step_schedule(steps, epoch)
+        values |= schedule | {"gamma": 0.1}
+        reasons |= reason | {"lr_policy": "the rate falls at these steps", "gamma": "to a tenth at each step"}
     if run.fitted:
         given.pop("max_iter", None)
         values["max_iter"], reasons["max_iter"] = 0, "the classifier is fitted to the features before: nothing is left to learn"

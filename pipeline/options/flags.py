@@ -83,7 +83,7 @@ def _json(name: str) -> Callable[[str], dict[str, Any]]:
         except ValueError:
             values = None
         if not isinstance(values, dict):
-            raise InputError(name, text, "a JSON object", """as in '{"KEY": VALUE}'""")
+            raise InputError(name, text, "it takes a JSON object", """as in '{"KEY": VALUE}'""")
         return values
 
     return read

@@ -47,8 +47,8 @@ def test_an_unknown_solver_field_is_named(small, fails):
     [
         (("--model", "lenett"), ['model: "lenett", but there are lenet, mnist_siamese', 'did you mean "lenet"']),
         (("--model", "lenet", "--batch-size", "-3"), ["--batch-size: -3 is less than 0"]),
-        (("--model", "lenet", "--solver", "[1]"), ["--solver: [1], but a JSON object is wanted; as in '{"]),
-        (("--model", "lenet", "--solver", "base_lr=1"), ["--solver: base_lr=1, but a JSON object is wanted"]),
+        (("--model", "lenet", "--solver", "[1]"), ["--solver: [1], but it takes a JSON object; as in '{"]),
+        (("--model", "lenet", "--solver", "base_lr=1"), ["--solver: base_lr=1, but it takes a JSON object"]),
     ],
 )
 def test_a_wrong_argument_is_named(small, fails, given, said):
