@@ -55,7 +55,7 @@ def lmdb() -> str:
             write(b"key", b"value")
         records = dict(caffe.open_db(path, caffe_pb2.DataParameter.LMDB).items())
     if records != {b"key": b"value"}:
-        raise InputError("LMDB", f"records {records}", "the record that was written", "use a local file system")
+        raise InputError("LMDB", f"the records read back are {records}", "one record was written", "use a local file system")
     return "written and read in this folder"
 
 

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         guesses = list(progress(work, total=len(paths), desc="classify"))
     if not any(guess.classes for guess in guesses):
         others = f", nor {len(guesses) - 1} more" if len(guesses) > 1 else ""
-        raise InputError(guesses[0].path, f"{guesses[0].reason}{others}", "an image", "give one that can be read")
+        raise InputError(guesses[0].path, f"{guesses[0].reason}{others}", "it must be an image", "give one that can be read")
     for guess in guesses:
         said = ", ".join(f"{name} {probability:.1%}" for name, probability in guess.classes)
         print(f"{guess.path}: {said or guess.reason}")

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.parse_args(argv)
     options = read_flags(a, FeatureOptions)
     if not options.features:
-        raise InputError("--features", "none", "at least one blob", "give its name")
+        raise InputError("--features", "none", "at least one blob is needed", "give its name")
     if a.folder.exists() and not a.overwrite:
         raise InputError(a.folder, "it exists already", "it is not overwritten", "give another folder, or --overwrite")
     listed = None

@@ -159,7 +159,7 @@ def drawn(path: Path, image: tuple[int, ...] | None = None, phase: int = caffe.T
     """The SVG of a prototxt's net; `image` is the channels, height and width of the data that it reads, if it reads any."""
     net = of_phase(caffe.read_net(path), phase)
     if image is None and any(caffe.layer_type(layer.type).reads for layer in net.layer):
-        raise InputError(path, "no Input layer with the images' shape", "a net that reads a database", "give --image")
+        raise InputError(path, "no Input layer with the images' shape", "the net reads a database", "give --image")
     shown = boxes(net, shapes_of(net, image or (), phase))
     if not shown:
         raise InputError(path, "no layers", do="give a net's prototxt")
