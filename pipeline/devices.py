@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import importlib.metadata
+import importlib.resources
 import os
 import platform
 import tempfile
@@ -45,7 +46,7 @@ def machine(is_gpu: bool) -> dict[str, str | int]:
     return {
         "roastery": importlib.metadata.version("roastery"),
         "torch": torch.__version__,
-        "engine": code_of_package(Path(caffe.__file__).parent),
+        "engine": code_of_package(Path(str(importlib.resources.files("caffe")))),
         "processor": _processor(),
         "vector_code": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
