@@ -7,11 +7,7 @@ digests of all keys and records, and channels if they are RGB) is what later ste
 database.
 """
 
-import itertools
 import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -23,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats.images import Files, Resized, open_images
 from pipeline.formats.lists import iter_image_list, read_labels
-from pipeline.formats.records import BATCH, Batches, Entry, Manifest, digest, encode_datum, write_database
+from pipeline.formats.records import BATCH, Batches, Entry, Manifest, digest, encode_datum, map_batches, write_database
 from pipeline.formats.roots import Root
 from pipeline.options.dataset import DatabaseOptions
 from pipeline.options.flags import read_flags
@@ -66,11 +62,7 @@ def records(source: Path, images: Resized | Files, options: DatabaseOptions, cla
         for copy in range(1 + options.copies)
         for line, (name, label) in enumerate(iter_image_list(source, classes), 1)
     )
-    with ThreadPoolExecutor(threads) as pool:
-        following = pool.map(convert, list(itertools.islice(entries, BATCH)))
-        while batch := list(following):
-            following = pool.map(convert, list(itertools.islice(entries, BATCH)))
-            yield batch
+    return map_batches(convert, entries, threads)
 
 
 def _check(source: Path, images: Resized | Files, classes: int) -> None:
@@ -87,18 +79,12 @@ def build(
     source: Path, images: Resized | Files, database: Path, options: DatabaseOptions, classes: int, threads: int = 1
 ) -> Manifest:
     """Write the images of the list `source` to `database`, whole; return the manifest."""
-    with _without_avx2(options.copies > 0):
+    before = cv2.useOptimized()
+    # With AVX2, which not every processor has, OpenCV's affine warps round some pixels of copies differently.
+    cv2.setUseOptimized(before and not options.copies)
+    try:
         batches = records(source, images, options, classes, threads)
         return write_database(batches, database, classes, threads, options.channels)
-
-
-@contextmanager
-def _without_avx2(enabled: bool) -> Iterator[None]:
-    """Disable OpenCV's AVX2 in the block, in all threads: its affine warps round some pixels differently with it."""
-    before = cv2.useOptimized()
-    cv2.setUseOptimized(before and not enabled)
-    try:
-        yield
     finally:
         cv2.setUseOptimized(before)
 

@@ -27,14 +27,15 @@ from pipeline.sources.curl import Transfers
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 """HTTP statuses worth a retry."""
 OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
-"""Directives of an X-Robots-Tag that forbid to collect an image."""
+"""Directives of an X-Robots-Tag that forbid collecting an image."""
 LONGEST_PAUSE = 60
 """Longest pause between retries in seconds, also if a server asks for more."""
 PIECE = 1 << 18
 """Size of libcurl's receive buffer in bytes."""
 REDIRECTS = {301, 302, 303, 307, 308}
 LONGEST_REFUSAL = 1 << 16
-"""Bytes that are read of an answer other than 200, to keep the connection."""
+"""Most bytes read of the body of a status other than 200, to keep the connection."""
+HEADERS = ["User-Agent: roastery", "Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"]
 SAFE = "%:/?@!$&'()*+,;=~[]|"
 """Characters of a path or query that are not percent-encoded, besides letters, digits and -._"""
 ERRORS = {
@@ -120,7 +121,6 @@ class Fetcher:
     async def _request(self, url: str, address: str, path: Path, arrived: Callable[[int], object]) -> Fetched | str:
         """The fetched file, or the URL of a redirect."""
         options, loop = self.options, asyncio.get_running_loop()
-        curl = self._transfers.handle()
         try:
             async with asyncio.timeout(options.total_timeout), asyncio.timeout(2 * options.timeout) as stalled:
 
@@ -131,15 +131,16 @@ class Fetcher:
 
                 with path.open("wb") as file:
                     answer = Answer(options, file, postpone)
-                    curl.setopt(pycurl.URL, address)
-                    curl.setopt(pycurl.HTTPHEADER, HEADERS)
-                    curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(1000 * options.timeout)))
-                    curl.setopt(pycurl.BUFFERSIZE, PIECE)
-                    curl.setopt(pycurl.HEADERFUNCTION, answer.header)
-                    curl.setopt(pycurl.WRITEFUNCTION, answer.write)
-                    if not options.allow_private:
-                        curl.setopt(pycurl.OPENSOCKETFUNCTION, answer.connect)
-                    code, _ = await self._transfers.perform(curl)
+                    how = {
+                        pycurl.URL: address,
+                        pycurl.HTTPHEADER: HEADERS,
+                        pycurl.CONNECTTIMEOUT_MS: max(1, round(1000 * options.timeout)),
+                        pycurl.BUFFERSIZE: PIECE,
+                        pycurl.HEADERFUNCTION: answer.header,
+                        pycurl.WRITEFUNCTION: answer.write,
+                        pycurl.OPENSOCKETFUNCTION: answer.connect,
+                    }
+                    code = await self._transfers.perform(how)
         except TimeoutError:
             raise FetchError("timeout") from None
         if answer.failure:
@@ -153,9 +154,6 @@ class Fetcher:
                 raise FetchError("bad_url", answer.status) from None
         answer.check()
         return Fetched(answer.status, answer.size, answer.digest.hexdigest())
-
-
-HEADERS = ["User-Agent: roastery", "Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"]
 
 
 class Answer:
@@ -174,11 +172,10 @@ class Answer:
         self.failure: FetchError | OSError | None = None
         self.is_cut = False
 
-    def connect(self, _purpose: int, address: tuple[int, int, int, tuple[str | bytes, int]]) -> socket.socket | int:
-        """Open a socket for (family, kind, protocol, (host, port, …)); refuse addresses of private networks."""
+    def connect(self, _purpose: int, address: tuple[int, int, int, tuple[str, int]]) -> socket.socket | int:
+        """Open a socket for (family, kind, protocol, (host, port, …)); refuse private addresses unless they are allowed."""
         family, kind, protocol, (host, *_) = address
-        host = host.decode() if isinstance(host, bytes) else host
-        if not ipaddress.ip_address(host.partition("%")[0]).is_global:
+        if not (self.options.allow_private or ipaddress.ip_address(host.partition("%")[0]).is_global):
             self.failure = FetchError("refused")
             bad: int = pycurl.SOCKET_BAD
             return bad
@@ -209,10 +206,8 @@ class Answer:
                 raise FetchError("too_large", self.status)
             self.digest.update(piece)
             self._file.write(piece)
-        except FetchError as failure:
+        except (FetchError, OSError) as failure:  # OSError: a full disk
             self.failure = failure
-        except OSError as error:  # a full disk
-            self.failure = error
         return -1 if self.failure else None
 
     def check(self) -> None:
@@ -223,7 +218,9 @@ class Answer:
         announced = self.headers.get("content-length", [""])[-1]
         if announced.isdecimal() and int(announced) > self.options.max_bytes:
             raise FetchError("too_large", self.status)
-        if not self.options.ignore_opt_out and _opts_out(self.headers.get("x-robots-tag", [])):
+        # A tag for a single robot has its name and a colon: it is no directive of OPT_OUTS.
+        directives = {word.strip().lower() for tag in self.headers.get("x-robots-tag", []) for word in tag.split(",")}
+        if not self.options.ignore_opt_out and directives & OPT_OUTS:
             raise FetchError("opted_out", self.status)
 
 
@@ -243,12 +240,6 @@ def _split_url(url: str) -> tuple[str, str]:
     user = parts.netloc.rpartition("@")[0]
     path, query = (quote(part, safe=SAFE) for part in (parts.path or "/", parts.query))
     return host, parts._replace(netloc=f"{user}@{place}" if user else place, path=path, query=query, fragment="").geturl()
-
-
-def _opts_out(tags: list[str]) -> bool:
-    """Whether X-Robots-Tags forbid all robots to collect the image; those for one robot, with its name and a colon, do not."""
-    directives = {word.strip().lower() for tag in tags for word in tag.split(",")}
-    return bool(directives & OPT_OUTS)
 
 
 def _retry_after(header: str) -> float | None:

@@ -10,6 +10,7 @@ import argparse
 import gzip
 import hashlib
 import io
+import itertools
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -210,14 +211,16 @@ def records(collection: Collection, contents: list[bytes]) -> database.Batches:
     """The records of all images, as convert_mnist_data and convert_cifar_data write them."""
     images, labels = collection.read(contents)
     channels, height, width = collection.shape
-    for start in range(0, len(labels), database.BATCH):
-        batch: list[database.Entry] = []
-        for number in range(start, min(start + database.BATCH, len(labels))):
-            key = collection.key.format(number).encode()
-            value = caffe_pb2.Datum(
-                channels=channels, height=height, width=width, data=images[number].tobytes(), label=int(labels[number])
-            ).SerializeToString()
-            batch.append((key, value, database.digest(key, value)))
+
+    def convert(number: int) -> database.Entry:
+        key = collection.key.format(number).encode()
+        value = caffe_pb2.Datum(
+            channels=channels, height=height, width=width, data=images[number].tobytes(), label=int(labels[number])
+        ).SerializeToString()
+        return key, value, database.digest(key, value)
+
+    entries = map(convert, range(len(labels)))  # too small for threads
+    while batch := list(itertools.islice(entries, database.BATCH)):
         yield batch
 
 

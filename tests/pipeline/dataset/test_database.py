@@ -109,7 +109,7 @@ def test_the_manifest_tells_of_a_changed_pixel(command, listed):
 
 def test_a_database_grows_past_its_first_size_and_over_many_transactions(listed, monkeypatch):
     monkeypatch.setattr("pipeline.formats.records.MAP_SIZE", 1 << 14)
-    monkeypatch.setattr("pipeline.dataset.database.BATCH", 2)
+    monkeypatch.setattr("pipeline.formats.records.BATCH", 2)
     assert (
         build(listed / "all.txt", Resized(listed / "resize"), listed / "db", DatabaseOptions(), 3)["images"]
         == len(records(listed / "db"))
