@@ -1,10 +1,10 @@
 """Build an LMDB of Caffe's Datum records from an image list, and its manifest.
 
 Records are raw pixels, channels × height × width, uint8, BGR or gray, or PNG or JPEG files; keys are `%08d_path`. Both are as
-convert_imageset writes them; channels may be RGB instead, as in CIFAR's own databases. Augmented copies of the images follow,
-an epoch each: the first copies of all images, then the second ones. The manifest (JSON: images, classes, shape, the sha256 of the
-digests of all keys and records, and channels if they are RGB) is what later steps depend on: Snakemake sees no change inside a
-database.
+convert_imageset writes them; channels may be RGB instead, as in CIFAR's own databases. Augmented copies of the images follow
+epoch by epoch: the first copies of all images, then the second ones. Later steps depend on the manifest, as Snakemake sees no
+change inside a database; it has, as JSON, images, classes, shape, the sha256 of the digests of all keys and records, and channels
+if they are RGB.
 """
 
 import json
@@ -36,7 +36,6 @@ def records(source: Path, images: Resized | Files, options: DatabaseOptions, cla
     first_path, _ = next(iter_image_list(source, classes))
     _check(source, images, classes)
     first = images[first_path]
-    shape = None if first is None else first.shape
     encode, param = options.encode or "raw", None if options.augmentation is None else as_param(options.augmentation)
     # Two batches at once: one is written while the next is encoded.
     room = np.empty((2, BATCH, 64 + first.size if first is not None and encode == "raw" else 0), np.uint8)
@@ -46,9 +45,9 @@ def records(source: Path, images: Resized | Files, options: DatabaseOptions, cla
         where, image = f"{source}:{line}", images[name]
         if image is None:
             raise InputError(where, f"{images.root / name} cannot be read as an image", do="remove the line, or restore the file")
-        if shape and image.shape != shape:
+        if first is not None and image.shape != first.shape:
             found = f"{name} is {'×'.join(map(str, image.shape))}"
-            raise InputError(where, found, f"the first image is {'×'.join(map(str, shape))}", "resize them alike first")
+            raise InputError(where, found, f"the first image is {'×'.join(map(str, first.shape))}", "resize them alike first")
         if copy and param is not None:
             image = augment(image, param, (options.seed, number))
         if options.channels == "RGB" and image.ndim == 3:

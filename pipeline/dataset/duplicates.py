@@ -53,10 +53,9 @@ def nearest_duplicates(
     """
     result = {}
     for query, near in _candidates(queries, others):
-        for other, bits in near:
-            if are_near_duplicates(*images(query, other)):
-                result[query] = (other, bits)
-                break
+        match = next((pair for pair in near if are_near_duplicates(*images(query, pair[0]))), None)
+        if match:
+            result[query] = match
     return result
 
 

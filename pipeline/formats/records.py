@@ -135,7 +135,7 @@ def channels_of(database: Path) -> str:
 
 
 def _read_back(environment: lmdb.Environment, database: Path, classes: int, threads: int) -> tuple[set[tuple[int, ...]], str]:
-    """The shapes of all records, and the hash of all digests. Raises InputError if one has another label or does not decode."""
+    """The shapes of all records, and the hash of all digests. Raises InputError for a label out of range or a bad record."""
     written, shapes = hashlib.sha256(), set[tuple[int, ...]]()
 
     def check(entry: tuple[memoryview, memoryview]) -> tuple[tuple[int, ...], bytes]:

@@ -73,7 +73,6 @@ class Transfers:
         """Set libcurl's timer, in milliseconds; -1 removes it."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         if milliseconds >= 0:
             self._timer = self._loop.call_later(milliseconds / 1000, self._act, pycurl.SOCKET_TIMEOUT, 0)
 

@@ -29,7 +29,8 @@ def records(path: Path, encode: str | None, threads: int) -> Batches:
         if encode and (encode != "raw" or datum.encoded):
             pixels = caffe.pixels_of(datum, None, where)
             if pixels.dtype != np.uint8 or len(pixels) not in (1, 3):
-                raise InputError(where, f"{len(pixels)} channels of {pixels.dtype}", "it needs 1 or 3 of uint8", "remove encode")
+                found = f"{len(pixels)} channels of {pixels.dtype}"
+                raise InputError(where, found, "re-encoding needs 1 or 3 of uint8", "remove encode")
             image = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
             value = database.encode_datum(np.ascontiguousarray(image), datum.label, encode)
         return key, value, database.digest(key, value)

@@ -11,11 +11,10 @@ import shutil
 import socket
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 import pycurl
@@ -24,8 +23,8 @@ from pipeline.options.dataset import FetchOptions
 from pipeline.progress import progress
 from pipeline.sources.curl import Transfers
 
-TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-"""HTTP statuses worth a retry."""
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504, "timeout", "connection", "truncated"}
+"""HTTP statuses and errors worth a retry."""
 OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
 """Directives of an X-Robots-Tag that forbid collecting an image."""
 LONGEST_PAUSE = 60
@@ -55,14 +54,8 @@ class FetchError(Exception):
         super().__init__(error)
         self.error, self.status, self.pause = error, status, pause
 
-    @property
-    def transient(self) -> bool:
-        """Whether a retry may succeed."""
-        return self.status in TRANSIENT or self.error in ("timeout", "connection", "truncated")
 
-
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """A fetched file: HTTP status (200 for a local file), size, SHA-256."""
 
     status: int
@@ -101,21 +94,21 @@ class Fetcher:
                     return await self._follow(url, path, arrived)
             except FetchError as failure:
                 path.unlink(missing_ok=True)
-                if attempt == self.options.retries or not failure.transient:
+                if attempt == self.options.retries or not TRANSIENT & {failure.status, failure.error}:
                     raise
                 pause = 0.5 * 2**attempt * (0.5 + random.random()) if failure.pause is None else failure.pause
                 await asyncio.sleep(min(pause, LONGEST_PAUSE))
         raise AssertionError("the last attempt returns or raises")
 
     async def _follow(self, url: str, path: Path, arrived: Callable[[int], object]) -> Fetched:
-        """One try, following redirects."""
+        """One attempt, following redirects."""
         for _ in range(self.options.max_redirects + 1):
             host, address = _split_url(url)
             async with self._hosts[host]:
-                answer = await self._request(url, address, path, arrived)
-            if isinstance(answer, Fetched):
-                return answer
-            url = answer
+                response = await self._request(url, address, path, arrived)
+            if isinstance(response, Fetched):
+                return response
+            url = response
         raise FetchError("too_many_redirects")
 
     async def _request(self, url: str, address: str, path: Path, arrived: Callable[[int], object]) -> Fetched | str:
@@ -130,34 +123,34 @@ class Fetcher:
                     arrived(size)
 
                 with path.open("wb") as file:
-                    answer = Answer(options, file, postpone)
+                    response = Response(options, file, postpone)
                     how = {
                         pycurl.URL: address,
                         pycurl.HTTPHEADER: HEADERS,
                         pycurl.CONNECTTIMEOUT_MS: max(1, round(1000 * options.timeout)),
                         pycurl.BUFFERSIZE: PIECE,
-                        pycurl.HEADERFUNCTION: answer.header,
-                        pycurl.WRITEFUNCTION: answer.write,
-                        pycurl.OPENSOCKETFUNCTION: answer.connect,
+                        pycurl.HEADERFUNCTION: response.header,
+                        pycurl.WRITEFUNCTION: response.write,
+                        pycurl.OPENSOCKETFUNCTION: response.connect,
                     }
                     code = await self._transfers.perform(how)
         except TimeoutError:
             raise FetchError("timeout") from None
-        if answer.failure:
-            raise answer.failure
-        if code and not answer.is_cut:
+        if response.failure:
+            raise response.failure
+        if code and not response.is_cut:
             raise FetchError(ERRORS.get(code, "connection"))
-        if answer.status in REDIRECTS and "location" in answer.headers:
+        if response.status in REDIRECTS and "location" in response.headers:
             try:
-                return urljoin(url, answer.headers["location"][-1])
+                return urljoin(url, response.headers["location"][-1])
             except ValueError:
-                raise FetchError("bad_url", answer.status) from None
-        answer.check()
-        return Fetched(answer.status, answer.size, answer.digest.hexdigest())
+                raise FetchError("bad_url", response.status) from None
+        response.check()
+        return Fetched(response.status, response.size, response.digest.hexdigest())
 
 
-class Answer:
-    """A server's answer, checked as it arrives. libcurl calls the methods.
+class Response:
+    """A server's response, checked as it arrives. libcurl calls the methods.
 
     file     receives the body of a 200
     arrived  called with the number of bytes that arrived
@@ -182,7 +175,7 @@ class Answer:
         return socket.socket(family, kind, protocol)
 
     def header(self, line: bytes) -> None:
-        """Receive a header, or the status line, which starts a new answer."""
+        """Receive a header, or the status line, which starts a new response."""
         text = line.decode("latin-1").strip()
         if text.startswith("HTTP/"):
             self._arrived(0)

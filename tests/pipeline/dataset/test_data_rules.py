@@ -87,7 +87,7 @@ def test_images_that_are_added_to_the_folder_of_a_class_are_taken(of_folder, tmp
     (tmp_path / "photos/1/5.heic").touch()
     code, output = of_folder(MEAN)
     assert code == 0, output
-    assert "photos: not taken: classes without images (notes); files of other kinds (.heic 1)" in output
+    assert "photos: ignored: classes without images (notes); files of other kinds (.heic 1)" in output
     (tmp_path / "photos/notes").rmdir()
     (tmp_path / "photos/1/.DS_Store").touch()
     assert "Nothing to be done" in of_folder(MEAN)[1]
