@@ -61,8 +61,6 @@ def nearest_duplicates(
 
 def _candidates(queries: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """(query, [(other, bits), …]) for each query with candidates: the TRIES nearest, nearest first."""
-    if not len(queries) or not len(others):
-        return
     many, few = (np.ascontiguousarray(side).view(np.uint16).reshape(-1, 8) for side in (others, queries))
     orders = [np.argsort(many[:, band], kind="stable") for band in range(8)]
     sorted_bands = [many[order, band] for band, order in enumerate(orders)]

@@ -12,13 +12,13 @@ from pipeline.formats.records import Batches, Manifest, write_database
 
 
 def write_dataset(
-    parts: Mapping[str, Batches], names: list[str], target: Path, threads: int, channels: str = "BGR"
+    parts: Mapping[str, Batches], names: list[str], target: Path, threads: int, channels: str
 ) -> dict[str, Manifest]:
     """Write lmdb/PART, lmdb/PART.manifest.json and lists/ below `target`, each whole; return the manifests.
 
     parts     the records of "train" and of "val"
-    names     the classes' names by number
-    channels  the order of their channels: BGR or RGB
+    names     class names, by label
+    channels  channel order of the records: BGR or RGB
     """
     manifests: dict[str, Manifest] = {}
     lists: dict[str, list[tuple[str, int]]] = {}
