@@ -63,7 +63,7 @@ def resize(image: np.ndarray, options: ResizeOptions) -> np.ndarray:
 def resize_folder(source: Path, target: Path, options: ResizeOptions, threads: int = 1) -> Counter[str]:
     """Write every image of `source` to `target`, whole or not at all; return the number of images by reason."""
     if not source.is_dir():
-        raise InputError(source, "no such folder", "it is a folder of images")
+        raise InputError(source, "no such folder", "it must be a folder of images")
     color = options.color == "color"
     cv2.setNumThreads(1)  # images are resized in parallel
     paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))

@@ -45,7 +45,7 @@ def read_labels(path: Path) -> list[str]:
         raise InputError(path, "no such file", do="build it first, or correct its path")
     names = path.read_text(encoding="utf-8").splitlines()
     if not names:
-        raise InputError(path, "no class names", "each line has one")
+        raise InputError(path, "no class names", "each line must have one")
     return names
 
 

@@ -120,7 +120,7 @@ def write_database(batches: Batches, database: Path, classes: int, threads: int 
             raise InputError(database, "records read back differ from those written", do="check the disk, then build it again")
         if len(shapes) > 1:
             found = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
-            raise InputError(database, f"records of {found}", "all have one shape", "resize the images alike")
+            raise InputError(database, f"records of {found}", "all must have one shape", "resize the images alike")
     shape = list(shapes.pop())
     manifest: Manifest = {"images": count, "classes": classes, "shape": shape, "sha256": expected.hexdigest()}
     if channels == "RGB":

@@ -162,7 +162,8 @@ def fetch_collection(name: str, folder: Path, copy: Path | None = None) -> None:
 
 def _copy_files(collection: Collection, copy: Path, part: Path) -> None:
     if not copy.is_dir():
-        raise InputError(copy, "no such folder", "it has the published files", "correct source.copy, or remove it to download")
+        do = "correct source.copy, or remove it to download the files"
+        raise InputError(copy, "no such folder", "it must contain the published files", do)
     for path in sorted(copy.rglob("*")):
         if path.name in collection.archives:
             _unpack(path, part, collection)
