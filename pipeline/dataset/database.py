@@ -1,17 +1,13 @@
 """Build an LMDB of Caffe's Datum records from an image list, and its manifest.
 
 Records are raw pixels, channels × height × width, uint8, BGR or gray, or PNG or JPEG files; keys are `%08d_path`. Both are as
-convert_imageset writes them; channels may be RGB instead, as in CIFAR's own databases. Augmented copies of the images follow,
-an epoch each: the first copies of all images, then the second ones. The manifest (JSON: images, classes, shape, the sha256 of the
-digests of all keys and records, and channels if they are RGB) is what later steps depend on: Snakemake sees no change inside a
-database.
+convert_imageset writes them; channels may be RGB instead, as in CIFAR's own databases. Augmented copies of the images follow
+epoch by epoch: the first copies of all images, then the second ones. Later steps depend on the manifest, as Snakemake sees no
+change inside a database; it has, as JSON, images, classes, shape, the sha256 of the digests of all keys and records, and channels
+if they are RGB.
 """
 
-import itertools
 import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -23,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats.images import Files, Resized, open_images
 from pipeline.formats.lists import iter_image_list, read_labels
-from pipeline.formats.records import BATCH, Batches, Entry, Manifest, digest, encode_datum, write_database
+from pipeline.formats.records import BATCH, Batches, Entry, Manifest, digest, encode_datum, map_batches, write_database
 from pipeline.formats.roots import Root
 from pipeline.options.dataset import DatabaseOptions
 from pipeline.options.flags import read_flags
@@ -40,7 +36,6 @@ def records(source: Path, images: Resized | Files, options: DatabaseOptions, cla
     first_path, _ = next(iter_image_list(source, classes))
     _check(source, images, classes)
     first = images[first_path]
-    shape = None if first is None else first.shape
     encode, param = options.encode or "raw", None if options.augmentation is None else as_param(options.augmentation)
     # Two batches at once: one is written while the next is encoded.
     room = np.empty((2, BATCH, 64 + first.size if first is not None and encode == "raw" else 0), np.uint8)
@@ -50,9 +45,9 @@ def records(source: Path, images: Resized | Files, options: DatabaseOptions, cla
         where, image = f"{source}:{line}", images[name]
         if image is None:
             raise InputError(where, f"{images.root / name} cannot be read as an image", do="remove the line, or restore the file")
-        if shape and image.shape != shape:
+        if first is not None and image.shape != first.shape:
             found = f"{name} is {'×'.join(map(str, image.shape))}"
-            raise InputError(where, found, f"the first image is {'×'.join(map(str, shape))}", "resize them alike first")
+            raise InputError(where, found, f"the first image is {'×'.join(map(str, first.shape))}", "resize them alike first")
         if copy and param is not None:
             image = augment(image, param, (options.seed, number))
         if options.channels == "RGB" and image.ndim == 3:
@@ -66,11 +61,7 @@ def records(source: Path, images: Resized | Files, options: DatabaseOptions, cla
         for copy in range(1 + options.copies)
         for line, (name, label) in enumerate(iter_image_list(source, classes), 1)
     )
-    with ThreadPoolExecutor(threads) as pool:
-        following = pool.map(convert, list(itertools.islice(entries, BATCH)))
-        while batch := list(following):
-            following = pool.map(convert, list(itertools.islice(entries, BATCH)))
-            yield batch
+    return map_batches(convert, entries, threads)
 
 
 def _check(source: Path, images: Resized | Files, classes: int) -> None:
@@ -87,18 +78,12 @@ def build(
     source: Path, images: Resized | Files, database: Path, options: DatabaseOptions, classes: int, threads: int = 1
 ) -> Manifest:
     """Write the images of the list `source` to `database`, whole; return the manifest."""
-    with _without_avx2(options.copies > 0):
+    before = cv2.useOptimized()
+    # With AVX2, which not every processor has, OpenCV's affine warps round some pixels of copies differently.
+    cv2.setUseOptimized(before and not options.copies)
+    try:
         batches = records(source, images, options, classes, threads)
         return write_database(batches, database, classes, threads, options.channels)
-
-
-@contextmanager
-def _without_avx2(enabled: bool) -> Iterator[None]:
-    """Disable OpenCV's AVX2 in the block, in all threads: its affine warps round some pixels differently with it."""
-    before = cv2.useOptimized()
-    cv2.setUseOptimized(before and not enabled)
-    try:
-        yield
     finally:
         cv2.setUseOptimized(before)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import dataclasses
 import hashlib
 import io
 import json
@@ -21,6 +20,7 @@ import shutil
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -87,7 +87,7 @@ def download(source: Path, folder: Path, table: Path, options: FetchOptions) -> 
         errors = Counter(row["error"] for row in failed).most_common()
         reasons = ", ".join(f"{error} {count}" for error, count in errors)
         do = "; ".join(["correct the list, or lower source.min_yield", *filter(None, [ALLOWED_BY.get(errors[0][0])])])
-        found = f"{downloaded} of {len(result)} images arrived ({reasons}; the first: {failed[0]['url']})"
+        found = f"{downloaded} of {len(result)} images downloaded ({reasons}; the first: {failed[0]['url']})"
         raise InputError(source, found, f"at least {options.min_yield:.0%} are required", do)
     seconds = table.with_suffix(".seconds.csv")
     with written_whole(folder) as part, written_whole(table) as part_table, written_whole(seconds) as part_seconds:
@@ -147,43 +147,39 @@ class Journal:
 
 
 async def _download_all(listed: list[dict[str, str]], journal: Journal, options: FetchOptions, name: str) -> None:
-    pending = [(number, row["url"], row["sha256"]) for number, row in enumerate(listed) if number not in journal.rows]
+    pending = [(number, row) for number, row in enumerate(listed) if number not in journal.rows]
+    queue = iter(pending)
     with (
         ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as checkers,
         progress(total=len(pending), desc=f"download {name}") as bar,
     ):
         async with fetch.Fetcher(options) as fetcher, asyncio.TaskGroup() as tasks:
-            room = asyncio.Semaphore(4 * options.concurrency)
 
-            async def download_next(number: int, url: str, sha256: str) -> None:
-                try:
-                    journal.add(await _download_one(fetcher, checkers, journal.images, options.max_pixels, number, url, sha256))
+            async def download_queue() -> None:
+                for number, row in queue:
+                    journal.add(await _download_one(fetcher, checkers, journal.images, number, row))
                     bar.update()
-                finally:
-                    room.release()
 
-            for entry in pending:
-                await room.acquire()
-                tasks.create_task(download_next(*entry))
+            for _ in range(min(4 * options.concurrency, len(pending))):
+                tasks.create_task(download_queue())
 
 
 async def _download_one(
-    fetcher: fetch.Fetcher, checkers: ThreadPoolExecutor, images: Path, max_pixels: int, number: int, url: str, sha256: str
+    fetcher: fetch.Fetcher, checkers: ThreadPoolExecutor, images: Path, number: int, listed: dict[str, str]
 ) -> Row:
+    """Download and check an image of the list; return its row without what the list says."""
     start = time.monotonic()
     row: Row = {"number": number, "path": "", "status": 0, "error": "", "bytes": 0, "sha256": ""}
     path = images / f".{number}.part"
     try:
-        fetched = await fetcher.fetch(url, path)
-        row |= dataclasses.asdict(fetched)
-        if sha256 and sha256.lower() != fetched.sha256:
+        fetched = await fetcher.fetch(listed["url"], path)
+        row |= fetched._asdict()
+        if listed["sha256"].lower() not in ("", fetched.sha256):
             raise FetchError("other_sha256", fetched.status)
-        if fetched.bytes <= SMALL:
-            extension = check_image(path, max_pixels)
-        else:
-            loop = asyncio.get_running_loop()
-            extension = await loop.run_in_executor(checkers, check_image, path, max_pixels)
-        stem = plain_name(Path(unquote(urlsplit(url).path)).stem, 60)
+        check = partial(check_image, path, fetcher.options.max_pixels)
+        is_small = fetched.bytes <= SMALL
+        extension = check() if is_small else await asyncio.get_running_loop().run_in_executor(checkers, check)
+        stem = plain_name(Path(unquote(urlsplit(listed["url"]).path)).stem, 60)
         row["path"] = f"{number:06d}_{stem}{extension}"
         path.rename(images / row["path"])
     except FetchError as failure:
@@ -194,7 +190,7 @@ async def _download_one(
 
 
 def check_image(path: Path, max_pixels: int) -> str:
-    """The file extension of an image's format. Raises FetchError if the file is no image, or one of too many pixels."""
+    """The file extension of an image's format. Raises FetchError if it is not an image or has too many pixels."""
     content = content_of(path)
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -216,9 +212,9 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.parse_args(argv)
     result = download(a.list, a.folder, a.table, read_flags(a, DownloadOptions).source)
     counts = Counter(row["error"] for row in result)
-    arrived = counts.pop("", 0)
+    downloaded = counts.pop("", 0)
     reasons = "".join(f", {count} {error}" for error, count in counts.most_common())
-    print(f"{a.folder}: {arrived} of {len(result)} images arrived{reasons}")
+    print(f"{a.folder}: {downloaded} of {len(result)} images downloaded{reasons}")
 
 
 if __name__ == "__main__":

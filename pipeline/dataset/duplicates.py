@@ -53,17 +53,14 @@ def nearest_duplicates(
     """
     result = {}
     for query, near in _candidates(queries, others):
-        for other, bits in near:
-            if are_near_duplicates(*images(query, other)):
-                result[query] = (other, bits)
-                break
+        match = next((pair for pair in near if are_near_duplicates(*images(query, pair[0]))), None)
+        if match:
+            result[query] = match
     return result
 
 
 def _candidates(queries: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """(query, [(other, bits), …]) for each query with candidates: the TRIES nearest, nearest first."""
-    if not len(queries) or not len(others):
-        return
     many, few = (np.ascontiguousarray(side).view(np.uint16).reshape(-1, 8) for side in (others, queries))
     orders = [np.argsort(many[:, band], kind="stable") for band in range(8)]
     sorted_bands = [many[order, band] for band, order in enumerate(orders)]

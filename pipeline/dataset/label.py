@@ -6,8 +6,8 @@ of training images among the validation and test images are reported, or dropped
 
 import csv
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,18 +15,15 @@ from pipeline.command import run, step_parser
 from pipeline.dataset import duplicates
 from pipeline.dataset.split import draw_training_images, draw_validation_images, way
 from pipeline.errors import InputError
-from pipeline.files import written_whole
 from pipeline.formats.images import TABLE, Resized
-from pipeline.formats.lists import read_labels, write_classes, write_duplicates, write_lines, write_names, write_sizes
+from pipeline.formats.lists import read_labels, write_list_folder
 from pipeline.options.dataset import Duplicates, LabelOptions, Split
 from pipeline.options.flags import read_flags
 
 PARTS = ("train", "val", "test")
-"""The splits."""
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """Images that were downloaded and resized; each field has an element per image.
 
     paths        SHARD/NAME
@@ -43,47 +40,37 @@ class Listed:
     prints: np.ndarray
 
 
-def read_tables(tables: list[Path], images: Resized) -> Listed:
-    """Every image that was downloaded and resized, in the order of their paths.
+def read_tables(tables: list[Path], images: Resized, where: Path) -> tuple[Listed, Counter[str]]:
+    """Every image that was downloaded and resized, in the order of their paths; {error or reason: number} of all others.
 
-    tables  download tables, one a shard, whose names without .csv are the shards' folders of `images`
+    tables  download tables, one per shard, whose names without .csv are the shards' folders of `images`
+    where   the tables, for errors
     """
-    classes, rows = set(), []
+    classes, rows, missing = set(), [], Counter[str]()
     for table in tables:
         if not table.exists():
             raise InputError(table, "no such table", do="run the download first")
-        resized = {row["path"]: row for row in images.rows(table.stem) if not row["reason"]}
+        resized = {row["path"]: row for row in images.rows(table.stem)}
         with table.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if not row["label"]:
                     raise InputError(table, f"no label for {row['url']}", do="give each image of the list a label")
                 classes.add(row["label"])
-                if image := resized.get(row["path"]):
+                image = resized.get(row["path"])
+                if reason := image["reason"] if image else row["error"]:
+                    missing[reason] += 1
+                elif image:
                     size = int(image["height"]), int(image["width"])
                     path = f"{table.stem}/{row['path']}"
                     rows.append((path, row["label"], row["split"], row["group"], size, image["fingerprint"]))
-    missing = sorted(classes - {label for _, label, *_ in rows}, key=class_order)
-    if missing or not rows:
-        found = f'class "{missing[0]}" has no images' if missing else "no images"
+    empty = sorted(classes - {label for _, label, *_ in rows}, key=class_order)
+    if empty or not rows:
+        found = f'class "{empty[0]}" has no images' if empty else "no images"
         do = f"see the errors in these tables and the reasons in {images.root}/*/{TABLE}"
-        raise InputError(_place(tables), found, "every class of the list needs images", do)
-    paths, labels, splits, groups, sizes, prints = map(list, zip(*sorted(rows), strict=True))
-    return Listed(paths, labels, splits, groups, sizes, np.frombuffer(bytes.fromhex("".join(prints)), np.uint8).reshape(-1, 16))
-
-
-def count_missing(tables: list[Path], images: Resized) -> Counter[str]:
-    """{error or reason: number of images} of the list that could not be downloaded or decoded."""
-    why: Counter[str] = Counter()
-    for table in tables:
-        with table.open(newline="", encoding="utf-8") as file:
-            why.update(row["error"] for row in csv.DictReader(file) if row["error"])
-        why.update(row["reason"] for row in images.rows(table.stem) if row["reason"])
-    return why
-
-
-def _place(tables: list[Path]) -> Path:
-    """The tables in an error: their folder, or the only one."""
-    return tables[0].parent if len(tables) > 1 else tables[0]
+        raise InputError(where, found, "every class of the list needs images", do)
+    paths, labels, splits, groups, sizes, hexadecimal = map(list, zip(*sorted(rows), strict=True))
+    prints = np.frombuffer(bytes.fromhex("".join(hexadecimal)), np.uint8).reshape(-1, 16)
+    return Listed(paths, labels, splits, groups, sizes, prints), missing
 
 
 def class_order(name: str) -> tuple[int, int, str]:
@@ -97,13 +84,10 @@ def uses_split_column(listed: Listed, split: Split) -> bool:
     return way(split) == "column" or (not way(split) and "" not in splits and splits != {"train"})
 
 
-def assign(
-    listed: Listed, options: LabelOptions, where: Path, given: list[str] | None = None
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def assign(listed: Listed, options: LabelOptions, where: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(label of each image, its split: train, val or test, class names by label).
 
     where  the images' tables, for errors
-    given  class names, if the list has labels instead
 
     If a list has test images but no validation images, the former are used for validation, as in Caffe's examples.
     """
@@ -112,7 +96,8 @@ def assign(
         raise InputError("split.fold", str(split.fold), f"there are {split.folds or 'no'} folds, which count from 0")
     names = sorted(set(listed.labels), key=class_order)
     number = {name: index for index, name in enumerate(names)}
-    if given is not None:
+    if options.names is not None:
+        given = read_labels(options.names)
         wrong = [name for name in names if not (name.isdecimal() and int(name) < len(given))]
         if wrong:
             expected = f"labels are numbers of the {len(given)} names (0–{len(given) - 1})"
@@ -147,7 +132,7 @@ def draw_lists(
             do = "check its split" + (", or lower split.min_per_class" if least > 1 else ", or remove the class")
             raise InputError(where, found, expected, do)
     if not (parts == "val").any():
-        reason = "a class's only image, and a group larger than the share, are for training"
+        reason = "a class's only image and a group larger than the share are used for training"
         do = f"check their split, raise split.val, or add images: {reason}"
         raise InputError(where, "no validation images", "training needs some for its tests", do)
     train = {"train": training[draw_training_images(numbers[training], options, rng)]}
@@ -165,39 +150,28 @@ def near_duplicates(listed: Listed, parts: np.ndarray, images: Resized) -> dict[
     return {int(val[query]): (int(train[other]), bits) for query, (other, bits) in pairs.items()}
 
 
-def write_lists(tables: list[Path], images: Path, folder: Path, options: LabelOptions) -> dict[str, int]:
-    """Write the lists and the tables beside them to `folder`, whole; return the number of images in each, and of duplicates.
+def write_lists(tables: list[Path], images: Path, folder: Path, options: LabelOptions) -> tuple[dict[str, int], Counter[str]]:
+    """Write the lists and the tables beside them to `folder`, whole (see `write_list_folder`).
 
-    train.txt, val.txt, test.txt       `path label` lines; the last is empty if there are no test images
-    labels.txt                         class names, by label
-    synset_words.txt                   `nNUMBER name`, as ImageNet's
-    classes.csv, infogain.binaryproto  images and weight of each class
-    duplicates.csv                     near-duplicates of training images: val, train, bits, val_class, train_class
-    sizes.csv                          sizes of the images' files: height, width, images
+    Returns the number of images in each list and of `duplicates`, and the numbers of missing images as `read_tables` does.
     """
-    resized, where, policy = Resized(images), _place(tables), options.duplicates
-    given = read_labels(options.names) if options.names else None
-    listed = read_tables(tables, resized)
-    numbers, parts, names = assign(listed, options, where, given)
+    resized, policy = Resized(images), options.duplicates
+    where = tables[0].parent if len(tables) > 1 else tables[0]
+    listed, missing = read_tables(tables, resized, where)
+    numbers, parts, names = assign(listed, options, where)
     pairs = {} if policy == Duplicates.IGNORE else near_duplicates(listed, parts, resized)
     positions = draw_lists(numbers, parts, names, options, where)
     if policy == Duplicates.DROP:
         positions |= {part: positions[part][~np.isin(positions[part], list(pairs))] for part in ("val", "test")}
         if not len(positions["val"]):
             raise InputError(where, "all validation images are near-duplicates of training images", do="use duplicates: report")
-    with written_whole(folder) as part:
-        part.mkdir()
-        for name, chosen in positions.items():
-            write_lines(part / f"{name}.txt", [f"{listed.paths[at]} {numbers[at]}" for at in chosen])
-        write_names(part, names)
-        write_classes(part, names, {name: numbers[chosen] for name, chosen in positions.items()})
-        write_sizes(part, Counter(listed.sizes))
-        rows = [
-            (listed.paths[at], listed.paths[other], bits, names[numbers[at]], names[numbers[other]])
-            for at, (other, bits) in pairs.items()
-        ]
-        write_duplicates(part, rows)
-    return {**{name: len(chosen) for name, chosen in positions.items()}, "duplicates": len(pairs)}
+    lists = {part: [(listed.paths[at], int(numbers[at])) for at in chosen] for part, chosen in positions.items()}
+    rows = [
+        (listed.paths[at], listed.paths[other], bits, names[numbers[at]], names[numbers[other]])
+        for at, (other, bits) in pairs.items()
+    ]
+    write_list_folder(folder, lists, names, Counter(listed.sizes), rows)
+    return {part: len(entries) for part, entries in lists.items()} | {"duplicates": len(pairs)}, missing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -211,15 +185,17 @@ def main(argv: list[str] | None = None) -> None:
     tables = [a.tables / shard.name for shard in sorted(a.shards.glob("*.csv"))]
     if not tables:
         raise InputError(a.shards, "no shards", do="run pipeline.sources.shards first")
-    counts = write_lists(tables, a.images, a.output, options)
+    counts, missing = write_lists(tables, a.images, a.output, options)
     said = f"{counts['train']} training and {counts['val']} validation images"
     print(f"{a.output}: {said}" + (f", {counts['test']} for testing" if counts["test"] else ""))
-    if why := count_missing(tables, Resized(a.images)):
-        reasons = ", ".join(f"{reason} {count}" for reason, count in why.most_common())
-        print(f"{why.total()} more could not be had or read ({reasons}): see {a.tables}/*.csv and {a.images}/*/{TABLE}")
+    if missing:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in missing.most_common())
+        print(f"{missing.total()} more were not downloaded or decoded ({reasons}): see {a.tables}/*.csv and {a.images}/*/{TABLE}")
     if counts["duplicates"]:
         done = " and were dropped" if options.duplicates == Duplicates.DROP else ""
-        print(f"{counts['duplicates']} images held out nearly are training images{done}: see {a.output}/duplicates.csv")
+        print(
+            f"{counts['duplicates']} held-out images are near-duplicates of training images{done}: see {a.output}/duplicates.csv"
+        )
 
 
 if __name__ == "__main__":

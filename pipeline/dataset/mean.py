@@ -1,8 +1,6 @@
 """Compute the mean image of a database, like BVLC Caffe's compute_image_mean, and each channel's mean and standard deviation."""
 
-import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -10,47 +8,33 @@ import numpy as np
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.progress import progress
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Statistics of all images of a database.
-
-    mean    channels × height × width, float32
-    std     standard deviation of each channel's pixels, float64
-    images  their number
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-    images: int
-
-
-def statistics(database: Path) -> Statistics:
-    """Read a database once, also encoded records.
+def statistics(database: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean image (channels × height × width, float32), standard deviation of each channel (float64) and number of images.
 
     The mean is summed in float32 in the database's order, to equal compute_image_mean's to the bit.
     """
     records = caffe.open_db(database)
     total, count = None, len(records)
     for key, value in progress(records.items(), total=count, desc="mean"):
-        image = caffe.pixels_of(caffe.parse_datum(value), None, f"{database}: {key.decode(errors='replace')}")
+        where = f"{database}: {key.decode(errors='replace')}"
+        image = caffe.pixels_of(caffe.parse_datum(value), None, where)
         if total is None:
             total, sums, squares = np.zeros(image.shape, np.float32), np.zeros(len(image)), np.zeros(len(image))
         if image.shape != total.shape:
-            found = f"shape {image.shape}"
-            raise InputError(f"{database}: {key.decode(errors='replace')}", found, f"the first image has {total.shape}")
+            raise InputError(where, f"shape {image.shape}", f"the first image has {total.shape}")
         total += image
         for channel, plane in enumerate(image):
             mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(plane))
             sums[channel] += mean
             squares[channel] += deviation**2 + mean**2
     assert total is not None  # open_db refuses an empty database
-    return Statistics(total / np.float32(count), np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0)), count)
+    return total / np.float32(count), np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0)), count
 
 
 def to_blob(mean: np.ndarray) -> caffe_pb2.BlobProto:
@@ -60,20 +44,20 @@ def to_blob(mean: np.ndarray) -> caffe_pb2.BlobProto:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = step_parser(__doc__)
     parser.add_argument("database", type=Path)
     parser.add_argument("mean", type=Path, help="the .binaryproto to write")
     parser.add_argument("--values", type=Path, required=True, help="the channels' means and deviations (JSON, in their order)")
     a = parser.parse_args(argv)
-    found = statistics(a.database)
+    mean, deviations, count = statistics(a.database)
     with written_whole(a.mean) as part, written_whole(a.values) as part_values:
-        part.write_bytes(to_blob(found.mean).SerializeToString())
-        values = [round(float(value), 4) for value in found.mean.mean((1, 2), dtype=np.float64)]
-        std = [round(float(value), 4) for value in found.std]
-        written = {"values": values, "std": std, "shape": list(found.mean.shape), "images": found.images}
+        part.write_bytes(to_blob(mean).SerializeToString())
+        values = [round(float(value), 4) for value in mean.mean((1, 2), dtype=np.float64)]
+        std = [round(float(value), 4) for value in deviations]
+        written = {"values": values, "std": std, "shape": list(mean.shape), "images": count}
         part_values.write_text(json.dumps(written) + "\n")
     by_channel = ", ".join(f"{value:.2f} ± {deviation:.2f}" for value, deviation in zip(values, std, strict=True))
-    print(f"{a.mean}: mean of {found.images} images, by channel {by_channel}")
+    print(f"{a.mean}: mean of {count} images, by channel {by_channel}")
 
 
 if __name__ == "__main__":

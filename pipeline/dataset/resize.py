@@ -1,8 +1,8 @@
 """Resize a folder of images to one size, without lossy compression, and list those that cannot be decoded.
 
 Written to a folder: pixels.npy (images × height × width × 3, BGR, or without the last axis for gray; uint8), which later steps
-map into memory, and images.csv: path, reason, height and width of the file, and fingerprint, for every file in the order of
-pixels.npy. The reason is empty for a decoded image; else, `empty`, `damaged` or `not_an_image`, the pixels are 0.
+map into memory, and images.csv: path, reason, height and width of the file, and fingerprint (hexadecimal), for every file in the
+order of pixels.npy. The reason is empty for a decoded image; else, `empty`, `damaged` or `not_an_image`, the pixels are 0.
 """
 
 import csv
@@ -63,7 +63,7 @@ def resize(image: np.ndarray, options: ResizeOptions) -> np.ndarray:
 def resize_folder(source: Path, target: Path, options: ResizeOptions, threads: int = 1) -> Counter[str]:
     """Write every image of `source` to `target`, whole or not at all; return the number of images by reason."""
     if not source.is_dir():
-        raise InputError(source, "no such folder", "it is a folder of images")
+        raise InputError(source, "no such folder", "it must be a folder of images")
     color = options.color == "color"
     cv2.setNumThreads(1)  # images are resized in parallel
     paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -103,14 +103,13 @@ def _reserve(number: int, size: int) -> None:
         os.ftruncate(number, size)
 
 
-def export(target: Path, folder: Path) -> int:
-    """Write the images of the resized folder `target` to `folder` as PNG files, whole; return their number."""
+def export(target: Path, folder: Path) -> None:
+    """Write the images of the resized folder `target` to `folder` as PNG files, whole."""
     positions, pixels = Resized(target.parent).shard(target.name)
     with written_whole(folder) as part:
         part.mkdir()
         for name, position in positions.items():
             write_png(part / f"{name}.png", pixels[position])
-    return len(positions)
 
 
 def main(argv: list[str] | None = None) -> None:

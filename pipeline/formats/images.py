@@ -32,7 +32,7 @@ class Size(NamedTuple):
 
 
 def decode(content: bytes, color: bool, least: Size | None = None) -> np.ndarray | None:
-    """Pixels, uint8: height × width × 3 (BGR) or height × width (gray). None if `content` is no image, or a truncated one.
+    """Pixels, uint8: height × width × 3 (BGR) or height × width (gray). None if `content` is not a complete image.
 
     Rotated by EXIF; the upper 8 of 16 bits, the first frame of an animation, without an alpha channel. With `least`, a JPEG of at
     least twice that size is decoded at 1/2, 1/4 or 1/8, the smallest not smaller than `least`, which is faster and smoother.
@@ -90,11 +90,9 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 class Resized:
-    """The resize step's pixels: `resized["00000/cat.jpg"]` is the resized cat.jpg of shard 00000.
+    """What the resize step wrote to `root`, a folder for each shard: `resized["00000/cat.jpg"]` is cat.jpg of shard 00000.
 
-    `root` has a folder for each shard, with the pixels of its images (images × height × width (× 3), uint8) and a table with a
-    line for each of them: path, reason (why it was not decoded, else empty), height and width of the file, and fingerprint (by
-    pipeline.dataset.duplicates, in hexadecimal).
+    pipeline.dataset.resize describes the two files of a shard, pixels.npy and images.csv.
     """
 
     def __init__(self, root: Path):
@@ -132,7 +130,7 @@ class Resized:
 
 
 class Files:
-    """Image files below `root`, by path, decoded on access; None for a missing file and for one that is no image."""
+    """Image files below `root`, by path, decoded on access; None for a file that is missing or not an image."""
 
     def __init__(self, root: Path, color: bool):
         self.root, self.color = root, color

@@ -8,7 +8,7 @@ import numpy as np
 
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
-from pipeline.files import write_table
+from pipeline.files import write_table, written_whole
 from pipeline.formats.roots import Root
 
 
@@ -45,14 +45,38 @@ def read_labels(path: Path) -> list[str]:
         raise InputError(path, "no such file", do="build it first, or correct its path")
     names = path.read_text(encoding="utf-8").splitlines()
     if not names:
-        raise InputError(path, "no class names", "each line has one")
+        raise InputError(path, "no class names", "each line must have one")
     return names
 
 
-def write_names(folder: Path, names: list[str]) -> None:
-    """Write labels.txt and synset_words.txt."""
-    write_lines(folder / "labels.txt", names)
-    write_lines(folder / "synset_words.txt", [f"n{number:08d} {name}" for number, name in enumerate(names)])
+def write_list_folder(
+    folder: Path,
+    lists: Mapping[str, list[tuple[str, int]]],
+    names: list[str],
+    sizes: Mapping[tuple[int, int], int],
+    duplicates: Iterable[tuple[str, str, int, str, str]] = (),
+) -> None:
+    """Write a dataset's lists and the tables beside them to `folder`, whole.
+
+    lists       (path, label) of each image in `train`, `val` and `test`
+    names       class names, by label
+    sizes       {(height, width): number of images}
+    duplicates  near-duplicates: validation or test image, training image, differing bits, class of each
+
+    train.txt, val.txt, test.txt       `path label` lines; the last is empty if there are no test images
+    labels.txt, synset_words.txt       class names, by label; the second as ImageNet's, `nNUMBER name`
+    classes.csv, infogain.binaryproto  see `write_classes`
+    duplicates.csv, sizes.csv          val, train, bits, val_class, train_class; height, width, images
+    """
+    with written_whole(folder) as part:
+        part.mkdir()
+        for name in ("train", "val", "test"):
+            _write_lines(part / f"{name}.txt", (f"{path} {label}" for path, label in lists.get(name, ())))
+        _write_lines(part / "labels.txt", names)
+        _write_lines(part / "synset_words.txt", (f"n{number:08d} {name}" for number, name in enumerate(names)))
+        write_classes(part, names, {name: [label for _, label in entries] for name, entries in lists.items()})
+        write_table(part / "duplicates.csv", ("val", "train", "bits", "val_class", "train_class"), duplicates)
+        write_table(part / "sizes.csv", ("height", "width", "images"), ((*size, sizes[size]) for size in sorted(sizes)))
 
 
 def write_classes(folder: Path, names: list[str], labels: Mapping[str, Iterable[int]]) -> None:
@@ -65,22 +89,9 @@ def write_classes(folder: Path, names: list[str], labels: Mapping[str, Iterable[
     weights = (counts["train"].mean() / np.maximum(counts["train"], 1)).round(6)
     rows = zip(range(len(names)), names, counts["train"], counts["val"], weights, strict=True)
     write_table(folder / "classes.csv", ("number", "class", "train", "val", "weight"), rows)
-    side = len(names)
-    matrix = caffe_pb2.BlobProto(num=1, channels=1, height=side, width=side, data=np.diag(weights).ravel())
+    matrix = caffe_pb2.BlobProto(num=1, channels=1, height=len(names), width=len(names), data=np.diag(weights).ravel())
     (folder / "infogain.binaryproto").write_bytes(matrix.SerializeToString())
 
 
-def write_sizes(folder: Path, counts: dict[tuple[int, int], int]) -> None:
-    """Write sizes.csv: height, width, number of images of that size."""
-    rows = [(height, width, count) for (height, width), count in sorted(counts.items())]
-    write_table(folder / "sizes.csv", ("height", "width", "images"), rows)
-
-
-def write_duplicates(folder: Path, rows: Iterable[tuple[str, str, int, str, str]]) -> None:
-    """Write duplicates.csv: validation or test image, training image, differing bits, both classes."""
-    write_table(folder / "duplicates.csv", ("val", "train", "bits", "val_class", "train_class"), rows)
-
-
-def write_lines(path: Path, lines: list[str]) -> None:
-    """Write a text file of these lines."""
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")

@@ -4,11 +4,11 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, TypeVar
 
 import cv2
 import lmdb
@@ -28,6 +28,8 @@ Entry = tuple[bytes, bytes | memoryview, bytes]
 """Key, record, digest of both."""
 Batches = Iterable[list[Entry]]
 """Entries in the order of their keys, a batch at a time."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Manifest(TypedDict):
@@ -68,9 +70,9 @@ def encode_datum(image: np.ndarray, label: int, encode: str = "raw", room: np.nd
 @functools.cache
 def _prefix(channels: int, height: int, width: int) -> np.ndarray:
     """Serialised prefix of a Datum: shape fields, then tag and length of `data`."""
-    shape = caffe_pb2.Datum(channels=channels, height=height, width=width).SerializeToString()
-    field = caffe_pb2.Datum.DATA_FIELD_NUMBER << 3 | 2
-    return np.frombuffer(bytes([*shape, field, *_varint(channels * height * width)]), np.uint8)
+    size = channels * height * width
+    datum = caffe_pb2.Datum(channels=channels, height=height, width=width, data=bytes(size))
+    return np.frombuffer(datum.SerializeToString()[:-size], np.uint8)
 
 
 @functools.cache
@@ -79,20 +81,21 @@ def _suffix(label: int) -> np.ndarray:
     return np.frombuffer(caffe_pb2.Datum(label=label, encoded=False).SerializeToString(), np.uint8)
 
 
-def _varint(value: int) -> list[int]:
-    """A number as a varint of Protocol Buffers: seven bits per byte, the lowest first."""
-    digits = []
-    while value > 127:
-        digits.append(value & 127 | 128)
-        value >>= 7
-    return [*digits, value]
-
-
-def digest(key: bytes, value: bytes | memoryview) -> bytes:
+def digest(key: bytes | memoryview, value: bytes | memoryview) -> bytes:
     """SHA-256 of a key and its record."""
     both = hashlib.sha256(key)
     both.update(value)
     return both.digest()
+
+
+def map_batches(convert: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[list[Result], None, None]:
+    """`convert` of every item, in their order, BATCH at a time; the next batch is converted while one is used."""
+    items = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        following = pool.map(convert, list(itertools.islice(items, BATCH)))
+        while batch := list(following):
+            following = pool.map(convert, list(itertools.islice(items, BATCH)))
+            yield batch
 
 
 def write_database(batches: Batches, database: Path, classes: int, threads: int = 1, channels: str = "BGR") -> Manifest:
@@ -117,7 +120,7 @@ def write_database(batches: Batches, database: Path, classes: int, threads: int 
             raise InputError(database, "records read back differ from those written", do="check the disk, then build it again")
         if len(shapes) > 1:
             found = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
-            raise InputError(database, f"records of {found}", "all have one shape", "resize the images alike")
+            raise InputError(database, f"records of {found}", "all must have one shape", "resize the images alike")
     shape = list(shapes.pop())
     manifest: Manifest = {"images": count, "classes": classes, "shape": shape, "sha256": expected.hexdigest()}
     if channels == "RGB":
@@ -132,22 +135,22 @@ def channels_of(database: Path) -> str:
 
 
 def _read_back(environment: lmdb.Environment, database: Path, classes: int, threads: int) -> tuple[set[tuple[int, ...]], str]:
-    """The shapes of all records, and the hash of all digests. Raises InputError if one has another label or does not decode."""
+    """The shapes of all records, and the hash of all digests. Raises InputError for a label out of range or a bad record."""
     written, shapes = hashlib.sha256(), set[tuple[int, ...]]()
 
-    def check(key: bytes, value: memoryview) -> tuple[tuple[int, ...], bytes]:
+    def check(entry: tuple[memoryview, memoryview]) -> tuple[tuple[int, ...], bytes]:
+        key, value = entry
         where = f"{database}: {bytes(key).decode(errors='replace')}"
         datum = caffe.parse_datum(value)
         if not 0 <= datum.label < classes:
             raise InputError(where, f"label {datum.label}", f"there are {classes} classes (0–{classes - 1})")
         return caffe.pixels_of(datum, None, where).shape, digest(key, value)
 
-    with environment.begin(buffers=True) as transaction, ThreadPoolExecutor(threads) as pool:
-        records = iter(transaction.cursor())
-        while batch := list(itertools.islice(records, BATCH)):
-            batch_shapes, digests = zip(*pool.map(check, *zip(*batch, strict=True)), strict=True)
-            written.update(b"".join(digests))
-            shapes.update(batch_shapes)
+    # Closed first, even after an error: the threads read the transaction's memory.
+    with environment.begin(buffers=True) as transaction, closing(map_batches(check, transaction.cursor(), threads)) as batches:
+        for batch in batches:
+            shapes.update(shape for shape, _ in batch)
+            written.update(b"".join(digest for _, digest in batch))
     return shapes, written.hexdigest()
 
 

@@ -11,11 +11,11 @@ from typing import Final
 from pipeline.errors import InputError
 
 FORM: Final = "NFC"
-"""Unicode normal form of names: an umlaut is one character, also if a Mac or a list writes two."""
+"""Unicode normal form of names: an umlaut is one character, even if macOS or a list writes two."""
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line that is not empty; bytes that are not UTF-8 are kept, since paths may have them."""
+    """(number, text) of each nonempty line; bytes that are not UTF-8 are kept, since paths may have them."""
     if not path.is_file():
         raise InputError(path, "no such file", do="correct its path")
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -30,7 +30,7 @@ def open_table(path: Path) -> gzip.GzipFile | BufferedReader:
 
 
 def table_header(path: Path) -> tuple[str, str]:
-    """(delimiter, first line) of a CSV or TSV file: of comma, semicolon (some Excels) and tab the one that gives most columns."""
+    """(delimiter, first line) of a CSV or TSV file: comma, semicolon (some Excels) or tab, whichever gives most columns."""
     with open_table(path) as file:
         header = file.readline().decode("utf-8-sig", "replace")
 

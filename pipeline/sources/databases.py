@@ -1,7 +1,6 @@
 """Import existing databases, LMDB or LevelDB, as a dataset: check and copy every record, optionally re-encode it."""
 
-import itertools
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ from pipeline.sources import prebuilt
 def records(path: Path, encode: str | None, threads: int) -> Batches:
     """Every record in the order of keys: unchanged, or re-encoded as "raw", "png" or "jpg"."""
 
-    def convert(entry: tuple[bytes, bytes]) -> Entry:
-        key, value = bytes(entry[0]), bytes(entry[1])
+    def convert(entry: tuple[bytes, bytes | memoryview]) -> Entry:
+        key, value = entry
         where = f"{path}: {key.decode(errors='replace')}"
         try:
             datum = caffe.parse_datum(value)
@@ -30,15 +29,14 @@ def records(path: Path, encode: str | None, threads: int) -> Batches:
         if encode and (encode != "raw" or datum.encoded):
             pixels = caffe.pixels_of(datum, None, where)
             if pixels.dtype != np.uint8 or len(pixels) not in (1, 3):
-                raise InputError(where, f"{len(pixels)} channels of {pixels.dtype}", "it needs 1 or 3 of uint8", "remove encode")
+                found = f"{len(pixels)} channels of {pixels.dtype}"
+                raise InputError(where, found, "re-encoding needs 1 or 3 of uint8", "remove encode")
             image = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
-            value = bytes(database.encode_datum(np.ascontiguousarray(image), datum.label, encode))
+            value = database.encode_datum(np.ascontiguousarray(image), datum.label, encode)
         return key, value, database.digest(key, value)
 
-    entries = caffe.open_db(path).items()
-    with ThreadPoolExecutor(threads) as pool:
-        while batch := list(itertools.islice(entries, database.BATCH)):
-            yield list(pool.map(convert, batch))
+    entries: Iterable[tuple[bytes, bytes | memoryview]] = caffe.open_db(path).items()
+    return database.map_batches(convert, entries, threads)
 
 
 def number_classes(paths: list[Path]) -> list[str]:

@@ -4,14 +4,13 @@ base.csv    digits 0 to 4, a fifth of each for validation
 target.csv  digits 5 to 9, 20 of each for training and the rest for validation
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.files import file_url, written_whole
 from pipeline.formats.images import write_png
 
@@ -44,7 +43,7 @@ def write_digits(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__)
     parser.add_argument("folder", type=Path, help="where to write; replaced if it exists")
     write_digits(parser.parse_args(argv).folder)
 

@@ -11,11 +11,10 @@ import shutil
 import socket
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 import pycurl
@@ -24,17 +23,18 @@ from pipeline.options.dataset import FetchOptions
 from pipeline.progress import progress
 from pipeline.sources.curl import Transfers
 
-TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-"""HTTP statuses worth a retry."""
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504, "timeout", "connection", "truncated"}
+"""HTTP statuses and errors worth a retry."""
 OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
-"""Directives of an X-Robots-Tag that forbid to collect an image."""
+"""Directives of an X-Robots-Tag that forbid collecting an image."""
 LONGEST_PAUSE = 60
 """Longest pause between retries in seconds, also if a server asks for more."""
 PIECE = 1 << 18
 """Size of libcurl's receive buffer in bytes."""
 REDIRECTS = {301, 302, 303, 307, 308}
 LONGEST_REFUSAL = 1 << 16
-"""Bytes that are read of an answer other than 200, to keep the connection."""
+"""Most bytes read of the body of a status other than 200, to keep the connection."""
+HEADERS = ["User-Agent: roastery", "Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"]
 SAFE = "%:/?@!$&'()*+,;=~[]|"
 """Characters of a path or query that are not percent-encoded, besides letters, digits and -._"""
 ERRORS = {
@@ -54,14 +54,8 @@ class FetchError(Exception):
         super().__init__(error)
         self.error, self.status, self.pause = error, status, pause
 
-    @property
-    def transient(self) -> bool:
-        """Whether a retry may succeed."""
-        return self.status in TRANSIENT or self.error in ("timeout", "connection", "truncated")
 
-
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """A fetched file: HTTP status (200 for a local file), size, SHA-256."""
 
     status: int
@@ -100,27 +94,26 @@ class Fetcher:
                     return await self._follow(url, path, arrived)
             except FetchError as failure:
                 path.unlink(missing_ok=True)
-                if attempt == self.options.retries or not failure.transient:
+                if attempt == self.options.retries or not TRANSIENT & {failure.status, failure.error}:
                     raise
                 pause = 0.5 * 2**attempt * (0.5 + random.random()) if failure.pause is None else failure.pause
                 await asyncio.sleep(min(pause, LONGEST_PAUSE))
         raise AssertionError("the last attempt returns or raises")
 
     async def _follow(self, url: str, path: Path, arrived: Callable[[int], object]) -> Fetched:
-        """One try, following redirects."""
+        """One attempt, following redirects."""
         for _ in range(self.options.max_redirects + 1):
             host, address = _split_url(url)
             async with self._hosts[host]:
-                answer = await self._request(url, address, path, arrived)
-            if isinstance(answer, Fetched):
-                return answer
-            url = answer
+                response = await self._request(url, address, path, arrived)
+            if isinstance(response, Fetched):
+                return response
+            url = response
         raise FetchError("too_many_redirects")
 
     async def _request(self, url: str, address: str, path: Path, arrived: Callable[[int], object]) -> Fetched | str:
         """The fetched file, or the URL of a redirect."""
         options, loop = self.options, asyncio.get_running_loop()
-        curl = self._transfers.handle()
         try:
             async with asyncio.timeout(options.total_timeout), asyncio.timeout(2 * options.timeout) as stalled:
 
@@ -130,36 +123,34 @@ class Fetcher:
                     arrived(size)
 
                 with path.open("wb") as file:
-                    answer = Answer(options, file, postpone)
-                    curl.setopt(pycurl.URL, address)
-                    curl.setopt(pycurl.HTTPHEADER, HEADERS)
-                    curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(1000 * options.timeout)))
-                    curl.setopt(pycurl.BUFFERSIZE, PIECE)
-                    curl.setopt(pycurl.HEADERFUNCTION, answer.header)
-                    curl.setopt(pycurl.WRITEFUNCTION, answer.write)
-                    if not options.allow_private:
-                        curl.setopt(pycurl.OPENSOCKETFUNCTION, answer.connect)
-                    code, _ = await self._transfers.perform(curl)
+                    response = Response(options, file, postpone)
+                    how = {
+                        pycurl.URL: address,
+                        pycurl.HTTPHEADER: HEADERS,
+                        pycurl.CONNECTTIMEOUT_MS: max(1, round(1000 * options.timeout)),
+                        pycurl.BUFFERSIZE: PIECE,
+                        pycurl.HEADERFUNCTION: response.header,
+                        pycurl.WRITEFUNCTION: response.write,
+                        pycurl.OPENSOCKETFUNCTION: response.connect,
+                    }
+                    code = await self._transfers.perform(how)
         except TimeoutError:
             raise FetchError("timeout") from None
-        if answer.failure:
-            raise answer.failure
-        if code and not answer.is_cut:
+        if response.failure:
+            raise response.failure
+        if code and not response.is_cut:
             raise FetchError(ERRORS.get(code, "connection"))
-        if answer.status in REDIRECTS and "location" in answer.headers:
+        if response.status in REDIRECTS and "location" in response.headers:
             try:
-                return urljoin(url, answer.headers["location"][-1])
+                return urljoin(url, response.headers["location"][-1])
             except ValueError:
-                raise FetchError("bad_url", answer.status) from None
-        answer.check()
-        return Fetched(answer.status, answer.size, answer.digest.hexdigest())
+                raise FetchError("bad_url", response.status) from None
+        response.check()
+        return Fetched(response.status, response.size, response.digest.hexdigest())
 
 
-HEADERS = ["User-Agent: roastery", "Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"]
-
-
-class Answer:
-    """A server's answer, checked as it arrives. libcurl calls the methods.
+class Response:
+    """A server's response, checked as it arrives. libcurl calls the methods.
 
     file     receives the body of a 200
     arrived  called with the number of bytes that arrived
@@ -174,18 +165,17 @@ class Answer:
         self.failure: FetchError | OSError | None = None
         self.is_cut = False
 
-    def connect(self, _purpose: int, address: tuple[int, int, int, tuple[str | bytes, int]]) -> socket.socket | int:
-        """Open a socket for (family, kind, protocol, (host, port, …)); refuse addresses of private networks."""
+    def connect(self, _purpose: int, address: tuple[int, int, int, tuple[str, int]]) -> socket.socket | int:
+        """Open a socket for (family, kind, protocol, (host, port, …)); refuse private addresses unless they are allowed."""
         family, kind, protocol, (host, *_) = address
-        host = host.decode() if isinstance(host, bytes) else host
-        if not ipaddress.ip_address(host.partition("%")[0]).is_global:
+        if not (self.options.allow_private or ipaddress.ip_address(host.partition("%")[0]).is_global):
             self.failure = FetchError("refused")
             bad: int = pycurl.SOCKET_BAD
             return bad
         return socket.socket(family, kind, protocol)
 
     def header(self, line: bytes) -> None:
-        """Receive a header, or the status line, which starts a new answer."""
+        """Receive a header, or the status line, which starts a new response."""
         text = line.decode("latin-1").strip()
         if text.startswith("HTTP/"):
             self._arrived(0)
@@ -209,10 +199,8 @@ class Answer:
                 raise FetchError("too_large", self.status)
             self.digest.update(piece)
             self._file.write(piece)
-        except FetchError as failure:
+        except (FetchError, OSError) as failure:  # OSError: a full disk
             self.failure = failure
-        except OSError as error:  # a full disk
-            self.failure = error
         return -1 if self.failure else None
 
     def check(self) -> None:
@@ -223,7 +211,9 @@ class Answer:
         announced = self.headers.get("content-length", [""])[-1]
         if announced.isdecimal() and int(announced) > self.options.max_bytes:
             raise FetchError("too_large", self.status)
-        if not self.options.ignore_opt_out and _opts_out(self.headers.get("x-robots-tag", [])):
+        # A tag for a single robot has its name and a colon: it is no directive of OPT_OUTS.
+        directives = {word.strip().lower() for tag in self.headers.get("x-robots-tag", []) for word in tag.split(",")}
+        if not self.options.ignore_opt_out and directives & OPT_OUTS:
             raise FetchError("opted_out", self.status)
 
 
@@ -243,12 +233,6 @@ def _split_url(url: str) -> tuple[str, str]:
     user = parts.netloc.rpartition("@")[0]
     path, query = (quote(part, safe=SAFE) for part in (parts.path or "/", parts.query))
     return host, parts._replace(netloc=f"{user}@{place}" if user else place, path=path, query=query, fragment="").geturl()
-
-
-def _opts_out(tags: list[str]) -> bool:
-    """Whether X-Robots-Tags forbid all robots to collect the image; those for one robot, with its name and a colon, do not."""
-    directives = {word.strip().lower() for tag in tags for word in tag.split(",")}
-    return bool(directives & OPT_OUTS)
 
 
 def _retry_after(header: str) -> float | None:

@@ -17,9 +17,7 @@ SPLITS = {
     **{"test": "test", "testing": "test", "": ""},
 }
 """Names of the splits in lists and folders."""
-IMAGES = {
-    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-}
+IMAGES = frozenset((".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 def images(folder: Path, val_labels: Path | None) -> Iterator[tuple[str, str, str]]:
@@ -27,9 +25,9 @@ def images(folder: Path, val_labels: Path | None) -> Iterator[tuple[str, str, st
     is_empty, labelled = True, False
     for split, part in _parts(folder):
         has_classes = False
-        for row in _by_class(part, split):
+        for folder_of_class, path in _images_of_classes(part):
             has_classes, is_empty = True, False
-            yield row
+            yield _url(path), class_name(folder_of_class.name, part), split
         if not has_classes and split in ("val", "test") and not labelled:  # ILSVRC's test images have no labels
             rows = _by_list(part, val_labels, split)
             labelled = bool(rows)
@@ -57,9 +55,8 @@ def splits(folder: Path) -> set[str]:
 
 
 def describe_ignored(folder: Path) -> str:
-    """A sentence about the files and folders that are ignored, and the classes without images; empty if there are none."""
-    empty, kinds, outside = list[str](), Counter[str](), 0
-    loops: list[str] = []
+    """The files and folders that are ignored, and the classes without images, as a text; empty if there are none."""
+    empty, loops, kinds, outside = list[str](), list[str](), Counter[str](), 0
     for split, part in _parts(folder):
         classes = _folders(part)
         outside += len(_files(part)) if classes or not split else 0
@@ -68,13 +65,13 @@ def describe_ignored(folder: Path) -> str:
             if split in ("", "train") and not suffixes.keys() & IMAGES:
                 empty.append(str(folder_of_class.relative_to(folder)))
             kinds.update({suffix or "without suffix": n for suffix, n in suffixes.items() if suffix not in IMAGES})
-    others = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(5))
-    parts = [f"classes without images ({', '.join(empty[:5])}{' …' if empty[5:] else ''})"] if empty else []
-    parts += [f"files of other kinds ({others})"] if kinds else []
-    parts += [f"images outside of class folders ({outside})"] if outside else []
-    upwards = [os.path.relpath(path, folder) for path in loops[:5]]
-    parts += [f"links to a folder above ({', '.join(upwards)}{' …' if loops[5:] else ''})"] if loops else []
-    return "; ".join(parts)
+    ignored = {
+        "classes without images": empty,
+        "files of other kinds": [f"{kind} {count}" for kind, count in kinds.most_common(5)],
+        "images outside of class folders": [str(outside)] if outside else [],
+        "links to a folder above": [os.path.relpath(path, folder) for path in loops],
+    }
+    return "; ".join(f"{what} ({', '.join(names[:5])}{' …' if names[5:] else ''})" for what, names in ignored.items() if names)
 
 
 def _parts(folder: Path) -> list[tuple[str, Path]]:
@@ -84,16 +81,10 @@ def _parts(folder: Path) -> list[tuple[str, Path]]:
     return named if "train" in dict(named) else [("", folder)]
 
 
-def _by_class(folder: Path, split: str) -> Iterator[tuple[str, str, str]]:
-    """URL, label and split of the images in class folders."""
-    for folder_of_class, path in _images_of_classes(folder):
-        yield _url(path), class_name(folder_of_class.name, folder), split
-
-
 def _images_of_classes(folder: Path) -> Iterator[tuple[Path, str]]:
     """(class folder, image in it or below)."""
     for folder_of_class in _folders(folder):
-        for path in filter(_is_image, _walk(folder_of_class, folder)):
+        for path in filter(_is_image, _walk(folder_of_class, folder, [])):
             yield folder_of_class, path
 
 
@@ -133,7 +124,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _walk(folder: Path, source: Path, loops: list[str] | None = None) -> Iterator[str]:
+def _walk(folder: Path, source: Path, loops: list[str]) -> Iterator[str]:
     """The files in a folder of `source` and below, sorted, except hidden ones.
 
     Links are followed, also out of `source`: who can create the link can copy the images. Each folder is entered once; a link to
@@ -143,8 +134,7 @@ def _walk(folder: Path, source: Path, loops: list[str] | None = None) -> Iterato
     seen = {top, *map(str, Path(top).parents)}
     real = os.path.realpath(folder)
     if real in seen:
-        if loops is not None:
-            loops.append(str(folder))
+        loops.append(str(folder))
         return
     above, levels = [*seen, real], [_entries(folder)]
     seen.add(real)
@@ -159,7 +149,7 @@ def _walk(folder: Path, source: Path, loops: list[str] | None = None) -> Iterato
             seen.add(real)
             above.append(real)
             levels.append(_entries(entry.path))
-        elif real in above and loops is not None:
+        elif real in above:
             loops.append(entry.path)
 
 

@@ -7,39 +7,31 @@ from pathlib import Path
 
 import caffe
 from pipeline.files import written_whole
-from pipeline.formats import lists as image_lists
+from pipeline.formats.lists import write_list_folder
 from pipeline.formats.records import Batches, Manifest, write_database
 
 
 def write_dataset(
-    parts: Mapping[str, Batches], names: list[str], target: Path, threads: int, channels: str = "BGR"
+    parts: Mapping[str, Batches], names: list[str], target: Path, threads: int, channels: str
 ) -> dict[str, Manifest]:
     """Write lmdb/PART, lmdb/PART.manifest.json and lists/ below `target`, each whole; return the manifests.
 
     parts     the records of "train" and of "val"
-    names     the classes' names by number
-    channels  the order of their channels: BGR or RGB
+    names     class names, by label
+    channels  channel order of the records: BGR or RGB
     """
     manifests: dict[str, Manifest] = {}
-    labels: dict[str, list[int]] = {}
+    lists: dict[str, list[tuple[str, int]]] = {}
     sizes: Counter[tuple[int, int]] = Counter()
-    with written_whole(target / "lists") as lists:
-        lists.mkdir()
-        for part, batches in parts.items():
-            entries: list[tuple[str, int]] = []
-            with written_whole(target / f"lmdb/{part}.manifest.json") as manifest:
-                batches = _with_labels(batches, entries)
-                manifests[part] = write_database(batches, target / f"lmdb/{part}", len(names), threads, channels)
-                manifest.write_text(json.dumps(manifests[part], indent=1) + "\n")
-            image_lists.write_lines(lists / f"{part}.txt", [f"{key} {number}" for key, number in entries])
-            labels[part] = [number for _, number in entries]
-            _, height, width = manifests[part]["shape"]
-            sizes[height, width] += len(entries)
-        image_lists.write_lines(lists / "test.txt", [])
-        image_lists.write_names(lists, names)
-        image_lists.write_classes(lists, names, labels)
-        image_lists.write_sizes(lists, sizes)
-        image_lists.write_duplicates(lists, [])
+    for part, batches in parts.items():
+        lists[part] = []
+        with written_whole(target / f"lmdb/{part}.manifest.json") as manifest:
+            batches = _with_labels(batches, lists[part])
+            manifests[part] = write_database(batches, target / f"lmdb/{part}", len(names), threads, channels)
+            manifest.write_text(json.dumps(manifests[part], indent=1) + "\n")
+        _, height, width = manifests[part]["shape"]
+        sizes[height, width] += manifests[part]["images"]
+    write_list_folder(target / "lists", lists, names, sizes)
     return manifests
 
 

@@ -6,19 +6,19 @@ lists/, whose train.txt and val.txt have keys instead of paths. Pairs are those 
 seed.
 """
 
-import argparse
 import gzip
 import hashlib
-import io
+import itertools
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from caffe.proto import caffe_pb2
-from pipeline.command import run
+from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats import records as database
@@ -36,7 +36,7 @@ class Collection:
     train, val files by part: {name: SHA-256 of the unpacked file}
     read       (files' contents) → images (N, channels × height × width, uint8), labels (N,)
     shape      channels, height, width
-    key        format of a record's key, of its number
+    key        format of a record's key, given its number
     classes    class names, by label
     channels   channel order: BGR or RGB
     """
@@ -70,14 +70,10 @@ def _pairs(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return np.hstack([images[first], images[second]]), (labels[first] == labels[second]).astype(np.uint8)
 
 
-def _rows(label_bytes: int) -> Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]:
-    """A reader of CIFAR's rows: labels, of which the last is used, and 3 × 32 × 32 bytes."""
-
-    def read(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, label_bytes + 3072)
-        return rows[:, label_bytes:], rows[:, label_bytes - 1]
-
-    return read
+def _rows(contents: list[bytes], label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of CIFAR's rows: labels, of which the last is used, and 3 × 32 × 32 bytes."""
+    rows = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, label_bytes + 3072)
+    return rows[:, label_bytes:], rows[:, label_bytes - 1]
 
 
 FINE_LABELS = """
@@ -121,7 +117,7 @@ COLLECTIONS = {
             "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
         },
         {"test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"},
-        _rows(1),
+        partial(_rows, label_bytes=1),
         (3, 32, 32),
         "{:05d}",
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -132,7 +128,7 @@ COLLECTIONS = {
         ("cifar-100-binary.tar.gz",),
         {"train.bin": "f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29"},
         {"test.bin": "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a"},
-        _rows(2),
+        partial(_rows, label_bytes=2),
         (3, 32, 32),
         "{:05d}",
         tuple(FINE_LABELS.split()),
@@ -150,88 +146,85 @@ def fetch_collection(name: str, folder: Path, copy: Path | None = None) -> None:
             _copy_files(collection, copy, part)
         else:
             for archive in collection.archives:
-                _unpack(archive, _download(collection, archive, part), part, collection)
+                _download(collection, archive, part)
+                _unpack(part / archive, part, collection)
+                (part / archive).unlink()
         missing = [file for file in collection.files if not (part / file).exists()]
         if missing:
-            found = f"no {missing[0]}" + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
-            archives = " and ".join(collection.archives[:2]) + (" …" if len(collection.archives) > 2 else "")
-            raise InputError(copy or name, found, f"all files of {name} are needed", f"put {archives} there, or remove copy")
+            do = f"put {' and '.join(collection.archives)} there, or remove copy"
+            raise InputError(copy or name, f"no {', '.join(missing)}", f"all files of {name} are needed", do)
         for file, sha256 in collection.files.items():
-            _check(part / file, sha256, copy)
+            actual = hashlib.sha256((part / file).read_bytes()).hexdigest()
+            if actual != sha256:
+                where = f"{copy or 'download'}/{file}"
+                raise InputError(where, f"SHA-256 {actual}", f"the published file has {sha256}", "fetch it again")
 
 
 def _copy_files(collection: Collection, copy: Path, part: Path) -> None:
     if not copy.is_dir():
-        raise InputError(copy, "no such folder", "it has the published files", "correct source.copy, or remove it to download")
+        do = "correct source.copy, or remove it to download the files"
+        raise InputError(copy, "no such folder", "it must contain the published files", do)
     for path in sorted(copy.rglob("*")):
         if path.name in collection.archives:
-            _unpack(path.name, path.read_bytes(), part, collection)
+            _unpack(path, part, collection)
         elif path.name in collection.files:
             (part / path.name).write_bytes(path.read_bytes())
 
 
-def _unpack(archive: str, content: bytes, part: Path, collection: Collection) -> None:
+def _unpack(archive: Path, part: Path, collection: Collection) -> None:
     """Write the files of an archive that belong to the collection, by their names without folders, and no others."""
     try:
-        if not archive.endswith(".tar.gz"):
-            (part / archive.removesuffix(".gz")).write_bytes(gzip.decompress(content))
+        if not archive.name.endswith(".tar.gz"):
+            (part / archive.stem).write_bytes(gzip.decompress(archive.read_bytes()))
             return
-        with tarfile.open(fileobj=io.BytesIO(content)) as files:
+        with tarfile.open(archive) as files:
             for member in files:
                 name = Path(member.name).name
-                if name in collection.files and (content_of_member := files.extractfile(member)):
-                    (part / name).write_bytes(content_of_member.read())
+                if name in collection.files and (content := files.extractfile(member)):
+                    (part / name).write_bytes(content.read())
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise InputError(archive, f"damaged archive ({error})", do="fetch it again") from None
+        raise InputError(archive.name, f"damaged archive ({error})", do="fetch it again") from None
 
 
-def _check(path: Path, sha256: str, copy: Path | None) -> None:
-    actual = hashlib.sha256(path.read_bytes()).hexdigest()
-    if actual != sha256:
-        where = f"{copy or 'download'}/{path.name}"
-        raise InputError(where, f"SHA-256 {actual}", f"the published file has {sha256}", "fetch it again")
-
-
-def _download(collection: Collection, archive: str, folder: Path) -> bytes:
-    """Download an archive from the first mirror that has it, by way of a file in `folder`."""
+def _download(collection: Collection, archive: str, folder: Path) -> None:
+    """Download an archive to `folder` from the first mirror that has it."""
     reasons = []
     for address in collection.addresses:
         try:
             fetch.fetch_url(address + archive, folder / archive)
-            return (folder / archive).read_bytes()
+            return
         except fetch.FetchError as failure:
             reasons.append(f"{address}{archive}: {failure.error}")
-        finally:
-            (folder / archive).unlink(missing_ok=True)
     raise InputError("; ".join(reasons), "no download", do="try again later, or set source.copy to a folder of the files")
 
 
-def records(collection: Collection, contents: list[bytes]) -> database.Batches:
-    """The records of all images, as convert_mnist_data and convert_cifar_data write them."""
-    images, labels = collection.read(contents)
+def records(collection: Collection, files: list[Path]) -> database.Batches:
+    """The records of all images in these files, as convert_mnist_data and convert_cifar_data write them."""
+    images, labels = collection.read([file.read_bytes() for file in files])
     channels, height, width = collection.shape
-    for start in range(0, len(labels), database.BATCH):
-        batch: list[database.Entry] = []
-        for number in range(start, min(start + database.BATCH, len(labels))):
-            key = collection.key.format(number).encode()
-            value = caffe_pb2.Datum(
-                channels=channels, height=height, width=width, data=images[number].tobytes(), label=int(labels[number])
-            ).SerializeToString()
-            batch.append((key, value, database.digest(key, value)))
+
+    def convert(number: int) -> database.Entry:
+        key = collection.key.format(number).encode()
+        value = caffe_pb2.Datum(
+            channels=channels, height=height, width=width, data=images[number].tobytes(), label=int(labels[number])
+        ).SerializeToString()
+        return key, value, database.digest(key, value)
+
+    entries = map(convert, range(len(labels)))  # too small for threads
+    while batch := list(itertools.islice(entries, database.BATCH)):
         yield batch
 
 
 def build(name: str, folder: Path, target: Path, threads: int) -> dict[str, database.Manifest]:
     """Write databases, manifests and lists of the files in `folder` below `target`, each whole; return the manifests."""
     collection = COLLECTIONS[name]
-    parts = {}
-    for part, files in (("train", collection.train), ("val", collection.val)):
-        parts[part] = records(collection, [(folder / file).read_bytes() for file in files])
+    files = {"train": collection.train, "val": collection.val}
+    parts = {part: records(collection, [folder / name for name in names]) for part, names in files.items()}
     return prebuilt.write_dataset(parts, list(collection.classes), target, threads, collection.channels)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     first = commands.add_parser("fetch", help="write the files, unpacked and checked")
     second = commands.add_parser("build", help="write databases and lists of them")

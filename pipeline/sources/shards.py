@@ -33,7 +33,7 @@ def write_shards(tables: Iterable[pd.DataFrame], folder: Path, size: int) -> tup
 
 
 def similar_names(classes: set[str]) -> list[str]:
-    """Classes that differ only in spelling, such as `01 = 1 = 1.0` and `Cat = cat`."""
+    """Class names that differ only in spelling, such as `01 = 1 = 1.0` and `Cat = cat`."""
 
     def normalised(name: str) -> str | float:
         try:
@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     shards = -(-images // options.shard_size)
     print(f"{a.target}: {images} images of {len(classes)} classes in {shards} shards")
     if same := similar_names(classes):
-        print(f"{a.target}: classes that differ only in how they are written: {', '.join(same[:5])}")
+        print(f"{a.target}: classes whose names differ only in spelling: {', '.join(same[:5])}")
     if options.source.folder and (others := folders.describe_ignored(options.source.folder)):
-        print(f"{options.source.folder}: not taken: {others}")
+        print(f"{options.source.folder}: ignored: {others}")
 
 
 if __name__ == "__main__":

@@ -33,16 +33,6 @@ CHUNK = 10_000
 """Rows of a list in memory at once."""
 
 
-def list_root(source: Source) -> Root | None:
-    """The root of a list's paths; None for a list of URLs."""
-    return None if source.root is None else Root(source.root, source.allow_outside_root)
-
-
-def read(source: Source) -> pd.DataFrame:
-    """The table of a source, in its order."""
-    return pd.concat(chunks(source), ignore_index=True)
-
-
 def chunks(source: Source) -> Iterator[pd.DataFrame]:
     """The table of a source, CHUNK rows at a time, to bound memory; a sample is one chunk."""
     if source.sample:
@@ -64,14 +54,15 @@ def _rows_at(source: Source, positions: np.ndarray) -> pd.DataFrame:
 
 
 def _chunks(source: Source) -> Iterator[pd.DataFrame]:
+    root = None if source.root is None else Root(source.root, source.allow_outside_root)  # None: a list of URLs
     if source.folder is not None:
         tables = _rows(folders.images(source.folder, source.val_labels))
     elif source.list is None:
         raise InputError("--list, --folder", "neither is given", "images come from one of them")
     elif source.list.suffix.lower() == ".txt" or not source.list.suffix:
-        tables = _rows(_text(source.list, list_root(source)))
+        tables = _rows(_text(source.list, root))
     else:
-        tables = _tables(source.list, list_root(source), source.columns.model_dump(exclude_none=True) if source.columns else {})
+        tables = _tables(source.list, root, source.columns.model_dump(exclude_none=True) if source.columns else {})
     for table in tables:
         yield table[list(COLUMNS)].reset_index(drop=True)
 
@@ -151,20 +142,18 @@ def _read_tables(path: Path) -> Iterator[pd.DataFrame]:
     if not path.is_file():
         raise InputError(path, "no such image list", do="set datasets.NAME.source.list to an existing file")
     try:
-        if path.suffix.lower() == ".parquet":
-            start = 1
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(CHUNK):
-                table = batch.to_pandas().astype(object)
-                table = table.where(table.notna(), "").astype(str)
-                table.index = range(start, start + len(table))
-                start += len(table)
-                yield table.rename(columns=lambda name: str(name).strip())
-            return
-        delimiter, _ = table_header(path)
-        how = {"dtype": str, "keep_default_na": False, "index_col": False, "skip_blank_lines": False}
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # more fields than the header
-            for table in pd.read_csv(path, sep=delimiter, chunksize=CHUNK, **how):
-                table.index += 2  # the header is line 1
+            if path.suffix.lower() == ".parquet":
+                line = 1
+                batches = pyarrow.parquet.ParquetFile(path).iter_batches(CHUNK)
+                tables = (batch.to_pandas().astype(object).fillna("").astype(str) for batch in batches)
+            else:
+                line = 2  # the header is line 1
+                how = {"dtype": str, "keep_default_na": False, "index_col": False, "skip_blank_lines": False}
+                tables = pd.read_csv(path, sep=table_header(path)[0], chunksize=CHUNK, **how)
+            for table in tables:
+                table.index = range(line, line + len(table))
+                line += len(table)
                 yield table.rename(columns=lambda name: str(name).strip())
     except UnicodeDecodeError:
         with open_table(path) as file:

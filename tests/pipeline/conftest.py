@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from pipeline.dataset.duplicates import fingerprint
+from pipeline.sources.tables import Source, chunks
 from tests.conftest import ROOT
 
 
@@ -175,3 +176,8 @@ def _run(folder: Path, module: str, *arguments) -> subprocess.CompletedProcess:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
+
+
+def read_source(source: Source) -> pd.DataFrame:
+    """The whole table of a source."""
+    return pd.concat(chunks(source), ignore_index=True)

@@ -15,7 +15,8 @@ from pipeline.errors import InputError
 from pipeline.files import plain_name, stem_of
 from pipeline.formats.roots import Root
 from pipeline.sources import folders
-from pipeline.sources.tables import Source, read
+from pipeline.sources.tables import Source
+from tests.pipeline.conftest import read_source
 
 COMMAND = "$(touch pwned) '\"; touch pwned #"
 UMLAUT = "K\u00e4fer \u00d6l"
@@ -131,12 +132,12 @@ LISTS = {"csv": "path,label\ncats/1.jpg,a\n{},b\n", "txt": "cats/1.jpg a\n\n{} b
 def test_a_path_outside_the_lists_root_is_refused_with_its_line(outside, write, name, form):
     listed = Path(write(f"all.{form}", LISTS[form].format(name)))
     with pytest.raises(InputError) as raised:
-        read(Source(list=listed, root=outside))
+        read_source(Source(list=listed, root=outside))
     assert raised.value.where == f"{listed}:3"
     assert f'"{name}" is outside of the root' in raised.value.found
     real = os.path.realpath(outside / name.replace("\\", "/"))
     assert real in raised.value.found
-    allowed = read(Source(list=listed, root=outside, allow_outside_root=True))
+    allowed = read_source(Source(list=listed, root=outside, allow_outside_root=True))
     assert list(allowed.url) == [(outside / "cats/1.jpg").as_uri(), Path(real).as_uri()]
 
 
@@ -153,13 +154,13 @@ def test_the_shards_step_names_the_option_that_allows_paths_outside_the_root(wri
 def test_links_and_absolute_paths_within_the_root_are_accepted(outside, write):
     names = ["cats/1.jpg", "within.jpg", "cats/../cats/1.jpg", f"{outside}/cats/1.jpg"]
     listed = write("all.csv", "path,label\n" + "".join(f"{name},a\n" for name in names))
-    assert set(read(Source(list=Path(listed), root=outside)).url) == {(outside / "cats/1.jpg").as_uri()}
+    assert set(read_source(Source(list=Path(listed), root=outside)).url) == {(outside / "cats/1.jpg").as_uri()}
 
 
 def test_a_root_that_is_a_symbolic_link_is_resolved(outside, write, tmp_path):
     (tmp_path / "link").symlink_to(outside)
     listed = write("all.csv", "path,label\ncats/1.jpg,a\n")
-    assert read(Source(list=Path(listed), root=tmp_path / "link")).url[0] == (outside / "cats/1.jpg").as_uri()
+    assert read_source(Source(list=Path(listed), root=tmp_path / "link")).url[0] == (outside / "cats/1.jpg").as_uri()
 
 
 def test_a_path_with_a_nul_character_is_refused_with_its_line(write, fails, outside):
@@ -186,7 +187,7 @@ def test_files_are_found_by_names_in_the_other_unicode_normal_form(tmp_path, wri
     file.parent.mkdir()
     file.touch()
     path = write("all.csv", f"path,label\n{unicodedata.normalize(listed, file.name)},a\n")
-    assert read(Source(list=Path(path), root=tmp_path / "root")).url[0] == file.as_uri()
+    assert read_source(Source(list=Path(path), root=tmp_path / "root")).url[0] == file.as_uri()
 
 
 def test_class_names_in_both_unicode_normal_forms_are_one_class(tmp_path, write):
@@ -197,8 +198,8 @@ def test_class_names_in_both_unicode_normal_forms_are_one_class(tmp_path, write)
         (tmp_path / "f" / name / "1.png").touch()
     table = write("all.csv", "url,label\n" + "".join(f"http://x/{n},{name}\n" for n, name in enumerate(both)))
     text = write("all.txt", "".join(f"http://x/{n} {name.split()[0]}\n" for n, name in enumerate(both)))
-    assert set(read(Source(folder=tmp_path / "f")).label) == set(read(Source(list=Path(table))).label) == {UMLAUT}
-    assert set(read(Source(list=Path(text))).label) == {UMLAUT.split()[0]}
+    assert set(read_source(Source(folder=tmp_path / "f")).label) == set(read_source(Source(list=Path(table))).label) == {UMLAUT}
+    assert set(read_source(Source(list=Path(text))).label) == {UMLAUT.split()[0]}
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_images_added_to_a_class_folder_are_used(snakemake_with_folder, tmp_path
     (tmp_path / "photos/1/5.heic").touch()
     code, output = snakemake_with_folder(MEAN)
     assert code == 0, output
-    assert "photos: not taken: classes without images (notes); files of other kinds (.heic 1)" in output
+    assert "photos: ignored: classes without images (notes); files of other kinds (.heic 1)" in output
     (tmp_path / "photos/notes").rmdir()
     (tmp_path / "photos/1/.DS_Store").touch()
     assert "Nothing to be done" in snakemake_with_folder(MEAN)[1]

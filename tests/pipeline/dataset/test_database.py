@@ -103,7 +103,7 @@ def test_the_manifests_hash_changes_with_a_single_pixel(command, listed):
 
 def test_a_database_grows_beyond_its_initial_size_over_many_transactions(listed, monkeypatch):
     monkeypatch.setattr("pipeline.formats.records.MAP_SIZE", 1 << 14)
-    monkeypatch.setattr("pipeline.dataset.database.BATCH", 2)
+    monkeypatch.setattr("pipeline.formats.records.BATCH", 2)
     assert (
         build(listed / "all.txt", Resized(listed / "resize"), listed / "db", DatabaseOptions(), 3)["images"]
         == len(records(listed / "db"))

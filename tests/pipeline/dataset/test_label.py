@@ -120,9 +120,9 @@ def test_images_that_failed_or_were_rejected_are_left_out(dataset):
     table.to_csv(tables(dataset)[1], index=False)
     assert (
         sum(
-            write_lists(
-                tables(dataset), dataset / "resize", dataset / "lists", LabelOptions(split=Split(val=0.5), seed=1)
-            ).values()
+            write_lists(tables(dataset), dataset / "resize", dataset / "lists", LabelOptions(split=Split(val=0.5), seed=1))[
+                0
+            ].values()
         )
         == 7
     )
@@ -134,7 +134,7 @@ def test_the_number_of_failed_and_rejected_images_is_reported(command, dataset):
     table.loc[0, ["path", "error"]] = ["", "not_found"]
     table.to_csv(tables(dataset)[1], index=False)
     done = command(*LABEL, "--val", 0.5)
-    assert "\n2 more could not be had or read (damaged 1, not_found 1): see download/*.csv" in done.stdout, done.stderr
+    assert "\n2 more were not downloaded or decoded (damaged 1, not_found 1): see download/*.csv" in done.stdout, done.stderr
 
 
 def test_a_class_without_images_is_named(fails, dataset):
@@ -314,7 +314,7 @@ def test_validation_images_that_are_near_duplicates_of_training_images_are_found
     rows = pd.read_csv(duplicated / "lists/duplicates.csv")
     assert len(rows) == found
     assert len(lines(duplicated, "val.txt")) == left
-    assert ("nearly are training images" in done.stdout) == bool(found)
+    assert ("near-duplicates of training images" in done.stdout) == bool(found)
     if found:
         assert rows.train[0] == "00000/000000_owl.jpg"
         assert rows.val[0] == "00001/000003_dog.jpg"

@@ -24,7 +24,7 @@ def test_classes_that_differ_only_in_spelling_are_reported(command, write):
     write("all.csv", "url,label\n" + "".join(f"http://x/{n}.jpg,{label}\n" for n, label in enumerate(labels)))
     done = command("pipeline.sources.shards", "list", "--list", "all.csv")
     assert done.returncode == 0, done.stderr
-    said = "list: classes that differ only in how they are written: 01 = 1 = 1.0, Cat = cat, fish = \ufb01sh"
+    said = "list: classes whose names differ only in spelling: 01 = 1 = 1.0, Cat = cat, fish = \ufb01sh"
     assert done.stdout.splitlines()[1:] == [said]
 
 

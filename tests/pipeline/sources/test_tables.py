@@ -8,11 +8,12 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.sources.folders import describe_ignored, listing
-from pipeline.sources.tables import Source, read
+from pipeline.sources.tables import Source
+from tests.pipeline.conftest import read_source
 
 
 def rows(source):
-    return read(source)[["url", "label", "split"]].to_numpy().tolist()
+    return read_source(source)[["url", "label", "split"]].to_numpy().tolist()
 
 
 @pytest.fixture
@@ -168,9 +169,9 @@ def test_a_sample_is_drawn_as_in_caffes_flickr_style_example(tmp_path):
     (tmp_path / "all.csv").write_text("url,label\n" + "".join(f"http://x/{n}.jpg,7\n" for n in range(50)))
     np.random.seed(831486)  # as the example does
     order = np.random.permutation(50)[:20]
-    drawn = read(Source(list=tmp_path / "all.csv", sample=20, seed=831486))
+    drawn = read_source(Source(list=tmp_path / "all.csv", sample=20, seed=831486))
     assert list(drawn.url) == [f"http://x/{n}.jpg" for n in order]
-    assert len(read(Source(list=tmp_path / "all.csv", sample=60))) == 50
+    assert len(read_source(Source(list=tmp_path / "all.csv", sample=60))) == 50
 
 
 BAD = {
@@ -258,6 +259,6 @@ def test_an_invalid_source_is_refused_with_its_file_and_line(tmp_path, source, f
         (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     paths = {key: tmp_path / value if isinstance(value, str) else value for key, value in source.items()}
     with pytest.raises(InputError) as raised:
-        read(Source(**paths))
+        read_source(Source(**paths))
     assert raised.value.where.endswith(place)
     assert expected in raised.value.expected
