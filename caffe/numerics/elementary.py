@@ -1,0 +1,89 @@
+"""exp, log, powers, sine and cosine from single float64 operations, so that no processor's library decides their last bits.
+
+Arguments and results are float64; relative errors are below 1e-15 unless stated. Operations are kept apart, as some processors fuse
+a product and a sum.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from caffe.numerics.exact import power_of_two
+
+LOG2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
+LOG2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
+"""log 2 in two parts; products of the first with integers below 2^20 are exact."""
+EXPONENTIAL = [1 / math.factorial(n) for n in range(14)]
+ATANH = [2 / n for n in range(1, 24, 2)]
+"""Coefficients of log((1 + s) / (1 - s)) in odd powers of s."""
+
+
+def polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
+    """Horner's scheme, lowest coefficient first."""
+    y = torch.full_like(x, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        y = y.mul_(x).add_(coefficient)
+    return y
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x: 0 below -745, infinite above 709.78."""
+    inside = x.clamp(-740.0, 709.75)
+    k = (inside * (1 / math.log(2))).round_()
+    rest = (inside - k * LOG2_HIGH) - k * LOG2_LOW
+    y = polynomial(rest, EXPONENTIAL)
+    half = (k / 2).floor().to(torch.int64)  # in two steps, as 2^k alone may be no normal number
+    y = y * power_of_two(half) * power_of_two(k.to(torch.int64) - half)
+    y = torch.where(x < -740.0, 0.0, torch.where(x > 709.75, math.inf, y))
+    return torch.where(x.isnan(), math.nan, y)
+
+
+def log(x: Tensor) -> Tensor:
+    """log x for normal numbers; -infinity for 0, NaN below."""
+    bits = x.view(torch.int64)
+    k = (bits >> 52) - 1023
+    m = ((bits & ((1 << 52) - 1)) | (1023 << 52)).view(torch.float64)
+    large = m > math.sqrt(2)
+    m, k = torch.where(large, m / 2, m), (k + large).double()
+    s = (m - 1) / (m + 1)
+    y = polynomial(s * s, ATANH) * s
+    y = k * LOG2_HIGH + (k * LOG2_LOW + y)
+    y = torch.where(x == 0, -math.inf, torch.where(x == math.inf, math.inf, y))
+    return torch.where((x < 0) | x.isnan(), math.nan, y)
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x^exponent; multiples of a quarter up to 4 by products and square roots, others as e^(exponent · log x), with a relative error
+    of 1e-15 · (1 + |exponent · log x|)."""
+    quarters = exponent * 4
+    if quarters == int(quarters) and abs(exponent) <= 4:
+        whole, rest = divmod(abs(int(quarters)), 4)
+        root = torch.sqrt(x)
+        factors = [x] * whole + [root] * (rest // 2) + [torch.sqrt(root)] * (rest % 2)
+        y = torch.ones_like(x)
+        for factor in factors:
+            y = y * factor
+        return torch.ones_like(y) / y if exponent < 0 else y
+    y = exp(log(x.abs()) * exponent)
+    zero = math.inf if exponent < 0 else 0.0
+    if exponent == int(exponent):
+        y = torch.where((x < 0) & (int(exponent) % 2 == 1), -y, y)
+    else:
+        y = torch.where(x < 0, math.nan, y)
+    return torch.where(x == 0, zero, y)
+
+
+SINE = [(-1) ** n / math.factorial(2 * n + 1) for n in range(9)]
+COSINE = [(-1) ** n / math.factorial(2 * n) for n in range(10)]
+
+
+def cosine(turns: Tensor) -> Tensor:
+    """cos(2π · turns) for turns from 0 to 1."""
+    quarter = (turns * 4).round()
+    angle = (turns * 4 - quarter) * (math.pi / 2)
+    square = angle * angle
+    sine, cosine = polynomial(square, SINE) * angle, polynomial(square, COSINE)
+    turn = quarter.to(torch.int64) & 3
+    value = torch.where(turn % 2 == 0, cosine, sine)
+    return torch.where((turn == 1) | (turn == 2), -value, value)
