@@ -89,13 +89,15 @@ def sliced(values: Tensor, axis: int) -> Sliced:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b: … × M × K times … × K × N, float32, batches broadcast; rounded once from a sum with the error stated above."""
+    if not a.shape[-1]:
+        return a @ b
     return rounded(sum_of_products(sliced(a, -1), sliced(b, -2)))
 
 
 def sum_of_products(a: Sliced, b: Sliced) -> Tensor:
     """The product of sliced matrices, float64; the scale of `a` has one column and that of `b` one row."""
     terms = a.high.shape[-1]
-    total = torch.zeros((), dtype=torch.float64, device=a.high.device)
+    total = torch.zeros(())
     for start in range(0, terms, BLOCK):
         here = slice(start, min(start + BLOCK, terms))
         block = _block(a.high[..., here], a.low[..., here], b.high[..., here, :], b.low[..., here, :])

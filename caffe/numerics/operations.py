@@ -378,7 +378,7 @@ class Reproducible(TorchDispatchMode):
         base = name.removesuffix("_") if not name.startswith("__") else name
         if base.startswith("_foreach_"):
             return _each(func, base.removeprefix("_foreach_"), name.endswith("_"), args, kwargs)
-        if base in EXACT_ANYWHERE or name in EXACT_ANYWHERE:
+        if base in EXACT_ANYWHERE or _is_of_integers(args):
             return func(*args, **kwargs)
         if base not in OURS:
             raise self._refused(func)
@@ -391,6 +391,12 @@ class Reproducible(TorchDispatchMode):
     @staticmethod
     def _refused(func: Any) -> NotReproducibleError:
         return NotReproducibleError("numerics: reproducible", f"PyTorch's {func} is not the same on every machine", do="use numerics: fp32")
+
+
+def _is_of_integers(args: tuple[Any, ...]) -> bool:
+    """Whether an operation takes arrays of integers, or truth values, only."""
+    arrays = [arg for arg in args if isinstance(arg, Tensor)]
+    return bool(arrays) and not any(array.is_floating_point() for array in arrays)
 
 
 def _each(func: Any, base: str, in_place: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
