@@ -24,6 +24,7 @@ from caffe.engine.mode import set_device as set_device
 from caffe.engine.mode import set_mode_cpu as set_mode_cpu
 from caffe.engine.mode import set_mode_gpu as set_mode_gpu
 from caffe.engine.mode import set_multiprocess as set_multiprocess
+from caffe.engine.mode import set_numerics as set_numerics
 from caffe.engine.mode import set_random_seed as set_random_seed
 from caffe.engine.mode import set_solver_count as set_solver_count
 from caffe.engine.mode import set_solver_rank as set_solver_rank

@@ -170,7 +170,7 @@ class Executor:
 
     # ---- forward
 
-    @machine.without_denormals
+    @machine.in_numerics
     def forward(self, first: int, last: int) -> None:
         """Compute the tops of layers `first` to `last` (both included) from the current values of the blobs that they read.
 
@@ -185,7 +185,7 @@ class Executor:
             step.places = ()  # they hold the memory of the last pass
         self._run(plan, edges)
 
-    @machine.without_denormals
+    @machine.in_numerics
     def train_forward(self) -> None:
         """Compute the whole net, to be followed by `train_backward`."""
         last = len(self.steps) - 1
@@ -243,7 +243,7 @@ class Executor:
 
     # ---- backward
 
-    @machine.without_denormals
+    @machine.in_numerics
     def train_backward(self) -> None:
         """Add the gradients of the whole net to those of its parameters, and free the graph's memory."""
         roots = []
@@ -255,7 +255,7 @@ class Executor:
         if roots:
             torch.autograd.backward(roots)
 
-    @machine.without_denormals
+    @machine.in_numerics
     def backward(self, last: int, first: int) -> None:
         """Compute gradients through layers `last` down to `first` (both included), from the diffs of their tops.
 

@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from caffe.engine import machine
 from caffe.errors import LayerError
 from caffe.proto import caffe_pb2
 
@@ -18,7 +19,7 @@ def fill(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) ->
     if filler.type not in FILLERS:
         raise LayerError(where, f'unknown filler "{filler.type}"', f"there are {', '.join(sorted(FILLERS))}")
     with torch.no_grad():
-        FILLERS[filler.type](tensor, filler, where)
+        machine.in_numerics(FILLERS[filler.type])(tensor, filler, where)
 
 
 def constant(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from caffe.errors import Error
+from caffe.numerics import scope
 
-_state = {"gpu": False, "device": 0, "solvers": 1, "rank": 0}
+_state = {"gpu": False, "device": 0, "solvers": 1, "rank": 0, "numerics": "fp32"}
 
 # Crops, mirrors and shuffles of the data layers draw from here; fillers and dropout from PyTorch's generators.
 data_rng = np.random.default_rng()
@@ -33,6 +34,23 @@ def set_device(device_id: int) -> None:
     _state["device"] = device_id
     if _state["gpu"]:
         torch.cuda.set_device(device_id)
+
+
+def set_numerics(numerics: str) -> None:
+    """Choose how nets compute from now on.
+
+    reproducible  the same inputs give the same bytes on every machine, CPU or GPU; several times slower
+    fp32          single precision; the same bytes on one machine with the same number of threads
+    fast          what the hardware does best, with lower precision where that is faster
+    """
+    if numerics not in scope.NUMERICS:
+        raise Error("numerics", repr(numerics), f"one of {', '.join(scope.NUMERICS)}")
+    _state["numerics"] = numerics
+
+
+def numerics() -> str:
+    """How nets compute; see `set_numerics`."""
+    return _state["numerics"]
 
 
 def set_random_seed(seed: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from caffe.engine import debug
+from caffe.engine import debug, machine
 from caffe.engine.executor import BuiltNet, Executor
 
 
@@ -57,6 +57,7 @@ class Runner:
         if self.debug_info and first == 0:
             debug.log_parameters(blob for step in self._net.steps for blob in step.layer.blobs if blob.owner is blob)
 
+    @machine.in_numerics
     def forward_loss(self) -> torch.Tensor:
         """One full forward pass, to be followed by `backward_params`; the weighted sum of all losses, as a scalar tensor."""
         callbacks = self.callbacks.values()

@@ -15,7 +15,7 @@ LOG2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
 LOG2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
 """log 2 in two parts; products of the first with integers below 2^20 are exact."""
 EXPONENTIAL = [1 / math.factorial(n) for n in range(14)]
-ATANH = [2 / n for n in range(1, 24, 2)]
+ATANH = [2 / n for n in range(1, 40, 2)]
 """Coefficients of log((1 + s) / (1 - s)) in odd powers of s."""
 
 
@@ -51,6 +51,28 @@ def log(x: Tensor) -> Tensor:
     y = k * LOG2_HIGH + (k * LOG2_LOW + y)
     y = torch.where(x == 0, -math.inf, torch.where(x == math.inf, math.inf, y))
     return torch.where((x < 0) | x.isnan(), math.nan, y)
+
+
+def log1p(x: Tensor) -> Tensor:
+    """log(1 + x) for x from 0 to 1."""
+    s = x / (x + 2)
+    return polynomial(s * s, ATANH) * s
+
+
+def expm1(x: Tensor) -> Tensor:
+    """e^x - 1, with a relative error below 1e-10."""
+    return torch.where(x.abs() < 1e-5, x + x * x / 2, exp(x) - 1)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x)."""
+    return torch.ones_like(x) / (exp(-x) + 1)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh x, with a relative error below 1e-10."""
+    e = expm1(x.abs() * -2)
+    return -e / (e + 2) * x.sign()
 
 
 def power(x: Tensor, exponent: float) -> Tensor:

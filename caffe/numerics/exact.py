@@ -146,15 +146,23 @@ def total(values: Tensor, axes: int | tuple[int, ...], keepdim: bool = False) ->
     count = math.prod(values.shape[axis] for axis in axes)
     if not count:
         return values.double().sum(axes, keepdim)
-    bounds = values.abs().amax(axes, keepdim=True)
-    if special := not bool(bounds.isfinite().all()):
+    if special := not bool(values.isfinite().all()):
         plain = values.double().sum(axes, keepdim)
         values = values.nan_to_num(0.0, 0.0, 0.0)
-        bounds = values.abs().amax(axes, keepdim=True)
-    e = exponents(bounds)
-    shift = 62 - math.ceil(math.log2(count)) - 1
-    whole = (values.double() * power_of_two(shift - e)).round_().to(torch.int64).sum(axes, keepdim=True)
-    # Converted in two exact halves: some processors have no conversion of 64 bits.
-    sums = ((whole >> 31).double() * 2.0**31 + (whole & (2**31 - 1)).double()) * power_of_two(e - shift)
-    sums = sums if keepdim else sums.reshape([size for axis, size in enumerate(sums.shape) if axis not in {a % sums.dim() for a in axes}])
+    whole, unit = as_integers(values, axes, count)
+    sums = from_integers(whole.sum(axes, keepdim=True), unit)
+    kept = [size for axis, size in enumerate(sums.shape) if axis not in {axis % sums.dim() for axis in axes}]
+    sums = sums if keepdim else sums.reshape(kept)
     return torch.where(plain.isfinite(), sums, plain) if special else sums
+
+
+def as_integers(values: Tensor, axes: tuple[int, ...], count: int) -> tuple[Tensor, Tensor]:
+    """Finite numbers as multiples of a power of two, int64, of which `count` can be added; and that unit, for each slice of `axes`."""
+    e = exponents(values.abs().amax(axes, keepdim=True))
+    shift = 61 - math.ceil(math.log2(count))
+    return (values.double() * power_of_two(shift - e)).round_().to(torch.int64), power_of_two(e - shift)
+
+
+def from_integers(whole: Tensor, unit: Tensor) -> Tensor:
+    """Multiples of a unit as float64, rounded once; converted in two exact halves, as some processors convert no 64 bits."""
+    return ((whole >> 31).double() * 2.0**31 + (whole & (2**31 - 1)).double()) * unit

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from caffe.errors import Error
 from caffe.numerics import convolution, elementary, pooling
-from caffe.numerics.exact import product, rounded, settled, total
+from caffe.numerics.exact import as_integers, from_integers, product, rounded, settled, total
 
 OURS: dict[str, Callable[..., Any]] = {}
 """Operations by name, without the `_` of those in place, and their implementations."""
@@ -50,7 +50,7 @@ def _binary(name: str, a: Any, b: Any, alpha: float = 1, **rounding: Any) -> Ten
     if name in ("add", "sub", "rsub") and alpha != 1:
         wide, other = (wide * alpha, other) if name == "rsub" else (wide, other * alpha)
     if name == "div" and not isinstance(b, Tensor):
-        other = torch.full((1,), float(b), dtype=torch.float64, device=a.device)
+        other = torch.full([1] * a.dim(), float(b), dtype=torch.float64, device=a.device)
     result = getattr(torch, name)(wide, other, **rounding)
     return _like(result, a, b) if result.is_floating_point() else result
 
@@ -83,28 +83,15 @@ def _function(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
     return lambda x: _like(function(in_double(x)), x)
 
 
-def _sigmoid(x: Tensor) -> Tensor:
-    return torch.ones_like(x) / (elementary.exp(-x) + 1)
-
-
-def _tanh(x: Tensor) -> Tensor:
-    # Odd; near 0 by its series' quotient form: (1 - e^-2|x|) / (1 + e^-2|x|) loses digits there.
-    m = x.abs()
-    e = elementary.exp(m * -2)
-    far = (1 - e) / (1 + e)
-    square = m * m
-    near = m * elementary.polynomial(square, [1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075])
-    return torch.where(m < 0.05, near, far) * x.sign()
-
-
 OURS |= {
     "exp": _function(elementary.exp),
     "log": _function(elementary.log),
     "sqrt": _function(torch.sqrt),
     "rsqrt": _function(lambda x: torch.ones_like(x) / torch.sqrt(x)),
     "reciprocal": _function(lambda x: torch.ones_like(x) / x),
-    "sigmoid": _function(_sigmoid),
-    "tanh": _function(_tanh),
+    "sigmoid": _function(elementary.sigmoid),
+    "tanh": _function(elementary.tanh),
+    "silu": _function(lambda x: x * elementary.sigmoid(x)),
 }
 
 
@@ -118,6 +105,61 @@ def _sigmoid_backward(gradient: Tensor, y: Tensor) -> Tensor:
 def _tanh_backward(gradient: Tensor, y: Tensor) -> Tensor:
     g, y64 = in_double(gradient), in_double(y)
     return _like(g * (1 - y64 * y64), gradient)
+
+
+@ours("silu_backward")
+def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    wide = in_double(x)
+    y = elementary.sigmoid(wide)
+    return _like(in_double(gradient) * (y * (wide * (1 - y) + 1)), gradient)
+
+
+@ours("softplus")
+def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    wide = in_double(x) * beta
+    y = (wide.clamp_min(0) + elementary.log1p(elementary.exp(-wide.abs()))) / torch.full([1] * x.dim(), float(beta)).to(wide)
+    return _like(torch.where(wide > threshold, in_double(x), y), x)
+
+
+@ours("softplus_backward")
+def _softplus_backward(gradient: Tensor, x: Tensor, beta: float, threshold: float) -> Tensor:
+    wide, g = in_double(x) * beta, in_double(gradient)
+    return _like(torch.where(wide > threshold, g, g * elementary.sigmoid(wide)), gradient)
+
+
+@ours("elu")
+def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    wide = in_double(x)
+    return _like(torch.where(wide > 0, wide * scale, elementary.expm1(wide * input_scale) * (alpha * scale)), x)
+
+
+@ours("elu_backward")
+def _elu_backward(gradient: Tensor, alpha: float, scale: float, input_scale: float, is_result: bool, x: Tensor) -> Tensor:
+    wide, g = in_double(x), in_double(gradient)
+    slope = wide + alpha * scale if is_result else elementary.exp(wide * input_scale) * (alpha * scale)
+    return _like(torch.where(wide > 0, g * scale, g * (slope * input_scale)), gradient)
+
+
+@ours("leaky_relu")
+def _leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return _like(torch.where(x > 0, in_double(x), in_double(x) * negative_slope), x)
+
+
+@ours("leaky_relu_backward")
+def _leaky_relu_backward(gradient: Tensor, x: Tensor, negative_slope: float, is_result: bool) -> Tensor:
+    return _like(torch.where(x > 0, in_double(gradient), in_double(gradient) * negative_slope), gradient)
+
+
+@ours("_prelu_kernel")
+def _prelu(x: Tensor, weight: Tensor) -> Tensor:
+    return _like(torch.where(x > 0, in_double(x), in_double(x) * in_double(weight)), x)
+
+
+@ours("_prelu_kernel_backward")
+def _prelu_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    wide, g = in_double(x), in_double(gradient)
+    of_input = torch.where(wide > 0, g, g * in_double(weight))
+    return _like(of_input, x), _like(torch.where(wide > 0, 0.0, g * wide), x)
 
 
 # ---- sums
@@ -136,7 +178,7 @@ def _mean(x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, dt
     axes = tuple(dim) if dim else tuple(range(x.dim()))
     count = math.prod(x.shape[axis] for axis in axes)
     sums = total(x, axes, keepdim) if x.dim() else x.double()
-    return _like(sums / torch.full((1,) if sums.dim() else (), float(count), dtype=torch.float64, device=x.device), x)
+    return _like(sums / torch.full([1] * sums.dim(), float(count), dtype=torch.float64, device=x.device), x)
 
 
 # ---- products
@@ -290,15 +332,50 @@ def _batch_norm_backward(
 # ---- scattered sums
 
 
+def _added(x: Tensor, source: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """x plus sums of a source's numbers at some places, which `add(target, source)` adds: as integers, exact in any order.
+
+    Error: 2^-62 of the source's number of values times its largest magnitude.
+    """
+    if not source.numel():
+        return x.clone()
+    whole, unit = as_integers(source, tuple(range(source.dim())), source.numel())
+    sums = from_integers(add(torch.zeros(x.shape, dtype=torch.int64, device=x.device), whole), unit.reshape(()))
+    return _like(in_double(x) + sums, x)
+
+
 @ours("scatter_add")
 def _scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    """Adds in the order of the sources along `dim`; the places of one of them differ."""
-    y = x.double()
-    for number in range(index.shape[dim]):
-        places = index.narrow(dim, number, 1)
-        part = source[tuple(slice(n) for n in index.shape)].narrow(dim, number, 1)
-        y = y.scatter(dim, places, y.gather(dim, places) + part.double())
-    return _like(y, x)
+    return _added(x, source, lambda target, whole: target.scatter_add(dim, index, whole))
+
+
+@ours("index_add")
+def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    source = source if alpha == 1 else _binary("mul", source, alpha)
+    return _added(x, source, lambda target, whole: target.index_add(dim, index, whole))
+
+
+@ours("index_put")
+def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    if not accumulate:
+        return torch.index_put(x, indices, values)
+    return _added(x, values, lambda target, whole: torch.index_put(target, indices, whole, True))
+
+
+@ours("embedding_dense_backward")
+def _embedding_backward(gradient: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool) -> Tensor:
+    if scale_grad_by_freq or padding_idx >= 0:
+        raise _Refused
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    return _index_add(gradient.new_zeros(num_weights, gradient.shape[-1]), 0, indices.reshape(-1), rows)
+
+
+@ours("col2im")
+def _col2im(x: Tensor, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Tensor:
+    g = convolution.Geometry(*map(tuple, (kernel_size, stride, padding, dilation)), 1)
+    images = x if x.dim() == 3 else x[None]
+    y = rounded(g.fold(images.double().movedim(0, 1), len(images), output_size))
+    return y if x.dim() == 3 else y[0]
 
 
 @ours("scatter")
@@ -352,10 +429,10 @@ EXACT_ANYWHERE = frozenset(
     _local_scalar_dense _reshape_alias _to_copy _unsafe_view abs alias amax amin arange argmax argmin as_strided bitwise_and
     bitwise_not bitwise_or cat ceil clamp clamp_max clamp_min clone constant_pad_nd copy detach empty empty_like empty_strided eq
     equal expand fill flip floor full full_like gather ge gt index index_select is_nonzero isfinite isinf isnan le lift_fresh
-    logical_and logical_not logical_or lt masked_fill masked_select max max_pool2d_with_indices maximum min minimum ne neg
+    im2col embedding logical_and logical_not logical_or lt masked_fill masked_select max max_pool2d_with_indices maximum min minimum ne neg
     new_empty new_empty_strided new_full new_ones new_zeros nonzero ones ones_like permute relu repeat round scalar_tensor
-    select select_backward sign slice slice_backward sort split split_with_sizes squeeze stack t threshold_backward
-    topk transpose unbind unfold unsqueeze view where zero zeros zeros_like
+    select select_backward sgn sign slice slice_backward sort split split_with_sizes squeeze stack t threshold_backward
+    topk transpose trunc unbind unfold unsqueeze view where zero zeros zeros_like
     """.split()
 )
 """Operations that copy, compare or choose, and round nothing."""

@@ -1,5 +1,6 @@
 """The last losses of a training, which average_loss smooths."""
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -32,7 +33,7 @@ class RecentLosses:
 
     def mean(self) -> float:
         """The smoothed loss."""
-        return float(torch.stack(tuple(self._losses)).mean())
+        return math.fsum(self.values()) / len(self._losses)
 
     def values(self) -> list[float]:
         """The losses, the latest last."""

@@ -140,7 +140,8 @@ class Solver:
             for _ in range(p.iter_size):
                 losses.append(self.net.forward_loss())
                 self.net.backward_params()
-            self._check_loss(self._losses.append(losses[0] if p.iter_size == 1 else torch.stack(losses).mean()))
+            loss = losses[0] if p.iter_size == 1 else machine.in_numerics(torch.mean)(torch.stack(losses))
+            self._check_loss(self._losses.append(loss))
             display = p.display != 0 and self.iter % p.display == 0
             if display:
                 now = time.monotonic()
@@ -235,7 +236,7 @@ class Solver:
         self._apply_update(False)
         self.iter += 1
 
-    @machine.without_denormals
+    @machine.in_numerics
     @torch.no_grad()
     def _apply_update(self, display: bool) -> None:
         rate = self.learning_rate()
