@@ -55,6 +55,7 @@ from caffe.net_spec import NetSpec as NetSpec
 from caffe.net_spec import layers as layers
 from caffe.net_spec import params as params
 from caffe.net_spec import to_proto as to_proto
+from caffe.numerics.generator import Generator as Generator
 from caffe.timer import Timer as Timer
 from caffe.training.diagnosis import DivergenceError as DivergenceError
 from caffe.training.nccl import NCCL as NCCL

@@ -28,8 +28,9 @@ def select(gpu: int | None) -> None:
         mode.set_mode_gpu()
 
 
-def use_one(command: str, flag: str) -> None:
-    """Run on the first GPU of -gpu, or on the CPU; log which as the command does."""
+def use_one(command: str, flag: str, numerics: str) -> None:
+    """Run on the first GPU of -gpu, or on the CPU, in the numerics of -numerics; log the device as the command does."""
+    mode.set_numerics(numerics or mode.numerics())
     gpus = parse_gpus(flag)
     for number in reversed(gpus[1:]):
         events.gpu_left_out[command](number)

@@ -1,16 +1,15 @@
-"""Device, solver rank and random generators, set once for the process as in Caffe."""
+"""Device, numerics, solver rank and random numbers, set once for the process as in Caffe."""
 
-import numpy as np
 import torch
 
 from caffe.errors import Error
-from caffe.numerics import scope
+from caffe.numerics import NUMERICS
+from caffe.numerics.generator import Generator
 
 _state = {"gpu": False, "device": 0, "solvers": 1, "rank": 0, "numerics": "fp32"}
 
-# Crops, mirrors and shuffles of the data layers draw from here; fillers and dropout from PyTorch's generators.
-data_rng = np.random.default_rng()
-torch.seed()
+generator = Generator()
+"""What fillers and layers draw from; a source of data takes the seed of its own generator from here."""
 
 
 def set_mode_cpu() -> None:
@@ -43,8 +42,8 @@ def set_numerics(numerics: str) -> None:
     fp32          single precision; the same bytes on one machine with the same number of threads
     fast          what the hardware does best, with lower precision where that is faster
     """
-    if numerics not in scope.NUMERICS:
-        raise Error("numerics", repr(numerics), f"one of {', '.join(scope.NUMERICS)}")
+    if numerics not in NUMERICS:
+        raise Error("numerics", repr(numerics), f"one of {', '.join(NUMERICS)}")
     _state["numerics"] = numerics
 
 
@@ -54,9 +53,12 @@ def numerics() -> str:
 
 
 def set_random_seed(seed: int) -> None:
-    """Seed fillers, dropout and data augmentation; equal seeds give equal runs on one machine."""
+    """Seed fillers, dropout and data augmentation: equal seeds give equal random numbers on every machine and device.
+
+    PyTorch's generator is seeded too, for layers in Python that draw from it.
+    """
+    generator.state = Generator(seed).state
     torch.manual_seed(seed)
-    data_rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
 
 
 def device() -> torch.device:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from caffe.engine import mode
 from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, Tops, register
 from caffe.proto import caffe_pb2
 
@@ -316,7 +317,7 @@ class Pooling(Layer):
         total = windows.sum(-1, keepdim=True)
         if self.phase == caffe_pb2.TEST:
             return (windows * windows).sum(-1) / total[..., 0].clamp_min(torch.finfo(x.dtype).tiny)
-        threshold = torch.rand_like(total) * total
+        threshold = torch.from_numpy(mode.generator.random(tuple(total.shape))).to(total) * total
         drawn = (windows.cumsum(-1) >= threshold).to(torch.uint8).argmax(-1, keepdim=True)
         return windows.gather(-1, drawn)[..., 0]
 

@@ -113,7 +113,7 @@ class WindowData(Prefetching):
         for row in range(self.batch_size):
             is_object = row >= self.batch_size - self.objects
             windows = self.foreground if is_object else self.background
-            window = windows[int(self.rng.integers(len(windows)))]
+            window = windows[self.rng.integers(len(windows))]
             mirror = self.param.transform_param.mirror and bool(self.rng.integers(2))
             self.fill(data[row], window, mirror)
             labels[row] = window.label if is_object else 0

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from caffe.numerics.exact import power_of_two
-
-LOG2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
-LOG2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
-"""log 2 in two parts; products of the first with integers below 2^20 are exact."""
-EXPONENTIAL = [1 / math.factorial(n) for n in range(14)]
-ATANH = [2 / n for n in range(1, 40, 2)]
-"""Coefficients of log((1 + s) / (1 - s)) in odd powers of s."""
+from caffe.numerics.scalars import ATANH, COSINE, EXPONENTIAL, LOG2_HIGH, LOG2_LOW, SINE
 
 
 def polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
@@ -96,16 +90,13 @@ def power(x: Tensor, exponent: float) -> Tensor:
     return torch.where(x == 0, zero, y)
 
 
-SINE = [(-1) ** n / math.factorial(2 * n + 1) for n in range(9)]
-COSINE = [(-1) ** n / math.factorial(2 * n) for n in range(10)]
-
-
-def cosine(turns: Tensor) -> Tensor:
-    """cos(2π · turns) for turns from 0 to 1."""
+def cosine_and_sine(turns: Tensor) -> tuple[Tensor, Tensor]:
+    """cos(2π · turns) and sin(2π · turns) for turns from 0 to 1."""
     quarter = (turns * 4).round()
     angle = (turns * 4 - quarter) * (math.pi / 2)
     square = angle * angle
-    sine, cosine = polynomial(square, SINE) * angle, polynomial(square, COSINE)
+    x, y = polynomial(square, COSINE), polynomial(square, SINE) * angle
     turn = quarter.to(torch.int64) & 3
-    value = torch.where(turn % 2 == 0, cosine, sine)
-    return torch.where((turn == 1) | (turn == 2), -value, value)
+    odd = turn % 2 == 1
+    x, y = torch.where(odd, y, x), torch.where(odd, x, y)
+    return torch.where((turn == 1) | (turn == 2), -x, x), torch.where(turn >= 2, -y, y)

@@ -396,44 +396,10 @@ OURS |= {
     "max_pool2d_with_indices_backward": pooling.maximum_backward,
 }
 
-# ---- random numbers: from the generator's raw integers
-
-
-def _uniform_numbers(shape: Sequence[int]) -> Tensor:
-    """Multiples of 2^-53 in [0, 1), float64."""
-    return (torch.empty(shape, dtype=torch.int64).random_() >> 10).double() * 2.0**-53
-
-
-@ours("uniform")
-def _uniform(x: Tensor, low: float = 0, high: float = 1, *, generator: None = None) -> Tensor:
-    return rounded((_uniform_numbers(x.shape) * (high - low) + low).to(x.device))
-
-
-@ours("normal")
-def _normal(x: Tensor, mean: float = 0, std: float = 1, *, generator: None = None) -> Tensor:
-    """Box and Muller's method."""
-    u, v = _uniform_numbers((2, *x.shape))
-    radius = torch.sqrt(elementary.log(1 - u) * -2)
-    return rounded((radius * elementary.cosine(v) * std + mean).to(x.device))
-
-
-@ours("bernoulli")
-def _bernoulli(x: Tensor, p: float = 0.5, *, generator: None = None) -> Tensor:
-    return (_uniform_numbers(x.shape) < p).to(x.dtype).to(x.device)
-
-
 # ---- as they are
 
 EXACT_ANYWHERE = frozenset(
-    """
-    _local_scalar_dense _reshape_alias _to_copy _unsafe_view abs alias amax amin arange argmax argmin as_strided bitwise_and
-    bitwise_not bitwise_or cat ceil clamp clamp_max clamp_min clone constant_pad_nd copy detach empty empty_like empty_strided eq
-    equal expand fill flip floor full full_like gather ge gt index index_select is_nonzero isfinite isinf isnan le lift_fresh
-    im2col embedding logical_and logical_not logical_or lt masked_fill masked_select max max_pool2d_with_indices maximum min minimum ne neg
-    new_empty new_empty_strided new_full new_ones new_zeros nonzero ones ones_like permute relu repeat round scalar_tensor
-    select select_backward sgn sign slice slice_backward sort split split_with_sizes squeeze stack t threshold_backward
-    topk transpose trunc unbind unfold unsqueeze view where zero zeros zeros_like
-    """.split()
+    ["_local_scalar_dense", "_reshape_alias", "_to_copy", "_unsafe_view", "abs", "alias", "amax", "amin", "arange", "argmax", "argmin", "as_strided", "bitwise_and", "bitwise_not", "bitwise_or", "cat", "ceil", "clamp", "clamp_max", "clamp_min", "clone", "constant_pad_nd", "copy", "detach", "empty", "empty_like", "empty_strided", "eq", "equal", "expand", "fill", "flip", "floor", "full", "full_like", "gather", "ge", "gt", "index", "index_select", "is_nonzero", "isfinite", "isinf", "isnan", "le", "lift_fresh", "im2col", "embedding", "logical_and", "logical_not", "logical_or", "lt", "masked_fill", "masked_select", "max", "max_pool2d_with_indices", "maximum", "min", "minimum", "ne", "neg", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "nonzero", "ones", "ones_like", "permute", "relu", "repeat", "round", "scalar_tensor", "select", "select_backward", "sgn", "sign", "slice", "slice_backward", "sort", "split", "split_with_sizes", "squeeze", "stack", "t", "threshold_backward", "topk", "transpose", "trunc", "unbind", "unfold", "unsqueeze", "view", "where", "zero", "zeros", "zeros_like"]
 )
 """Operations that copy, compare or choose, and round nothing."""
 

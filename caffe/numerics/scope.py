@@ -9,7 +9,6 @@ import torch
 
 from caffe.numerics.operations import Reproducible
 
-NUMERICS = ("reproducible", "fp32", "fast")
 _SMALLEST = sys.float_info.min
 _active = threading.local()
 

@@ -14,6 +14,7 @@ from caffe.engine import machine, mode
 from caffe.engine.net import Net
 from caffe.errors import FileError, SolverError
 from caffe.formats import prototxt
+from caffe.numerics import NUMERICS
 from caffe.proto import caffe_pb2
 from caffe.training import diagnosis, policies, snapshots, solver_nets, testing
 from caffe.training.groups import Groups, Tensors
@@ -55,6 +56,8 @@ class Solver:
         started = time.monotonic()
         events.solver_described(prototxt.text_of(self.param).rstrip("\n"))
         self._check()
+        if self.param.numerics:
+            mode.set_numerics(self.param.numerics)
         if self.param.random_seed >= 0:
             mode.set_random_seed(self.param.random_seed)
         self.iter = 0
@@ -84,6 +87,8 @@ class Solver:
         policies.check_policy(p, self.path)
         if p.momentum and not self.has_momentum:
             raise SolverError(self.path, f"momentum {p.momentum:g} with {self.type}", f"{self.type} has none", "leave it out")
+        if p.numerics and p.numerics not in NUMERICS:
+            raise SolverError(self.path, f'numerics "{p.numerics}"', f"there are {', '.join(NUMERICS)}")
         if p.regularization_type not in ("L1", "L2"):
             raise SolverError(self.path, f'regularization_type "{p.regularization_type}"', "there are L1 and L2")
         stem = str(Path(self.path).with_suffix(""))

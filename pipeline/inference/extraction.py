@@ -161,7 +161,7 @@ def _transformer(layer: caffe_pb2.LayerParameter, view: int = 0) -> Transformer:
     param = caffe_pb2.TransformationParameter()
     param.CopyFrom(layer.transform_param)
     param.mirror &= view > 0
-    return Transformer(param, caffe.TRAIN if view else caffe.TEST, f'layer "{layer.name}"', np.random.default_rng(view))
+    return Transformer(param, caffe.TRAIN if view else caffe.TEST, f'layer "{layer.name}"', caffe.Generator(view))
 
 
 def _replace_by_input(layer: caffe_pb2.LayerParameter, image: tuple[int, int, int]) -> None:

@@ -31,7 +31,7 @@ def image(request):
 
 
 def augmentation(seed=1, **fields):
-    return Augmentation(caffe_pb2.AugmentationParameter(**fields), "here", np.random.default_rng(seed))
+    return Augmentation(caffe_pb2.AugmentationParameter(**fields), "here", caffe.Generator(seed))
 
 
 def augment(image, count=8, **fields):
@@ -153,7 +153,7 @@ def test_images_of_other_channels_or_types_are_refused():
 
 
 def transformer(phase=caffe_pb2.TRAIN, **fields):
-    return Transformer(caffe_pb2.TransformationParameter(**fields), phase, "here", np.random.default_rng(3))
+    return Transformer(caffe_pb2.TransformationParameter(**fields), phase, "here", caffe.Generator(3))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_training_images_are_augmented_before_the_crop_and_test_images_are_not()
     made = transformer(**fields)
     windows = made.draw([image])
     top, left = windows.tops[0], windows.lefts[0]
-    made.rng = np.random.default_rng(3)
+    made.rng = caffe.Generator(3)
     np.testing.assert_array_equal(made([image])[0], image[:, ::-1][:, top : top + 2, left : left + 2])
 
 
