@@ -63,7 +63,13 @@ def add_net_flags(result: argparse.ArgumentParser) -> None:
 
 def add_numerics(result: argparse.ArgumentParser) -> None:
     """The flag that chooses how nets compute."""
-    add(result, "numerics", "reproducible, fp32 or fast (default: the solver's, else fp32)", choices=("", *NUMERICS), metavar="HOW")
+    add(
+        result,
+        "numerics",
+        "reproducible, fp32 or fast (default: the solver's, else fp32)",
+        choices=("", *NUMERICS),
+        metavar="HOW",
+    )
 
 
 def parse(command: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:

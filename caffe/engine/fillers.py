@@ -34,7 +34,7 @@ def constant(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str
 def _drawn(shape: tuple[int, ...], draw: Callable[[int], np.ndarray]) -> torch.Tensor:
     """float32 numbers that `draw` returns, some at a time."""
     values = torch.empty(math.prod(shape))
-    for some in values.split(AT_ONCE):
+    for some in torch.split(values, AT_ONCE):
         some.copy_(exact.rounded(torch.from_numpy(draw(len(some)))))
     return values.view(shape)
 

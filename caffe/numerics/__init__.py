@@ -1,4 +1,4 @@
-"""Arithmetic whose results do not depend on the machine: exact sums and products, elementary functions, and PyTorch's operations on them."""
+"""Arithmetic whose results do not depend on the machine: random numbers, sums, products, elementary functions."""
 
 NUMERICS = ("reproducible", "fp32", "fast")
 """How nets compute; see `caffe.set_numerics`."""

@@ -8,12 +8,15 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 from caffe.numerics import exact
 from caffe.numerics.exact import Sliced
+
+Index = tuple[EllipsisType | slice, ...]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,13 @@ class Geometry:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+
+    @classmethod
+    def of(cls, weight: Tensor, *settings: Sequence[int], groups: int) -> "Geometry":
+        """That of a kernel, from PyTorch's arguments: stride, padding and dilation, which may hold one number for all axes."""
+        kernel = tuple(weight.shape[2:])
+        stride, padding, dilation = (tuple(each) * len(kernel) if len(each) == 1 else tuple(each) for each in settings)
+        return cls(kernel, stride, padding, dilation, groups)
 
     def positions(self, size: Sequence[int]) -> tuple[int, ...]:
         """The number of windows along each axis of an image."""
@@ -53,10 +63,11 @@ class Geometry:
         target = torch.zeros(images, values.shape[1], *padded, dtype=torch.float64, device=columns.device)
         for offset in itertools.product(*map(range, self.kernel)):
             spans = zip(offset, self.dilation, self.stride, out, strict=True)
-            part = tuple(slice(o * d, o * d + s * (n - 1) + 1, s) for o, d, s, n in spans)
-            target[(slice(None), slice(None), *part)] += values[(slice(None), slice(None), *offset)]
-        inner = tuple(slice(pad, pad + n) for pad, n in zip(self.padding, size, strict=True))
-        return target[(slice(None), slice(None), *inner)]
+            part: Index = (..., *(slice(o * d, o * d + s * (n - 1) + 1, s) for o, d, s, n in spans))
+            at: tuple[slice | int, ...] = (slice(None), slice(None), *offset)
+            target[part] += values[at]
+        inner: Index = (..., *(slice(pad, pad + n) for pad, n in zip(self.padding, size, strict=True)))
+        return target[inner]
 
     def sliced(self, x: Tensor) -> Sliced:
         """Unfolded images in slices, with one scale."""
@@ -66,7 +77,7 @@ class Geometry:
 
     def _occupied(self, x: Tensor) -> Tensor:
         """Which columns of the unfolded images have a value other than 0: groups × 1 × columns."""
-        some = (x != 0).unflatten(1, (self.groups, -1)).any(2)
+        some = (x != 0).view(len(x), self.groups, -1, *x.shape[2:]).any(2)
         view = self.windows(some)
         axes = tuple(range(2, 2 + len(self.kernel)))
         return view.any(axes).transpose(0, 1).reshape(self.groups, 1, -1)
@@ -105,15 +116,18 @@ def input_gradient(g: Geometry, gradient: Tensor, weight: Tensor, size: Sequence
     return torch.cat(parts) if parts else gradient.new_zeros(0, weight.shape[1] * g.groups, *size)
 
 
+def _transposed(some: Sliced) -> Sliced:
+    """Unfolded images, which have one scale, as a product's right side."""
+    high, low = some.high.transpose(1, 2), some.low.transpose(1, 2)
+    everywhere = torch.ones((), dtype=torch.bool, device=high.device)
+    return Sliced(high, low, some.scale, some.special, lambda: some.values().transpose(1, 2), lambda: everywhere)
+
+
 def weight_gradient(g: Geometry, gradient: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
     """The gradient for the weights of `forward`, of this shape."""
     total: Tensor | None = None
     for here in g.chunks(len(x), x.shape[2:]):
-        some = g.sliced(x[here])
-        columns = Sliced(
-            some.high.transpose(1, 2), some.low.transpose(1, 2), some.scale, some.special,
-            lambda some=some: some.values().transpose(1, 2), lambda: torch.ones((), dtype=torch.bool, device=x.device),
-        )
+        columns = _transposed(g.sliced(x[here]))
         part = exact.sum_of_products(exact.sliced(_rows(g, gradient[here]), -1), columns)
         total = part if total is None else total.add_(part)
     return x.new_zeros(shape) if total is None else exact.rounded(total).reshape(shape)

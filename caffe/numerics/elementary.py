@@ -1,7 +1,7 @@
 """exp, log, powers, sine and cosine from single float64 operations, so that no processor's library decides their last bits.
 
-Arguments and results are float64; relative errors are below 1e-15 unless stated. Operations are kept apart, as some processors fuse
-a product and a sum.
+Arguments and results are float64; relative errors are below 1e-15 unless stated. Each operation stands alone, as some processors
+fuse a product and a sum.
 """
 
 import math
@@ -70,8 +70,10 @@ def tanh(x: Tensor) -> Tensor:
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
-    """x^exponent; multiples of a quarter up to 4 by products and square roots, others as e^(exponent · log x), with a relative error
-    of 1e-15 · (1 + |exponent · log x|)."""
+    """x^exponent: multiples of a quarter up to 4 by products and square roots, others as e^(exponent · log x).
+
+    The relative error is below 1e-15 · (1 + |exponent · log x|).
+    """
     quarters = exponent * 4
     if quarters == int(quarters) and abs(exponent) <= 4:
         whole, rest = divmod(abs(int(quarters)), 4)
@@ -83,10 +85,8 @@ def power(x: Tensor, exponent: float) -> Tensor:
         return torch.ones_like(y) / y if exponent < 0 else y
     y = exp(log(x.abs()) * exponent)
     zero = math.inf if exponent < 0 else 0.0
-    if exponent == int(exponent):
-        y = torch.where((x < 0) & (int(exponent) % 2 == 1), -y, y)
-    else:
-        y = torch.where(x < 0, math.nan, y)
+    of_negative = math.nan if exponent != int(exponent) else -y if exponent % 2 else y
+    y = torch.where(x < 0, of_negative, y)
     return torch.where(x == 0, zero, y)
 
 

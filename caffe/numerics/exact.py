@@ -1,13 +1,13 @@
-"""Sums and products of float32 numbers whose bits depend on nothing but the numbers: not on order, threads, vector width or device.
+"""Sums and products of float32 numbers whose bits depend on the numbers alone: not on order, threads, vector width or device.
 
-A float32 number is scaled by a power of two taken from the largest magnitude of its row (or column) and split into two integers of
-20 bits, held in float64. Each partial sum of up to 4096 products of such integers is an integer below 2^53, which float64 holds
-exactly, so that any order of summing gives the same. high · high and the two cross products are added and rounded once; blocks of
-4096 are added in their order.
+A float32 number is scaled by a power of two taken from the largest magnitude of its row (or column) and split into two integers
+of 20 bits, held in float64. Each partial sum of up to 4096 products of such integers is an integer below 2^53, which float64
+holds exactly, so that any order of summing gives the same. high · high and the two cross products are added and rounded once;
+blocks of 4096 are added in their order.
 
-Error of an entry of a product over K terms, for rows bounded by A and columns by B (powers of two): below K · 2^-41 · A · B, and so
-below float32's own bound, K · 2^-24 · Σ|a·b|, unless the entry is below 2^-17 · A · B. Those few entries are computed once more
-from the exact float64 products of their terms, added in a fixed order.
+Error of an entry of a product over K terms, for rows bounded by A and columns by B (powers of two): below K · 2^-41 · A · B, and
+so below float32's own bound, K · 2^-24 · Σ|a·b|, unless the entry is below 2^-17 · A · B. Those few entries are computed once
+more from the exact float64 products of their terms, added in a fixed order.
 
 Infinite and NaN operands give what IEEE 754 says, with one NaN. Numbers below 2^-125 become 0 (see `settled`).
 """
@@ -125,7 +125,7 @@ def _recompute(total: Tensor, places: Tensor, a: Tensor, b: Tensor) -> None:
     """Overwrite entries of a product, places × axes, by the sums of their exact terms in a fixed order."""
     batch = total.shape[:-2]
     rows, columns = a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:]).transpose(-1, -2)
-    for some in places.split(max(1, TERMS // a.shape[-1])):
+    for some in torch.split(places, max(1, TERMS // a.shape[-1])):
         *outer, row, column = some.unbind(1)
         terms = rows[*outer, row].double() * columns[*outer, column].double()
         total[*outer, row, column] = in_order(terms)
@@ -157,7 +157,7 @@ def total(values: Tensor, axes: int | tuple[int, ...], keepdim: bool = False) ->
 
 
 def as_integers(values: Tensor, axes: tuple[int, ...], count: int) -> tuple[Tensor, Tensor]:
-    """Finite numbers as multiples of a power of two, int64, of which `count` can be added; and that unit, for each slice of `axes`."""
+    """Finite numbers as multiples of a unit, int64, of which `count` can be added; and that unit, for each slice."""
     e = exponents(values.abs().amax(axes, keepdim=True))
     shift = 61 - math.ceil(math.log2(count))
     return (values.double() * power_of_two(shift - e)).round_().to(torch.int64), power_of_two(e - shift)

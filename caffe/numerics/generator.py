@@ -1,7 +1,8 @@
 """Random numbers that a seed determines for good: Philox's integers, transformed by operations that every machine rounds alike.
 
-Philox 4×64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") gives integers by position; NumPy promises that its
-bit generators keep their streams. NumPy's and PyTorch's own distributions promise no such thing, and differ between CPU and GPU.
+Philox 4×64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") gives integers by position; NumPy promises that
+its bit generators keep their streams. NumPy's and PyTorch's own distributions promise no such thing, and PyTorch's differ
+between CPU and GPU.
 """
 
 import secrets
@@ -61,7 +62,8 @@ class Generator:
     def uniform(self, low: float | np.ndarray, high: float | np.ndarray, size: Size) -> np.ndarray: ...
     def uniform(self, low: Any, high: Any, size: Size | None = None) -> float | np.ndarray:
         """Numbers from low to high."""
-        return low + (high - low) * (self.random() if size is None else self.random(size))
+        numbers: float | np.ndarray = low + (high - low) * (self.random() if size is None else self.random(size))
+        return numbers
 
     @overload
     def integers(self, bound: int) -> int: ...
@@ -72,7 +74,8 @@ class Generator:
         numbers = (self.raw(_count(size)) >> np.uint64(32)).astype(np.int64)
         if size is None:
             return int(numbers[0]) * int(bound) >> 32
-        return numbers.reshape(size) * bound >> 32
+        drawn: np.ndarray = numbers.reshape(size) * bound >> 32
+        return drawn
 
     def chosen(self, probability: float, size: Size) -> np.ndarray:
         """Which of `size` places are chosen, each with that probability (to 2^-32): truth values."""

@@ -1,4 +1,4 @@
-"""exp, log, powers, sine and cosine of Python's floats from single operations, for the C library's last bits differ between processors.
+"""exp, log, powers, sine and cosine of floats by single operations: the C library's last bits differ between processors.
 
 Relative errors are below 1e-15, of powers below 1e-15 · (1 + |exponent · log x|).
 """

@@ -143,7 +143,9 @@ class BoxTransformer:
             sampler = each.sampler
             scale = self.rng.uniform(sampler.min_scale, sampler.max_scale)
             # A crop is no wider or higher than the image.
-            ratio = self.rng.uniform(max(sampler.min_aspect_ratio, scale * scale), min(sampler.max_aspect_ratio, 1 / (scale * scale)))
+            ratio = self.rng.uniform(
+                max(sampler.min_aspect_ratio, scale * scale), min(sampler.max_aspect_ratio, 1 / (scale * scale))
+            )
             width, height = min(1, scale * math.sqrt(ratio)), min(1, scale / math.sqrt(ratio))
             left, top = self.rng.uniform(0, 1 - width), self.rng.uniform(0, 1 - height)
             crop = np.array([left, top, left + width, top + height], np.float32)

@@ -3,7 +3,6 @@
 import numpy as np
 
 import caffe
-import caffe
 from caffe.augmentation import Augmentation
 from caffe.proto import caffe_pb2
 from pipeline.options.dataset import Augmentation as AugmentationOptions

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from caffe.numerics.operations import Reproducible
+from caffe.numerics.dispatch import Reproducible
 
 
 class Source:
@@ -47,7 +47,9 @@ CASES: dict[str, Callable[[Source], list[Tensor]]] = {
     "convolution of volumes": lambda s: [F.conv3d(s(2, 2, 6, 7, 5), s(3, 2, 2, 3, 3), s(3), 1, (0, 1, 1))],
     "deconvolution": lambda s: [F.conv_transpose2d(s(3, 4, 9, 8), s(4, 3, 4, 4), s(6), 2, 1, 0, 2)],
     "softmax": lambda s: [torch.softmax(s(9, 50), 1), torch.log_softmax(s(4, 7, 6), 1)],
-    "batch_norm": lambda s: [F.batch_norm(s(6, 5, 4, 3), s(5, learn=False), s(5, low=1, learn=False), s(5), s(5), True, 0.1, 1e-5)],
+    "batch_norm": lambda s: [
+        F.batch_norm(s(6, 5, 4, 3), s(5, learn=False), s(5, low=1, learn=False), s(5), s(5), True, 0.1, 1e-5)
+    ],
     "batch_norm of running statistics": lambda s: [
         F.batch_norm(s(6, 5, 4), s(5, learn=False), s(5, low=1, learn=False), s(5), s(5), False, 0.1, 1e-5)
     ],
@@ -60,6 +62,21 @@ CASES: dict[str, Callable[[Source], list[Tensor]]] = {
     "scatter": lambda s: [
         torch.scatter(s(5, 9, learn=False), 1, torch.arange(15).view(5, 3) % 4, -1.0, reduce="add"),
         torch.scatter_add(s(5, 4), 1, torch.arange(45).view(5, 9) % 4, s(5, 9)),
+    ],
+    "losses": lambda s: [
+        F.nll_loss(s(9, 5), torch.arange(9) % 5),
+        F.nll_loss(
+            s(4, 5, 3, 2), torch.arange(24).view(4, 3, 2) % 5, s(5, low=0.1, learn=False), ignore_index=2, reduction="none"
+        ),
+        F.binary_cross_entropy_with_logits(s(9, 5), s(9, 5, low=0, high=1, learn=False), reduction="none"),
+        F.smooth_l1_loss(s(9, 5), s(9, 5), reduction="none", beta=0.7),
+    ],
+    "running sums": lambda s: [s(5, 40).cumsum(1), s(5, 40).cumsum(0)],
+    "norms": lambda s: [torch.linalg.vector_norm(s(40)), torch.linalg.vector_norm(s(4, 5, 3), dim=(0, 2))],
+    "interpolation": lambda s: [
+        F.interpolate(s(2, 3, 7, 5), size=(11, 9), mode="bilinear", align_corners=True),
+        F.interpolate(s(2, 3, 7, 5), size=(3, 12), mode="bilinear", align_corners=False),
+        F.interpolate(s(2, 3, 4, 5), scale_factor=1.7, mode="bilinear"),
     ],
     "in place": lambda s: [s(9, learn=False).mul_(0.9).add_(s(9, learn=False), alpha=0.3).div_(3.0).sub_(0.1)],
     "lists": lambda s: [

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from caffe.numerics.operations import EXACT_ANYWHERE, OURS, NotReproducibleError, Reproducible
+from caffe.numerics.dispatch import EXACT_ANYWHERE, NotReproducibleError, Reproducible
+from caffe.numerics.registry import OURS
 from tests import without_vector_code
 from tests.caffe.numerics.cases import CASES, results
 from tests.conftest import ROOT
