@@ -113,7 +113,7 @@ training_begun = Event("solver.cpp:289", "Solving {}")
 policy_named = Event("solver.cpp:290", "Learning Rate Policy: {}")
 solver_restored = Event("solver.cpp:297", "Restoring previous solver status from {}")
 random_numbers_not_resumed = Event(
-    "solver.cpp:297", "{}: the state is from before version 0.3, whose random numbers were others; they start anew", WARNING
+    "solver.cpp:297", "The state is from before version 0.3, whose random numbers were others: new ones are drawn.", WARNING
 )
 training_stopped = Event("solver.cpp:314", "Optimization stopped early.")
 last_loss_displayed = Event("solver.cpp:327", "Iteration {}, loss = {:g}")

@@ -16,17 +16,18 @@ import torch
 import caffe
 from pipeline.closure import code_of_package
 from pipeline.errors import InputError
+from pipeline.options.base import Device
 
 
 @contextlib.contextmanager
-def on_gpu(enabled: bool) -> Iterator[None]:
-    """Compute on a GPU that no other job of this user has claimed while the block runs, after waiting for one.
+def computing(device: Device) -> Iterator[None]:
+    """Compute where and how `device` says while the block runs.
 
-    GPUs are identified by UUID: a cluster may show each job its GPU as number 0.
-
-    enabled  False: compute on the CPU
+    The GPU is one that no other job of this user has claimed; waits for one. GPUs are identified by UUID: a cluster may show each
+    job its GPU as number 0.
     """
-    if not enabled:
+    caffe.set_numerics(device.numerics)
+    if not device.gpu:
         yield
         return
     names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]

@@ -138,9 +138,7 @@ class Prefetching(Records):
     def resume(self, state: caffe_pb2.LayerState) -> None:
         self.seek(state.position)
         generator = json.loads(state.generator)
-        if "bit_generator" in generator:  # NumPy's, in states from before 0.3
-            events.random_numbers_not_resumed(self.param.name)
-        else:
+        if "bit_generator" not in generator:  # NumPy's, in states from before 0.3
             self._generator = self.rng.state = generator
 
     def batch_dependence(self) -> str:

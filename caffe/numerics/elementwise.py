@@ -138,20 +138,3 @@ def _cross_entropy_of_logits(
     # -x is added where x is below 0, and 0 else.
     loss = (-wide).clamp_min(0) + (wide - wide * in_double(target)) + elementary.log1p(elementary.exp(-wide.abs()))
     return like(loss, x)
-
-
-@ours("smooth_l1_loss")
-def _smooth_l1(x: Tensor, target: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:
-    if reduction:
-        raise RefusedError
-    distance = (in_double(x) - in_double(target)).abs()
-    return like(torch.where(distance < beta, distance * distance * 0.5 / constant(beta, x), distance - 0.5 * beta), x)
-
-
-@ours("smooth_l1_loss_backward")
-def _smooth_l1_backward(gradient: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float) -> Tensor:
-    if reduction:
-        raise RefusedError
-    difference = in_double(x) - in_double(target)
-    slope = torch.where(difference.abs() < beta, difference / constant(beta, x), difference.sign())
-    return like(in_double(gradient) * slope, gradient)

@@ -128,6 +128,32 @@ def _batch_norm_backward(
     return of_input, rounded(of_weight) if output_mask[1] else None, rounded(of_bias) if output_mask[2] else None
 
 
+# ---- losses
+
+
+def _reduced(losses: Tensor, reduction: int) -> Tensor:
+    """Losses as PyTorch's numbers of a reduction say: 0 as they are, 1 their mean, 2 their sum; float64."""
+    if not reduction:
+        return losses
+    sums = total(losses, tuple(range(losses.dim()))) if losses.dim() else losses
+    return sums / constant(losses.numel(), sums) if reduction == 1 else sums
+
+
+@ours("smooth_l1_loss")
+def _smooth_l1(x: Tensor, target: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:
+    distance = (x.double() - target.double()).abs()
+    losses = torch.where(distance < beta, distance * distance * 0.5 / constant(beta, x), distance - 0.5 * beta)
+    return like(_reduced(losses, reduction), x)
+
+
+@ours("smooth_l1_loss_backward")
+def _smooth_l1_backward(gradient: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float) -> Tensor:
+    difference = x.double() - target.double()
+    slope = torch.where(difference.abs() < beta, difference / constant(beta, x), difference.sign())
+    g = gradient.double() * slope
+    return like(g / constant(x.numel(), x) if reduction == 1 else g, x)
+
+
 # ---- negative log likelihood
 
 

@@ -42,6 +42,14 @@ def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False
     return _added(x, values, lambda target, whole: torch.index_put(target, indices, whole, True))
 
 
+@ours("unfold_backward")
+def _unfold_backward(gradient: Tensor, input_sizes: Any, dim: int, size: int, step: int) -> Tensor:
+    places = torch.arange(gradient.shape[dim], device=gradient.device)[:, None] * step
+    index = (places + torch.arange(size, device=gradient.device)).reshape(-1)
+    windows = gradient.movedim(-1, dim % len(input_sizes) + 1).flatten(dim % len(input_sizes), dim % len(input_sizes) + 1)
+    return _index_add(gradient.new_zeros(input_sizes), dim, index, windows)
+
+
 @ours("embedding_dense_backward")
 def _embedding_backward(
     gradient: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool

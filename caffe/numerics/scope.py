@@ -12,7 +12,7 @@ from torch import backends
 from caffe.numerics.dispatch import Reproducible
 
 _SMALLEST = sys.float_info.min
-_ON_GPU: tuple[Any, ...] = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+_ON_GPU: tuple[Any, ...] = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)  # type: ignore[attr-defined] # made at run time
 _ON_CPU: tuple[Any, ...] = tuple(getattr(backends.mkldnn, name) for name in ("matmul", "conv"))
 """What PyTorch may compute with fewer bits than float32 has: as TF32 on GPUs, as bfloat16 on processors that have it."""
 _active = threading.local()

@@ -86,6 +86,8 @@ def resume_run(nets: Iterable[Net], run: caffe_pb2.RunState) -> None:
                 layer.resume(of_name.pop(0))  # layers of one name, in their order
     if run.HasField("random"):
         mode.generator.state = json.loads(run.random)
+    else:
+        events.random_numbers_not_resumed()
 
 
 def _write_hdf5(state: State, path: str) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.inference import trained
 from pipeline.nets import preprocessing
 from pipeline.nets.preprocessing import Fitted
 from pipeline.nets.solver_defaults import FEW, MANY, most_tested
+from pipeline.options.base import Device
 
 BATCH = 32
 """Batch size, if the net's own is smaller."""
@@ -47,7 +48,7 @@ class Run:
 
     net: Path
     weights: Path
-    gpu: bool = False
+    device: Device = field(default_factory=Device)
     records: Path | None = None
     listed: ListedImages | None = None
     views: int = 1
@@ -116,7 +117,7 @@ def _definition(job: Run) -> caffe_pb2.NetParameter:
 def batches(job: Run, blobs: list[str], images: int) -> Iterator[dict[str, np.ndarray]]:
     """{blob: images of one batch × the blob's shape, float32}, batch by batch, of the first `images` images (or views)."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(devices.on_gpu(job.gpu))
+        stack.enter_context(devices.computing(job.device))
         net = _open_net(job, stack)
         _check(job.net, net, blobs)
         sizes = _feed(job, net) if job.is_fed else itertools.repeat(net.blobs[blobs[0]].shape[0])

@@ -184,7 +184,7 @@ def write(dataset: Dataset, experiment: PrototxtOptions, folder: Path) -> None:
     snapshots = folder.parent / "train" / "snapshots" / experiment.name
     param, reasons = solver_defaults.solver(
         _sizes(template, dataset, experiment),
-        solver_defaults.Run(folder, snapshots, experiment.gpu, experiment.solver, experiment.strategy == "features"),
+        solver_defaults.Run(folder, snapshots, experiment, experiment.solver, experiment.strategy == "features"),
         f"experiments.{experiment.name}.solver",
     )
     made = nets(template, dataset, experiment)

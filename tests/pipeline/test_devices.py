@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from pipeline.devices import first_free, on_gpu
+from pipeline.devices import computing, first_free
 from pipeline.errors import InputError
+from pipeline.options.base import Device
 from tests.conftest import ROOT
 
 HOLD = """
@@ -58,6 +59,6 @@ def test_a_device_is_locked_by_its_name_whatever_its_number(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_the_error_says_to_use_the_cpu():
-    with pytest.raises(InputError) as error, on_gpu(True):
+    with pytest.raises(InputError) as error, computing(Device(gpu=True)):
         pass
     assert error.value.do == "set compute: cpu in the config"

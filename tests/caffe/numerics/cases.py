@@ -70,7 +70,10 @@ CASES: dict[str, Callable[[Source], list[Tensor]]] = {
         ),
         F.binary_cross_entropy_with_logits(s(9, 5), s(9, 5, low=0, high=1, learn=False), reduction="none"),
         F.smooth_l1_loss(s(9, 5), s(9, 5), reduction="none", beta=0.7),
+        F.smooth_l1_loss(s(9, 5), s(9, 5), reduction="sum", beta=0.3),
+        F.smooth_l1_loss(s(9, 5), s(9, 5)),
     ],
+    "windows": lambda s: [s(5, 40).unfold(1, 5, 3), s(9, 4, 3).unfold(0, 2, 1)],
     "running sums": lambda s: [s(5, 40).cumsum(1), s(5, 40).cumsum(0)],
     "norms": lambda s: [torch.linalg.vector_norm(s(40)), torch.linalg.vector_norm(s(4, 5, 3), dim=(0, 2))],
     "interpolation": lambda s: [

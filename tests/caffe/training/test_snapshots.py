@@ -1,5 +1,7 @@
 """A training resumed from a snapshot is bit-identical to an uninterrupted one, random draws included."""
 
+import json
+
 import h5py
 import lmdb
 import numpy as np
@@ -178,11 +180,32 @@ def test_taking_snapshots_does_not_change_training(images, form, diff):
     assert losses == theirs
 
 
+def test_a_state_from_before_version_0_3_resumes_with_new_random_numbers(images, capfd):
+    run(images, source("Data") + CLASSIFIED, 2, "snapshot: 2")
+    state = caffe_pb2.SolverState.FromString((images / "run_iter_2.solverstate").read_bytes())
+    state.run.ClearField("random")
+    state.run.layer[0].generator = json.dumps(np.random.default_rng(1).bit_generator.state)
+    position = state.run.layer[0].position
+    (images / "run_iter_2.solverstate").write_bytes(state.SerializeToString())
+    caffe.init_log(0)
+    solver = caffe.get_solver("solver.prototxt")
+    solver.restore("run_iter_2.solverstate")
+    caffe.init_log(2)
+    assert "new ones are drawn" in capfd.readouterr().err
+    kept = caffe_pb2.LayerState()
+    solver.net.layers[0].keep(kept)
+    assert solver.iter == 2
+    assert kept.position == position > 0
+    solver.step(1)
+    solver.close()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        {"generator": b"short"},
-        *({"layer": [{"name": "data", "generator": text}]} for text in ("{}", "x", '{"bit_generator": 1}')),
+        {"random": "{}"},
+        {"random": '{"key": [1], "position": 3}'},
+        *({"layer": [{"name": "data", "generator": text}]} for text in ("{}", "x", '{"key": 1}')),
     ],
 )
 def test_a_damaged_solver_state_is_named(images, damage):
