@@ -169,8 +169,8 @@ def _replace_by_input(layer: caffe_pb2.LayerParameter, image: tuple[int, int, in
     """Replace a Data layer by an Input layer with the same tops, for images of that shape."""
     batch, shape = layer.data_param.batch_size, _transformer(layer).shape(image)
     layer.type = "Input"
-    for field in ("data_param", "transform_param"):
-        layer.ClearField(field)
+    for name in ("data_param", "transform_param"):
+        layer.ClearField(name)
     for dims in ((batch, *shape), (batch,))[: len(layer.top)]:
         layer.input_param.shape.add(dim=dims)
 
