@@ -21,6 +21,7 @@ from caffe.engine.blob import Blob
 from caffe.engine.graph import NetGraph
 from caffe.engine.layer import Layer
 from caffe.errors import Error, LayerError
+from caffe.numerics.dispatch import NotReproducibleError
 from caffe.proto import caffe_pb2
 
 Place = torch.Tensor | GradientEdge
@@ -231,6 +232,8 @@ class Executor:
         """A layer's tops, in the net's memory layout."""
         try:
             result = step.layer.forward(*bottoms)
+        except NotReproducibleError as error:
+            raise LayerError(step.layer.where, error.found, error.expected, error.do) from error
         except RuntimeError as error:
             if isinstance(error, Error) or step.layer.runs_user_code:
                 raise

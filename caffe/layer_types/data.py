@@ -123,6 +123,11 @@ class Prefetching(Records):
         self._generator: Mapping[str, Any] | None = None
         """State of the random generator after the last batch returned; the thread is already ahead of it."""
 
+    @property
+    def transform_device(self) -> torch.device:
+        """Where images are transformed: a GPU interpolates with other roundings than the CPU."""
+        return torch.device("cpu") if mode.numerics() == "reproducible" else self.device
+
     def read(self, position: int) -> Iterator[Batch]:
         """Yield the tops of batch after batch endlessly, starting at the record `position`; subclasses define it."""
         raise NotImplementedError
@@ -211,7 +216,7 @@ class Data(Prefetching):
         p = self.param.data_param
         self.require_positive("batch_size")
         self.ahead = p.prefetch
-        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
         self.color = True if p.force_encoded_color else self.transformer.color
         self.image = self.pixels(next(self.database.values()))[0].shape
         events.database_batch_shaped(",".join(map(str, self.top_shapes()[0])))

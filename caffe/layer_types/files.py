@@ -79,7 +79,7 @@ class ImageData(Prefetching):
         events.image_list_opened(p.source)
         self.lines = self.read_list()
         events.images_listed(len(self.lines))
-        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
         self.seed = self.rng.seed() if p.shuffle else None
         if p.shuffle:
             events.image_list_shuffled()

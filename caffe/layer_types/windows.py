@@ -58,7 +58,7 @@ class WindowData(Prefetching):
             raise Error(p.source, "a foreground window of label 0", "0 is the background")
         events.window_images_listed(len(self.images))
         # The transformer only loads and checks the mean; mirror, scale and mean are applied here.
-        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
         mean = self.transformer.mean
         self.offset = 0
         if mean is not None:

@@ -21,7 +21,8 @@ class Generator:
     """
 
     def __init__(self, *seed: int):
-        words = np.random.SeedSequence(seed or secrets.randbits(128)).generate_state(2, np.uint64)
+        # With their number, as NumPy takes (1, 0) for 1.
+        words = np.random.SeedSequence((len(seed), *seed) if seed else secrets.randbits(128)).generate_state(2, np.uint64)
         self._start([int(word) for word in words], 0)
 
     def _start(self, key: Sequence[int], position: int) -> None:

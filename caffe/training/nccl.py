@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import torch
 import torch.distributed
 
-from caffe.engine import mode
+from caffe.engine import machine, mode
 from caffe.engine.parameter import Parameter
 from caffe.errors import Error
 from caffe.training.peers import Peers
@@ -184,6 +184,15 @@ def _split(blobs: Iterable[Parameter]) -> list[list[Parameter]]:
     return groups
 
 
+@machine.in_numerics
+def _mean(gradients: torch.Tensor) -> torch.Tensor:
+    """The mean of each process's gradients, overwriting the first's: added in the order of ranks, as iter_size adds them."""
+    first, *others = gradients
+    for other in others:
+        first.add_(other)
+    return first.mul_(1 / len(gradients))
+
+
 class _Bucket:
     """Gradients that are exchanged at once, in a row-major buffer.
 
@@ -215,10 +224,7 @@ class _Bucket:
     def add(self) -> None:
         """Compute the mean of this process's share, and start to send it to all."""
         self._work.wait()
-        first, *others = self._received.view(self._count, -1)
-        for other in others:
-            first.add_(other)
-        first.mul_(1 / self._count)
+        first = _mean(self._received.view(self._count, -1))
         self._work = torch.distributed.all_gather(list(self._buffer.view(self._count, -1)), first, async_op=True)
 
     def finish(self) -> torch.Tensor:
