@@ -15,7 +15,7 @@ from caffe.numerics import exact
 from caffe.proto import caffe_pb2
 
 NORM = caffe_pb2.FillerParameter
-AT_ONCE = 1 << 18
+AT_ONCE = 1 << 16
 """Numbers drawn together: few enough for the processor's cache. Even, as normal ones come in pairs."""
 
 

@@ -1,4 +1,4 @@
-"""exp, log, powers, sine and cosine from single float64 operations, so that no processor's library decides their last bits.
+"""exp, log and powers from single float64 operations, so that no processor's library decides their last bits.
 
 Arguments and results are float64; relative errors are below 1e-15 unless stated. Each operation stands alone, as some processors
 fuse a product and a sum.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from caffe.numerics.exact import power_of_two
-from caffe.numerics.scalars import ATANH, COSINE, EXPONENTIAL, LOG2_HIGH, LOG2_LOW, SINE
+from caffe.numerics.scalars import ATANH, EXPONENTIAL, LOG2_HIGH, LOG2_LOW
 
 
 def polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
@@ -88,15 +88,3 @@ def power(x: Tensor, exponent: float) -> Tensor:
     of_negative = math.nan if exponent != int(exponent) else -y if exponent % 2 else y
     y = torch.where(x < 0, of_negative, y)
     return torch.where(x == 0, zero, y)
-
-
-def cosine_and_sine(turns: Tensor) -> tuple[Tensor, Tensor]:
-    """cos(2π · turns) and sin(2π · turns) for turns from 0 to 1."""
-    quarter = (turns * 4).round()
-    angle = (turns * 4 - quarter) * (math.pi / 2)
-    square = angle * angle
-    x, y = polynomial(square, COSINE), polynomial(square, SINE) * angle
-    turn = quarter.to(torch.int64) & 3
-    odd = turn % 2 == 1
-    x, y = torch.where(odd, y, x), torch.where(odd, x, y)
-    return torch.where((turn == 1) | (turn == 2), -x, x), torch.where(turn >= 2, -y, y)

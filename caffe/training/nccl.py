@@ -190,7 +190,7 @@ def _mean(gradients: torch.Tensor) -> torch.Tensor:
     first, *others = gradients
     for other in others:
         first.add_(other)
-    return first.mul_(1 / len(gradients))
+    return first.mul_(1 / len(gradients))  # type: ignore[no-any-return]
 
 
 class _Bucket:

@@ -122,7 +122,3 @@ def test_edges_of_elementary_functions():
     logs = elementary.log(x).tolist()
     assert [logs[0], logs[2]] == [-inf, inf]
     assert all(math.isnan(logs[index]) for index in (1, 3, 4))
-    turns = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    cosines, sines = elementary.cosine_and_sine(turns)
-    assert torch.allclose(cosines, torch.cos(turns * 2 * math.pi), rtol=0, atol=2e-15)
-    assert torch.allclose(sines, torch.sin(turns * 2 * math.pi), rtol=0, atol=2e-15)
