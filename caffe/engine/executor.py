@@ -20,6 +20,7 @@ from caffe.engine import machine
 from caffe.engine.blob import Blob
 from caffe.engine.graph import NetGraph
 from caffe.engine.layer import Layer
+from caffe.engine.side import show_held_views
 from caffe.errors import Error, LayerError
 from caffe.numerics.dispatch import NotReproducibleError
 from caffe.proto import caffe_pb2
@@ -219,6 +220,7 @@ class Executor:
         blobs = self.net.blobs
         for name in plan.made:
             blobs[name].tensor = values[name]
+        show_held_views()  # running statistics
         return values
 
     def _entering(self, name: str, edges: bool) -> torch.Tensor:
@@ -257,6 +259,7 @@ class Executor:
         self._objectives = []
         if roots:
             torch.autograd.backward(roots)
+        show_held_views()
 
     @machine.in_numerics
     def backward(self, last: int, first: int) -> None:
@@ -302,6 +305,7 @@ class Executor:
         for (blob, _), gradient in zip(bottoms, gradients[len(learned) :], strict=True):
             if gradient is not None:
                 blob.gradient = gradient
+        show_held_views()
 
 
 def _is_in_graph(place: Place | None) -> bool:

@@ -8,6 +8,7 @@ import importlib
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from caffe.errors import Error
@@ -75,4 +76,7 @@ def _each(func: Any, base: str, in_place: bool, args: tuple[Any, ...], kwargs: d
         mine = [arg[index] if isinstance(arg, (list, tuple)) else arg for arg in args]
         result = mine[0].sign() if base == "sign" else OURS[base](*mine, **kwargs)
         results.append(mine[0].copy_(result) if in_place else result)
-    return None if in_place else results
+    if in_place:
+        increment_version(args[0])  # which PyTorch leaves to the kernels of operations on lists
+        return None
+    return results

@@ -16,6 +16,7 @@ import torch.distributed
 
 from caffe.engine import machine, mode
 from caffe.engine.parameter import Parameter
+from caffe.engine.side import show_held_views
 from caffe.errors import Error
 from caffe.training.peers import Peers
 from caffe.training.solver import Solver
@@ -162,6 +163,7 @@ class NCCL:
             for bucket in self._buckets:
                 bucket.add()
             wishes = [bucket.finish() for bucket in self._buckets]
+        show_held_views()
         self._solver.agree_to_stop(bool(wishes[-1] > 0))
 
     @contextlib.contextmanager

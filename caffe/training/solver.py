@@ -12,6 +12,7 @@ import torch
 from caffe import events
 from caffe.engine import machine, mode
 from caffe.engine.net import Net
+from caffe.engine.side import show_held_views
 from caffe.errors import FileError, SolverError
 from caffe.formats import prototxt
 from caffe.numerics import NUMERICS
@@ -265,6 +266,7 @@ class Solver:
             torch._foreach_sub_(group.data, updates)
             group.show_updates(updates)
         self._groups.clear_frozen()
+        show_held_views()
 
     def _note_steps(self) -> None:
         """Log the steps that this iteration reaches, and store their number for snapshots."""
