@@ -16,6 +16,8 @@ def parse_gpus(flag: str) -> list[int]:
     parts = [part.strip() for part in flag.split(",")] if flag else []
     if not all(part.isdigit() for part in parts):
         raise Error(f"-gpu {flag}", "not a list of GPUs", "it must be comma-separated device IDs, or all", "for example -gpu 0,1")
+    if repeated := sorted({part for part in parts if parts.count(part) > 1}):
+        raise Error(f"-gpu {flag}", f"GPU {repeated[0]} twice", "each is used by one process", "name each once")
     return [int(part) for part in parts]
 
 

@@ -98,7 +98,7 @@ class NCCL:
         exchanged = [blob for blob in reversed(solver.net.learnable_params()) if blob.has_gradient]
         # In the order in which a backward pass reaches them, the unreached ones last.
         exchanged.sort(key=lambda blob: not blob.leaf.requires_grad)
-        self._buckets = [_Bucket(blobs, mode.solver_count()) for blobs in _split(exchanged)]
+        self._buckets = [_Bucket(blobs, mode.solver_count(), solver.net.device) for blobs in _split(exchanged)]
         self._sent = 0
         self._during_backward = False
         self._passes: int | None = None
@@ -202,8 +202,9 @@ class _Bucket:
     as a ring's all-reduce, but the order of sums depends on neither network nor library.
     """
 
-    def __init__(self, blobs: list[Parameter], count: int):
+    def __init__(self, blobs: list[Parameter], count: int, device: torch.device):
         self.blobs = blobs
+        self._device = device
         self.arrived = 0
         """Number of gradients that backward passes have finished in this iteration."""
         self.awaited = [blob for blob in blobs if blob.leaf.requires_grad]
@@ -214,7 +215,7 @@ class _Bucket:
 
     def send(self, stop: bool) -> None:
         """Start to send each process its share of the gradients and of the flag to stop."""
-        self._buffer = torch.zeros(self._length, device=mode.device())
+        self._buffer = torch.zeros(self._length, device=self._device)
         for blob, rows in self._rows():
             gradient = blob.gradient
             if gradient is not None:

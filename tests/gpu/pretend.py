@@ -26,6 +26,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from caffe.numerics.dispatch import Reproducible
+
 CPU = torch.device("cpu")
 COPIES = {"copy_", "_to_copy", "copy"}
 """Operations that may have operands on two devices."""
@@ -196,11 +198,14 @@ def gpus(count: int = 1) -> Iterator[None]:
 
         return call
 
-    run_backward, run_thread = torch.autograd._engine_run_backward, threading.Thread.run
+    def in_functions(function: Callable[..., Any]) -> Callable[..., Any]:
+        """PyTorch leaves function modes for autograd's engine and for dispatch modes."""
 
-    def backward(*args: Any, **kwargs: Any) -> Any:
-        with _Functions():  # PyTorch leaves function modes for the engine
-            return run_backward(*args, **kwargs)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _Functions():
+                return function(*args, **kwargs)
+
+        return call
 
     properties = types.SimpleNamespace(
         name="Pretend", uuid="pretend", total_memory=1 << 34, major=9, minor=0, multi_processor_count=1
@@ -218,8 +223,11 @@ def gpus(count: int = 1) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, value in replaced.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
-        stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", backward))
-        stack.enter_context(mock.patch.object(threading.Thread, "run", in_modes(run_thread)))
+        stack.enter_context(
+            mock.patch.object(torch.autograd, "_engine_run_backward", in_functions(torch.autograd._engine_run_backward))
+        )
+        stack.enter_context(mock.patch.object(threading.Thread, "run", in_modes(threading.Thread.run)))
+        stack.enter_context(mock.patch.object(Reproducible, "__torch_dispatch__", in_functions(Reproducible.__torch_dispatch__)))
         stack.enter_context(_modes())
         copied.clear()
         yield
