@@ -207,9 +207,10 @@ def gpus(count: int = 1) -> Iterator[None]:
 
         return call
 
-    properties = types.SimpleNamespace(
-        name="Pretend", uuid="pretend", total_memory=1 << 34, major=9, minor=0, multi_processor_count=1
-    )
+    def properties(device: Any = 0) -> types.SimpleNamespace:
+        number = (_device(device) or CPU).index or 0
+        return types.SimpleNamespace(name=f"Pretend {number}", uuid=f"pretend-{number}", total_memory=1 << 34, major=9, minor=0)
+
     replaced = {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
@@ -218,7 +219,7 @@ def gpus(count: int = 1) -> Iterator[None]:
         "current_device": lambda: current[0],
         "synchronize": lambda *_: None,
         "get_device_name": lambda device=0: f"Pretend {device}",
-        "get_device_properties": lambda device=0: properties,
+        "get_device_properties": properties,
     }
     with contextlib.ExitStack() as stack:
         for name, value in replaced.items():

@@ -6,10 +6,13 @@ import sys
 import pytest
 import torch
 
+import caffe
+from pipeline import devices
 from pipeline.devices import computing, first_free
 from pipeline.errors import InputError
 from pipeline.options.base import Device
 from tests.conftest import ROOT
+from tests.gpu import pretend
 
 HOLD = """
 import sys
@@ -55,6 +58,60 @@ def test_a_device_is_locked_by_its_name_whatever_its_number(tmp_path):
         assert number == 0
     with first_free(["GPU-b"], tmp_path), first_free(["GPU-b", "GPU-a"], tmp_path) as number:
         assert number == 1
+
+
+def test_a_waiting_job_says_for_whom(job, tmp_path):
+    (first, _), (second, _) = job(), job()
+    words = [sys.executable, "-c", HOLD, str(tmp_path)]
+    waiting = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        said = waiting.stderr.readline()
+        assert said.startswith(f"waiting for a GPU: GPU-a is used by process {first.pid} (")
+        assert f"GPU-b is used by process {second.pid} (" in said
+        assert "sys.stdin.read" in said
+        second.kill()
+        assert waiting.stdout.readline() == "1\n"
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
+def test_a_job_does_not_wait_for_itself(tmp_path):
+    with first_free(["GPU-a"], tmp_path), pytest.raises(InputError) as error, first_free(["GPU-a"], tmp_path):
+        pass
+    assert "already" in error.value.found
+
+
+def fake_nvidia_smi(folder, monkeypatch, text):
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
+def test_the_card_with_most_free_memory_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    fake_nvidia_smi(tmp_path, monkeypatch, "GPU-pretend-0, 100\nGPU-pretend-1, 9000\nGPU-pretend-2, [N/A]")
+    with pretend.gpus(3), computing(Device(gpu=True)):
+        assert torch.cuda.current_device() == 1
+        with computing(Device(gpu=True)):
+            assert torch.cuda.current_device() == 0
+    caffe.set_device(0)
+    caffe.set_mode_cpu()
+
+
+def test_without_nvidia_smi_cards_are_taken_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert devices.free_memory() == {}
+
+
+def test_slices_of_a_card_are_known_by_their_own_ids(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b")
+    with pretend.gpus(2):
+        assert [devices.name_of(number) for number in range(2)] == ["MIG-a", "MIG-b"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pretend.gpus(2):
+        assert [devices.name_of(number) for number in range(2)] == ["pretend-0", "pretend-1"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
