@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test test-long test-scalar lint bench proto schema clean rebuild-check example-manifest check-all
+.PHONY: help env demo test test-long test-scalar lint bench proto schema clean rebuild-check example-manifest check-all gpu-check
 
 # The checked config of the example, as the last build in a folder fixed it.
 FIXED = $$(ls -t $(1)/.snakemake/roastery/*.json | head -1)
@@ -58,6 +58,9 @@ rebuild-check: env  ## build the example twice, and its data without vector code
 
 example-manifest: demo  ## record the data and the accuracies of the example in config/, after a demo
 	$(BIN)/python -m pipeline.report.manifest results config/example.manifest.json --config $(call FIXED,.) --kinds data
+
+gpu-check: env  ## check and measure this machine's GPU, in at most 8 minutes
+	$(BIN)/python benchmarks/gpu_check.py
 
 check-all: env  ## everything, before a release: all tests with 1 and 2 threads, without vector code, under load; a rebuild
 	$(MAKE) lint types docs
