@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,7 @@ def first_free(names: list[str], folder: Path) -> Iterator[int]:
                     holders.append(file.read())
                     continue
                 file.truncate(0)
-                file.write(f"{os.getpid()} {shlex.join(sys.orig_argv)}")
+                file.write(f"{os.getpid()} {textwrap.shorten(shlex.join(sys.orig_argv), 200)}")
                 file.flush()
                 yield number
                 return

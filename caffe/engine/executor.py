@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from caffe.engine import machine
+from caffe.engine import machine, memory
 from caffe.engine.blob import Blob
 from caffe.engine.graph import NetGraph
 from caffe.engine.layer import Layer
+from caffe.engine.parameter import Parameter
 from caffe.engine.side import show_held_views
-from caffe.errors import Error, LayerError
+from caffe.errors import Error, LayerError, OutOfMemoryError
 from caffe.numerics.dispatch import NotReproducibleError
 from caffe.proto import caffe_pb2
 
@@ -114,13 +115,13 @@ class Plan:
 class BackwardPlan:
     """What a backward pass over a range of layers of one segment does, planned once.
 
+    passing  the layers that gradients pass through
     roots    tops where gradients come in: layer, number, name
     targets  {bottom whose gradient is computed: (layer, number)}
-    learned  parameters
     """
 
     def __init__(self, steps: list[Step], last: int):
-        passing = [step for step in steps if step.needs_backward]
+        self.passing = passing = [step for step in steps if step.needs_backward]
         self.roots = [
             (step, slot, name)
             for step in passing
@@ -132,7 +133,11 @@ class BackwardPlan:
             for slot, (name, propagates) in enumerate(zip(step.bottoms, step.propagates, strict=True)):
                 if propagates:
                     self.targets[name] = step, slot  # the earliest version wins, as in-place layers overwrite their diff
-        self.learned = [blob for step in passing for blob in step.layer.blobs]
+        self._parameters = list(dict.fromkeys(blob.owner for step in passing for blob in step.layer.blobs))
+
+    def learned(self) -> list[Parameter]:
+        """The parameters whose gradients are computed."""
+        return [parameter for parameter in self._parameters if parameter.leaf.requires_grad]
 
 
 class Executor:
@@ -237,6 +242,8 @@ class Executor:
         except NotReproducibleError as error:
             raise LayerError(step.layer.where, error.found, error.expected, error.do) from error
         except RuntimeError as error:
+            if found := memory.shortage(error):
+                raise OutOfMemoryError(step.layer.where, found, do=memory.DO) from error
             if isinstance(error, Error) or step.layer.runs_user_code:
                 raise
             shapes = ", ".join(str(tuple(bottom.shape)) for bottom in bottoms)
@@ -257,8 +264,17 @@ class Executor:
             if seed is not None and value.requires_grad:
                 roots.append((value * seed).sum())  # with the seed as an argument, PyTorch imports sympy: 0.3 s
         self._objectives = []
-        if roots:
-            torch.autograd.backward(roots)
+        try:
+            if roots:
+                torch.autograd.backward(roots)
+        except RuntimeError as error:
+            if found := memory.shortage(error):
+                roots.clear()
+                last = len(self.steps) - 1
+                self.forward(0, last)
+                where = self._where_memory_runs_out(self._backward_plan(0, last), retain_graph=False)
+                raise OutOfMemoryError(where, found, do=memory.DO) from error
+            raise
         show_held_views()
 
     @machine.in_numerics
@@ -276,25 +292,21 @@ class Executor:
 
     def _backward_segment(self, plan: BackwardPlan) -> None:
         blobs = self.net.blobs
-        roots, seeds = [], []
-        for step, slot, name in plan.roots:
-            place = step.places[slot]
-            if _is_in_graph(place):
-                seed = blobs[name].gradient
-                if seed is None and step.layer.runs_user_code:
-                    seed = torch.zeros_like(blobs[name].tensor)
-                if seed is not None:
-                    roots.append(place)
-                    seeds.append(seed.clone(memory_format=torch.contiguous_format))
+        roots, seeds = self._roots(plan)
         places = [(blobs[name], step.bottom_place(slot)) for name, (step, slot) in plan.targets.items()]
         bottoms = [(blob, place) for blob, place in places if place is not None]
-        learned = [owner for owner in dict.fromkeys(blob.owner for blob in plan.learned) if owner.leaf.requires_grad]
+        learned = plan.learned()
         targets: list[Place] = [owner.leaf for owner in learned]
         targets += [place for _, place in bottoms]
         if not roots or not targets:
             return
-        # The stub of `grad` lacks mixed lists of tensors and edges.
-        gradients = torch.autograd.grad(roots, targets, seeds, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
+        try:
+            # The stub of `grad` lacks mixed lists of tensors and edges.
+            gradients = torch.autograd.grad(roots, targets, seeds, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            if found := memory.shortage(error):
+                raise OutOfMemoryError(self._where_memory_runs_out(plan, retain_graph=True), found, do=memory.DO) from error
+            raise
         for owner, gradient in zip(learned, gradients, strict=False):
             if gradient is not None:
                 total = owner.gradient
@@ -306,6 +318,45 @@ class Executor:
             if gradient is not None:
                 blob.gradient = gradient
         show_held_views()
+
+    def _roots(self, plan: BackwardPlan) -> tuple[list[Place], list[torch.Tensor]]:
+        """Where a segment's gradients come in, and these gradients."""
+        roots: list[Place] = []
+        seeds = []
+        for step, slot, name in plan.roots:
+            place, blob = step.places[slot], self.net.blobs[name]
+            if _is_in_graph(place):
+                seed = blob.gradient
+                if seed is None and step.layer.runs_user_code:
+                    seed = torch.zeros_like(blob.tensor)
+                if seed is not None:
+                    roots.append(place)
+                    seeds.append(seed.clone(memory_format=torch.contiguous_format))
+        return roots, seeds
+
+    def _where_memory_runs_out(self, plan: BackwardPlan, retain_graph: bool) -> str:
+        """The layer whose gradients have no room in memory: the last that a second backward pass reaches.
+
+        PyTorch's error does not say it, and to note each layer in every pass takes time.
+        """
+        reached: list[str] = []
+        for step in plan.passing:
+            note = functools.partial(_note, reached, f"{step.layer.where}, backward")
+            for place in filter(_is_in_graph, step.places):
+                node = place.grad_fn if isinstance(place, torch.Tensor) else place.node
+                if node is not None:
+                    node.register_prehook(note)
+        roots, seeds = self._roots(plan)
+        targets = [owner.leaf for owner in plan.learned()]
+        try:
+            torch.autograd.grad(roots, targets, seeds, retain_graph=retain_graph, allow_unused=True)  # type: ignore[arg-type]
+        except RuntimeError:
+            return reached[-1]
+        return "backward"
+
+
+def _note(reached: list[str], where: str, gradients: tuple[torch.Tensor, ...]) -> None:
+    reached.append(where)
 
 
 def _is_in_graph(place: Place | None) -> bool:

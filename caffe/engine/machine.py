@@ -6,7 +6,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from caffe.engine import mode
+from caffe.engine import memory, mode
 from caffe.engine.allocator import keep_freed_memory
 from caffe.numerics import scope
 
@@ -33,7 +33,7 @@ def in_numerics(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def computed(*arguments: P.args, **options: P.kwargs) -> T:
-        with scope.computing(mode.numerics()):
+        with memory.explained(), scope.computing(mode.numerics()):
             return function(*arguments, **options)
 
     return computed

@@ -220,6 +220,8 @@ def gpus(count: int = 1) -> Iterator[None]:
         "synchronize": lambda *_: None,
         "get_device_name": lambda device=0: f"Pretend {device}",
         "get_device_properties": properties,
+        "mem_get_info": lambda device=0: (1 << 29, 1 << 34),
+        "memory_reserved": lambda device=0: 15 << 30,
     }
     with contextlib.ExitStack() as stack:
         for name, value in replaced.items():
