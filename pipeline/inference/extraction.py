@@ -17,6 +17,7 @@ from pipeline import devices
 from pipeline.errors import InputError
 from pipeline.formats.images import Files, Resized, open_images
 from pipeline.formats.lists import iter_image_list
+from pipeline.formats.records import manifest_path
 from pipeline.formats.roots import Root
 from pipeline.inference import trained
 from pipeline.nets import preprocessing
@@ -149,7 +150,7 @@ def _enlarge_batches(job: Run, layer: caffe_pb2.LayerParameter) -> bool:
     A user's net may read images of different sizes, one by one; with a crop or a manifest, all have one size.
     """
     size, database = layer.data_param.batch_size, Path(layer.data_param.source)
-    same_size = layer.transform_param.crop_size or database.with_name(f"{database.name}.manifest.json").exists()
+    same_size = layer.transform_param.crop_size or manifest_path(database).exists()
     if size >= FEW or not same_size or (images := count(job)) < MANY:
         return False
     _, height, width = _transformer(layer).shape(next(_pixels(job, 1))[0][0].shape)

@@ -10,6 +10,8 @@ kernels, their times and their roundings, the memory of a card, NCCL.
 """
 
 import contextlib
+import runpy
+import sys
 import threading
 import types
 from collections import Counter
@@ -145,7 +147,8 @@ class _Functions(TorchFunctionMode):
                 return self._moved(args[0], torch.device("cuda", torch.cuda.current_device()))
             if func is torch.Tensor.to:
                 return self._to(*args, **kwargs)
-            device = _device(kwargs.get("device"))
+            # Operations that autograd or a dispatch mode calls have PyTorch's own idea of where their tensors are.
+            device = None if isinstance(func, torch._ops.OpOverload) else _device(kwargs.get("device"))
             if device is None:
                 return func(*args, **kwargs)
             kwargs["device"] = CPU
@@ -234,3 +237,12 @@ def gpus(count: int = 1) -> Iterator[None]:
         stack.enter_context(_modes())
         copied.clear()
         yield
+
+
+if __name__ == "__main__":
+    # python -m tests.gpu.pretend MODULE ARGUMENTS…: run a module with a pretend GPU.
+    from tests.gpu import pretend  # the one module that has the tags, not this second copy of it
+
+    sys.argv = sys.argv[1:]
+    with pretend.gpus():
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,6 +1,6 @@
 """Three nets in `numerics: reproducible`; as a module, trains the one in the working folder and prints a digest of its weights.
 
-python -m tests.caffe.training.reproducible_nets ITERATIONS [STATE]
+python -m tests.caffe.training.reproducible_nets cpu|gpu ITERATIONS [STATE]
 """
 
 import hashlib
@@ -98,9 +98,12 @@ def digest(net: caffe.Net) -> str:
 
 
 if __name__ == "__main__":
+    device, iterations, *state = sys.argv[1:]
+    if device == "gpu":
+        caffe.set_mode_gpu()
     solver = caffe.get_solver("solver.prototxt")
-    if len(sys.argv) > 2:
-        solver.restore(sys.argv[2])
-    solver.step(int(sys.argv[1]))
+    if state:
+        solver.restore(state[0])
+    solver.step(int(iterations))
     print(solver.iter, digest(solver.net))
     solver.close()

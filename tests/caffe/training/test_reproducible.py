@@ -21,10 +21,11 @@ def folder(tmp_path, monkeypatch):
     caffe.set_numerics("fp32")
 
 
-def train(iterations, *state, threads=1, **environment):
+def train(iterations, *state, threads=1, device="cpu", **environment):
     """(iteration, digest of the weights) after training in a process of its own."""
+    pretend = ("tests.gpu.pretend",) if device == "gpu" else ()
     done = subprocess.run(
-        [sys.executable, "-m", "tests.caffe.training.reproducible_nets", str(iterations), *state],
+        [sys.executable, "-m", *pretend, "tests.caffe.training.reproducible_nets", device, str(iterations), *state],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), **environment},
         capture_output=True,
         text=True,
@@ -41,10 +42,11 @@ def assert_same_everywhere(name, iterations):
     assert train(iterations, threads=2) == once
     assert train(iterations, threads=3, **without_vector_code.environment()) == once
     assert train(iterations - iterations // 2, f"run_iter_{iterations // 2}.solverstate", threads=2) == once
+    assert train(iterations, device="gpu") == once
 
 
 @pytest.mark.parametrize("name", reproducible_nets.NETS)
-def test_threads_vector_code_and_a_resume_do_not_change_the_weights(folder, name):
+def test_threads_vector_code_a_resume_and_a_gpu_do_not_change_the_weights(folder, name):
     assert_same_everywhere(name, 4)
 
 
