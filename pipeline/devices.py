@@ -14,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 
@@ -22,12 +23,15 @@ from pipeline.closure import code_of_package
 from pipeline.errors import InputError
 from pipeline.options.base import Device
 
+_claimed: set[Path] = set()
+"""Lock files of the GPUs that this process has claimed."""
+
 
 @contextlib.contextmanager
 def computing(device: Device) -> Iterator[None]:
-    """Compute where and how `device` says while the block runs.
+    """Compute where and how `device` says from now on; while the block runs, the GPU is claimed.
 
-    The GPU is one that no other job of this user has claimed; waits for one. GPUs are identified by UUID: a cluster may show each
+    It is one that no other job of this user has claimed; waits for one. GPUs are identified by UUID: a cluster may show each
     job its GPU as number 0.
     """
     caffe.set_numerics(device.numerics)
@@ -73,7 +77,7 @@ def _processor() -> str:
 
 def name_of(number: int) -> str:
     """A GPU's UUID; of a slice (MIG) its own, as CUDA_VISIBLE_DEVICES gives it, since CUDA tells that of the whole card."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     if number < len(visible) and visible[number].startswith("MIG-"):
         return visible[number]
     return str(torch.cuda.get_device_properties(number).uuid)
@@ -98,11 +102,12 @@ def first_free(names: list[str], folder: Path) -> Iterator[int]:
     Raises InputError if this process holds all of them itself.
     """
     folder.mkdir(exist_ok=True)
+    paths = [folder / f"{quote(name, safe='')}.lock" for name in names]
     told = ""
     while True:
         holders = []
-        for number, name in enumerate(names):
-            with (folder / f"{name}.lock").open("a+") as file:
+        for number, path in enumerate(paths):
+            with path.open("a+") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -112,9 +117,14 @@ def first_free(names: list[str], folder: Path) -> Iterator[int]:
                 file.truncate(0)
                 file.write(f"{os.getpid()} {textwrap.shorten(shlex.join(sys.orig_argv), 200)}")
                 file.flush()
-                yield number
+                _claimed.add(path)
+                try:
+                    yield number
+                finally:
+                    _claimed.remove(path)
+                    file.truncate(0)
                 return
-        if all(holder.partition(" ")[0] == str(os.getpid()) for holder in holders):
+        if _claimed.issuperset(paths):
             raise InputError("GPU", "this process has claimed all GPUs already", "it would wait for itself", "use one at a time")
         waiting = "waiting for a GPU: " + "; ".join(
             f"{name} is used by process {pid or '(starting)'}" + (f" ({command})" if command else "")

@@ -7,10 +7,11 @@ with the diffs of the blobs at its end, as Caffe goes through layers.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,12 +21,13 @@ from caffe.engine import machine, memory
 from caffe.engine.blob import Blob
 from caffe.engine.graph import NetGraph
 from caffe.engine.layer import Layer
-from caffe.engine.parameter import Parameter
 from caffe.engine.side import show_held_views
 from caffe.errors import Error, LayerError, OutOfMemoryError
 from caffe.numerics.dispatch import NotReproducibleError
 from caffe.proto import caffe_pb2
 
+NOTED = 3
+"""The first passes, where memory runs out if it does, note which layer backward has reached; later ones save the time."""
 Place = torch.Tensor | GradientEdge
 """A value in the graph; where it has been overwritten, its edge."""
 
@@ -115,13 +117,13 @@ class Plan:
 class BackwardPlan:
     """What a backward pass over a range of layers of one segment does, planned once.
 
-    passing  the layers that gradients pass through
     roots    tops where gradients come in: layer, number, name
     targets  {bottom whose gradient is computed: (layer, number)}
+    learned  parameters
     """
 
     def __init__(self, steps: list[Step], last: int):
-        self.passing = passing = [step for step in steps if step.needs_backward]
+        passing = [step for step in steps if step.needs_backward]
         self.roots = [
             (step, slot, name)
             for step in passing
@@ -133,11 +135,7 @@ class BackwardPlan:
             for slot, (name, propagates) in enumerate(zip(step.bottoms, step.propagates, strict=True)):
                 if propagates:
                     self.targets[name] = step, slot  # the earliest version wins, as in-place layers overwrite their diff
-        self._parameters = list(dict.fromkeys(blob.owner for step in passing for blob in step.layer.blobs))
-
-    def learned(self) -> list[Parameter]:
-        """The parameters whose gradients are computed."""
-        return [parameter for parameter in self._parameters if parameter.leaf.requires_grad]
+        self.learned = [blob for step in passing for blob in step.layer.blobs]
 
 
 class Executor:
@@ -148,6 +146,8 @@ class Executor:
         self.steps = steps = net.steps
         self._segments = 0
         self._objectives: list[tuple[str, torch.Tensor]] = []
+        self._passes = 0
+        self._reached = ""
         # Two-dimensional convolutions are faster channels-last, on CPUs and GPUs.
         self.channels_last = any(step.layer.begins_layout and len(step.layer.blobs[0].shape) == 4 for step in steps)
         if self.channels_last:
@@ -203,6 +203,7 @@ class Executor:
 
     def _run(self, plan: Plan, edges: bool) -> dict[str, torch.Tensor]:
         plan.release()
+        self._passes += 1
         values = {name: self._entering(name, edges) for name in plan.entering}
         entries: dict[str, Place] = dict(values)
         for name in plan.changed:
@@ -212,6 +213,8 @@ class Executor:
         for step, sources in plan.steps:
             bottoms = [values[name] if propagates else values[name].detach() for name, propagates in sources]
             tops = self._compute(step, bottoms)
+            if self._passes <= NOTED and step.needs_backward:
+                self._note_layer(step, tops)
             if edges and not step.bottoms:  # data, whose gradient is computed under force_backward
                 needs = self.net.blob_needs_backward
                 pairs = zip(step.tops, tops, strict=True)
@@ -230,7 +233,7 @@ class Executor:
 
     def _entering(self, name: str, edges: bool) -> torch.Tensor:
         """A blob's current values, as the beginning of a segment."""
-        value = self.net.blobs[name].tensor
+        value = machine.entering(self.net.blobs[name].tensor)
         if self.channels_last:
             value = _channels_last(value)
         return value.detach().requires_grad_() if edges and self.net.blob_needs_backward[name] else value
@@ -249,7 +252,9 @@ class Executor:
             shapes = ", ".join(str(tuple(bottom.shape)) for bottom in bottoms)
             found = f"cannot compute from bottoms of shapes {shapes}: {str(error).splitlines()[0]}"
             raise LayerError(step.layer.where, found) from error
-        tops = (result,) if isinstance(result, torch.Tensor) else result
+        tops: Sequence[torch.Tensor] = (result,) if isinstance(result, torch.Tensor) else result
+        if not step.bottoms:
+            tops = [machine.entering(top) for top in tops]
         begins_layout = not step.bottoms or step.layer.begins_layout
         return [_channels_last(top) for top in tops] if begins_layout and self.channels_last else tops
 
@@ -264,18 +269,32 @@ class Executor:
             if seed is not None and value.requires_grad:
                 roots.append((value * seed).sum())  # with the seed as an argument, PyTorch imports sympy: 0.3 s
         self._objectives = []
-        try:
-            if roots:
+        if roots:
+            with self._naming_layer():
                 torch.autograd.backward(roots)
+        show_held_views()
+
+    @contextlib.contextmanager
+    def _naming_layer(self) -> Iterator[None]:
+        """Name the layer that a backward pass has reached if memory runs out."""
+        self._reached = ""
+        try:
+            yield
         except RuntimeError as error:
             if found := memory.shortage(error):
-                roots.clear()
-                last = len(self.steps) - 1
-                self.forward(0, last)
-                where = self._where_memory_runs_out(self._backward_plan(0, last), retain_graph=False)
+                where = f"{self._reached}, backward" if self._reached else "backward"
                 raise OutOfMemoryError(where, found, do=memory.DO) from error
             raise
-        show_held_views()
+
+    def _note_layer(self, step: Step, tops: Sequence[torch.Tensor]) -> None:
+        """Let the backward pass note that it has reached a layer."""
+
+        def note(gradients: tuple[torch.Tensor, ...]) -> None:
+            self._reached = step.layer.where
+
+        for node in {top.grad_fn for top in tops}:
+            if node is not None:
+                node.register_prehook(note)
 
     @machine.in_numerics
     def backward(self, last: int, first: int) -> None:
@@ -292,21 +311,27 @@ class Executor:
 
     def _backward_segment(self, plan: BackwardPlan) -> None:
         blobs = self.net.blobs
-        roots, seeds = self._roots(plan)
+        roots: list[Place] = []
+        seeds = []
+        for step, slot, name in plan.roots:
+            place, blob = step.places[slot], blobs[name]
+            if _is_in_graph(place):
+                seed = blob.gradient
+                if seed is None and step.layer.runs_user_code:
+                    seed = torch.zeros_like(blob.tensor)
+                if seed is not None:
+                    roots.append(place)
+                    seeds.append(seed.clone(memory_format=torch.contiguous_format))
         places = [(blobs[name], step.bottom_place(slot)) for name, (step, slot) in plan.targets.items()]
         bottoms = [(blob, place) for blob, place in places if place is not None]
-        learned = plan.learned()
+        learned = [owner for owner in dict.fromkeys(blob.owner for blob in plan.learned) if owner.leaf.requires_grad]
         targets: list[Place] = [owner.leaf for owner in learned]
         targets += [place for _, place in bottoms]
         if not roots or not targets:
             return
-        try:
+        with self._naming_layer():
             # The stub of `grad` lacks mixed lists of tensors and edges.
             gradients = torch.autograd.grad(roots, targets, seeds, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
-        except RuntimeError as error:
-            if found := memory.shortage(error):
-                raise OutOfMemoryError(self._where_memory_runs_out(plan, retain_graph=True), found, do=memory.DO) from error
-            raise
         for owner, gradient in zip(learned, gradients, strict=False):
             if gradient is not None:
                 total = owner.gradient
@@ -318,45 +343,6 @@ class Executor:
             if gradient is not None:
                 blob.gradient = gradient
         show_held_views()
-
-    def _roots(self, plan: BackwardPlan) -> tuple[list[Place], list[torch.Tensor]]:
-        """Where a segment's gradients come in, and these gradients."""
-        roots: list[Place] = []
-        seeds = []
-        for step, slot, name in plan.roots:
-            place, blob = step.places[slot], self.net.blobs[name]
-            if _is_in_graph(place):
-                seed = blob.gradient
-                if seed is None and step.layer.runs_user_code:
-                    seed = torch.zeros_like(blob.tensor)
-                if seed is not None:
-                    roots.append(place)
-                    seeds.append(seed.clone(memory_format=torch.contiguous_format))
-        return roots, seeds
-
-    def _where_memory_runs_out(self, plan: BackwardPlan, retain_graph: bool) -> str:
-        """The layer whose gradients have no room in memory: the last that a second backward pass reaches.
-
-        PyTorch's error does not say it, and to note each layer in every pass takes time.
-        """
-        reached: list[str] = []
-        for step in plan.passing:
-            note = functools.partial(_note, reached, f"{step.layer.where}, backward")
-            for place in filter(_is_in_graph, step.places):
-                node = place.grad_fn if isinstance(place, torch.Tensor) else place.node
-                if node is not None:
-                    node.register_prehook(note)
-        roots, seeds = self._roots(plan)
-        targets = [owner.leaf for owner in plan.learned()]
-        try:
-            torch.autograd.grad(roots, targets, seeds, retain_graph=retain_graph, allow_unused=True)  # type: ignore[arg-type]
-        except RuntimeError:
-            return reached[-1]
-        return "backward"
-
-
-def _note(reached: list[str], where: str, gradients: tuple[torch.Tensor, ...]) -> None:
-    reached.append(where)
 
 
 def _is_in_graph(place: Place | None) -> bool:

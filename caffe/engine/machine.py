@@ -9,6 +9,7 @@ import torch
 from caffe.engine import memory, mode
 from caffe.engine.allocator import keep_freed_memory
 from caffe.numerics import scope
+from caffe.numerics.exact import settled
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +38,11 @@ def in_numerics(function: Callable[P, T]) -> Callable[P, T]:
             return function(*arguments, **options)
 
     return computed
+
+
+def entering(value: torch.Tensor) -> torch.Tensor:
+    """Values that enter a net; in `reproducible`, without subnormal numbers and -0, which devices treat in their ways."""
+    return settled(value) if mode.numerics() == "reproducible" and value.dtype == torch.float32 else value
 
 
 def _choose_kernels() -> None:

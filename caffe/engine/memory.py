@@ -24,7 +24,10 @@ def shortage(error: RuntimeError) -> str:
         return ""
     match = _NEEDED.search(text)
     needed = f"{float(match[1]) * _UNITS[match[2]]:.2f} GiB more are needed" if match else "more is needed"
-    if "DefaultCPUAllocator" in text:
+    of_cpu = "DefaultCPUAllocator" in text
+    if not of_cpu and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return ""  # somebody else's words
+    if of_cpu:
         free, total = (os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
         return f"out of memory: {needed}, and of this machine's {_gib(total)}, {_gib(free)} are free"
     gpu = int(number[1]) if (number := _GPU.search(text)) else torch.cuda.current_device()

@@ -1,5 +1,6 @@
 """Device, numerics, solver rank and random numbers, set once for the process as in Caffe."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ def set_mode_gpu() -> None:
     """Create nets on the GPU chosen by `set_device` from now on."""
     if not torch.cuda.is_available():
         raise Error("GPU mode", "PyTorch finds no CUDA device", do="use solver_mode: CPU, or leave out --gpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # with which cuBLAS is deterministic; read at its start
     _state.gpu = True
     torch.cuda.set_device(_state.device)
 
@@ -48,7 +50,7 @@ def set_device(device_id: int) -> None:
 
 
 def set_numerics(numerics: str) -> None:
-    """Choose how nets compute from now on.
+    """Choose how nets compute from now on; data layers of nets that exist go on transforming images where they did.
 
     reproducible  the same inputs give the same bytes on every machine, CPU or GPU; several times slower
     fp32          single precision; the same bytes on one machine with the same number of threads

@@ -57,7 +57,6 @@ class Runner:
         if self.debug_info and first == 0:
             debug.log_parameters(blob for step in self._net.steps for blob in step.layer.blobs if blob.owner is blob)
 
-    @machine.in_numerics
     def forward_loss(self) -> torch.Tensor:
         """One full forward pass, to be followed by `backward_params`; the weighted sum of all losses, as a scalar tensor."""
         callbacks = self.callbacks.values()
@@ -66,6 +65,10 @@ class Runner:
             self.forward(0, self._last)
         else:
             self._executor.train_forward()
+        return self._loss()
+
+    @machine.in_numerics
+    def _loss(self) -> torch.Tensor:
         losses = [(self._net.blobs[name].tensor, weight) for name, weight in self._net.blob_loss_weights.items() if weight]
         terms = [value if value.dim() == 0 and weight == 1 else value.sum() * weight for value, weight in losses]
         return functools.reduce(operator.add, terms) if terms else torch.zeros(())

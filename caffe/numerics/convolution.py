@@ -71,6 +71,7 @@ class Geometry:
 
     def sliced(self, x: Tensor) -> Sliced:
         """Unfolded images in slices, with one scale."""
+        x = exact.flushed(x)
         high, low, scale, special = exact.slices(x, tuple(range(x.dim())))
         columns = self.unfold(high), self.unfold(low), scale.reshape(1, 1, 1)
         return Sliced(*columns, special, lambda: self.unfold(x), lambda: self._occupied(x))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from caffe.numerics.exact import power_of_two
-from caffe.numerics.scalars import ATANH, EXPONENTIAL, LOG2_HIGH, LOG2_LOW
+from caffe.numerics.scalars import ATANH, EXPONENTIAL, LOG2_HIGH, LOG2_LOW, LOG2E
 
 
 def polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
@@ -24,7 +24,7 @@ def polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
 def exp(x: Tensor) -> Tensor:
     """e^x: 0 below -745, infinite above 709.78."""
     inside = x.clamp(-740.0, 709.75)
-    k = (inside * (1 / math.log(2))).round_()
+    k = (inside * LOG2E).round_()
     rest = (inside - k * LOG2_HIGH) - k * LOG2_LOW
     y = polynomial(rest, EXPONENTIAL)
     half = (k / 2).floor().to(torch.int64)  # in two steps, as 2^k alone may be no normal number

@@ -1,6 +1,7 @@
 """PyTorch's operations on each element: computed in float64 by single operations, rounded once."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from caffe.numerics import elementary
+from caffe.numerics.exact import settled
 from caffe.numerics.registry import OURS, RefusedError, constant, in_double, like, ours
 
 
@@ -15,7 +17,7 @@ def binary(name: str, a: Any, b: Any, alpha: float = 1, **rounding: Any) -> Tens
     wide, other = in_double(a), in_double(b)
     if name in ("add", "sub", "rsub") and alpha != 1:
         wide, other = (wide * alpha, other) if name == "rsub" else (wide, other * alpha)
-    if name == "div" and not isinstance(b, Tensor):
+    if name == "div" and (not isinstance(b, Tensor) or (not b.dim() and b.device.type == "cpu")):
         other = constant(float(b), a)
     result = getattr(torch, name)(wide, other, **rounding)
     return like(result, a, b) if result.is_floating_point() else result
@@ -37,12 +39,27 @@ def _addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
 
 @ours("pow")
 def _pow(x: Tensor, exponent: Any) -> Tensor:
-    if isinstance(exponent, Tensor) or not isinstance(x, Tensor):
+    if isinstance(exponent, Tensor) or not isinstance(x, Tensor) or not math.isfinite(exponent):
         raise RefusedError
     if exponent == 2:
         wide = in_double(x)
         return like(wide * wide, x)
     return like(elementary.power(in_double(x), float(exponent)), x)
+
+
+@ours("neg")
+def _neg(x: Tensor) -> Tensor:
+    return settled(-x) if x.is_floating_point() else -x
+
+
+@ours("maximum")
+def _maximum(a: Tensor, b: Tensor) -> Tensor:
+    return settled(torch.maximum(a, b))
+
+
+@ours("minimum")
+def _minimum(a: Tensor, b: Tensor) -> Tensor:
+    return settled(torch.minimum(a, b))
 
 
 def function(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -130,7 +147,7 @@ def _prelu_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor
 
 @ours("binary_cross_entropy_with_logits")
 def _cross_entropy_of_logits(
-    x: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+    x: Tensor, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None, reduction: int = 1
 ) -> Tensor:
     if weight is not None or pos_weight is not None or reduction:
         raise RefusedError

@@ -5,9 +5,9 @@ of 20 bits, held in float64. Each partial sum of up to 4096 products of such int
 holds exactly, so that any order of summing gives the same. high · high and the two cross products are added and rounded once;
 blocks of 4096 are added in their order.
 
-Error of an entry of a product over K terms, for rows bounded by A and columns by B (powers of two): below K · 2^-41 · A · B, and
-so below float32's own bound, K · 2^-24 · Σ|a·b|, unless the entry is below 2^-17 · A · B. Those few entries are computed once
-more from the exact float64 products of their terms, added in a fixed order.
+Error of an entry of a product over K terms, for rows bounded by A and columns by B (powers of two): below
+1.25 · K · 2^-40 · A · B, and so below float32's own bound, K · 2^-24 · Σ|a·b|, unless the entry is below 2^-15 · A · B. Those few
+entries are computed once more from the exact float64 products of their terms, added in a fixed order.
 
 Infinite and NaN operands give what IEEE 754 says, with one NaN. Numbers below 2^-125 become 0 (see `settled`).
 """
@@ -23,10 +23,14 @@ BITS = 20
 """Bits of a slice."""
 BLOCK = 4096
 """Terms of a partial sum: 2 · BITS + log2(BLOCK) is 52."""
-SMALL = 2.0 ** (2 * BITS - 17)
+SMALL = 2.0 ** (2 * BITS - 15)
 """Below this multiple of the scales, an entry is computed once more."""
 FLUSHED = 2.0**-125
 """Numbers below are 0. Twice the smallest normal number: processors differ in whether a result that rounds to that is flushed."""
+SUBNORMAL = 2.0**-126 - 2.0**-149
+"""The largest subnormal number."""
+LEAST = -320
+"""Exponent that stands for smaller ones: below that of a product of two float32 numbers."""
 TERMS = 1 << 22
 """Terms of small entries in memory at once."""
 
@@ -34,6 +38,11 @@ TERMS = 1 << 22
 def settled(x: Tensor) -> Tensor:
     """float32 results as every machine has them: 0 below FLUSHED, no -0.0, one NaN."""
     return torch.nn.functional.hardshrink(x, FLUSHED).nan_to_num_(math.nan, math.inf, -math.inf)
+
+
+def flushed(x: Tensor) -> Tensor:
+    """float32 operands with subnormal numbers as 0, which some devices and some threads would take them for."""
+    return torch.nn.functional.hardshrink(x, SUBNORMAL) if x.dtype == torch.float32 else x
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -47,8 +56,8 @@ def power_of_two(exponents: Tensor) -> Tensor:
 
 
 def exponents(magnitudes: Tensor) -> Tensor:
-    """The least e with |magnitude| < 2^e, int64; -200 for 0. Magnitudes are those of float32 numbers, finite, at least 0."""
-    return ((magnitudes.double().view(torch.int64) >> 52) - 1022).clamp_min_(-200)
+    """The least e with |magnitude| < 2^e, int64, at least LEAST. Magnitudes are finite, at least 0."""
+    return ((magnitudes.double().view(torch.int64) >> 52) - 1022).clamp_min_(LEAST)
 
 
 @dataclass
@@ -70,7 +79,7 @@ class Sliced:
 
 
 def slices(values: Tensor, axes: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """(high, low, scale, special) of numbers, with one scale for all that differ in `axes` only; as in Sliced."""
+    """(high, low, scale, special) of flushed numbers, with one scale for all that differ in `axes` only; as in Sliced."""
     bounds = values.abs().amax(axes, keepdim=True)
     if special := not bool(bounds.isfinite().all()):
         values = values.nan_to_num(0.0, 0.0, 0.0)
@@ -84,6 +93,7 @@ def slices(values: Tensor, axes: int | tuple[int, ...]) -> tuple[Tensor, Tensor,
 
 def sliced(values: Tensor, axis: int) -> Sliced:
     """Slice a matrix with one scale for each row (axis -1, the terms of a product's left side) or column (axis -2)."""
+    values = flushed(values)
     return Sliced(*slices(values, axis), lambda: values, lambda: (values != 0).any(axis, keepdim=True))
 
 
@@ -141,26 +151,44 @@ def in_order(terms: Tensor) -> Tensor:
 
 
 def total(values: Tensor, axes: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
-    """Sums of float32 or float64 numbers over some axes, float64: scaled to integers, added as int64, rounded once."""
+    """Sums of float32 or float64 numbers over some axes, float64.
+
+    Each term is rounded to a unit of 2^-61 of the largest magnitude times the number of terms; the integers are added exactly.
+    """
     axes = (axes,) if isinstance(axes, int) else axes
     count = math.prod(values.shape[axis] for axis in axes)
     if not count:
         return values.double().sum(axes, keepdim)
-    if special := not bool(values.isfinite().all()):
-        plain = values.double().sum(axes, keepdim)
-        values = values.nan_to_num(0.0, 0.0, 0.0)
-    whole, unit = as_integers(values, axes, count)
-    sums = from_integers(whole.sum(axes, keepdim=True), unit)
+    sums = added(values, axes, count, lambda terms: terms.sum(axes, keepdim=True))
     kept = [size for axis, size in enumerate(sums.shape) if axis not in {axis % sums.dim() for axis in axes}]
-    sums = sums if keepdim else sums.reshape(kept)
-    return torch.where(plain.isfinite(), sums, plain) if special else sums
+    return sums if keepdim else sums.reshape(kept)
 
 
-def as_integers(values: Tensor, axes: tuple[int, ...], count: int) -> tuple[Tensor, Tensor]:
-    """Finite numbers as multiples of a unit, int64, of which `count` can be added; and that unit, for each slice."""
-    e = exponents(values.abs().amax(axes, keepdim=True))
+def added(values: Tensor, axes: tuple[int, ...], count: int, add: Callable[[Tensor], Tensor], twice: bool = False) -> Tensor:
+    """What `add` makes of numbers by adding some of them, in any order, float64.
+
+    axes   numbers that differ in these axes only have one scale: all of them, or each sum has numbers of one scale
+    count  the most numbers that are added into one
+    add    takes and returns int64, or float64 where numbers are infinite or NaN
+    twice  for sums of small and of large numbers with one scale: terms are rounded to about 2^-120 of the largest, not 2^-61
+    """
+    values = flushed(values)
+    special = not bool(values.isfinite().all())
+    finite = values.nan_to_num(0.0, 0.0, 0.0) if special else values
+    e = exponents(finite.abs().amax(axes, keepdim=True))
     shift = 61 - math.ceil(math.log2(count))
-    return (values.double() * power_of_two(shift - e)).round_().to(torch.int64), power_of_two(e - shift)
+    scaled = finite.double() * power_of_two(shift - e)
+    whole = scaled.round()
+    unit = power_of_two(e - shift)
+    unit = unit.reshape(()) if unit.numel() == 1 else unit
+    sums = from_integers(add(whole.to(torch.int64)), unit)
+    if twice:
+        rest = scaled.sub_(whole).mul_(2.0 ** (shift - 1)).round_()
+        sums += from_integers(add(rest.to(torch.int64)), unit * 2.0 ** (1 - shift))
+    if not special:
+        return sums
+    plain = add(values.double())
+    return torch.where(plain.isfinite(), sums, plain)
 
 
 def from_integers(whole: Tensor, unit: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 
 from caffe.numerics.scalars import ATANH, COSINE, SINE
 
-LOG2 = math.log(2)
+LOG2 = float.fromhex("0x1.62e42fefa39efp-1")
 LOGARITHM, COSINES, SINES = ATANH[:6], COSINE[:6], SINE[:5]
 """As many terms as float32 has bits for."""
 ROOT_HALF = 0x3F3504F3

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from caffe.numerics.exact import rounded
-from caffe.numerics.registry import constant, ours
+from caffe.numerics.registry import constant, in_double, ours
 
 Part = tuple[EllipsisType, slice, slice]
 
@@ -75,7 +75,7 @@ def _mean(
     out = torch.ops.aten.avg_pool2d(like, kernel, stride, padding, ceil_mode, include_pad, divisor).shape
     w = Windows(_pair(x.shape[-2:]), _pair(out[-2:]), _pair(kernel), _pair(stride or kernel), _pair(padding))
     source = w.zeros(x)
-    source[w.inside()] = x.double()
+    source[w.inside()] = in_double(x)
     total = torch.zeros(out, dtype=torch.float64, device=x.device)
     for part in w.parts():
         total += source[part]
@@ -88,7 +88,7 @@ def _mean_backward(
     include_pad: bool, divisor: int | None,
 ) -> Tensor:  # fmt: skip
     w = Windows(_pair(x.shape[-2:]), _pair(gradient.shape[-2:]), _pair(kernel), _pair(stride or kernel), _pair(padding))
-    shares = gradient.double() / w.divisors(include_pad, divisor, x)
+    shares = in_double(gradient) / w.divisors(include_pad, divisor, x)
     target = w.zeros(x)
     for part in w.parts():
         target[part] += shares
@@ -105,7 +105,7 @@ def _maximum_backward(
     target = w.zeros(x)
     rows, columns = (torch.arange(n, device=x.device) - p for n, p in zip(target.shape[-2:], w.padding, strict=True))
     places = rows[:, None] * size[1] + columns[None, :]
-    values = gradient.double()
+    values = in_double(gradient)
     for part in w.parts():
         target[part] += torch.where(indices == places[part[1:]], values, 0.0)
     return rounded(target[w.inside()])

@@ -7,7 +7,7 @@ from torch import Tensor
 from caffe.numerics import convolution
 from caffe.numerics.convolution import Geometry
 from caffe.numerics.exact import product, rounded, settled, total
-from caffe.numerics.registry import ours
+from caffe.numerics.registry import in_double, ours
 
 
 @ours("mm", "bmm")
@@ -27,7 +27,8 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 @ours("addmm", "baddbmm")
 def _addmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    return rounded(x.double() * beta + product(a, b).double() * alpha)
+    y = product(a, b).double() * alpha
+    return rounded(in_double(x) * beta + y if beta else y)  # as in PyTorch, NaN in x does not count then
 
 
 @ours("convolution")

@@ -7,23 +7,25 @@ import torch
 from torch import Tensor
 
 from caffe.numerics import elementary
-from caffe.numerics.exact import as_integers, from_integers, rounded, total
-from caffe.numerics.registry import RefusedError, constant, like, ours
+from caffe.numerics.exact import added, rounded, total
+from caffe.numerics.registry import RefusedError, constant, in_double, like, ours
 
 
 @ours("sum")
 def _sum(x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
     if not x.is_floating_point():
         return x.sum(tuple(dim), keepdim, dtype=dtype) if dim is not None else x.sum(dtype=dtype)
-    sums = total(x, tuple(dim) if dim else tuple(range(x.dim())), keepdim) if x.dim() else x.double()
+    sums = total(x, tuple(dim) if dim else tuple(range(x.dim())), keepdim) if x.dim() else in_double(x)
     return sums if dtype == torch.float64 else like(sums, x)
 
 
 @ours("mean")
 def _mean(x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+    if dtype not in (None, x.dtype):
+        raise RefusedError
     axes = tuple(dim) if dim else tuple(range(x.dim()))
     count = math.prod(x.shape[axis] for axis in axes)
-    sums = total(x, axes, keepdim) if x.dim() else x.double()
+    sums = total(x, axes, keepdim) if x.dim() else in_double(x)
     return like(sums / constant(count, sums), x)
 
 
@@ -31,8 +33,9 @@ def _mean(x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, dt
 def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     if not x.numel():
         return x.clone()
-    whole, unit = as_integers(x, (dim,), x.shape[dim])
-    return like(from_integers(whole.cumsum(dim), unit), x)
+    if dtype not in (None, x.dtype):
+        raise RefusedError
+    return like(added(x, (dim,), x.shape[dim], lambda terms: terms.cumsum(dim), twice=True), x)
 
 
 @ours("linalg_vector_norm")
@@ -41,7 +44,7 @@ def _norm(
 ) -> Tensor:
     if order != 2:
         raise RefusedError
-    wide = x.double()
+    wide = in_double(x)
     return like(torch.sqrt(total(wide * wide, tuple(dim) if dim else tuple(range(x.dim())), keepdim)), x)
 
 
@@ -50,35 +53,40 @@ def _norm(
 
 @ours("_softmax")
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
-    wide = x.double()
+    if not x.dim():
+        raise RefusedError
+    wide = in_double(x)
     e = elementary.exp(wide - wide.amax(dim, keepdim=True))
     return rounded(e / total(e, dim, keepdim=True))
 
 
 @ours("_log_softmax")
 def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
-    wide = x.double()
+    if not x.dim():
+        raise RefusedError
+    wide = in_double(x)
     shifted = wide - wide.amax(dim, keepdim=True)
     return rounded(shifted - elementary.log(total(elementary.exp(shifted), dim, keepdim=True)))
 
 
 @ours("_softmax_backward_data")
 def _softmax_backward(gradient: Tensor, y: Tensor, dim: int, input_dtype: torch.dtype) -> Tensor:
-    g, y64 = gradient.double(), y.double()
+    g, y64 = in_double(gradient), in_double(y)
     return rounded(y64 * (g - total(g * y64, dim, keepdim=True)))
 
 
 @ours("_log_softmax_backward_data")
 def _log_softmax_backward(gradient: Tensor, y: Tensor, dim: int, input_dtype: torch.dtype) -> Tensor:
-    g = gradient.double()
-    return rounded(g - elementary.exp(y.double()) * total(g, dim, keepdim=True))
+    g = in_double(gradient)
+    return rounded(g - elementary.exp(in_double(y)) * total(g, dim, keepdim=True))
 
 
 # ---- batch normalisation
 
 
 def _by_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.double().view(1, -1, *[1] * (x.dim() - 2))
+    wide: Tensor = in_double(values)
+    return wide.view(1, -1, *[1] * (x.dim() - 2))
 
 
 def _per_channel(x: Tensor) -> tuple[tuple[int, ...], Tensor]:
@@ -93,13 +101,13 @@ def _batch_norm(
     momentum: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     axes, count = _per_channel(x)
-    wide = x.double()
-    mean = total(wide, axes) / count if training else running_mean.double()
+    wide = in_double(x)
+    mean = total(wide, axes) / count if training else in_double(running_mean)
     centred = wide - _by_channel(mean, x)
-    variance = total(centred * centred, axes) / count if training else running_var.double()
+    variance = total(centred * centred, axes) / count if training else in_double(running_var)
     if training and running_mean is not None:
         for running, value in ((running_mean, mean), (running_var, variance * count / (count - 1).clamp_min(1))):
-            running.copy_(rounded(running.double() * (1 - momentum) + value * momentum))
+            running.copy_(rounded(in_double(running) * (1 - momentum) + value * momentum))
     scale = torch.ones_like(variance) / torch.sqrt(variance + eps)
     y = centred * _by_channel(scale, x)
     if weight is not None:
@@ -116,12 +124,12 @@ def _batch_norm_backward(
     save_invstd: Tensor, train: bool, eps: float, output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     axes, count = _per_channel(x)
-    mean = save_mean.double() if train else running_mean.double()
-    scale = save_invstd.double() if train else torch.ones_like(mean) / torch.sqrt(running_var.double() + eps)
-    g = gradient.double()
-    normal = (x.double() - _by_channel(mean, x)) * _by_channel(scale, x)
+    mean = in_double(save_mean) if train else in_double(running_mean)
+    scale = in_double(save_invstd) if train else torch.ones_like(mean) / torch.sqrt(in_double(running_var) + eps)
+    g = in_double(gradient)
+    normal = (in_double(x) - _by_channel(mean, x)) * _by_channel(scale, x)
     of_bias, of_weight = total(g, axes), total(g * normal, axes)
-    factor = scale if weight is None else scale * weight.double()
+    factor = scale if weight is None else scale * in_double(weight)
     if train:
         g = g - _by_channel(of_bias / count, x) - normal * _by_channel(of_weight / count, x)
     of_input = rounded(g * _by_channel(factor, x)) if output_mask[0] else None
@@ -141,16 +149,16 @@ def _reduced(losses: Tensor, reduction: int) -> Tensor:
 
 @ours("smooth_l1_loss")
 def _smooth_l1(x: Tensor, target: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:
-    distance = (x.double() - target.double()).abs()
+    distance = (in_double(x) - in_double(target)).abs()
     losses = torch.where(distance < beta, distance * distance * 0.5 / constant(beta, x), distance - 0.5 * beta)
     return like(_reduced(losses, reduction), x)
 
 
 @ours("smooth_l1_loss_backward")
 def _smooth_l1_backward(gradient: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float) -> Tensor:
-    difference = x.double() - target.double()
+    difference = in_double(x) - in_double(target)
     slope = torch.where(difference.abs() < beta, difference / constant(beta, x), difference.sign())
-    g = gradient.double() * slope
+    g = in_double(gradient) * slope
     return like(g / constant(x.numel(), x) if reduction == 1 else g, x)
 
 
@@ -162,14 +170,14 @@ def _chosen(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int) -> t
     axis = 1 if x.dim() > 1 else 0
     counts = target != ignored
     index = torch.where(counts, target, 0)
-    weights = torch.ones(target.shape, dtype=torch.float64, device=x.device) if weight is None else weight.double()[index]
+    weights = torch.ones(target.shape, dtype=torch.float64, device=x.device) if weight is None else in_double(weight)[index]
     return axis, index.unsqueeze(axis), torch.where(counts, weights, 0.0)
 
 
 @ours("nll_loss_forward", "nll_loss2d_forward")
 def _nll_loss(x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignored: int) -> tuple[Tensor, Tensor]:
     axis, index, weights = _chosen(x, target, weight, ignored)
-    losses = -x.double().gather(axis, index).squeeze(axis) * weights
+    losses = -in_double(x).gather(axis, index).squeeze(axis) * weights
     if not reduction:
         return rounded(losses), x.new_zeros(())
     everywhere = tuple(range(losses.dim()))
@@ -182,6 +190,6 @@ def _nll_loss_backward(
     gradient: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignored: int, total_weight: Tensor
 ) -> Tensor:
     axis, index, weights = _chosen(x, target, weight, ignored)
-    seeds = -weights * gradient.double()
-    seeds = seeds / total_weight.double() if reduction == 1 else seeds
+    seeds = -weights * in_double(gradient)
+    seeds = seeds / in_double(total_weight) if reduction == 1 else seeds
     return torch.zeros_like(x).scatter(axis, index, rounded(seeds).unsqueeze(axis))

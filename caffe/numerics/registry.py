@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from caffe.numerics.exact import rounded
+from caffe.numerics.exact import flushed, rounded
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,12 +30,13 @@ def ours(*names: str) -> Callable[[F], F]:
 
 def in_double(x: Any) -> Any:
     """float32 numbers as float64; a number as it is."""
-    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+    return flushed(x).double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def like(value: Tensor, *sources: Any) -> Tensor:
-    """float64 results as float32, unless one of the sources is a float64 array."""
-    wide = any(isinstance(x, Tensor) and x.dtype == torch.float64 and x.dim() for x in sources)
+    """float64 results as float32, unless one of the sources is a float64 array, or none is float32."""
+    dtypes = [(x.dtype, bool(x.dim())) for x in sources if isinstance(x, Tensor) and x.is_floating_point()]
+    wide = (torch.float64, True) in dtypes or all(dtype == torch.float64 for dtype, _ in dtypes)
     return value if wide else rounded(value)
 
 

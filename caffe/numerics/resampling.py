@@ -1,13 +1,14 @@
 """PyTorch's bilinear interpolation and its gradient."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from caffe.numerics.exact import as_integers, from_integers, rounded
-from caffe.numerics.registry import ours
+from caffe.numerics.exact import added, rounded
+from caffe.numerics.registry import in_double, ours
 
 
 class Neighbours(NamedTuple):
@@ -40,7 +41,7 @@ def _both(
 def _bilinear(
     x: Tensor, size: Sequence[int], align_corners: bool, scale_h: float | None = None, scale_w: float | None = None
 ) -> Tensor:
-    y = x.double()
+    y = in_double(x)
     for axis, at in zip((2, 3), _both(x.shape, size, align_corners, (scale_h, scale_w), x.device), strict=True):
         share = at.share.view(-1, *[1] * (3 - axis))
         y = y.index_select(axis, at.lower) * (1 - share) + y.index_select(axis, at.upper) * share
@@ -52,13 +53,16 @@ def _bilinear_backward(
     gradient: Tensor, size: Sequence[int], input_size: Sequence[int], align_corners: bool, scale_h: float | None = None,
     scale_w: float | None = None,
 ) -> Tensor:  # fmt: skip
-    g = gradient.double()
+    g = in_double(gradient)
     for axis, at in zip((2, 3), _both(input_size, size, align_corners, (scale_h, scale_w), g.device), strict=True):
         share = at.share.view(-1, *[1] * (3 - axis))
-        whole, unit = as_integers(g, tuple(range(4)), 2 * g.shape[axis])
-        shape = [input_size[axis] if index == axis else extent for index, extent in enumerate(g.shape)]
-        sums = torch.zeros(shape, dtype=torch.int64, device=g.device)
-        upper = (whole.double() * share).round().long()
-        sums = sums.index_add(axis, at.lower, whole - upper).index_add(axis, at.upper, upper)
-        g = from_integers(sums, unit)
+        terms, places = torch.cat([g * (1 - share), g * share], axis), torch.cat([at.lower, at.upper])
+        add = functools.partial(_added_along, axis, input_size[axis], places)
+        g = added(terms, (2, 3), len(places), add, twice=True)
     return rounded(g)
+
+
+def _added_along(axis: int, extent: int, places: Tensor, terms: Tensor) -> Tensor:
+    """Terms added at their places on an axis of zeros."""
+    shape = [extent if index == axis else length for index, length in enumerate(terms.shape)]
+    return torch.zeros(shape, dtype=terms.dtype, device=terms.device).index_add(axis, places, terms)

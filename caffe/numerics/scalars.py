@@ -8,6 +8,8 @@ import math
 LOG2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
 LOG2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
 """log 2 in two parts; products of the first with integers below 2^20 are exact."""
+LOG2E = float.fromhex("0x1.71547652b82fep+0")
+"""1 / log 2."""
 EXPONENTIAL = [1 / math.factorial(n) for n in range(14)]
 """Coefficients of e^x for |x| up to log 2 / 2, lowest first."""
 ATANH = [2 / n for n in range(1, 40, 2)]
@@ -30,7 +32,7 @@ def exp(x: float) -> float:
     """e^x: 0 below -745, infinite above 709.78."""
     if not -745 <= x <= 709.78:
         return x if math.isnan(x) else 0.0 if x < 0 else math.inf
-    k = round(x * (1 / math.log(2)))
+    k = round(x * LOG2E)
     rest = (x - k * LOG2_HIGH) - k * LOG2_LOW
     y = polynomial(rest, EXPONENTIAL)
     return math.ldexp(math.ldexp(y, k // 2), k - k // 2)

@@ -8,38 +8,40 @@ from torch import Tensor
 
 from caffe.numerics.convolution import Geometry
 from caffe.numerics.elementwise import binary
-from caffe.numerics.exact import as_integers, from_integers, rounded
+from caffe.numerics.exact import added, rounded
 from caffe.numerics.registry import RefusedError, in_double, like, ours
 
 
 def _added(x: Tensor, source: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """x plus sums of a source's numbers at some places, which `add(target, source)` adds: as integers, exact in any order.
-
-    Error: 2^-62 of the source's number of values times its largest magnitude.
-    """
+    """x plus sums of a source's numbers at some places, which `add(target, source)` adds, in any order."""
     if not source.numel():
         return x.clone()
-    whole, unit = as_integers(source, tuple(range(source.dim())), source.numel())
-    sums = from_integers(add(torch.zeros(x.shape, dtype=torch.int64, device=x.device), whole), unit.reshape(()))
-    return like(in_double(x) + sums, x)
+
+    def add_to_zeros(terms: Tensor) -> Tensor:
+        return add(torch.zeros(x.shape, dtype=terms.dtype, device=x.device), terms)
+
+    return like(in_double(x) + added(source, tuple(range(source.dim())), source.numel(), add_to_zeros, twice=True), x)
 
 
 @ours("scatter_add")
 def _scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    return _added(x, source, lambda target, whole: target.scatter_add(dim, index, whole))
+    return _added(x, source, lambda target, terms: target.scatter_add(dim, index, terms))
 
 
 @ours("index_add")
 def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
     source = source if alpha == 1 else binary("mul", source, alpha)
-    return _added(x, source, lambda target, whole: target.index_add(dim, index, whole))
+    return _added(x, source, lambda target, terms: target.index_add(dim, index, terms))
 
 
 @ours("index_put")
 def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    aten: Any = torch.ops.aten  # whose indices may be None: a whole axis
     if not accumulate:
-        return torch.index_put(x, indices, values)
-    return _added(x, values, lambda target, whole: torch.index_put(target, indices, whole, True))
+        result: Tensor = aten.index_put(x, indices, values)
+        return result
+    values = values.expand(aten.index(x, indices).shape)
+    return _added(x, values, lambda target, terms: aten.index_put(target, indices, terms, True))
 
 
 @ours("unfold_backward")
@@ -64,7 +66,7 @@ def _embedding_backward(
 def _col2im(x: Tensor, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Tensor:
     g = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), 1)
     images = x if x.dim() == 3 else x[None]
-    y = rounded(g.fold(images.double().movedim(0, 1), len(images), output_size))
+    y = rounded(g.fold(in_double(images).movedim(0, 1), len(images), output_size))
     return y if x.dim() == 3 else y[0]
 
 

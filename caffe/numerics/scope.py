@@ -15,6 +15,7 @@ _SMALLEST = sys.float_info.min
 _ON_GPU: tuple[Any, ...] = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)  # type: ignore[attr-defined] # made at run time
 _ON_CPU: tuple[Any, ...] = tuple(getattr(backends.mkldnn, name) for name in ("matmul", "conv"))
 """What PyTorch may compute with fewer bits than float32 has: as TF32 on GPUs, as bfloat16 on processors that have it."""
+_filling: Any = torch.utils.deterministic
 _active = threading.local()
 
 
@@ -36,7 +37,7 @@ def computing(numerics: str) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if numerics == "reproducible":
                 stack.enter_context(Reproducible())  # type: ignore[no-untyped-call] # PyTorch lacks the types
-            if numerics == "fast" or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            if numerics != "fp32" or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 stack.enter_context(_settings(numerics == "fast"))
             yield
     finally:
@@ -50,6 +51,8 @@ def _settings(fast: bool) -> Iterator[None]:
     precisions = [each.fp32_precision for each in _ON_GPU + _ON_CPU]
     algorithms = backends.cudnn.benchmark, backends.cudnn.deterministic
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = _filling.fill_uninitialized_memory  # which would write all memory twice
+    _filling.fill_uninitialized_memory = False
     for names, name in ((_ON_GPU, "tf32"), (_ON_CPU, "bf16")):
         for each in names:
             each.fp32_precision = name if fast else "ieee"
@@ -62,6 +65,7 @@ def _settings(fast: bool) -> Iterator[None]:
             each.fp32_precision = precision
         backends.cudnn.benchmark, backends.cudnn.deterministic = algorithms
         _set_deterministic(*deterministic)
+        _filling.fill_uninitialized_memory = filled
 
 
 def _set_deterministic(enabled: bool, warn_only: bool) -> None:

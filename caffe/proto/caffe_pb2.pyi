@@ -459,14 +459,18 @@ class SolverState(_message.Message):
     def __init__(self, iter: _Optional[int] = ..., learned_net: _Optional[str] = ..., history: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ..., current_step: _Optional[int] = ..., run: _Optional[_Union[RunState, _Mapping]] = ...) -> None: ...
 
 class RunState(_message.Message):
-    __slots__ = ("loss", "layer", "random")
+    __slots__ = ("generator", "gpu_generator", "loss", "layer", "random")
+    GENERATOR_FIELD_NUMBER: _ClassVar[int]
+    GPU_GENERATOR_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     RANDOM_FIELD_NUMBER: _ClassVar[int]
+    generator: bytes
+    gpu_generator: bytes
     loss: _containers.RepeatedScalarFieldContainer[float]
     layer: _containers.RepeatedCompositeFieldContainer[LayerState]
     random: str
-    def __init__(self, loss: _Optional[_Iterable[float]] = ..., layer: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., random: _Optional[str] = ...) -> None: ...
+    def __init__(self, generator: _Optional[bytes] = ..., gpu_generator: _Optional[bytes] = ..., loss: _Optional[_Iterable[float]] = ..., layer: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., random: _Optional[str] = ...) -> None: ...
 
 class LayerState(_message.Message):
     __slots__ = ("net", "name", "position", "generator", "seed", "skipped", "hidden")

@@ -65,6 +65,9 @@ def run_of(nets: Iterable[Net], losses: list[float]) -> caffe_pb2.RunState:
     losses  the last ones, for average_loss
     """
     run = caffe_pb2.RunState(random=json.dumps(mode.generator.state), loss=losses)
+    run.generator = torch.get_rng_state().numpy().tobytes()
+    if mode.device().type == "cuda":
+        run.gpu_generator = torch.cuda.get_rng_state(mode.device()).numpy().tobytes()
     for index, net in enumerate(nets):
         for layer in net.layers:
             state = caffe_pb2.LayerState()
@@ -84,6 +87,9 @@ def resume_run(nets: Iterable[Net], run: caffe_pb2.RunState) -> None:
         for layer in net.layers:
             if of_name := states.get((index, layer.param.name)):
                 layer.resume(of_name.pop(0))  # layers of one name, in their order
+    torch.set_rng_state(torch.frombuffer(bytearray(run.generator), dtype=torch.uint8))
+    if run.gpu_generator and mode.device().type == "cuda":
+        torch.cuda.set_rng_state(torch.frombuffer(bytearray(run.gpu_generator), dtype=torch.uint8), mode.device())
     if run.HasField("random"):
         mode.generator.state = json.loads(run.random)
     else:

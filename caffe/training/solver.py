@@ -57,8 +57,7 @@ class Solver:
         started = time.monotonic()
         events.solver_described(prototxt.text_of(self.param).rstrip("\n"))
         self._check()
-        if self.param.numerics:
-            mode.set_numerics(self.param.numerics)
+        self._use_numerics()
         if self.param.random_seed >= 0:
             mode.set_random_seed(self.param.random_seed)
         self.iter = 0
@@ -79,6 +78,11 @@ class Solver:
         self._groups = Groups(self.net.learnable_params(), self.histories)
         self.history = self._groups.history
         events.solver_initialized()
+
+    def _use_numerics(self) -> None:
+        """Let the process compute as this solver's `numerics` says; another solver may have changed it since."""
+        if self.param.numerics:
+            mode.set_numerics(self.param.numerics)
 
     def _check(self) -> None:
         p = self.param
@@ -127,6 +131,7 @@ class Solver:
 
     def step(self, iterations: int) -> None:
         """Train for a number of iterations, testing and snapshotting when they are due."""
+        self._use_numerics()
         p = self.param
         stop = self.iter + iterations
         self._losses.begin(p.average_loss)
@@ -239,6 +244,7 @@ class Solver:
 
         The forward and backward passes are the caller's.
         """
+        self._use_numerics()
         self._apply_update(False)
         self.iter += 1
 

@@ -223,6 +223,8 @@ def gpus(count: int = 1) -> Iterator[None]:
         "synchronize": lambda *_: None,
         "get_device_name": lambda device=0: f"Pretend {device}",
         "get_device_properties": properties,
+        "get_rng_state": lambda device=0: torch.zeros(16, dtype=torch.uint8),
+        "set_rng_state": lambda state, device=0: None,
         "mem_get_info": lambda device=0: (1 << 29, 1 << 34),
         "memory_reserved": lambda device=0: 15 << 30,
     }

@@ -1,5 +1,9 @@
 """Random augmentation of training images, one by one and batched, and records parsed without copying their pixels."""
 
+import os
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -12,6 +16,8 @@ from caffe.proto import caffe_pb2
 from caffe.transforms.augmentation import Augmentation
 from caffe.transforms.batch_augmentation import augment_batch
 from caffe.transforms.transform import Transformer
+from tests import without_vector_code
+from tests.conftest import ROOT
 
 ALL = {
     **{"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "pca": 0.1},
@@ -47,8 +53,9 @@ def test_augmenting_one_by_one_agrees_with_augmenting_a_batch(image, fields):
     one, batch = augment(image, **fields)
     assert one.shape == batch.shape == (8, *image.shape)
     difference = np.abs(one.astype(int) - batch)
-    assert difference.max() <= 3
-    assert difference.mean() < 0.1
+    # Places to 1/32 of a pixel differ by up to 1/64, along each axis, from those of float32.
+    assert difference.max() <= 8
+    assert difference.mean() < 0.3
 
 
 def test_without_settings_images_are_unchanged(image):
@@ -229,3 +236,30 @@ def test_damaged_records_are_parsed_or_refused_as_by_protobuf():
         else:
             found = datum.parse_datum(bytes(damaged))
             assert (found.channels, bytes(found.data), found.label) == (meant.channels, meant.data, meant.label)
+
+
+WARPED = """
+import hashlib, numpy, caffe
+from caffe.transforms.augmentation import warped
+draw = numpy.random.RandomState(1)
+made = hashlib.sha256()
+for channels in (1, 3):
+    pixels = draw.randint(0, 256, (227, 227, channels)).astype(numpy.uint8).squeeze()
+    for _ in range(10):
+        made.update(warped(pixels, draw.uniform([[0.5, -0.5, -60], [-0.5, 0.5, -60]], [[1.1, 0.5, 60], [0.5, 1.1, 60]])))
+print(made.hexdigest())
+"""
+
+
+def test_a_warp_does_not_depend_on_vector_code():
+    plain, scalar = (
+        subprocess.run(
+            [sys.executable, "-c", WARPED],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for environment in ({}, without_vector_code.environment())
+    )
+    assert plain == scalar
