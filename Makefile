@@ -31,8 +31,13 @@ demo: env  ## build the example: data, two nets, features, evaluation and report
 report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/pictures/* results/experiments/*/evaluate/* report/* pipeline/report/style.css)
 	snakemake --report $@ --quiet all
 
-test: env  ## run the tests
+# What a pretend GPU runs a second time: every layer type, solver, net, data layer and snapshot, and the steps' nets.
+ON_GPU := tests/caffe/layer_types tests/caffe/engine tests/caffe/training/test_snapshots.py \
+  tests/pipeline/training/test_recorded_nets.py tests/pipeline/inference tests/pipeline/training/test_frozen.py tests/pipeline/training/test_train.py
+
+test: env  ## run the tests, some of them also on a pretend GPU
 	pytest -n auto -m "not long"
+	pytest -n auto -m "not long" --pretend-gpu $(ON_GPU)
 
 test-long: env  ## run the tests that take long: tutorials, published configs and nets, the report in a browser
 	pytest -n auto -m long
@@ -52,7 +57,7 @@ rebuild-check: env  ## build the example three times: with all cores, with one, 
 	$(call EXAMPLE,second) 1
 	$(BIN)/python -m tests.without_vector_code $(call EXAMPLE,scalar) all
 	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json
-	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json .rebuild/second/results/manifest.json
+	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json .rebuild/second/results/manifest.json --kinds $(SAME)
 	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json .rebuild/scalar/results/manifest.json --kinds $(SAME)
 	$(BIN)/python -m pipeline.report.verify config/example.manifest.json .rebuild/first/results/manifest.json --kinds $(SAME)
 	rm -rf .rebuild

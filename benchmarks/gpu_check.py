@@ -7,6 +7,7 @@ rows say so. Each check runs in a process of its own, so that one that fails lea
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -213,12 +214,16 @@ def main() -> int:
         start = time.monotonic()
         try:
             command = [sys.executable, __file__, "--check", name]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=max(1, end - start))
-            said = json.loads(done.stdout.splitlines()[-1])
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            process = subprocess.Popen(command, start_new_session=True, **pipes)
+            output, errors = process.communicate(timeout=max(1, end - start))
+            said = json.loads(output.splitlines()[-1])
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+            process.wait()
             said = {"result": "FAILED: no time left", "ok": False}
         except (IndexError, ValueError):
-            said = {"result": f"FAILED: {done.stderr.strip()[-300:]}", "ok": False}
+            said = {"result": f"FAILED: {errors.strip()[-300:]}", "ok": False}
         failed |= not said["ok"]
         print(f"| {name} | {' '.join(said['result'].split())} | {time.monotonic() - start:.0f} |", flush=True)
     return int(failed)
