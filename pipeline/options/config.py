@@ -133,8 +133,8 @@ class Config(Options):
     compute: Literal["cpu", "gpu"] = "cpu"
     """where nets are trained and run: `cpu` or `gpu`"""
     numerics: Numerics = "fp32"
-    """how nets compute: `reproducible`, the same results to the byte on every machine, several times slower; `fp32`, full single
-    precision, the same on one machine; or `fast`, whatever the hardware does fastest"""
+    """how nets compute: `reproducible`, the same weights and scores to the byte on every machine, several times slower; `fp32`,
+    full single precision, the same on one machine; or `fast`, whatever the hardware does fastest"""
     datasets: dict[str, Dataset] = Field(
         json_schema_extra={"propertyNames": _NAME | {"pattern": "^[A-Za-z0-9_][A-Za-z0-9_-]*$(?!\n)"}}
     )

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import caffe
+from caffe.engine import memory
 from caffe.errors import OutOfMemoryError
 from tests.gpu import pretend
 
@@ -80,6 +81,35 @@ def test_a_backward_pass_names_the_layer(solver, operation, layer, alone):
 def test_an_update_says_so_too(solver):
     with _Full("_foreach_sub_"), pytest.raises(OutOfMemoryError, match=r"^out of memory: 1\.50 GiB more are needed"):
         solver.step(1)
+
+
+def test_a_later_pass_says_that_it_is_the_backward_pass(solver):
+    solver.step(4)
+    with _Full("tanh_backward"), pytest.raises(OutOfMemoryError, match=r"^backward: out of memory"):
+        solver.step(1)
+
+
+def test_a_net_without_parameters_says_it_too(tmp_path):
+    path = tmp_path / "deploy.prototxt"
+    path.write_text(
+        'force_backward: true layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 } } } '
+        'layer { name: "squashed" type: "TanH" bottom: "x" top: "y" }'
+    )
+    with pretend.gpus(2):
+        caffe.set_device(1)
+        caffe.set_mode_gpu()
+        net = caffe.Net(str(path), caffe.TEST)
+        net.forward()
+        net.blobs["y"].diff[...] = 1
+        with _Full("tanh_backward"), pytest.raises(OutOfMemoryError, match='layer "squashed", backward'):
+            net.backward()
+        caffe.set_device(0)
+        caffe.set_mode_cpu()
+
+
+@pytest.mark.parametrize("text", ["out of memory in my cache", "can't allocate memory for a reason of mine"])
+def test_an_error_in_other_words_stays_as_it_is(text):
+    assert memory.shortage(RuntimeError(text)) == ""
 
 
 def test_training_goes_on_when_there_is_room_again(solver):

@@ -1,7 +1,9 @@
 """Devices: concurrent jobs hold different ones, and a job that dies releases its own."""
 
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tests.gpu import pretend
 
 HOLD = """
 import sys
+import threading
 from pathlib import Path
 from pipeline.devices import first_free
 with first_free(["GPU-a", "GPU-b"], Path(sys.argv[1])) as number:
@@ -80,6 +83,26 @@ def test_a_job_does_not_wait_for_itself(tmp_path):
     with first_free(["GPU-a"], tmp_path), pytest.raises(InputError) as error, first_free(["GPU-a"], tmp_path):
         pass
     assert "already" in error.value.found
+
+
+def test_a_lock_that_this_process_left_and_another_holds_is_waited_for(job, tmp_path):
+    """As where a job has locked the file and not yet written its own number."""
+    with first_free(["GPU-a"], tmp_path):
+        pass
+    holder, _ = job()
+    (tmp_path / "GPU-a.lock").write_text(f"{os.getpid()} train")
+    with first_free(["GPU-a", "GPU-b"], tmp_path) as number:
+        assert number == 1
+    threading.Timer(0.5, holder.kill).start()
+    with first_free(["GPU-a"], tmp_path) as number:
+        assert number == 0
+
+
+@pytest.mark.parametrize("name", ["MIG-GPU-1/2/0", "../a"])
+def test_a_name_with_slashes_is_a_name(tmp_path, name):
+    with first_free([name], tmp_path / "locks") as number:
+        assert number == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["locks"]
 
 
 def fake_nvidia_smi(folder, monkeypatch, text):

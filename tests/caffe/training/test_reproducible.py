@@ -123,6 +123,20 @@ def test_numerics_are_chosen_by_solver_flag_or_call(folder, how):
     net.close()
 
 
+def test_a_solver_computes_in_its_own_numerics_after_another_one_was_made(folder):
+    reproducible_nets.write("cifar10", 2)
+    text = (folder / "net.prototxt").read_text()
+    (folder / "net.prototxt").write_text(text.replace("mirror: true", "").replace("crop_size: 28", ""))  # no random numbers
+    _, expected = train(2)
+    solver = (folder / "solver.prototxt").read_text()
+    (folder / "other.prototxt").write_text(solver.replace('numerics: "reproducible"', 'numerics: "fp32"'))
+    first = caffe.get_solver("solver.prototxt")
+    caffe.get_solver("other.prototxt").close()
+    first.step(2)
+    assert reproducible_nets.digest(first.net) == expected
+    first.close()
+
+
 def test_an_unknown_numerics_is_refused(folder):
     with pytest.raises(caffe.Error) as error:
         caffe.set_numerics("exact")

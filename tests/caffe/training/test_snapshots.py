@@ -6,6 +6,7 @@ import h5py
 import lmdb
 import numpy as np
 import pytest
+import torch
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -178,6 +179,28 @@ def test_taking_snapshots_does_not_change_training(images, form, diff):
     for name, values in weights.items():
         np.testing.assert_array_equal(values, others[name], name)
     assert losses == theirs
+
+
+class Noisy(caffe.Layer):
+    """Adds PyTorch's own random numbers."""
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].shape)
+
+    def forward(self, bottom, top):
+        top[0].data[...] = bottom[0].data + torch.rand(bottom[0].shape).numpy()
+
+
+def test_a_layer_in_python_that_draws_from_pytorch_resumes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = f"""
+    layer {{ name: "x" type: "DummyData" top: "x" top: "t" dummy_data_param {{ shape {{ dim: 4 dim: 5 }} shape {{ dim: 4 dim: 2 }}
+      data_filler {{ value: 1 }} data_filler {{ value: 2 }} }} }}
+    layer {{ name: "noisy" type: "Python" bottom: "x" top: "y" python_param {{ module: "{__name__}" layer: "Noisy" }} }}
+    layer {{ name: "ip" type: "InnerProduct" bottom: "y" top: "ip"
+      inner_product_param {{ num_output: 2 weight_filler {{ type: "xavier" }} }} }}
+    layer {{ name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "t" top: "loss" }}"""
+    assert_resumes_exactly(tmp_path, net)
 
 
 def test_a_state_from_before_version_0_3_resumes_with_new_random_numbers(images, capfd):
