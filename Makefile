@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test test-long test-scalar lint bench proto schema clean rebuild-check example-manifest check-all
+.PHONY: help env demo test test-long test-scalar lint bench proto schema clean rebuild-check example-manifest check-all gpu-check
 
 # The checked config of the example, as the last build in a folder fixed it.
 FIXED = $$(ls -t $(1)/.snakemake/roastery/*.json | head -1)
@@ -25,14 +25,19 @@ demo: env  ## build the example: data, two nets, features, evaluation and report
 	@$(BIN)/python -m pipeline.report.summary results
 	@echo "report.html has the curves, the confusion matrices, pictures of the nets and every prediction"
 	@echo "Against the build that is recorded in config/example.manifest.json:"
-	@$(BIN)/python -m pipeline.report.verify config/example.manifest.json results/manifest.json --kinds data --accuracies || true
+	@$(BIN)/python -m pipeline.report.verify config/example.manifest.json results/manifest.json --kinds $(SAME) --accuracies || true
 
 # All that the report shows: it is written again when one of them is newer.
 report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/pictures/* results/experiments/*/evaluate/* report/* pipeline/report/style.css)
 	snakemake --report $@ --quiet all
 
-test: env  ## run the tests
+# What a pretend GPU runs a second time: every layer type, solver, net, data layer and snapshot, and the steps' nets.
+ON_GPU := tests/caffe/layer_types tests/caffe/engine tests/caffe/training/test_snapshots.py \
+  tests/pipeline/training/test_recorded_nets.py tests/pipeline/inference tests/pipeline/training/test_frozen.py tests/pipeline/training/test_train.py
+
+test: env  ## run the tests, some of them also on a pretend GPU
 	pytest -n auto -m "not long"
+	pytest -n auto -m "not long" --pretend-gpu $(ON_GPU)
 
 test-long: env  ## run the tests that take long: tutorials, published configs and nets, the report in a browser
 	pytest -n auto -m long
@@ -43,21 +48,25 @@ NUMERIC := tests/caffe/layer_types tests/caffe/engine/test_gradients.py tests/ca
 test-scalar: env  ## run the numeric tests as a processor without AVX would, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long" $(NUMERIC)
 
-rebuild-check: env  ## build the example twice, and its data without vector code, in folders of their own, and compare
+SAME := data weights predictions metrics
+EXAMPLE = snakemake --quiet rules host --configfile config/config.yaml --directory .rebuild/$(1) --cores
+
+rebuild-check: env  ## build the example three times: with all cores, with one, and without vector code; and compare
 	rm -rf .rebuild && mkdir -p .rebuild/first .rebuild/second .rebuild/scalar
-	snakemake --cores all --quiet rules host --configfile config/config.yaml --directory .rebuild/first
-	snakemake --cores all --quiet rules host --configfile config/config.yaml --directory .rebuild/second
-	$(BIN)/python -m tests.without_vector_code snakemake --cores all --quiet rules host --configfile config/config.yaml \
-	  --directory .rebuild/scalar -- $(foreach name,base target,results/datasets/digits_$(name)/mean.binaryproto \
-	  results/datasets/digits_$(name)/lmdb/val.manifest.json)
-	$(BIN)/python -m pipeline.report.manifest .rebuild/scalar/results .rebuild/scalar/results/manifest.json --config $(call FIXED,.rebuild/scalar)
+	$(call EXAMPLE,first) all
+	$(call EXAMPLE,second) 1
+	$(BIN)/python -m tests.without_vector_code $(call EXAMPLE,scalar) all
 	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json
-	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json .rebuild/second/results/manifest.json
-	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json .rebuild/scalar/results/manifest.json --kinds data
+	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json .rebuild/second/results/manifest.json --kinds $(SAME)
+	$(BIN)/python -m pipeline.report.verify .rebuild/first/results/manifest.json .rebuild/scalar/results/manifest.json --kinds $(SAME)
+	$(BIN)/python -m pipeline.report.verify config/example.manifest.json .rebuild/first/results/manifest.json --kinds $(SAME)
 	rm -rf .rebuild
 
-example-manifest: demo  ## record the data and the accuracies of the example in config/, after a demo
-	$(BIN)/python -m pipeline.report.manifest results config/example.manifest.json --config $(call FIXED,.) --kinds data
+example-manifest: demo  ## record the example's results and accuracies in config/, after a demo
+	$(BIN)/python -m pipeline.report.manifest results config/example.manifest.json --config $(call FIXED,.) --kinds $(SAME)
+
+gpu-check: env  ## check and measure this machine's GPU, in at most 8 minutes
+	$(BIN)/python benchmarks/gpu_check.py
 
 check-all: env  ## everything, before a release: all tests with 1 and 2 threads, without vector code, under load; a rebuild
 	$(MAKE) lint types docs

@@ -24,6 +24,7 @@ from caffe.engine.mode import set_device as set_device
 from caffe.engine.mode import set_mode_cpu as set_mode_cpu
 from caffe.engine.mode import set_mode_gpu as set_mode_gpu
 from caffe.engine.mode import set_multiprocess as set_multiprocess
+from caffe.engine.mode import set_numerics as set_numerics
 from caffe.engine.mode import set_random_seed as set_random_seed
 from caffe.engine.mode import set_solver_count as set_solver_count
 from caffe.engine.mode import set_solver_rank as set_solver_rank
@@ -54,6 +55,7 @@ from caffe.net_spec import NetSpec as NetSpec
 from caffe.net_spec import layers as layers
 from caffe.net_spec import params as params
 from caffe.net_spec import to_proto as to_proto
+from caffe.numerics.generator import Generator as Generator
 from caffe.timer import Timer as Timer
 from caffe.training.diagnosis import DivergenceError as DivergenceError
 from caffe.training.nccl import NCCL as NCCL

@@ -63,6 +63,10 @@ class WeightsError(Error):
         return type(self), (self.where, self.found, self.expected, self.do, self.layers)
 
 
+class OutOfMemoryError(Error, RuntimeError):
+    """A net that needs more memory than there is; also a RuntimeError, as PyTorch's own is."""
+
+
 class SolverError(Error):
     """A solver definition or state that is invalid."""
 

@@ -112,6 +112,9 @@ train_output = Event("solver.cpp:258", "    Train net output #{}: {} = {:g}{}")
 training_begun = Event("solver.cpp:289", "Solving {}")
 policy_named = Event("solver.cpp:290", "Learning Rate Policy: {}")
 solver_restored = Event("solver.cpp:297", "Restoring previous solver status from {}")
+random_numbers_not_resumed = Event(
+    "solver.cpp:297", "The state is from before version 0.3, whose random numbers were others: new ones are drawn.", WARNING
+)
 training_stopped = Event("solver.cpp:314", "Optimization stopped early.")
 last_loss_displayed = Event("solver.cpp:327", "Iteration {}, loss = {:g}")
 training_ended = Event("solver.cpp:332", "Optimization Done.")

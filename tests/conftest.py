@@ -16,6 +16,30 @@ needs_leveldb = pytest.mark.skipif(importlib.util.find_spec("plyvel") is None, r
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the recordings and data of ../shared are missing")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--pretend-gpu", action="store_true", help="run every test on a pretend GPU (tests/gpu/pretend.py)")
+
+
+@pytest.fixture(autouse=True)
+def _device(request, monkeypatch):
+    """With --pretend-gpu, nets are made on a pretend GPU, whatever a test asks for."""
+    if not request.config.getoption("--pretend-gpu"):
+        yield
+        return
+    import caffe
+    from caffe.engine import mode
+    from tests.gpu import pretend
+
+    with pretend.gpus(2):
+        caffe.set_device(0)
+        caffe.set_mode_gpu()
+        for module in (caffe, mode):
+            monkeypatch.setattr(module, "set_mode_cpu", lambda: None, raising=False)
+        yield
+    monkeypatch.undo()
+    mode.set_mode_cpu()
+
+
 @pytest.fixture
 def write(tmp_path):
     """write(name, text) gives the path of a new file in the test's own folder."""

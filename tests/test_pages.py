@@ -1,7 +1,10 @@
 """Links, commands, paths and names in the pages: everything that they refer to exists."""
 
 import ast
+import csv
+import hashlib
 import importlib
+import json
 import pkgutil
 import re
 import subprocess
@@ -187,3 +190,16 @@ def test_the_site_has_every_page():
     text = (ROOT / "mkdocs.yml").read_text()
     listed = re.findall(r"[\w./-]+\.md", yaml.safe_dump(yaml.load(text, Loader)["nav"]))
     assert sorted(listed) == sorted(PAGES)
+
+
+@pytest.mark.parametrize("experiment", ["base", "scratch", "finetuned"])
+def test_the_readme_s_table_is_that_of_the_recorded_example(experiment):
+    """The metrics that docs/logs/ has are the recorded ones to the byte, and the table's accuracies are taken from them."""
+    recorded = json.loads((ROOT / "config/example.manifest.json").read_text())
+    metrics = (ROOT / f"docs/logs/digits_{experiment}.csv").read_bytes()
+    assert hashlib.sha256(metrics).hexdigest() == recorded["results"][f"experiments/{experiment}/train/metrics.csv"]["sha256"]
+    tests = {row["iteration"]: float(row["test_accuracy"]) for row in csv.DictReader(metrics.decode().splitlines())}
+    readme = (ROOT / "README.md").read_text()
+    (row,) = re.findall(rf"^\| {experiment} \| digits.* \| (.*) \| (.*) \|$", readme, re.MULTILINE)
+    early = f"{100 * tests['20']:.1f} %" if "20" in tests else "–"
+    assert row == (early, f"{100 * recorded['accuracies'][experiment]['val']:.1f} %")

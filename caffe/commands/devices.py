@@ -16,6 +16,8 @@ def parse_gpus(flag: str) -> list[int]:
     parts = [part.strip() for part in flag.split(",")] if flag else []
     if not all(part.isdigit() for part in parts):
         raise Error(f"-gpu {flag}", "not a list of GPUs", "it must be comma-separated device IDs, or all", "for example -gpu 0,1")
+    if repeated := sorted({part for part in parts if parts.count(part) > 1}):
+        raise Error(f"-gpu {flag}", f"GPU {repeated[0]} twice", "each is used by one process", "name each once")
     return [int(part) for part in parts]
 
 
@@ -28,8 +30,9 @@ def select(gpu: int | None) -> None:
         mode.set_mode_gpu()
 
 
-def use_one(command: str, flag: str) -> None:
-    """Run on the first GPU of -gpu, or on the CPU; log which as the command does."""
+def use_one(command: str, flag: str, numerics: str) -> None:
+    """Run on the first GPU of -gpu, or on the CPU, in the numerics of -numerics; log the device as the command does."""
+    mode.set_numerics(numerics or mode.numerics())
     gpus = parse_gpus(flag)
     for number in reversed(gpus[1:]):
         events.gpu_left_out[command](number)

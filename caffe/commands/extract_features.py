@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("batches", type=int, help="number of mini-batches")
     parser.add_argument("backend", metavar="db_type", choices=("lmdb", "leveldb"))
     parser.add_argument("device", nargs="*", help="CPU (the default), or GPU and its device ID, as 1 or DEVICE_ID=1")
+    flags.add_numerics(parser)
     arguments = parser.parse_args(argv)
     blobs, databases = arguments.blobs.split(","), arguments.databases.split(",")
     if len(blobs) != len(databases):
@@ -48,7 +49,7 @@ def _device(words: list[str]) -> str:
 
 def extract(arguments: argparse.Namespace, blobs: list[str], databases: list[str], gpu: str) -> None:
     """Write the databases."""
-    devices.use_one("extract_features", gpu)
+    devices.use_one("extract_features", gpu, arguments.numerics)
     net = Net(arguments.net, arguments.weights, caffe_pb2.TEST)
     missing = [name for name in blobs if name not in net.blobs]
     if missing:

@@ -13,6 +13,7 @@ from typing import Any
 
 from caffe import events, glog
 from caffe.errors import Error
+from caffe.numerics import NUMERICS
 
 # In BVLC Caffe train, test, time and device_query are one program, so that each accepts these flags, used or not.
 _SHARED_FLAGS: tuple[str, ...] = ("gpu", "level", "stage", "solver", "model", "weights", "snapshot", "iterations", "phase")
@@ -57,6 +58,18 @@ def add_net_flags(result: argparse.ArgumentParser) -> None:
     add(result, "gpu", "comma-separated device IDs, or all; without it, the CPU")
     add(result, "level", "level of the net's state (default: 0)", default=0, type=int)
     add(result, "stage", "comma-separated stages of the net's state")
+    add_numerics(result)
+
+
+def add_numerics(result: argparse.ArgumentParser) -> None:
+    """The flag that chooses how nets compute."""
+    add(
+        result,
+        "numerics",
+        "reproducible, fp32 or fast (default: the solver's, else fp32)",
+        choices=("", *NUMERICS),
+        metavar="HOW",
+    )
 
 
 def parse(command: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:

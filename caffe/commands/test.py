@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
 
 def score(arguments: argparse.Namespace) -> None:
     """Run the batches; log each output of each batch, and the means."""
-    devices.use_one("test", arguments.gpu)
+    devices.use_one("test", arguments.gpu, arguments.numerics)
     net = Net(arguments.model, TEST, level=arguments.level, stages=arguments.stage.split(","))
     for path in arguments.weights.split(","):
         net.copy_from(path.strip())

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 def benchmark(arguments: argparse.Namespace) -> None:
     """Run the passes and log their times in milliseconds."""
-    devices.use_one("time", arguments.gpu)
+    devices.use_one("time", arguments.gpu, arguments.numerics)
     net = _create_net(arguments)
     events.first_forward()
     events.first_loss(_forward(net))

@@ -67,6 +67,8 @@ def train(arguments: Namespace, place: Place) -> None:
         events.train_on_cpu()
     param.train_state.level = arguments.level
     param.train_state.stage.extend(arguments.stage.split(","))
+    if arguments.numerics:
+        param.numerics = arguments.numerics
     if arguments.snapshot or arguments.weights:
         param.ClearField("weights")
         param.weights.extend(filter(None, [arguments.weights]))

@@ -4,7 +4,7 @@ import torch
 
 from caffe import events
 from caffe.engine import layer as layers
-from caffe.engine import topology
+from caffe.engine import memory, topology
 from caffe.engine.blob import Blob
 from caffe.engine.executor import BuiltNet, Step
 from caffe.engine.graph import NetGraph
@@ -24,7 +24,9 @@ def build(definition: caffe_pb2.NetParameter, places: list[str], device: torch.d
     included, places = topology.with_splits(included, places, loss_weight)
     net = BuiltNet(included, device)
     builder = _Builder(net)
-    net.steps = [builder.add(param, place) for param, place in zip(included.layer, places, strict=True)]
+    for param, place in zip(included.layer, places, strict=True):
+        with memory.explained(place):
+            net.steps.append(builder.add(param, place))
     net.graph = NetGraph(included.layer)
     _decide_backward(net)
     net.outputs = sorted(value.blob for value in net.graph.outputs())

@@ -7,22 +7,27 @@ with the diffs of the blobs at its end, as Caffe goes through layers.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from caffe.engine import machine
+from caffe.engine import machine, memory
 from caffe.engine.blob import Blob
 from caffe.engine.graph import NetGraph
 from caffe.engine.layer import Layer
-from caffe.errors import Error, LayerError
+from caffe.engine.side import show_held_views
+from caffe.errors import Error, LayerError, OutOfMemoryError
+from caffe.numerics.dispatch import NotReproducibleError
 from caffe.proto import caffe_pb2
 
+NOTED = 3
+"""The first passes, where memory runs out if it does, note which layer backward has reached; later ones save the time."""
 Place = torch.Tensor | GradientEdge
 """A value in the graph; where it has been overwritten, its edge."""
 
@@ -141,6 +146,8 @@ class Executor:
         self.steps = steps = net.steps
         self._segments = 0
         self._objectives: list[tuple[str, torch.Tensor]] = []
+        self._passes = 0
+        self._reached = ""
         # Two-dimensional convolutions are faster channels-last, on CPUs and GPUs.
         self.channels_last = any(step.layer.begins_layout and len(step.layer.blobs[0].shape) == 4 for step in steps)
         if self.channels_last:
@@ -170,7 +177,7 @@ class Executor:
 
     # ---- forward
 
-    @machine.without_denormals
+    @machine.in_numerics
     def forward(self, first: int, last: int) -> None:
         """Compute the tops of layers `first` to `last` (both included) from the current values of the blobs that they read.
 
@@ -185,7 +192,7 @@ class Executor:
             step.places = ()  # they hold the memory of the last pass
         self._run(plan, edges)
 
-    @machine.without_denormals
+    @machine.in_numerics
     def train_forward(self) -> None:
         """Compute the whole net, to be followed by `train_backward`."""
         last = len(self.steps) - 1
@@ -196,6 +203,7 @@ class Executor:
 
     def _run(self, plan: Plan, edges: bool) -> dict[str, torch.Tensor]:
         plan.release()
+        self._passes += 1
         values = {name: self._entering(name, edges) for name in plan.entering}
         entries: dict[str, Place] = dict(values)
         for name in plan.changed:
@@ -205,6 +213,8 @@ class Executor:
         for step, sources in plan.steps:
             bottoms = [values[name] if propagates else values[name].detach() for name, propagates in sources]
             tops = self._compute(step, bottoms)
+            if self._passes <= NOTED and step.needs_backward:
+                self._note_layer(step, tops)
             if edges and not step.bottoms:  # data, whose gradient is computed under force_backward
                 needs = self.net.blob_needs_backward
                 pairs = zip(step.tops, tops, strict=True)
@@ -218,11 +228,12 @@ class Executor:
         blobs = self.net.blobs
         for name in plan.made:
             blobs[name].tensor = values[name]
+        show_held_views()  # running statistics
         return values
 
     def _entering(self, name: str, edges: bool) -> torch.Tensor:
         """A blob's current values, as the beginning of a segment."""
-        value = self.net.blobs[name].tensor
+        value = machine.entering(self.net.blobs[name].tensor)
         if self.channels_last:
             value = _channels_last(value)
         return value.detach().requires_grad_() if edges and self.net.blob_needs_backward[name] else value
@@ -231,19 +242,25 @@ class Executor:
         """A layer's tops, in the net's memory layout."""
         try:
             result = step.layer.forward(*bottoms)
+        except NotReproducibleError as error:
+            raise LayerError(step.layer.where, error.found, error.expected, error.do) from error
         except RuntimeError as error:
+            if found := memory.shortage(error):
+                raise OutOfMemoryError(step.layer.where, found, do=memory.DO) from error
             if isinstance(error, Error) or step.layer.runs_user_code:
                 raise
             shapes = ", ".join(str(tuple(bottom.shape)) for bottom in bottoms)
             found = f"cannot compute from bottoms of shapes {shapes}: {str(error).splitlines()[0]}"
             raise LayerError(step.layer.where, found) from error
-        tops = (result,) if isinstance(result, torch.Tensor) else result
+        tops: Sequence[torch.Tensor] = (result,) if isinstance(result, torch.Tensor) else result
+        if not step.bottoms:
+            tops = [machine.entering(top) for top in tops]
         begins_layout = not step.bottoms or step.layer.begins_layout
         return [_channels_last(top) for top in tops] if begins_layout and self.channels_last else tops
 
     # ---- backward
 
-    @machine.without_denormals
+    @machine.in_numerics
     def train_backward(self) -> None:
         """Add the gradients of the whole net to those of its parameters, and free the graph's memory."""
         roots = []
@@ -253,9 +270,33 @@ class Executor:
                 roots.append((value * seed).sum())  # with the seed as an argument, PyTorch imports sympy: 0.3 s
         self._objectives = []
         if roots:
-            torch.autograd.backward(roots)
+            with self._naming_layer():
+                torch.autograd.backward(roots)
+        show_held_views()
 
-    @machine.without_denormals
+    @contextlib.contextmanager
+    def _naming_layer(self) -> Iterator[None]:
+        """Name the layer that a backward pass has reached if memory runs out."""
+        self._reached = ""
+        try:
+            yield
+        except RuntimeError as error:
+            if found := memory.shortage(error):
+                where = f"{self._reached}, backward" if self._reached else "backward"
+                raise OutOfMemoryError(where, found, do=memory.DO) from error
+            raise
+
+    def _note_layer(self, step: Step, tops: Sequence[torch.Tensor]) -> None:
+        """Let the backward pass note that it has reached a layer."""
+
+        def note(gradients: tuple[torch.Tensor, ...]) -> None:
+            self._reached = step.layer.where
+
+        for node in {top.grad_fn for top in tops}:
+            if node is not None:
+                node.register_prehook(note)
+
+    @machine.in_numerics
     def backward(self, last: int, first: int) -> None:
         """Compute gradients through layers `last` down to `first` (both included), from the diffs of their tops.
 
@@ -270,13 +311,14 @@ class Executor:
 
     def _backward_segment(self, plan: BackwardPlan) -> None:
         blobs = self.net.blobs
-        roots, seeds = [], []
+        roots: list[Place] = []
+        seeds = []
         for step, slot, name in plan.roots:
-            place = step.places[slot]
+            place, blob = step.places[slot], blobs[name]
             if _is_in_graph(place):
-                seed = blobs[name].gradient
+                seed = blob.gradient
                 if seed is None and step.layer.runs_user_code:
-                    seed = torch.zeros_like(blobs[name].tensor)
+                    seed = torch.zeros_like(blob.tensor)
                 if seed is not None:
                     roots.append(place)
                     seeds.append(seed.clone(memory_format=torch.contiguous_format))
@@ -287,8 +329,9 @@ class Executor:
         targets += [place for _, place in bottoms]
         if not roots or not targets:
             return
-        # The stub of `grad` lacks mixed lists of tensors and edges.
-        gradients = torch.autograd.grad(roots, targets, seeds, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
+        with self._naming_layer():
+            # The stub of `grad` lacks mixed lists of tensors and edges.
+            gradients = torch.autograd.grad(roots, targets, seeds, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
         for owner, gradient in zip(learned, gradients, strict=False):
             if gradient is not None:
                 total = owner.gradient
@@ -299,6 +342,7 @@ class Executor:
         for (blob, _), gradient in zip(bottoms, gradients[len(learned) :], strict=True):
             if gradient is not None:
                 blob.gradient = gradient
+        show_held_views()
 
 
 def _is_in_graph(place: Place | None) -> bool:

@@ -230,7 +230,10 @@ class Net:
         return parameters.copy_weights(self.layers, os.fsdecode(path), skip)
 
     def share_with(self, other: Net) -> None:
-        """Use the memory of another net's parameters in the layers of the same names."""
+        """Use the memory of another net's parameters in the layers of the same names; both nets must be on one device."""
+        if self.device != other.device:
+            found, expected = f"share_with a net on {other.device}", f"this net is on {self.device}"
+            raise Error(f'net "{self.name}"', found, expected, "make both after the same set_device, or use copy_from")
         parameters.share_weights(self.layers, other.layers)
 
     def save(self, path: os.PathLike[str] | str, diff: bool = False) -> None:

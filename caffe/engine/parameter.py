@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from caffe.engine.blob import Blob
-from caffe.engine.side import Side, resized
+from caffe.engine.side import Side, resized, show_held_views
 
 _orders = itertools.count()
 
@@ -118,6 +118,7 @@ class Parameter(Blob):
     @tensor.setter
     def tensor(self, value: torch.Tensor) -> None:
         self.tensor.copy_(value)
+        show_held_views()
 
     @property
     def data(self) -> np.ndarray:

@@ -43,11 +43,13 @@ class Layer:
     phase      caffe.TRAIN or caffe.TEST; as text "TRAIN" or "TEST"
     blobs      learned parameters: self.blobs.add_blob(10, 3) in `setup` appends one; `backward` adds to their diffs
 
-    batch_size records per batch, of a layer that reads records and implements `seek`
+    batch_size    records per batch, of a layer that reads records and implements `seek`
+    reproducible  whether its results are the same to the byte on every machine, as `numerics: reproducible` demands
     """
 
     type = "Python"
     batch_size = 0
+    reproducible = False
     param_str = ""
     param_str_ = ""
     phase = Phase.TEST

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from caffe.engine import debug
+from caffe.engine import debug, machine
 from caffe.engine.executor import BuiltNet, Executor
 
 
@@ -65,6 +65,10 @@ class Runner:
             self.forward(0, self._last)
         else:
             self._executor.train_forward()
+        return self._loss()
+
+    @machine.in_numerics
+    def _loss(self) -> torch.Tensor:
         losses = [(self._net.blobs[name].tensor, weight) for name, weight in self._net.blob_loss_weights.items() if weight]
         terms = [value if value.dim() == 0 and weight == 1 else value.sum() * weight for value, weight in losses]
         return functools.reduce(operator.add, terms) if terms else torch.zeros(())

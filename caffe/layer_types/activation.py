@@ -1,12 +1,11 @@
 """Element-wise layers: ReLU, PReLU, ELU, Sigmoid, TanH, Swish, BNLL, AbsVal, Clip, Exp, Log, Power, Threshold."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine.layer import WEIGHT, Layer, Shape, register
+from caffe.numerics import scalars
 from caffe.proto import caffe_pb2
 
 
@@ -133,7 +132,7 @@ def _log_base(layer: Layer, base: float) -> float:
         return 1.0
     if base <= 0:
         raise layer.error(f"base {base:g}", "it must be larger than 0, or -1 for e")
-    return math.log(base)
+    return scalars.log(base)
 
 
 @register("Exp")
@@ -143,7 +142,7 @@ class Exp(Elementwise):
     def setup(self, shape: Shape) -> None:
         p = self.param.exp_param
         log_base = _log_base(self, p.base)
-        self.inner, self.outer = log_base * p.scale, math.exp(log_base * p.shift)
+        self.inner, self.outer = log_base * p.scale, scalars.exp(log_base * p.shift)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.exp(self.inner * x) * self.outer
@@ -175,7 +174,7 @@ class Power(Elementwise):
     def forward(self, x: Tensor) -> Tensor:
         p = self.param.power_param
         if p.power * p.scale == 0:
-            constant = torch.full_like(x, p.shift**p.power)
+            constant = torch.full_like(x, scalars.power(p.shift, p.power))
             return constant + x.detach() * 0 if x.requires_grad else constant
         y = x * p.scale if p.scale != 1 else x
         y = y + p.shift if p.shift != 0 else y

@@ -2,9 +2,11 @@
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+from caffe.engine import mode
 from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, register
 from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
@@ -119,4 +121,8 @@ class Dropout(Layer):
         return "drops values at random" if self.phase == caffe_pb2.TRAIN else ""
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.dropout(x, self.param.dropout_param.dropout_ratio, self.phase == caffe_pb2.TRAIN)
+        if self.phase != caffe_pb2.TRAIN:
+            return x
+        keep = 1 - self.param.dropout_param.dropout_ratio
+        kept = torch.from_numpy(mode.generator.chosen(keep, tuple(x.shape))).to(x.device)
+        return x * (kept * (1 / keep))

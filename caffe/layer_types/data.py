@@ -18,6 +18,7 @@ from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error
 from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import open_db
+from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
 
@@ -117,10 +118,15 @@ class Prefetching(Records):
 
     def setup(self, *shapes: Shape) -> None:
         self._thread: threading.Thread | None = None
-        self.rng = np.random.default_rng(mode.data_rng.integers(2**63))
+        self.rng = Generator(mode.generator.seed())
         self._position = 0
         self._generator: Mapping[str, Any] | None = None
         """State of the random generator after the last batch returned; the thread is already ahead of it."""
+
+    @property
+    def transform_device(self) -> torch.device:
+        """Where images are transformed: a GPU interpolates with other roundings than the CPU."""
+        return torch.device("cpu") if mode.numerics() == "reproducible" else self.device
 
     def read(self, position: int) -> Iterator[Batch]:
         """Yield the tops of batch after batch endlessly, starting at the record `position`; subclasses define it."""
@@ -132,11 +138,13 @@ class Prefetching(Records):
 
     def keep(self, state: caffe_pb2.LayerState) -> None:
         state.position = self._position
-        state.generator = json.dumps(self._generator or self.rng.bit_generator.state)
+        state.generator = json.dumps(self._generator or self.rng.state)
 
     def resume(self, state: caffe_pb2.LayerState) -> None:
         self.seek(state.position)
-        self._generator = self.rng.bit_generator.state = json.loads(state.generator)
+        generator = json.loads(state.generator)
+        if "bit_generator" not in generator:  # NumPy's, in states from before 0.3
+            self._generator = self.rng.state = generator
 
     def batch_dependence(self) -> str:
         transform = self.param.transform_param
@@ -156,7 +164,7 @@ class Prefetching(Records):
 
     def _start(self) -> None:
         if self._generator is not None:
-            self.rng.bit_generator.state = self._generator
+            self.rng.state = self._generator
         self._stop = threading.Event()
         self._queue: queue.Queue[Item] = queue.Queue(maxsize=max(1, self.ahead))
         arguments = (self._position, self._queue, self._stop)
@@ -173,7 +181,7 @@ class Prefetching(Records):
         try:
             for batch in self.read(position):
                 position += self.batch_size
-                put((batch, position, self.rng.bit_generator.state))
+                put((batch, position, self.rng.state))
                 if stop.is_set():
                     return
         except Exception as error:  # raised in the thread that waits for the batch
@@ -208,7 +216,7 @@ class Data(Prefetching):
         p = self.param.data_param
         self.require_positive("batch_size")
         self.ahead = p.prefetch
-        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
         self.color = True if p.force_encoded_color else self.transformer.color
         self.image = self.pixels(next(self.database.values()))[0].shape
         events.database_batch_shaped(",".join(map(str, self.top_shapes()[0])))

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from caffe import events
+from caffe.engine import mode
 from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error, FileError
 from caffe.layer_types.data import Batch, Prefetching, Records, Source
+from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
 
@@ -77,11 +79,11 @@ class ImageData(Prefetching):
         events.image_list_opened(p.source)
         self.lines = self.read_list()
         events.images_listed(len(self.lines))
-        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
-        self.seed = int(self.rng.integers(2**63)) if p.shuffle else None
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
+        self.seed = self.rng.seed() if p.shuffle else None
         if p.shuffle:
             events.image_list_shuffled()
-        self.skipped = int(self.rng.integers(p.rand_skip)) if p.rand_skip else 0
+        self.skipped = self.rng.integers(p.rand_skip) if p.rand_skip else 0
         if self.skipped >= len(self.lines):
             raise self.error(f"rand_skip {p.rand_skip}", f"there are {len(self.lines)} images")
         self.size = (p.new_height, p.new_width) if p.new_height else None
@@ -133,7 +135,7 @@ class ImageData(Prefetching):
                 if last is not None:
                     events.image_list_restarted()
                 if self.seed is not None:
-                    order = np.random.default_rng([self.seed, epoch]).permutation(count)
+                    order = Generator(self.seed, epoch).permutation(count)
                 last = epoch
             yield self.lines[order[index]]
 
@@ -192,7 +194,7 @@ class HDF5Data(Records):
         self.files = lines_of(p.source, "list of HDF5 files")
         events.hdf5_files_listed(len(self.files))
         self.shuffle = p.shuffle
-        self.seed = int(torch.randint(2**62, ())) if p.shuffle else 0
+        self.seed = mode.generator.seed() if p.shuffle else 0
         self.count_rows = functools.cache(lambda path: len(self._load(path)[0]))
         self.seek(0)
         self.shapes = [array.shape[1:] for array in self._load(self.files[0])]
@@ -241,7 +243,7 @@ class HDF5Data(Records):
 
     def _order(self, count: int, *place: int) -> Sequence[int] | np.ndarray:
         """Order of the files, or of the rows of a file; `place` is the epoch, and for rows the file's index."""
-        return np.random.default_rng([self.seed, *place]).permutation(count) if self.shuffle else range(count)
+        return Generator(self.seed, *place).permutation(count) if self.shuffle else range(count)
 
     def _rows(self, position: int) -> Iterator[list[np.ndarray]]:
         """Rows from `position` on, endlessly; seed and epoch determine each epoch's order."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from caffe.engine import python_layer
+from caffe.engine import mode, python_layer
 from caffe.engine.blob import Blob
 from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.errors import nearest
@@ -133,6 +133,10 @@ class Python(Layer):
             getattr(self.written, method)(*arguments)
 
     def forward(self, *bottoms: Tensor) -> Tops:
+        if mode.numerics() == "reproducible" and not self.written.reproducible:
+            found = f"{type(self.written).__name__} is written in Python: what it computes with NumPy is not seen"
+            do = "set `reproducible = True` in its class if it computes the same on every machine, or use another numerics"
+            raise self.error(found, "numerics: reproducible", do)
         blobs = [Blob(x.shape, x.device) for x in bottoms]
         for slot, (blob, x) in enumerate(zip(blobs, bottoms, strict=True)):
             blob.tensor = x.detach().clone() if slot in self.in_place else x.detach()

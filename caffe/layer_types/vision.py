@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from caffe.engine import mode
 from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, Tops, register
 from caffe.proto import caffe_pb2
 
@@ -169,7 +170,9 @@ class Convolution(_Convolving):
         self.takes_pairs = plain and self.blobs[0].shape[1] == 1 and self.device.type == "cpu"
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.takes_pairs and _pairs_fit(x, self.kernel[1], self.stride[1], self.pad[1]):
+        # A gradient that is rounded once for each half of the pairs would not be a GPU's.
+        pairs = self.takes_pairs and mode.numerics() != "reproducible"
+        if pairs and _pairs_fit(x, self.kernel[1], self.stride[1], self.pad[1]):
             return _convolve_pairs(x, weight, bias, self.stride, self.pad)
         convolution = _CONVOLUTIONS[len(self.kernel)]
         return convolution(x, weight, bias, self.stride, self.pad, self.dilation, self.group)
@@ -316,7 +319,7 @@ class Pooling(Layer):
         total = windows.sum(-1, keepdim=True)
         if self.phase == caffe_pb2.TEST:
             return (windows * windows).sum(-1) / total[..., 0].clamp_min(torch.finfo(x.dtype).tiny)
-        threshold = torch.rand_like(total) * total
+        threshold = torch.from_numpy(mode.generator.random(tuple(total.shape))).to(total) * total
         drawn = (windows.cumsum(-1) >= threshold).to(torch.uint8).argmax(-1, keepdim=True)
         return windows.gather(-1, drawn)[..., 0]
 

@@ -58,7 +58,7 @@ class WindowData(Prefetching):
             raise Error(p.source, "a foreground window of label 0", "0 is the background")
         events.window_images_listed(len(self.images))
         # The transformer only loads and checks the mean; mirror, scale and mean are applied here.
-        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.device)
+        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
         mean = self.transformer.mean
         self.offset = 0
         if mean is not None:
@@ -113,7 +113,7 @@ class WindowData(Prefetching):
         for row in range(self.batch_size):
             is_object = row >= self.batch_size - self.objects
             windows = self.foreground if is_object else self.background
-            window = windows[int(self.rng.integers(len(windows)))]
+            window = windows[self.rng.integers(len(windows))]
             mirror = self.param.transform_param.mirror and bool(self.rng.integers(2))
             self.fill(data[row], window, mirror)
             labels[row] = window.label if is_object else 0

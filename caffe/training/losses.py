@@ -1,18 +1,17 @@
 """The last losses of a training, which average_loss smooths."""
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
 import torch
 
-from caffe.engine import mode
-
 
 class RecentLosses:
-    """The losses of the last iterations; as tensors, so that a GPU computes on until they are read."""
+    """The losses of the last iterations."""
 
     def __init__(self) -> None:
-        self._losses: deque[torch.Tensor] = deque()
+        self._losses: deque[float] = deque()
         self._recalled = False
 
     def begin(self, window: int) -> None:
@@ -22,18 +21,18 @@ class RecentLosses:
 
     def recall(self, losses: Iterable[float]) -> None:
         """Let the next run begin with the last losses of an earlier one."""
-        self._losses = deque(torch.tensor(loss, device=mode.device()) for loss in losses)
+        self._losses = deque(losses)
         self._recalled = True
 
     def append(self, loss: torch.Tensor) -> float:
         """Add the loss of an iteration; returns its value."""
-        self._losses.append(loss)
-        return float(loss)
+        self._losses.append(float(loss))
+        return self._losses[-1]
 
     def mean(self) -> float:
         """The smoothed loss."""
-        return float(torch.stack(tuple(self._losses)).mean())
+        return math.fsum(self._losses) / len(self._losses)
 
     def values(self) -> list[float]:
         """The losses, the latest last."""
-        return [float(loss) for loss in self._losses]
+        return list(self._losses)

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import torch
 import torch.distributed
 
-from caffe.engine import mode
+from caffe.engine import machine, mode
 from caffe.engine.parameter import Parameter
+from caffe.engine.side import show_held_views
 from caffe.errors import Error
 from caffe.training.peers import Peers
 from caffe.training.solver import Solver
@@ -97,7 +98,7 @@ class NCCL:
         exchanged = [blob for blob in reversed(solver.net.learnable_params()) if blob.has_gradient]
         # In the order in which a backward pass reaches them, the unreached ones last.
         exchanged.sort(key=lambda blob: not blob.leaf.requires_grad)
-        self._buckets = [_Bucket(blobs, mode.solver_count()) for blobs in _split(exchanged)]
+        self._buckets = [_Bucket(blobs, mode.solver_count(), solver.net.device) for blobs in _split(exchanged)]
         self._sent = 0
         self._during_backward = False
         self._passes: int | None = None
@@ -162,6 +163,7 @@ class NCCL:
             for bucket in self._buckets:
                 bucket.add()
             wishes = [bucket.finish() for bucket in self._buckets]
+        show_held_views()
         self._solver.agree_to_stop(bool(wishes[-1] > 0))
 
     @contextlib.contextmanager
@@ -184,6 +186,15 @@ def _split(blobs: Iterable[Parameter]) -> list[list[Parameter]]:
     return groups
 
 
+@machine.in_numerics
+def _mean(gradients: torch.Tensor) -> torch.Tensor:
+    """The mean of each process's gradients, overwriting the first's: added in the order of ranks, as iter_size adds them."""
+    first, *others = gradients
+    for other in others:
+        first.add_(other)
+    return first.mul_(1 / len(gradients))  # type: ignore[no-any-return]
+
+
 class _Bucket:
     """Gradients that are exchanged at once, in a row-major buffer.
 
@@ -191,8 +202,9 @@ class _Bucket:
     as a ring's all-reduce, but the order of sums depends on neither network nor library.
     """
 
-    def __init__(self, blobs: list[Parameter], count: int):
+    def __init__(self, blobs: list[Parameter], count: int, device: torch.device):
         self.blobs = blobs
+        self._device = device
         self.arrived = 0
         """Number of gradients that backward passes have finished in this iteration."""
         self.awaited = [blob for blob in blobs if blob.leaf.requires_grad]
@@ -203,7 +215,7 @@ class _Bucket:
 
     def send(self, stop: bool) -> None:
         """Start to send each process its share of the gradients and of the flag to stop."""
-        self._buffer = torch.zeros(self._length, device=mode.device())
+        self._buffer = torch.zeros(self._length, device=self._device)
         for blob, rows in self._rows():
             gradient = blob.gradient
             if gradient is not None:
@@ -215,10 +227,7 @@ class _Bucket:
     def add(self) -> None:
         """Compute the mean of this process's share, and start to send it to all."""
         self._work.wait()
-        first, *others = self._received.view(self._count, -1)
-        for other in others:
-            first.add_(other)
-        first.mul_(1 / self._count)
+        first = _mean(self._received.view(self._count, -1))
         self._work = torch.distributed.all_gather(list(self._buffer.view(self._count, -1)), first, async_op=True)
 
     def finish(self) -> torch.Tensor:

@@ -4,9 +4,10 @@ To add a policy, write its function and list it in POLICIES.
 """
 
 import itertools
-import math
 
 from caffe.errors import SolverError
+from caffe.numerics import scalars
+from caffe.numerics.scalars import power
 from caffe.proto.caffe_pb2 import SolverParameter
 
 
@@ -17,32 +18,32 @@ def fixed(p: SolverParameter, iteration: int) -> float:
 
 def step(p: SolverParameter, iteration: int) -> float:
     """base_lr · gamma^floor(iteration / stepsize)."""
-    return p.base_lr * p.gamma ** steps_reached(p, iteration)
+    return p.base_lr * power(p.gamma, steps_reached(p, iteration))
 
 
 def exp(p: SolverParameter, iteration: int) -> float:
     """base_lr · gamma^iteration."""
-    return p.base_lr * p.gamma**iteration
+    return p.base_lr * power(p.gamma, iteration)
 
 
 def inv(p: SolverParameter, iteration: int) -> float:
     """base_lr · (1 + gamma · iteration)^-power."""
-    return p.base_lr * float((1 + p.gamma * iteration) ** -p.power)
+    return p.base_lr * power(1 + p.gamma * iteration, -p.power)
 
 
 def multistep(p: SolverParameter, iteration: int) -> float:
     """base_lr · gamma^(number of stepvalues reached)."""
-    return p.base_lr * p.gamma ** steps_reached(p, iteration)
+    return p.base_lr * power(p.gamma, steps_reached(p, iteration))
 
 
 def poly(p: SolverParameter, iteration: int) -> float:
     """base_lr · (1 - iteration / max_iter)^power."""
-    return p.base_lr * float((1 - iteration / p.max_iter) ** p.power)
+    return p.base_lr * power(1 - iteration / p.max_iter, p.power)
 
 
 def sigmoid(p: SolverParameter, iteration: int) -> float:
     """base_lr / (1 + e^(-gamma · (iteration - stepsize)))."""
-    return p.base_lr / (1 + math.exp(-p.gamma * (iteration - p.stepsize)))
+    return p.base_lr / (1 + scalars.exp(-p.gamma * (iteration - p.stepsize)))
 
 
 POLICIES = {policy.__name__: policy for policy in (fixed, step, exp, inv, multistep, poly, sigmoid)}

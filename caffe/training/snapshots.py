@@ -1,5 +1,6 @@
 """Solver states: what a training resumes from besides its weights, in both of Caffe's formats."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,8 @@ def run_of(nets: Iterable[Net], losses: list[float]) -> caffe_pb2.RunState:
 
     losses  the last ones, for average_loss
     """
-    run = caffe_pb2.RunState(generator=torch.get_rng_state().numpy().tobytes(), loss=losses)
+    run = caffe_pb2.RunState(random=json.dumps(mode.generator.state), loss=losses)
+    run.generator = torch.get_rng_state().numpy().tobytes()
     if mode.device().type == "cuda":
         run.gpu_generator = torch.cuda.get_rng_state(mode.device()).numpy().tobytes()
     for index, net in enumerate(nets):
@@ -88,6 +90,10 @@ def resume_run(nets: Iterable[Net], run: caffe_pb2.RunState) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray(run.generator), dtype=torch.uint8))
     if run.gpu_generator and mode.device().type == "cuda":
         torch.cuda.set_rng_state(torch.frombuffer(bytearray(run.gpu_generator), dtype=torch.uint8), mode.device())
+    if run.HasField("random"):
+        mode.generator.state = json.loads(run.random)
+    else:
+        events.random_numbers_not_resumed()
 
 
 def _write_hdf5(state: State, path: str) -> None:

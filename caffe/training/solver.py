@@ -12,8 +12,10 @@ import torch
 from caffe import events
 from caffe.engine import machine, mode
 from caffe.engine.net import Net
+from caffe.engine.side import show_held_views
 from caffe.errors import FileError, SolverError
 from caffe.formats import prototxt
+from caffe.numerics import NUMERICS
 from caffe.proto import caffe_pb2
 from caffe.training import diagnosis, policies, snapshots, solver_nets, testing
 from caffe.training.groups import Groups, Tensors
@@ -55,6 +57,7 @@ class Solver:
         started = time.monotonic()
         events.solver_described(prototxt.text_of(self.param).rstrip("\n"))
         self._check()
+        self._use_numerics()
         if self.param.random_seed >= 0:
             mode.set_random_seed(self.param.random_seed)
         self.iter = 0
@@ -76,6 +79,11 @@ class Solver:
         self.history = self._groups.history
         events.solver_initialized()
 
+    def _use_numerics(self) -> None:
+        """Let the process compute as this solver's `numerics` says; another solver may have changed it since."""
+        if self.param.numerics:
+            mode.set_numerics(self.param.numerics)
+
     def _check(self) -> None:
         p = self.param
         for field in ("average_loss", "iter_size"):
@@ -84,6 +92,8 @@ class Solver:
         policies.check_policy(p, self.path)
         if p.momentum and not self.has_momentum:
             raise SolverError(self.path, f"momentum {p.momentum:g} with {self.type}", f"{self.type} has none", "leave it out")
+        if p.numerics and p.numerics not in NUMERICS:
+            raise SolverError(self.path, f'numerics "{p.numerics}"', f"there are {', '.join(NUMERICS)}")
         if p.regularization_type not in ("L1", "L2"):
             raise SolverError(self.path, f'regularization_type "{p.regularization_type}"', "there are L1 and L2")
         stem = str(Path(self.path).with_suffix(""))
@@ -121,6 +131,7 @@ class Solver:
 
     def step(self, iterations: int) -> None:
         """Train for a number of iterations, testing and snapshotting when they are due."""
+        self._use_numerics()
         p = self.param
         stop = self.iter + iterations
         self._losses.begin(p.average_loss)
@@ -140,7 +151,8 @@ class Solver:
             for _ in range(p.iter_size):
                 losses.append(self.net.forward_loss())
                 self.net.backward_params()
-            self._check_loss(self._losses.append(losses[0] if p.iter_size == 1 else torch.stack(losses).mean()))
+            loss = losses[0] if p.iter_size == 1 else machine.in_numerics(torch.mean)(torch.stack(losses))
+            self._check_loss(self._losses.append(loss))
             display = p.display != 0 and self.iter % p.display == 0
             if display:
                 now = time.monotonic()
@@ -232,10 +244,11 @@ class Solver:
 
         The forward and backward passes are the caller's.
         """
+        self._use_numerics()
         self._apply_update(False)
         self.iter += 1
 
-    @machine.without_denormals
+    @machine.in_numerics
     @torch.no_grad()
     def _apply_update(self, display: bool) -> None:
         rate = self.learning_rate()
@@ -259,6 +272,7 @@ class Solver:
             torch._foreach_sub_(group.data, updates)
             group.show_updates(updates)
         self._groups.clear_frozen()
+        show_held_views()
 
     def _note_steps(self) -> None:
         """Log the steps that this iteration reaches, and store their number for snapshots."""

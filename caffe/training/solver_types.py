@@ -3,12 +3,14 @@
 In the formulas g is the gradient with decay, r the rate times lr_mult, m the momentum, and h the history.
 """
 
+import math
 import os
 
 import torch
 
 from caffe.errors import SolverError
 from caffe.formats import prototxt
+from caffe.numerics import scalars
 from caffe.proto import caffe_pb2
 from caffe.training.groups import Tensors
 from caffe.training.solver import Solver
@@ -101,7 +103,7 @@ class AdamSolver(Solver):
         torch._foreach_add_(first, gradients, alpha=1 - momentum)
         _mean_square(second, gradients, momentum2)
         t = self.iter + 1
-        correction = (1 - momentum2**t) ** 0.5 / (1 - momentum**t)
+        correction = math.sqrt(1 - scalars.power(momentum2, t)) / (1 - scalars.power(momentum, t))
         return _scaled(torch._foreach_mul(first, 1.0), second, self.param.delta, rate * correction)
 
 

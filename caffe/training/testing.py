@@ -5,10 +5,12 @@ from collections.abc import Mapping
 import torch
 
 from caffe import events
+from caffe.engine import machine
 from caffe.engine.net import Net
 
 
 @torch.no_grad()
+@machine.in_numerics
 def mean_outputs(net: Net, batches: int, with_loss: bool) -> dict[str, torch.Tensor]:
     """Run a number of batches and log the mean of each output; returns {output: mean}, empty for 0 batches.
 

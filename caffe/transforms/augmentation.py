@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 
 from caffe.errors import Error
+from caffe.numerics import scalars
+from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 
 LUMINANCE = np.array([0.114, 0.587, 0.299])
@@ -44,11 +46,16 @@ class Changes:
     noises: np.ndarray | None
     seeds: np.ndarray
 
+    def noise(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
+        """The noise of an image of that shape."""
+        assert self.noises is not None
+        return Generator(int(self.seeds[index])).normal(0, self.noises[index], shape)
+
 
 class Augmentation:
     """Draws and applies the changes of an AugmentationParameter; errors call it `where`."""
 
-    def __init__(self, param: caffe_pb2.AugmentationParameter, where: str, rng: np.random.Generator):
+    def __init__(self, param: caffe_pb2.AugmentationParameter, where: str, rng: Generator):
         for field, value in param.ListFields():
             top = 1 if field.name in SHARES else np.inf
             if not 0 <= value <= top:
@@ -68,14 +75,14 @@ class Augmentation:
             spread = np.array([p.brightness, p.contrast, p.saturation])
             factors = uniform(1 - spread, 1 + spread, (count, 3))
         if p.pca:
-            shifts = self.rng.normal(0, p.pca, (count, 3)) @ self._colour_axes.T
+            shifts = dot(self._colour_axes, self.rng.normal(0, p.pca, (count, 1, 3)))
         return Changes(
             matrices=self._matrices(count),
             factors=factors,
             shifts=shifts,
             blurs=uniform(0, p.blur, count) if p.blur else None,
             noises=uniform(0, p.noise, count) if p.noise else None,
-            seeds=self.rng.integers(2**31, size=count),
+            seeds=self.rng.integers(2**31, count),
         )
 
     def _matrices(self, count: int) -> np.ndarray | None:
@@ -84,14 +91,15 @@ class Augmentation:
         if not any(moved):
             return None
         area = uniform(p.min_area, 1, count)
-        bound = np.minimum(np.log(p.max_aspect), -np.log(area))  # so that a crop is no wider or higher than the image
-        aspect = np.exp(bound * uniform(-1, 1, count))
+        widest = scalars.log(p.max_aspect)
+        bound = np.array([min(widest, -scalars.log(share)) for share in area])  # a crop is no wider or higher than the image
+        aspect = np.array([scalars.exp(change) for change in bound * uniform(-1, 1, count)])
         sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], 1)
         offset = uniform(-1, 1, (count, 2)) * (1 - sides) / 2 + uniform(-p.translation, p.translation, (count, 2))
         flipped = np.where(self.rng.random((count, 2)) < (p.horizontal_flip, p.vertical_flip), -1.0, 1.0)
-        angle, slant = (np.deg2rad(uniform(-limit, limit, count)) for limit in (p.rotation, p.shear))
-        turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], 1).reshape(-1, 2, 2)
-        turn[:, :, 1] += turn[:, :, 0] * np.tan(slant)[:, None]
+        (cosine, sine), (across, down) = (_cosines_and_sines(uniform(-limit, limit, count)) for limit in (p.rotation, p.shear))
+        turn = np.stack([cosine, -sine, sine, cosine], 1).reshape(-1, 2, 2)
+        turn[:, :, 1] += turn[:, :, 0] * (down / across)[:, None]
         return np.concatenate([sides[:, :, None] * turn * flipped[:, None, :], offset[:, :, None]], 2)
 
     def apply(self, image: np.ndarray, changes: Changes, index: int) -> np.ndarray:
@@ -102,17 +110,13 @@ class Augmentation:
             pixels = cv2.transform(pixels, self.colour_matrix(np.array(cv2.mean(pixels)[: len(image)]), changes, index))
         if changes.matrices is not None:
             height, width = image.shape[1:]
-            matrix = pixel_matrix(changes.matrices[index], height, width)
-            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            pixels = cv2.warpAffine(pixels, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+            pixels = warped(pixels, pixel_matrix(changes.matrices[index], height, width))
         if changes.blurs is not None and (sigma := changes.blurs[index]) > LEAST_BLUR:
             side = 2 * blur_radius(sigma) + 1
             pixels = cv2.GaussianBlur(pixels, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
         if changes.noises is not None:
-            cv2.setRNGSeed(int(changes.seeds[index]))  # OpenCV's generator of this thread
-            noise: np.ndarray = np.empty((pixels.shape[0], pixels.size // pixels.shape[0]), np.float32)
-            cv2.randn(noise, 0, changes.noises[index])  # type: ignore[call-overload] # OpenCV's stubs lack scalars here
-            pixels = cv2.add(pixels, noise.reshape(pixels.shape), dtype=cv2.CV_8U)
+            noisy = pixels + changes.noise(index, image.shape).transpose(1, 2, 0).reshape(pixels.shape)
+            pixels = np.rint(noisy).clip(0, 255).astype(np.uint8)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def check(self, channels: int, is_bytes: bool) -> None:
@@ -133,7 +137,7 @@ class Augmentation:
         matrix = brightness * contrast * np.eye(channels)
         if channels == 3:
             matrix = (saturation * np.eye(3) + (1 - saturation) * gray) @ matrix
-        term = np.full(channels, brightness * (1 - contrast) * (gray @ mean))
+        term = np.full(channels, brightness * (1 - contrast) * dot(gray, mean))
         if changes.shifts is not None and channels == 3:
             term += changes.shifts[index]
         return np.concatenate([matrix, term[:, None]], 1)
@@ -143,10 +147,33 @@ LEAST_BLUR = 0.2
 """Standard deviation in pixels below which a blur is invisible."""
 
 
+def warped(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """An image whose pixel (x, y) is that of `pixels` at `matrix` · (x, y, 1), bilinear, to 1/32 of a pixel; borders reflect.
+
+    By OpenCV's `remap` with whole numbers, as its `warpAffine` rounds differently where a processor lacks fused additions.
+    """
+    height, width = pixels.shape[:2]
+    across, down = np.arange(width)[None, :], np.arange(height)[:, None]
+    x, y = (np.rint(row[0] * 32 * across + (row[1] * 32 * down + row[2] * 32)).astype(np.int32) for row in matrix)
+    places = np.stack([x >> 5, y >> 5], -1).astype(np.int16)
+    shares = ((y & 31) << 5 | (x & 31)).astype(np.uint16)
+    return cv2.remap(pixels, places, shares, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+
+
 def pixel_matrix(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
     """Convert a map relative to the centre, translated by fractions of the sides, to one between pixel coordinates."""
     linear, centre = matrix[:, :2], np.array([width - 1, height - 1]) / 2
-    return np.concatenate([linear, (matrix[:, 2] * (width, height) + centre - linear @ centre)[:, None]], 1)
+    return np.concatenate([linear, (matrix[:, 2] * (width, height) + centre - dot(linear, centre))[:, None]], 1)
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sums of products over the last axis, of at most 7 terms: in their order, where BLAS may fuse products and sums."""
+    return np.asarray((a * b).sum(-1))
+
+
+def _cosines_and_sines(degrees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    both = [scalars.cosine_and_sine(angle / 360) for angle in degrees]
+    return np.array([pair[0] for pair in both]), np.array([pair[1] for pair in both])
 
 
 def blur_radius(sigma: float) -> int:

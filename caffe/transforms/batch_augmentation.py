@@ -7,7 +7,7 @@ from caffe.transforms.augmentation import LEAST_BLUR, Augmentation, Changes, blu
 
 
 def augment_batch(augmentation: Augmentation, images: torch.Tensor, changes: Changes) -> torch.Tensor:
-    """Apply changes to N × channels × height × width, uint8; the noise differs from that of `Augmentation.apply`."""
+    """Apply changes to N × channels × height × width, uint8."""
     count, channels, height, width = images.shape
     augmentation.check(channels, images.dtype == torch.uint8)
 
@@ -31,9 +31,8 @@ def augment_batch(augmentation: Augmentation, images: torch.Tensor, changes: Cha
     if changes.blurs is not None:
         pixels = _blur(pixels, to_device(changes.blurs)).round_()
     if changes.noises is not None:
-        generator = torch.Generator(images.device).manual_seed(int(changes.seeds[0]))
-        noise = torch.randn(pixels.shape, device=images.device, generator=generator)
-        pixels = pixels.addcmul_(noise, to_device(changes.noises)[:, None, None, None]).round_().clamp_(0, 255)
+        noise = to_device([changes.noise(index, images.shape[1:]) for index in range(count)])
+        pixels = pixels.add_(noise).round_().clamp_(0, 255)
     return pixels.to(torch.uint8)
 
 

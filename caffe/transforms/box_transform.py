@@ -4,6 +4,7 @@ An image is height × width × channels, uint8, BGR. Truths are rows of label, i
 the corners in fractions of the image.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import cv2
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caffe.errors import Error
+from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
 from caffe.transforms.boxes import Boxes
@@ -36,7 +38,7 @@ class BoxTransformer:
         samplers: Sequence[caffe_pb2.BatchSampler],
         phase: int,
         where: str,
-        rng: np.random.Generator,
+        rng: Generator,
     ):
         if param.mean_file and param.mean_value:
             raise Error(where, "both mean_file and mean_value", "only one may be given")
@@ -141,8 +143,10 @@ class BoxTransformer:
             sampler = each.sampler
             scale = self.rng.uniform(sampler.min_scale, sampler.max_scale)
             # A crop is no wider or higher than the image.
-            ratio = self.rng.uniform(max(sampler.min_aspect_ratio, scale**2), min(sampler.max_aspect_ratio, scale**-2))
-            width, height = min(1, scale * ratio**0.5), min(1, scale / ratio**0.5)
+            ratio = self.rng.uniform(
+                max(sampler.min_aspect_ratio, scale * scale), min(sampler.max_aspect_ratio, 1 / (scale * scale))
+            )
+            width, height = min(1, scale * math.sqrt(ratio)), min(1, scale / math.sqrt(ratio))
             left, top = self.rng.uniform(0, 1 - width), self.rng.uniform(0, 1 - height)
             crop = np.array([left, top, left + width, top + height], np.float32)
             if satisfies(each.sample_constraint, crop, corners):
@@ -184,7 +188,7 @@ class BoxTransformer:
             raise Error(self.where, f"a crop of {tall}×{wide} on images of {height}×{width}", "the crop must fit into the image")
         top, left = (height - tall) // 2, (width - wide) // 2
         if self.training:
-            top, left = int(self.rng.integers(height - tall + 1)), int(self.rng.integers(width - wide + 1))
+            top, left = self.rng.integers(height - tall + 1), self.rng.integers(width - wide + 1)
         window = np.array([left / width, top / height, (left + wide) / width, (top + tall) / height], np.float32)
         part = np.s_[top : top + tall, left : left + wide]
         return image[part], window, None if self.mean is None else self.mean[part]

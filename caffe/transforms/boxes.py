@@ -3,9 +3,13 @@
 A box is xmin, ymin, xmax, ymax, the last axis of float32 arrays.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from caffe.numerics import elementary
 from caffe.proto import caffe_pb2
 
 CODES = caffe_pb2.PriorBoxParameter
@@ -43,7 +47,7 @@ def encode(boxes: Boxes, priors: Boxes, variances: Boxes, code: int) -> Boxes:
     if code == CODES.CORNER_SIZE:
         return (boxes - priors) / np.concatenate((sides, sides), -1) / variances
     shift = (_centres(boxes) - _centres(priors)) / sides
-    growth = np.log((boxes[..., 2:] - boxes[..., :2]) / sides)
+    growth = _computed(elementary.log, (boxes[..., 2:] - boxes[..., :2]) / sides)
     return np.concatenate((shift, growth), -1) / variances
 
 
@@ -57,8 +61,13 @@ def decode(offsets: Boxes, priors: Boxes, variances: Boxes, code: int) -> Boxes:
     if code == CODES.CORNER_SIZE:
         return priors + offsets * np.concatenate((sides, sides), -1)
     centre = offsets[..., :2] * sides + _centres(priors)
-    half = np.exp(offsets[..., 2:]) * sides / 2
+    half = _computed(elementary.exp, offsets[..., 2:]) * sides / 2
     return np.concatenate((centre - half, centre + half), -1)
+
+
+def _computed(function: Callable[[torch.Tensor], torch.Tensor], values: Boxes) -> Floats:
+    """A function of caffe.numerics, as NumPy's log and exp differ between processors."""
+    return function(torch.from_numpy(values.astype(np.float64))).numpy().astype(values.dtype)
 
 
 def _centres(boxes: Boxes) -> Floats:

@@ -12,6 +12,7 @@ import torch
 
 from caffe.errors import Error
 from caffe.formats.stored import read_array
+from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.augmentation import Augmentation, Changes
 from caffe.transforms.batch_augmentation import augment_batch
@@ -62,7 +63,7 @@ class Transformer:
         param: caffe_pb2.TransformationParameter,
         phase: int,
         where: str,
-        rng: np.random.Generator,
+        rng: Generator,
         device: torch.device = torch.device("cpu"),  # noqa: B008, it is immutable
     ):
         if param.mean_file and param.mean_value:
@@ -111,8 +112,8 @@ class Transformer:
                 found = f"an image of shape {image.shape} in a batch of {images[0].shape}"
                 raise Error(self.where, found, do="resize them to one size, or set crop_size")
         room = np.array([image.shape[1:] for image in images], int) - np.array((height, width))
-        corners = self.rng.integers(room + 1) if self.training and self.param.crop_size else room // 2
-        mirrored = self.rng.integers(2, size=len(images)) if self.param.mirror else np.zeros(len(images), int)
+        corners = self.rng.integers(room + 1, room.shape) if self.training and self.param.crop_size else room // 2
+        mirrored = self.rng.integers(2, len(images)) if self.param.mirror else np.zeros(len(images), int)
         return Windows(corners[:, 0], corners[:, 1], mirrored.astype(bool))
 
     # ---- on the CPU

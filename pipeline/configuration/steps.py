@@ -16,7 +16,7 @@ def options_of(config: Mapping[str, Any], step: str, names: Mapping[str, str]) -
     step   one of STEPS, such as dataset.resize
     names  the wildcards of its rule: `dataset` or `experiment`, and others
     """
-    values: dict[str, Any] = {"gpu": config["compute"] == "gpu"}
+    values: dict[str, Any] = {"gpu": config["compute"] == "gpu", "numerics": config["numerics"]}
     if "experiment" in names:
         values |= _of_experiment(config, names["experiment"])
     elif "dataset" in names:

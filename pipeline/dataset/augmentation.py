@@ -2,6 +2,7 @@
 
 import numpy as np
 
+import caffe
 from caffe.augmentation import Augmentation
 from caffe.proto import caffe_pb2
 from pipeline.options.dataset import Augmentation as AugmentationOptions
@@ -23,7 +24,7 @@ def for_channels(param: caffe_pb2.AugmentationParameter, channels: str) -> caffe
 
 def augment(image: np.ndarray, param: caffe_pb2.AugmentationParameter, seed: tuple[int, ...]) -> np.ndarray:
     """An augmented copy of an image, uint8, height × width × 3 (BGR) or height × width, by seed."""
-    augmentation = Augmentation(param, "augmentation", np.random.default_rng(seed))
+    augmentation = Augmentation(param, "augmentation", caffe.Generator(*seed))
     planes = image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
     augmented = augmentation.apply(planes, augmentation.draw(1), 0)
     return augmented.transpose(1, 2, 0) if image.ndim == 3 else augmented[0]

@@ -7,7 +7,6 @@ change inside a database; it has, as JSON, images, classes, shape, the sha256 of
 if they are RGB.
 """
 
-import json
 from pathlib import Path
 
 import cv2
@@ -19,7 +18,17 @@ from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats.images import Files, Resized, open_images
 from pipeline.formats.lists import iter_image_list, read_labels
-from pipeline.formats.records import BATCH, Batches, Entry, Manifest, digest, encode_datum, map_batches, write_database
+from pipeline.formats.records import (
+    BATCH,
+    Batches,
+    Entry,
+    Manifest,
+    digest,
+    encode_datum,
+    map_batches,
+    write_database,
+    write_manifest,
+)
 from pipeline.formats.roots import Root
 from pipeline.options.dataset import DatabaseOptions
 from pipeline.options.flags import read_flags
@@ -105,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     with written_whole(a.manifest) as part:
         images, classes = open_images(a.root, options.color == "color"), len(read_labels(a.labels))
         manifest = build(a.list, images, a.database, options, classes, a.threads)
-        part.write_text(json.dumps(manifest, indent=1) + "\n")
+        write_manifest(part, manifest)
     print(f"{a.database}: {manifest['images']} records of {'×'.join(map(str, manifest['shape']))}, {manifest['classes']} classes")
 
 

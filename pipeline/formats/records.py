@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import NotRequired, TypedDict, TypeVar
+from typing import NotRequired, TypedDict, TypeVar, cast
 
 import cv2
 import lmdb
@@ -128,10 +128,26 @@ def write_database(batches: Batches, database: Path, classes: int, threads: int 
     return manifest
 
 
+def manifest_path(database: Path) -> Path:
+    """Where the manifest of a database of the workflow lies: beside it."""
+    return database.with_name(f"{database.name}.manifest.json")
+
+
+def read_manifest(database: Path) -> Manifest | None:
+    """The manifest beside a database; None for databases that were not made by the workflow."""
+    path = manifest_path(database)
+    return cast(Manifest, json.loads(path.read_text())) if path.is_file() else None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest to a file that `written_whole` gave."""
+    path.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
 def channels_of(database: Path) -> str:
     """The channel order of a database's records, by the manifest beside it: BGR, which is Caffe's, or RGB."""
-    path = database.with_name(f"{database.name}.manifest.json")
-    return str(json.loads(path.read_text()).get("channels", "BGR")) if path.exists() else "BGR"
+    manifest = read_manifest(database)
+    return manifest.get("channels", "BGR") if manifest else "BGR"
 
 
 def _read_back(environment: lmdb.Environment, database: Path, classes: int, threads: int) -> tuple[set[tuple[int, ...]], str]:

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     options = read_flags(a, ClassifyOptions)
     how = preprocessing.read(a.preprocessing or a.net.with_name("preprocessing.json"))
     names, paths = read_labels(a.labels), image_files(a.images)
-    with devices.on_gpu(options.gpu):
+    with devices.computing(options):
         net = load_net(a.net, a.weights)
         if not net.inputs:
             raise InputError(a.net, "no input", "an input takes the images", "give deploy.prototxt")

@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     if a.files:
         how = a.preprocessing or a.net.with_name("preprocessing.json")
         listed = extraction.open_list(a.list, a.files, how)
-    job = Run(a.net, a.weights, read_flags(a, Device).gpu, a.database, listed)
+    job = Run(a.net, a.weights, read_flags(a, Device), a.database, listed)
     made = write(predictions(job, a.list, names), names, a.folder)
     print(f"{a.folder}: accuracy {made['accuracy']:.4f}")
 

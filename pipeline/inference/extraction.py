@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,13 @@ from pipeline import devices
 from pipeline.errors import InputError
 from pipeline.formats.images import Files, Resized, open_images
 from pipeline.formats.lists import iter_image_list
+from pipeline.formats.records import manifest_path
 from pipeline.formats.roots import Root
 from pipeline.inference import trained
 from pipeline.nets import preprocessing
 from pipeline.nets.preprocessing import Fitted
 from pipeline.nets.solver_defaults import FEW, MANY, most_tested
+from pipeline.options.base import Device
 
 BATCH = 32
 """Batch size, if the net's own is smaller."""
@@ -47,7 +49,7 @@ class Run:
 
     net: Path
     weights: Path
-    gpu: bool = False
+    device: Device = field(default_factory=Device)
     records: Path | None = None
     listed: ListedImages | None = None
     views: int = 1
@@ -116,7 +118,7 @@ def _definition(job: Run) -> caffe_pb2.NetParameter:
 def batches(job: Run, blobs: list[str], images: int) -> Iterator[dict[str, np.ndarray]]:
     """{blob: images of one batch × the blob's shape, float32}, batch by batch, of the first `images` images (or views)."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(devices.on_gpu(job.gpu))
+        stack.enter_context(devices.computing(job.device))
         net = _open_net(job, stack)
         _check(job.net, net, blobs)
         sizes = _feed(job, net) if job.is_fed else itertools.repeat(net.blobs[blobs[0]].shape[0])
@@ -148,7 +150,7 @@ def _enlarge_batches(job: Run, layer: caffe_pb2.LayerParameter) -> bool:
     A user's net may read images of different sizes, one by one; with a crop or a manifest, all have one size.
     """
     size, database = layer.data_param.batch_size, Path(layer.data_param.source)
-    same_size = layer.transform_param.crop_size or database.with_name(f"{database.name}.manifest.json").exists()
+    same_size = layer.transform_param.crop_size or manifest_path(database).exists()
     if size >= FEW or not same_size or (images := count(job)) < MANY:
         return False
     _, height, width = _transformer(layer).shape(next(_pixels(job, 1))[0][0].shape)
@@ -161,15 +163,15 @@ def _transformer(layer: caffe_pb2.LayerParameter, view: int = 0) -> Transformer:
     param = caffe_pb2.TransformationParameter()
     param.CopyFrom(layer.transform_param)
     param.mirror &= view > 0
-    return Transformer(param, caffe.TRAIN if view else caffe.TEST, f'layer "{layer.name}"', np.random.default_rng(view))
+    return Transformer(param, caffe.TRAIN if view else caffe.TEST, f'layer "{layer.name}"', caffe.Generator(view))
 
 
 def _replace_by_input(layer: caffe_pb2.LayerParameter, image: tuple[int, int, int]) -> None:
     """Replace a Data layer by an Input layer with the same tops, for images of that shape."""
     batch, shape = layer.data_param.batch_size, _transformer(layer).shape(image)
     layer.type = "Input"
-    for field in ("data_param", "transform_param"):
-        layer.ClearField(field)
+    for name in ("data_param", "transform_param"):
+        layer.ClearField(name)
     for dims in ((batch, *shape), (batch,))[: len(layer.top)]:
         layer.input_param.shape.add(dim=dims)
 

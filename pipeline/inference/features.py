@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         how = a.preprocessing or a.net.with_name("preprocessing.json")
         listed = extraction.open_list(a.list, a.root, how, a.color == "color")
     formats = tuple(dict.fromkeys(options.feature_formats))
-    images = write(Run(a.net, a.weights, options.gpu, a.database, listed), options.features, a.folder, formats)
+    images = write(Run(a.net, a.weights, options, a.database, listed), options.features, a.folder, formats)
     print(f"{a.folder}: {', '.join(options.features)} of {images} images")
 
 

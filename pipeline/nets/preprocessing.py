@@ -77,14 +77,14 @@ class Preprocessing:
 
     @cached_property
     def _center(self) -> Transformer:
-        return Transformer(self.transform, caffe.TEST, "preprocessing", np.random.default_rng(0))
+        return Transformer(self.transform, caffe.TEST, "preprocessing", caffe.Generator(0))
 
     @cached_property
     def _whole(self) -> Transformer:
         param = caffe_pb2.TransformationParameter()
         param.CopyFrom(self.transform)
         param.ClearField("crop_size")
-        return Transformer(param, caffe.TEST, "preprocessing", np.random.default_rng(0))
+        return Transformer(param, caffe.TEST, "preprocessing", caffe.Generator(0))
 
 
 class Fitted:

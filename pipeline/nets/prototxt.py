@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pipeline.command import run, step_parser
 from pipeline.dataset.augmentation import as_param, for_channels
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.formats.records import Manifest, manifest_path, read_manifest
 from pipeline.nets import models, solver_defaults
 from pipeline.nets.models import Built, Last, Template, siamese
 from pipeline.nets.preprocessing import Preprocessing
@@ -47,17 +47,18 @@ class Dataset:
     @classmethod
     def read(cls, train: Path, val: Path, mean: Path, infogain: Path | None = None) -> Dataset:
         """Read the manifests beside the databases (`train.manifest.json`)."""
-        manifests = []
+        manifests: list[Manifest] = []
         for database in (train, val):
-            path = database.with_name(f"{database.name}.manifest.json")
-            if not path.exists():
-                raise InputError(path, "no such manifest", do="build the database first")
-            manifests.append(json.loads(path.read_text()))
+            manifest = read_manifest(database)
+            if manifest is None:
+                raise InputError(manifest_path(database), "no such manifest", do="build the database first")
+            manifests.append(manifest)
         first, second = manifests
         if first["shape"] != second["shape"]:
             raise InputError(val, f"images of shape {second['shape']}", f"the training images have {first['shape']}")
+        depth, height, width = first["shape"]
         sizes = first["classes"], first["images"], second["images"]
-        return cls(train, val, mean, tuple(first["shape"]), *sizes, first.get("channels", "BGR"), infogain)
+        return cls(train, val, mean, (depth, height, width), *sizes, first.get("channels", "BGR"), infogain)
 
 
 def nets(template: Template, dataset: Dataset, experiment: PrototxtOptions) -> dict[str, caffe_pb2.NetParameter]:
@@ -184,7 +185,7 @@ def write(dataset: Dataset, experiment: PrototxtOptions, folder: Path) -> None:
     snapshots = folder.parent / "train" / "snapshots" / experiment.name
     param, reasons = solver_defaults.solver(
         _sizes(template, dataset, experiment),
-        solver_defaults.Run(folder, snapshots, experiment.gpu, experiment.solver, experiment.strategy == "features"),
+        solver_defaults.Run(folder, snapshots, experiment, experiment.solver, experiment.strategy == "features"),
         f"experiments.{experiment.name}.solver",
     )
     made = nets(template, dataset, experiment)

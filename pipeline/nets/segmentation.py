@@ -147,7 +147,7 @@ def write(options: SegmentationOptions, train: Pairs, val: Pairs, folder: Path) 
     snapshots = folder.with_name(f"{folder.name}_snapshots") / options.model
     param, reasons = solver_defaults.solver(
         solver_defaults.Sizes(train.count, val.count, 1, 1),
-        solver_defaults.Run(folder, snapshots, options.gpu, defaults | options.solver),
+        solver_defaults.Run(folder, snapshots, options, defaults | options.solver),
         "--solver",
     )
     param.weights.append(str(folder / "start.caffemodel"))

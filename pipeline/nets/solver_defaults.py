@@ -7,6 +7,7 @@ from typing import Any
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.nets import solver_fields
+from pipeline.options.base import Device
 
 TEST_BATCH = 256
 """Largest number of images in a test batch."""
@@ -37,14 +38,14 @@ class Run:
 
     nets       the folder of train.prototxt and test.prototxt
     snapshots  prefix of their paths
-    gpu        whether it trains on a GPU
+    device     where and how it trains
     given      fields of SolverParameter that are not the defaults, by name, and epochs and step_epochs
     fitted     whether all weights are fitted already, so that the net is only tested
     """
 
     nets: Path
     snapshots: Path
-    gpu: bool
+    device: Device
     given: dict[str, Any]
     fitted: bool = False
 
@@ -108,8 +109,10 @@ def solver(sizes: Sizes, run: Run, where: str) -> tuple[caffe_pb2.SolverParamete
         "max_iter": end,
         "snapshot_prefix": str(run.snapshots),
         "random_seed": 1,
-        "solver_mode": "GPU" if run.gpu else "CPU",
+        "solver_mode": "GPU" if run.device.gpu else "CPU",
     }
+    if run.device.numerics != Device().numerics:  # a field that BVLC Caffe does not know
+        values["numerics"] = run.device.numerics
     reasons = {
         "test_iter": f"{sizes.val_images} validation images in batches of {sizes.test_batch}, each image once",
         "test_interval": f"an epoch: {sizes.train_images} training images in {batches}"

@@ -14,6 +14,7 @@ OURS = {
     **dict.fromkeys(_NETS, "the nets are written from model"),
     "test_iter": "testing covers the validation set",
     "solver_mode": "say compute: cpu or compute: gpu",
+    "numerics": "say numerics: in the config or the experiment",
     "device_id": "a free GPU is taken",
     "snapshot_prefix": "snapshots go to the experiment's folder",
     "weights": "use the experiment's weights",

@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 from pydantic.json_schema import GenerateJsonSchema
@@ -23,10 +23,14 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True)
 
 
+Numerics = Literal["reproducible", "fp32", "fast"]
+
+
 class Device(Options):
-    """Where a net is computed."""
+    """Where and how a net is computed."""
 
     gpu: bool = False
+    numerics: Numerics = "fp32"
 
 
 class _Schema(GenerateJsonSchema):

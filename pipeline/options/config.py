@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, WithJsonSchema
 
 from pipeline.options import dataset, training
-from pipeline.options.base import PATH, Device, FilePath, Options, schema_of
+from pipeline.options.base import PATH, Device, FilePath, Numerics, Options, schema_of
 
 FILLED_PATH = PATH.replace("{}", "")
 """Paths of weights: a sweep replaces keys in braces before anything reads them."""
@@ -107,6 +107,8 @@ class Experiment(training.FeatureKeys, training.EarlyStopping, training.WeightsK
 
     dataset: str
     """one of `datasets`"""
+    numerics: Numerics | None = None
+    """`reproducible`, `fp32` or `fast` for this experiment, by default the config's"""
     weights: Annotated[Any, WithJsonSchema({"if": {"type": "array"}, "then": {"items": _WEIGHTS}, "else": _WEIGHTS})] = Field({})
     """the weights to start from, or a list of them, see below"""
     rename_last: bool = False
@@ -130,6 +132,9 @@ class Config(Options):
 
     compute: Literal["cpu", "gpu"] = "cpu"
     """where nets are trained and run: `cpu` or `gpu`"""
+    numerics: Numerics = "fp32"
+    """how nets compute: `reproducible`, the same weights and scores to the byte on every machine, several times slower; `fp32`,
+    full single precision, the same on one machine; or `fast`, whatever the hardware does fastest"""
     datasets: dict[str, Dataset] = Field(
         json_schema_extra={"propertyNames": _NAME | {"pattern": "^[A-Za-z0-9_][A-Za-z0-9_-]*$(?!\n)"}}
     )

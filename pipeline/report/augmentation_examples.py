@@ -29,7 +29,7 @@ def examples(database: Path, param: caffe_pb2.AugmentationParameter, seed: int) 
     """Thumbnails of the first images of a database, each followed by COLUMNS - 1 augmented copies."""
     images: list[np.ndarray] = []
     channels = channels_of(database)
-    augmentation = Augmentation(for_channels(param, channels), "augmentation", np.random.default_rng(seed))
+    augmentation = Augmentation(for_channels(param, channels), "augmentation", caffe.Generator(seed))
     for where, record in islice(records(database), ROWS):
         image = caffe.pixels_of(caffe.parse_datum(record), None, where)
         changes = augmentation.draw(COLUMNS - 1)

@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
     names = read_labels(a.labels)
     trained = Trained(a.net, a.weights, a.train or a.net.with_name("train.prototxt"), how, names)
     images = first_of_classes(a.database, names, count) if a.database else read_pictures(a.images, how, count)
-    with devices.on_gpu(options.gpu):
+    with devices.computing(options):
         write(trained, images, a.folder)
     print(f"{a.folder}: pictures of the net, with {', '.join(image.name for image in images)}")
 

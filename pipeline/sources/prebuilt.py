@@ -1,6 +1,5 @@
 """Write a dataset of existing records: databases, their manifests, and the same lists as for datasets of images."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import caffe
 from pipeline.files import written_whole
 from pipeline.formats.lists import write_list_folder
-from pipeline.formats.records import Batches, Manifest, write_database
+from pipeline.formats.records import Batches, Manifest, manifest_path, write_database, write_manifest
 
 
 def write_dataset(
@@ -25,10 +24,10 @@ def write_dataset(
     sizes: Counter[tuple[int, int]] = Counter()
     for part, batches in parts.items():
         lists[part] = []
-        with written_whole(target / f"lmdb/{part}.manifest.json") as manifest:
+        with written_whole(manifest_path(target / "lmdb" / part)) as manifest:
             batches = _with_labels(batches, lists[part])
             manifests[part] = write_database(batches, target / f"lmdb/{part}", len(names), threads, channels)
-            manifest.write_text(json.dumps(manifests[part], indent=1) + "\n")
+            write_manifest(manifest, manifests[part])
         _, height, width = manifests[part]["shape"]
         sizes[height, width] += manifests[part]["images"]
     write_list_folder(target / "lists", lists, names, sizes)

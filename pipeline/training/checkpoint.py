@@ -30,6 +30,7 @@ from google.protobuf.message import Message
 import caffe
 from pipeline.closure import code_of
 from pipeline.files import link_or_copy, sync, sync_entry, written_whole
+from pipeline.formats.records import manifest_path
 
 RUN, BEST, LOG, STATE = "run", "best.caffemodel", "train.log", "state.json"
 LAYOUT = "2"
@@ -216,7 +217,7 @@ def _content_digest(path: Path) -> object:
     """SHA-256 of a file; a folder's names, sizes and times; a database's manifest; None if there is no such path."""
     if not path.exists():
         return None
-    manifest = path.with_name(f"{path.name}.manifest.json")
+    manifest = manifest_path(path)
     if manifest.is_file():
         return manifest.read_text()
     if path.is_dir():

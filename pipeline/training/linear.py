@@ -186,7 +186,7 @@ def extract_features(job: Job) -> tuple[list[tuple[str, int]], dict[str, tuple[s
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.prototxt"
         caffe.write_prototxt(path, net)
-        run = Run(path, job.weights, job.options.gpu)
+        run = Run(path, job.weights, job.options)
         images = list(entries(run))
         distinct = len({path for path, _ in images})
         if distinct < 2 * job.dataset.classes:

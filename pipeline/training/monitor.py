@@ -109,7 +109,8 @@ class Monitor:
             self._solver.net.save(self._best_file)
         elif self.best and self._since and 0 < self._patience <= self._since and self._solver.iter < self._solver.param.max_iter:
             best = f"{self.best[by]:g} of iteration {self.best['iteration']}"
-            caffe.log(f"Early stopping: {self._since} tests without a better {by} than {best}")
+            tests = "1 test" if self._since == 1 else f"{self._since} tests"
+            caffe.log(f"Early stopping: {tests} without a better {by} than {best}")
             self.stopped_early = True
             self._solver.request("stop")
 

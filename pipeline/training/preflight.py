@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import write_table, written_whole
 from pipeline.formats.lists import read_image_list
+from pipeline.formats.records import read_manifest
 from pipeline.nets.solver_defaults import most_tested, slow_test
 from pipeline.options.flags import read_flags
 from pipeline.options.training import InitialWeights
@@ -154,9 +154,8 @@ def _database(param: caffe_pb2.LayerParameter) -> Source:
         labels.append(record.label)
         if number < DECODED:
             largest = max(largest, float(np.abs(caffe.pixels_of(record, None, path).astype(np.float32)).max()))
-    manifest = Path(f"{path}.manifest.json")
-    classes = json.loads(manifest.read_text()).get("classes") if manifest.is_file() else None
-    return Source(path, len(database), np.array(labels), classes, largest)
+    manifest = read_manifest(Path(path))
+    return Source(path, len(database), np.array(labels), manifest["classes"] if manifest else None, largest)
 
 
 def _image_list(param: caffe_pb2.LayerParameter) -> Source:

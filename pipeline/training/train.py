@@ -32,6 +32,7 @@ from pipeline.command import run, step_parser
 from pipeline.files import written_whole
 from pipeline.interruption import catch_signals
 from pipeline.nets.strategy_file import read_strategy
+from pipeline.options.base import Device
 from pipeline.options.flags import read_flags
 from pipeline.options.training import TrainOptions
 from pipeline.training import initial_weights, preflight
@@ -100,13 +101,14 @@ def _train(
     solver_file: Path, folder: Path, weights: WeightFiles, settings: Settings, session: Session | None = None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Train as `train` does; in a session `folder` and the snapshots are not in their final place."""
-    gpu = caffe.read_solver(solver_file).solver_mode == caffe_pb2.SolverParameter.GPU
+    solver_param = caffe.read_solver(solver_file)
+    device = Device(gpu=solver_param.solver_mode == caffe_pb2.SolverParameter.GPU, numerics=solver_param.numerics or "fp32")
     options, failed = settings.options, settings.failed
     checkpoint = session.checkpoints.resumed if session else None
     _prepare(folder, failed, checkpoint)
     with contextlib.ExitStack() as stack:
         stack.enter_context(caffe.log_to_file(folder / LOG, stderr=False))
-        stack.enter_context(devices.on_gpu(gpu))
+        stack.enter_context(devices.computing(device))
         solver = caffe.get_solver(str(solver_file))
         stack.callback(solver.close)
         copied = initial_weights.copy_weights(solver.net, weights, options.skip_layers)
@@ -114,7 +116,7 @@ def _train(
         preflight.refuse(findings)
         preflight.tell(findings)
         parts = {name: stack.enter_context(written_whole(folder / name)) for name in RESULTS}
-        parts[MACHINE].write_text(json.dumps(devices.machine(gpu), indent=1) + "\n")
+        parts[MACHINE].write_text(json.dumps(devices.machine(device.gpu), indent=1) + "\n")
         preflight.write(findings, parts[PREFLIGHT])
         initial_weights.layer_table(solver.net, copied).to_csv(parts[LAYERS], index=False)
         prefix = Path(solver.param.snapshot_prefix)

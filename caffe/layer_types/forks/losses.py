@@ -31,7 +31,7 @@ class SmoothL1Loss(Loss):
         target = target.reshape(x.shape)
         if inside is not None:
             x, target = x * inside.reshape(x.shape), target * inside.reshape(x.shape)
-        knee = self.param.smooth_l1_loss_param.sigma**-2
+        knee = 1 / (self.param.smooth_l1_loss_param.sigma * self.param.smooth_l1_loss_param.sigma)
         if outside is None:
             return functional.smooth_l1_loss(x, target, reduction="sum", beta=knee) / x.shape[0]
         terms = functional.smooth_l1_loss(x, target, reduction="none", beta=knee)

@@ -90,7 +90,7 @@ def test_a_solver_resumes_from_a_state_in_which_its_frozen_parameters_learned(so
     path = learning.snapshot("run").replace("caffemodel", "solverstate")
     frozen = solver_of("momentum: 0.9", lr_mult=0)
     frozen.restore(path)
-    np.testing.assert_array_equal(frozen.history[2].numpy(), learning.history[2].numpy())
+    np.testing.assert_array_equal(frozen.history[2].cpu().numpy(), learning.history[2].cpu().numpy())
     kept = frozen.net.params["conv"][0].data.copy()
     np.testing.assert_array_equal(kept, learning.net.params["conv"][0].data)
     frozen.step(2)

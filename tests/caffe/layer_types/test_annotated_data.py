@@ -119,7 +119,7 @@ def test_a_mean_image_is_cropped_and_mirrored_with_the_image(tmp_path):
     blob = caffe_pb2.BlobProto(num=1, channels=3, height=20, width=30, data=mean.reshape(-1))
     (tmp_path / "mean.binaryproto").write_bytes(blob.SerializeToString())
     param = caffe_pb2.TransformationParameter(mean_file=str(tmp_path / "mean.binaryproto"), crop_size=16, mirror=True)
-    transformer = BoxTransformer(param, [], caffe.TEST, "data", np.random.default_rng(0))
+    transformer = BoxTransformer(param, [], caffe.TEST, "data", caffe.Generator(0))
     centre = (ONE.transpose(2, 0, 1) - mean)[:, 2:18, 7:23]
     seen = set()
     for _ in range(20):
@@ -170,7 +170,7 @@ def test_boxes_stay_on_their_objects(settings):
             setattr(param, name, value)
     image, corners = picture(120, 180, (60, 40, 100, 85))
     truth = np.array([[1, 0, *corners, 0]], np.float32)
-    transformer = BoxTransformer(param, samplers, caffe.TRAIN, "data", np.random.default_rng(3))
+    transformer = BoxTransformer(param, samplers, caffe.TRAIN, "data", caffe.Generator(3))
     sizes = set()
     for _ in range(30):
         values, truths = transformer(image, truth)
@@ -197,7 +197,7 @@ def test_emit_constraint_decides_which_boxes_a_crop_keeps(constraint, stays):
         param.emit_constraint.MergeFrom(caffe_pb2.EmitConstraint(**constraint))
     # The crop in the middle of 100 × 100 is 0.25 to 0.75.
     truths = np.array([[1, 0, 0.3, 0.3, 0.5, 0.5, 0], [2, 0, 0.1, 0.3, 0.3, 0.5, 0], [3, 0, 0, 0, 0.25, 0.25, 0]], np.float32)
-    transformer = BoxTransformer(param, [], caffe.TEST, "data", np.random.default_rng(0))
+    transformer = BoxTransformer(param, [], caffe.TEST, "data", caffe.Generator(0))
     _, left = transformer(np.zeros((100, 100, 3), np.uint8), truths)
     assert left[:, 0].tolist() == [label for label, stay in zip((1, 2, 3), stays, strict=True) if stay]
     np.testing.assert_allclose(left[0, 2:6], [0.1, 0.1, 0.5, 0.5], atol=1e-6)
@@ -225,7 +225,7 @@ def test_sample_constraints_compare_a_crop_with_each_box(settings, met):
 def distorted(seed=0, **settings):
     param = caffe_pb2.TransformationParameter(distort_param=caffe_pb2.DistortionParameter(**settings))
     image = np.arange(4 * 16 * 3, dtype=np.uint8).reshape(4, 16, 3)
-    values, _ = BoxTransformer(param, [], caffe.TRAIN, "data", np.random.default_rng(seed))(image, np.empty((0, 7), np.float32))
+    values, _ = BoxTransformer(param, [], caffe.TRAIN, "data", caffe.Generator(seed))(image, np.empty((0, 7), np.float32))
     return image.astype(int), values.transpose(1, 2, 0)
 
 
@@ -265,7 +265,7 @@ def test_zero_saturation_gives_grey_and_channels_are_reordered():
 def test_hue_changes_colours_but_not_grey():
     param = caffe_pb2.TransformationParameter(distort_param=caffe_pb2.DistortionParameter(hue_prob=1, hue_delta=18))
     image = np.array([[[90, 90, 90], [200, 100, 50]]], np.uint8)
-    values, _ = BoxTransformer(param, [], caffe.TRAIN, "data", np.random.default_rng(1))(image, np.empty((0, 7), np.float32))
+    values, _ = BoxTransformer(param, [], caffe.TRAIN, "data", caffe.Generator(1))(image, np.empty((0, 7), np.float32))
     assert values[:, 0, 0].tolist() == [90] * 3
     assert values[:, 0, 1].tolist() != [200, 100, 50]
     assert values[:, 0, 1].max() == pytest.approx(200, abs=2)

@@ -38,7 +38,7 @@ layer { name: "ip" type: "InnerProduct" bottom: "frozen" top: "ip"
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
 """
 SOLVER = """
-net: "net.prototxt" base_lr: 0.2 momentum: 0.9 weight_decay: 0.001 lr_policy: "fixed" random_seed: 4 solver_mode: CPU
+net: "net.prototxt" base_lr: 0.02 momentum: 0.9 weight_decay: 0.001 lr_policy: "fixed" random_seed: 4 solver_mode: CPU
 snapshot_prefix: "run" display: 1 max_iter: 6
 """
 ENDLESS = SOLVER.replace("max_iter: 6", "max_iter: 1000000") + "iter_size: 1"

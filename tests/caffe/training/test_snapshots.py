@@ -1,9 +1,12 @@
 """A training resumed from a snapshot is bit-identical to an uninterrupted one, random draws included."""
 
+import json
+
 import h5py
 import lmdb
 import numpy as np
 import pytest
+import torch
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -178,11 +181,54 @@ def test_taking_snapshots_does_not_change_training(images, form, diff):
     assert losses == theirs
 
 
+class Noisy(caffe.Layer):
+    """Adds PyTorch's own random numbers."""
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].shape)
+
+    def forward(self, bottom, top):
+        top[0].data[...] = bottom[0].data + torch.rand(bottom[0].shape).numpy()
+
+
+def test_a_layer_in_python_that_draws_from_pytorch_resumes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = f"""
+    layer {{ name: "x" type: "DummyData" top: "x" top: "t" dummy_data_param {{ shape {{ dim: 4 dim: 5 }} shape {{ dim: 4 dim: 2 }}
+      data_filler {{ value: 1 }} data_filler {{ value: 2 }} }} }}
+    layer {{ name: "noisy" type: "Python" bottom: "x" top: "y" python_param {{ module: "{__name__}" layer: "Noisy" }} }}
+    layer {{ name: "ip" type: "InnerProduct" bottom: "y" top: "ip"
+      inner_product_param {{ num_output: 2 weight_filler {{ type: "xavier" }} }} }}
+    layer {{ name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "t" top: "loss" }}"""
+    assert_resumes_exactly(tmp_path, net)
+
+
+def test_a_state_from_before_version_0_3_resumes_with_new_random_numbers(images, capfd):
+    run(images, source("Data") + CLASSIFIED, 2, "snapshot: 2")
+    state = caffe_pb2.SolverState.FromString((images / "run_iter_2.solverstate").read_bytes())
+    state.run.ClearField("random")
+    state.run.layer[0].generator = json.dumps(np.random.default_rng(1).bit_generator.state)
+    position = state.run.layer[0].position
+    (images / "run_iter_2.solverstate").write_bytes(state.SerializeToString())
+    caffe.init_log(0)
+    solver = caffe.get_solver("solver.prototxt")
+    solver.restore("run_iter_2.solverstate")
+    caffe.init_log(2)
+    assert "new ones are drawn" in capfd.readouterr().err
+    kept = caffe_pb2.LayerState()
+    solver.net.layers[0].keep(kept)
+    assert solver.iter == 2
+    assert kept.position == position > 0
+    solver.step(1)
+    solver.close()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        {"generator": b"short"},
-        *({"layer": [{"name": "data", "generator": text}]} for text in ("{}", "x", '{"bit_generator": 1}')),
+        {"random": "{}"},
+        {"random": '{"key": [1], "position": 3}'},
+        *({"layer": [{"name": "data", "generator": text}]} for text in ("{}", "x", '{"key": 1}')),
     ],
 )
 def test_a_damaged_solver_state_is_named(images, damage):

@@ -1,5 +1,9 @@
 """Random augmentation of training images, one by one and batched, and records parsed without copying their pixels."""
 
+import os
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -12,6 +16,8 @@ from caffe.proto import caffe_pb2
 from caffe.transforms.augmentation import Augmentation
 from caffe.transforms.batch_augmentation import augment_batch
 from caffe.transforms.transform import Transformer
+from tests import without_vector_code
+from tests.conftest import ROOT
 
 ALL = {
     **{"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "pca": 0.1},
@@ -31,7 +37,7 @@ def image(request):
 
 
 def augmentation(seed=1, **fields):
-    return Augmentation(caffe_pb2.AugmentationParameter(**fields), "here", np.random.default_rng(seed))
+    return Augmentation(caffe_pb2.AugmentationParameter(**fields), "here", caffe.Generator(seed))
 
 
 def augment(image, count=8, **fields):
@@ -47,8 +53,9 @@ def test_augmenting_one_by_one_agrees_with_augmenting_a_batch(image, fields):
     one, batch = augment(image, **fields)
     assert one.shape == batch.shape == (8, *image.shape)
     difference = np.abs(one.astype(int) - batch)
-    assert difference.max() <= 3
-    assert difference.mean() < 0.1
+    # Places to 1/32 of a pixel differ by up to 1/64, along each axis, from those of float32.
+    assert difference.max() <= 8
+    assert difference.mean() < 0.3
 
 
 def test_without_settings_images_are_unchanged(image):
@@ -76,9 +83,10 @@ def test_min_area_scales_a_part_of_the_image_to_full_size():
 
 def test_a_rotation_does_not_distort_images_that_are_not_square():
     disc = np.zeros((1, 100, 200), np.uint8)
-    cv2.circle(disc[0], (100, 50), 30, 255, -1)
-    made, _ = augment(disc, rotation=45)
-    assert np.abs(made.astype(int) - disc).mean() < 2
+    # Around the centre, in halves of pixels; so small that no turn by 45 degrees shows its reflection at a border.
+    cv2.circle(disc[0], (199, 99), 40, 255, -1, shift=1)
+    made, _ = augment(disc, count=100, rotation=45)
+    assert np.abs(made.astype(int) - disc).mean(axis=(1, 2, 3)).max() < 1.2
 
 
 @pytest.mark.parametrize("fields", [{"saturation": 1}, {"contrast": 1}, {"pca": 0.5}], ids=["saturation", "contrast", "pca"])
@@ -153,7 +161,7 @@ def test_images_of_other_channels_or_types_are_refused():
 
 
 def transformer(phase=caffe_pb2.TRAIN, **fields):
-    return Transformer(caffe_pb2.TransformationParameter(**fields), phase, "here", np.random.default_rng(3))
+    return Transformer(caffe_pb2.TransformationParameter(**fields), phase, "here", caffe.Generator(3))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +188,7 @@ def test_training_images_are_augmented_before_the_crop_and_test_images_are_not()
     made = transformer(**fields)
     windows = made.draw([image])
     top, left = windows.tops[0], windows.lefts[0]
-    made.rng = np.random.default_rng(3)
+    made.rng = caffe.Generator(3)
     np.testing.assert_array_equal(made([image])[0], image[:, ::-1][:, top : top + 2, left : left + 2])
 
 
@@ -228,3 +236,30 @@ def test_damaged_records_are_parsed_or_refused_as_by_protobuf():
         else:
             found = datum.parse_datum(bytes(damaged))
             assert (found.channels, bytes(found.data), found.label) == (meant.channels, meant.data, meant.label)
+
+
+WARPED = """
+import hashlib, numpy, caffe
+from caffe.transforms.augmentation import warped
+draw = numpy.random.RandomState(1)
+made = hashlib.sha256()
+for channels in (1, 3):
+    pixels = draw.randint(0, 256, (227, 227, channels)).astype(numpy.uint8).squeeze()
+    for _ in range(10):
+        made.update(warped(pixels, draw.uniform([[0.5, -0.5, -60], [-0.5, 0.5, -60]], [[1.1, 0.5, 60], [0.5, 1.1, 60]])))
+print(made.hexdigest())
+"""
+
+
+def test_a_warp_does_not_depend_on_vector_code():
+    plain, scalar = (
+        subprocess.run(
+            [sys.executable, "-c", WARPED],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for environment in ({}, without_vector_code.environment())
+    )
+    assert plain == scalar

@@ -82,6 +82,8 @@ def test_a_key_that_a_step_does_not_use_leaves_its_options_unchanged(step, names
         ("training.train", {"experiment": "base"}, set_key("experiments", "base", early_stopping=2)),
         ("training.linear", {"experiment": "tuned"}, set_key("datasets", "dogs", split={"balance": "weights"})),
         ("report.visualize", {"experiment": "base"}, lambda config: config.update(compute="gpu")),
+        ("inference.features", {"experiment": "base"}, lambda config: config.update(numerics="fast")),
+        ("nets.prototxt", {"experiment": "base"}, set_key("experiments", "base", numerics="reproducible")),
         ("export.average", {"experiment": "base"}, set_key("experiments", "base", export={"average": 2}, solver={"snapshot": 1})),
     ],
 )
@@ -98,6 +100,17 @@ def test_patience_and_limits_together_are_all_download_options():
     limits, patience = step_options("dataset.download", dataset="cats")["source"], patience_of(make_config(), "cats")["source"]
     assert not limits.keys() & patience.keys()
     assert limits | patience == STEPS["dataset.download"]().source.model_dump()
+
+
+def test_numerics_are_those_of_the_experiment_else_of_the_config():
+    def change(config):
+        config["numerics"] = "fast"
+        config["experiments"]["base"]["numerics"] = "reproducible"
+
+    for step in ("nets.prototxt", "inference.evaluate", "inference.features", "report.visualize"):
+        numerics = [step_options(step, change, experiment=name)["numerics"] for name in ("base", "tuned")]
+        assert numerics == ["reproducible", "fast"], step
+    assert step_options("inference.evaluate", experiment="base")["numerics"] == "fp32"
 
 
 def test_a_member_of_a_sweep_may_diverge():

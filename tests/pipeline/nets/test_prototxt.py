@@ -18,6 +18,7 @@ from pipeline.nets.models import TEMPLATES
 from pipeline.nets.prototxt import Dataset, nets, write
 from pipeline.nets.solver_defaults import Run, Sizes, solver
 from pipeline.nets.solver_defaults import test_batch as batch_for
+from pipeline.options.base import Device
 from pipeline.options.dataset import Augmentation
 from pipeline.options.training import PrototxtOptions
 
@@ -90,7 +91,7 @@ def test_the_written_nets_are_consistent(tmp_path):
 
 def make_solver(given):
     """The solver for 500 and 90 images in batches of 50 and 90, and its reasons."""
-    return solver(Sizes(500, 90, 50, 256), Run(Path("nets"), Path("snapshots/e"), False, given), "solver")
+    return solver(Sizes(500, 90, 50, 256), Run(Path("nets"), Path("snapshots/e"), Device(), given), "solver")
 
 
 def test_testing_covers_the_validation_set_exactly():
@@ -137,7 +138,7 @@ def test_larger_images_are_tested_in_smaller_batches(model, side, batch):
     ],
 )
 def test_a_slow_test_batch_is_explained_with_a_better_count(images, said):
-    _, reasons = solver(Sizes(500, images, 50, 32), Run(Path("nets"), Path("snapshots/e"), False, {}), "solver")
+    _, reasons = solver(Sizes(500, images, 50, 32), Run(Path("nets"), Path("snapshots/e"), Device(), {}), "solver")
     assert reasons["test_iter"].partition("which is slow: ")[2] == said
 
 
@@ -273,6 +274,14 @@ def test_a_net_whose_batch_norm_has_no_statistics_yet_is_not_tested_before_train
     assert caffe.read_solver(tmp_path / "nets/solver.prototxt").test_initialization == tested
     said = "# before training BatchNorm may have no statistics, and the scores would be no numbers"
     assert (said in (tmp_path / "nets/solver.prototxt").read_text().splitlines()) != tested
+
+
+@pytest.mark.parametrize("numerics", ["reproducible", "fp32", "fast"])
+def test_the_solver_names_numerics_unless_they_are_the_default(tmp_path, numerics):
+    """BVLC Caffe does not know the field."""
+    experiment = PrototxtOptions(name="e", model="lenet", batch_size=8, numerics=numerics)
+    write(dataclasses.replace(DATASET, shape=(1, 28, 28)), experiment, tmp_path / "nets")
+    assert caffe.read_solver(tmp_path / "nets/solver.prototxt").numerics == ("" if numerics == "fp32" else numerics)
 
 
 @pytest.mark.parametrize(("classes", "measured"), [(5, ["accuracy"]), (6, ["accuracy", "accuracy_top5"])])

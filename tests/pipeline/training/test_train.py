@@ -125,7 +125,9 @@ def test_the_best_weights_are_those_of_the_best_test(here):
     assert best["test_accuracy"] == metrics.test_accuracy.max()
     assert best["iteration"] == metrics.iteration[metrics.test_accuracy.idxmax()]
     assert (best["tests"], best["stopped_early"]) == (5, False)
-    assert list(metrics.since_best[metrics.iteration >= best["iteration"]]) == [0, 1, 2, 3]
+    later = (20 - best["iteration"]) // 5
+    assert later > 0
+    assert list(metrics.since_best[metrics.iteration >= best["iteration"]]) == list(range(later + 1))
     change(here, "max_iter: 20", f"max_iter: {best['iteration']}", "solver.prototxt")
     train(Path("solver.prototxt"), Path("shorter"), WeightFiles())
     assert values(here / "out/best.caffemodel") == values(here / "shorter/final.caffemodel")
@@ -171,12 +173,12 @@ def test_without_tests_the_last_weights_are_the_best(here):
 
 
 def test_training_stops_early_after_tests_without_improvement(here):
-    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(early_stopping=2)))
+    metrics, best = train(Path("solver.prototxt"), Path("out"), WeightFiles(), Settings(TrainOptions(early_stopping=1)))
     assert best["stopped_early"]
-    assert metrics.iteration.iloc[-1] == best["iteration"] + 10
-    assert metrics.since_best.iloc[-1] == 2
+    assert metrics.iteration.iloc[-1] == best["iteration"] + 5
+    assert metrics.since_best.iloc[-1] == 1
     log = (here / "out/train.log").read_text()
-    assert f"Early stopping: 2 tests without a better test_accuracy than {best['test_accuracy']:g}" in log
+    assert f"Early stopping: 1 test without a better test_accuracy than {best['test_accuracy']:g}" in log
     assert (here / "out/final.caffemodel").exists()
 
 
@@ -252,7 +254,7 @@ def test_a_nan_loss_is_explained_by_inputs_labels_and_learning_rate(here):
     assert said[0].startswith("inputs reach 1.0")
     assert said[0].endswith("(no mean is subtracted, scale 0.004)")
     assert said[1] == "labels are within range"
-    assert said[2].startswith("the loss rose from 1.5")
+    assert said[2].startswith("the loss rose from 1.")
     assert said[2].endswith("try base_lr: 100000, a tenth of 1e+06, or clip_gradients")
     assert sorted(path.name for path in (here / "out").iterdir()) == ["tensorboard", "train.log"]
 

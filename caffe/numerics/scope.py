@@ -1,0 +1,73 @@
+"""Numerics, a choice between exactness and speed that holds while nets compute: `reproducible`, `fp32` or `fast`."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import backends
+
+from caffe.numerics.dispatch import Reproducible
+
+_SMALLEST = sys.float_info.min
+_ON_GPU: tuple[Any, ...] = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)  # type: ignore[attr-defined] # made at run time
+_ON_CPU: tuple[Any, ...] = tuple(getattr(backends.mkldnn, name) for name in ("matmul", "conv"))
+"""What PyTorch may compute with fewer bits than float32 has: as TF32 on GPUs, as bfloat16 on processors that have it."""
+_filling: Any = torch.utils.deterministic
+_active = threading.local()
+
+
+@contextlib.contextmanager
+def computing(numerics: str) -> Iterator[None]:
+    """Let PyTorch compute in one of NUMERICS; nothing changes within another such scope.
+
+    Numbers below 1.2e-38 are taken as 0. Softmax probabilities of well separated classes and the histories of dead units become
+    such numbers, for which processors take a hundred times longer: from some initial weights, LeNet trained ten times slower
+    than from others.
+    """
+    if getattr(_active, "is_inside", False):
+        yield
+        return
+    flushed = _SMALLEST * 0.5 == 0.0
+    _active.is_inside = True
+    torch.set_flush_denormal(True)
+    try:
+        with contextlib.ExitStack() as stack:
+            if numerics == "reproducible":
+                stack.enter_context(Reproducible())  # type: ignore[no-untyped-call] # PyTorch lacks the types
+            if numerics != "fp32" or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                stack.enter_context(_settings(numerics == "fast"))
+            yield
+    finally:
+        torch.set_flush_denormal(flushed)
+        _active.is_inside = False
+
+
+@contextlib.contextmanager
+def _settings(fast: bool) -> Iterator[None]:
+    """Full precision and deterministic algorithms, or what is fastest."""
+    precisions = [each.fp32_precision for each in _ON_GPU + _ON_CPU]
+    algorithms = backends.cudnn.benchmark, backends.cudnn.deterministic
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = _filling.fill_uninitialized_memory  # which would write all memory twice
+    _filling.fill_uninitialized_memory = False
+    for names, name in ((_ON_GPU, "tf32"), (_ON_CPU, "bf16")):
+        for each in names:
+            each.fp32_precision = name if fast else "ieee"
+    backends.cudnn.benchmark, backends.cudnn.deterministic = fast, not fast
+    _set_deterministic(not fast, True)
+    try:
+        yield
+    finally:
+        for each, precision in zip(_ON_GPU + _ON_CPU, precisions, strict=True):
+            each.fp32_precision = precision
+        backends.cudnn.benchmark, backends.cudnn.deterministic = algorithms
+        _set_deterministic(*deterministic)
+        _filling.fill_uninitialized_memory = filled
+
+
+def _set_deterministic(enabled: bool, warn_only: bool) -> None:
+    """torch.use_deterministic_algorithms, which takes 3 ms, as it also sets the compiler's options."""
+    torch._C._set_deterministic_algorithms(enabled, warn_only=warn_only)

@@ -1,0 +1,124 @@
+"""Exact sums and products, against sums of fractions and float64."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caffe.numerics import elementary, exact
+
+U = 2.0**-24
+"""float32's relative rounding error."""
+
+
+def numbers(seed: int, *shape: int, spread: int = 0) -> torch.Tensor:
+    """Normal random numbers, times powers of two up to 2^±spread."""
+    draw = np.random.default_rng(seed)
+    powers = draw.integers(-spread, spread + 1, shape)
+    return torch.from_numpy((draw.standard_normal(shape) * 2.0**powers).astype(np.float32))
+
+
+def exact_product(a: torch.Tensor, b: torch.Tensor) -> tuple[list[list[Fraction]], list[list[Fraction]]]:
+    """a @ b, and |a| @ |b|, without rounding."""
+    rows = [[Fraction(float(x)) for x in row] for row in a]
+    columns = [[Fraction(float(x)) for x in column] for column in b.T]
+    plain = [[sum(x * y for x, y in zip(row, column, strict=True)) for column in columns] for row in rows]
+    sizes = [[sum(abs(x * y) for x, y in zip(row, column, strict=True)) for column in columns] for row in rows]
+    return plain, sizes
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 5), st.integers(1, 40), st.integers(1, 5), st.integers(0, 40))
+def test_a_product_is_within_the_error_bound_of_float32(seed, m, k, n, spread):
+    a, b = numbers(seed, m, k, spread=spread), numbers(seed + 1, k, n, spread=spread)
+    plain, sizes = exact_product(a, b)
+    result = exact.product(a, b)
+    for i in range(m):
+        for j in range(n):
+            error = abs(Fraction(float(result[i, j])) - plain[i][j])
+            assert error <= sizes[i][j] * Fraction(k * U) + Fraction(exact.FLUSHED)
+
+
+def test_a_small_number_beside_a_large_one_keeps_its_digits():
+    a = torch.tensor([[1.0, 1e-12, 3e-30]])
+    b = torch.eye(3)
+    assert torch.equal(exact.product(a, b), a)
+
+
+@pytest.mark.parametrize("terms", [0, 1, 4095, 4096, 4097, 9000])
+def test_blocks_of_terms_add_up(terms):
+    a, b = numbers(1, 3, terms), numbers(2, terms, 4)
+    expected = a.double() @ b.double()
+    assert torch.allclose(exact.product(a, b).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 999), st.integers(2, 300))
+def test_the_order_of_the_terms_does_not_change_a_bit(seed, k):
+    a, b = numbers(seed, 4, k, spread=12), numbers(seed + 1, k, 3, spread=12)
+    order = np.random.default_rng(seed).permutation(k)
+    large = exact.product(a, b).abs() > 0  # entries that are computed once more keep the order of their terms
+    same = exact.product(a[:, order], b[order]) == exact.product(a, b)
+    small = exact.product(a, b).double().abs() < 2.0**-17 * a.abs().amax(1, keepdim=True).double() * b.abs().amax(0).double() * 4
+    assert bool((same | small | ~large).all())
+    assert torch.equal(exact.total(a[:, order], 1), exact.total(a, 1))
+
+
+def test_infinite_and_nan_operands_give_what_ieee_says():
+    a = torch.tensor([[1.0, math.inf], [math.nan, 1.0], [1.0, 2.0]])
+    b = torch.tensor([[1.0, 1.0, -1.0], [1.0, 0.0, -math.inf]])
+    expected = a.double() @ b.double()
+    assert torch.equal(exact.product(a, b).double().nan_to_num(123.0), expected.nan_to_num(123.0))
+    assert exact.total(torch.tensor([1.0, math.inf]), 0).item() == math.inf
+    assert math.isnan(exact.total(torch.tensor([math.inf, -math.inf]), 0).item())
+
+
+def test_there_are_no_subnormal_numbers_no_negative_zero_and_one_nan():
+    given_bits = torch.tensor(
+        [0x00000001, 0x007FFFFF, -0x80000000, 0x00800001, 0x7FC00001, -0x400000, 0x3F800000], dtype=torch.int32
+    )
+    bits = exact.settled(given_bits.view(torch.float32)).view(torch.int32).tolist()
+    assert bits == [0, 0, 0, 0, 0x7FC00000, 0x7FC00000, 0x3F800000]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 2000), st.integers(0, 30))
+def test_a_sum_is_rounded_once(seed, count, spread):
+    x = numbers(seed, count, spread=spread)
+    expected = sum(Fraction(float(value)) for value in x)
+    error = abs(Fraction(exact.total(x, 0).item()) - expected)
+    assert error <= Fraction(float(x.abs().max())) * count * Fraction(2.0**-50)
+
+
+@pytest.mark.parametrize(
+    ("ours", "numpys", "low", "high"),
+    [(elementary.exp, np.exp, -700, 700), (elementary.log, np.log, 1e-300, 1e300), (elementary.log, np.log, 0.5, 2.0)],
+)
+def test_elementary_functions_agree_with_long_doubles(ours, numpys, low, high):
+    x = np.linspace(low, high, 20_001)
+    expected = numpys(x.astype(np.longdouble))
+    got = ours(torch.from_numpy(x)).numpy().astype(np.longdouble)
+    assert float(np.max(np.abs(got - expected) / np.maximum(np.abs(expected), 1e-300))) < 1e-15
+
+
+@pytest.mark.parametrize("exponent", [-0.75, 0.5, 2, -3, 2.2, 1.25, -0.1, 0])
+def test_powers(exponent):
+    x = np.linspace(0.01, 50, 5001)
+    expected = x.astype(np.longdouble) ** np.longdouble(exponent)
+    got = elementary.power(torch.from_numpy(x), exponent).numpy().astype(np.longdouble)
+    assert float(np.max(np.abs(got / expected - 1))) < 1e-14
+
+
+def test_edges_of_elementary_functions():
+    inf, nan = math.inf, math.nan
+    x = torch.tensor([0.0, -1.0, inf, -inf, nan, 800.0, -800.0], dtype=torch.float64)
+    exps = elementary.exp(x).tolist()
+    assert exps[:1] + exps[2:4] + exps[5:] == [1.0, inf, 0.0, inf, 0.0]
+    assert math.isnan(exps[4])
+    logs = elementary.log(x).tolist()
+    assert [logs[0], logs[2]] == [-inf, inf]
+    assert all(math.isnan(logs[index]) for index in (1, 3, 4))

@@ -1,0 +1,250 @@
+"""A pretend CUDA device on a CPU build of PyTorch: the CPU's arithmetic, and CUDA's rules about which tensors meet.
+
+    with pretend.gpus(2):
+        caffe.set_mode_gpu()
+        …
+
+Each storage carries the device that it pretends to be on. As with CUDA, an operation on tensors of different devices raises
+RuntimeError, and NumPy reads no tensor of a GPU. Copies between host and device are counted by direction. What this cannot show:
+kernels, their times and their roundings, the memory of a card, NCCL.
+"""
+
+import contextlib
+import runpy
+import sys
+import threading
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.autograd
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from caffe.numerics.dispatch import Reproducible
+
+CPU = torch.device("cpu")
+COPIES = {"copy_", "_to_copy", "copy"}
+"""Operations that may have operands on two devices."""
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+"""Operations whose indices may be on the host."""
+GROUPING = ("stack", "cat", "_foreach", "batch_norm", "convolution", "mm", "scatter", "gather", "index_add")
+"""Operations that take not even a single number from the host."""
+
+copied: Counter[str] = Counter()
+"""Number of copies, "to host" and "to device"."""
+_tags: dict[int, tuple[StorageWeakRef, torch.device]] = {}
+_local = threading.local()
+_device_of = torch.Tensor.device.__get__  # type: ignore[attr-defined]
+_is_cuda = torch.Tensor.is_cuda.__get__  # type: ignore[attr-defined]
+_is_cpu = torch.Tensor.is_cpu.__get__  # type: ignore[attr-defined]
+
+
+def device_of(tensor: Tensor) -> torch.device:
+    """Where a tensor pretends to be."""
+    entry = _tags.get(tensor.untyped_storage()._cdata)
+    return entry[1] if entry and not entry[0].expired() else CPU
+
+
+def _place(tensor: Tensor, device: torch.device) -> Tensor:
+    storage = tensor.untyped_storage()
+    _tags.pop(storage._cdata, None)
+    if device.type == "cuda":
+        if len(_tags) > 20_000:
+            for key in [key for key, (reference, _) in _tags.items() if reference.expired()]:
+                del _tags[key]
+        _tags[storage._cdata] = StorageWeakRef(storage), device
+    return tensor
+
+
+def _tensors(*values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _device(value: Any) -> torch.device | None:
+    """A device given as text, number or torch.device; None for other values."""
+    if isinstance(value, bool) or not isinstance(value, (int, str, torch.device)):
+        return None
+    try:
+        device = torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
+    except RuntimeError:  # text that is no device
+        return None
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+class _Operations(TorchDispatchMode):
+    """Checks where each operation's tensors are, and places its results."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        given = _tensors(args, kwargs)
+        name = func._schema.name.partition("::")[2]
+        on_gpu = {device_of(tensor) for tensor in given} - {CPU}
+        if on_gpu and name not in COPIES:
+            self._check(str(func), name, given, on_gpu)
+        storages = {tensor.untyped_storage()._cdata for tensor in given}
+        result = func(*args, **kwargs)
+        if name.startswith("_foreach_") and name.endswith("_"):
+            increment_version(args[0])  # as CUDA's kernels do
+        if name in COPIES and given:
+            device = device_of(given[0])
+            if name == "copy_" and device != device_of(given[1]):
+                copied["to host" if device == CPU else "to device"] += 1
+        elif on_gpu:
+            device = next(iter(on_gpu))
+        else:
+            # Zeros that autograd makes for a gradient nobody gave.
+            is_autograd = not given and torch._C._current_graph_task_id() != -1 and not getattr(_local, "inside", 0)
+            device = torch.device("cuda", torch.cuda.current_device()) if is_autograd else CPU
+        for tensor in _tensors(result):
+            if tensor.untyped_storage()._cdata not in storages:
+                _place(tensor, getattr(_local, "target", None) or device)
+        return result
+
+    @staticmethod
+    def _check(operation: str, name: str, given: list[Tensor], on_gpu: set[torch.device]) -> None:
+        on_host = [tensor for tensor in given if device_of(tensor) == CPU]
+        indexes = name in INDEXING and device_of(given[0]) != CPU
+        strays = [tensor for tensor in on_host if tensor.dim() or any(part in name for part in GROUPING)]
+        if len(on_gpu) > 1 or (strays and not indexes):
+            found = ", ".join(f"{device_of(tensor)}{tuple(tensor.shape)}" for tensor in given)
+            raise RuntimeError(f"Expected all tensors to be on the same device, but {operation} got {found}")
+
+
+@contextlib.contextmanager
+def _set(**values: Any) -> Iterator[None]:
+    before = {name: getattr(_local, name, None) for name in values}
+    vars(_local).update(values)
+    try:
+        yield
+    finally:
+        vars(_local).update(before)
+
+
+class _Functions(TorchFunctionMode):
+    """Answers for a tensor's device, moves tensors, and makes new ones on the device they ask for."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (_device_of, _is_cuda, _is_cpu):
+            device = device_of(args[0])
+            return device if func == _device_of else (device.type == "cuda") == (func == _is_cuda)
+        if func in (torch.Tensor.numpy, torch.Tensor.__array__) and device_of(args[0]) != CPU:
+            raise TypeError(f"can't convert {device_of(args[0])} device type tensor to numpy. Use Tensor.cpu() to copy it first")
+        with _set(inside=(getattr(_local, "inside", 0) or 0) + 1):
+            if func is torch.Tensor.cpu:
+                return self._moved(args[0], CPU)
+            if func is torch.Tensor.cuda:
+                return self._moved(args[0], torch.device("cuda", torch.cuda.current_device()))
+            if func is torch.Tensor.to:
+                return self._to(*args, **kwargs)
+            # Operations that autograd or a dispatch mode calls have PyTorch's own idea of where their tensors are.
+            device = None if isinstance(func, torch._ops.OpOverload) else _device(kwargs.get("device"))
+            if device is None:
+                return func(*args, **kwargs)
+            kwargs["device"] = CPU
+            with _set(target=device):
+                result = func(*args, **kwargs)
+            if func is torch.as_tensor and isinstance(args[0], Tensor):
+                return self._moved(result, device)
+            return _place(result, device) if isinstance(result, Tensor) else result
+
+    def _to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        target, rest = device_of(tensor), []
+        for value in (*args, kwargs.pop("device", None)):
+            if isinstance(value, Tensor):
+                target = device_of(value)
+                rest.append(value.dtype)
+            elif isinstance(value, (str, torch.device)):
+                target = _device(value) or CPU
+            elif value is not None:
+                rest.append(value)
+        here = torch.Tensor.to(tensor, *rest, **kwargs) if rest or kwargs else tensor
+        return self._moved(here, target)
+
+    @staticmethod
+    def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+        if device_of(tensor) == device:
+            return tensor
+        copied["to host" if device == CPU else "to device"] += 1
+        with _set(target=device):
+            return tensor.clone()
+
+
+@contextlib.contextmanager
+def _modes() -> Iterator[None]:
+    with _Functions(), _Operations():
+        yield
+
+
+@contextlib.contextmanager
+def gpus(count: int = 1) -> Iterator[None]:
+    """Pretend that the machine has GPUs while the block runs, in its threads and backward passes too."""
+    current = [0]
+
+    def set_device(device: Any) -> None:
+        current[0] = (_device(device) or CPU).index or 0
+
+    def in_modes(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _modes():
+                return function(*args, **kwargs)
+
+        return call
+
+    def in_functions(function: Callable[..., Any]) -> Callable[..., Any]:
+        """PyTorch leaves function modes for autograd's engine and for dispatch modes."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _Functions():
+                return function(*args, **kwargs)
+
+        return call
+
+    def properties(device: Any = 0) -> types.SimpleNamespace:
+        number = (_device(device) or CPU).index or 0
+        return types.SimpleNamespace(name=f"Pretend {number}", uuid=f"pretend-{number}", total_memory=1 << 34, major=9, minor=0)
+
+    replaced = {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "device_count": lambda: count,
+        "set_device": set_device,
+        "current_device": lambda: current[0],
+        "synchronize": lambda *_: None,
+        "get_device_name": lambda device=0: f"Pretend {device}",
+        "get_device_properties": properties,
+        "get_rng_state": lambda device=0: torch.zeros(16, dtype=torch.uint8),
+        "set_rng_state": lambda state, device=0: None,
+        "mem_get_info": lambda device=0: (1 << 29, 1 << 34),
+        "memory_reserved": lambda device=0: 15 << 30,
+    }
+    with contextlib.ExitStack() as stack:
+        for name, value in replaced.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        stack.enter_context(
+            mock.patch.object(torch.autograd, "_engine_run_backward", in_functions(torch.autograd._engine_run_backward))
+        )
+        stack.enter_context(mock.patch.object(threading.Thread, "run", in_modes(threading.Thread.run)))
+        stack.enter_context(mock.patch.object(Reproducible, "__torch_dispatch__", in_functions(Reproducible.__torch_dispatch__)))
+        stack.enter_context(_modes())
+        copied.clear()
+        yield
+
+
+if __name__ == "__main__":
+    # python -m tests.gpu.pretend MODULE ARGUMENTS…: run a module with a pretend GPU.
+    from tests.gpu import pretend  # the one module that has the tags, not this second copy of it
+
+    sys.argv = sys.argv[1:]
+    with pretend.gpus():
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
