@@ -22,7 +22,7 @@ from caffe.engine.blob import Blob
 from caffe.engine.graph import NetGraph
 from caffe.engine.layer import Layer
 from caffe.engine.side import show_held_views
-from caffe.errors import Error, LayerError, OutOfMemoryError
+from caffe.errors import Error, LayerError
 from caffe.numerics.dispatch import NotReproducibleError
 from caffe.proto import caffe_pb2
 
@@ -245,8 +245,7 @@ class Executor:
         except NotReproducibleError as error:
             raise LayerError(step.layer.where, error.found, error.expected, error.do) from error
         except RuntimeError as error:
-            if found := memory.shortage(error):
-                raise OutOfMemoryError(step.layer.where, found, do=memory.DO) from error
+            memory.raise_shortage(error, step.layer.where)
             if isinstance(error, Error) or step.layer.runs_user_code:
                 raise
             shapes = ", ".join(str(tuple(bottom.shape)) for bottom in bottoms)
@@ -281,9 +280,7 @@ class Executor:
         try:
             yield
         except RuntimeError as error:
-            if found := memory.shortage(error):
-                where = f"{self._reached}, backward" if self._reached else "backward"
-                raise OutOfMemoryError(where, found, do=memory.DO) from error
+            memory.raise_shortage(error, f"{self._reached}, backward" if self._reached else "backward")
             raise
 
     def _note_layer(self, step: Step, tops: Sequence[torch.Tensor]) -> None:

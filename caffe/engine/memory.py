@@ -22,11 +22,11 @@ def shortage(error: RuntimeError) -> str:
     text = str(error)
     if isinstance(error, Error) or not any(sign in text for sign in _SIGNS):
         return ""
-    match = _NEEDED.search(text)
-    needed = f"{float(match[1]) * _UNITS[match[2]]:.2f} GiB more are needed" if match else "more is needed"
     of_cpu = "DefaultCPUAllocator" in text
     if not of_cpu and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return ""  # somebody else's words
+    match = _NEEDED.search(text)
+    needed = f"{float(match[1]) * _UNITS[match[2]]:.2f} GiB more are needed" if match else "more is needed"
     if of_cpu:
         free, total = (os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
         return f"out of memory: {needed}, and of this machine's {_gib(total)}, {_gib(free)} are free"
@@ -36,14 +36,19 @@ def shortage(error: RuntimeError) -> str:
     return f"out of memory: {needed}, and of GPU {gpu}'s {_gib(total)}, {_gib(free)} are free and {held} are held by this process"
 
 
+def raise_shortage(error: RuntimeError, where: str) -> None:
+    """Raise OutOfMemoryError if `error` says that memory ran out."""
+    if found := shortage(error):
+        raise OutOfMemoryError(where, found, do=DO) from error
+
+
 @contextlib.contextmanager
 def explained(where: str = "") -> Iterator[None]:
     """Let memory that runs out in this block be told in one line that begins with `where`."""
     try:
         yield
     except RuntimeError as error:
-        if found := shortage(error):
-            raise OutOfMemoryError(where, found, do=DO) from error
+        raise_shortage(error, where)
         raise
 
 
