@@ -1,21 +1,48 @@
-"""The engine compared with recorded results of BVLC Caffe: single layers, small nets, solvers and their snapshots."""
+"""The engine compared with recorded results of BVLC Caffe: single layers, small nets, solvers and their snapshots.
+
+Only `fast`, on processors that compute products in bfloat16, is allowed more than float32's rounding.
+"""
 
 import re
 
 import numpy as np
 import pytest
+import torch
 
 import caffe
+from caffe.engine import mode
+from caffe.numerics import NUMERICS
 from tests.conftest import GOLDEN
 
 LAYERS = sorted((GOLDEN / "layers").glob("*.npz"))
 SOLVERS = sorted((GOLDEN / "solvers").glob("*.npz"))
 
 
+HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def assert_close(name, got, want, rtol, atol):
+    if mode.numerics() == "fast" and HAS_BFLOAT16:
+        rtol, atol = 0, 0.03 * max(1e-3, np.abs(want).max(initial=0))
     np.testing.assert_allclose(np.asarray(got), want, rtol=rtol, atol=atol, err_msg=name)
 
 
+@pytest.fixture
+def numerics(request):
+    """Computes in the numerics that the test is parametrized with."""
+    before = mode.numerics()
+    caffe.set_numerics(request.param)
+    yield request.param
+    caffe.set_numerics(before)
+
+
+# The layers' recordings are checked in `fast` as well; a solver only adds products of the same kind to them.
+in_every_numerics = pytest.mark.parametrize("numerics", NUMERICS, indirect=True)
+in_full_precision = pytest.mark.parametrize("numerics", ["fp32", "reproducible"], indirect=True)
+
+
+@in_every_numerics
+@pytest.mark.usefixtures("numerics")
 @pytest.mark.parametrize("path", LAYERS, ids=lambda p: p.stem)
 def test_a_layer_matches_bvlc_caffe(path, write):
     recorded = np.load(path)
@@ -93,6 +120,8 @@ def trajectory(request, tmp_path, write):
     return Trajectory(request.param, tmp_path, write)
 
 
+@in_full_precision
+@pytest.mark.usefixtures("numerics")
 def test_a_solver_matches_bvlc_caffes_updates(trajectory):
     solver = trajectory.solver()
     for key in trajectory.recorded.files:
@@ -107,6 +136,8 @@ def test_a_solver_matches_bvlc_caffes_updates(trajectory):
     trajectory.run(restored, 12, 24)
 
 
+@in_full_precision
+@pytest.mark.usefixtures("numerics")
 @pytest.mark.parametrize(("extension", "fmt"), [("solverstate", "BINARYPROTO"), ("solverstate.h5", "HDF5")])
 def test_training_resumes_from_bvlc_caffes_snapshots(trajectory, extension, fmt):
     solver = trajectory.solver(fmt)
