@@ -66,7 +66,7 @@ def add_numerics(result: argparse.ArgumentParser) -> None:
     add(
         result,
         "numerics",
-        "reproducible, fp32 or fast (default: the solver's, else fp32)",
+        "reproducible, fp32 or fast (default: fp32, or the solver's `numerics`)",
         choices=("", *NUMERICS),
         metavar="HOW",
     )
