@@ -117,18 +117,23 @@ def input_gradient(g: Geometry, gradient: Tensor, weight: Tensor, size: Sequence
     return torch.cat(parts) if parts else gradient.new_zeros(0, weight.shape[1] * g.groups, *size)
 
 
-def _transposed(some: Sliced) -> Sliced:
-    """Unfolded images, which have one scale, as a product's right side."""
+def _transposed(g: Geometry, x: Tensor) -> Sliced:
+    """Unfolded images, with one scale, as a product's right side: a column is an input channel at an offset in the window."""
+    some = g.sliced(x)
     high, low = some.high.transpose(1, 2), some.low.transpose(1, 2)
-    everywhere = torch.ones((), dtype=torch.bool, device=high.device)
-    return Sliced(high, low, some.scale, some.special, lambda: some.values().transpose(1, 2), lambda: everywhere)
+
+    def occupied() -> Tensor:
+        channels = (x != 0).transpose(0, 1).flatten(1).any(1)
+        return channels.view(g.groups, 1, -1).repeat_interleave(math.prod(g.kernel), 2)
+
+    return Sliced(high, low, some.scale, some.special, lambda: some.values().transpose(1, 2), occupied)
 
 
 def weight_gradient(g: Geometry, gradient: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
     """The gradient for the weights of `forward`, of this shape."""
     total: Tensor | None = None
     for here in g.chunks(len(x), x.shape[2:]):
-        columns = _transposed(g.sliced(x[here]))
+        columns = _transposed(g, x[here])
         part = exact.sum_of_products(exact.sliced(_rows(g, gradient[here]), -1), columns)
         total = part if total is None else total.add_(part)
     return x.new_zeros(shape) if total is None else exact.rounded(total).reshape(shape)

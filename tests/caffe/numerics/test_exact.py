@@ -49,6 +49,23 @@ def test_a_small_number_beside_a_large_one_keeps_its_digits():
     assert torch.equal(exact.product(a, b), a)
 
 
+@pytest.mark.parametrize("lies", ["in the third slice", "where nothing overlaps"])
+def test_many_small_entries_are_not_computed_one_by_one(monkeypatch, lies):
+    """A large number in each row and column, which meets zeros, makes the scale coarse for all others."""
+    a, b = numbers(1, 20, 60), numbers(2, 60, 30)
+    a[:, 0], a[:, 1], b[0], b[1] = 2.0**14, 0, 0, 2.0**14
+    if lies == "where nothing overlaps":
+        a[:, 2:], b[2:] = a[:, 2:] * (torch.arange(58) % 2), b[2:] * (1 - torch.arange(58) % 2)[:, None]
+    recompute, places = exact._recompute, []
+    monkeypatch.setattr(exact, "_recompute", lambda *given: places.extend(given[1]) or recompute(*given))
+    plain, sizes = exact_product(a, b)
+    result = exact.product(a, b)
+    for i in range(20):
+        for j in range(30):
+            assert abs(Fraction(float(result[i, j])) - plain[i][j]) <= sizes[i][j] * Fraction(60 * U)
+    assert len(places) < 10, "of 600"
+
+
 @pytest.mark.parametrize("terms", [0, 1, 4095, 4096, 4097, 9000])
 def test_blocks_of_terms_add_up(terms):
     a, b = numbers(1, 3, terms), numbers(2, terms, 4)
