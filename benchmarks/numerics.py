@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault("GLOG_minloglevel", "2")
 
 import alternating
+import numpy as np
 import torch
 
 import caffe
@@ -31,17 +32,20 @@ SOLVER = 'net: "{net}" base_lr: 1e-9 lr_policy: "fixed" momentum: 0.9 weight_dec
 
 
 def solver_of(name: str, mode: str) -> caffe.Solver:
-    """A solver that trains a template on constant images."""
+    """A solver that trains a template on one batch of random pixels, in bytes as images have them, and random labels."""
     shape, n = SHAPES[name], caffe.NetSpec()
-    filler = [{"type": "constant", "value": 0.5}, {"type": "constant", "value": 1.0}]
-    n.data, n.label = L.DummyData(shape=[{"dim": shape}, {"dim": shape[:1]}], data_filler=filler, ntop=2)
+    n.data, n.label = L.Input(shape=[{"dim": shape}, {"dim": shape[:1]}], ntop=2)
     TEMPLATES[name].body(n, Last("score", 10))
     n.loss = L.SoftmaxWithLoss(n.score, n.label)
     with tempfile.TemporaryDirectory() as folder:
         net, path = Path(folder) / "net.prototxt", Path(folder) / "solver.prototxt"
         caffe.write_prototxt(net, n.to_proto())
         path.write_text(SOLVER.format(net=net, mode=mode))
-        return caffe.get_solver(str(path))
+        solver = caffe.get_solver(str(path))
+    draw = np.random.default_rng(1)
+    solver.net.blobs["data"].data[...] = draw.integers(0, 256, shape) - 128
+    solver.net.blobs["label"].data[...] = draw.integers(0, 10, shape[:1])
+    return solver
 
 
 def iteration(solver: caffe.Solver, numerics: str) -> Callable[[], object]:

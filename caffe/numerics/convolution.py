@@ -1,7 +1,7 @@
 """Convolution and its gradients as exact products of unfolded images, for any number of axes, groups, strides and dilations.
 
-Images are taken some at a time, so that a product's partial sums over positions have at most `exact.BLOCK` terms where one image
-has fewer.
+Images are taken some at a time, so that they stay in a processor's cache, and a product's partial sums over positions have at most
+`exact.BLOCK` terms where one image has fewer.
 """
 
 import itertools
@@ -73,7 +73,7 @@ class Geometry:
         """Unfolded images in slices, with one scale."""
         x = exact.flushed(x)
         high, low, scale, special = exact.slices(x, tuple(range(x.dim())))
-        columns = self.unfold(high), self.unfold(low), scale.reshape(1, 1, 1)
+        columns = self.unfold(high), None if low is None else self.unfold(low), scale.reshape(1, 1, 1)
         return Sliced(*columns, special, lambda: self.unfold(x), lambda: self._occupied(x))
 
     def _occupied(self, x: Tensor) -> Tensor:
@@ -83,9 +83,10 @@ class Geometry:
         axes = tuple(range(2, 2 + len(self.kernel)))
         return view.any(axes).transpose(0, 1).reshape(self.groups, 1, -1)
 
-    def chunks(self, images: int, size: Sequence[int]) -> Iterator[slice]:
-        """Which images are taken together."""
-        step = max(1, exact.BLOCK // math.prod(self.positions(size)))
+    def chunks(self, images: int, channels: int, size: Sequence[int], most: int = exact.PIECE) -> Iterator[slice]:
+        """Which images, channels × size, are taken together: at most so many positions, unless one image has more."""
+        positions = math.prod(self.positions(size))
+        step = max(1, min(most, exact.PIECE // (channels * math.prod(self.kernel))) // positions)
         return (slice(start, min(start + step, images)) for start in range(0, images, step))
 
 
@@ -99,7 +100,7 @@ def forward(g: Geometry, x: Tensor, weight: Tensor) -> Tensor:
     out = g.positions(x.shape[2:])
     rows = exact.sliced(weight.reshape(g.groups, weight.shape[0] // g.groups, -1), -1)
     parts = []
-    for here in g.chunks(len(x), x.shape[2:]):
+    for here in g.chunks(*x.shape[:2], x.shape[2:]):
         y = exact.rounded(exact.sum_of_products(rows, g.sliced(x[here])))
         parts.append(y.reshape(weight.shape[0], -1, *out).transpose(0, 1))
     return torch.cat(parts) if parts else x.new_zeros(0, weight.shape[0], *out)
@@ -107,20 +108,34 @@ def forward(g: Geometry, x: Tensor, weight: Tensor) -> Tensor:
 
 def input_gradient(g: Geometry, gradient: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     """The gradient for the input of `forward`, whose images have this size."""
+    if (reverse := _reverse(g, size)) and reverse.positions(gradient.shape[2:]) == tuple(size):
+        kernels = weight.flip(tuple(range(2, weight.dim()))).view(g.groups, -1, *weight.shape[1:]).transpose(1, 2)
+        return forward(reverse, gradient, kernels.reshape(-1, *kernels.shape[2:]))
     matrix = weight.reshape(g.groups, weight.shape[0] // g.groups, -1).transpose(1, 2)
     rows = exact.sliced(matrix, -1)
     parts = []
-    for here in g.chunks(len(gradient), size):
+    for here in g.chunks(len(gradient), weight.shape[1] * g.groups, size):
         some = gradient[here]
         columns = exact.sum_of_products(rows, exact.sliced(_rows(g, some), -2))
         parts.append(exact.rounded(g.fold(columns, len(some), size)))
     return torch.cat(parts) if parts else gradient.new_zeros(0, weight.shape[1] * g.groups, *size)
 
 
+def _reverse(g: Geometry, size: Sequence[int]) -> Geometry | None:
+    """For a stride of 1, the input's gradient is a convolution with the kernels reversed, which takes less memory: its geometry.
+
+    None where that would take longer, as it computes a product for each pixel, not for each window.
+    """
+    if any(step != 1 for step in g.stride) or math.prod(size) > 1.25 * math.prod(g.positions(size)):
+        return None
+    padding = tuple(d * (k - 1) - pad for k, d, pad in zip(g.kernel, g.dilation, g.padding, strict=True))
+    return Geometry(g.kernel, g.stride, padding, g.dilation, g.groups)
+
+
 def _transposed(g: Geometry, x: Tensor) -> Sliced:
     """Unfolded images, with one scale, as a product's right side: a column is an input channel at an offset in the window."""
     some = g.sliced(x)
-    high, low = some.high.transpose(1, 2), some.low.transpose(1, 2)
+    high, low = some.high.transpose(1, 2), None if some.low is None else some.low.transpose(1, 2)
 
     def occupied() -> Tensor:
         channels = (x != 0).transpose(0, 1).flatten(1).any(1)
@@ -132,7 +147,7 @@ def _transposed(g: Geometry, x: Tensor) -> Sliced:
 def weight_gradient(g: Geometry, gradient: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
     """The gradient for the weights of `forward`, of this shape."""
     total: Tensor | None = None
-    for here in g.chunks(len(x), x.shape[2:]):
+    for here in g.chunks(*x.shape[:2], x.shape[2:], exact.BLOCK):
         columns = _transposed(g, x[here])
         part = exact.sum_of_products(exact.sliced(_rows(g, gradient[here]), -1), columns)
         total = part if total is None else total.add_(part)

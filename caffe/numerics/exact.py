@@ -6,13 +6,14 @@ holds exactly, so that any order of summing gives the same. high · high and the
 blocks of 4096 are added in their order.
 
 Error of an entry of a product over K terms, for rows bounded by A and columns by B (powers of two): below
-1.25 · K · 2^-40 · A · B, and so below float32's own bound, K · 2^-24 · Σ|a·b|, unless the entry is below 2^-15 · A · B. Where many
-are, as in gradients for weights, a third slice lowers both by 2^-20. The few that are still below are computed once more from the
+1.25 · K · 2^-40 · A · B, and so below float32's own bound, K · 2^-24 · Σ|a·b|, unless the entry is below 2^-15 · A · B. Where
+many are, as in gradients for weights, a third slice lowers both by 2^-20. The few that are still below are computed once more from the
 exact float64 products of their terms, added in a fixed order.
 
 Infinite and NaN operands give what IEEE 754 says, with one NaN. Numbers below 2^-125 become 0 (see `settled`).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ SUBNORMAL = 2.0**-126 - 2.0**-149
 """The largest subnormal number."""
 LEAST = -320
 """Exponent that stands for smaller ones: below that of a product of two float32 numbers."""
+PIECE = 1 << 20
+"""Numbers of an operand or a result that are computed together, so that their float64 copies stay in a processor's cache."""
 MANY = 16
 """If more than one entry of so many is below, a third slice takes less time than the terms of each."""
 TERMS = 1 << 22
@@ -67,6 +70,7 @@ def exponents(magnitudes: Tensor) -> Tensor:
 class Sliced:
     """A matrix (… × rows × columns) as scale · (high + low / 2^BITS), with integers of BITS bits in float64.
 
+    low       None if all are 0, as for bytes
     scale     powers of two, broadcast to the matrix
     special   whether there are infinite or NaN values, which are 0 in the slices
     values    gives the numbers, float32
@@ -74,11 +78,16 @@ class Sliced:
     """
 
     high: Tensor
-    low: Tensor
+    low: Tensor | None
     scale: Tensor
     special: bool
     values: Callable[[], Tensor]
     occupied: Callable[[], Tensor]
+
+    @functools.cached_property
+    def both(self) -> Tensor:
+        """The rows of `high`, and below them those of `low`, for a product's left side."""
+        return torch.cat([self.high, torch.zeros_like(self.high) if self.low is None else self.low], -2)
 
     def third(self) -> Tensor:
         """What high + low / 2^BITS leaves, times 2^(2 · BITS), as integers."""
@@ -86,10 +95,13 @@ class Sliced:
         if self.special:
             values = values.nan_to_num(0.0, 0.0, 0.0)
         rest = values.double() / self.scale  # by a tensor, and so exact
-        return rest.sub_(self.high).sub_(self.low * 2.0**-BITS).mul_(2.0 ** (2 * BITS)).round_()
+        rest.sub_(self.high)
+        if self.low is not None:
+            rest.sub_(self.low * 2.0**-BITS)
+        return rest.mul_(2.0 ** (2 * BITS)).round_()
 
 
-def slices(values: Tensor, axes: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, bool]:
+def slices(values: Tensor, axes: int | tuple[int, ...]) -> tuple[Tensor, Tensor | None, Tensor, bool]:
     """(high, low, scale, special) of flushed numbers, with one scale for all that differ in `axes` only; as in Sliced."""
     bounds = values.abs().amax(axes, keepdim=True)
     if special := not bool(bounds.isfinite().all()):
@@ -99,7 +111,7 @@ def slices(values: Tensor, axes: int | tuple[int, ...]) -> tuple[Tensor, Tensor,
     scaled = values.double() * power_of_two(BITS - e)
     high = scaled.round()
     low = scaled.sub_(high).mul_(2.0**BITS).round_()
-    return high, low, power_of_two(e - BITS), special
+    return high, low if bool(low.any()) else None, power_of_two(e - BITS), special
 
 
 def sliced(values: Tensor, axis: int) -> Sliced:
@@ -112,7 +124,12 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b: … × M × K times … × K × N, float32, batches broadcast; rounded once from a sum with the error stated above."""
     if not a.shape[-1]:
         return a @ b
-    return rounded(sum_of_products(sliced(a, -1), sliced(b, -2)))
+    left, columns = sliced(a, -1), b.shape[-1]
+    step = max(32, PIECE // max(1, *a.shape[-2:]))
+    if step >= columns:
+        return rounded(sum_of_products(left, sliced(b, -2)))
+    pieces = [rounded(sum_of_products(left, sliced(b[..., start : start + step], -2))) for start in range(0, columns, step)]
+    return torch.cat(pieces, -1)
 
 
 def sum_of_products(a: Sliced, b: Sliced) -> Tensor:
@@ -121,10 +138,11 @@ def sum_of_products(a: Sliced, b: Sliced) -> Tensor:
     total = torch.zeros(())
     for start in range(0, terms, BLOCK):
         here = slice(start, min(start + BLOCK, terms))
-        block = _block(a.high[..., here], a.low[..., here], b.high[..., here, :], b.low[..., here, :])
+        block = _block(a.both[..., here], b.high[..., here, :], None if b.low is None else b.low[..., here, :])
         total = block.add_(total) if start else block
     small = total.abs() < SMALL
-    if bool(small.any()):
+    places = small.nonzero()
+    if MANY * len(places) > total.numel():
         small &= a.occupied() & b.occupied()
         if MANY * int(small.sum()) > total.numel():
             small &= _has_terms(a, b)
@@ -132,9 +150,10 @@ def sum_of_products(a: Sliced, b: Sliced) -> Tensor:
             total = torch.where(small, total + _third(a, b), total)
             small &= total.abs() < SMALL * 2.0**-BITS
         places = small.nonzero()
+    if b.scale.numel() == 1:
+        total.mul_(a.scale * b.scale.reshape(()))  # both are powers of two, within 2^±300
     else:
-        places = small.new_empty(0, 1)
-    total.mul_(a.scale).mul_(b.scale)
+        total.mul_(a.scale).mul_(b.scale)
     if len(places):
         _recompute(total, places, a.values(), b.values())
     if a.special or b.special:
@@ -143,11 +162,23 @@ def sum_of_products(a: Sliced, b: Sliced) -> Tensor:
     return total
 
 
-def _block(a_high: Tensor, a_low: Tensor, b_high: Tensor, b_low: Tensor) -> Tensor:
-    """(high + low / 2^BITS) of a times that of b, without low · low; each of the three products is exact."""
-    cross = a_high @ b_low
-    cross += a_low @ b_high
-    return (a_high @ b_high).add_(cross.mul_(2.0**-BITS))
+def _block(a: Tensor, b_high: Tensor, b_low: Tensor | None) -> Tensor:
+    """(high + low / 2^BITS) of a, which has the rows of both, times that of b, without low · low; each product is exact."""
+    if a.dim() == b_high.dim() == 3 and len(a) == len(b_high) == 1:  # a batch of one takes longer than a matrix
+        return _block(a[0], b_high[0], None if b_low is None else b_low[0])[None]
+    count = a.shape[-2] // 2
+    product = a @ b_high
+    high, cross = product[..., :count, :], product[..., count:, :]
+    if b_low is not None:
+        cross = _plus(cross, a[..., :count, :], b_low)
+    return high.add_(cross.mul_(2.0**-BITS))
+
+
+def _plus(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total + a @ b, where each partial sum is an integer below 2^53, in any order."""
+    if a.dim() == b.dim() == 2:
+        return total.addmm_(a, b)
+    return total.baddbmm_(a, b) if a.dim() == b.dim() == 3 and len(a) == len(b) == len(total) else total.add_(a @ b)
 
 
 def _has_terms(a: Sliced, b: Sliced) -> Tensor:
@@ -163,9 +194,10 @@ def _third(a: Sliced, b: Sliced) -> Tensor:
     total = torch.zeros(())
     for start in range(0, a.high.shape[-1], BLOCK):
         here = slice(start, start + BLOCK)
-        block = a.low[..., here] @ b.low[..., here, :]
-        block += a.high[..., here] @ b_third[..., here, :]
-        block += a_third[..., here] @ b.high[..., here, :]
+        block = a.high[..., here] @ b_third[..., here, :]
+        block += a_third[..., here] @ b.high[..., here, :]  # not by _plus: the sum of three may need 54 bits
+        if b.low is not None:
+            block += a.both[..., a.high.shape[-2] :, here] @ b.low[..., here, :]
         total = block.add_(total) if start else block
     return total.mul_(2.0 ** (-2 * BITS))
 

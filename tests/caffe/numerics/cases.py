@@ -43,6 +43,7 @@ CASES: dict[str, Callable[[Source], list[Tensor]]] = {
     "vectors": lambda s: [torch.mv(s(20, 300), s(300)), torch.dot(s(300), s(300))],
     "convolution": lambda s: [F.conv2d(s(5, 4, 19, 17), s(6, 2, 3, 5), s(6), (2, 1), (1, 2), (1, 2), 2)],
     "convolution of many": lambda s: [F.conv2d(s(70, 1, 12, 12), s(8, 1, 5, 5), s(8))],
+    "convolution padded by more than its kernel": lambda s: [F.conv2d(s(2, 4, 5, 6), s(4, 2, 1, 2), None, 1, (3, 2), (1, 2), 2)],
     "convolution of signals": lambda s: [F.conv1d(s(3, 2, 50), s(4, 2, 7), None, 3)],
     "convolution of volumes": lambda s: [F.conv3d(s(2, 2, 6, 7, 5), s(3, 2, 2, 3, 3), s(3), 1, (0, 1, 1))],
     "deconvolution": lambda s: [F.conv_transpose2d(s(3, 4, 9, 8), s(4, 3, 4, 4), s(6), 2, 1, 0, 2)],
