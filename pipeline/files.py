@@ -13,7 +13,17 @@ from urllib.parse import quote
 
 from caffe import written_whole
 
-__all__ = ["file_url", "link_or_copy", "plain_name", "stem_of", "sync", "sync_entry", "write_table", "written_whole"]
+__all__ = [
+    "file_url",
+    "link_or_copy",
+    "plain_name",
+    "retry_mark",
+    "stem_of",
+    "sync",
+    "sync_entry",
+    "write_table",
+    "written_whole",
+]
 
 LONGEST_STEM = 100
 """Most bytes of a blob's name within a file name, which may have 255."""
@@ -30,6 +40,14 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def retry_mark(dataset: Path, shard: str) -> Path:
+    """A file with a line for each retry of a shard's failed downloads: where it changes, the rule downloads the shard again.
+
+    dataset  the dataset's folder of results, as the working directory sees it
+    """
+    return Path(".snakemake/roastery/retries", *dataset.parts[dataset.is_absolute() :], shard)
 
 
 def sync(path: Path) -> None:

@@ -1,12 +1,14 @@
 import json
 import os
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import caffe
 from snakemake.exceptions import WorkflowError
 
-from pipeline import configuration
+from pipeline import configuration, failures
 from pipeline.closure import code_of
 from pipeline.configuration import fixed as fixed_config
 from pipeline.configuration import steps
@@ -14,6 +16,8 @@ from pipeline.files import stem_of
 
 # The main process checks the config and fixes it; a cluster's jobs read the fixed one, whatever the config file says by then.
 # The variable is numbered, as another workflow may use this one as a module several times.
+EXAMPLE = "results/example/digits"
+"""Where the embedded example is written, and its lists are found by the config."""
 FIXED = Path(".snakemake/roastery")
 workflow.uses_of_roastery = getattr(workflow, "uses_of_roastery", 0) + 1
 DIGEST = f"ROASTERY_CONFIG_{workflow.uses_of_roastery}"
@@ -24,6 +28,7 @@ try:
     fixed = fixed_config.read(os.environ.get(DIGEST, ""), FIXED)
 except caffe.Error as error:
     raise WorkflowError(str(error)) from None
+STARTED = time.time()
 config.clear()
 config.update(fixed)
 
@@ -32,7 +37,19 @@ envvars:
     DIGEST,
 
 
+onerror:
+    if workflow.is_main_process:
+        unfinished = (job for job in workflow.dag.jobs if not workflow.dag.finished(job))
+        logs = [(job.rule.name, Path(log)) for job in unfinished for log in job.log]
+        print(failures.describe(logs, STARTED), file=sys.stderr)
+
+
 GPUS = int(config["compute"] == "gpu")
+
+
+def grown(amount):
+    """Resource function: MB or minutes of the first attempt, and as much again for each further one, as `--retries` allows."""
+    return lambda wildcards, attempt: amount * attempt
 
 
 def datasets_from(kind):
@@ -112,6 +129,14 @@ def dataset_of(wildcards):
 def of_dataset(path):
     """Input function: `path` in the folder of the experiment's dataset."""
     return lambda wildcards: f"results/datasets/{dataset_of(wildcards)}/{path}"
+
+
+def of_user(paths):
+    """A file of the user's, or a list of them: not below a module's prefix, and not in a storage provider.
+
+    A path in the config is meant as it stands there.
+    """
+    return [local(path) for path in paths] if isinstance(paths, list) else local(paths)
 
 
 def results(wildcards):

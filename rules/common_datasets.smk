@@ -1,7 +1,8 @@
 # Functions of wildcards that look up a dataset's config.
 from pathlib import Path
 
-from pipeline.sources.folders import listing
+from pipeline.files import retry_mark
+from pipeline.sources import folders
 
 
 def images_of(wildcards):
@@ -28,8 +29,8 @@ def of_shards(path):
 
 def list_of_shard(wildcards):
     """Input function: a shard's list, a file, so that a longer source list does not download old shards again."""
-    folder = checkpoints.shards.get(dataset=wildcards.dataset).output[0]
-    return f"{folder}/{wildcards.shard}.csv"
+    checkpoints.shards.get(dataset=wildcards.dataset)
+    return f"results/datasets/{wildcards.dataset}/list/{wildcards.shard}.csv"
 
 
 def source_of(wildcards):
@@ -47,13 +48,13 @@ def patience(wildcards, input):
 
 def names_of(wildcards):
     """Input function: the file of class names, if the config gives one."""
-    return config["datasets"][wildcards.dataset].get("names", [])
+    return of_user(config["datasets"][wildcards.dataset].get("names", []))
 
 
 def databases_of(wildcards):
     """Input function: the databases that a dataset's records are copied from."""
     databases = source_of(wildcards)["database"]
-    return [databases["train"], databases["val"]]
+    return of_user([databases["train"], databases["val"]])
 
 
 def list_of(wildcards):
@@ -63,17 +64,30 @@ def list_of(wildcards):
     """
     source = source_of(wildcards)
     path = source[configuration.keys.kind_of(source)]
-    if path.startswith("results/example/digits/"):
-        return rules.digits.output.folder
-    return ancient(path) if "folder" in source else path
+    if path.startswith(f"{EXAMPLE}/"):
+        return local(EXAMPLE)
+    return ancient(of_user(path)) if "folder" in source else of_user(path)
+
+
+def published_name(wildcards):
+    """Which published dataset a dataset is."""
+    return source_of(wildcards)["published"]
 
 
 def val_labels_of(wildcards):
     """Input function: the labels of a folder's validation images, if the config gives a file."""
-    return source_of(wildcards).get("val_labels", [])
+    return of_user(source_of(wildcards).get("val_labels", []))
+
+
+def state_of(wildcards):
+    """What a shard's download depends on beside its list: a folder's files, and how often failed downloads were retried."""
+    folder = Path(checkpoints.shards.get(dataset=wildcards.dataset).output[0])
+    mark = retry_mark(folder.parent, wildcards.shard)
+    files = folders.state(folder / f"{wildcards.shard}.csv") if "folder" in source_of(wildcards) else ""
+    return files + (mark.read_text() if mark.exists() else "")
 
 
 def listing_of(wildcards):
     """A digest of a source folder's files, which changes if images are added or removed."""
     folder = source_of(wildcards).get("folder")
-    return listing(Path(folder)) if folder and Path(folder).is_dir() else ""
+    return folders.listing(Path(folder)) if folder and Path(folder).is_dir() else ""

@@ -37,7 +37,7 @@ def fitted(file):
 def net_of(wildcards):
     """Input function: an experiment's prototxt, if the net is the user's own."""
     model = config["experiments"][wildcards.experiment]["model"]
-    return model if models.is_file(model) else []
+    return of_user(model) if models.is_file(model) else []
 
 
 def weights_from(name, best=None):
@@ -66,7 +66,7 @@ def weights_of(wildcards):
             kind = "caffemodel.h5" if origin["url"].endswith(".h5") else "caffemodel"
             paths.append(f"results/weights/{origin['sha256']}.{kind}")
         else:
-            paths.append(origin["file"])
+            paths.append(of_user(origin["file"]))
     return paths
 
 
@@ -79,4 +79,14 @@ def shown_by(wildcards):
 def shown_images(wildcards):
     """Input function: the images that the pictures of a trained net show: the user's, or the validation database."""
     images = config["experiments"][wildcards.experiment]["pictures"].get("images")
-    return images or f"results/datasets/{dataset_of(wildcards)}/lmdb/val"
+    return of_user(images) if images else f"results/datasets/{dataset_of(wildcards)}/lmdb/val"
+
+
+def classified(wildcards):
+    """Input function: the user's images that an experiment classifies."""
+    return of_user(config["experiments"][wildcards.experiment]["classify"]["images"])
+
+
+def net_to_crop(wildcards):
+    """Input function: the user's net that an experiment's weights are cropped to."""
+    return of_user(config["experiments"][wildcards.experiment]["export"]["crop"])

@@ -1,11 +1,11 @@
 rule digits:
     output:
-        folder=directory("results/example/digits"),
+        folder=local(directory(EXAMPLE)),
     log:
         "logs/example/digits.log",
     resources:
-        mem_mb=500,
-        runtime=5,
+        mem_mb=grown(500),
+        runtime=grown(5),
     params:
         code=code_of("pipeline.sources.digits"),
     shell:
@@ -21,8 +21,8 @@ checkpoint shards:
     log:
         "logs/datasets/{dataset}/shards.log",
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=grown(1000),
+        runtime=grown(10),
     params:
         options=options_of("sources.shards"),
         listing=listing_of,
@@ -41,11 +41,12 @@ rule download:
     log:
         "logs/datasets/{dataset}/download/{shard}.log",
     resources:
-        mem_mb=1000,
-        runtime=120,
+        mem_mb=grown(1000),
+        runtime=grown(120),
     params:
         options=options_of("dataset.download"),
         patience=patience,
+        state=state_of,
         code=code_of("pipeline.dataset.download"),
     shell:
         "python -m pipeline.dataset.download {input.list:q} {output.images:q} --table {output.table:q}"

@@ -13,8 +13,8 @@ rule export:
         format="onnx|safetensors",
     threads: 2
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=grown(4000),
+        runtime=grown(30),
     params:
         code=code_of("pipeline.export.export"),
     shell:
@@ -33,8 +33,8 @@ rule merge:
         "logs/experiments/{experiment}/merge.log",
     threads: 2
     resources:
-        mem_mb=8000,
-        runtime=30,
+        mem_mb=grown(8000),
+        runtime=grown(30),
     params:
         stem=subpath(output.net, strip_suffix=".prototxt"),
         code=code_of("pipeline.export.surgery"),
@@ -54,8 +54,8 @@ rule convolutional:
         "logs/experiments/{experiment}/convolutional.log",
     threads: 2
     resources:
-        mem_mb=8000,
-        runtime=30,
+        mem_mb=grown(8000),
+        runtime=grown(30),
     params:
         stem=subpath(output.net, strip_suffix=".prototxt"),
         options=options_of("export.convolutional"),
@@ -67,7 +67,7 @@ rule convolutional:
 
 rule crop:
     input:
-        net=lookup(dpath="experiments/{experiment}/export/crop", within=config),
+        net=net_to_crop,
         weights=learned_weights,
     output:
         net="results/experiments/{experiment}/export/cropped.prototxt",
@@ -75,8 +75,8 @@ rule crop:
     log:
         "logs/experiments/{experiment}/crop.log",
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=grown(4000),
+        runtime=grown(30),
     params:
         stem=subpath(output.net, strip_suffix=".prototxt"),
         code=code_of("pipeline.export.surgery"),
@@ -96,8 +96,8 @@ rule average:
     log:
         "logs/experiments/{experiment}/average.log",
     resources:
-        mem_mb=8000,
-        runtime=30,
+        mem_mb=grown(8000),
+        runtime=grown(30),
     params:
         stem=subpath(output.net, strip_suffix=".prototxt"),
         options=options_of("export.average"),

@@ -10,8 +10,8 @@ rule features:
         "logs/experiments/{experiment}/features.log",
     threads: 8
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=grown(4000),
+        runtime=grown(120),
         gpu=GPUS,
     params:
         options=options_of("inference.features"),
@@ -43,8 +43,8 @@ rule evaluate:
         "logs/experiments/{experiment}/evaluate{of}.log",
     threads: 8
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=grown(4000),
+        runtime=grown(120),
         gpu=GPUS,
     params:
         folder=subpath(output.summary, parent=True),
@@ -63,15 +63,15 @@ rule classify:
         weights=learned_weights,
         labels=of_dataset("lists/labels.txt"),
         mean=of_dataset("mean.binaryproto"),
-        images=lookup(dpath="experiments/{experiment}/classify/images", within=config),
+        images=classified,
     output:
         experiment_report("classify.csv", "classify", "classified images (CSV)"),
     log:
         "logs/experiments/{experiment}/classify.log",
     threads: 8
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=grown(4000),
+        runtime=grown(120),
         gpu=GPUS,
     params:
         options=options_of("inference.classify"),

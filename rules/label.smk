@@ -9,14 +9,13 @@ rule label:
     log:
         "logs/datasets/{dataset}/label.log",
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=grown(1000),
+        runtime=grown(10),
     params:
-        tables=of_images("download"),
-        resized=of_images("resize"),
-        folder="results/datasets/{dataset}/lists",
+        dataset=subpath(input.shards, parent=True),
+        folder=subpath(output[0], parent=True),
         options=options_of("dataset.label"),
         code=code_of("pipeline.dataset.label"),
     shell:
-        "python -m pipeline.dataset.label {input.shards:q} {params.tables:q} {params.resized:q} --output {params.folder:q}"
+        "python -m pipeline.dataset.label {input.shards:q} {params.dataset:q}/download {params.dataset:q}/resize --output {params.folder:q}"
         " --options {params.options:q} 2>&1 | tee {log:q}"

@@ -16,12 +16,12 @@ rule linear:
         "logs/experiments/{experiment}/linear.log",
     threads: 8
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=grown(4000),
+        runtime=grown(120),
         gpu=GPUS,
     params:
         folder=subpath(output.strategy, parent=True),
-        val=of_dataset("lmdb/val"),
+        val=subpath(input.val_manifest, strip_suffix=".manifest.json"),
         options=options_of("training.linear"),
         code=code_of("pipeline.training.linear"),
     shell:

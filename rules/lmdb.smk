@@ -10,10 +10,10 @@ rule lmdb:
         "logs/datasets/{dataset}/lmdb/{part}.log",
     threads: 8
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=grown(2000),
+        runtime=grown(60),
     params:
-        root=of_images("resize"),
+        root=subpath(input[2], parent=True),
         options=options_of("dataset.database"),
         code=code_of("pipeline.dataset.database"),
     shell:

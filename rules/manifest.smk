@@ -7,8 +7,8 @@ rule manifest:
         "logs/manifest.log",
     threads: 8
     resources:
-        mem_mb=2000,
-        runtime=240,
+        mem_mb=grown(2000),
+        runtime=grown(240),
     params:
         folder=subpath(output[0], parent=True),
         config=str(FIXED / f"{os.environ[DIGEST]}.json"),

@@ -8,8 +8,8 @@ rule mean:
     log:
         "logs/datasets/{dataset}/mean.log",
     resources:
-        mem_mb=1000,
-        runtime=30,
+        mem_mb=grown(1000),
+        runtime=grown(30),
     params:
         code=code_of("pipeline.dataset.mean"),
     shell:

@@ -16,12 +16,12 @@ rule prototxt:
     log:
         "logs/experiments/{experiment}/prototxt.log",
     resources:
-        mem_mb=500,
-        runtime=5,
+        mem_mb=grown(500),
+        runtime=grown(5),
     params:
         folder=subpath(output.solver, parent=True),
-        train=of_dataset("lmdb/train"),
-        val=of_dataset("lmdb/val"),
+        train=subpath(input.train, strip_suffix=".manifest.json"),
+        val=subpath(input.val, strip_suffix=".manifest.json"),
         options=options_of("nets.prototxt"),
         code=code_of("pipeline.nets.prototxt"),
     shell:

@@ -4,10 +4,10 @@ rule fetch:
     log:
         "logs/datasets/{dataset}/fetch.log",
     resources:
-        mem_mb=1000,
-        runtime=120,
+        mem_mb=grown(1000),
+        runtime=grown(120),
     params:
-        name=lookup(dpath="datasets/{dataset}/source/published", within=config),
+        name=published_name,
         options=options_of("sources.published"),
         code=code_of("pipeline.sources.published"),
     shell:
@@ -27,10 +27,10 @@ rule build:
         dataset=datasets_from("published"),
     threads: 8
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=grown(2000),
+        runtime=grown(60),
     params:
-        name=lookup(dpath="datasets/{dataset}/source/published", within=config),
+        name=published_name,
         folder=subpath(input.records, parent=True),
         code=code_of("pipeline.sources.published"),
     shell:
@@ -52,10 +52,10 @@ rule reuse:
         dataset=datasets_from("database"),
     threads: 8
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=grown(2000),
+        runtime=grown(60),
     params:
-        folder="results/datasets/{dataset}",
+        folder=subpath(output[0], ancestor=2),
         options=options_of("sources.databases"),
         code=code_of("pipeline.sources.databases"),
     shell:

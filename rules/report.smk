@@ -24,8 +24,8 @@ rule pictures:
     log:
         "logs/datasets/{dataset}/pictures.log",
     resources:
-        mem_mb=1000,
-        runtime=30,
+        mem_mb=grown(1000),
+        runtime=grown(30),
     params:
         dataset=subpath(input.mean, parent=True),
         folder=subpath(output.overview, parent=True),
@@ -43,8 +43,8 @@ rule augmented:
     log:
         "logs/datasets/{dataset}/augmented.log",
     resources:
-        mem_mb=1000,
-        runtime=5,
+        mem_mb=grown(1000),
+        runtime=grown(5),
     params:
         options=options_of("report.augmentation_examples"),
         code=code_of("pipeline.report.augmentation_examples"),
@@ -61,8 +61,8 @@ rule plots:
     log:
         "logs/experiments/{experiment}/plots.log",
     resources:
-        mem_mb=500,
-        runtime=5,
+        mem_mb=grown(500),
+        runtime=grown(5),
     params:
         folder=subpath(output.curves, parent=True),
         code=code_of("pipeline.report.plots"),
@@ -95,8 +95,8 @@ rule evaluated:
     log:
         "logs/experiments/{experiment}/evaluated{of}.log",
     resources:
-        mem_mb=1000,
-        runtime=15,
+        mem_mb=grown(1000),
+        runtime=grown(15),
     params:
         evaluation=subpath(input.summary, parent=True),
         folder=subpath(output.mistakes, parent=True),
@@ -124,8 +124,8 @@ rule neighbours:
     log:
         "logs/experiments/{experiment}/neighbours_{blob}.log",
     resources:
-        mem_mb=3000,
-        runtime=30,
+        mem_mb=grown(3000),
+        runtime=grown(30),
     params:
         folder=subpath(output.map, parent=True),
         options=options_of("report.neighbours"),
@@ -164,8 +164,8 @@ rule visualize:
     log:
         "logs/experiments/{experiment}/visualize.log",
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=grown(4000),
+        runtime=grown(30),
         gpu=GPUS,
     params:
         folder=subpath(output.filters, parent=True),
@@ -195,8 +195,8 @@ rule comparison:
     log:
         "logs/report/comparison.log",
     resources:
-        mem_mb=500,
-        runtime=5,
+        mem_mb=grown(500),
+        runtime=grown(5),
     params:
         folder=subpath(output.table, parent=True),
         options=options_of("report.comparison"),

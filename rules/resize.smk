@@ -7,8 +7,8 @@ rule resize:
         "logs/datasets/{dataset}/resize/{shard}.log",
     threads: 8
     resources:
-        mem_mb=1000,
-        runtime=30,
+        mem_mb=grown(1000),
+        runtime=grown(30),
     params:
         options=options_of("dataset.resize"),
         code=code_of("pipeline.dataset.resize"),

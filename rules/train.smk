@@ -10,8 +10,8 @@ rule weights:
         sha256="[0-9a-f]{64}",
         kind=r"caffemodel(\.h5)?",
     resources:
-        mem_mb=500,
-        runtime=120,
+        mem_mb=grown(500),
+        runtime=grown(120),
     params:
         options=options_of("training.initial_weights"),
         code=code_of("pipeline.training.initial_weights"),
@@ -67,18 +67,17 @@ rule train:
         "logs/experiments/{experiment}/train.log",
     threads: 8
     resources:
-        mem_mb=4000,
+        mem_mb=grown(4000),
         runtime=1440,
         gpu=GPUS,
     params:
         folder=subpath(output.weights, parent=True),
         options=options_of("training.train"),
-        failed="logs/experiments/{experiment}/failed",
         experiment=subpath(output.weights, ancestor=2),
         code=code_of("pipeline.training.train"),
     shell:
         "trap : HUP INT TERM USR1 USR2 XCPU;"
-        " OMP_NUM_THREADS={threads} python -m pipeline.training.train {input.solver:q} {params.folder:q} --failed {params.failed:q}"
+        " OMP_NUM_THREADS={threads} python -m pipeline.training.train {input.solver:q} {params.folder:q} --failed \"$(dirname {log:q})/failed\""
         " --checkpoint {params.experiment:q}/checkpoint --keep-results --weights {input.weights:q} --fitted {input.classifier:q}"
         " --chosen {input.strategy:q} --options {params.options:q} 2>&1"
         " | (trap '' HUP INT TERM USR1 USR2 XCPU PIPE; exec tee {log:q})"

@@ -24,6 +24,7 @@ module roastery:
         "{ROOT}/Snakefile"
     config:
         config["roastery"]
+    PREFIX
 
 
 use rule * from roastery
@@ -32,11 +33,11 @@ use rule * from roastery
 rule copy:
     default_target: True
     input:
-        "results/datasets/few/mean.json",
+        "PLACEresults/datasets/few/mean.json",
     output:
         "mean.json",
     shell:
-        "cp {{input}} {{output}}"
+        "cp {{input:q}} {{output}}"
 """
 
 
@@ -55,12 +56,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_rules_build_as_a_module_of_another_workflow(folder):
+@pytest.mark.parametrize("prefix", ["", "some where"])
+def test_the_rules_build_as_a_module_of_another_workflow(folder, prefix):
+    """A prefix is for results and logs; files that the config names are where it says."""
     (folder / "config.yaml").write_text("roastery:\n" + "".join(f"  {line}\n" for line in CONFIG.splitlines()) + "mine: 1\n")
-    (folder / "Snakefile").write_text(OUTER)
+    outer = OUTER.replace("PREFIX", f'prefix: "{prefix}"' if prefix else "")
+    (folder / "Snakefile").write_text(outer.replace("PLACE", f"{prefix}/" if prefix else ""))
     snakemake(cwd=folder)
     assert json.loads((folder / "mean.json").read_text())["shape"] == [3, 16, 16]
     assert "lmdb/val.manifest.json" in snakemake("-n", "all", cwd=folder)
+    assert (folder / prefix / "logs/datasets/few/mean.log").exists()
+    assert not prefix or not (folder / "results").exists()
 
 
 OVERVIEW = "results/datasets/few/pictures/overview.png"

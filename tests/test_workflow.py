@@ -25,7 +25,7 @@ def elsewhere(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("profile", ["default", "slurm"])
+@pytest.mark.parametrize("profile", ["default", "slurm", "cluster"])
 def test_a_dry_run_of_the_example_works_in_any_folder_with_every_profile(elsewhere, profile):
     done = snakemake("-n", "--workflow-profile", str(ROOT / "profiles" / profile), cwd=elsewhere)
     assert done.returncode == 0, done.stderr

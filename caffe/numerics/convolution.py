@@ -1,7 +1,7 @@
 """Convolution and its gradients as exact products of unfolded images, for any number of axes, groups, strides and dilations.
 
-Images are taken some at a time, so that they stay in a processor's cache, and a product's partial sums over positions have at most
-`exact.BLOCK` terms where one image has fewer.
+Images are taken some at a time, so that they stay in a processor's cache, and a product's partial sums over positions have at
+most `exact.BLOCK` terms where one image has fewer.
 """
 
 import itertools
@@ -100,7 +100,7 @@ def forward(g: Geometry, x: Tensor, weight: Tensor) -> Tensor:
     out = g.positions(x.shape[2:])
     rows = exact.sliced(weight.reshape(g.groups, weight.shape[0] // g.groups, -1), -1)
     parts = []
-    for here in g.chunks(*x.shape[:2], x.shape[2:]):
+    for here in g.chunks(len(x), x.shape[1], x.shape[2:]):
         y = exact.rounded(exact.sum_of_products(rows, g.sliced(x[here])))
         parts.append(y.reshape(weight.shape[0], -1, *out).transpose(0, 1))
     return torch.cat(parts) if parts else x.new_zeros(0, weight.shape[0], *out)
@@ -147,7 +147,7 @@ def _transposed(g: Geometry, x: Tensor) -> Sliced:
 def weight_gradient(g: Geometry, gradient: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
     """The gradient for the weights of `forward`, of this shape."""
     total: Tensor | None = None
-    for here in g.chunks(*x.shape[:2], x.shape[2:], exact.BLOCK):
+    for here in g.chunks(len(x), x.shape[1], x.shape[2:], exact.BLOCK):
         columns = _transposed(g, x[here])
         part = exact.sum_of_products(exact.sliced(_rows(g, gradient[here]), -1), columns)
         total = part if total is None else total.add_(part)

@@ -7,8 +7,8 @@ blocks of 4096 are added in their order.
 
 Error of an entry of a product over K terms, for rows bounded by A and columns by B (powers of two): below
 1.25 · K · 2^-40 · A · B, and so below float32's own bound, K · 2^-24 · Σ|a·b|, unless the entry is below 2^-15 · A · B. Where
-many are, as in gradients for weights, a third slice lowers both by 2^-20. The few that are still below are computed once more from the
-exact float64 products of their terms, added in a fixed order.
+many are, as in gradients for weights, a third slice lowers both by 2^-20. The few that are still below are computed once more
+from the exact float64 products of their terms, added in a fixed order.
 
 Infinite and NaN operands give what IEEE 754 says, with one NaN. Numbers below 2^-125 become 0 (see `settled`).
 """

@@ -36,8 +36,8 @@ class Source(Options):
     folder: FilePath | None = None
     """instead of a list: a folder with `CLASS/image`, or with `train/CLASS/image`, `val/CLASS/image` and optionally
     `test/CLASS/image`. Subfolders of a class belong to that class. Links are followed, also out of the folder; a link to a folder
-    that contains it is skipped with a message. Files that are not taken, such as HEIC, are listed. Added or removed images are
-    noticed by the next run, images replaced under the same name are not (`--forcerun download`)"""
+    that contains it is skipped with a message. Files that are not taken, such as HEIC, are listed. Added, removed and replaced
+    images are noticed by the next run, which makes their shards anew"""
     val_labels: FilePath | None = None
     """for a folder whose `val/` (or, without it, `test/`) has no classes: `image label` lines, or a label per image in sorted
     order"""

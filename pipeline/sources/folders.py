@@ -1,5 +1,6 @@
 """Read folders of images: CLASS/image, or train/CLASS/image, val/CLASS/image and test/CLASS/image."""
 
+import csv
 import hashlib
 import os
 import re
@@ -7,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from pipeline.errors import InputError
 from pipeline.files import file_url
@@ -47,6 +49,27 @@ def listing(folder: Path) -> str:
     for _, path in _images_of_classes(folder):
         digest.update(os.fsencode(path) + b"\0")
     return digest.hexdigest()[:16]
+
+
+def state(shard: Path) -> str:
+    """Digest of size and time of each local file that a shard lists: it changes if an image is replaced under its name.
+
+    shard  a table with the column `url`; "" if it is missing, or lists no local files
+    """
+    if not shard.is_file():
+        return ""
+    digest, is_local = hashlib.sha256(), False
+    with shard.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            url = row.get("url") or ""
+            if url.startswith("file:"):
+                is_local = True
+                try:
+                    found = os.stat(unquote_to_bytes(urlsplit(url).path))  # noqa: PTH116, called for a million paths
+                    digest.update(b"%d %d\0" % (found.st_size, found.st_mtime_ns))
+                except OSError:  # the download says what is wrong
+                    digest.update(b"missing\0")
+    return digest.hexdigest()[:16] if is_local else ""
 
 
 def splits(folder: Path) -> set[str]:

@@ -3,8 +3,10 @@
 import functools
 import shutil
 
+import cv2
 import pytest
 
+from pipeline.dataset import retry
 from tests import standins, workflows
 
 CONFIG = """\
@@ -53,6 +55,18 @@ def test_the_error_of_a_failing_step_reaches_the_terminal(tmp_path, quiet):
     assert not (tmp_path / "results/datasets/few/lists").exists()
 
 
+def test_a_dataset_that_fails_does_not_stop_the_others_and_the_end_lists_it(snakemake, tmp_path):
+    (tmp_path / "gone.csv").write_text("url,label\nfile:gone.png,a\nfile:lost.png,b\n")
+    bad = "  bad:\n    source: {list: gone.csv, allow_file: true}\n    split: {by: fraction, val: 0.34}\n"
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("experiments:", f"{bad}experiments:"))
+    code, output = workflows.snakemake(tmp_path, "--", "results/datasets/bad/mean.json", MEAN)
+    assert code == 1
+    assert (tmp_path / MEAN).exists()
+    end = output[output.index("1 step failed:") :]
+    assert "  download: results/datasets/bad/list/00000.csv: 0 of 2 images downloaded (not_found 2" in end
+    assert "log: logs/datasets/bad/download/00000.log" in end
+
+
 def test_a_missing_source_list_is_named(snakemake, tmp_path):
     (tmp_path / "few.csv").unlink()
     code, output = snakemake(MEAN)
@@ -95,6 +109,43 @@ def test_images_added_to_a_class_folder_are_used(snakemake_with_folder, tmp_path
     code, output = snakemake_with_folder(MEAN)
     assert code == 0, output
     assert "1/6.png" in (tmp_path / "results/datasets/few/list/00000.csv").read_text()
+
+
+def test_an_image_replaced_under_its_name_is_used(snakemake_with_folder, tmp_path):
+    code, output = snakemake_with_folder(MEAN)
+    assert code == 0, output
+    table = tmp_path / "results/datasets/few/download/00000.csv"
+    before = table.read_text()
+    cv2.imwrite(str(tmp_path / "photos/1/5.png"), standins.picture(0, 99))
+    code, output = snakemake_with_folder(MEAN)
+    assert code == 0, output
+    assert table.read_text() != before
+    assert "Nothing to be done" in snakemake_with_folder(MEAN)[1]
+
+
+@pytest.mark.usefixtures("snakemake")
+def test_failed_downloads_are_retried_alone_and_join_the_dataset(tmp_path, monkeypatch):
+    standins.listed_pictures(tmp_path, 10)
+    for number in (1, 6):
+        (tmp_path / f"{number}.png").rename(tmp_path / f"{number}.missing")
+    build = functools.partial(workflows.snakemake, tmp_path, "--", MEAN)
+    assert build()[0] == 0
+    download = tmp_path / "results/datasets/few/download"
+    kept = (download / "00002.csv").stat().st_mtime_ns
+    assert "not_found" in (download / "00000.csv").read_text()
+    (tmp_path / "1.missing").rename(tmp_path / "1.png")
+    (tmp_path / "6.missing").rename(tmp_path / "6.png")
+    (tmp_path / "0.png").unlink()  # which was downloaded: it is not asked for again
+    monkeypatch.chdir(tmp_path)
+    retry.main(["results/datasets/few"])
+    code, output = build()
+    assert code == 0, output
+    assert "not_found" not in "".join(path.read_text() for path in download.glob("*.csv"))
+    assert (download / "00002.csv").stat().st_mtime_ns == kept
+    listed = "".join((tmp_path / f"results/datasets/few/lists/{part}.txt").read_text() for part in ("train", "val"))
+    assert len(listed.splitlines()) == 10
+    retry.main(["results/datasets/few"])
+    assert "Nothing to be done" in build()[1]
 
 
 def test_changed_class_names_rerun_and_a_missing_names_file_stops_the_build(snakemake_with_folder, tmp_path):
