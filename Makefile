@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test test-long test-scalar lint bench proto schema clean rebuild-check example-manifest check-all gpu-check
+.PHONY: help env demo test test-long test-slurm test-scalar lint bench proto schema clean rebuild-check example-manifest check-all gpu-check
 
 # The checked config of the example, as the last build in a folder fixed it.
 FIXED = $$(ls -t $(1)/.snakemake/roastery/*.json | head -1)
@@ -45,6 +45,9 @@ test-long: env  ## run the tests that take long: tutorials, published configs an
 NUMERIC := tests/caffe/layer_types tests/caffe/engine/test_gradients.py tests/caffe/engine/test_net.py \
   tests/pipeline/training/test_recorded_nets.py
 
+test-slurm: env  ## run the workflow on a Slurm cluster of one node, where Debian's packages can be installed
+	@code=0; $(BIN)/python -m tests.slurm.cluster pytest tests/slurm || code=$$?; [ $$code = 77 ] || exit $$code
+
 test-scalar: env  ## run the numeric tests as a processor without AVX would, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long" $(NUMERIC)
 
@@ -76,7 +79,7 @@ check-all: env  ## everything, before a release: all tests with 1 and 2 threads,
 	$(BIN)/python -m tests.under_load pytest -n 1 -m "not long"
 	ROASTERY_SHARED=/nowhere pytest -n auto -m "not long"
 	ROASTERY_KILLS=30 $(MAKE) test-long
-	$(MAKE) rebuild-check
+	$(MAKE) test-slurm rebuild-check
 
 lint: env  ## check code and workflow
 	ruff check .
