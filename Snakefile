@@ -8,7 +8,8 @@ resource_scopes:
     gpu="local",
 
 
-container: "docker://python:3.11-slim"
+# Used only with `--sdm apptainer`: the image that docs/clusters.md makes from the Dockerfile.
+container: "roastery.sif"
 
 
 report: "report/workflow.rst"

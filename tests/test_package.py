@@ -12,6 +12,7 @@ import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests import standins
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -35,9 +36,9 @@ print(caffe.__file__, net.forward()["y"].tolist())
 def test_a_net_and_the_command_run_from_the_built_wheel_in_an_empty_folder(tmp_path):
     source, site, empty = (tmp_path / name for name in ("source", "site", "empty"))
     empty.mkdir()
-    for name in ("caffe", "pipeline"):
+    for name in ("caffe", "pipeline", "rules", "report", "config", "profiles"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "Snakefile", "requirements.lock"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     built = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
@@ -63,6 +64,13 @@ def test_a_net_and_the_command_run_from_the_built_wheel_in_an_empty_folder(tmp_p
     assert {path.name for path in licenses.iterdir()} == {"LICENSE", "NOTICE"}
     assert (site / "pipeline/report/style.css").exists()
     assert (site / "caffe/py.typed").exists()
+    # `roastery init` finds the workflow's files beside the package, and Snakemake plans a build from them.
+    standins.class_folders(empty / "photos", {"cats": 4, "dogs": 4})
+    subprocess.run([site / "bin/roastery", "init", "project", "--images", "photos"], cwd=empty, env=environment, check=True)
+    plan = [sys.executable, "-m", "snakemake", "-n"]
+    done = subprocess.run(plan, cwd=empty / "project", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\nshards " in done.stdout
 
 
 def declared(*extras: str) -> set[str]:
