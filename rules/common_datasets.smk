@@ -83,7 +83,9 @@ def state_of(wildcards):
     """What a shard's download depends on beside its list: a folder's files, and how often failed downloads were retried."""
     folder = Path(checkpoints.shards.get(dataset=wildcards.dataset).output[0])
     mark = retry_mark(folder.parent, wildcards.shard)
-    files = folders.state(folder / f"{wildcards.shard}.csv") if "folder" in source_of(wildcards) else ""
+    files = (
+        folders.state(folder / f"{wildcards.shard}.csv") if "folder" in source_of(wildcards) else ""
+    )
     return files + (mark.read_text() if mark.exists() else "")
 
 

@@ -77,7 +77,7 @@ rule train:
         code=code_of("pipeline.training.train"),
     shell:
         "trap : HUP INT TERM USR1 USR2 XCPU;"
-        " OMP_NUM_THREADS={threads} python -m pipeline.training.train {input.solver:q} {params.folder:q} --failed \"$(dirname {log:q})/failed\""
+        ' OMP_NUM_THREADS={threads} python -m pipeline.training.train {input.solver:q} {params.folder:q} --failed "$(dirname {log:q})/failed"'
         " --checkpoint {params.experiment:q}/checkpoint --keep-results --weights {input.weights:q} --fitted {input.classifier:q}"
         " --chosen {input.strategy:q} --options {params.options:q} 2>&1"
         " | (trap '' HUP INT TERM USR1 USR2 XCPU PIPE; exec tee {log:q})"
