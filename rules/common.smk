@@ -14,10 +14,10 @@ from pipeline.configuration import fixed as fixed_config
 from pipeline.configuration import steps
 from pipeline.files import stem_of
 
-# The main process checks the config and fixes it; a cluster's jobs read the fixed one, whatever the config file says by then.
-# The variable is numbered, as another workflow may use this one as a module several times.
 EXAMPLE = "results/example/digits"
 """Where the embedded example is written, and its lists are found by the config."""
+# The main process checks the config and fixes it; a cluster's jobs read the fixed one, whatever the config file says by then.
+# The variable is numbered, as another workflow may use this one as a module several times.
 FIXED = Path(".snakemake/roastery")
 workflow.uses_of_roastery = getattr(workflow, "uses_of_roastery", 0) + 1
 DIGEST = f"ROASTERY_CONFIG_{workflow.uses_of_roastery}"
@@ -41,7 +41,8 @@ onerror:
     if workflow.is_main_process:
         unfinished = (job for job in workflow.dag.jobs if not workflow.dag.finished(job))
         logs = [(job.rule.name, Path(log)) for job in unfinished for log in job.log]
-        print(failures.describe(logs, STARTED), file=sys.stderr)
+        if said := failures.describe(logs, STARTED):
+            print(said, file=sys.stderr)
 
 
 GPUS = int(config["compute"] == "gpu")
