@@ -28,6 +28,17 @@ from pipeline import shipped
 
 
 include: shipped.snakefile()
+
+
+localrules:
+    project,
+
+
+# What `snakemake` builds if no target is given.
+rule project:
+    default_target: True
+    input:
+        rules.all.input,
 """
 MAKEFILE = """\
 .PHONY: all plan report check
