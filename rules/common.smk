@@ -135,7 +135,7 @@ def of_dataset(path):
 def of_user(paths):
     """A file of the user's, or a list of them: not below a module's prefix, and not in a storage provider.
 
-    A path in the config is meant as it stands there.
+    Paths in the config are relative to the working directory.
     """
     return [local(path) for path in paths] if isinstance(paths, list) else local(paths)
 

@@ -13,7 +13,7 @@ rule lmdb:
         mem_mb=grown(2000),
         runtime=grown(60),
     params:
-        root=subpath(input[2], parent=True),
+        root=subpath(input[2], parent=True),  # of the first shard's images
         options=options_of("dataset.database"),
         code=code_of("pipeline.dataset.database"),
     shell:

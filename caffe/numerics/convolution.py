@@ -108,7 +108,7 @@ def forward(g: Geometry, x: Tensor, weight: Tensor) -> Tensor:
 
 def input_gradient(g: Geometry, gradient: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     """The gradient for the input of `forward`, whose images have this size."""
-    if (reverse := _reverse(g, size)) and reverse.positions(gradient.shape[2:]) == tuple(size):
+    if reverse := _reverse(g, gradient.shape[2:], size):
         kernels = weight.flip(tuple(range(2, weight.dim()))).view(g.groups, -1, *weight.shape[1:]).transpose(1, 2)
         return forward(reverse, gradient, kernels.reshape(-1, *kernels.shape[2:]))
     matrix = weight.reshape(g.groups, weight.shape[0] // g.groups, -1).transpose(1, 2)
@@ -121,15 +121,18 @@ def input_gradient(g: Geometry, gradient: Tensor, weight: Tensor, size: Sequence
     return torch.cat(parts) if parts else gradient.new_zeros(0, weight.shape[1] * g.groups, *size)
 
 
-def _reverse(g: Geometry, size: Sequence[int]) -> Geometry | None:
+def _reverse(g: Geometry, windows: Sequence[int], size: Sequence[int]) -> Geometry | None:
     """For a stride of 1, the input's gradient is a convolution with the kernels reversed, which takes less memory: its geometry.
 
     None where that would take longer, as it computes a product for each pixel, not for each window.
+
+    windows, size  of the gradient, and of the input
     """
-    if any(step != 1 for step in g.stride) or math.prod(size) > 1.25 * math.prod(g.positions(size)):
+    if any(step != 1 for step in g.stride) or math.prod(size) > 1.25 * math.prod(windows):
         return None
     padding = tuple(d * (k - 1) - pad for k, d, pad in zip(g.kernel, g.dilation, g.padding, strict=True))
-    return Geometry(g.kernel, g.stride, padding, g.dilation, g.groups)
+    reverse = Geometry(g.kernel, g.stride, padding, g.dilation, g.groups)
+    return reverse if reverse.positions(windows) == tuple(size) else None
 
 
 def _transposed(g: Geometry, x: Tensor) -> Sliced:
