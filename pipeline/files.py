@@ -9,13 +9,14 @@ import shutil
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from caffe import written_whole
 
 __all__ = [
     "file_url",
     "link_or_copy",
+    "path_of_url",
     "plain_name",
     "retry_mark",
     "stem_of",
@@ -101,6 +102,11 @@ def file_url(path: str | os.PathLike[str]) -> str:
     here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118, a million paths are compared with it
     path = os.fspath(path)
     return f"file:{quote(os.fsencode(path[len(here) :]))}" if path.startswith(here) else Path(path).as_uri()
+
+
+def path_of_url(url: str) -> str:
+    """The path of a `file:` URL, the reverse of `file_url`. Raises ValueError if the URL is malformed."""
+    return os.fsdecode(unquote_to_bytes(urlsplit(url).path))
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

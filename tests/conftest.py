@@ -41,6 +41,17 @@ def _device(request, monkeypatch):
 
 
 @pytest.fixture
+def numerics(request):
+    """Lets nets compute in the numerics that a test is parametrized with, indirectly."""
+    from caffe.engine import mode
+
+    before = mode.numerics()
+    mode.set_numerics(request.param)
+    yield request.param
+    mode.set_numerics(before)
+
+
+@pytest.fixture
 def write(tmp_path):
     """write(name, text) gives the path of a new file in the test's own folder."""
 

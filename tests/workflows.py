@@ -11,6 +11,16 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 
+def digits(part: str, experiment: str) -> str:
+    """A config: LeNet trained as experiment `base` on a part, base or target, of the embedded digits.
+
+    experiment  the keys `batch_size` and `solver`, a line each
+    """
+    dataset = f"source: {{list: results/example/digits/{part}.csv, allow_file: true}}, size: {{height: 28, width: 28}}"
+    keys = "\n".join(f"    {line}" for line in ("dataset: digits", "model: lenet", *experiment.splitlines()))
+    return f"datasets:\n  digits: {{{dataset}, color: gray, split: {{by: column}}}}\nexperiments:\n  base:\n{keys}\n"
+
+
 def command(*arguments: str) -> list[str]:
     """The command that builds targets (default: all results of the config) on two cores; `arguments` are added."""
     # An argument right after --configfile would be taken for another config file.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
-import os
 import random
 import shutil
 import socket
@@ -15,10 +14,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import pycurl
 
+from pipeline.files import path_of_url
 from pipeline.options.dataset import FetchOptions
 from pipeline.progress import progress
 from pipeline.sources.curl import Transfers
@@ -247,7 +247,7 @@ def _retry_after(header: str) -> float | None:
 
 def _copy(url: str, path: Path, max_bytes: int) -> Fetched:
     try:
-        source = Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)))
+        source = Path(path_of_url(url))
         if not source.is_file():
             raise FetchError("not_found")
         if source.stat().st_size > max_bytes:

@@ -8,10 +8,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote_to_bytes, urlsplit
 
 from pipeline.errors import InputError
-from pipeline.files import file_url
+from pipeline.files import file_url, path_of_url
 from pipeline.formats.text import FORM, class_name, numbered_lines
 
 SPLITS = {
@@ -65,9 +64,9 @@ def state(shard: Path) -> str:
             if url.startswith("file:"):
                 is_local = True
                 try:
-                    found = os.stat(unquote_to_bytes(urlsplit(url).path))  # noqa: PTH116, called for a million paths
+                    found = os.stat(path_of_url(url))  # noqa: PTH116, called for a million paths
                     digest.update(b"%d %d\0" % (found.st_size, found.st_mtime_ns))
-                except OSError:  # the download says what is wrong
+                except (OSError, ValueError):  # the download says what is wrong
                     digest.update(b"missing\0")
     return digest.hexdigest()[:16] if is_local else ""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import workflows
 from tests.caffe.training import reproducible_nets
 from tests.conftest import ROOT
 from tests.slurm import cluster
@@ -126,21 +127,9 @@ def test_two_jobs_with_a_gpu_each_run_at_the_same_time_on_two_devices(clone, tmp
     assert max(float(start), float(other_start)) < min(float(end), float(other_end))
 
 
-CONFIG = """\
-numerics: reproducible
-datasets:
-  digits:
-    source: {list: results/example/digits/target.csv, allow_file: true}
-    size: {height: 28, width: 28}
-    color: gray
-    split: {by: column}
-experiments:
-  base:
-    dataset: digits
-    model: lenet
-    batch_size: 40
-    solver: {base_lr: 0.001, max_iter: 600, test_interval: 300, display: 100}
-"""
+CONFIG = "numerics: reproducible\n" + workflows.digits(
+    "target", "batch_size: 40\nsolver: {base_lr: 0.001, max_iter: 600, test_interval: 300, display: 100}"
+)
 WEIGHTS = "results/experiments/base/train/final.caffemodel"
 METRICS = "results/experiments/base/train/metrics.csv"
 

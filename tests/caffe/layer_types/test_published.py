@@ -54,13 +54,12 @@ def losses() -> list[float]:
 # compared closely, from the start and from Caffe's own snapshot, and the rest by how well the net classifies.
 
 
-@pytest.fixture(params=["fp32", pytest.param("reproducible", marks=pytest.mark.long)])
-def numerics(request):
-    caffe.set_numerics(request.param)
-    yield request.param
-    caffe.set_numerics("fp32")
+in_full_precision = pytest.mark.parametrize(
+    "numerics", ["fp32", pytest.param("reproducible", marks=pytest.mark.long)], indirect=True
+)
 
 
+@in_full_precision
 @pytest.mark.usefixtures("numerics")
 def test_lenet_training_matches_the_recorded_log(mnist, monkeypatch):
     monkeypatch.chdir(mnist)
@@ -75,6 +74,7 @@ def test_lenet_training_matches_the_recorded_log(mnist, monkeypatch):
     np.testing.assert_allclose(accuracies, recorded(r"Test net output #0: accuracy = (\S+)"), rtol=0, atol=0.004)
 
 
+@in_full_precision
 @pytest.mark.usefixtures("numerics")
 def test_training_resumed_from_bvlc_caffes_snapshot_matches_its_log(mnist, monkeypatch):
     monkeypatch.chdir(mnist)

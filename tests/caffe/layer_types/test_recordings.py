@@ -27,15 +27,6 @@ def assert_close(name, got, want, rtol, atol):
     np.testing.assert_allclose(np.asarray(got), want, rtol=rtol, atol=atol, err_msg=name)
 
 
-@pytest.fixture
-def numerics(request):
-    """Computes in the numerics that the test is parametrized with."""
-    before = mode.numerics()
-    caffe.set_numerics(request.param)
-    yield request.param
-    caffe.set_numerics(before)
-
-
 # The layers' recordings are checked in `fast` as well; a solver only adds products of the same kind to them.
 in_every_numerics = pytest.mark.parametrize("numerics", NUMERICS, indirect=True)
 in_full_precision = pytest.mark.parametrize("numerics", ["fp32", "reproducible"], indirect=True)

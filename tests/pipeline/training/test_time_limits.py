@@ -19,20 +19,9 @@ import pytest
 from tests import workflows
 
 KILLS = int(os.environ.get("ROASTERY_KILLS", "2"))
-CONFIG = """
-datasets:
-  digits:
-    source: {list: results/example/digits/base.csv, allow_file: true}
-    size: {height: 28, width: 28}
-    color: gray
-    split: {by: column}
-experiments:
-  base:
-    dataset: digits
-    model: lenet
-    batch_size: 8
-    solver: {base_lr: 0.01, max_iter: 400, test_interval: 50, display: 50, snapshot: 100}
-"""
+CONFIG = workflows.digits(
+    "base", "batch_size: 8\nsolver: {base_lr: 0.01, max_iter: 400, test_interval: 50, display: 50, snapshot: 100}"
+)
 EXPERIMENT = Path("results/experiments/base")
 TARGET = str(EXPERIMENT / "train/final.caffemodel")
 GOAL = ("--cores", "1", "--", TARGET)
