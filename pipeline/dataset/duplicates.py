@@ -32,9 +32,9 @@ def fingerprint(image: np.ndarray) -> bytes:
 
 def are_near_duplicates(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two images have nearly the same pixels, whatever their size and brightness."""
-    grays = [_small_gray(image).astype(np.float32) for image in (first, second)]
-    difference = np.subtract(*(gray - gray.mean() for gray in grays))
-    return float(np.abs(difference).mean()) <= MOST_LEVELS
+    difference = np.subtract(*(_small_gray(image).astype(np.int64) for image in (first, second)))
+    from_mean = difference * difference.size - difference.sum()  # times the number of pixels, in integers: exact
+    return bool(np.abs(from_mean).sum() <= MOST_LEVELS * difference.size**2)
 
 
 def _small_gray(image: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Compute the mean image of a database, like BVLC Caffe's compute_image_mean, and each channel's mean and standard deviation."""
 
 import json
+import math
 from pathlib import Path
 
 import cv2
@@ -37,6 +38,11 @@ def statistics(database: Path) -> tuple[np.ndarray, np.ndarray, int]:
     return total / np.float32(count), np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0)), count
 
 
+def channel_means(mean: np.ndarray) -> list[float]:
+    """The mean of each channel of a mean image, to four digits; summed exactly, as NumPy's sums depend on the processor."""
+    return [round(math.fsum(plane.ravel()) / plane.size, 4) for plane in mean]
+
+
 def to_blob(mean: np.ndarray) -> caffe_pb2.BlobProto:
     """The mean as compute_image_mean stores it: four legacy axes, num 1."""
     channels, height, width = mean.shape
@@ -52,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     mean, deviations, count = statistics(a.database)
     with written_whole(a.mean) as part, written_whole(a.values) as part_values:
         part.write_bytes(to_blob(mean).SerializeToString())
-        values = [round(float(value), 4) for value in mean.mean((1, 2), dtype=np.float64)]
+        values = channel_means(mean)
         std = [round(float(value), 4) for value in deviations]
         written = {"values": values, "std": std, "shape": list(mean.shape), "images": count}
         part_values.write_text(json.dumps(written) + "\n")

@@ -21,6 +21,7 @@ from safetensors.numpy import save
 import caffe
 from caffe.transform import read_mean
 from pipeline.command import run, step_parser
+from pipeline.dataset.mean import channel_means
 from pipeline.export import agreement, onnx_graph
 from pipeline.files import written_whole
 from pipeline.formats.lists import read_labels
@@ -91,7 +92,7 @@ def metadata_of(preprocessing_file: Path | None, labels: Path | None) -> dict[st
     if preprocessing_file:
         metadata["preprocessing"] = json.dumps(json.loads(preprocessing_file.read_text()))
         if mean_file := preprocessing.read(preprocessing_file).transform.mean_file:
-            metadata["mean"] = json.dumps([round(float(mean), 4) for mean in read_mean(mean_file).mean((1, 2), np.float64)])
+            metadata["mean"] = json.dumps(channel_means(read_mean(mean_file)))
     if labels:
         metadata["classes"] = json.dumps(read_labels(labels), ensure_ascii=False)
     return metadata

@@ -8,17 +8,21 @@ Written to a folder:
   calibration.csv  images by the probability of the predicted class, in ten bins: low, high, images, mean_probability, accuracy
   predictions.csv  path, label, predicted, probability, rank (of the label, from 1), loss (-ln of its probability)
 The (expected) calibration error is the mean, over images, of |mean probability - accuracy| of the image's bin.
+Like the net's own numbers, probabilities and means do not depend on the processor: NumPy's exponential and its sums do.
 """
 
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
+import torch
 
 import caffe
+from caffe.numerics import elementary, exact
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
@@ -50,16 +54,18 @@ def judge(scores: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     scores  images × classes
     """
     images = np.arange(len(scores))
-    shifted = (scores - scores.max(1, keepdims=True)).astype(np.float64)  # in the precision of the scores
+    shifted = torch.from_numpy((scores - scores.max(1, keepdims=True)).astype(np.float64))  # in the precision of the scores
+    powers = elementary.exp(shifted)
+    total = exact.in_order(powers)
     target = scores[images, labels][:, None]
     before = (scores > target) | ((scores == target) & (np.arange(scores.shape[1]) < labels[:, None]))  # ties: the first
     return pd.DataFrame(
         {
             "label": labels,
             "predicted": scores.argmax(1),
-            "probability": special.softmax(shifted, 1).max(1),
+            "probability": (powers.amax(1) / total).numpy(),
             "rank": before.sum(1) + 1,
-            "loss": 0 - special.log_softmax(shifted, 1)[images, labels],  # not -x: 0 is written without a sign
+            "loss": (elementary.log(total) - shifted[images, labels]).numpy(),
         }
     )
 
@@ -100,13 +106,19 @@ def class_metrics(confusion: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"images": images, **metrics})
 
 
+def mean(values: Iterable[float]) -> float:
+    """The mean, of a sum that is rounded once; NaN if there are no values."""
+    values = list(values)
+    return math.fsum(values) / len(values) if values else math.nan
+
+
 def calibration(table: pd.DataFrame) -> pd.DataFrame:
     """low, high, images, mean_probability and accuracy of BINS bins of the predicted classes' probabilities."""
     number = np.minimum((table.probability * BINS).astype(int), BINS - 1)
     correct = table.label == table.predicted
     bins = pd.DataFrame({"low": np.arange(BINS) / BINS, "high": np.arange(1, BINS + 1) / BINS})
     bins["images"] = number.value_counts().reindex(bins.index, fill_value=0)
-    bins["mean_probability"] = table.probability.groupby(number).mean()
+    bins["mean_probability"] = table.probability.groupby(number).agg(mean)
     bins["accuracy"] = correct.groupby(number).mean()
     return bins
 
@@ -118,10 +130,10 @@ def summary(table: pd.DataFrame, classes: pd.DataFrame, bins: pd.DataFrame) -> d
         "accuracy": float((table.label == table.predicted).mean()),
         "images": len(table),
         "top_k": {str(k): float((table["rank"] <= k).mean()) for k in TOP if k < len(classes)},
-        "macro_accuracy": float(classes.accuracy.mean()),
-        "mean_probability": float(table.probability.mean()),
-        "calibration_error": float(gap.sum()),
-        "log_loss": float(table.loss.mean()),
+        "macro_accuracy": mean(classes.accuracy.dropna()),
+        "mean_probability": mean(table.probability),
+        "calibration_error": math.fsum(gap.dropna()),
+        "log_loss": mean(table.loss),
     }
 
 

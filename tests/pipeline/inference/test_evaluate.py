@@ -1,8 +1,11 @@
 """Evaluation: agrees with the net's own Accuracy layer and with scikit-learn's metrics; all tables are consistent."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -16,7 +19,8 @@ from pipeline.dataset import database, mean, resize
 from pipeline.inference import classify, evaluate
 from pipeline.inference.evaluate import calibration, class_metrics, judge, summary, write
 from pipeline.nets import prototxt
-from tests.conftest import SHARED, needs_shared
+from tests import without_vector_code
+from tests.conftest import ROOT, SHARED, needs_shared
 
 EVALUATE = ("pipeline.inference.evaluate", "test.prototxt", "out/final.caffemodel", "evaluate")
 EVALUATE += ("--list", "lists/val.txt", "--labels", "lists/labels.txt")
@@ -194,3 +198,26 @@ def test_image_files_without_preprocessing_json_are_refused(trained, fails, pict
     (trained / "look/00000").mkdir(parents=True)
     cv2.imwrite(str(trained / "look/00000/a.png"), picture())
     fails(["preprocessing.json: no such file", "run that first"], *EVALUATE, "--files", "look")
+
+
+EVALUATION = """
+import sys
+from pathlib import Path
+import numpy as np
+from pipeline.inference import evaluate
+draw = np.random.default_rng(1)
+scores = draw.normal(0, 3, (5000, 37)).astype(np.float32)
+table = evaluate.judge(scores, draw.integers(0, 37, 5000))
+table.insert(0, "path", "image.png")
+evaluate.write(table, [f"class{number}" for number in range(37)], Path(sys.argv[1]))
+np.save(sys.argv[1] + "/unrounded.npy", table[["probability", "loss"]])
+"""
+
+
+def test_vector_code_changes_no_byte_of_the_metrics(tmp_path):
+    for name, environment in (("native", {}), ("scalar", without_vector_code.environment())):
+        words = [sys.executable, "-c", EVALUATION, str(tmp_path / name)]
+        subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, check=True)
+    written = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("native", "scalar")]
+    assert len(written[0]) == 6
+    assert written[0] == written[1]
