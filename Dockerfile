@@ -21,7 +21,7 @@ COPY . .
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' requirements.lock)" \
  && pip install --constraint requirements.lock ".[workflow,leveldb]" \
  && roastery doctor
-# Any user may run it: caches go below HOME.
-ENV HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
+# Any user may run it, also one without a name: caches go below HOME, and Snakemake asks for USER.
+ENV HOME=/tmp USER=roastery MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /work
 CMD ["snakemake", "--cores", "all"]
