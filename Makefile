@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test test-long test-slurm test-scalar lint bench proto schema clean rebuild-check example-manifest check-all gpu-check
+.PHONY: help env demo test test-pretend-gpu test-long test-slurm test-scalar lint bench proto schema clean rebuild-check example-manifest check-all gpu-check
 
 # The checked config of the example, as the last build in a folder fixed it.
 FIXED = $$(ls -t $(1)/.snakemake/roastery/*.json | head -1)
@@ -38,6 +38,9 @@ ON_GPU := tests/caffe/layer_types tests/caffe/engine tests/caffe/training/test_s
 test: env  ## run the tests, some of them also on a pretend GPU
 	pytest -n auto -m "not long"
 	pytest -n auto -m "not long" --pretend-gpu $(ON_GPU)
+
+test-pretend-gpu: env  ## run all tests on a pretend GPU
+	pytest -n auto -m "not long" --pretend-gpu
 
 test-long: env  ## run the tests that take long: tutorials, published configs and nets, the report in a browser
 	pytest -n auto -m long
@@ -78,6 +81,7 @@ check-all: env  ## everything, before a release: all tests with 1 and 2 threads,
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long"
 	$(BIN)/python -m tests.under_load pytest -n 1 -m "not long"
 	ROASTERY_SHARED=/nowhere pytest -n auto -m "not long"
+	$(MAKE) test-pretend-gpu
 	ROASTERY_KILLS=30 $(MAKE) test-long
 	$(MAKE) test-slurm rebuild-check
 

@@ -23,7 +23,7 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True)
 def _device(request, monkeypatch):
     """With --pretend-gpu, nets are made on a pretend GPU, whatever a test asks for."""
-    if not request.config.getoption("--pretend-gpu"):
+    if not request.config.getoption("--pretend-gpu") or request.node.get_closest_marker("own_device"):
         yield
         return
     import caffe

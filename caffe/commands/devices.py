@@ -18,6 +18,9 @@ def parse_gpus(flag: str) -> list[int]:
         raise Error(f"-gpu {flag}", "not a list of GPUs", "it must be comma-separated device IDs, or all", "for example -gpu 0,1")
     if repeated := sorted({part for part in parts if parts.count(part) > 1}):
         raise Error(f"-gpu {flag}", f"GPU {repeated[0]} twice", "each is used by one process", "name each once")
+    count = torch.cuda.device_count()
+    if missing := [part for part in parts if int(part) >= count]:
+        raise Error(f"-gpu {flag}", f"no GPU {missing[0]}", f"there are {count} (0 to {count - 1})")
     return [int(part) for part in parts]
 
 

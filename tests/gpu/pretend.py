@@ -58,8 +58,8 @@ def _place(tensor: Tensor, device: torch.device) -> Tensor:
     _tags.pop(storage._cdata, None)
     if device.type == "cuda":
         if len(_tags) > 20_000:
-            for key in [key for key, (reference, _) in _tags.items() if reference.expired()]:
-                del _tags[key]
+            for key in [key for key, (reference, _) in _tags.copy().items() if reference.expired()]:
+                _tags.pop(key, None)  # other threads do the same
         _tags[storage._cdata] = StorageWeakRef(storage), device
     return tensor
 

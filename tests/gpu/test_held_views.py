@@ -7,6 +7,8 @@ import caffe
 from caffe.engine import side
 from tests.gpu import pretend
 
+pytestmark = pytest.mark.own_device
+
 NET = """
 layer { name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param { shape { dim: 4 dim: 2 dim: 6 dim: 6 }
   shape { dim: 4 } data_filler { type: "gaussian" std: 1 } data_filler { type: "constant" value: 1 } } }

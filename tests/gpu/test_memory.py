@@ -13,6 +13,8 @@ from caffe.engine import memory
 from caffe.errors import OutOfMemoryError
 from tests.gpu import pretend
 
+pytestmark = pytest.mark.own_device
+
 NET = """
 layer { name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param {
   shape { dim: 4 dim: 3 dim: 8 dim: 8 } shape { dim: 4 } data_filler { type: "gaussian" } data_filler { value: 1 } } }

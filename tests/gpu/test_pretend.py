@@ -7,6 +7,8 @@ import torch
 
 from tests.gpu import pretend
 
+pytestmark = pytest.mark.own_device
+
 
 class Forgetful(torch.autograd.Function):
     """Its backward makes a tensor on the host."""

@@ -9,6 +9,8 @@ from caffe.commands import devices
 from tests.gpu import pretend
 from tests.gpu.test_held_views import NET, SOLVER
 
+pytestmark = pytest.mark.own_device
+
 
 @pytest.fixture
 def two_gpus(tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ from pipeline.report import manifest, verify
 from tests import standins, workflows
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.own_device
+
 CONFIG = """\
 numerics: reproducible
 datasets:

@@ -136,6 +136,7 @@ def test_slices_of_a_card_are_known_by_their_own_ids(monkeypatch):
         assert [devices.name_of(number) for number in range(2)] == ["pretend-0", "pretend-1"]
 
 
+@pytest.mark.own_device
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_the_error_says_to_use_the_cpu():
     with pytest.raises(InputError) as error, computing(Device(gpu=True)):

@@ -102,7 +102,7 @@ def test_a_missing_gpu_is_an_error(run, command, flag, found):
     import torch
 
     if torch.cuda.is_available():
-        flag, found = "999", "device 999"
+        flag, found = "999", "-gpu 999: no GPU 999"
     code, _, rest = run(*command, "-gpu", flag)
     assert code == 1
     assert found in rest

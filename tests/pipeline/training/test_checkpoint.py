@@ -246,6 +246,7 @@ def train_in_subprocess(prepare: str, minutes: float = 0) -> subprocess.Complete
     return subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True, text=True)
 
 
+@pytest.mark.own_device
 def test_a_killed_training_resumes_bit_identically(here):
     expected = train_uninterrupted()
     killed = train_in_subprocess("""
@@ -262,6 +263,7 @@ def test_a_killed_training_resumes_bit_identically(here):
 CALLS = ["os.fsync", "os.link", "Path.replace", "Path.mkdir", "Path.write_text", "shutil.copyfile", "shutil.rmtree"]
 
 
+@pytest.mark.own_device
 @pytest.mark.parametrize("which", CALLS)
 def test_a_training_killed_while_writing_a_checkpoint_keeps_the_previous_one(here, which):
     expected = train_uninterrupted()
@@ -284,6 +286,7 @@ def test_a_training_killed_while_writing_a_checkpoint_keeps_the_previous_one(her
     assert not list(Path().rglob("*.part"))
 
 
+@pytest.mark.own_device
 def test_a_training_killed_while_its_results_are_published_only_publishes_them_when_run_again(here, capsys):
     expected = train_uninterrupted()
     killed = train_in_subprocess("""
