@@ -1,7 +1,8 @@
-"""Convolution and its gradients as exact products of unfolded images, for any number of axes, groups, strides and dilations.
+"""Convolution and its gradients as exact products of windows of images, for any number of axes, groups, strides and dilations.
 
-Images are taken some at a time, so that they stay in a processor's cache, and a product's partial sums over positions have at
-most `exact.BLOCK` terms where one image has fewer.
+Images are unfolded along all axes but the first, and have that axis outermost: what a row of a kernel meets in all windows is one
+piece of memory. A kernel of 5 × 5 takes five products with parts of an array that has a fifth of the windows' numbers. Images are
+taken some at a time, so that they stay in a processor's cache.
 """
 
 import itertools
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from caffe.numerics import exact
-from caffe.numerics.exact import Sliced
+from caffe.numerics.exact import BLOCK, Sliced
 
 Index = tuple[EllipsisType | slice, ...]
 
@@ -41,22 +42,8 @@ class Geometry:
         axes = zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((n + 2 * pad - step * (k - 1) - 1) // stride + 1 for n, k, stride, pad, step in axes)
 
-    def windows(self, x: Tensor) -> Tensor:
-        """A view of padded images, N × C × size, as N × C × kernel × positions."""
-        out = self.positions(x.shape[2:])
-        x = torch.nn.functional.pad(x, [pad for pads in reversed(self.padding) for pad in (pads, pads)])
-        steps = x.stride()[2:]
-        strides = [step * d for step, d in zip(steps, self.dilation, strict=True)]
-        strides += [step * s for step, s in zip(steps, self.stride, strict=True)]
-        return x.as_strided((*x.shape[:2], *self.kernel, *out), (*x.stride()[:2], *strides))
-
-    def unfold(self, x: Tensor) -> Tensor:
-        """Images as matrices: groups × (channels of a group · kernel) × (images · positions)."""
-        rows = x.shape[1] // self.groups * math.prod(self.kernel)
-        return self.windows(x).movedim(0, 1 + len(self.kernel)).reshape(self.groups, rows, -1)
-
     def fold(self, columns: Tensor, images: int, size: Sequence[int]) -> Tensor:
-        """The adjoint of `unfold`: N × C × size, overlapping windows added in a fixed order, in float64."""
+        """Add windows, groups × (channels of a group · kernel) × (images · positions), to images, in a fixed order, float64."""
         out, axes = self.positions(size), len(size)
         padded = [n + 2 * pad for n, pad in zip(size, self.padding, strict=True)]
         values = columns.reshape(-1, *self.kernel, images, *out).movedim(1 + axes, 0)
@@ -69,41 +56,134 @@ class Geometry:
         inner: Index = (..., *(slice(pad, pad + n) for pad, n in zip(self.padding, size, strict=True)))
         return target[inner]
 
-    def sliced(self, x: Tensor) -> Sliced:
-        """Unfolded images in slices, with one scale."""
-        x = exact.flushed(x)
-        high, low, scale, special = exact.slices(x, tuple(range(x.dim())))
-        columns = self.unfold(high), None if low is None else self.unfold(low), scale.reshape(1, 1, 1)
-        return Sliced(*columns, special, lambda: self.unfold(x), lambda: self._occupied(x))
-
-    def _occupied(self, x: Tensor) -> Tensor:
-        """Which columns of the unfolded images have a value other than 0: groups × 1 × columns."""
-        some = (x != 0).view(len(x), self.groups, -1, *x.shape[2:]).any(2)
-        view = self.windows(some)
-        axes = tuple(range(2, 2 + len(self.kernel)))
-        return view.any(axes).transpose(0, 1).reshape(self.groups, 1, -1)
-
-    def chunks(self, images: int, channels: int, size: Sequence[int], most: int = exact.PIECE) -> Iterator[slice]:
-        """Which images, channels × size, are taken together: at most so many positions, unless one image has more."""
-        positions = math.prod(self.positions(size))
-        step = max(1, min(most, exact.PIECE // (channels * math.prod(self.kernel))) // positions)
+    def chunks(self, images: int, channels: int, outputs: int, size: Sequence[int]) -> Iterator[slice]:
+        """Which images, channels × size, are taken together, so that neither unfolded images nor results have many numbers."""
+        numbers = max(channels * math.prod(self.kernel[1:]) * self.stride[0], 2 * outputs) * math.prod(self.positions(size))
+        step = max(1, exact.PIECE // numbers)
         return (slice(start, min(start + step, images)) for start in range(0, images, step))
 
 
-def _rows(g: Geometry, values: Tensor) -> Tensor:
-    """N × C × positions as groups × channels of a group × (N · positions)."""
-    return values.transpose(0, 1).reshape(g.groups, values.shape[1] // g.groups, -1)
+class _Windows(Sliced):
+    """Images as the right side of a product. Numbers are groups × channels of a group × padded size × images, with one scale."""
+
+    def __init__(self, g: Geometry, x: Tensor):
+        """x: N × C × size."""
+        self.g, self.out = g, g.positions(x.shape[2:])
+        # The first axis is as long as the windows reach, in whole strides.
+        self.rows = (g.dilation[0] * (g.kernel[0] - 1)) // g.stride[0] + self.out[0]
+        ends = [self.rows * g.stride[0] - x.shape[2] - g.padding[0], *g.padding[1:]]
+        pads = [0, 0, *(pad for pair in reversed(list(zip(g.padding, ends, strict=True))) for pad in pair)]
+        padded = torch.nn.functional.pad(exact.flushed(x).movedim(0, -1), pads).contiguous()
+        values = padded.view(g.groups, -1, *padded.shape[1:])
+        high, low, scale, special = exact.slices(values, tuple(range(values.dim())))
+        super().__init__(high, low, scale.reshape(1, 1, 1), special, values)
+
+    @property
+    def row(self) -> int:
+        """Terms of a row of a kernel, in all channels of a group."""
+        return self.high.shape[1] * math.prod(self.g.kernel[1:])
+
+    @property
+    def length(self) -> int:
+        """Positions along all axes but the first, in all images."""
+        return math.prod(self.out[1:]) * self.high.shape[-1]
+
+    def unfolded(self, numbers: Tensor) -> Tensor:
+        """Images unfolded along all axes but the first: groups × terms of a row × stride × (rows · positions of a row)."""
+        g, steps = self.g, numbers.stride()
+        across = [step * dilation for step, dilation in zip(steps[3:-1], g.dilation[1:], strict=True)]
+        along = [step * stride for step, stride in zip(steps[3:-1], g.stride[1:], strict=True)]
+        shape = (*numbers.shape[:2], *g.kernel[1:], g.stride[0], self.rows, *self.out[1:], numbers.shape[-1])
+        view = numbers.as_strided(shape, (*steps[:2], *across, steps[2], steps[2] * g.stride[0], *along, steps[-1]))
+        return view.reshape(g.groups, self.row, g.stride[0], -1)
+
+    def of_row(self, unfolded: Tensor, number: int) -> Tensor:
+        """What that row of a kernel meets: groups × terms of a row × (positions · images)."""
+        start, phase = divmod(number * self.g.dilation[0], self.g.stride[0])
+        return unfolded[:, :, phase, start * self.length : (start + self.out[0]) * self.length]
+
+    def _places(self, numbers: Tensor, shape: tuple[int, ...], steps: Sequence[int]) -> Tensor:
+        """Where the entries of an array of this shape lie in `values`, given their numbers and the steps along its axes."""
+        places = torch.zeros_like(numbers)
+        for size, step in zip(reversed(shape), reversed(steps), strict=True):
+            places, numbers = places + numbers % size * step, numbers // size
+        return places
+
+    def positions_in(self, numbers: Tensor) -> Tensor:
+        """Where the windows of some positions begin in `values`; positions are in the order of columns."""
+        steps = self.values.stride()
+        along = [step * stride for step, stride in zip(steps[2:-1], self.g.stride, strict=True)]
+        return self._places(numbers, (*self.out, self.high.shape[-1]), [*along, steps[-1]])
+
+    def offsets_in(self, numbers: Tensor) -> Tensor:
+        """Where in a window some terms lie; terms are ordered by the row of the kernel, then by channel."""
+        steps, (first, *others) = self.values.stride(), self.g.kernel
+        down, *across = [step * dilation for step, dilation in zip(steps[2:-1], self.g.dilation, strict=True)]
+        return self._places(numbers, (first, self.high.shape[1], *others), [down, steps[1], *across])
+
+    def _gathered(self, group: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        places = (group * self.values.stride(0) + first)[:, None] + second
+        return self.values.reshape(-1)[places]
+
+
+class _AsColumns(_Windows):
+    """A column for each window: the rows of kernels times the windows are a convolution."""
+
+    def dot(self, left: Tensor, numbers: Tensor, into: list[Tensor] | None = None) -> list[Tensor]:
+        unfolded, totals = self.unfolded(numbers), list(into or [])
+        room = 0 if into is None else BLOCK
+        block = -1
+        for number, start in itertools.product(range(self.g.kernel[0]), range(0, self.row, BLOCK)):
+            end = min(start + BLOCK, self.row)
+            if block < 0 or end - start > room:
+                block, room = block + 1, BLOCK
+            room -= end - start
+            terms = slice(number * self.row + start, number * self.row + end)
+            here = self.of_row(unfolded, number)[:, start:end]
+            if block < len(totals):
+                exact.times(left[..., terms], here, totals[block])
+            else:
+                totals.append(exact.times(left[..., terms], here))
+        return totals
+
+    def terms(self, batch: tuple[Tensor, ...], columns: Tensor, shape: Sequence[int]) -> Tensor:
+        every = torch.arange(self.g.kernel[0] * self.row, device=columns.device)
+        return self._gathered(batch[0], self.positions_in(columns), self.offsets_in(every))
+
+
+class _AsRows(_Windows):
+    """A row for each window: a gradient's rows times the windows are the gradient for the kernels."""
+
+    def dot(self, left: Tensor, numbers: Tensor, into: list[Tensor] | None = None) -> list[Tensor]:
+        unfolded, starts = self.unfolded(numbers), range(0, left.shape[-1], BLOCK)
+        shape = (*left.shape[:-1], self.g.kernel[0] * self.row)
+        totals = into or [left.new_zeros(shape) for _ in starts]
+        for number in range(self.g.kernel[0]):
+            rows, columns = self.of_row(unfolded, number).transpose(1, 2), slice(number * self.row, (number + 1) * self.row)
+            for start, total in zip(starts, totals, strict=True):
+                here = slice(start, start + BLOCK)
+                exact.times(left[..., here], rows[:, here], total[..., columns])
+        return totals
+
+    def terms(self, batch: tuple[Tensor, ...], columns: Tensor, shape: Sequence[int]) -> Tensor:
+        every = torch.arange(self.out[0] * self.length, device=columns.device)
+        return self._gathered(batch[0], self.offsets_in(columns), self.positions_in(every))
+
+
+def _kernels(g: Geometry, weight: Tensor) -> Tensor:
+    """Kernels as a product's left side: groups × outputs of a group × terms, ordered by row, then by channel."""
+    return weight.transpose(1, 2).reshape(g.groups, weight.shape[0] // g.groups, -1)
 
 
 def forward(g: Geometry, x: Tensor, weight: Tensor) -> Tensor:
     """The convolution without bias: N × C × size with outputs × (C / groups) × kernel."""
     out = g.positions(x.shape[2:])
-    rows = exact.sliced(weight.reshape(g.groups, weight.shape[0] // g.groups, -1), -1)
+    rows = exact.sliced(_kernels(g, weight), -1)
     parts = []
-    for here in g.chunks(len(x), x.shape[1], x.shape[2:]):
-        y = exact.rounded(exact.sum_of_products(rows, g.sliced(x[here])))
-        parts.append(y.reshape(weight.shape[0], -1, *out).transpose(0, 1))
-    return torch.cat(parts) if parts else x.new_zeros(0, weight.shape[0], *out)
+    for here in g.chunks(len(x), x.shape[1], weight.shape[0], x.shape[2:]):
+        y = exact.rounded(exact.sum_of_products(rows, _AsColumns(g, x[here])))
+        parts.append(y.reshape(weight.shape[0], *out, -1).movedim(-1, 0))
+    return torch.cat(parts).contiguous() if parts else x.new_zeros(0, weight.shape[0], *out)
 
 
 def input_gradient(g: Geometry, gradient: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
@@ -114,9 +194,10 @@ def input_gradient(g: Geometry, gradient: Tensor, weight: Tensor, size: Sequence
     matrix = weight.reshape(g.groups, weight.shape[0] // g.groups, -1).transpose(1, 2)
     rows = exact.sliced(matrix, -1)
     parts = []
-    for here in g.chunks(len(gradient), weight.shape[1] * g.groups, size):
+    for here in g.chunks(len(gradient), math.prod(weight.shape[1:]) * g.groups, 0, size):
         some = gradient[here]
-        columns = exact.sum_of_products(rows, exact.sliced(_rows(g, some), -2))
+        values = some.transpose(0, 1).reshape(g.groups, some.shape[1] // g.groups, -1)
+        columns = exact.sum_of_products(rows, exact.sliced(values, -2))
         parts.append(exact.rounded(g.fold(columns, len(some), size)))
     return torch.cat(parts) if parts else gradient.new_zeros(0, weight.shape[1] * g.groups, *size)
 
@@ -135,23 +216,13 @@ def _reverse(g: Geometry, windows: Sequence[int], size: Sequence[int]) -> Geomet
     return reverse if reverse.positions(windows) == tuple(size) else None
 
 
-def _transposed(g: Geometry, x: Tensor) -> Sliced:
-    """Unfolded images, with one scale, as a product's right side: a column is an input channel at an offset in the window."""
-    some = g.sliced(x)
-    high, low = some.high.transpose(1, 2), None if some.low is None else some.low.transpose(1, 2)
-
-    def occupied() -> Tensor:
-        channels = (x != 0).transpose(0, 1).flatten(1).any(1)
-        return channels.view(g.groups, 1, -1).repeat_interleave(math.prod(g.kernel), 2)
-
-    return Sliced(high, low, some.scale, some.special, lambda: some.values().transpose(1, 2), occupied)
-
-
 def weight_gradient(g: Geometry, gradient: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
     """The gradient for the weights of `forward`, of this shape."""
     total: Tensor | None = None
-    for here in g.chunks(len(x), x.shape[1], x.shape[2:], exact.BLOCK):
-        columns = _transposed(g, x[here])
-        part = exact.sum_of_products(exact.sliced(_rows(g, gradient[here]), -1), columns)
+    for here in g.chunks(len(x), x.shape[1], gradient.shape[1], x.shape[2:]):
+        rows = gradient[here].movedim(0, -1).reshape(g.groups, gradient.shape[1] // g.groups, -1)
+        part = exact.sum_of_products(exact.sliced(rows, -1), _AsRows(g, x[here]))
         total = part if total is None else total.add_(part)
-    return x.new_zeros(shape) if total is None else exact.rounded(total).reshape(shape)
+    if total is None:
+        return x.new_zeros(shape)
+    return exact.rounded(total).reshape(shape[0], shape[2], shape[1], *shape[3:]).transpose(1, 2).contiguous()

@@ -15,7 +15,7 @@ Infinite and NaN operands give what IEEE 754 says, with one NaN. Numbers below 2
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,7 @@ LEAST = -320
 """Exponent that stands for smaller ones: below that of a product of two float32 numbers."""
 PIECE = 1 << 20
 """Numbers of an operand or a result that are computed together, so that their float64 copies stay in a processor's cache."""
-MANY = 16
+MANY = 64
 """If more than one entry of so many is below, a third slice takes less time than the terms of each."""
 TERMS = 1 << 22
 """Terms of small entries in memory at once."""
@@ -68,21 +68,23 @@ def exponents(magnitudes: Tensor) -> Tensor:
 
 @dataclass
 class Sliced:
-    """A matrix (… × rows × columns) as scale · (high + low / 2^BITS), with integers of BITS bits in float64.
+    """Numbers as scale · (high + low / 2^BITS), with integers of BITS bits in float64: a matrix, … × rows × columns.
 
-    low       None if all are 0, as for bytes
-    scale     powers of two, broadcast to the matrix
-    special   whether there are infinite or NaN values, which are 0 in the slices
-    values    gives the numbers, float32
-    occupied  gives a mask that broadcasts to the matrix, False for rows (or columns) of zeros
+    high     the larger parts
+    low      None if all are 0, as for bytes
+    scale    powers of two, broadcast to the matrix
+    special  whether there are infinite or NaN values, which are 0 in the slices
+    values   the numbers, float32
+
+    As a product's right side it may be more than its numbers: the windows of an image (`caffe.numerics.convolution`). `dot` and
+    `terms` are all that a product asks of it.
     """
 
     high: Tensor
     low: Tensor | None
     scale: Tensor
     special: bool
-    values: Callable[[], Tensor]
-    occupied: Callable[[], Tensor]
+    values: Tensor
 
     @functools.cached_property
     def both(self) -> Tensor:
@@ -91,7 +93,7 @@ class Sliced:
 
     def third(self) -> Tensor:
         """What high + low / 2^BITS leaves, times 2^(2 · BITS), as integers."""
-        values = self.values()
+        values = self.values
         if self.special:
             values = values.nan_to_num(0.0, 0.0, 0.0)
         rest = values.double() / self.scale  # by a tensor, and so exact
@@ -99,6 +101,23 @@ class Sliced:
         if self.low is not None:
             rest.sub_(self.low * 2.0**-BITS)
         return rest.mul_(2.0 ** (2 * BITS)).round_()
+
+    def dot(self, left: Tensor, numbers: Tensor, into: list[Tensor] | None = None) -> list[Tensor]:
+        """left @ numbers: a product for each block of at most BLOCK terms, added to those of `into`, if given.
+
+        numbers  of the shape of `high`
+        """
+        starts = range(0, numbers.shape[-2], BLOCK)
+        spans = [slice(start, start + BLOCK) for start in starts]
+        totals: Sequence[Tensor | None] = into or [None] * len(spans)
+        return [times(left[..., here], numbers[..., here, :], total) for here, total in zip(spans, totals, strict=True)]
+
+    def terms(self, batch: tuple[Tensor, ...], columns: Tensor, shape: Sequence[int]) -> Tensor:
+        """The numbers of some columns, columns × terms.
+
+        batch, columns  indices of each, where the batches have this shape
+        """
+        return self.values.expand(*shape, *self.values.shape[-2:]).transpose(-1, -2)[*batch, columns]
 
 
 def slices(values: Tensor, axes: int | tuple[int, ...]) -> tuple[Tensor, Tensor | None, Tensor, bool]:
@@ -117,7 +136,18 @@ def slices(values: Tensor, axes: int | tuple[int, ...]) -> tuple[Tensor, Tensor 
 def sliced(values: Tensor, axis: int) -> Sliced:
     """Slice a matrix with one scale for each row (axis -1, the terms of a product's left side) or column (axis -2)."""
     values = flushed(values)
-    return Sliced(*slices(values, axis), lambda: values, lambda: (values != 0).any(axis, keepdim=True))
+    return Sliced(*slices(values, axis), values)
+
+
+def times(a: Tensor, b: Tensor, total: Tensor | None = None) -> Tensor:
+    """a @ b, added to `total`, if given, in place."""
+    if a.dim() == b.dim() == 3 and len(a) == len(b) == 1:  # a batch of one takes longer than a matrix
+        return times(a[0], b[0], None if total is None else total[0])[None]
+    if total is None:
+        return a @ b
+    if a.dim() == b.dim() == 2:
+        return total.addmm_(a, b)
+    return total.baddbmm_(a, b) if a.dim() == b.dim() == 3 and len(a) == len(b) == len(total) else total.add_(a @ b)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -134,18 +164,17 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def sum_of_products(a: Sliced, b: Sliced) -> Tensor:
     """The product of sliced matrices, float64; the scale of `a` has one column and that of `b` one row."""
-    terms = a.high.shape[-1]
-    total = torch.zeros(())
-    for start in range(0, terms, BLOCK):
-        here = slice(start, min(start + BLOCK, terms))
-        block = _block(a.both[..., here], b.high[..., here, :], None if b.low is None else b.low[..., here, :])
-        total = block.add_(total) if start else block
+    count = a.high.shape[-2]
+    products = b.dot(a.both, b.high)
+    highs, crosses = [each[..., :count, :] for each in products], [each[..., count:, :] for each in products]
+    if b.low is not None:
+        b.dot(a.high, b.low, crosses)
+    # Times a power of two, and so rounded once, fused or not.
+    total = _added([high.add_(cross, alpha=2.0**-BITS) for high, cross in zip(highs, crosses, strict=True)])
     small = total.abs() < SMALL
     places = small.nonzero()
     if MANY * len(places) > total.numel():
-        small &= a.occupied() & b.occupied()
-        if MANY * int(small.sum()) > total.numel():
-            small &= _has_terms(a, b)
+        small &= _added(b.dot((a.values != 0).float(), (b.values != 0).float())) > 0  # counts, exact in float32
         if MANY * int(small.sum()) > total.numel():
             total = torch.where(small, total + _third(a, b), total)
             small &= total.abs() < SMALL * 2.0**-BITS
@@ -155,60 +184,37 @@ def sum_of_products(a: Sliced, b: Sliced) -> Tensor:
     else:
         total.mul_(a.scale).mul_(b.scale)
     if len(places):
-        _recompute(total, places, a.values(), b.values())
+        _recompute(total, places, a, b)
     if a.special or b.special:
-        plain = a.values().double() @ b.values().double()
+        plain = _added(b.dot(a.values.double(), b.values.double()))
         total = torch.where(plain.isfinite(), total, plain)
     return total
 
 
-def _block(a: Tensor, b_high: Tensor, b_low: Tensor | None) -> Tensor:
-    """(high + low / 2^BITS) of a, which has the rows of both, times that of b, without low · low; each product is exact."""
-    if a.dim() == b_high.dim() == 3 and len(a) == len(b_high) == 1:  # a batch of one takes longer than a matrix
-        return _block(a[0], b_high[0], None if b_low is None else b_low[0])[None]
-    count = a.shape[-2] // 2
-    product = a @ b_high
-    high, cross = product[..., :count, :], product[..., count:, :]
-    if b_low is not None:
-        cross = _plus(cross, a[..., :count, :], b_low)
-    return high.add_(cross.mul_(2.0**-BITS))
-
-
-def _plus(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total + a @ b, where each partial sum is an integer below 2^53, in any order."""
-    if a.dim() == b.dim() == 2:
-        return total.addmm_(a, b)
-    return total.baddbmm_(a, b) if a.dim() == b.dim() == 3 and len(a) == len(b) == len(total) else total.add_(a @ b)
-
-
-def _has_terms(a: Sliced, b: Sliced) -> Tensor:
-    """Which entries of a product have a term other than 0: counts of ones, which float32 holds exactly up to 2^24."""
-    terms = a.high.shape[-1]
-    counts = ((a.values() != 0).float() @ (b.values() != 0).float()) if terms <= 1 << 24 else torch.ones((), device=a.high.device)
-    return counts > 0
+def _added(blocks: list[Tensor]) -> Tensor:
+    """The sum of the blocks of a product, in their order."""
+    total, *others = blocks
+    for block in others:
+        total = block.add_(total)
+    return total
 
 
 def _third(a: Sliced, b: Sliced) -> Tensor:
     """What a third slice of each operand adds to their product, before it is scaled."""
-    a_third, b_third = a.third(), b.third()
-    total = torch.zeros(())
-    for start in range(0, a.high.shape[-1], BLOCK):
-        here = slice(start, start + BLOCK)
-        block = a.high[..., here] @ b_third[..., here, :]
-        block += a_third[..., here] @ b.high[..., here, :]  # not by _plus: the sum of three may need 54 bits
-        if b.low is not None:
-            block += a.both[..., a.high.shape[-2] :, here] @ b.low[..., here, :]
-        total = block.add_(total) if start else block
-    return total.mul_(2.0 ** (-2 * BITS))
+    # Blocks of one pair each: the sum of three may need 54 bits.
+    pairs = [(a.high, b.third()), (a.third(), b.high)]
+    if b.low is not None:
+        pairs.append((a.both[..., a.high.shape[-2] :, :], b.low))
+    sums = zip(*(b.dot(left, numbers) for left, numbers in pairs), strict=True)
+    return _added([functools.reduce(Tensor.add_, each) for each in sums]).mul_(2.0 ** (-2 * BITS))
 
 
-def _recompute(total: Tensor, places: Tensor, a: Tensor, b: Tensor) -> None:
+def _recompute(total: Tensor, places: Tensor, a: Sliced, b: Sliced) -> None:
     """Overwrite entries of a product, places × axes, by the sums of their exact terms in a fixed order."""
-    batch = total.shape[:-2]
-    rows, columns = a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:]).transpose(-1, -2)
-    for some in torch.split(places, max(1, TERMS // a.shape[-1])):
+    batch, rows = total.shape[:-2], a.values.expand(*total.shape[:-2], *a.values.shape[-2:])
+    for some in torch.split(places, max(1, TERMS // a.values.shape[-1])):
         *outer, row, column = some.unbind(1)
-        terms = rows[*outer, row].double() * columns[*outer, column].double()
+        terms = rows[*outer, row].double() * b.terms(tuple(outer), column, batch).double()
         total[*outer, row, column] = in_order(terms)
 
 

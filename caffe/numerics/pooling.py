@@ -1,14 +1,16 @@
 """Pooling's sums and gradients with overlapping windows added in a fixed order, in float64."""
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from caffe.numerics.exact import rounded
+from caffe.numerics.exact import PIECE, rounded
 from caffe.numerics.registry import constant, in_double, ours
 
 Part = tuple[EllipsisType, slice, slice]
@@ -31,18 +33,16 @@ class Windows:
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
-    dilation: tuple[int, int] = (1, 1)
 
     def padded(self) -> list[int]:
         """The size of an image with padding in which every window lies."""
-        axes = zip(self.size, self.out, self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        return [max(n + 2 * p, (o - 1) * s + (k - 1) * d + 1) for n, o, k, s, p, d in axes]
+        axes = zip(self.size, self.out, self.kernel, self.stride, self.padding, strict=True)
+        return [max(n + 2 * p, (o - 1) * s + k) for n, o, k, s, p in axes]
 
     def parts(self) -> Iterator[Part]:
         """For each offset in a window, the slices of a padded image that hold that number of every window."""
         for offset in itertools.product(*map(range, self.kernel)):
-            spans = zip(offset, self.dilation, self.stride, self.out, strict=True)
-            rows, columns = (slice(o * d, o * d + s * (n - 1) + 1, s) for o, d, s, n in spans)
+            rows, columns = (slice(o, o + s * (n - 1) + 1, s) for o, s, n in zip(offset, self.stride, self.out, strict=True))
             yield ..., rows, columns
 
     def inside(self) -> Part:
@@ -66,7 +66,25 @@ class Windows:
         return torch.zeros(*x.shape[:-2], *self.padded(), dtype=torch.float64, device=x.device)
 
 
+def by_images(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of batches, computed some images at a time, so that they stay in a processor's cache."""
+
+    @functools.wraps(function)
+    def computed(*given: Any) -> Tensor:
+        images = max((each for each in given if isinstance(each, Tensor)), key=Tensor.numel)
+        step = max(1, PIECE // 4 // max(1, images[:1].numel()))
+        if images.dim() < 4 or len(images) <= step:
+            return function(*given)
+        starts = range(0, len(images), step)
+        return torch.cat(
+            [function(*(each[start : start + step] if isinstance(each, Tensor) else each for each in given)) for start in starts]
+        )
+
+    return computed
+
+
 @ours("avg_pool2d")
+@by_images
 def _mean(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), ceil_mode: bool = False,
     include_pad: bool = True, divisor: int | None = None,
@@ -83,6 +101,7 @@ def _mean(
 
 
 @ours("avg_pool2d_backward")
+@by_images
 def _mean_backward(
     gradient: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool,
     include_pad: bool, divisor: int | None,
@@ -96,16 +115,17 @@ def _mean_backward(
 
 
 @ours("max_pool2d_with_indices_backward")
+@by_images
 def _maximum_backward(
     gradient: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     ceil_mode: bool, indices: Tensor,
 ) -> Tensor:  # fmt: skip
-    size, out = _pair(x.shape[-2:]), _pair(gradient.shape[-2:])
-    w = Windows(size, out, _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation))
-    target = w.zeros(x)
-    rows, columns = (torch.arange(n, device=x.device) - p for n, p in zip(target.shape[-2:], w.padding, strict=True))
-    places = rows[:, None] * size[1] + columns[None, :]
+    # Windows of one phase are so far apart that they have no number in common.
+    axes = zip(_pair(kernel), _pair(stride or kernel), _pair(dilation), strict=True)
+    down, across = (d * (k - 1) // s + 1 for k, s, d in axes)
+    target = torch.zeros(*x.shape[:-2], x.shape[-2] * x.shape[-1], dtype=torch.float64, device=x.device)
     values = in_double(gradient)
-    for part in w.parts():
-        target[part] += torch.where(indices == places[part[1:]], values, 0.0)
-    return rounded(target[w.inside()])
+    for row, column in itertools.product(range(down), range(across)):
+        phase: Part = (..., slice(row, None, down), slice(column, None, across))
+        target.scatter_add_(-1, indices[phase].flatten(-2), values[phase].flatten(-2))
+    return rounded(target.view(x.shape))
