@@ -8,10 +8,6 @@ resource_scopes:
     gpu="local",
 
 
-# Used only with `--sdm apptainer`: the image that docs/clusters.md makes from the Dockerfile.
-container: "roastery.sif"
-
-
 report: "report/workflow.rst"
 
 

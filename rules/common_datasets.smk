@@ -20,9 +20,9 @@ def of_shards(path):
 
     def paths(wildcards):
         name = images_of(wildcards)
-        folder = Path(checkpoints.shards.get(dataset=name).output[0])
-        shards = sorted(file.stem for file in folder.glob("*.csv"))
-        return expand(f"results/datasets/{name}/{path}", shard=shards)
+        # A file, not the folder: Snakemake fetches it if it is in a storage provider.
+        with checkpoints.shards.get(dataset=name).output.names.open() as names:
+            return expand(f"results/datasets/{name}/{path}", shard=names.read().split())
 
     return paths
 

@@ -18,6 +18,7 @@ checkpoint shards:
         val_labels=val_labels_of,
     output:
         folder=directory("results/datasets/{dataset}/list"),
+        names="results/datasets/{dataset}/shards.txt",
     log:
         "logs/datasets/{dataset}/shards.log",
     resources:
@@ -28,7 +29,7 @@ checkpoint shards:
         listing=listing_of,
         code=code_of("pipeline.sources.shards"),
     shell:
-        "python -m pipeline.sources.shards {output.folder:q} --options {params.options:q} 2>&1 | tee {log:q}"
+        "python -m pipeline.sources.shards {output.folder:q} --names {output.names:q} --options {params.options:q} 2>&1 | tee {log:q}"
 
 
 rule download:

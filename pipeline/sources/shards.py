@@ -50,11 +50,15 @@ def similar_names(classes: set[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     parser = step_parser(__doc__, ShardOptions)
     parser.add_argument("target", type=Path, help="where the shards go; replaced if it exists")
+    parser.add_argument("--names", type=Path, help="a text file for the shards' names, a line each")
     a = parser.parse_args(argv)
     options = read_flags(a, ShardOptions)
     images, classes = write_shards(tables.chunks(options.source), a.target, options.shard_size)
-    shards = -(-images // options.shard_size)
-    print(f"{a.target}: {images} images of {len(classes)} classes in {shards} shards")
+    names = sorted(path.stem for path in a.target.glob("*.csv"))
+    if a.names:
+        with written_whole(a.names) as part:
+            part.write_text("".join(f"{name}\n" for name in names))
+    print(f"{a.target}: {images} images of {len(classes)} classes in {len(names)} shards")
     if same := similar_names(classes):
         print(f"{a.target}: classes whose names differ only in spelling: {', '.join(same[:5])}")
     if options.source.folder and (others := folders.describe_ignored(options.source.folder)):
