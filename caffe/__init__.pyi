@@ -33,6 +33,7 @@ from caffe.engine.mode import solver_rank as solver_rank
 from caffe.engine.net import Net as Net
 from caffe.engine.python_layer import Layer as Layer
 from caffe.engine.topology import check_bottoms as check_bottoms
+from caffe.errors import DiskError as DiskError
 from caffe.errors import Error as Error
 from caffe.errors import FileError as FileError
 from caffe.errors import LayerError as LayerError
@@ -43,6 +44,7 @@ from caffe.errors import nearest as nearest
 from caffe.formats.datum import parse_datum as parse_datum
 from caffe.formats.datum import pixels_of as pixels_of
 from caffe.formats.db import open_db as open_db
+from caffe.formats.files import disk_errors as disk_errors
 from caffe.formats.files import written_whole as written_whole
 from caffe.formats.prototxt import layer_places as layer_places
 from caffe.formats.prototxt import read_net as read_net
@@ -56,6 +58,7 @@ from caffe.net_spec import layers as layers
 from caffe.net_spec import params as params
 from caffe.net_spec import to_proto as to_proto
 from caffe.numerics.generator import Generator as Generator
+from caffe.numerics.probabilities import softmax as softmax
 from caffe.timer import Timer as Timer
 from caffe.training.diagnosis import DivergenceError as DivergenceError
 from caffe.training.nccl import NCCL as NCCL

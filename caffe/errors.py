@@ -41,6 +41,10 @@ class ImageError(FileError, OSError):
     """An image that is missing or unreadable; also an OSError, since scripts skip such images by `except IOError`."""
 
 
+class DiskError(FileError, OSError):
+    """A disk that is full or read-only; also an OSError."""
+
+
 class ParseError(Error):
     """A prototxt that does not match the schema."""
 

@@ -9,6 +9,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import caffe
 from caffe.allocator import keep_freed_memory
@@ -25,14 +26,20 @@ def step_parser(description: str | None, model: type[Options] | None = None) -> 
     return parser
 
 
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Call a step's `main` with the command line; an Error becomes its one line, without a traceback, and exit code 1."""
     keep_freed_memory()
     try:
         main(sys.argv[1:])
-    except (caffe.Error, OSError) as error:  # OSError: a full disk, a folder that may not be written
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except caffe.Error as error:
+        _fail(str(error))
+    except OSError as error:  # a file that may not be read, a folder that may not be written
+        _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except Interrupted as interrupted:
         ignore_signals()
         with contextlib.suppress(OSError):  # the signal may have ended the reader of the output, too

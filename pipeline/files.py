@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from caffe import written_whole
+from caffe import disk_errors, written_whole
 
 __all__ = [
+    "disk_errors",
     "file_url",
     "link_or_copy",
     "path_of_url",

@@ -37,6 +37,15 @@ envvars:
     DIGEST,
 
 
+# Snakemake itself would end with a traceback, as it removes old outputs before a step begins.
+onstart:
+    for folder in ("results", "logs"):
+        if Path(folder).exists() and not os.access(folder, os.W_OK):
+            raise WorkflowError(
+                f"{folder}: cannot be written; make it writable, or choose another folder by --directory"
+            )
+
+
 onerror:
     if workflow.is_main_process:
         unfinished = (job for job in workflow.dag.jobs if not workflow.dag.finished(job))
@@ -88,7 +97,7 @@ LISTS = [
         "results/datasets/{{dataset}}/lists/{file}",
         file=[
             *("train.txt", "val.txt", "test.txt", "labels.txt", "synset_words.txt"),
-            *("classes.csv", "infogain.binaryproto", "sizes.csv"),
+            *("classes.csv", "infogain.binaryproto", "sizes.csv", "SHA256SUMS"),
         ],
     ),
     DUPLICATES,

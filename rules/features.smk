@@ -31,6 +31,7 @@ rule evaluate:
         manifest=of_evaluated("lmdb/{part}.manifest.json"),
     output:
         summary="results/experiments/{experiment}/evaluate{of}/summary.json",
+        sums="results/experiments/{experiment}/evaluate{of}/SHA256SUMS",
         per_class=experiment_report(
             "evaluate{of}/per_class.csv", "per_class", of_part("accuracy by class (CSV)")
         ),

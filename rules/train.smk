@@ -52,6 +52,7 @@ rule train:
             "results/experiments/{{experiment}}/train/best.{kind}", kind=["caffemodel", "json"]
         ),
         metrics="results/experiments/{experiment}/train/metrics.csv",
+        sums="results/experiments/{experiment}/train/SHA256SUMS",
         seconds="results/experiments/{experiment}/train/seconds.csv",
         machine="results/experiments/{experiment}/train/machine.json",
         log="results/experiments/{experiment}/train/train.log",

@@ -3,11 +3,12 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from caffe.errors import Error, FileError
+from caffe.errors import DiskError, Error, FileError
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -27,50 +28,56 @@ def written_whole(target: str | os.PathLike[str], sync: bool = False) -> Iterato
     """A temporary path, `.NAME.part` beside `target`, for a file or folder that replaces `target` when the block ends.
 
     If the block raises, the temporary path is removed and `target` is unchanged; if the process is killed, it is left behind, and
-    the next run replaces it. Raises FileError if the disk is full or read-only, whatever library has met that.
+    the next run replaces it. Raises DiskError if the disk is full or read-only.
 
     sync  flush the file to the disk before renaming it, so that it is whole even after a power failure
     """
     target = Path(target)
     part = target.with_name(f".{target.name}.part")
-    try:
+    with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove(part)
-        yield part
-        if sync:
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-        if part.is_dir():
-            _remove(target)
-        part.replace(target)
-    except BaseException as error:
-        problem = _disk_problem(error, target, part)
-        with (
-            contextlib.suppress(OSError) if problem else contextlib.nullcontext()
-        ):  # nothing can be removed where nothing can be written
+        try:
+            yield part
+            if sync:
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
+            if part.is_dir():
+                _remove(target)
+            part.replace(target)
+        finally:
             _remove(part)
-        if problem:
-            raise problem from error
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@contextlib.contextmanager
+def disk_errors(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise DiskError, naming `target`, where the block cannot write because the disk is full or read-only.
+
+    Libraries pass that on in exceptions of their own, often without the path; LMDB calls a full disk an input/output error.
+    """
+    try:
+        yield
+    except Error:
         raise
-
-
-def _disk_problem(error: BaseException, target: Path, part: Path) -> FileError | None:
-    """What an error means, if it comes from a disk that is full or read-only. Libraries may pass on no more than its text."""
-    if isinstance(error, Error):
-        return None
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    number = error.errno if isinstance(error, OSError) else None
-    if number not in numbers:
-        number = next((number for number in numbers if os.strerror(number) in str(error)), None)
-    if number is None:
-        return None
-    if number == errno.EROFS:
-        return FileError(target, f"cannot be written ({os.strerror(number)})", do="make it writable, or choose another folder")
-    files = part.rglob("*") if part.is_dir() else [part]
-    written = sum(path.stat().st_size for path in files if path.is_file())
-    folder = next(folder for folder in target.absolute().parents if folder.exists())
-    needed = f"needs more than the {(written + shutil.disk_usage(folder).free) / 1e6:.1f} MB that were free"
-    return FileError(target, f"{needed} ({os.strerror(number)})", do="make room and run again: what is finished is kept")
+    except Exception as error:
+        path = re.sub(r"(^|/)\.([^/]+)\.part(?=/|$)", r"\1\2", os.fspath(target))  # the folder that it will be in
+        free = shutil.disk_usage(next(folder for folder in Path(target).absolute().parents if folder.exists())).free
+        codes = [code for code in _DISK_ERRORS if getattr(error, "errno", None) == code or os.strerror(code) in str(error)]
+        if not codes and os.strerror(errno.EIO) in str(error) and free < 1 << 20:
+            codes = [errno.ENOSPC]
+        if not codes:
+            raise
+        reason = os.strerror(codes[0])
+        found, do = f"cannot be written ({reason})", "make the disk writable, or choose another folder"
+        if codes[0] != errno.EROFS:
+            found = f"needs more than the {free / 1e3:,.0f} kB that are free ({reason})"
+            do = "make room and run again: finished steps are kept"
+        raised = DiskError(path, found, do=do)
+        raised.errno = codes[0]
+        raise raised from error
 
 
 def _remove(path: Path) -> None:

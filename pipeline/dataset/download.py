@@ -29,7 +29,7 @@ from PIL import Image
 
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
-from pipeline.files import plain_name, write_table, written_whole
+from pipeline.files import disk_errors, plain_name, write_table, written_whole
 from pipeline.formats.images import Size, content_of, decode
 from pipeline.options.dataset import DownloadOptions, FetchOptions
 from pipeline.options.flags import read_flags
@@ -62,12 +62,15 @@ def read_shard(path: Path) -> list[dict[str, str]]:
     """The rows of a shard, as pipeline.sources.shards writes them."""
     if not path.is_file():
         raise InputError(path, "no such shard", do="run pipeline.sources.shards first")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if "url" not in (reader.fieldnames or []):
-            found = f"columns {', '.join(reader.fieldnames or ['none'])}"
-            raise InputError(f"{path}:1", found, "none is called url", "make shards with pipeline.sources.shards")
-        return [{name: row.get(name) or "" for name in LISTED} for row in reader]
+    do = "make shards with pipeline.sources.shards"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if "url" not in (reader.fieldnames or []):
+                raise InputError(f"{path}:1", f"columns {', '.join(reader.fieldnames or ['none'])}", "none is called url", do)
+            return [{name: row.get(name) or "" for name in LISTED} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(path, f"not a table ({error})", do=do) from None
 
 
 def download(source: Path, folder: Path, table: Path, options: FetchOptions) -> list[Row]:
@@ -77,8 +80,11 @@ def download(source: Path, folder: Path, table: Path, options: FetchOptions) -> 
     """
     listed = read_shard(source)
     journal = Journal(folder.with_name(f".{folder.name}.resume"), hashlib.sha256(source.read_bytes()).hexdigest())
-    with journal:
-        asyncio.run(_download_all(listed, journal, options, folder.name))
+    with disk_errors(folder), journal:
+        try:
+            asyncio.run(_download_all(listed, journal, options, folder.name))
+        except ExceptionGroup as group:  # of tasks that all met a full disk, say
+            raise group.exceptions[0] from None
     result = [row | journal.rows[number] for number, row in enumerate(listed)]
     failed = [row for row in result if row["error"]]
     downloaded = len(result) - len(failed)
@@ -183,8 +189,9 @@ async def _download_one(
         row["path"] = f"{number:06d}_{stem}{extension}"
         path.rename(images / row["path"])
     except FetchError as failure:
-        path.unlink(missing_ok=True)
         row["error"], row["status"] = failure.error, failure.status or row["status"]
+    finally:
+        path.unlink(missing_ok=True)
     row["seconds"] = round(time.monotonic() - start, 3)
     return row
 

@@ -4,7 +4,6 @@ Labels count from 0 in the sorted order of the class names (numbers sort as numb
 of training images among the validation and test images are reported, or dropped.
 """
 
-import csv
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from pipeline.dataset.split import draw_training_images, draw_validation_images,
 from pipeline.errors import InputError
 from pipeline.formats.images import TABLE, Resized
 from pipeline.formats.lists import read_labels, write_list_folder
+from pipeline.formats.tables import read_rows
 from pipeline.options.dataset import Duplicates, LabelOptions, Split
 from pipeline.options.flags import read_flags
 
@@ -51,18 +51,17 @@ def read_tables(tables: list[Path], images: Resized, where: Path) -> tuple[Liste
         if not table.exists():
             raise InputError(table, "no such table", do="run the download first")
         resized = {row["path"]: row for row in images.rows(table.stem)}
-        with table.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if not row["label"]:
-                    raise InputError(table, f"no label for {row['url']}", do="give each image of the list a label")
-                classes.add(row["label"])
-                image = resized.get(row["path"])
-                if reason := image["reason"] if image else row["error"]:
-                    missing[reason] += 1
-                elif image:
-                    size = int(image["height"]), int(image["width"])
-                    path = f"{table.stem}/{row['path']}"
-                    rows.append((path, row["label"], row["split"], row["group"], size, image["fingerprint"]))
+        for row in read_rows(table, "url", "path", "label", "split", "group", "error"):
+            if not row["label"]:
+                raise InputError(table, f"no label for {row['url']}", do="give each image of the list a label")
+            classes.add(row["label"])
+            image = resized.get(row["path"])
+            if reason := image["reason"] if image else row["error"]:
+                missing[reason] += 1
+            elif image:
+                size = int(image["height"]), int(image["width"])
+                path = f"{table.stem}/{row['path']}"
+                rows.append((path, row["label"], row["split"], row["group"], size, image["fingerprint"]))
     empty = sorted(classes - {label for _, label, *_ in rows}, key=class_order)
     if empty or not rows:
         found = f'class "{empty[0]}" has no images' if empty else "no images"

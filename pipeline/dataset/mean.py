@@ -12,6 +12,7 @@ from caffe.proto import caffe_pb2
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.formats.records import open_database
 from pipeline.progress import progress
 
 
@@ -20,7 +21,7 @@ def statistics(database: Path) -> tuple[np.ndarray, np.ndarray, int]:
 
     The mean is summed in float32 in the database's order, to equal compute_image_mean's to the bit.
     """
-    records = caffe.open_db(database)
+    records = open_database(database)
     total, count = None, len(records)
     for key, value in progress(records.items(), total=count, desc="mean"):
         where = f"{database}: {key.decode(errors='replace')}"

@@ -21,6 +21,7 @@ from pipeline.command import run, step_parser
 from pipeline.dataset.duplicates import fingerprint
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.formats import digests
 from pipeline.formats.images import PIXELS, TABLE, Resized, Size, content_of, decode, jpeg_size, why_unreadable, write_png
 from pipeline.options.dataset import Mode, ResizeOptions
 from pipeline.options.flags import read_flags
@@ -92,6 +93,7 @@ def resize_folder(source: Path, target: Path, options: ResizeOptions, threads: i
             writer = csv.writer(file)
             writer.writerow(["path", "reason", "height", "width", "fingerprint"])
             writer.writerows((path.name, *row) for path, row in zip(paths, rows, strict=True))
+        digests.seal(part)
     return Counter(reason for reason, *_ in rows)
 
 

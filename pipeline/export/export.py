@@ -25,6 +25,7 @@ from pipeline.dataset.mean import channel_means
 from pipeline.export import agreement, onnx_graph
 from pipeline.files import written_whole
 from pipeline.formats.lists import read_labels
+from pipeline.formats.tables import read_json
 from pipeline.inference.trained import load_net
 from pipeline.nets import preprocessing
 from pipeline.nets.parameters import named_tensors
@@ -90,7 +91,7 @@ def metadata_of(preprocessing_file: Path | None, labels: Path | None) -> dict[st
     """
     metadata = {}
     if preprocessing_file:
-        metadata["preprocessing"] = json.dumps(json.loads(preprocessing_file.read_text()))
+        metadata["preprocessing"] = json.dumps(read_json(preprocessing_file))
         if mean_file := preprocessing.read(preprocessing_file).transform.mean_file:
             metadata["mean"] = json.dumps(channel_means(read_mean(mean_file)))
     if labels:

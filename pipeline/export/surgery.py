@@ -7,7 +7,6 @@ is checked first: its output for random images must equal the original's within 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from pipeline.export import agreement
 from pipeline.export.convolutional import convolutional
 from pipeline.export.merging import merged
 from pipeline.files import written_whole
+from pipeline.formats.tables import read_json
 from pipeline.inference.trained import copy_all_weights, layer_names, load_net
 from pipeline.nets import graph
 from pipeline.options.flags import add_flags, read_flags
@@ -108,7 +108,7 @@ def _merge(a: argparse.Namespace) -> tuple[caffe.Net, str]:
 
 
 def _average(a: argparse.Namespace) -> tuple[caffe.Net, str]:
-    if a.best and (at := json.loads(a.best.read_text()).get("diverged")) is not None:
+    if a.best and (at := read_json(a.best).get("diverged")) is not None:
         # Its snapshots were diverging.
         final = load_net(a.net, a.best.with_name("final.caffemodel"))
         return final, f"training diverged at iteration {at}; its final weights"

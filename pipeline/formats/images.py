@@ -1,6 +1,5 @@
 """Read images: decode files, complete or not at all, and map the resize step's pixels into memory."""
 
-import csv
 import functools
 import os
 from contextlib import suppress
@@ -12,6 +11,8 @@ import numpy as np
 import simplejpeg
 
 from pipeline.errors import InputError
+from pipeline.formats import digests
+from pipeline.formats.tables import read_rows
 
 PIXELS, TABLE = "pixels.npy", "images.csv"
 MAPPED = 256
@@ -98,15 +99,23 @@ class Resized:
     def __init__(self, root: Path):
         self.root = root
         self._positions: dict[str, dict[str, int]] = {}
-        self._pixels = functools.lru_cache(MAPPED)(lambda name: np.load(root / name / PIXELS, mmap_mode="r"))
+        self._checked: set[str] = set()
+        self._pixels = functools.lru_cache(MAPPED)(self._map)
+
+    def _map(self, name: str) -> np.ndarray:
+        """All pixels of a shard, mapped into memory."""
+        if name not in self._checked:  # mapped again, of many shards
+            digests.check(self.root / name / PIXELS)
+            self._checked.add(name)
+        pixels: np.ndarray = np.load(self.root / name / PIXELS, mmap_mode="r")
+        return pixels
 
     def rows(self, name: str) -> list[dict[str, str]]:
         """The table of a shard."""
         folder = self.root / name
         if not (folder / TABLE).is_file():
             raise InputError(folder, "no resized images", do="run the resize step first, or correct the path")
-        with (folder / TABLE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return list(csv.DictReader(file))
+        return read_rows(folder / TABLE, "path", "reason", "height", "width", "fingerprint")
 
     def shard(self, name: str) -> tuple[dict[str, int], np.ndarray]:
         """{path: position} of a shard's images, and all pixels, mapped into memory."""

@@ -9,6 +9,7 @@ import numpy as np
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.files import write_table, written_whole
+from pipeline.formats import digests
 from pipeline.formats.roots import Root
 
 
@@ -21,6 +22,7 @@ def iter_image_list(path: Path, classes: int | None = None, root: Root | None = 
     """`read_image_list`, line by line; with `root`, raises InputError also for a path outside of it."""
     if not path.is_file():
         raise InputError(path, "no such image list", do="build it first, or correct its path")
+    digests.check(path)
     number = 0
     with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:  # names may have \r
         for number, line in enumerate(file, 1):
@@ -43,6 +45,7 @@ def read_labels(path: Path) -> list[str]:
     """The class names in a labels.txt, by label."""
     if not path.is_file():
         raise InputError(path, "no such file", do="build it first, or correct its path")
+    digests.check(path)
     names = path.read_text(encoding="utf-8").splitlines()
     if not names:
         raise InputError(path, "no class names", "each line must have one")
@@ -77,6 +80,7 @@ def write_list_folder(
         write_classes(part, names, {name: [label for _, label in entries] for name, entries in lists.items()})
         write_table(part / "duplicates.csv", ("val", "train", "bits", "val_class", "train_class"), duplicates)
         write_table(part / "sizes.csv", ("height", "width", "images"), ((*size, sizes[size]) for size in sorted(sizes)))
+        digests.seal(part)
 
 
 def write_classes(folder: Path, names: list[str], labels: Mapping[str, Iterable[int]]) -> None:

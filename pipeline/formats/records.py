@@ -15,9 +15,12 @@ import lmdb
 import numpy as np
 
 import caffe
+from caffe.db import LevelDB, LMDBFile
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.formats import digests
+from pipeline.formats.tables import read_json
 from pipeline.progress import progress
 
 BATCH = 32
@@ -33,13 +36,15 @@ Result = TypeVar("Result")
 
 
 class Manifest(TypedDict):
-    """A database: numbers of images and classes, shape of an image, hash of all digests; channels if they are RGB."""
+    """A database: numbers of images and classes, shape of an image, hash of all digests; channels if they are RGB; and the digest
+    of the file itself."""
 
     images: int
     classes: int
     shape: list[int]
     sha256: str
     channels: NotRequired[str]
+    data_mdb: NotRequired[str]
 
 
 def encode_datum(image: np.ndarray, label: int, encode: str = "raw", room: np.ndarray | None = None) -> bytes | memoryview:
@@ -123,6 +128,7 @@ def write_database(batches: Batches, database: Path, classes: int, threads: int 
             raise InputError(database, f"records of {found}", "all must have one shape", "resize the images alike")
     shape = list(shapes.pop())
     manifest: Manifest = {"images": count, "classes": classes, "shape": shape, "sha256": expected.hexdigest()}
+    manifest["data_mdb"] = digests.digest(database / "data.mdb")
     if channels == "RGB":
         manifest["channels"] = "RGB"
     return manifest
@@ -136,7 +142,15 @@ def manifest_path(database: Path) -> Path:
 def read_manifest(database: Path) -> Manifest | None:
     """The manifest beside a database; None for databases that were not made by the workflow."""
     path = manifest_path(database)
-    return cast(Manifest, json.loads(path.read_text())) if path.is_file() else None
+    return cast(Manifest, read_json(path)) if path.is_file() else None
+
+
+def open_database(path: str | Path, backend: int | None = None) -> LMDBFile | LevelDB:
+    """Open a database. Raises InputError if it is not what its manifest says, see `digests`."""
+    manifest = read_manifest(Path(path))
+    if manifest and (expected := manifest.get("data_mdb")):
+        digests.verify(Path(path) / "data.mdb", expected)
+    return caffe.open_db(path, backend)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

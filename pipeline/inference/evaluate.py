@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 import caffe
-from caffe.numerics import elementary, exact
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.formats import digests
 from pipeline.formats.lists import read_image_list, read_labels
 from pipeline.inference import extraction
 from pipeline.inference.extraction import Run, batches
@@ -54,18 +53,16 @@ def judge(scores: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     scores  images × classes
     """
     images = np.arange(len(scores))
-    shifted = torch.from_numpy((scores - scores.max(1, keepdims=True)).astype(np.float64))  # in the precision of the scores
-    powers = elementary.exp(shifted)
-    total = exact.in_order(powers)
+    probabilities, logarithms = caffe.softmax(scores)
     target = scores[images, labels][:, None]
     before = (scores > target) | ((scores == target) & (np.arange(scores.shape[1]) < labels[:, None]))  # ties: the first
     return pd.DataFrame(
         {
             "label": labels,
             "predicted": scores.argmax(1),
-            "probability": (powers.amax(1) / total).numpy(),
+            "probability": probabilities.max(1),
             "rank": before.sum(1) + 1,
-            "loss": (elementary.log(total) - shifted[images, labels]).numpy(),
+            "loss": 0 - logarithms[images, labels],  # not -x: 0 is written without a sign
         }
     )
 
@@ -151,6 +148,7 @@ def write(table: pd.DataFrame, names: list[str], folder: Path) -> dict[str, Any]
         pd.DataFrame(confusion, names, names).to_csv(part / "confusion.csv", index_label="class")
         bins.to_csv(part / "calibration.csv", index=False)
         (part / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
+        digests.seal(part)
     return content
 
 

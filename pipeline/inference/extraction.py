@@ -17,7 +17,7 @@ from pipeline import devices
 from pipeline.errors import InputError
 from pipeline.formats.images import Files, Resized, open_images
 from pipeline.formats.lists import iter_image_list
-from pipeline.formats.records import manifest_path
+from pipeline.formats.records import manifest_path, open_database
 from pipeline.formats.roots import Root
 from pipeline.inference import trained
 from pipeline.nets import preprocessing
@@ -102,7 +102,7 @@ def count(job: Run) -> int:
 
 def _database(job: Run) -> LMDBFile | LevelDB:
     param = data_layer(job.net, _definition(job)).data_param
-    return caffe.open_db(param.source, param.backend)
+    return open_database(param.source, param.backend)
 
 
 def _definition(job: Run) -> caffe_pb2.NetParameter:

@@ -13,6 +13,7 @@ from caffe.db import DatabaseWriter
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.files import stem_of
+from pipeline.formats import digests
 
 IMAGES = "images.txt"
 """The list of the images, `path label` lines in the order of the features."""
@@ -98,6 +99,10 @@ def file_names(blobs: list[str], formats: tuple[str, ...]) -> dict[str, str]:
 def read(folder: Path, blob: str) -> Iterator[np.ndarray]:
     """A blob's values, float32, image by image, from the first format in a folder of features."""
     stem = stem_of(blob)
+    for file in (f"{stem}.npy", f"{stem}.parquet", f"{stem}.lmdb/data.mdb", "features.h5"):
+        if (folder / file).exists():
+            digests.check(folder / file)
+            break
     if (path := folder / f"{stem}.npy").exists():
         yield from np.load(path, mmap_mode="r")
     elif (path := folder / f"{stem}.parquet").exists():

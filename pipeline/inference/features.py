@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.formats import digests
 from pipeline.inference import extraction
 from pipeline.inference.extraction import Run, batches
 from pipeline.inference.feature_files import IMAGES, WRITERS, Writer, file_names
@@ -26,22 +27,24 @@ from pipeline.options.training import FeatureOptions
 def write(job: Run, blobs: list[str], folder: Path, formats: tuple[str, ...]) -> int:
     """Write the features of every image to `folder`, whole; return the number of images."""
     names, images, entries = file_names(blobs, formats), extraction.count(job), extraction.entries(job)
-    with written_whole(folder) as part, contextlib.ExitStack() as stack:
+    with written_whole(folder) as part:
         part.mkdir()
-        listed = stack.enter_context((part / IMAGES).open("w", encoding="utf-8"))
-        writers: dict[str, list[Writer]] = {}
-        start = 0
-        for batch in batches(job, list(names), images):
-            rows = len(batch[blobs[0]])
-            images_of_batch = list(islice(entries, rows))
-            listed.writelines(f"{path} {label}\n" for path, label in images_of_batch)
-            for blob, values in batch.items():
-                if blob not in writers:
-                    paths = {kind: part / f"{names[blob]}.{kind}" for kind in formats}
-                    writers[blob] = [WRITERS[kind](path, images, values.shape[1:], stack) for kind, path in paths.items()]
-                for writer in writers[blob]:
-                    writer.add(start, values, images_of_batch)
-            start += rows
+        with contextlib.ExitStack() as stack:
+            listed = stack.enter_context((part / IMAGES).open("w", encoding="utf-8"))
+            writers: dict[str, list[Writer]] = {}
+            start = 0
+            for batch in batches(job, list(names), images):
+                rows = len(batch[blobs[0]])
+                images_of_batch = list(islice(entries, rows))
+                listed.writelines(f"{path} {label}\n" for path, label in images_of_batch)
+                for blob, values in batch.items():
+                    if blob not in writers:
+                        paths = {kind: part / f"{names[blob]}.{kind}" for kind in formats}
+                        writers[blob] = [WRITERS[kind](path, images, values.shape[1:], stack) for kind, path in paths.items()]
+                    for writer in writers[blob]:
+                        writer.add(start, values, images_of_batch)
+                start += rows
+        digests.seal(part)
     return images
 
 

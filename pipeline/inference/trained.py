@@ -8,6 +8,7 @@ import numpy as np
 
 import caffe
 from pipeline.errors import InputError
+from pipeline.formats import digests
 
 
 def load_net(net_file: Path, weights: Path) -> caffe.Net:
@@ -22,6 +23,7 @@ def copy_all_weights(net: caffe.Net, weights: Path, net_file: Path) -> list[str]
 
     Raises InputError if a layer of the net has no weights in the file.
     """
+    digests.check(Path(weights))
     report = net.copy_from(weights)
     if report.untouched:
         expected = f"{net_file} has {'them' if len(report.untouched) > 1 else 'it'}"

@@ -4,7 +4,6 @@ Written to a folder: comparison.csv, comparison.png and .svg; and for each sweep
 were swept, SWEEP.png and .svg.
 """
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from pipeline.command import run, step_parser
 from pipeline.figures import COLOURS, STYLE, save
 from pipeline.files import write_table, written_whole
+from pipeline.formats.tables import read_json, read_table
 from pipeline.options.flags import read_flags
 from pipeline.options.training import ComparisonOptions
 from pipeline.report.plots import read_metrics
@@ -49,8 +49,8 @@ def comparison_table(
     """
     rows = []
     for name, dataset, path, best in zip(names, datasets, summaries, bests, strict=True):
-        summary, measured = json.loads(path.read_text()), metrics[name]
-        diverged = json.loads(best.read_text()).get("diverged")
+        summary, measured = read_json(path, "accuracy", "images"), metrics[name]
+        diverged = read_json(best).get("diverged")
         accuracies, note = [round(summary["accuracy"], 4), round(float(measured.test_accuracy.max()), 4)], ""
         if diverged is not None:
             accuracies, note = [np.nan, np.nan], f"diverged at iteration {diverged}"
@@ -120,8 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         with written_whole(a.folder / f"{name}.csv") as part:
             rows.to_csv(part, index=False)
     with written_whole(a.folder / "seconds.csv") as part:
-        seconds = [(name, pd.read_csv(path).seconds.max()) for name, path in zip(options.names, a.seconds, strict=True)]
-        write_table(part, ("experiment", "seconds"), seconds)
+        seconds = [read_table(path, ["seconds"]).seconds.max() for path in a.seconds]
+        write_table(part, ("experiment", "seconds"), zip(options.names, seconds, strict=True))
 
 
 if __name__ == "__main__":

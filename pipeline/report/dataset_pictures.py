@@ -14,13 +14,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import caffe
-from caffe.proto import caffe_pb2
+from caffe.transform import read_mean
 from pipeline.command import run, step_parser
 from pipeline.figures import COLOURS, STYLE, save, save_png
 from pipeline.files import plain_name, written_whole
 from pipeline.formats.images import write_png
 from pipeline.formats.lists import read_image_list, read_labels
 from pipeline.formats.records import channels_of
+from pipeline.formats.tables import read_table
 from pipeline.report.gallery import labelled_records, reorder_channels
 from pipeline.report.tiles import grid
 
@@ -117,7 +118,7 @@ def write(dataset: Path, folder: Path) -> None:
     entries = {split: read_image_list(dataset / f"lists/{split}.txt", len(names)) for split in ("train", "val")}
     counts = {split: Counter(label for _, label in listed) for split, listed in entries.items()}
     images = first_of_each(dataset / "lmdb/train", len(names), COLUMNS * ROWS)
-    mean = caffe.io.blobproto_to_array(caffe_pb2.BlobProto.FromString((dataset / "mean.binaryproto").read_bytes()))[0]
+    mean = read_mean(str(dataset / "mean.binaryproto"))
     with written_whole(folder) as part:
         (part / "sheets").mkdir(parents=True)
         for number, (name, thumbnails) in enumerate(zip(names, images, strict=True)):
@@ -127,7 +128,7 @@ def write(dataset: Path, folder: Path) -> None:
         with plt.rc_context(STYLE):
             save_png(overview(images, names), part / "overview.png", tight=True)
             save(class_sizes(counts, names), part / "classes")
-            sizes = np.loadtxt(dataset / "lists/sizes.csv", int, delimiter=",", skiprows=1, ndmin=2)
+            sizes = read_table(dataset / "lists/sizes.csv", ("height", "width", "images")).to_numpy(int)
             save(file_sizes(sizes, mean.shape[1:]), part / "sizes")
         planes = reorder_channels(mean, channels_of(dataset / "lmdb/train"), "BGR") if len(mean) == 3 else mean[:1]
         write_png(part / "mean.png", np.ascontiguousarray(planes.round().astype(np.uint8).transpose(1, 2, 0)))

@@ -3,7 +3,6 @@
 Written to a folder: confusion.png, confusion.svg, calibration.png, calibration.svg and mistakes.png.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.figures import COLOURS, STYLE, save
 from pipeline.files import written_whole
+from pipeline.formats.tables import read_json, read_table
 from pipeline.options.flags import read_flags
 from pipeline.options.training import EvaluationOptions
 from pipeline.report.gallery import Cell, gallery, images_at
@@ -97,11 +97,13 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(a.evaluation, "no predictions.csv", "it is in the evaluate step's folder", do)
     plt.rcParams.update(STYLE)
     text = dict.fromkeys(("path", "label", "predicted"), str)  # classes may be called 1, or NA
-    predictions = pd.read_csv(a.evaluation / "predictions.csv", dtype=text, keep_default_na=False)
-    confusion = pd.read_csv(a.evaluation / "confusion.csv", index_col=0, dtype={"class": str}, keep_default_na=False)
-    summary = json.loads((a.evaluation / "summary.json").read_text())
+    numbers, table = ("probability", "rank"), a.evaluation / "confusion.csv"
+    predictions = read_table(a.evaluation / "predictions.csv", numbers, dtype=text, keep_default_na=False)
+    confusion = read_table(table, index_col=0, dtype={"class": str}, keep_default_na=False)
+    summary = read_json(a.evaluation / "summary.json", "accuracy", "mean_probability", "calibration_error", "log_loss")
+    bins = read_table(a.evaluation / "calibration.csv", ("low", "high", "images", "mean_probability", "accuracy"))
     save(confusion_matrix(confusion), a.folder / f"confusion{suffix}")
-    save(calibration(pd.read_csv(a.evaluation / "calibration.csv"), summary), a.folder / f"calibration{suffix}")
+    save(calibration(bins, summary), a.folder / f"calibration{suffix}")
     with written_whole(a.folder / f"mistakes{suffix}.png") as part:
         mistakes(predictions, a.database).savefig(part, format="png", dpi=130, metadata={"Software": None})
 

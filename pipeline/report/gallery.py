@@ -15,7 +15,7 @@ import caffe
 from caffe.datum import Record
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
-from pipeline.formats.records import channels_of
+from pipeline.formats.records import channels_of, open_database
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Cell:
 
 def records(database: Path) -> Iterator[tuple[str, bytes | memoryview]]:
     """(name in errors, serialised record) of each record of a database."""
-    for key, value in caffe.open_db(database).items():
+    for key, value in open_database(database).items():
         yield f"{database}: {key.decode(errors='replace')}", value
 
 

@@ -25,6 +25,7 @@ from pipeline.command import run, step_parser
 from pipeline.configuration import keys
 from pipeline.errors import InputError
 from pipeline.files import stem_of, written_whole
+from pipeline.formats.tables import read_json
 
 Config = dict[str, Any]
 Manifest = dict[str, Any]
@@ -44,7 +45,7 @@ class Output(NamedTuple):
 OUTPUTS = (
     Output("digits", "data", ("example/digits/",)),
     Output("fetch", "data", ("datasets/*/published/",)),
-    Output("shards", "data", ("datasets/*/list/",)),
+    Output("shards", "data", ("datasets/*/list/", "datasets/*/shards.txt")),
     Output("download", "data", ("datasets/*/download/*.csv", "datasets/*/download/*/")),
     Output("resize", "data", ("datasets/*/resize/*/",)),
     Output("label", "data", ("datasets/*/lists/*",)),
@@ -53,11 +54,11 @@ OUTPUTS = (
     Output("pictures", "pictures", ("datasets/*/pictures/*.*", "datasets/*/pictures/sheets/")),
     Output("augmented", "pictures", ("datasets/*/augmented.png",)),
     Output("weights", "weights", ("weights/*",)),
-    Output("linear", "weights", ("experiments/*/linear/*.caffemodel",)),
+    Output("linear", "weights", ("experiments/*/linear/*.caffemodel", "experiments/*/linear/SHA256SUMS")),
     Output("linear", "tables", ("experiments/*/linear/*.csv", "experiments/*/linear/*.json")),
     Output("linear", "pictures", ("experiments/*/linear/*.png", "experiments/*/linear/*.svg")),
     Output("prototxt", "nets", ("experiments/*/prototxt/*",)),
-    Output("train", "weights", ("experiments/*/train/*.caffemodel", "experiments/*/train/snapshots/")),
+    Output("train", "weights", (*(f"experiments/*/train/{name}" for name in ("*.caffemodel", "snapshots/", "SHA256SUMS")),)),
     Output("train", "metrics", ("experiments/*/train/metrics.csv", "experiments/*/train/best.json")),
     Output("train", "tables", ("experiments/*/train/layers.csv", "experiments/*/train/preflight.csv")),
     Output("features", "predictions", ("experiments/*/features/",)),
@@ -251,7 +252,7 @@ def _accuracies(folder: Path, experiment: Config) -> dict[str, float | None]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,16 +13,14 @@ from matplotlib.ticker import LogLocator
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.figures import COLOURS, STYLE, save
+from pipeline.formats.tables import read_table
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
     """A metrics table of the train step; tests with a NaN loss, whose images Caffe counts as correct, have no accuracy."""
     if not path.is_file():
         raise InputError(path, "no such table", "it is metrics.csv of the train step", "train first, or correct the path")
-    table = pd.read_csv(path)
-    missing = [name for name in ("iteration", "loss", "learning_rate", "test_loss", "test_accuracy") if name not in table]
-    if missing:
-        raise InputError(path, f"no column {missing[0]}", "it is metrics.csv of the train step", "correct the path")
+    table = read_table(path, ("iteration", "loss", "learning_rate", "test_loss", "test_accuracy"))
     if table.empty:
         raise InputError(path, "no metrics", do="set display and test_interval in the solver")
     table = table.replace([np.inf, -np.inf], np.nan)

@@ -6,6 +6,7 @@ import pandas as pd
 
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
+from pipeline.formats.tables import read_table
 
 
 def summary(results: Path) -> str:
@@ -13,7 +14,7 @@ def summary(results: Path) -> str:
     path = results / "report" / "comparison.csv"
     if not path.exists():
         raise InputError(path, "no such table", do="run snakemake first")
-    table = pd.read_csv(path)
+    table = read_table(path, ["images", "accuracy"])
     first, second = (max([width, *map(len, table[column])]) for column, width in (("experiment", 14), ("dataset", 16)))
     lines = [f"{'experiment':{first}} {'dataset':{second}} {'validation images':>17}  accuracy"]
     for row in table.itertuples():

@@ -29,7 +29,9 @@ from google.protobuf.message import Message
 
 import caffe
 from pipeline.closure import code_of
+from pipeline.errors import InputError
 from pipeline.files import link_or_copy, sync, sync_entry, written_whole
+from pipeline.formats import digests
 from pipeline.formats.records import manifest_path
 
 RUN, BEST, LOG, STATE = "run", "best.caffemodel", "train.log", "state.json"
@@ -106,6 +108,7 @@ class Checkpoints:
         for folder in sorted(self._iterations(), key=lambda path: int(path.name), reverse=True):
             state = self._read(folder / STATE)
             if state.get("identity") == self._identity:
+                _check(folder, state.get("sha256", {}))
                 self.resumed, self._last = Checkpoint(folder, state["monitor"]), int(folder.name)
                 break
         else:
@@ -131,7 +134,8 @@ class Checkpoints:
             if best.exists():
                 link_or_copy(best, part / BEST)
             shutil.copyfile(self.files / LOG, part / LOG)
-            (part / STATE).write_text(json.dumps({"identity": self._identity, "monitor": monitor}))
+            sums = {path.name: digests.digest(path) for path in part.iterdir()}
+            (part / STATE).write_text(json.dumps({"identity": self._identity, "monitor": monitor, "sha256": sums}))
             sync(part)
         sync_entry(self.folder)
         self._last = solver.iter
@@ -189,6 +193,14 @@ class Checkpoints:
             return {}
 
 
+def _check(folder: Path, recorded: dict[str, str]) -> None:
+    """Raise InputError if a file of a checkpoint is damaged."""
+    for name, expected in recorded.items():
+        if not (folder / name).is_file() or digests.digest(folder / name) != expected:
+            do = f"restore it, or remove {folder} to start over"
+            raise InputError(folder / name, "not what the checkpoint had written: it is damaged or was edited", do=do)
+
+
 def identity_of(solver_file: Path, *others: object) -> str:
     """Hash of all that the result of a training depends on: solver, nets, the files and databases that they read, and `others`.
 
@@ -219,7 +231,7 @@ def _content_digest(path: Path) -> object:
         return None
     manifest = manifest_path(path)
     if manifest.is_file():
-        return manifest.read_text()
+        return manifest.read_bytes()
     if path.is_dir():
         files = [(file.name, file.stat()) for file in sorted(path.iterdir()) if file.name != "lock.mdb"]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]

@@ -14,6 +14,7 @@ from caffe.proto import caffe_pb2
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.formats import digests
 from pipeline.options.flags import read_flags
 from pipeline.options.training import DownloadWeightsOptions
 from pipeline.sources import fetch
@@ -73,6 +74,7 @@ def copy_weights(net: caffe.Net, weights: WeightFiles, skip: Sequence[str] = ())
         files.append(weights.fitted)
     for path in files:
         fitted = path == weights.fitted
+        digests.check(Path(path))
         try:
             report = net.copy_from(path, () if fitted else skip)
         except caffe.WeightsError as error:

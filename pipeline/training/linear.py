@@ -32,6 +32,7 @@ from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.figures import COLOURS, STYLE, save
 from pipeline.files import written_whole
+from pipeline.formats import digests
 from pipeline.inference.extraction import Run, entries, extract
 from pipeline.nets import models, prototxt, strategies
 from pipeline.nets.prototxt import Dataset
@@ -230,6 +231,7 @@ def write(job: Job, folder: Path) -> Choice:
         (part / "strategy.json").write_text(json.dumps(content, indent=1) + "\n")
         with plt.rc_context(STYLE):
             save(draw(measured, choice), part / "measured")
+        digests.seal(part)
     return choice
 
 

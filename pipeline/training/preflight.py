@@ -17,7 +17,7 @@ from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import write_table, written_whole
 from pipeline.formats.lists import read_image_list
-from pipeline.formats.records import read_manifest
+from pipeline.formats.records import open_database, read_manifest
 from pipeline.nets.solver_defaults import most_tested, slow_test
 from pipeline.options.flags import read_flags
 from pipeline.options.training import InitialWeights
@@ -147,7 +147,7 @@ def _sources(net: caffe.Net) -> dict[str, Source]:
 
 def _database(param: caffe_pb2.LayerParameter) -> Source:
     path = param.data_param.source
-    database = caffe.open_db(path, param.data_param.backend)
+    database = open_database(path, param.data_param.backend)
     labels, largest = [], 0.0
     for number, value in enumerate(itertools.islice(database.values(), RECORDS)):
         record = caffe.parse_datum(value)

@@ -15,6 +15,7 @@ that folder (files/, snapshots/) until training has ended.
 """
 
 import contextlib
+import glob
 import json
 import shutil
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ from caffe.proto import caffe_pb2
 from pipeline import devices
 from pipeline.command import run, step_parser
 from pipeline.files import written_whole
+from pipeline.formats import digests
+from pipeline.formats.tables import read_json, read_table
 from pipeline.interruption import catch_signals
 from pipeline.nets.strategy_file import read_strategy
 from pipeline.options.base import Device
@@ -43,8 +46,8 @@ from pipeline.training.monitor import Monitor
 from pipeline.training.schedule import MINUTES
 from pipeline.training.session import Session
 
-RESULTS = FINAL, BEST, METRICS, SECONDS, SUMMARY, MACHINE, LAYERS, PREFLIGHT = (
-    *("final.caffemodel", "best.caffemodel", "metrics.csv", "seconds.csv"),
+RESULTS = FINAL, BEST, SUMS, METRICS, SECONDS, SUMMARY, MACHINE, LAYERS, PREFLIGHT = (
+    *("final.caffemodel", "best.caffemodel", digests.SUMS, "metrics.csv", "seconds.csv"),
     *("best.json", "machine.json", "layers.csv", "preflight.csv"),
 )
 
@@ -94,7 +97,7 @@ def train(
             checkpoints.publish(folder)
             if not settings.keep:
                 checkpoints.remove()
-    return pd.read_csv(folder / METRICS), json.loads((folder / SUMMARY).read_text())
+    return read_table(folder / METRICS), read_json(folder / SUMMARY)
 
 
 def _train(
@@ -137,6 +140,9 @@ def _train(
             session.begin(solver, monitor, parts[BEST], settings.minutes)
         _solve(solver, monitor, parts, checkpoint, options.tolerate_divergence)
         monitor.write_summary(parts[SUMMARY])
+        snapshots = (session.checkpoints.snapshots if session else prefix.parent).glob(f"{glob.escape(prefix.name)}_iter_*")
+        learned = {f"{prefix.parent.name}/{path.name}": path for path in snapshots}
+        digests.write_sums(parts[SUMS], learned | {name: parts[name] for name in (FINAL, BEST)})
     if session:
         session.checkpoints.finish(prefix.parent)
     return pd.DataFrame(monitor.rows).drop(columns="seconds", errors="ignore"), monitor.summary()

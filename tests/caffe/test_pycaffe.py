@@ -29,7 +29,7 @@ OURS = [
     *("Blob", "Error", "FileError", "LayerError", "ParseError", "Solver", "SolverError", "WeightsError", "log_to_file"),
     *("nearest", "read_net", "read_solver", "write_prototxt", "allocator", "augmentation", "datum", "db", "transform"),
     *("DivergenceError", "check_bottoms", "layer_places", "layer_type", "NetGraph", "open_db", "written_whole"),
-    *("parse_datum", "pixels_of", "Generator", "set_numerics"),
+    *("parse_datum", "pixels_of", "Generator", "set_numerics", "softmax", "disk_errors", "DiskError"),
 ]
 
 

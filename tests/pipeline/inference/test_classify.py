@@ -87,6 +87,7 @@ def rename_layers(net) -> None:
 )
 def test_missing_or_mismatched_files_are_named(fails, files, change, said):
     change(files)
+    (files / "lists/SHA256SUMS").unlink()
     fails(said, *CLASSIFY, "--csv", "guesses.csv")
 
 

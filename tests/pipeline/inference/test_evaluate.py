@@ -50,6 +50,7 @@ def test_another_database_than_the_nets_own_may_be_evaluated(trained, command):
 def test_more_classes_than_the_net_has_outputs_are_refused(trained, fails):
     with (trained / "lists/labels.txt").open("a") as file:
         file.write("wolf\n")
+    (trained / "lists/SHA256SUMS").unlink()
     fails(["test.prototxt", "3 outputs", "the dataset has 4 classes"], *EVALUATE)
 
 
@@ -63,6 +64,7 @@ def test_more_classes_than_the_net_has_outputs_are_refused(trained, fails):
 def test_a_list_that_does_not_match_the_records_is_refused(trained, fails, change, said):
     lines = (trained / "lists/val.txt").read_text().splitlines()
     (trained / "lists/val.txt").write_text("\n".join(change(lines)) + "\n")
+    (trained / "lists/SHA256SUMS").unlink()
     fails(said, *EVALUATE)
 
 
@@ -70,6 +72,7 @@ def test_weights_with_nan_are_named(trained, fails):
     weights = caffe.proto.caffe_pb2.NetParameter.FromString((trained / "out/final.caffemodel").read_bytes())
     next(layer for layer in weights.layer if layer.name == "scores").blobs[1].data[0] = np.nan
     (trained / "out/final.caffemodel").write_bytes(weights.SerializeToString())
+    (trained / "out/SHA256SUMS").unlink()
     fails(["final.caffemodel: NaN or infinite scores for", "lower base_lr"], *EVALUATE)
 
 
@@ -219,5 +222,5 @@ def test_vector_code_changes_no_byte_of_the_metrics(tmp_path):
         words = [sys.executable, "-c", EVALUATION, str(tmp_path / name)]
         subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, check=True)
     written = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("native", "scalar")]
-    assert len(written[0]) == 6
+    assert len(written[0]) == 7
     assert written[0] == written[1]

@@ -77,7 +77,7 @@ def test_an_existing_folder_is_overwritten_only_on_request(trained, command, fai
     assert (trained / "features/mine.txt").read_text() == "mine"
     done = command(*FEATURES, "hidden", "--feature-formats", "npy", "--overwrite")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (trained / "features").iterdir()) == ["hidden.npy", "images.txt"]
+    assert sorted(path.name for path in (trained / "features").iterdir()) == ["SHA256SUMS", "hidden.npy", "images.txt"]
 
 
 @pytest.mark.parametrize(("blobs", "said"), [(["a/b", "a_b"], 'so is blob "a/b"'), (["label"], "has that dataset")])
@@ -211,6 +211,7 @@ def test_weights_that_lack_a_layer_are_refused(trained, fails, write):
         layer { name: "fc8" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 2 } }
     """
     caffe.Net(write("other.prototxt", other), caffe.TEST).save(trained / "out/final.caffemodel")
+    (trained / "out/SHA256SUMS").unlink()
     fails(["final.caffemodel", "no weights of layers hidden, scores", "test.prototxt"], *FEATURES, "hidden")
 
 

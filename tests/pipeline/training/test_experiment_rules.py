@@ -47,7 +47,8 @@ def test_two_experiments_from_images_to_report(snakemake, tmp_path):
     assert json.loads((tuned / "evaluate/summary.json").read_text())["images"] == 2
     assert json.loads((tuned / "evaluate_train/summary.json").read_text())["images"] == 4
     assert not (tmp_path / "results/experiments/base/evaluate_train").exists()
-    assert {path.name for path in (tuned / "features").glob("[!.]*")} == {"features.h5", "images.txt", "ip1.parquet"}
+    features = {path.name for path in (tuned / "features").glob("[!.]*")}
+    assert features == {"SHA256SUMS", "features.h5", "images.txt", "ip1.parquet"}
     assert {"map_ip1.png", "neighbours_ip1.csv"} < {path.name for path in (tuned / "report").iterdir()}
     assert "Copying source layer" not in (tuned / "train/train.log").read_text()
     assert "Ignoring source layer ip2" in (tuned / "train/train.log").read_text()
