@@ -37,7 +37,8 @@ def written_whole(target: str | os.PathLike[str], sync: bool = False) -> Iterato
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove(part)
-        try:
+    try:
+        with disk_errors(target):
             yield part
             if sync:
                 with part.open("rb") as file:
@@ -45,11 +46,14 @@ def written_whole(target: str | os.PathLike[str], sync: bool = False) -> Iterato
             if part.is_dir():
                 _remove(target)
             part.replace(target)
-        finally:
+    finally:
+        with disk_errors(target):
             _remove(part)
 
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+FULL = 1 << 20
+"""Bytes free of a disk that is full: less than a library may have tried to write."""
 
 
 @contextlib.contextmanager
@@ -63,21 +67,43 @@ def disk_errors(target: str | os.PathLike[str]) -> Iterator[None]:
     except Error:
         raise
     except Exception as error:
-        path = re.sub(r"(^|/)\.([^/]+)\.part(?=/|$)", r"\1\2", os.fspath(target))  # the folder that it will be in
-        free = shutil.disk_usage(next(folder for folder in Path(target).absolute().parents if folder.exists())).free
-        codes = [code for code in _DISK_ERRORS if getattr(error, "errno", None) == code or os.strerror(code) in str(error)]
-        if not codes and os.strerror(errno.EIO) in str(error) and free < 1 << 20:
-            codes = [errno.ENOSPC]
-        if not codes:
+        where = _outside(error, Path(target))
+        path = re.sub(r"(^|/)\.([^/]+)\.part(?=/|$)", r"\1\2", where)  # the folder that it will be in
+        code = next(
+            (code for code in _DISK_ERRORS if getattr(error, "errno", None) == code or os.strerror(code) in str(error)), 0
+        )
+        free, written = _space(where)
+        if not code and os.strerror(errno.EIO) in str(error) and free < FULL:
+            code = errno.ENOSPC
+        if not code:
             raise
-        reason = os.strerror(codes[0])
+        reason = os.strerror(code)
         found, do = f"cannot be written ({reason})", "make the disk writable, or choose another folder"
-        if codes[0] != errno.EROFS:
-            found = f"needs more than the {free / 1e3:,.0f} kB that are free ({reason})"
-            do = "make room and run again: finished steps are kept"
+        if code != errno.EROFS:
+            had = "the quota leaves" if code == errno.EDQUOT else f"the {(free + written) / 1e3:,.0f} kB that were free"
+            found, do = f"needs more than {had} ({reason})", "make room and run again: finished steps are kept"
         raised = DiskError(path, found, do=do)
-        raised.errno = codes[0]
+        raised.errno = code
         raise raised from error
+
+
+def _outside(error: Exception, target: Path) -> str:
+    """The path that an error names, if it is not below the target's folder, as a temporary file's; else the target's."""
+    named = getattr(error, "filename", None)
+    is_elsewhere = isinstance(named, str) and not Path(named).absolute().is_relative_to(target.absolute().parent)
+    return str(named) if is_elsewhere else os.fspath(target)
+
+
+def _space(path: str) -> tuple[int, int]:
+    """Bytes free on a path's disk, and those of its unfinished file, which will be removed."""
+    target = Path(path).absolute()
+    part = target.with_name(f".{target.name}.part")
+    try:
+        files = [part, *part.rglob("*")]
+        written = sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+        return shutil.disk_usage(next(folder for folder in target.parents if folder.exists())).free, written
+    except OSError:  # a file system that is gone, say: the error to tell is the first
+        return 0, 0
 
 
 def _remove(path: Path) -> None:

@@ -58,8 +58,11 @@ class Geometry:
 
     def chunks(self, images: int, channels: int, outputs: int, size: Sequence[int]) -> Iterator[slice]:
         """Which images, channels × size, are taken together, so that neither unfolded images nor results have many numbers."""
-        numbers = max(channels * math.prod(self.kernel[1:]) * self.stride[0], 2 * outputs) * math.prod(self.positions(size))
-        step = max(1, exact.PIECE // numbers)
+        return self.pieces(images, max(channels * math.prod(self.kernel[1:]) * self.stride[0], 2 * outputs), size)
+
+    def pieces(self, images: int, numbers: int, size: Sequence[int]) -> Iterator[slice]:
+        """Which images are taken together, if there are so many numbers for each window."""
+        step = max(1, exact.PIECE // (numbers * math.prod(self.positions(size))))
         return (slice(start, min(start + step, images)) for start in range(0, images, step))
 
 
@@ -131,11 +134,10 @@ class _AsColumns(_Windows):
 
     def dot(self, left: Tensor, numbers: Tensor, into: list[Tensor] | None = None) -> list[Tensor]:
         unfolded, totals = self.unfolded(numbers), list(into or [])
-        room = 0 if into is None else BLOCK
-        block = -1
+        block, room = -1, 0
         for number, start in itertools.product(range(self.g.kernel[0]), range(0, self.row, BLOCK)):
             end = min(start + BLOCK, self.row)
-            if block < 0 or end - start > room:
+            if end - start > room:
                 block, room = block + 1, BLOCK
             room -= end - start
             terms = slice(number * self.row + start, number * self.row + end)
@@ -194,7 +196,7 @@ def input_gradient(g: Geometry, gradient: Tensor, weight: Tensor, size: Sequence
     matrix = weight.reshape(g.groups, weight.shape[0] // g.groups, -1).transpose(1, 2)
     rows = exact.sliced(matrix, -1)
     parts = []
-    for here in g.chunks(len(gradient), math.prod(weight.shape[1:]) * g.groups, 0, size):
+    for here in g.pieces(len(gradient), math.prod(weight.shape[1:]) * g.groups, size):
         some = gradient[here]
         values = some.transpose(0, 1).reshape(g.groups, some.shape[1] // g.groups, -1)
         columns = exact.sum_of_products(rows, exact.sliced(values, -2))

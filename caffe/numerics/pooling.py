@@ -125,6 +125,8 @@ def _maximum_backward(
     down, across = (d * (k - 1) // s + 1 for k, s, d in axes)
     target = torch.zeros(*x.shape[:-2], x.shape[-2] * x.shape[-1], dtype=torch.float64, device=x.device)
     values = in_double(gradient)
+    if max(dilation) > 1:  # a window may lie between padding: it has no maximum
+        values, indices = torch.where(indices < target.shape[-1], values, 0.0), indices.clamp(max=target.shape[-1] - 1)
     for row, column in itertools.product(range(down), range(across)):
         phase: Part = (..., slice(row, None, down), slice(column, None, across))
         target.scatter_add_(-1, indices[phase].flatten(-2), values[phase].flatten(-2))

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -99,14 +100,13 @@ class Resized:
     def __init__(self, root: Path):
         self.root = root
         self._positions: dict[str, dict[str, int]] = {}
-        self._checked: set[str] = set()
+        self._lock = threading.Lock()
         self._pixels = functools.lru_cache(MAPPED)(self._map)
 
     def _map(self, name: str) -> np.ndarray:
         """All pixels of a shard, mapped into memory."""
-        if name not in self._checked:  # mapped again, of many shards
+        with self._lock:  # one thread reads all of it
             digests.check(self.root / name / PIXELS)
-            self._checked.add(name)
         pixels: np.ndarray = np.load(self.root / name / PIXELS, mmap_mode="r")
         return pixels
 

@@ -128,7 +128,7 @@ def write_database(batches: Batches, database: Path, classes: int, threads: int 
             raise InputError(database, f"records of {found}", "all must have one shape", "resize the images alike")
     shape = list(shapes.pop())
     manifest: Manifest = {"images": count, "classes": classes, "shape": shape, "sha256": expected.hexdigest()}
-    manifest["data_mdb"] = digests.digest(database / "data.mdb")
+    manifest["data_mdb"] = digests.fingerprint(database / "data.mdb")
     if channels == "RGB":
         manifest["channels"] = "RGB"
     return manifest
@@ -149,7 +149,7 @@ def open_database(path: str | Path, backend: int | None = None) -> LMDBFile | Le
     """Open a database. Raises InputError if it is not what its manifest says, see `digests`."""
     manifest = read_manifest(Path(path))
     if manifest and (expected := manifest.get("data_mdb")):
-        digests.verify(Path(path) / "data.mdb", expected)
+        digests.verify(Path(path) / "data.mdb", expected, digests.fingerprint)
     return caffe.open_db(path, backend)
 
 

@@ -21,7 +21,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         content = dict(json.loads(_text(path)))
     except (ValueError, TypeError) as error:
         raise InputError(path, f"not a JSON file ({error})", do=AGAIN) from None
-    _require(path, keys, content)
+    _require(path, "key", keys, content)
     return content
 
 
@@ -37,7 +37,7 @@ def read_table(path: Path, numbers: Iterable[str] = (), **how: Any) -> pd.DataFr
         table: pd.DataFrame = pd.read_csv(path, **how)
     except ValueError as error:  # pandas' errors, and bytes that are not UTF-8
         raise InputError(path, f"not a table ({error})", do=AGAIN) from None
-    _require(path, numbers, table)
+    _require(path, "column", numbers, table)
     for name in numbers:
         if len(table) and table[name].dtype.kind not in "iufb":
             raise InputError(path, f"column {name} has a value that is no number", do=AGAIN)
@@ -54,7 +54,7 @@ def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise InputError(f"{path}: row {number}", "another number of fields than columns", do=AGAIN)
-        _require(path, columns, row)
+        _require(path, "column", columns, row)
     return rows
 
 
@@ -76,6 +76,7 @@ def _text(path: Path, errors: str = "strict") -> str:
         raise InputError(path, "bytes that are not UTF-8", do=AGAIN) from None
 
 
-def _require(path: Path, names: Iterable[str], found: Iterable[str]) -> None:
+def _require(path: Path, kind: str, names: Iterable[str], found: Iterable[str]) -> None:
     if missing := [name for name in names if name not in found]:
-        raise InputError(path, f"no {missing[0]}", f"it has {', '.join(found) or 'nothing'}", AGAIN)
+        do = "correct the path; if it was edited, delete it, so that the next run makes it again"
+        raise InputError(path, f"no {kind} {missing[0]}", f"it has {', '.join(found) or 'none'}", do)

@@ -17,6 +17,7 @@ that folder (files/, snapshots/) until training has ended.
 import contextlib
 import glob
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ def train(
     """
     kept = settings.checkpoint
     if not kept:
-        return _train(solver_file, folder, weights, settings)
+        return _train(solver_file, folder, weights, settings, folder)
     with catch_signals() as interruption:
         files = [*weights.files, *([weights.fitted] if weights.fitted else [])]
         options = settings.options  # same_classes changes no result
@@ -92,7 +93,7 @@ def train(
                 print(f"training has ended before; its results are in {kept}; remove it to train again", flush=True)
             else:
                 checkpoints.open()
-                _train(solver_file, checkpoints.files, weights, settings, Session(checkpoints, interruption))
+                _train(solver_file, checkpoints.files, weights, settings, folder, Session(checkpoints, interruption))
             interruption.defer()
             checkpoints.publish(folder)
             if not settings.keep:
@@ -101,9 +102,9 @@ def train(
 
 
 def _train(
-    solver_file: Path, folder: Path, weights: WeightFiles, settings: Settings, session: Session | None = None
+    solver_file: Path, folder: Path, weights: WeightFiles, settings: Settings, target: Path, session: Session | None = None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Train as `train` does; in a session `folder` and the snapshots are not in their final place."""
+    """Train as `train` does, for the folder `target`; in a session, all is written elsewhere first, the files to `folder`."""
     solver_param = caffe.read_solver(solver_file)
     device = Device(gpu=solver_param.solver_mode == caffe_pb2.SolverParameter.GPU, numerics=solver_param.numerics or "fp32")
     options, failed = settings.options, settings.failed
@@ -140,9 +141,13 @@ def _train(
             session.begin(solver, monitor, parts[BEST], settings.minutes)
         _solve(solver, monitor, parts, checkpoint, options.tolerate_divergence)
         monitor.write_summary(parts[SUMMARY])
-        snapshots = (session.checkpoints.snapshots if session else prefix.parent).glob(f"{glob.escape(prefix.name)}_iter_*")
-        learned = {f"{prefix.parent.name}/{path.name}": path for path in snapshots}
-        digests.write_sums(parts[SUMS], learned | {name: parts[name] for name in (FINAL, BEST)})
+        table.flush()
+        files = {name: parts[name] for name in (FINAL, BEST, METRICS, SUMMARY, LAYERS, PREFLIGHT)}
+        snapshots = session.checkpoints.snapshots if session else prefix.parent
+        within = Path(os.path.relpath(prefix.parent, target))
+        if ".." not in within.parts:
+            files |= {(within / path.name).as_posix(): path for path in snapshots.glob(f"{glob.escape(prefix.name)}_iter_*")}
+        digests.write_sums(parts[SUMS], files)
     if session:
         session.checkpoints.finish(prefix.parent)
     return pd.DataFrame(monitor.rows).drop(columns="seconds", errors="ignore"), monitor.summary()

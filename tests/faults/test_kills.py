@@ -27,20 +27,25 @@ SAME = ("data", "weights", "predictions", "metrics")
 def all_of_it(processes: list[psutil.Process], _chance: random.Random) -> None:
     """Kill every process at once, as when the machine loses power."""
     for process in processes:
-        process.suspend()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+            processes += [child for child in process.children() if child not in processes]
     for process in processes:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def the_workflow(processes: list[psutil.Process], _chance: random.Random) -> None:
     """Kill Snakemake alone: its jobs go on, and end by themselves."""
-    processes[0].kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        processes[0].kill()
     psutil.wait_procs(processes)
 
 
 def one_process(processes: list[psutil.Process], chance: random.Random) -> None:
     """Kill a process of a step, as the kernel does where memory runs out."""
-    chance.choice(processes[1:] or processes).kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        chance.choice(processes[1:] or processes).kill()
 
 
 def wait(build: subprocess.Popen, seconds: float) -> None:
@@ -49,6 +54,14 @@ def wait(build: subprocess.Popen, seconds: float) -> None:
         while build.poll() is None and not any("tee" in p.name() for p in psutil.Process(build.pid).children(recursive=True)):
             time.sleep(0.05)
         build.wait(seconds)
+
+
+def running_in(build: subprocess.Popen) -> list[psutil.Process]:
+    """Snakemake's process, and those below it; none if it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        workflow = psutil.Process(build.pid)
+        return [workflow, *workflow.children(recursive=True)]
+    return []
 
 
 def steps_of(processes: list[psutil.Process]) -> list[str]:
@@ -93,8 +106,7 @@ def test_the_example_killed_at_random_moments_gives_the_recorded_results(tmp_pat
             process = build.start()
             if killed < KILLS:
                 wait(process, chance.uniform(0, LONGEST))
-            if killed < KILLS and process.poll() is None:
-                running = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            if killed < KILLS and process.poll() is None and (running := running_in(process)):
                 how = chance.choice([all_of_it, the_workflow, one_process])
                 killed += 1
                 print(f"{killed}: {how.__name__} in {', '.join(steps_of(running)) or 'no step'}", flush=True)

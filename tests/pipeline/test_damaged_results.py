@@ -37,12 +37,15 @@ def test_files_that_are_not_listed_pass(sealed):
     (sealed / "mine.caffemodel").write_text("mine")
     for path in (sealed / "mine.caffemodel", sealed / "lock.mdb", sealed / "missing"):
         digests.check(path)
+    (sealed / f"{'0' * 64}.caffemodel").write_text("in a folder of another name")
+    digests.check(sealed / f"{'0' * 64}.caffemodel")
     (sealed / "SHA256SUMS").write_bytes(b"\xff\xfe\n")
     digests.check(sealed / "final.caffemodel")
 
 
 def test_a_downloaded_file_has_the_digest_that_it_is_named_by(tmp_path):
-    path = tmp_path / f"{hashlib.sha256(b'weights').hexdigest()}.caffemodel.h5"
+    path = tmp_path / "weights" / f"{hashlib.sha256(b'weights').hexdigest()}.caffemodel.h5"
+    path.parent.mkdir()
     path.write_bytes(b"weights")
     digests.check(path)
     path.write_bytes(b"wEights")
@@ -50,20 +53,20 @@ def test_a_downloaded_file_has_the_digest_that_it_is_named_by(tmp_path):
         digests.check(path)
 
 
-def test_of_a_large_file_size_and_parts_count(tmp_path, monkeypatch):
+def test_of_a_large_database_size_and_parts_count(tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "WHOLE", 1000)
     monkeypatch.setattr(digests, "PARTS", 10)
     path = tmp_path / "data.mdb"
     content = bytearray(5000)
     path.write_bytes(content)
-    before = digests.digest(path)
+    before = digests.fingerprint(path)
     for place, is_seen in ((0, True), (4999, True), (150, False)):
         changed = content.copy()
         changed[place] = 1
         path.write_bytes(changed)
-        assert (digests.digest(path) != before) == is_seen
+        assert (digests.fingerprint(path) != before) == is_seen
     path.write_bytes(content + b"\0")
-    assert digests.digest(path) != before
+    assert digests.fingerprint(path) != before
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_of_a_large_file_size_and_parts_count(tmp_path, monkeypatch):
         (b'iteration,loss\n"1,0.5\n', "not a table"),
         (b"iteration,loss\n1,0.x5\n", "column loss has a value that is no number"),
         (b"iteration,loss\n1,\xff\n", "not UTF-8"),
-        (b"iteration\n1\n", "no loss"),
+        (b"iteration\n1\n", "no column loss"),
     ],
 )
 def test_a_damaged_table_is_named(tmp_path, content, said):
@@ -91,7 +94,7 @@ def test_a_damaged_table_is_named(tmp_path, content, said):
         (b"path,label\na.png\nb.png,dog\n", "row 2: another number of fields"),
         (b"path,label\na.png,cat,x\n", "row 2: another number of fields"),
         (b'path,label\n"a.png,cat\n', "not a table"),
-        (b"path,lebal\na.png,cat\n", "no label"),
+        (b"path,lebal\na.png,cat\n", "no column label"),
     ],
 )
 def test_damaged_rows_are_named(tmp_path, content, said):
@@ -108,7 +111,7 @@ def test_rows_keep_line_endings_and_bytes_of_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [('{"images": 1', "not a JSON file"), ("[1]", "not a JSON file"), ("{}", "no images")]
+    ("content", "said"), [('{"images": 1', "not a JSON file"), ("[1]", "not a JSON file"), ("{}", "no key images")]
 )
 def test_damaged_json_is_named(tmp_path, content, said):
     path = tmp_path / "summary.json"

@@ -51,7 +51,7 @@ MpiDefault=none
 ReturnToService=2
 GresTypes=gpu
 KillWait=30
-MinJobAge=300
+MinJobAge=7200
 SchedulerParameters=sched_interval=2,bf_interval=2
 SlurmctldTimeout=300
 SlurmdTimeout=300

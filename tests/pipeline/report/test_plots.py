@@ -79,7 +79,7 @@ def test_an_accuracy_with_a_nan_loss_is_left_out(tmp_path):
 
 def test_a_table_that_is_not_metrics_is_refused(fails, write):
     write("layers.csv", "layer,shapes,start,learned\nhidden,6,filled,True\n")
-    said = ["layers.csv: no iteration", "it has layer, shapes, start, learned"]
+    said = ["layers.csv: no column iteration", "it has layer, shapes, start, learned; correct the path"]
     fails(said, "pipeline.report.plots", "out", "--metrics", "layers.csv")
 
 
