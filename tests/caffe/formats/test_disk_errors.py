@@ -18,7 +18,7 @@ FULL, READ_ONLY, BROKEN = (os.strerror(code) for code in (errno.ENOSPC, errno.ER
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, FULL), f"needs more than the .* kB that are free .{FULL}"),
+        (OSError(errno.ENOSPC, FULL), f"needs more than the .* kB that were free .{FULL}"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "needs more than the .*Disk quota exceeded"),
         (LibraryError(f"write failed: {FULL}"), f"needs more than the .*{FULL}"),
         (OSError(errno.EROFS, READ_ONLY), f"cannot be written .{READ_ONLY}.*writable"),
