@@ -128,7 +128,7 @@ def test_two_jobs_with_a_gpu_each_run_at_the_same_time_on_two_devices(clone, tmp
 
 
 CONFIG = "numerics: reproducible\n" + workflows.digits(
-    "target", "batch_size: 40\nsolver: {base_lr: 0.001, max_iter: 600, test_interval: 300, display: 100}"
+    "target", "batch_size: 40\nsolver: {base_lr: 0.001, max_iter: 1500, test_interval: 500, display: 100}"
 )
 WEIGHTS = "results/experiments/base/train/final.caffemodel"
 METRICS = "results/experiments/base/train/metrics.csv"
@@ -155,8 +155,8 @@ def wait_for_training(folder: Path, build: subprocess.Popen[str]) -> int:
     for _ in range(600):
         assert build.poll() is None, (folder / "output").read_text()[-4000:]
         running = [number for number, state in jobs().items() if state == "RUNNING"]
-        log = folder / "logs/experiments/base/train.log"
-        if running and log.exists() and "Iteration 100 " in log.read_text():
+        log = folder / "results/experiments/base/checkpoint/files/train.log"
+        if running and log.exists() and "Iteration 100 (" in log.read_text():
             return running[-1]
         time.sleep(0.5)
     pytest.fail("no training within five minutes")
