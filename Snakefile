@@ -8,6 +8,10 @@ resource_scopes:
     gpu="local",
 
 
+# Snakemake's linter asks for one. It is used only with `--sdm apptainer`: the image that docs/clusters.md makes from the Dockerfile.
+container: "roastery.sif"
+
+
 report: "report/workflow.rst"
 
 
