@@ -39,7 +39,7 @@ def the_workflow(processes: list[psutil.Process], _chance: random.Random) -> Non
     """Kill Snakemake alone: its jobs go on, and end by themselves."""
     with contextlib.suppress(psutil.NoSuchProcess):
         processes[0].kill()
-    psutil.wait_procs(processes)
+    psutil.wait_procs(processes[1:])
 
 
 def one_process(processes: list[psutil.Process], chance: random.Random) -> None:
