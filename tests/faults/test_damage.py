@@ -35,7 +35,8 @@ def edited(content: bytes) -> bytes:
 def results(folder: Path, outputs: list[str]) -> dict[str, bytes]:
     """{path: content} of the files that are the same in each build."""
     paths = [path for output in outputs for path in [folder / output, *(folder / output).rglob("*")] if path.is_file()]
-    same = (path for path in paths if not any(fnmatch.fnmatch(path.name, name) for name in manifest.NOT_COMPARED))
+    changing = (*manifest.NOT_COMPARED, ".snakemake_timestamp")
+    same = (path for path in paths if not any(fnmatch.fnmatch(path.name, name) for name in changing))
     return {str(path.relative_to(folder)): path.read_bytes() for path in same}
 
 
