@@ -13,6 +13,8 @@ from pathlib import Path
 from pipeline.errors import InputError
 
 SUMS = "SHA256SUMS"
+AGAIN = "it is damaged or was edited: delete it, so that the next run makes it again"
+"""What to do about a result that is not as it was written."""
 CHANGING = ("lock.mdb", "LOCK", "LOG", "LOG.old")
 """Files of databases that change when they are read."""
 WHOLE = 1 << 30
@@ -85,6 +87,5 @@ def verify(path: Path, expected: str, found: Callable[[Path], str] = digest, oth
         return
     if (actual := found(path)) != expected:
         said = f"its SHA-256 is {actual[:12]}…"
-        do = f"it is damaged or was edited: delete it, so that the next run makes it again{otherwise}"
-        raise InputError(path, said, f"{expected[:12]}… is recorded of it", do)
+        raise InputError(path, said, f"{expected[:12]}… is recorded of it", AGAIN + otherwise)
     _verified.add(known)

@@ -11,8 +11,7 @@ import pandas as pd
 
 from pipeline.errors import InputError
 from pipeline.formats import digests
-
-AGAIN = "it is damaged or was edited: delete it, so that the next run makes it again"
+from pipeline.formats.digests import AGAIN
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:

@@ -235,8 +235,7 @@ def _content_digest(path: Path) -> object:
     if path.is_dir():
         files = [(file.name, file.stat()) for file in sorted(path.iterdir()) if file.name != "lock.mdb"]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digests.digest(path)
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
