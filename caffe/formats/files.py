@@ -72,15 +72,14 @@ def disk_errors(target: str | os.PathLike[str]) -> Iterator[None]:
         code = next(
             (code for code in _DISK_ERRORS if getattr(error, "errno", None) == code or os.strerror(code) in str(error)), 0
         )
-        free, written = _space(where)
-        if not code and os.strerror(errno.EIO) in str(error) and free < FULL:
+        if not code and os.strerror(errno.EIO) in str(error) and _space(where)[0] < FULL:
             code = errno.ENOSPC
         if not code:
             raise
         reason = os.strerror(code)
         found, do = f"cannot be written ({reason})", "make the disk writable, or choose another folder"
         if code != errno.EROFS:
-            had = "the quota leaves" if code == errno.EDQUOT else f"the {(free + written) / 1e3:,.0f} kB that were free"
+            had = "the quota leaves" if code == errno.EDQUOT else f"the {sum(_space(where)) / 1e3:,.0f} kB that were free"
             found, do = f"needs more than {had} ({reason})", "make room and run again: finished steps are kept"
         raised = DiskError(path, found, do=do)
         raised.errno = code

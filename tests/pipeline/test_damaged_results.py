@@ -69,6 +69,12 @@ def test_of_a_large_database_size_and_parts_count(tmp_path, monkeypatch):
     assert digests.fingerprint(path) != before
 
 
+def refuses(path, content, said, read, *columns):
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path.name}: .*{said}"):
+        read(path, *columns)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -81,10 +87,7 @@ def test_of_a_large_database_size_and_parts_count(tmp_path, monkeypatch):
     ],
 )
 def test_a_damaged_table_is_named(tmp_path, content, said):
-    path = tmp_path / "metrics.csv"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=f"metrics.csv: .*({said})"):
-        read_table(path, ["iteration", "loss"])
+    refuses(tmp_path / "metrics.csv", content, said, read_table, ["iteration", "loss"])
 
 
 @pytest.mark.parametrize(
@@ -98,10 +101,7 @@ def test_a_damaged_table_is_named(tmp_path, content, said):
     ],
 )
 def test_damaged_rows_are_named(tmp_path, content, said):
-    path = tmp_path / "images.csv"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=f"images.csv: .*{said}"):
-        read_rows(path, "path", "label")
+    refuses(tmp_path / "images.csv", content, said, read_rows, "path", "label")
 
 
 def test_rows_keep_line_endings_and_bytes_of_names(tmp_path):
