@@ -7,7 +7,6 @@ seed.
 """
 
 import gzip
-import hashlib
 import itertools
 import tarfile
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from caffe.proto import caffe_pb2
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
+from pipeline.formats import digests
 from pipeline.formats import records as database
 from pipeline.options.dataset import FetchCollectionOptions
 from pipeline.options.flags import add_flags, read_flags
@@ -154,7 +154,7 @@ def fetch_collection(name: str, folder: Path, copy: Path | None = None) -> None:
             do = f"put {' and '.join(collection.archives)} there, or remove copy"
             raise InputError(copy or name, f"no {', '.join(missing)}", f"all files of {name} are needed", do)
         for file, sha256 in collection.files.items():
-            actual = hashlib.sha256((part / file).read_bytes()).hexdigest()
+            actual = digests.digest(part / file)
             if actual != sha256:
                 where = f"{copy or 'download'}/{file}"
                 raise InputError(where, f"SHA-256 {actual}", f"the published file has {sha256}", "fetch it again")
