@@ -83,14 +83,14 @@ def seconds_of_operations(step: Callable[[], object], iterations: int) -> Counte
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("nets", nargs="*", default=list(SHAPES), choices=[*SHAPES, []])
+    parser.add_argument("nets", nargs="*", choices=[*SHAPES, []])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--operations", action="store_true")
     a = parser.parse_args()
     if a.gpu:
         caffe.set_mode_gpu()
-    for name in a.nets:
+    for name in a.nets or SHAPES:
         solver = solver_of(name, "GPU" if a.gpu else "CPU")
         passes = 2 if name == "caffenet" else 10
         steps = {numerics: iteration(solver, numerics) for numerics in NUMERICS}
