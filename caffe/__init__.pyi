@@ -11,11 +11,14 @@ from caffe import detector as detector
 from caffe import draw as draw
 from caffe import io as io
 from caffe import net_spec as net_spec
+from caffe import preflight as preflight
 from caffe import proto as proto
 from caffe import pycaffe as pycaffe
 from caffe import transform as transform
 from caffe.classifier import Classifier as Classifier
 from caffe.detector import Detector as Detector
+from caffe.engine.early import set_phase_test as set_phase_test
+from caffe.engine.early import set_phase_train as set_phase_train
 from caffe.engine.blob import Blob as Blob
 from caffe.engine.graph import NetGraph as NetGraph
 from caffe.engine.layer import layer_type as layer_type

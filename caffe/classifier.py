@@ -1,23 +1,29 @@
 """caffe.Classifier: a net that classifies images, with resizing, cropping and preprocessing."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from caffe import io
+from caffe.engine import early
 from caffe.engine.net import Net
 from caffe.proto.caffe_pb2 import TEST
+
+Mean = np.ndarray | str | os.PathLike[str]
 
 
 class Classifier(Net):
     """A net in phase TEST whose first input takes images.
 
     image_dims    height and width to which images are resized before cropping; the input's by default
-    mean          subtracted after raw_scale: an array of the input's shape without the batch axis, or one value for each channel
+    mean          subtracted after raw_scale: an array of the input's shape without the batch axis, or one value for each channel;
+                  or a .npy or .binaryproto file
     input_scale   factor applied after the mean
     raw_scale     factor applied before the mean: 255 for nets trained on 0 to 255, since images are loaded as 0 to 1
     channel_swap  order of the channels: (2, 1, 0) for nets trained on BGR
+    of_2014       mean_file and gpu, which were dropped since; see caffe.early
     """
 
     def __init__(
@@ -25,15 +31,16 @@ class Classifier(Net):
         model_file: str,
         pretrained_file: str,
         image_dims: Sequence[int] | None = None,
-        mean: np.ndarray | None = None,
+        mean: Mean | None = None,
         input_scale: float | None = None,
         raw_scale: float | None = None,
         channel_swap: Sequence[int] | None = None,
+        **of_2014: Any,
     ):
+        settings = {"mean": mean, "input_scale": input_scale, "raw_scale": raw_scale, "channel_swap": channel_swap}
+        early.keywords(settings, of_2014, "Classifier")
         super().__init__(model_file, TEST, weights=pretrained_file)
-        self.transformer = create_transformer(
-            self, mean=mean, input_scale=input_scale, raw_scale=raw_scale, channel_swap=channel_swap
-        )
+        self.transformer = create_transformer(self, **settings)
         self.crop_dims = np.array(self.blobs[self.inputs[0]].shape[2:])
         self.image_dims = self.crop_dims if image_dims is None or len(image_dims) == 0 else image_dims
 

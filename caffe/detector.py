@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from caffe import io
-from caffe.classifier import create_transformer
+from caffe.classifier import Mean, create_transformer
+from caffe.engine import early
 from caffe.engine.net import Net
 from caffe.errors import Error
 from caffe.proto.caffe_pb2 import TEST
@@ -17,7 +18,7 @@ from caffe.proto.caffe_pb2 import TEST
 class Detector(Net):
     """A net in phase TEST whose first input takes windows of images, resized to its size.
 
-    mean, input_scale, raw_scale, channel_swap   as for caffe.Classifier
+    mean, input_scale, raw_scale, channel_swap, of_2014   as for caffe.Classifier
     context_pad   context around the window, in pixels at each border of the input; needs a square input
     """
 
@@ -25,16 +26,17 @@ class Detector(Net):
         self,
         model_file: str,
         pretrained_file: str,
-        mean: np.ndarray | None = None,
+        mean: Mean | None = None,
         input_scale: float | None = None,
         raw_scale: float | None = None,
         channel_swap: Sequence[int] | None = None,
         context_pad: int | None = None,
+        **of_2014: Any,
     ):
+        settings = {"mean": mean, "input_scale": input_scale, "raw_scale": raw_scale, "channel_swap": channel_swap}
+        early.keywords(settings, of_2014, "Detector")
         super().__init__(model_file, TEST, weights=pretrained_file)
-        self.transformer = create_transformer(
-            self, mean=mean, input_scale=input_scale, raw_scale=raw_scale, channel_swap=channel_swap
-        )
+        self.transformer = create_transformer(self, **settings)
         self.configure_crop(context_pad)
 
     def configure_crop(self, context_pad: int | None) -> None:

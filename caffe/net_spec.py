@@ -65,10 +65,9 @@ class Function:
         self.type_name = type_name
         for index, bottom in enumerate(inputs):
             if not isinstance(bottom, Top):
-                raise TypeError(
-                    f"{type_name}: input {index} is {type(bottom).__name__}, not a Top; layers with several tops (ntop=2) give a"
-                    " tuple, to be unpacked, and layers with none (ntop=0) cannot be inputs"
-                )
+                error = TypeError(f"{type_name} input {index} is not a Top (type is {type(bottom)})")  # pycaffe's words
+                error.add_note("Layers with several tops (ntop=2) give a tuple, to be unpacked; those with none are no inputs.")
+                raise error
         self.inputs = inputs
         self.params = dict(params)
         self.ntop: int = self.params.pop("ntop", 1)
@@ -114,24 +113,28 @@ Names = dict[Top | Function, str]
 class NetSpec:
     """The tops of a net by name: set them as attributes or items, then take `to_proto()`."""
 
-    tops: dict[str, Top]
+    tops: dict[str, Any]
 
     def __init__(self) -> None:
         super().__setattr__("tops", {})
 
-    def __setattr__(self, name: str, top: Top) -> None:
+    def __setattr__(self, name: str, top: Top | Function) -> None:
+        if not isinstance(top, Top | Function):
+            do = f"unpack it: n.{name}, n.other = …" if isinstance(top, tuple) else "give what caffe.layers returns"
+            raise TypeError(f"n.{name} is {type(top)}, not a Top: {do}")
         self.tops[name] = top
 
     def __getattr__(self, name: str) -> Top:
         try:
-            return self.tops[name]
+            return self[name]
         except KeyError:
             raise AttributeError(f"no top is called {name!r}") from None
 
     __setitem__ = __setattr__
 
     def __getitem__(self, name: str) -> Top:
-        return self.tops[name]
+        top: Top = self.tops[name]
+        return top
 
     def __delattr__(self, name: str) -> None:
         del self.tops[name]
@@ -148,24 +151,31 @@ class NetSpec:
 
     def update(self, name: str, params: dict[str, Any]) -> None:
         """Change parameters of the layer that produces the top `name`."""
-        self.tops[name].fn.params.update(params)
+        _function_of(self.tops[name]).params.update(params)
 
     def to_proto(self) -> caffe_pb2.NetParameter:
         """NetParameter with the named tops' layers and all their ancestors, in dependency order."""
         return _net_of(self.tops.values(), {top: name for name, top in self.tops.items()})
 
 
-def to_proto(*tops: Top) -> caffe_pb2.NetParameter:
+def to_proto(*tops: Top | Function) -> caffe_pb2.NetParameter:
     """The net of `tops` and all their ancestors, with names generated from the layer types."""
     return _net_of(tops, None)
 
 
-def _net_of(tops: Iterable[Top], names: Names | None) -> caffe_pb2.NetParameter:
+def _function_of(top: Top | Function) -> Function:
+    """The layer of a top, or a layer without tops itself."""
+    if not isinstance(top, Top | Function):
+        raise TypeError(f"{type(top)} is not a Top, as caffe.layers returns")
+    return top if isinstance(top, Function) else top.fn
+
+
+def _net_of(tops: Iterable[Top | Function], names: Names | None) -> caffe_pb2.NetParameter:
     """The net of `tops` and all their ancestors, each named as in `names` if given."""
     autonames: Counter[str] = Counter()
     layers: LayerProtos = {}
     for top in tops:
-        top.fn._to_proto(layers, {} if names is None else names, autonames)
+        _function_of(top)._to_proto(layers, {} if names is None else names, autonames)
     return caffe_pb2.NetParameter(layer=layers.values())
 
 

@@ -1,6 +1,8 @@
 """The steps from images to a fine-tuned net, its features and a report; each a function and a command."""
 
+import importlib.util
 import os
+from pathlib import Path
 
 # NumPy's and OpenCV's OpenBLAS start a thread for each processor, which spin for a tenth of a second each time a step starts and
 # have nothing to do: PyTorch, which computes, has threads of its own.
@@ -9,3 +11,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # same with and without vector code (tests/pipeline/dataset/test_vector_code.py).
 os.environ.setdefault("OPENCV_IPP", "disabled")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # the steps' tables name what cannot be decoded
+
+# Scripts of BVLC's tutorials put `caffe_root + "python"` before everything else, and so find a `caffe` that was never compiled.
+_found = importlib.util.find_spec("caffe")
+_caffe, _ours = Path(_found.origin if _found and _found.origin else "nowhere").parent, Path(__file__).parent.with_name("caffe")
+if _caffe.resolve() != _ours.resolve():
+    raise ImportError(
+        f'import caffe finds {_caffe}, but Roastery\'s is {_ours}; take the other one\'s folder off PYTHONPATH, and'
+        ' sys.path.insert(0, caffe_root + "python") out of scripts'
+    )

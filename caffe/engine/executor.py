@@ -106,7 +106,8 @@ class Plan:
         fresh = [name for name in self.made if name not in self.entering]
         # The diff of a loss is its weight, where the backward pass begins.
         self._outdated = [net.blobs[name].diff_side for name in fresh if not net.blob_loss_weights.get(name)]
-        self._outdated += [net.blobs[name].data_side for name in fresh]
+        kept = {step.tops[slot] for step in computing for slot in step.layer.made_once}
+        self._outdated += [net.blobs[name].data_side for name in fresh if name not in kept]
 
     def release(self) -> None:
         """Free the memory of what is computed anew and has no NumPy view, gradients first, for the pass to use."""
@@ -153,6 +154,9 @@ class Executor:
         if self.channels_last:
             for step in steps:
                 step.layer.use_channels_last()
+        for step in steps:
+            for slot, value in step.layer.made_once.items():
+                net.blobs[step.tops[slot]].tensor = value
         self._join()
         self._plan = functools.cache(lambda first, last: Plan(net, steps[first : last + 1]))
         self._backward_plan = functools.cache(lambda first, last: BackwardPlan(steps[first : last + 1], last))
@@ -213,6 +217,8 @@ class Executor:
         for step, sources in plan.steps:
             bottoms = [values[name] if propagates else values[name].detach() for name, propagates in sources]
             tops = self._compute(step, bottoms)
+            if step.layer.made_once:
+                tops = [self._entering(step.tops[slot], edges) if slot in step.layer.made_once else top for slot, top in enumerate(tops)]
             if self._passes <= NOTED and step.needs_backward:
                 self._note_layer(step, tops)
             if edges and not step.bottoms:  # data, whose gradient is computed under force_backward
@@ -297,14 +303,24 @@ class Executor:
     def backward(self, last: int, first: int) -> None:
         """Compute gradients through layers `last` down to `first` (both included), from the diffs of their tops.
 
-        Gradients of parameters are added to what is there; those of blobs replace it.
+        Gradients of parameters are added to what is there; those of blobs replace it. Layers that have not computed yet pass the
+        gradients at their blobs' present values, as in Caffe: zeros, unless they were set.
         """
+        for index in range(first, last + 1):
+            if self.steps[index].segment < 0 and self.steps[index].bottoms:
+                self._compute_unseen(index)
         for segment, group in itertools.groupby(range(last, first - 1, -1), key=lambda index: self.steps[index].segment):
             indices = list(group)
-            start, stop = indices[-1], indices[0]
-            if segment < 0:
-                raise Error(self.steps[start].layer.where, "backward before forward", do="call net.forward() first")
-            self._backward_segment(self._backward_plan(start, stop))
+            if segment >= 0:
+                self._backward_segment(self._backward_plan(indices[-1], indices[0]))
+
+    def _compute_unseen(self, index: int) -> None:
+        """Compute a layer for its gradient, and leave its tops as they are."""
+        blobs = [self.net.blobs[name] for name in self.steps[index].tops]
+        before = [blob.tensor.clone() for blob in blobs]  # views of the user would show the layer's result
+        self.forward(index, index)
+        for blob, values in zip(blobs, before, strict=True):
+            blob.tensor = values
 
     def _backward_segment(self, plan: BackwardPlan) -> None:
         blobs = self.net.blobs

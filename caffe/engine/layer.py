@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from caffe.engine import fillers
+from caffe.engine.blob import Blob
 from caffe.engine.parameter import Parameter
 from caffe.errors import LayerError, nearest
 from caffe.proto import caffe_pb2
@@ -48,6 +49,7 @@ class Layer:
     phase     caffe.TRAIN or caffe.TEST
     blobs     the learned parameters, in Caffe's order
     where     how errors name this layer: file, line and layer
+    bottom_names  the bottoms as the prototxt names them, before splits are inserted
     """
 
     type = "Layer"
@@ -115,8 +117,11 @@ class Layer:
         self.param = param
         self.phase = phase
         self.where = where
+        self.bottom_names = list(param.bottom)
         self.device = device
         self.blobs: list[Parameter] = []
+        self.made_once: dict[int, torch.Tensor] = {}
+        """Tops that are made once, by number; afterwards they hold what the user wrote."""
 
     @classmethod
     def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...] | None:
@@ -174,6 +179,11 @@ class Layer:
         if self.keeps_shape:
             return [shapes[0]] * len(self.param.top)
         raise NotImplementedError
+
+    def reshape(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
+        """Give the tops the shapes that follow from the bottoms', for scripts that call it: `net.reshape()` does it for all."""
+        for blob, shape in zip(top, self.top_shapes(*[each.shape for each in bottom]), strict=True):
+            blob.reshape(*shape)
 
     def forward(self, *bottoms: torch.Tensor) -> Tops:
         """The tops."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from caffe.engine import batches, machine, mode
+from caffe.engine import batches, early, machine, mode
 from caffe.engine import weights as parameters
 from caffe.engine.blob import Blob
 from caffe.engine.builder import build
@@ -23,11 +23,11 @@ from caffe.formats import prototxt
 from caffe.proto import caffe_pb2
 
 
-class Net:
+class Net(early.EarlyCalls):
     """A network, built from its prototxt.
 
         net = caffe.Net("deploy.prototxt", caffe.TEST, weights="lenet.caffemodel")
-        net = caffe.Net("deploy.prototxt", "lenet.caffemodel", caffe.TEST)      the constructor of 2014
+        net = caffe.Net("deploy.prototxt", "lenet.caffemodel", caffe.TEST)      the constructor of 2015
 
     phase    caffe.TRAIN or caffe.TEST; with level and stages it decides which layers are included
     weights  a .caffemodel or .caffemodel.h5 whose layers of the same names are copied
@@ -50,6 +50,8 @@ class Net:
     ) -> None:
         if len(args) == 2 and not isinstance(args[0], int):
             weights, phase = args
+        elif len(args) == 1 and phase is None and isinstance(args[0], (str, os.PathLike)):
+            weights, phase = args[0], early.phase_of(network_file, args[0])
         elif args:
             options: list[Any] = [phase, level, stages, weights]
             options[: len(args)] = args
@@ -225,9 +227,12 @@ class Net:
         """Every parameter once, in the order of the layers; shared ones at their owner."""
         return [blob for layer in self.layers for blob in layer.blobs if blob.owner is blob]
 
-    def copy_from(self, path: os.PathLike[str] | str, skip: Collection[str] = ()) -> parameters.Copied:
-        """Copy parameters by layer name from a .caffemodel or .caffemodel.h5, except those of `skip`; see `copy_weights`."""
-        return parameters.copy_weights(self.layers, os.fsdecode(path), skip)
+    def copy_from(self, source: os.PathLike[str] | str | Net, skip: Collection[str] = ()) -> parameters.Copied:
+        """Copy parameters by layer name, except those of `skip`; see `copy_weights`.
+
+        source  a .caffemodel or .caffemodel.h5, or another net
+        """
+        return parameters.copy_weights(self.layers, source.layers if isinstance(source, Net) else os.fsdecode(source), skip)
 
     def share_with(self, other: Net) -> None:
         """Use the memory of another net's parameters in the layers of the same names; both nets must be on one device."""
@@ -245,7 +250,7 @@ class Net:
         parameters.save_weights_hdf5(self.layers, os.fsdecode(path), diff)
 
     def load_hdf5(self, path: os.PathLike[str] | str) -> parameters.Copied:
-        """Copy parameters by layer name from a .caffemodel.h5."""
+        """Copy parameters by layer name from a .caffemodel.h5, whatever its name."""
         return parameters.copy_weights(self.layers, os.fsdecode(path))
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
@@ -256,6 +261,8 @@ class Net:
         self.layers[0].set_arrays(data, labels)
 
     # ---- private names of BVLC's binding that scripts use
+
+    _set_input_arrays = set_input_arrays
 
     def _forward(self, first: int, last: int) -> float:
         self._runner.forward(first, last)

@@ -38,13 +38,16 @@ def parameters_by_layer(layers: Sequence[Layer]) -> dict[str, list[Parameter]]:
     return named
 
 
-def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ()) -> Copied:
-    """Copy parameters from a file into a net's layers of the same names, except those of `skip`.
+def copy_weights(layers: Sequence[Layer], source: str | Sequence[Layer], skip: Collection[str] = ()) -> Copied:
+    """Copy parameters from a file, or from another net's layers, into a net's layers of the same names, except those of `skip`.
 
     Layers of the same name count as one; those that only one side has are left alone. Raises WeightsError, which names all layers
     of other shapes and says what to do, before anything is copied.
     """
-    stored = weight_files.read(path)
+    stored = weight_files.read(source) if isinstance(source, str) else _stored(source)
+    path = source if isinstance(source, str) else "the other net"
+    # HDF5 stores shared parameters only at their owner.
+    owners_only = isinstance(source, str) and weight_files.is_hdf5(source)
     result = Copied()
     arrays: list[tuple[Parameter, np.ndarray]] = []
     wrong: dict[str, tuple[str, str, str]] = {}
@@ -56,7 +59,7 @@ def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ())
                 result.ignored.append(name)
             continue
         targets = params.get(name, [])
-        if path.endswith(".h5") and len(blobs) < len(targets):  # HDF5 stores shared parameters only at their owner
+        if owners_only and len(blobs) < len(targets):
             targets = [target for target in targets if target.owner is target]
         if not targets and not blobs:
             continue
@@ -74,6 +77,12 @@ def copy_weights(layers: Sequence[Layer], path: str, skip: Collection[str] = ())
         target.tensor = torch.from_numpy(values.reshape(target.shape))
     result.untouched = [name for name in params if name not in stored or name in skip]
     return result
+
+
+def _stored(layers: Sequence[Layer]) -> dict[str, list[weight_files.Stored]]:
+    """A net's parameters, as if read from a file."""
+    named = parameters_by_layer(layers)
+    return {name: [weight_files.Stored(blob.shape, blob.peek().copy()) for blob in blobs] for name, blobs in named.items()}
 
 
 def _unfit(layer: Layer, targets: list[Parameter], blobs: list[weight_files.Stored]) -> tuple[str, str, str] | None:

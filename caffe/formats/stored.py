@@ -7,10 +7,13 @@ import numpy as np
 from caffe.errors import FileError
 from caffe.proto import caffe_pb2
 
+LEGACY_AXES = ("num", "channels", "height", "width")
+"""Fields of the four axes of Caffe before 2015."""
+
 
 def shape_of(proto: caffe_pb2.BlobProto) -> tuple[int, ...]:
-    """The shape of a BlobProto; files older than the field `shape` have four legacy axes."""
-    if proto.HasField("shape"):
+    """The shape of a BlobProto; files older than the field `shape` have four legacy axes. With neither it is a scalar."""
+    if proto.HasField("shape") or not any(proto.HasField(axis) for axis in LEGACY_AXES):
         return tuple(proto.shape.dim)
     return proto.num, proto.channels, proto.height, proto.width
 

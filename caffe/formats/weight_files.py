@@ -9,10 +9,10 @@ import numpy as np
 
 from caffe.errors import FileError
 from caffe.formats import prototxt
-from caffe.formats.stored import values_of
+from caffe.formats.stored import LEGACY_AXES, values_of
 from caffe.proto import caffe_pb2
 
-_LEGACY = ("num", "channels", "height", "width")
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _RAW: dict[int, np.dtype[np.floating]] = {
     caffe_pb2.WeightsBlob.DOUBLE: np.dtype("<f8"),
     caffe_pb2.WeightsBlob.FLOAT: np.dtype("<f4"),
@@ -33,9 +33,18 @@ class Stored:
         return self.shape == ((1,) * (4 - len(shape)) + shape if self.legacy else shape)
 
 
+def is_hdf5(path: str) -> bool:
+    """Whether a file is HDF5, whatever its name; if there is none, whether its name says so."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(_HDF5)) == _HDF5
+    except OSError:
+        return path.endswith(".h5")
+
+
 def read(path: str) -> dict[str, list[Stored]]:
     """Read {layer: parameters} from a .caffemodel or .caffemodel.h5; layers of the same name are concatenated."""
-    return _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
+    return _read_hdf5(path) if is_hdf5(path) else _read_proto(path)
 
 
 def _read_proto(path: str) -> dict[str, list[Stored]]:
@@ -51,8 +60,8 @@ def _read_proto(path: str) -> dict[str, list[Stored]]:
 
 
 def _stored(blob: caffe_pb2.WeightsBlob, where: str) -> Stored:
-    legacy = any(blob.HasField(axis) for axis in _LEGACY)
-    shape = tuple(getattr(blob, axis) for axis in _LEGACY) if legacy else tuple(blob.shape.dim)
+    legacy = any(blob.HasField(axis) for axis in LEGACY_AXES)
+    shape = tuple(getattr(blob, axis) for axis in LEGACY_AXES) if legacy else tuple(blob.shape.dim)
     if not blob.HasField("raw_data"):
         return Stored(shape, values_of(blob), legacy)
     kind = _RAW[blob.raw_data_type]

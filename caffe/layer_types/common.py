@@ -106,7 +106,10 @@ class Parameter(Layer):
 
 @register("Dropout")
 class Dropout(Layer):
-    """In training, zero values with probability dropout_ratio and divide the others by 1 - dropout_ratio; else identity."""
+    """In training, zero values with probability dropout_ratio and divide the others by 1 - dropout_ratio; else identity.
+
+    A ratio of 0 drops nothing, and one of 1 everything (NaN in BVLC Caffe).
+    """
 
     keeps_shape = True
     copies_values = True
@@ -114,15 +117,17 @@ class Dropout(Layer):
 
     def setup(self, shape: Shape) -> None:
         ratio = self.param.dropout_param.dropout_ratio
-        if not 0 < ratio < 1:
+        if not 0 <= ratio <= 1:
             raise self.error(f"dropout_ratio {ratio:g}", "it must lie between 0 and 1")
 
     def batch_dependence(self) -> str:
         return "drops values at random" if self.phase == caffe_pb2.TRAIN else ""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.phase != caffe_pb2.TRAIN:
-            return x
         keep = 1 - self.param.dropout_param.dropout_ratio
+        if self.phase != caffe_pb2.TRAIN or keep == 1:
+            return x
+        if keep == 0:  # Caffe multiplies 0 by an infinite scale
+            return x * 0.0
         kept = torch.from_numpy(mode.generator.chosen(keep, tuple(x.shape))).to(x.device)
         return x * (kept * (1 / keep))

@@ -16,6 +16,7 @@ _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 MAX = caffe_pb2.PoolingParameter.MAX
 AVE = caffe_pb2.PoolingParameter.AVE
+LOWEST = torch.finfo(torch.float32).min
 
 
 def spatial(layer: Layer, name: str, axes: int, default: int | None) -> Shape:
@@ -38,7 +39,7 @@ def spatial(layer: Layer, name: str, axes: int, default: int | None) -> Shape:
         if default is None and len(sides) < 2:
             raise layer.error(f"only one of {stem}_h and {stem}_w", "both must be given")
         return tuple(getattr(param, side) if side in sides else default or 0 for side in (f"{stem}_h", f"{stem}_w"))
-    if not values and default is None:
+    if not values and default is None and axes:
         raise layer.error(f"no {name}", do=f"give {name}, or {stem}_h and {stem}_w")
     return tuple(layer.for_each(values or [default], axes, f"values of {name}", "spatial axes"))
 
@@ -54,14 +55,14 @@ class _Windows(Layer):
         dilation = self.param.convolution_param.dilation or [1]
         self.dilation = tuple(self.for_each(dilation, axes, "values of dilation", "spatial axes"))
         for name, values in (("kernel_size", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
-            if min(values) < 1:
+            if min(values, default=1) < 1:
                 raise self.error(f"{name} {min(values)}", "it must be at least 1")
 
     def extents(self, bottom: Shape) -> list[int]:
         """Spatial extents of the top, for a bottom of these: the number of windows along each axis."""
         axes = zip(bottom, self.kernel, self.stride, self.pad, self.dilation, strict=True)
         counts = [(extent + 2 * pad - dilation * (size - 1) - 1) // stride + 1 for extent, size, stride, pad, dilation in axes]
-        if min(counts) < 1:
+        if min(counts, default=1) < 1:
             raise self.error(
                 f"kernel {self.kernel} with pad {self.pad} on a bottom of {'×'.join(map(str, bottom))} pixels",
                 "the kernel must fit into the padded bottom",
@@ -90,8 +91,8 @@ class _Convolving(_Windows):
             raise self.error(f"{len(shapes)} bottoms and {len(self.param.top)} tops", "there must be one top for each bottom")
         self.channel_axis = self.axis(p.axis, len(shape))
         axes = len(shape) - self.channel_axis - 1
-        if axes not in _CONVOLUTIONS:
-            raise self.error(f"a bottom of shape {shape}: {axes} spatial axes", "only 1, 2 or 3 are supported")
+        if axes and axes not in _CONVOLUTIONS:
+            raise self.error(f"a bottom of shape {shape}: {axes} spatial axes", "at most 3 are supported")
         self.read_geometry(axes)
         channels = shape[self.channel_axis]
         self.require_positive("num_output")
@@ -120,13 +121,20 @@ class _Convolving(_Windows):
     def forward(self, *bottoms: Tensor) -> Tops:
         weight, *rest = self.parameters()
         bias = rest[0] if rest else None
-        if self.channel_axis == 1:
+        if self.channel_axis == 1 and self.kernel:
             return tuple(self.convolve(x, weight, bias) for x in bottoms)
         tops = []
         for x in bottoms:
-            y = self.convolve(x.reshape(-1, *x.shape[self.channel_axis :]), weight, bias)
+            flat = x.reshape(-1, *x.shape[self.channel_axis :])
+            y = self.convolve(flat, weight, bias) if self.kernel else self.weigh(flat, weight, bias)
             tops.append(y.reshape(*x.shape[: self.channel_axis], *y.shape[1:]))
         return tuple(tops)
+
+    def weigh(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A convolution without spatial axes: vectors, N × C."""
+        if self.is_transposed:
+            return functional.conv_transpose1d(x[..., None], weight[..., None], bias, groups=self.group)[..., 0]
+        return functional.conv1d(x[..., None], weight[..., None], bias, groups=self.group)[..., 0]
 
 
 def _pairs_fit(x: Tensor, kernel: int, stride: int, pad: int) -> bool:
@@ -159,7 +167,7 @@ def _convolve_pairs(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Shap
 class Convolution(_Convolving):
     """Cross-correlation with learned kernels: (…, C, d_1, …, d_n) × (O, C / group, k_1, …, k_n) → (…, O, e_1, …, e_n).
 
-    Axes before `axis` are independent; 1 to 3 spatial axes. e = (d + 2 pad - dilation (k - 1) - 1) / stride + 1, rounded down.
+    Axes before `axis` are independent; at most 3 spatial axes. e = (d + 2 pad - dilation (k - 1) - 1) / stride + 1, rounded down.
     """
 
     is_classifier = True
@@ -190,7 +198,7 @@ class Deconvolution(_Convolving):
     def extents(self, bottom: Shape) -> list[int]:
         axes = zip(bottom, self.kernel, self.stride, self.pad, self.dilation, strict=True)
         tops = [stride * (extent - 1) + dilation * (size - 1) + 1 - 2 * pad for extent, size, stride, pad, dilation in axes]
-        if min(tops) < 1:
+        if min(tops, default=1) < 1:
             raise self.error(
                 f"pad {self.pad} on a bottom of {'×'.join(map(str, bottom))} pixels", "at least one pixel of the top must remain"
             )
@@ -231,7 +239,7 @@ class Pooling(Layer):
     gives_maps = True
     drawn_as = "pooling"
     known_shape: tuple[int, ...] | None = None
-    """The bottom's shape that `reshape` was last called for."""
+    """The bottom's shape that `fit` was last called for."""
 
     def setup(self, shape: Shape) -> None:
         p = self.param.pooling_param
@@ -258,12 +266,13 @@ class Pooling(Layer):
     def outputs(self, extent: int, kernel: int, stride: int, pad: int) -> int:
         """Number of windows along one axis."""
         span = extent + 2 * pad - kernel
-        if span < 0:
-            raise self.error(f"kernel {kernel} with pad {pad} on {extent} pixels", "the kernel must fit into the padded bottom")
         count = (math.ceil(span / stride) if self.ceil else span // stride) + 1
         if pad and (count - 1) * stride >= extent + pad:
             count -= 1
-        if (count - 1) * stride >= extent + pad:
+        if count < 1:
+            raise self.error(f"kernel {kernel} with pad {pad} on {extent} pixels", "the kernel must fit into the padded bottom")
+        beyond = (count - 1) * stride - extent - pad
+        if beyond >= 0 and (pad or self.method != MAX):
             raise self.error(
                 f"kernel {kernel} and stride {stride} on {extent} pixels: the last window starts outside the bottom",
                 do="use a stride no larger than the kernel, or round_mode: FLOOR",
@@ -271,7 +280,7 @@ class Pooling(Layer):
         return count
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
-        self.reshape(shape)
+        self.fit(shape)
         return [(*shape[:2], *self.sizes)] * len(self.param.top)
 
     def batch_dependence(self) -> str:
@@ -280,17 +289,22 @@ class Pooling(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.shape != self.known_shape:
-            self.reshape(x.shape)
-        pad = self.inner_pad
+            self.fit(x.shape)
+        pad, width = self.inner_pad, x.shape[3]
         if pad != self.pad:
             margins = (self.pad[1], self.pad[1], self.pad[0], self.pad[0])
             x = functional.pad(x, margins, value=-math.inf if self.method == MAX else 0.0)
+        elif any(self.beyond):
+            x = functional.pad(x, (0, self.beyond[1], 0, self.beyond[0]), value=LOWEST)
         tops: tuple[Tensor, ...]
         if self.gives_positions:
             top, positions = functional.max_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil, return_indices=True)
-            if pad != self.pad:
+            if x.shape[3] != width or pad != self.pad:
                 row, column = positions // x.shape[3], positions % x.shape[3]
-                positions = (row - self.pad[0]) * (x.shape[3] - 2 * self.pad[1]) + column - self.pad[1]
+                outer = self.pad if pad != self.pad else (0, 0)
+                positions = (row - outer[0]) * width + column - outer[1]
+            if any(self.beyond):
+                positions = positions.where(top != LOWEST, -1)
             tops = top, positions.to(x.dtype)
         elif self.method == MAX:
             tops = (torch.max_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil),)
@@ -300,11 +314,17 @@ class Pooling(Layer):
             tops = (self.stochastic(x),)
         return tops if pad == self.pad else tuple(top[:, :, : self.sizes[0], : self.sizes[1]] for top in tops)
 
-    def reshape(self, shape: tuple[int, ...]) -> None:
+    def fit(self, shape: tuple[int, ...]) -> None:
         """Compute what depends on the bottom's shape: the window, and the number of windows down and across."""
         self.known_shape = shape
         self.window = self.kernel or tuple(shape[2:])
         self.sizes = tuple(self.outputs(*axis) for axis in zip(shape[2:], self.window, self.stride, self.pad, strict=True))
+        # In Caffe the maximum of a window beyond the bottom, which only a stride above the kernel leads to, is the lowest number.
+        axes = zip(self.sizes, shape[2:], self.window, self.stride, strict=True)
+        self.beyond = [
+            (n - 1) * stride + kernel - extent if (n - 1) * stride >= extent and not any(self.pad) else 0
+            for n, extent, kernel, stride in axes
+        ]
         # PyTorch pads by at most half a window; for more, pad first and drop the windows that Caffe leaves out.
         wide = any(2 * pad > size for pad, size in zip(self.pad, self.window, strict=True))
         self.inner_pad = (0, 0) if wide else self.pad
@@ -326,7 +346,10 @@ class Pooling(Layer):
 
 @register("SPP")
 class SPP(Layer):
-    """Spatial pyramid pooling (He et al. 2014): pooling over grids of 1, 2 × 2, 4 × 4, … windows → (N, C · (1 + 4 + 16 + …))."""
+    """Spatial pyramid pooling (He et al. 2014): pooling over grids of 1, 2 × 2, 4 × 4, … windows → (N, C · (1 + 4 + 16 + …)).
+
+    One level alone keeps its axes: (N, C, 1, 1).
+    """
 
     gives_maps = False
     drawn_as = "pooling"
@@ -334,7 +357,7 @@ class SPP(Layer):
     def setup(self, shape: Shape) -> None:
         self.require_positive("pyramid_height")
 
-    def reshape(self, shape: tuple[int, ...]) -> None:
+    def fit(self, shape: tuple[int, ...]) -> None:
         """Create the levels' poolings for a bottom of this shape."""
         self.known_shape = shape
         self.levels = [self._level(1 << level, shape) for level in range(self.param.spp_param.pyramid_height)]
@@ -353,10 +376,13 @@ class SPP(Layer):
         return level
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
-        self.reshape(shape)
+        self.fit(shape)
+        if len(self.levels) == 1:  # as it is, not flattened
+            return self.levels[0].top_shapes(shape)
         return [(shape[0], shape[1] * sum(4**level for level in range(len(self.levels))))]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape != self.known_shape:
-            self.reshape(x.shape)
-        return torch.cat([level.forward(x)[0].flatten(1) for level in self.levels], 1)
+            self.fit(x.shape)
+        pooled = [level.forward(x)[0] for level in self.levels]
+        return torch.cat([each.flatten(1) for each in pooled], 1) if len(pooled) > 1 else pooled[0]

@@ -15,6 +15,7 @@ from caffe.engine.net import Net
 from caffe.engine.side import show_held_views
 from caffe.errors import FileError, SolverError
 from caffe.formats import prototxt
+from caffe.formats.files import check_exists
 from caffe.numerics import NUMERICS
 from caffe.proto import caffe_pb2
 from caffe.training import diagnosis, policies, snapshots, solver_nets, testing
@@ -101,6 +102,9 @@ class Solver:
             p.snapshot_prefix = stem
         elif Path(p.snapshot_prefix).is_dir():
             p.snapshot_prefix = str(Path(p.snapshot_prefix) / Path(stem).name)
+        snapshots.check_prefix(p.snapshot_prefix, self.path)
+        for path in ",".join(p.weights).split(",") if p.weights else ():
+            check_exists(path.strip())
 
     # ---- training
 
@@ -184,7 +188,7 @@ class Solver:
             found = f"the loss is {loss:g} at iteration {self.iter}"
             raise diagnosis.divergence(self.path, self.net, found, self.learning_rate(), self._last_loss)
         if diagnosis.is_largest(loss) and self._last_loss != loss:
-            events.label_impossible(self.iter, loss, self.learning_rate())
+            events.label_impossible(self.iter, loss, self.learning_rate(), self.path)
         self._last_loss = loss
 
     def request(self, action: str) -> None:
@@ -238,6 +242,11 @@ class Solver:
     def learning_rate(self) -> float:
         """The rate of the current iteration, by lr_policy."""
         return policies.learning_rate(self.param, self.iter)
+
+    @property
+    def lr(self) -> float:
+        """The rate of the current iteration."""
+        return self.learning_rate()
 
     def apply_update(self) -> None:
         """Change the parameters by their gradients and count the iteration, as Caffe does since version 1.0.

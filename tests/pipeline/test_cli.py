@@ -1,5 +1,6 @@
 """The command `roastery`: lists the commands by stage, runs one, and suggests the nearest name."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 import caffe
 from pipeline import cli, doctor
+from tests.conftest import ROOT
 
 
 def roastery(*words, cwd=None) -> subprocess.CompletedProcess:
@@ -59,3 +61,18 @@ def test_doctor_runs_every_check_and_fails_if_one_is_broken(monkeypatch, tmp_pat
     with pytest.raises(caffe.Error, match="1 of 8 checks failed"):
         doctor.main([])
     assert "broken  disk: " in capsys.readouterr().out
+
+
+def test_another_caffe_that_comes_first_is_named(tmp_path):
+    (tmp_path / "caffe").mkdir()
+    (tmp_path / "caffe" / "__init__.py").write_text("from ._caffe import Net")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "doctor"],
+        cwd=tmp_path.parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert f"import caffe finds {tmp_path / 'caffe'}" in last and "sys.path.insert" in last

@@ -248,6 +248,41 @@ def test_a_label_out_of_range_names_the_layer_and_the_range(net):
     assert "0 to 4" in error.value.expected
 
 
+def test_a_message_names_blobs_as_the_prototxt_does(write):
+    accuracy = 'layer { name: "accuracy" type: "Accuracy" bottom: "ip" bottom: "label" top: "accuracy" }'
+    net = caffe.Net(write("net.prototxt", NET + accuracy), caffe.TRAIN)
+    assert net.bottom_names["loss"] == ["ip_ip_0_split_0", "label_label_0_split_0"]
+    net.blobs["label"].data[...] = 5
+    with pytest.raises(caffe.LayerError) as error:
+        net.forward()
+    assert error.value.expected == 'there are 5 classes (0 to 4) in "ip"'
+
+
+def test_gpu_mode_without_a_gpu_is_answered_for_python(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(caffe.Error) as error:
+        caffe.set_mode_gpu()
+    assert error.value.do == "call caffe.set_mode_cpu()"
+
+
+def test_a_folder_for_snapshots_that_cannot_be_made_is_named_before_training(write, tmp_path):
+    write("net.prototxt", NET)
+    text = SOLVER.format(rate=0).replace("net.prototxt", f"{tmp_path}/net.prototxt")
+    with pytest.raises(caffe.SolverError) as error:
+        caffe.get_solver(write("solver.prototxt", text.replace('"x"', f'"{tmp_path}/net.prototxt/here/x"')))
+    assert error.value.expected == f"{tmp_path}/net.prototxt is a file, not a folder"
+
+
+def test_a_folder_for_snapshots_or_weights_that_is_not_there_is_made(write, tmp_path):
+    write("net.prototxt", NET)
+    text = SOLVER.format(rate=0).replace("net.prototxt", f"{tmp_path}/net.prototxt")
+    solver = caffe.get_solver(write("solver.prototxt", text.replace('"x"', f'"{tmp_path}/new/deeper/x"')))
+    assert solver.snapshot() == f"{tmp_path}/new/deeper/x_iter_0.caffemodel"
+    solver.net.save(tmp_path / "other/x.caffemodel")
+    solver.net.save_hdf5(tmp_path / "more/x.caffemodel.h5")
+    assert all((tmp_path / path).exists() for path in ("other/x.caffemodel", "more/x.caffemodel.h5"))
+
+
 def test_names_that_need_no_pytorch_do_not_load_it():
     code = "import sys, caffe; caffe.proto.caffe_pb2; caffe.NetSpec; caffe.layers; caffe.io; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -354,7 +389,9 @@ def test_a_saturated_softmax_loss_is_explained_once(write, monkeypatch, tmp_path
     solver.net.params["ip"][1].data[...] = [0, 0, 1000, 0, 0]
     with glog.log_to_file(tmp_path / "log"):
         solver.step(2)
-    assert (tmp_path / "log").read_text().count("87.3365 is -log(FLT_MIN)") == 1
+    log = (tmp_path / "log").read_text()
+    assert log.count("87.3365 is -log(FLT_MIN)") == 1
+    assert f"roastery preflight {tmp_path}/solver.prototxt" in log
 
 
 TESTED = """net: "net.prototxt" base_lr: 0.5 lr_policy: "fixed" max_iter: 6 test_iter: 2 test_interval: 2 display: 3
@@ -550,3 +587,93 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "
     assert expected.any()
     np.testing.assert_allclose(net.blobs["data"].diff, expected, rtol=1e-5, atol=1e-8)
     assert not net.blobs["label"].diff.any()
+
+
+PART = """
+force_backward: true
+input: "data" input_shape { dim: 2 dim: 3 }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 4
+  weight_filler { type: "gaussian" } bias_filler { type: "constant" value: 1 } } }
+layer { name: "relu" type: "ReLU" bottom: "ip" top: "relu" }
+"""
+
+
+def test_a_backward_without_a_forward_takes_blobs_as_they_are(write):
+    net = caffe.Net(write("net.prototxt", PART), caffe.TRAIN)
+    net.blobs["ip"].data[...] = [[1, -1, 2, -2]] * 2
+    net.blobs["relu"].diff[...] = 3
+    net.blobs["data"].data[...] = 2
+    net.backward()
+    np.testing.assert_array_equal(net.blobs["ip"].diff, [[3, 0, 3, 0]] * 2)
+    np.testing.assert_allclose(net.blobs["data"].diff, net.blobs["ip"].diff @ net.params["ip"][0].data, rtol=1e-6)
+    np.testing.assert_allclose(net.params["ip"][0].diff, net.blobs["ip"].diff.T @ net.blobs["data"].data, rtol=1e-6)
+    np.testing.assert_array_equal(net.blobs["ip"].data, [[1, -1, 2, -2]] * 2)
+    assert not net.blobs["relu"].data.any()
+
+
+def test_parameters_are_copied_from_another_net_and_stay_its_own(write):
+    path = write("net.prototxt", PART)
+    net, other = caffe.Net(path, caffe.TRAIN), caffe.Net(path, caffe.TRAIN)
+    before = other.params["ip"][0].data.copy()
+    assert (net.params["ip"][0].data != before).all()
+    assert net.copy_from(other).copied == ["ip"]
+    net.params["ip"][0].data[...] += 1
+    np.testing.assert_array_equal(other.params["ip"][0].data, before)
+    np.testing.assert_array_equal(net.params["ip"][0].data, before + 1)
+
+
+@pytest.mark.parametrize("load", [caffe.Net.load_hdf5, caffe.Net.copy_from])
+def test_an_hdf5_file_is_read_whatever_its_name(write, tmp_path, load):
+    path = write("net.prototxt", PART)
+    net, other = caffe.Net(path, caffe.TRAIN), caffe.Net(path, caffe.TRAIN)
+    net.save_hdf5(tmp_path / "weights")
+    load(other, tmp_path / "weights")
+    np.testing.assert_array_equal(net.params["ip"][0].data, other.params["ip"][0].data)
+
+
+def test_tops_of_constant_fillers_keep_what_the_user_wrote(write):
+    text = """layer { name: "d" type: "DummyData" top: "a" top: "b" dummy_data_param { shape { dim: 2 dim: 3 }
+      data_filler { type: "constant" value: 7 } data_filler { type: "uniform" min: 1 max: 2 } } }
+    layer { name: "p" type: "Power" bottom: "a" top: "p" }"""
+    net = caffe.Net(write("net.prototxt", text), caffe.TEST)
+    assert (net.blobs["a"].data == 7).all()
+    net.forward()
+    assert (net.blobs["p"].data == 7).all()
+    first = net.blobs["b"].data.copy()
+    net.blobs["a"].data[...] = 5
+    net.forward()
+    assert (net.blobs["p"].data == 5).all() and (net.blobs["b"].data != first).all()
+    net.blobs["a"].reshape(4, 3)
+    net.blobs["a"].data[...] = 6
+    net.forward()
+    assert net.blobs["p"].data.shape == (4, 3) and (net.blobs["p"].data == 6).all()
+
+
+def test_a_loss_without_a_top_may_have_a_weight(write):
+    text = """layer { name: "d" type: "DummyData" top: "x" top: "y" dummy_data_param { shape { dim: 2 dim: 3 }
+      data_filler { type: "constant" value: 1 } data_filler { type: "constant" } } }
+    layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 3
+      bias_filler { type: "constant" value: 2 } } }
+    layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "y" loss_weight: 3 }"""
+    net = caffe.Net(write("net.prototxt", text), caffe.TRAIN)
+    assert net._forward(0, 2) == pytest.approx(3 * 2 * 3 * 4 / 4)
+    net.backward()
+    np.testing.assert_allclose(net.params["ip"][1].diff, 3 * 2 / 2 * 2)
+
+
+def test_a_layer_gives_its_tops_their_shapes(write):
+    net = caffe.Net(write("net.prototxt", PART), caffe.TEST)
+    bottom, top = caffe._caffe.RawBlobVec([caffe.Blob((5, 3))]), caffe._caffe.RawBlobVec([caffe.Blob()])
+    net.layers[1].reshape(bottom, top)
+    assert top[0].shape == (5, 4)
+
+
+def test_scripts_find_the_functions_and_vectors_of_the_binding(write):
+    from caffe import _caffe, pycaffe
+
+    net = caffe.Net(write("net.prototxt", PART), caffe.TEST)
+    assert set(pycaffe._Net_forward(net, data=np.ones((2, 3), np.float32))) == {"relu"}
+    assert pycaffe._Net_blobs(net) is net.blobs and pycaffe._Net_inputs(net) == ["data"]
+    assert net._set_input_arrays.__func__ is caffe.Net.set_input_arrays
+    for name in ("RawBlobVec", "LayerVec", "NetVec", "StringVec", "IntVec", "BoolVec", "DtypeVec"):
+        assert getattr(_caffe, name)() == []
