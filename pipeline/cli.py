@@ -1,4 +1,4 @@
-"""The command `roastery`: runs a step, or `init` or `doctor`, by its name."""
+"""The command `roastery`: runs a step, or `init`, `link-tools` or `doctor`, by its name."""
 
 import ast
 import importlib
@@ -13,7 +13,7 @@ STAGES = ("sources", "dataset", "nets", "training", "inference", "export", "repo
 
 
 def commands() -> dict[str, dict[str, Path]]:
-    """{stage: {command: module}} of all modules with a `main`; init and doctor belong to no stage."""
+    """{stage: {command: module}} of all modules with a `main`; those of a project folder belong to no stage."""
     here = Path(__file__).parent
     stages = {
         stage: {
@@ -23,7 +23,7 @@ def commands() -> dict[str, dict[str, Path]]:
         }
         for stage in STAGES
     }
-    return {"project": {name: here / f"{name}.py" for name in ("init", "doctor")}} | stages
+    return {"project": {name: here / f"{name.replace('-', '_')}.py" for name in ("init", "link-tools", "doctor")}} | stages
 
 
 def usage() -> str:

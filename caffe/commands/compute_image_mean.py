@@ -11,14 +11,15 @@ from caffe.proto import caffe_pb2
 
 
 def main(argv: list[str]) -> int:
-    """`caffe compute_image_mean [flags] INPUT_DB [OUTPUT_FILE]`."""
+    """`caffe compute_image_mean [flags] INPUT_DB [OUTPUT_FILE [BACKEND]]`; 2014 gave the backend as third argument."""
     parser = flags.parser("compute_image_mean", "Write a database's mean image as a binaryproto; log each channel's mean.")
-    flags.add(parser, "backend", "lmdb or leveldb (default: lmdb)", default="lmdb", choices=("lmdb", "leveldb"))
-    parser.add_argument("database", metavar="INPUT_DB")
-    parser.add_argument("output", metavar="OUTPUT_FILE", nargs="?")
-    arguments = parser.parse_args(argv)
+    flags.add(parser, "backend", "lmdb or leveldb (default: what INPUT_DB is)", default=None, choices=flags.BACKENDS)
+    parser.add_argument("database", metavar="INPUT_DB", type=flags.path)
+    parser.add_argument("output", metavar="OUTPUT_FILE", nargs="?", type=flags.path)
+    parser.add_argument("former_backend", metavar="BACKEND", nargs="?", choices=flags.BACKENDS, help="the same as -backend")
+    arguments = parser.parse_intermixed_args(argv)
     with flags.logging(arguments):
-        mean = compute_mean(arguments.database, arguments.backend)
+        mean = compute_mean(arguments.database, arguments.former_backend or arguments.backend)
         if arguments.output:
             events.mean_written(arguments.output)
             channels, height, width = mean.shape
@@ -31,16 +32,19 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def compute_mean(source: str, backend: str) -> npt.NDArray[np.float32]:
-    """The mean of all images of a database, channels × height × width, float32; encoded images are decoded."""
+def compute_mean(source: str, backend: str | None) -> npt.NDArray[np.float32]:
+    """The mean of all images of a database, channels × height × width, float32; encoded images are decoded.
+
+    backend  lmdb or leveldb; None for what the database's files are
+    Raises Error if a record is no Datum, or if images differ in size.
+    """
     from caffe.formats.datum import parse_datum, pixels_of
     from caffe.formats.db import open_db
 
-    names = caffe_pb2.DataParameter
     total: npt.NDArray[np.float64] = np.zeros(0)
     count = 0
     events.mean_begun()
-    for key, value in open_db(source, names.LMDB if backend == "lmdb" else names.LEVELDB).items():
+    for key, value in open_db(source, caffe_pb2.DataParameter.DB.Value(backend.upper()) if backend else None).items():
         try:
             datum = parse_datum(value)
         except Exception as error:

@@ -1,6 +1,7 @@
 """caffe convert_imageset: write a list of images as a database of Datum records."""
 
 import argparse
+import re
 from pathlib import Path
 
 import cv2
@@ -11,13 +12,17 @@ from caffe.commands import flags
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
 
+_FORMER = "give ROOTFOLDER/ LISTFILE DB_NAME [1 to shuffle, or 0] [lmdb or leveldb] [height] [width]"
+
 
 def main(argv: list[str]) -> int:
-    """`caffe convert_imageset [flags] ROOTFOLDER/ LISTFILE DB_NAME`."""
+    """`caffe convert_imageset [flags] ROOTFOLDER/ LISTFILE DB_NAME`; 2014 gave flags as further arguments, see `_read_former`."""
     parser = flags.parser(
         "convert_imageset",
         "Write a list of images to a database; keys are line number and path.",
-        "LISTFILE has lines `path label`. Unreadable images are logged and skipped.",
+        "LISTFILE has lines `path label`. Unreadable images are logged and skipped.\n"
+        "The arguments of 2014 work too: ROOTFOLDER/ LISTFILE DB_NAME [1: shuffle, or 0] [lmdb or leveldb] [height] [width];\n"
+        "with them, the backend is by default leveldb, as it was then, and -g is -gray.",
     )
     for name, help in (
         ("gray", "store one channel instead of three"),
@@ -26,15 +31,18 @@ def main(argv: list[str]) -> int:
         ("encoded", "store encoded images"),
     ):
         flags.add_switch(parser, name, help)
-    flags.add(parser, "backend", "lmdb or leveldb (default: lmdb)", default="lmdb", choices=("lmdb", "leveldb"))
+    parser.add_argument("-g", dest="gray", action="store_true", help=argparse.SUPPRESS)
+    flags.add(parser, "backend", "lmdb or leveldb (default: lmdb)", default=None, choices=flags.BACKENDS)
     flags.add(parser, "resize_width", "pixels; 0 keeps the image's width", default=0, type=int)
     flags.add(parser, "resize_height", "pixels; 0 keeps the image's height", default=0, type=int)
     flags.add(parser, "encode_type", "encoding (png, jpg …); by default the file's suffix")
-    parser.add_argument("root", metavar="ROOTFOLDER/")
-    parser.add_argument("list", metavar="LISTFILE")
-    parser.add_argument("database", metavar="DB_NAME")
+    parser.add_argument("root", metavar="ROOTFOLDER/", type=flags.path)
+    parser.add_argument("list", metavar="LISTFILE", type=flags.existing)
+    parser.add_argument("database", metavar="DB_NAME", type=flags.path)
+    parser.add_argument("former", nargs="*", help=argparse.SUPPRESS)
     # A switch may have a value, as in -gray=1; in -resize_width=1 it is a number.
-    arguments = parser.parse_args([word if "resize_" in word else flags.plain_switch(word) for word in argv])
+    arguments = parser.parse_intermixed_args([word if "resize_" in word else flags.plain_switch(word) for word in argv])
+    _read_former(arguments)
     if bool(arguments.resize_width) != bool(arguments.resize_height):
         raise Error("caffe convert_imageset", "one of -resize_width and -resize_height", "give both, or neither")
     if arguments.encode_type and not arguments.encoded:
@@ -43,6 +51,21 @@ def main(argv: list[str]) -> int:
     with flags.logging(arguments):
         convert(arguments)
     return 0
+
+
+def _read_former(arguments: argparse.Namespace) -> None:
+    """Set what the arguments of 2014 say: RANDOM_SHUFFLE_DATA, DB_BACKEND, resize_height, resize_width."""
+    patterns = {"shuffle": "[01]", "backend": "|".join(flags.BACKENDS), "resize_height": r"\d+", "resize_width": r"\d+"}
+    if len(arguments.former) > len(patterns):
+        raise Error("caffe convert_imageset", f"{3 + len(arguments.former)} arguments", "there are at most 7", _FORMER)
+    for word, (name, pattern) in zip(arguments.former, patterns.items(), strict=False):
+        if not re.fullmatch(pattern, word):
+            raise Error("caffe convert_imageset", f'"{word}" for {name}', f"it must match {pattern}", _FORMER)
+        if name != "backend":
+            setattr(arguments, name, int(word))
+        else:
+            arguments.backend = word
+    arguments.backend = arguments.backend or ("leveldb" if arguments.former else "lmdb")
 
 
 def convert(arguments: argparse.Namespace) -> None:

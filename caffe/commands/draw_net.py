@@ -9,8 +9,8 @@ from caffe.proto import caffe_pb2
 def main(argv: list[str]) -> int:
     """`caffe draw_net NET PICTURE [--rankdir LR] [--phase TRAIN] [--display_lrm]`."""
     parser = flags.parser("draw_net", "Draw a net with Graphviz; the image file's suffix is its format (.png, .svg, .pdf, .dot).")
-    parser.add_argument("input_net_proto_file", help="the net's prototxt")
-    parser.add_argument("output_image_file", help="the image file to write")
+    parser.add_argument("input_net_proto_file", type=flags.existing, help="the net's prototxt")
+    parser.add_argument("output_image_file", type=flags.path, help="the image file to write")
     directions = ("TB", "BT", "LR", "RL")
     flags.add(parser, "rankdir", "direction of the layout (default: LR)", default="LR", choices=directions)
     flags.add(

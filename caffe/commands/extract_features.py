@@ -13,27 +13,31 @@ from caffe.proto import caffe_pb2
 
 
 def main(argv: list[str]) -> int:
-    """`caffe extract_features WEIGHTS NET BLOB[,…] DB[,…] BATCHES DB_TYPE [CPU|GPU] [0]`."""
+    """`caffe extract_features WEIGHTS NET BLOB[,…] DB[,…] BATCHES [DB_TYPE] [CPU|GPU] [0]`."""
     parser = flags.parser(
         "extract_features",
         "Run a net in phase TEST on its own data, and write blobs to databases of float Datums with keys %010d.",
     )
-    parser.add_argument("weights", help="a .caffemodel or .caffemodel.h5")
-    parser.add_argument("net", help="a prototxt with a data layer")
+    parser.add_argument("weights", type=flags.existing, help="a .caffemodel or .caffemodel.h5")
+    parser.add_argument("net", type=flags.existing, help="a prototxt with a data layer")
     parser.add_argument("blobs", help="comma-separated names")
-    parser.add_argument("databases", help="comma-separated paths, one for each blob")
+    parser.add_argument("databases", type=flags.paths, help="comma-separated paths, one for each blob")
     parser.add_argument("batches", type=int, help="number of mini-batches")
-    parser.add_argument("backend", metavar="db_type", choices=("lmdb", "leveldb"))
+    parser.add_argument("db_type", nargs="?", help="lmdb, or leveldb (the default, as in 2014)")
     parser.add_argument("device", nargs="*", help="CPU (the default), or GPU and its device ID, as 1 or DEVICE_ID=1")
     flags.add_numerics(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    words = [arguments.db_type, *arguments.device] if arguments.db_type else []
+    arguments.backend = words.pop(0) if words and words[0] in flags.BACKENDS else "leveldb"
     blobs, databases = arguments.blobs.split(","), arguments.databases.split(",")
     if len(blobs) != len(databases):
         raise Error("caffe extract_features", f"{len(blobs)} blobs and {len(databases)} databases", "give one for each")
+    if repeated := next((path for path in databases if databases.count(path) > 1), ""):
+        raise Error("caffe extract_features", f"{repeated} for two blobs", "each needs a database of its own", "give other names")
     if arguments.batches < 1:
         raise Error("caffe extract_features", f"{arguments.batches} mini-batches", "it must be at least 1")
     with flags.logging(arguments):
-        extract(arguments, blobs, databases, _device(arguments.device))
+        extract(arguments, blobs, databases, _device(words))
     return 0
 
 
@@ -41,14 +45,18 @@ def _device(words: list[str]) -> str:
     """Translate the device arguments into a -gpu flag."""
     known = [match for word in words if (match := re.fullmatch(r"CPU|GPU|(?:DEVICE_ID=)?(\d+)", word))]
     if len(known) < len(words):
-        raise Error("caffe extract_features", " ".join(words), "give CPU, or GPU and its device ID")
+        raise Error("caffe extract_features", " ".join(words), "give lmdb or leveldb, then CPU, or GPU and its device ID")
     if "GPU" not in words:
         return ""
     return next((match[1] for match in known if match[1]), "0")
 
 
 def extract(arguments: argparse.Namespace, blobs: list[str], databases: list[str], gpu: str) -> None:
-    """Write the databases."""
+    """Write the databases; each record is a Datum of one row of a blob, channels × height × width float32.
+
+    Raises Error if a blob is not in the net, or if blobs differ in rows; FileError if a database exists already.
+    """
+    created = [DatabaseWriter(path, arguments.backend) for path in databases]
     devices.use_one("extract_features", gpu, arguments.numerics)
     net = Net(arguments.net, arguments.weights, caffe_pb2.TEST)
     missing = [name for name in blobs if name not in net.blobs]
@@ -57,7 +65,7 @@ def extract(arguments: argparse.Namespace, blobs: list[str], databases: list[str
     events.extraction_begun()
     count = 0
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(DatabaseWriter(path, arguments.backend)) for path in databases]
+        writers = [stack.enter_context(database) for database in created]
         for _ in range(arguments.batches):
             net.forward()
             rows = {len(net.blobs[name].data) for name in blobs}

@@ -6,6 +6,7 @@ import getpass
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from caffe.numerics import NUMERICS
 # In BVLC Caffe train, test, time and device_query are one program, so that each accepts these flags, used or not.
 _SHARED_FLAGS: tuple[str, ...] = ("gpu", "level", "stage", "solver", "model", "weights", "snapshot", "iterations", "phase")
 _SHARED_FLAGS += ("sigint_effect", "sighup_effect")
+BACKENDS = ("lmdb", "leveldb")
 
 
 def parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -51,6 +53,47 @@ def plain_switch(word: str) -> str:
     """Normalise a boolean of gflags with a value: -gray=True to -gray, -gray=false to -nogray."""
     match = re.fullmatch(r"--?(\w+)=(?:(true|t|1|yes|y)|false|f|0|no|n)", word, re.IGNORECASE)
     return f"-{'' if match[2] else 'no'}{match[1]}" if match else word
+
+
+def path(word: str) -> str:
+    """A path; if it does not exist as typed, backslashes separate folders, as on Windows."""
+    return word if os.path.lexists(word) else word.replace("\\", "/")
+
+
+def existing(word: str) -> str:
+    """The path of a file to read, as `path` has it.
+
+    A shell makes `.a.prototxt` of `.\\a.prototxt`: if only a.prototxt is there, it is read, with a warning on standard error.
+    """
+    name = path(word)
+    if re.match(r"\.[^./]", name) and not os.path.lexists(name) and Path(name[1:]).is_file():
+        print(f"warning: {name}: no such file; reading {name[1:]} (a shell drops the backslash of .\\)", file=sys.stderr)
+        return name[1:]
+    return name
+
+
+def snapshot(word: str) -> str:
+    """The path of a .solverstate or .solverstate.h5 to read, as `existing` has it.
+
+    If only the other of the two is there, it is read, with a warning: BVLC Caffe's train_full.sh asks for one where its solver
+    writes the other.
+    """
+    name = existing(word)
+    other = name.removesuffix(".h5") if name.endswith(".h5") else f"{name}.h5"
+    if not name or os.path.lexists(name) or not Path(other).is_file():
+        return name
+    print(f"warning: {name}: no such file; reading {other}", file=sys.stderr)
+    return other
+
+
+def paths(words: str) -> str:
+    """Comma-separated paths, each as `path` has it."""
+    return ",".join(map(path, words.split(",")))
+
+
+def files(words: str) -> str:
+    """Comma-separated paths of files to read, each as `existing` has it."""
+    return ",".join(map(existing, words.split(",")))
 
 
 def add_net_flags(result: argparse.ArgumentParser) -> None:

@@ -26,8 +26,8 @@ def main(argv: list[str]) -> int:
         "Extract two tables from a training log, LOG.train and LOG.test.",
         "Columns: NumIters, Seconds since the start of training, LearningRate, and each output of the net.",
     )
-    parser.add_argument("logfile_path", help="the training log")
-    parser.add_argument("output_dir", help="directory for the tables")
+    parser.add_argument("logfile_path", type=flags.existing, help="the training log")
+    parser.add_argument("output_dir", type=flags.path, help="directory for the tables")
     parser.add_argument("-verbose", "--verbose", action="store_true", help="print the files written")
     flags.add(parser, "delimiter", "column separator (default: a comma)", default=",")
     arguments = parser.parse_args(argv)

@@ -13,8 +13,8 @@ from caffe.proto.caffe_pb2 import TEST
 def main(argv: list[str]) -> int:
     """`caffe test -model net.prototxt -weights a.caffemodel [-iterations 50]`."""
     parser = flags.parser("test", "Score a net in phase TEST: the mean of its outputs over a number of batches.")
-    flags.add(parser, "model", "the net's prototxt", required=True)
-    flags.add(parser, "weights", "its weights: .caffemodel or .caffemodel.h5 files, comma-separated", required=True)
+    flags.add(parser, "model", "the net's prototxt", required=True, type=flags.existing)
+    flags.add(parser, "weights", "its .caffemodel or .caffemodel.h5 files, comma-separated", required=True, type=flags.files)
     flags.add(parser, "iterations", "number of batches (default: 50)", default=50, type=int)
     flags.add_net_flags(parser)
     arguments = flags.parse(parser, argv)

@@ -21,8 +21,8 @@ def main(argv: list[str]) -> int:
         "Passes run the whole net at once, as in training; layers are then measured one by one in separate passes, which take\n"
         "longer. A net without a loss gets gradients of 1 at its outputs and computes those of its inputs.",
     )
-    flags.add(parser, "model", "the net's prototxt", required=True)
-    flags.add(parser, "weights", "comma-separated weight files; they do not affect the times")
+    flags.add(parser, "model", "the net's prototxt", required=True, type=flags.existing)
+    flags.add(parser, "weights", "comma-separated weight files; they do not affect the times", type=flags.files)
     flags.add(parser, "iterations", "number of passes (default: 50)", default=50, type=int)
     flags.add(parser, "phase", "phase of the net (default: TRAIN)", default="TRAIN", choices=("TRAIN", "TEST"))
     flags.add_net_flags(parser)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from argparse import Namespace
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from caffe import events
 from caffe.commands import flags, parallel
 from caffe.commands.parallel import ALONE, Place
 from caffe.errors import Error
+from caffe.formats.files import check_exists
 from caffe.proto.caffe_pb2 import SolverParameter
 
 if TYPE_CHECKING:
@@ -31,21 +33,40 @@ The first process logs, tests and snapshots; a signal to it (Ctrl-C) stops all a
 def main(argv: list[str]) -> int:
     """`caffe train -solver solver.prototxt [-weights a.caffemodel] [-snapshot x.solverstate]`."""
     parser = flags.parser("train", "Train or fine-tune a net.", _PARALLEL)
-    flags.add(parser, "solver", "the solver's prototxt", required=True)
-    flags.add(parser, "weights", "weights to start from: comma-separated .caffemodel or .caffemodel.h5 files")
-    flags.add(parser, "snapshot", "a .solverstate to resume from")
+    flags.add(parser, "solver", "the solver's prototxt", required=True, type=flags.existing)
+    flags.add(parser, "weights", "weights to start from: comma-separated .caffemodel or .caffemodel.h5 files", type=flags.files)
+    flags.add(parser, "snapshot", "a .solverstate or .solverstate.h5 to resume from", type=flags.snapshot)
     flags.add_net_flags(parser)
     for name, default in (("sigint_effect", "stop"), ("sighup_effect", "snapshot")):
         flags.add(parser, name, f"effect of the signal (default: {default})", default=default, choices=_EFFECTS)
     arguments = flags.parse(parser, argv)
-    if arguments.snapshot and arguments.weights:
-        raise Error("caffe train", "both -snapshot and -weights", "only one may be given", "a snapshot has its own weights")
+    _check_start(arguments.snapshot, arguments.weights)
     place = parallel.place_from_environment()
     if not place.is_first:
         arguments.log_dir, arguments.minloglevel = "", max(1, arguments.minloglevel or 0)
     with flags.logging(arguments):
         train(arguments, place)
     return 0
+
+
+def _check_start(snapshot: str, weights: str) -> None:
+    """Raise an error for files of -snapshot and -weights that are missing or of the other flag, before nets are built."""
+    if snapshot and weights:
+        raise Error("caffe train", "both -snapshot and -weights", "only one may be given", "a snapshot has its own weights")
+    if _kind(snapshot) == ".caffemodel":
+        state = snapshot.replace(".caffemodel", ".solverstate")
+        do = f"use -weights {snapshot} to start from these weights, or -snapshot {state} to resume"
+        raise Error(f"-snapshot {snapshot}", "weights", "-snapshot takes a .solverstate", do)
+    for path in filter(None, weights.split(",")):
+        if _kind(path) == ".solverstate":
+            raise Error(f"-weights {path}", "a solver state", "-weights takes a .caffemodel", f"use -snapshot {path} to resume")
+    if snapshot:
+        check_exists(snapshot)
+
+
+def _kind(path: str) -> str:
+    """The suffix of a file of weights or of a solver state, without that of HDF5."""
+    return Path(path.strip().removesuffix(".h5")).suffix
 
 
 def train(arguments: Namespace, place: Place) -> None:
@@ -107,6 +128,7 @@ def _own_gpu(gpus: list[int], place: Place) -> list[int]:
 
 def _optimise(arguments: Namespace, param: SolverParameter, gpu: int | None, place: Place, met: Event | None = None) -> None:
     """Create the solver, install its signal handlers, train to the end; `met` is set when all processes have joined."""
+    from caffe import preflight
     from caffe.commands import devices
     from caffe.training.solver_types import get_solver
 
@@ -119,6 +141,9 @@ def _optimise(arguments: Namespace, param: SolverParameter, gpu: int | None, pla
         if arguments.snapshot:
             events.snapshot_given(arguments.snapshot)
             solver.restore(arguments.snapshot)
+        elif place.is_first:
+            for finding in preflight.quick(solver):
+                events.train_doubtful(finding, arguments.solver)
         if place.count > 1:
             parallel.connect(solver, place)
         events.train_begun()

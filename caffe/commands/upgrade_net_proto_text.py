@@ -25,8 +25,8 @@ def run(command: str, what: str, message: M, upgrade_message: Callable[[M, str],
     """
     form = command.rpartition("_")[2]
     parser = flags.parser(command, f"Upgrade {what} to the current format.")
-    parser.add_argument("old", help="the file to read")
-    parser.add_argument("new", help="the file to write")
+    parser.add_argument("old", type=flags.existing, help="the file to read")
+    parser.add_argument("new", type=flags.path, help="the file to write")
     arguments = parser.parse_args(argv)
     with flags.logging(arguments):
         (prototxt.read_text if form == "text" else prototxt.read_binary)(arguments.old, message)

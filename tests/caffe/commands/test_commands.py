@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import text_format
 
 import caffe
-from caffe import cli
+from caffe import cli, preflight
 from caffe.proto import caffe_pb2
 from tests.conftest import GOLDEN, SHARED, needs_shared
 
@@ -136,6 +136,74 @@ def test_train_refuses_a_snapshot_and_weights_together(run):
     code, _, rest = run("train", "-solver", "solver.prototxt", "-snapshot", "a", "-weights", "b")
     assert code == 1
     assert "both -snapshot and -weights" in rest
+
+
+@pytest.mark.parametrize("suffix", ["", ".h5"])
+def test_a_file_given_to_the_other_flag_is_answered_with_that_flag(run, suffix):
+    code, _, rest = run("train", "-solver", "solver.prototxt", "-snapshot", f"a/run_iter_8.caffemodel{suffix}")
+    assert code == 1
+    assert f"use -weights a/run_iter_8.caffemodel{suffix} to start" in rest
+    assert f"-snapshot a/run_iter_8.solverstate{suffix} to resume" in rest
+    code, _, rest = run("train", "-solver", "solver.prototxt", "-weights", f"a.caffemodel,run_iter_8.solverstate{suffix}")
+    assert code == 1
+    assert f"use -snapshot run_iter_8.solverstate{suffix} to resume" in rest
+
+
+@pytest.mark.parametrize("flag", ["-snapshot", "-weights"])
+def test_a_missing_file_to_start_from_is_named_before_a_net_is_built(run, folder, flag):
+    suffix = {"-snapshot": "solverstate", "-weights": "caffemodel"}[flag]
+    (folder / f"run_iter_6.{suffix}").touch()
+    code, messages, rest = run("train", "-solver", "solver.prototxt", flag, f"run_iter_9.{suffix}")
+    assert code == 1
+    assert f'run_iter_9.{suffix}: no such file (relative to {folder}); did you mean "run_iter_6.{suffix}"?' in rest
+    assert not [message for message in messages if "Creating" in message]
+
+
+def test_train_warns_of_labels_order_and_inputs_and_goes_on(run, folder):
+    with caffe.db.DatabaseWriter("sorted", "lmdb") as put:
+        for number in range(120):
+            pixels = np.random.default_rng(number).integers(0, 256, (3, 6, 6)).astype(np.uint8)
+            put(b"%08d" % number, caffe.io.array_to_datum(pixels, number // 60).SerializeToString())
+    layer = (
+        'layer { name: "data" type: "Data" top: "data" top: "label" data_param { source: "sorted" batch_size: 8 backend: LMDB } }'
+    )
+    net = layer + NET.split("value: 1 } } }")[1]
+    (folder / "net.prototxt").write_text(net)
+    (folder / "solver.prototxt").write_text(SOLVER.replace("base_lr: 0.05", "base_lr: 0"))
+
+    def warned():
+        code, messages, _ = run("train", "-solver", "solver.prototxt")
+        assert (code, messages[-1]) == (0, "Optimization Done.")
+        return [message for message in messages if "preflight" in message]
+
+    labels, order, inputs = warned()
+    assert labels.startswith('sorted: labels 0 to 1, and layer "ip" has 3 outputs')
+    assert order.startswith("sorted: not shuffled: of the first 120 records, 118 have the label of the record before")
+    assert "convert_imageset -shuffle" in order
+    assert inputs.startswith('sorted: layer "data": inputs reach 255, with no mean subtracted and no scale')
+    assert inputs.endswith("(roastery preflight solver.prototxt checks more.)")
+    (folder / "net.prototxt").write_text(net.replace("num_output: 3", "num_output: 2"))
+    assert len(warned()) == 2
+
+
+def test_trains_look_at_the_records_is_short_and_changes_nothing(run, folder, monkeypatch):
+    with caffe.db.DatabaseWriter("large", "lmdb") as put:
+        pixels = np.zeros((3, 256, 256), np.uint8)
+        for number in range(1500):
+            put(b"%08d" % number, caffe.io.array_to_datum(pixels, number % 3).SerializeToString())
+    layer = 'layer { name: "data" type: "Data" top: "data" top: "label" transform_param { crop_size: 6 scale: 0.01 } '
+    layer += 'data_param { source: "large" batch_size: 8 backend: LMDB } }'
+    (folder / "net.prototxt").write_text(layer + NET.split("value: 1 } } }")[1])
+    read = []
+    whole = preflight.read_records
+    monkeypatch.setattr(preflight, "read_records", lambda *arguments: read.append(whole(*arguments)) or read[-1])
+    solver = caffe.get_solver("solver.prototxt")
+    state, started = solver.net.layers[0].rng.state, time.monotonic()
+    assert preflight.quick(solver) == []
+    assert time.monotonic() - started < 2
+    assert all(0 < len(records["data"].labels) <= preflight.QUICK_RECORDS for records in read)
+    assert solver.net.layers[0].rng.state == state
+    solver.close()
 
 
 def test_level_and_stage_select_layers(run):
@@ -367,23 +435,6 @@ def test_parse_log_reads_logs_that_span_new_year(run, folder):
 
 
 # ---- the command itself
-
-
-@pytest.mark.parametrize(
-    ("former", "today"),
-    [
-        (["train_net", "a.prototxt"], "caffe train -solver a.prototxt"),
-        (["train_net", "a.prototxt", "b.solverstate"], "caffe train -solver a.prototxt -snapshot b.solverstate"),
-        (["finetune_net", "a.prototxt", "b"], "caffe train -solver a.prototxt -weights b"),
-        (["test_net", "a", "b", "10", "GPU", "1"], "caffe test -model a -weights b -iterations 10 -gpu 1"),
-        (["net_speed_benchmark", "a", "7", "CPU"], "caffe time -model a -iterations 7"),
-        (["net_speed_benchmark"], "caffe time -model net.prototxt"),
-    ],
-)
-def test_a_program_name_of_2014_is_answered_with_the_current_command(run, former, today):
-    code, _, rest = run(*former)
-    assert code == 1
-    assert rest == f"error: caffe {former[0]}: a program of 2014; use: {today}\n"
 
 
 def test_an_unknown_command_is_answered_with_the_nearest_name(run):
