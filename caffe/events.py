@@ -92,6 +92,7 @@ upgrade_incomplete = Event(
     "Warning: had one or more problems upgrading V0NetParameter to NetParameter (see above); continuing anyway.",
     ERROR,
 )
+hint_not_used = Event("upgrade_proto.cpp:1000", "{}: {} has no effect; in {} fork it is about {}")
 inputs_without_shape = Event("upgrade_proto.cpp:1000", "{}: inputs without input_shape or input_dim are left out", WARNING)
 
 # ---- solvers
@@ -103,8 +104,9 @@ train_net_given = Event("solver.cpp:102", "Creating training net from {} file: {
 test_net_given = Event("solver.cpp:190", "Creating test net (#{}) specified by {}")
 label_impossible = Event(
     "solver.cpp:222",
-    "Iteration {}, loss = {:g}: 87.3365 is -log(FLT_MIN), the loss of a label with probability 0. "
-    "The net has diverged, or the labels do not fit it; the learning rate is {:g}.",
+    "Iteration {}, loss = {:g}: 87.3365 is -log(FLT_MIN), the loss of a label with probability 0. Either the net has diverged: "
+    "lower base_lr (the rate is {:g}), and subtract a mean or set scale. Or labels do not fit: they go from 0 to num_output - 1. "
+    "roastery preflight {} checks both; see docs/troubleshooting.md.",
     WARNING,
 )
 loss_displayed = Event("solver.cpp:239", "Iteration {} ({:g} iter/s, {:g}s/{} iters), loss = {:g}")
@@ -155,6 +157,7 @@ train_on_gpus = Event("caffe.cpp:204", "Using GPUs {}")
 train_gpu_named = Event("caffe.cpp:209", "GPU {}: {}")
 snapshot_given = Event("caffe.cpp:235", "Resuming from {}")
 train_begun = Event("caffe.cpp:239", "Starting Optimization")
+train_doubtful = Event("caffe.cpp:239", "{} (roastery preflight {} checks more.)", WARNING)
 train_ended = Event("caffe.cpp:250", "Optimization Done.")
 flag_unused = Event("caffe.cpp:443", "-{} has no effect in {}", WARNING)
 scoring_begun = Event("caffe.cpp:285", "Running for {} iterations.")

@@ -10,7 +10,7 @@ from caffe.engine.executor import BuiltNet, Step
 from caffe.engine.graph import NetGraph
 from caffe.engine.parameter import Parameter
 from caffe.errors import LayerError
-from caffe.formats import prototxt
+from caffe.formats import forks, prototxt
 from caffe.proto import caffe_pb2
 
 
@@ -21,6 +21,7 @@ def build(definition: caffe_pb2.NetParameter, places: list[str], device: torch.d
     """
     included, places = topology.filtered(definition, places)
     events.net_described(prototxt.text_of(included).rstrip("\n"))
+    forks.log_hints(included, included.name or "net")
     included, places = topology.with_splits(included, places, loss_weight)
     net = BuiltNet(included, device)
     builder = _Builder(net)
@@ -54,6 +55,8 @@ class _Builder:
         self._net = net
         self._owners: dict[str, tuple[Parameter, str, int]] = {}
         """{name of a shared parameter: its owner, the owner's layer, and its index among that layer's parameters}."""
+        self._copied: dict[str, str] = {}
+        """{top of an inserted split: its bottom}."""
         self._count = 0
         """Number of values of all tops so far."""
 
@@ -67,6 +70,9 @@ class _Builder:
             raise LayerError(place, found, f"there are {len(param.bottom)} bottoms")
         events.layer_found(param.name)
         layer = layers.layer_type(param.type, place)(param, net.definition.state.phase, place, net.device)
+        layer.bottom_names = [self._copied.get(name, name) for name in param.bottom]
+        if topology.is_inserted(param):
+            self._copied |= dict.fromkeys(param.top, param.bottom[0])
         events.layer_created(param.name)
         _check_counts(layer)
         for name in param.bottom:
@@ -146,8 +152,8 @@ def _check_counts(layer: layers.Layer) -> None:
         if count < least or (most is not None and count > most):
             allowed = f"{least}" if least == most else (f"at least {least}" if most is None else f"{least} to {most}")
             raise layer.error(f"{count} {kind}{'s' * (count != 1)}", f"{layer.type} takes {allowed}")
-    if len(layer.param.loss_weight) not in (0, len(layer.param.top)):
-        raise layer.error(f"{len(layer.param.loss_weight)} values of loss_weight", f"there are {len(layer.param.top)} tops")
+    if len(layer.param.loss_weight) not in (0, tops):
+        raise layer.error(f"{len(layer.param.loss_weight)} values of loss_weight", f"there are {tops} tops")
 
 
 def _decide_backward(net: BuiltNet) -> None:

@@ -218,7 +218,10 @@ class Executor:
             bottoms = [values[name] if propagates else values[name].detach() for name, propagates in sources]
             tops = self._compute(step, bottoms)
             if step.layer.made_once:
-                tops = [self._entering(step.tops[slot], edges) if slot in step.layer.made_once else top for slot, top in enumerate(tops)]
+                tops = [
+                    self._entering(step.tops[slot], edges) if slot in step.layer.made_once else top
+                    for slot, top in enumerate(tops)
+                ]
             if self._passes <= NOTED and step.needs_backward:
                 self._note_layer(step, tops)
             if edges and not step.bottoms:  # data, whose gradient is computed under force_backward

@@ -33,7 +33,7 @@ def set_mode_cpu() -> None:
 def set_mode_gpu() -> None:
     """Create nets on the GPU chosen by `set_device` from now on."""
     if not torch.cuda.is_available():
-        raise Error("GPU mode", "PyTorch finds no CUDA device", do="use solver_mode: CPU, or leave out --gpu")
+        raise Error("GPU mode", "PyTorch finds no CUDA device", do="call caffe.set_mode_cpu()")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # with which cuBLAS is deterministic; read at its start
     _state.gpu = True
     torch.cuda.set_device(_state.device)

@@ -94,6 +94,11 @@ def with_splits(
     return result, places
 
 
+def is_inserted(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether a layer is a split that `with_splits` inserted, by its names."""
+    return layer.type == "Split" and layer.name.endswith("_split") and all(top.startswith(f"{layer.name}_") for top in layer.top)
+
+
 def split_layer(layer: str, blob: str, slot: int) -> str:
     """Caffe's name for the layer that splits a blob."""
     return f"{blob}_{layer}_{slot}_split"

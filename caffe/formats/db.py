@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from caffe.errors import FileError
-from caffe.formats.files import written_whole
+from caffe.formats.files import missing, written_whole
 from caffe.formats.lmdb_file import LMDBFile
 from caffe.proto import caffe_pb2
 
@@ -70,6 +70,8 @@ def open_db(source: str | Path, backend: int | None = None) -> LMDBFile | LevelD
     Raises FileError if there is no such database, if it is damaged, or if it has no records.
     """
     source = str(source)
+    if not Path(source).exists():
+        raise missing_db(source, backend)
     if (_backend_of(Path(source)) if backend is None else backend) == caffe_pb2.DataParameter.LMDB:
         database: LMDBFile | LevelDB = LMDBFile(source)
     else:
@@ -85,10 +87,16 @@ def _backend_of(source: Path) -> int:
         return caffe_pb2.DataParameter.LMDB
     if (source / "CURRENT").exists():
         return caffe_pb2.DataParameter.LEVELDB
-    found = "no database" if source.exists() else "no such database"
     raise FileError(
-        str(source), found, "an LMDB's folder has data.mdb, a LevelDB's CURRENT", "build it first, or correct its path"
+        str(source), "no database", "an LMDB's folder has data.mdb, a LevelDB's CURRENT", "build it first, or correct its path"
     )
+
+
+def missing_db(source: str, backend: int | None, reader: str = "") -> FileError:
+    """The error for a database that is not there, with the command that builds it; see `missing`."""
+    name = "leveldb" if backend == caffe_pb2.DataParameter.LEVELDB else "lmdb"
+    command = f"caffe convert_imageset -backend {name} IMAGES/ LIST {source}"
+    return missing(source, "database", f"build it by {command}, from a list of `path label` lines; or correct its path", reader)
 
 
 class DatabaseWriter:

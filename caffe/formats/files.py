@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from caffe.errors import DiskError, Error, FileError
+from caffe.errors import DiskError, Error, FileError, nearest
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -21,6 +21,25 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise FileError(path, f"cannot be read ({error.strerror})") from None
     except ValueError as error:  # an invalid file name
         raise FileError(repr(path), f"cannot be read ({error})") from None
+
+
+def check_exists(path: str | os.PathLike[str]) -> None:
+    """Raise FileError if a file to read is missing, with the nearest name in its folder."""
+    path = Path(path)
+    if not path.exists():
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise missing(path, "file", nearest(path.name, beside) or "correct its path")
+
+
+def missing(path: str | os.PathLike[str], what: str, do: str, reader: str = "") -> FileError:
+    """The error for a file or database that is not there.
+
+    do      how it is made, or what to correct
+    reader  the layer that reads it, as errors name it
+    """
+    expected = f"{reader} reads it" if reader else ""
+    relative = "" if Path(path).is_absolute() else f" (relative to {Path.cwd()})"
+    return FileError(path, f"no such {what}{relative}", expected, do)
 
 
 @contextlib.contextmanager

@@ -1,18 +1,17 @@
 """Read and write prototxt and binary files of nets and solvers; older formats are upgraded."""
 
 import codecs
-import functools
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
-from caffe.errors import FileError, ParseError, nearest
-from caffe.formats import upgrade
+from caffe.errors import FileError
+from caffe.formats import parse_errors, upgrade
 from caffe.formats.files import read_bytes, written_whole
 from caffe.proto import caffe_pb2
 
@@ -78,10 +77,11 @@ def read_binary(path: os.PathLike[str] | str, message: M, what: str | None = Non
 
 def read_text(path: os.PathLike[str] | str, message: M) -> M:
     """Fill `message` from a prototxt. Raises ParseError with the line."""
+    text = _text(path)
     try:
-        text_format.Parse(_text(path), message)
+        text_format.Parse(text, message)
     except text_format.ParseError as error:
-        raise _parse_error(path, error) from None
+        raise parse_errors.explain(path, text, message.DESCRIPTOR, error) from None
     return message
 
 
@@ -99,47 +99,6 @@ def _text(path: os.PathLike[str] | str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")
-
-
-_NO_FIELD = re.compile(r'Message type "caffe\.([\w.]+)" has no field named "([^"]+)"')
-_NO_VALUE = re.compile(r'Enum type "caffe\.([\w.]+)" has no value named (\S+)\.$')
-_NO_STRING = re.compile(r"Expected string but found: '(\w[^']*)'$")
-
-
-def _parse_error(path: os.PathLike[str] | str, error: text_format.ParseError) -> ParseError:
-    """Convert a text_format error: file and line, and the nearest name for an unknown one."""
-    line = error.GetLine()
-    where = f"{path}:{line}" if line else str(path)
-    message = re.sub(r"^\d+:\d+ : ", "", str(error))
-    if match := _NO_FIELD.search(message):
-        owner, field = match.groups()
-        known = [field.name for field in _descriptor(owner).fields]
-        return ParseError(where, f'{owner} has no field "{field}"', do=nearest(field, known) or f"{owner} has {', '.join(known)}")
-    if match := _NO_VALUE.search(message):
-        return _unknown_value(where, match[1], match[2])
-    if match := _NO_STRING.search(message):
-        value = match[1]
-        name = upgrade.v1_type(caffe_pb2.V1LayerParameter.LayerType.Value(value)) if value in upgrade.V1_TYPES else value
-        return ParseError(where, f"{value} without quotes", "it must be a string", f'write "{name}"')
-    return ParseError(where, re.sub(r"\s+", " ", message).strip())
-
-
-def _unknown_value(where: str, owner: str, value: str) -> ParseError:
-    """Error for an unknown enum value: misspelt, in quotes, or a current type name in a V1 net of 2014."""
-    known = list(_descriptor(owner).values_by_name)
-    bare = value.strip("\"'")
-    if bare in known:
-        hint = f"write {bare} without quotes"
-    elif bare in map(upgrade.v1_type, upgrade.V1_TYPES.values()) and owner == "V1LayerParameter.LayerType":
-        hint = f'`layers` is the V1 format of 2014; write layer {{ type: "{bare}" }}'
-    else:
-        hint = nearest(bare, known) or f"there are {', '.join(known)}"
-    return ParseError(where, f"{owner} has no value {value}", do=hint)
-
-
-def _descriptor(name: str) -> Any:
-    """The descriptor of a message or enum of the schema, such as `PoolingParameter.PoolMethod`."""
-    return functools.reduce(getattr, name.split("."), caffe_pb2).DESCRIPTOR
 
 
 # Comments and strings are tokens, so that nothing inside them matches; of strings, only the type of V0's padding layers matters.

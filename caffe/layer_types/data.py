@@ -6,6 +6,7 @@ import json
 import queue
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from caffe.engine import fillers, mode
 from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error
 from caffe.formats.datum import parse_datum, pixels_of
-from caffe.formats.db import open_db
+from caffe.formats.db import missing_db, open_db
+from caffe.formats.lmdb_file import LMDBFile
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
@@ -52,7 +54,7 @@ class Input(Source):
 
 @register("DummyData")
 class DummyData(Source):
-    """Blobs filled by fillers: once if the filler is constant, else again for every batch.
+    """Blobs filled by fillers: once if the filler is constant, and then as the user leaves them; else again for every batch.
 
     values  the tops of the last batch; the next batch is made in the same memory layout
     """
@@ -76,6 +78,7 @@ class DummyData(Source):
         self.values = [torch.zeros(shape, device=self.device) for shape in self.top_shapes()]
         for value, filler in zip(self.values, self.fillers, strict=True):
             fillers.fill(value, filler, self.where)
+        self.made_once = {slot: self.values[slot] for slot, filler in enumerate(self.fillers) if filler.type == "constant"}
 
     def forward(self) -> tuple[Tensor, ...]:
         for index, filler in enumerate(self.fillers):
@@ -207,8 +210,10 @@ class Data(Prefetching):
     def __init__(self, param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device):
         super().__init__(param, phase, where, device)
         p = self.param.data_param
-        self.database = open_db(p.source, p.backend)
-        opened = events.lmdb_opened if p.backend == caffe_pb2.DataParameter.LMDB else events.leveldb_opened
+        if not Path(p.source).exists():
+            raise missing_db(p.source, p.backend if p.HasField("backend") else None, self.where)
+        self.database = open_db(p.source, p.backend if p.HasField("backend") else None)
+        opened = events.lmdb_opened if isinstance(self.database, LMDBFile) else events.leveldb_opened
         opened(p.source)
 
     def setup(self, *shapes: Shape) -> None:

@@ -16,18 +16,25 @@ from caffe import events
 from caffe.engine import mode
 from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error, FileError
+from caffe.formats.files import missing
 from caffe.layer_types.data import Batch, Prefetching, Records, Source
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
 
+IMAGE_LIST, HDF5_LIST = "image list", "list of HDF5 files"
+_HOW = {
+    IMAGE_LIST: "write it: a line `path label` for each image, with labels from 0; or correct its path",
+    HDF5_LIST: "write it: the path of an .h5 file in each line; or correct its path",
+}
 
-def lines_of(path: str, what: str) -> list[str]:
-    """The non-empty lines of a list file."""
+
+def lines_of(path: str, what: str, reader: str = "") -> list[str]:
+    """The non-empty lines of a list file; `reader` is the layer that reads it, as errors name it."""
     try:
         text = Path(path).read_text()
     except FileNotFoundError:
-        raise FileError(path, f"no such {what}") from None
+        raise missing(path, what, _HOW.get(what, "correct its path"), reader) from None
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"not a {what} ({error})") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -36,10 +43,10 @@ def lines_of(path: str, what: str) -> list[str]:
     return lines
 
 
-def labelled_lines(path: str) -> list[tuple[str, int]]:
+def labelled_lines(path: str, reader: str = "") -> list[tuple[str, int]]:
     """Path and label of each line of an image list; any whitespace separates them, as in Caffe of 2014."""
     labelled = []
-    for number, line in enumerate(lines_of(path, "image list"), 1):
+    for number, line in enumerate(lines_of(path, IMAGE_LIST, reader), 1):
         try:
             image, label = line.rsplit(None, 1)
             if not float(label).is_integer():
@@ -113,7 +120,7 @@ class ImageData(Prefetching):
     def read_list(self) -> list[tuple[str, Any]]:
         """Image path and label, or path of the label image, for each line of the list."""
         p = self.settings_of(self.param)
-        return [(p.root_folder + path, label) for path, label in labelled_lines(p.source)]
+        return [(p.root_folder + path, label) for path, label in labelled_lines(p.source, self.where)]
 
     def pixels(self, line: tuple[str, Any]) -> np.ndarray:
         """The image of a line."""
@@ -168,7 +175,7 @@ class DenseImageData(ImageData):
 
     def read_list(self) -> list[tuple[str, Any]]:
         source, root = self.param.dense_image_data_param.source, self.param.dense_image_data_param.root_folder
-        words = [word for line in lines_of(source, "image list") for word in line.split()]
+        words = [word for line in lines_of(source, IMAGE_LIST, self.where) for word in line.split()]
         if len(words) % 2:
             raise FileError(source, f"{len(words)} paths", "each image is followed by its label image")
         return [(root + image, root + labels) for image, labels in zip(words[::2], words[1::2], strict=True)]
@@ -191,7 +198,7 @@ class HDF5Data(Records):
             raise self.error("transform_param", "HDF5 rows are not transformed", "transform them before they are written")
         self.require_positive("batch_size")
         events.hdf5_list_read(p.source)
-        self.files = lines_of(p.source, "list of HDF5 files")
+        self.files = lines_of(p.source, HDF5_LIST, self.where)
         events.hdf5_files_listed(len(self.files))
         self.shuffle = p.shuffle
         self.seed = mode.generator.seed() if p.shuffle else 0

@@ -39,15 +39,16 @@ class Loss(Layer):
         if p.HasField("normalize") and not p.HasField("normalization"):
             self.normalization = LOSS.VALID if p.normalize else LOSS.BATCH_SIZE
 
-    def divisor(self, images: int, values: int, counted: Tensor | None) -> int | Tensor:
-        """The divisor of the summed loss, at least 1.
+    def divisor(self, images: int, values: int, counted: Tensor | None) -> float | Tensor:
+        """The divisor of the summed loss, at least 1; with PRE_FIXED (R-FCN's fork, intel/caffe) pre_fixed_normalizer.
 
         images, values  numbers of independent images, and of values that have a label
-        counted         whether each value counts, i.e. is not ignored; None if all count
+        counted         whether each value counts, i.e. is not ignored, or its weight; None if all count
         """
         if self.normalization == LOSS.VALID and counted is not None:
             return counted.sum().clamp_min(1)
-        counts: dict[int, int] = {LOSS.VALID: values, LOSS.FULL: values, LOSS.BATCH_SIZE: images}
+        fixed = self.param.loss_param.pre_fixed_normalizer
+        counts: dict[int, float] = {LOSS.VALID: values, LOSS.FULL: values, LOSS.BATCH_SIZE: images, LOSS.PRE_FIXED: fixed}
         return max(1, counts.get(self.normalization, 1))
 
     def normalized_sum(self, terms: Tensor, images: int, counted: Tensor | None) -> Tensor:
@@ -116,7 +117,7 @@ class _OfLabels(Layer):
         if (label := out_of_range(target, classes)) is not None:
             raise self.error(
                 f"label {label}",
-                f'there are {classes} classes (0 to {classes - 1}) in "{self.param.bottom[0]}"',
+                f'there are {classes} classes (0 to {classes - 1}) in "{self.bottom_names[0]}"',
                 "Caffe's labels start from 0; the layer that gives the scores needs num_output: number of classes",
             )
 
@@ -130,7 +131,7 @@ class _SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, target: Tensor, along: int, weights: Tensor | None, count: int | Tensor
+        ctx: Any, scores: Tensor, target: Tensor, along: int, weights: Tensor | None, count: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         probability = torch.softmax(scores, along)
         chosen = probability.gather(along, target).clamp_min_(FLT_MIN).log_()
@@ -154,23 +155,37 @@ class SoftmaxWithLoss(_OfLabels, Loss):
 
     Normalised as loss_param says: by the labels that are not ignored (VALID, the default), by all, by the batch size, or by 1.
     With weight_by_label_freqs, a label's loss is first multiplied by its class's class_weighting.
+    A third bottom (intel/caffe, happynear/caffe-windows) has a weight for each label; VALID divides by their sum.
     """
 
+    bottoms = (2, 3)
     tops = (1, 2)
     applies_softmax = True
     drawn_as = "loss"
 
-    def setup(self, scores: Shape, labels: Shape) -> None:
+    given_weights: Tensor | None = None
+    """The third bottom of this pass, in the labels' shape."""
+
+    def setup(self, scores: Shape, labels: Shape, weights: Shape | None = None) -> None:
         events.layer_found(self.param.name)  # BVLC Caffe's inner softmax
         self.find_classes(scores, labels, self.param.softmax_param.axis)
         self.read_loss_param()
+        if weights is not None:
+            self.require_same_count(labels, weights)
         p = self.param.loss_param
         self.class_weights = torch.tensor(p.class_weighting, device=self.device) if p.weight_by_label_freqs else None
         if p.weight_by_label_freqs and len(p.class_weighting) != scores[self.along]:
             raise self.error(f"{len(p.class_weighting)} values of class_weighting", f"there are {scores[self.along]} classes")
 
+    def forward(self, scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tops:
+        self.given_weights = weights
+        return super().forward(scores, labels)
+
     def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
         weights = None if counted is None else counted.to(scores.dtype)
+        if self.given_weights is not None:
+            given = self.given_weights.detach().reshape(target.shape)
+            weights = counted = given if weights is None else weights * given
         count = self.divisor(scores.shape[: self.along].numel(), target.numel(), counted)
         if self.class_weights is not None:
             of_classes = self.class_weights[target]

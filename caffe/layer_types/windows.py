@@ -72,7 +72,7 @@ class WindowData(Prefetching):
 
     def _parse(self, path: str) -> tuple[list[str], list[Window], int]:
         """Read a window file: image paths, windows and the number of channels."""
-        lines = enumerate(lines_of(path, "window file"), 1)
+        lines = enumerate(lines_of(path, "window file", self.where), 1)
         images, windows, channels = [], [], 0
         number = 0
         try:

@@ -1,6 +1,7 @@
 """Solver states: what a training resumes from besides its weights, in both of Caffe's formats."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from google.protobuf.message import DecodeError
 from caffe import events
 from caffe.engine import mode
 from caffe.engine.net import Net
-from caffe.errors import FileError
+from caffe.errors import FileError, SolverError
 from caffe.formats import prototxt
 from caffe.formats.files import written_whole
 from caffe.formats.stored import add_array, shape_of, values_of
@@ -50,7 +51,24 @@ def write_state(state: State, path: str) -> None:
 
 def read_state(path: str) -> State:
     """Read a .solverstate, or a .solverstate.h5."""
+    if path.removesuffix(".h5").endswith(".caffemodel"):
+        do = "restore the .solverstate of the same name, or call solver.net.copy_from to start from these weights"
+        raise FileError(path, "weights", "a solver state is a .solverstate", do)
     return _read_hdf5(path) if path.endswith(".h5") else _read_proto(path)
+
+
+def check_prefix(prefix: str, solver: str) -> None:
+    """Raise SolverError if the folder of snapshot_prefix cannot be made or written to, before a training for nothing.
+
+    solver  its prototxt, for the error
+    """
+    folder = Path(prefix).absolute().parent
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise SolverError(solver, f'snapshot_prefix "{prefix}"', f"{there} is a file, not a folder", "correct snapshot_prefix")
+    if not os.access(there, os.W_OK | os.X_OK):
+        do = "make it writable, or choose another folder"
+        raise SolverError(solver, f'snapshot_prefix "{prefix}"', f"the folder {there} is not writable", do)
 
 
 def weights_beside(path: str, model: str) -> str | Path:

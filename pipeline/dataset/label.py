@@ -102,6 +102,9 @@ def assign(listed: Listed, options: LabelOptions, where: Path) -> tuple[np.ndarr
             expected = f"labels are numbers of the {len(given)} names (0–{len(given) - 1})"
             raise InputError(where, f'label "{wrong[0]}"', expected, "correct names, or remove it, so that labels are names")
         number, names = {name: int(name) for name in names}, given
+        if (used := max(number.values()) + 1) < len(given):
+            found, expected = f"{len(given)} names", f"the labels are 0 to {used - 1}: no image is of {given[used]}"
+            raise InputError(options.names, found, expected, f"keep the first {used} names, or add images")
     numbers = np.array([number[label] for label in listed.labels])
     if uses_split_column(listed, split):
         for path, part in zip(listed.paths, listed.splits, strict=True):

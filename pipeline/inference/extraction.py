@@ -227,8 +227,9 @@ def _check(path: Path, net: caffe.Net, blobs: list[str]) -> None:
     images = next(iter(net.blobs.values())).shape[0]
     for blob in blobs:
         if blob not in net.blobs:
-            known = ", ".join(net.blobs)
-            raise InputError(path, f'no blob "{blob}"', f"the net has {known}", caffe.nearest(blob, net.blobs))
+            written = {top for layer in caffe.read_net(path).layer for top in layer.top}
+            known = [name for name in net.blobs if name in written]  # without those of inserted splits
+            raise InputError(path, f'no blob "{blob}"', f"the net has {', '.join(known)}", caffe.nearest(blob, known))
         shape = tuple(net.blobs[blob].shape)
         if shape[:1] != (images,):
             raise InputError(path, f'blob "{blob}" of shape {shape}', f"its first axis must have the batch's {images} images")

@@ -9,7 +9,7 @@ import numpy as np
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.training.preflight import LARGE, data_layers
+from pipeline.training.preflight import data_layers
 
 
 def diagnose(error: caffe.DivergenceError, solver: caffe.Solver, rows: Sequence[dict[str, Any]]) -> caffe.DivergenceError:
@@ -37,7 +37,7 @@ def _check_input(layer: str, param: caffe_pb2.TransformationParameter, values: n
         return f'layer "{layer}" gives NaN or infinite values: check the mean and the database'
     largest, mean = float(np.abs(values).max()), param.mean_file or param.mean_value
     prepared = f"inputs reach {largest:g} ({'a mean is' if mean else 'no mean is'} subtracted, scale {param.scale:g})"
-    return prepared + (": subtract a mean, or set scale" if largest > LARGE and not mean else "")
+    return prepared + (": subtract a mean, or set scale" if largest > caffe.preflight.LARGE and not mean else "")
 
 
 def _check_learning_rate(losses: Sequence[tuple[int, float]], rate: float) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 
-import numpy as np
-
 import caffe
+from caffe.preflight import Finding, Records
 from caffe.proto import caffe_pb2
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
@@ -25,51 +23,6 @@ from pipeline.training import initial_weights
 
 RECORDS = 5000
 """How many of a database's first records are read."""
-DECODED = 16
-"""How many of them are decoded."""
-LARGE = 32
-"""Input values beyond this are large for a net without a layer that rescales them."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A mistake, or a probable one.
-
-    kind   error: the training cannot work; or warning
-    where  the file, database or layer
-    found  what is wrong there
-    do     how to fix it
-    """
-
-    kind: str
-    where: str
-    found: str
-    do: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.found}; {self.do}"
-
-
-@dataclass(frozen=True)
-class Source:
-    """The records that a Data or ImageData layer reads.
-
-    total    number of records
-    labels   of the first RECORDS
-    classes  number of classes, if it is known
-    largest  largest pixel value of the first images
-    """
-
-    name: str
-    total: int
-    labels: np.ndarray
-    classes: int | None
-    largest: float
-
-    @property
-    def whole(self) -> bool:
-        """Whether `labels` has those of all records."""
-        return len(self.labels) == self.total
 
 
 def findings(solver: caffe.Solver, taken: Sequence[initial_weights.CopiedFile], same_classes: bool) -> list[Finding]:
@@ -79,15 +32,15 @@ def findings(solver: caffe.Solver, taken: Sequence[initial_weights.CopiedFile], 
     same_classes  the weights were trained on the same classes; copying the last layer is intended
     """
     train, tests = solver.net, solver.test_nets
-    sources = [_sources(net) for net in (train, *tests)]
+    sources = [_records(net) for net in (train, *tests)]
     found = [*_of_weights(train, taken, same_classes)]
     for net, read in zip((train, *tests), sources, strict=True):
-        found += _of_labels(net, read)
-    found += _of_order(sources[0].values())
+        found += caffe.preflight.of_labels(net, read)
+    found += caffe.preflight.of_order(sources[0].values())
     for net, read, batches in zip(tests, sources[1:], solver.param.test_iter, strict=True):
         found += _of_tests(net, read, batches)
         found += _of_transforms(train, net)
-    found += _of_inputs(train, sources[0])
+    found += caffe.preflight.of_inputs(train, sources[0])
     found += _of_batch_norms(train, tests, {name for file in taken for name in file.copied})
     return sorted(dict.fromkeys(found), key=lambda finding: finding.kind)
 
@@ -111,26 +64,6 @@ def write(found: Iterable[Finding], path: Path) -> None:
         write_table(part, [field.name for field in fields(Finding)], map(astuple, found))
 
 
-# ---- the graph of a net
-
-
-def _before(net: caffe.Net, layer: str, bottom: int = 0) -> Iterator[tuple[str, str]]:
-    """(layer, its top) from the layer that makes a bottom back, along first bottoms, to a layer without bottoms."""
-    order = list(net.top_names)
-    for value in net.graph.back_from(net.graph.bottoms[order.index(layer)][bottom]):
-        yield order[value.layer], value.blob
-
-
-def _heads(net: caffe.Net) -> Iterator[tuple[str, str, int, tuple[str, str]]]:
-    """(loss, classifier, outputs, (layer, blob) that the labels come from) of each loss of scores and labels."""
-    for name, layer in net.layer_dict.items():
-        if layer.is_loss and layer.compares_labels:
-            scores, labels = (net.blobs[blob] for blob in net.bottom_names[name][:2])
-            classifier = next((maker for maker, _ in _before(net, name) if net.params.get(maker)), name)
-            *_, origin = [("", ""), *_before(net, name, 1)]
-            yield name, classifier, scores.count // labels.count, origin
-
-
 # ---- the records that nets read
 
 
@@ -139,36 +72,30 @@ def data_layers(net: caffe.Net) -> list[str]:
     return [name for name, layer in net.layer_dict.items() if layer.reads in ("database", "image list")]
 
 
-def _sources(net: caffe.Net) -> dict[str, Source]:
-    """{layer: the records that it reads}."""
-    read = {"database": _database, "image list": _image_list}
-    return {name: read[layer.reads](layer.param) for name, layer in net.layer_dict.items() if layer.reads in read}
+def _records(net: caffe.Net) -> dict[str, Records]:
+    """{layer: the records that it reads}, with the number of classes that the workflow's manifests have.
 
-
-def _database(param: caffe_pb2.LayerParameter) -> Source:
-    path = param.data_param.source
-    database = open_database(path, param.data_param.backend)
-    labels, largest = [], 0.0
-    for number, value in enumerate(itertools.islice(database.values(), RECORDS)):
-        record = caffe.parse_datum(value)
-        labels.append(record.label)
-        if number < DECODED:
-            largest = max(largest, float(np.abs(caffe.pixels_of(record, None, path).astype(np.float32)).max()))
-    manifest = read_manifest(Path(path))
-    return Source(path, len(database), np.array(labels), manifest["classes"] if manifest else None, largest)
-
-
-def _image_list(param: caffe_pb2.LayerParameter) -> Source:
-    path = param.image_data_param.source
-    labels = [label for _, label in read_image_list(Path(path))]
-    return Source(path, len(labels), np.array(labels[:RECORDS]), max(labels) + 1, 255.0)
+    Raises InputError for a database or list that is damaged.
+    """
+    for name in data_layers(net):
+        layer = net.layer_dict[name]
+        path = layer.settings_of(layer.param).source
+        if layer.reads == "database":
+            open_database(path)
+        else:
+            read_image_list(Path(path))
+    read = caffe.preflight.read_records(net, RECORDS)
+    for name, records in read.items():
+        if manifest := read_manifest(Path(records.name)):
+            read[name] = replace(records, classes=manifest["classes"])
+    return read
 
 
 # ---- the checks
 
 
 def _of_weights(net: caffe.Net, taken: Sequence[initial_weights.CopiedFile], same_classes: bool) -> Iterator[Finding]:
-    last = dict.fromkeys(classifier for _, classifier, _, _ in _heads(net))
+    last = dict.fromkeys(classifier for _, classifier, _, _ in caffe.preflight.heads(net))
     rename = "set rename_last: true in the experiment"
     for file in taken:
         path = str(file.path)
@@ -191,57 +118,7 @@ def _of_weights(net: caffe.Net, taken: Sequence[initial_weights.CopiedFile], sam
                 yield Finding("warning", f'{path}: layer "{name}"', found, f"otherwise {rename}")
 
 
-def _of_labels(net: caffe.Net, sources: dict[str, Source]) -> Iterator[Finding]:
-    for loss, classifier, outputs, (origin, blob) in _heads(net):
-        if origin not in sources or list(net.top_names[origin]).index(blob) != 1:
-            continue
-        source, loss_param = sources[origin], net.layer_dict[loss].param.loss_param
-        labels = source.labels[source.labels != loss_param.ignore_label] if loss_param.HasField("ignore_label") else source.labels
-        if not len(labels):
-            continue
-        low, high = int(labels.min()), max(int(labels.max()), (source.classes or 0) - 1)
-        if outputs == 1 and high == 0 and net.layer_dict[loss].applies_softmax:
-            found = "one output, for images of one class: it is 1 whatever the image"
-            do = "give images of two classes or more: each folder, or each label, is a class"
-            yield Finding("error", f'layer "{classifier}"', found, do)
-        elif low < 0 or high >= outputs:
-            found = f'labels {low} to {high}, but layer "{classifier}" has {outputs} outputs, for labels 0 to {outputs - 1}'
-            do = f"set num_output: {high + 1}" if low >= 0 else "correct the labels"
-            if low == 1 and high == outputs:
-                do = "Caffe's labels start from 0: subtract 1 from each"
-            yield Finding("error", source.name, found, do)
-        elif (source.whole or source.classes) and high + 1 < outputs:
-            found = f'labels {low} to {high}, and layer "{classifier}" has {outputs} outputs: the others are never right'
-            yield Finding("warning", source.name, found, f"set num_output: {high + 1}, unless images of the others will follow")
-        if low > 0 and source.whole and high < outputs:
-            found = f"no label 0: the lowest is {low}"
-            yield Finding("warning", source.name, found, "Caffe's labels start from 0: are they shifted?")
-
-
-def _of_order(sources: Iterable[Source]) -> Iterator[Finding]:
-    """Databases whose records are not shuffled.
-
-    In a shuffled list of n labels, n_c of them of class c, the sum of n_c (n_c - 1) / n neighbours are expected to be equal; six
-    standard deviations more than that are not by chance.
-    """
-    for source in sources:
-        labels, count = source.labels, len(source.labels)
-        if count < 2:
-            continue
-        alike = int((labels[1:] == labels[:-1]).sum())
-        expected = sum(many * (many - 1) for many in Counter(labels.tolist()).values()) / count
-        share = min(expected / (count - 1), 1.0)
-        deviation = math.sqrt((count - 1) * share * (1 - share))
-        one_class = share == 1 and not source.whole and (source.classes or 2) > 1
-        if one_class or alike > expected + 6 * deviation + 1:
-            found = f"not shuffled: of the first {count} records, {alike} have the label of the record before;"
-            found += f" about {expected:.0f} would in random order"
-            if one_class:
-                found = f"the first {count} records all have label {labels[0]}"
-            yield Finding("warning", source.name, found, "batches of few classes train badly: build it from a shuffled list")
-
-
-def _of_tests(net: caffe.Net, sources: dict[str, Source], batches: int) -> Iterator[Finding]:
+def _of_tests(net: caffe.Net, sources: dict[str, Records], batches: int) -> Iterator[Finding]:
     for name, source in sources.items():
         layer = net.layer_dict[name]
         size = layer.settings_of(layer.param).batch_size
@@ -276,24 +153,12 @@ def _of_transforms(train: caffe.Net, test: caffe.Net) -> Iterator[Finding]:
                 yield Finding("warning", f'layer "{name}"', found, "give both the same transform_param")
 
 
-def _of_inputs(net: caffe.Net, sources: dict[str, Source]) -> Iterator[Finding]:
-    for name, source in sources.items():
-        p = net.layer_dict[name].param.transform_param
-        images = net.graph.tops[list(net.top_names).index(name)][0]
-        if any(net.layers[reader].rescales for reader, _ in net.graph.readers[images]):
-            continue
-        if not p.mean_file and not p.mean_value and source.largest * p.scale > LARGE:
-            found = f"inputs reach {source.largest * p.scale:g}, with no mean subtracted and no scale"
-            do = "set mean_file, mean_value or scale in transform_param"
-            yield Finding("warning", f'{source.name}: layer "{name}"', found, do)
-
-
 def _of_batch_norms(train: caffe.Net, tests: Sequence[caffe.Net], copied: set[str]) -> Iterator[Finding]:
     for name, layer in train.layer_dict.items():
         if not layer.has_statistics(layer.param):
             continue
         where, setting, kept = f'layer "{name}"', layer.statistics_setting, not layer.updates_statistics(layer.param)
-        weighted = (other for other, _ in _before(train, name) if train.params.get(other))
+        weighted = (other for other, _ in caffe.preflight.layers_before(train, name) if train.params.get(other))
         before = next((other for other in weighted if not train.layer_dict[other].normalizes_batch), None)
         if kept and name not in copied:
             found = f"{setting}: true in training, but no weights give it statistics: it divides by 0"

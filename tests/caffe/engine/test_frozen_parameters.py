@@ -128,3 +128,45 @@ def test_gradient_clipping_counts_frozen_gradients_only_with_force_backward(solv
     clipped.step(1)
     step = gradients["ip"][0] * (0.01 / norm) + 0.1 * before
     np.testing.assert_allclose(clipped.net.params["ip"][0].data, before - 0.05 * step, rtol=1e-4, atol=1e-7)
+
+
+DEEP = """
+layer { name: "x" type: "DummyData" top: "x" top: "t" dummy_data_param {
+  shape { dim: 4 dim: 3 dim: 5 dim: 5 } shape { dim: 4 dim: 2 }
+  data_filler { type: "constant" value: 0.5 } data_filler { type: "constant" value: 1 } } }
+layer { name: "below" type: "Convolution" bottom: "x" top: "below" BELOW
+  convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "middle" type: "InnerProduct" bottom: "below" top: "middle" MIDDLE
+  inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
+layer { name: "top" type: "InnerProduct" bottom: "middle" top: "top"
+  inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "top" bottom: "t" top: "loss" }
+"""
+BOTH = "param { lr_mult: 0 } param { lr_mult: 0 }"
+
+
+@pytest.mark.parametrize(
+    ("below", "middle", "decay", "changed"),
+    [
+        ("", BOTH, 0, ["below 0", "below 1", "top 0", "top 1"]),
+        ("", "param { lr_mult: 0 }", 0, ["below 0", "below 1", "middle 1", "top 0", "top 1"]),
+        (BOTH, BOTH, 0.1, ["top 0", "top 1"]),
+        ("", f"{BOTH} propagate_down: false", 0, ["top 0", "top 1"]),
+        ("", f"{BOTH} propagate_down: false", 0.1, ["below 0", "top 0", "top 1"]),
+    ],
+)
+def test_freezing_is_as_the_troubleshooting_page_says(write, tmp_path, monkeypatch, below, middle, decay, changed):
+    """lr_mult 0 does not stop the gradient to the layers below; propagate_down does, but not the weight decay there."""
+    monkeypatch.chdir(tmp_path)
+    write("net.prototxt", DEEP.replace("BELOW", below).replace("MIDDLE", middle))
+    text = SOLVER.replace("weight_decay: 0.1", f"weight_decay: {decay}")
+    solver = caffe.get_solver(write("solver.prototxt", f'net: "net.prototxt" snapshot_prefix: "run" {text}'))
+    before = {name: [blob.data.copy() for blob in blobs] for name, blobs in solver.net.params.items()}
+    solver.step(3)
+    now = [
+        f"{name} {number}"
+        for name, blobs in solver.net.params.items()
+        for number, blob in enumerate(blobs)
+        if (blob.data != before[name][number]).any()
+    ]
+    assert now == changed

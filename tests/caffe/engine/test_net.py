@@ -273,6 +273,16 @@ def test_a_folder_for_snapshots_that_cannot_be_made_is_named_before_training(wri
     assert error.value.expected == f"{tmp_path}/net.prototxt is a file, not a folder"
 
 
+def test_weights_are_not_restored_as_a_solver_state(write, tmp_path):
+    write("net.prototxt", NET)
+    text = SOLVER.format(rate=0).replace("net.prototxt", f"{tmp_path}/net.prototxt")
+    solver = caffe.get_solver(write("solver.prototxt", text.replace('"x"', f'"{tmp_path}/x"')))
+    with pytest.raises(caffe.FileError) as error:
+        solver.restore(solver.snapshot())
+    assert error.value.expected == "a solver state is a .solverstate"
+    assert "solver.net.copy_from" in error.value.do
+
+
 def test_a_folder_for_snapshots_or_weights_that_is_not_there_is_made(write, tmp_path):
     write("net.prototxt", NET)
     text = SOLVER.format(rate=0).replace("net.prototxt", f"{tmp_path}/net.prototxt")
@@ -642,11 +652,13 @@ def test_tops_of_constant_fillers_keep_what_the_user_wrote(write):
     first = net.blobs["b"].data.copy()
     net.blobs["a"].data[...] = 5
     net.forward()
-    assert (net.blobs["p"].data == 5).all() and (net.blobs["b"].data != first).all()
+    assert (net.blobs["p"].data == 5).all()
+    assert (net.blobs["b"].data != first).all()
     net.blobs["a"].reshape(4, 3)
     net.blobs["a"].data[...] = 6
     net.forward()
-    assert net.blobs["p"].data.shape == (4, 3) and (net.blobs["p"].data == 6).all()
+    assert net.blobs["p"].data.shape == (4, 3)
+    assert (net.blobs["p"].data == 6).all()
 
 
 def test_a_loss_without_a_top_may_have_a_weight(write):
@@ -673,7 +685,8 @@ def test_scripts_find_the_functions_and_vectors_of_the_binding(write):
 
     net = caffe.Net(write("net.prototxt", PART), caffe.TEST)
     assert set(pycaffe._Net_forward(net, data=np.ones((2, 3), np.float32))) == {"relu"}
-    assert pycaffe._Net_blobs(net) is net.blobs and pycaffe._Net_inputs(net) == ["data"]
+    assert pycaffe._Net_blobs(net) is net.blobs
+    assert pycaffe._Net_inputs(net) == ["data"]
     assert net._set_input_arrays.__func__ is caffe.Net.set_input_arrays
     for name in ("RawBlobVec", "LayerVec", "NetVec", "StringVec", "IntVec", "BoolVec", "DtypeVec"):
         assert getattr(_caffe, name)() == []

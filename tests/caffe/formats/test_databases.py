@@ -10,6 +10,8 @@ import pytest
 import caffe
 from caffe.proto import caffe_pb2
 
+DB = caffe_pb2.DataParameter
+
 
 def write(path, backend="lmdb", count=40):
     with caffe.db.DatabaseWriter(path, backend) as put:
@@ -34,12 +36,20 @@ def test_open_db_recognises_a_leveldb(tmp_path):
     assert opened is caffe.open_db(tmp_path / "db")  # a process may open one only once
 
 
-@pytest.mark.parametrize("folder", ["nowhere", "empty"])
-def test_a_folder_that_is_not_a_database_is_named(tmp_path, folder):
+@pytest.mark.parametrize(("backend", "name"), [(None, "lmdb"), (DB.LMDB, "lmdb"), (DB.LEVELDB, "leveldb")])
+def test_a_missing_database_is_answered_with_the_command_that_builds_it(tmp_path, monkeypatch, backend, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(caffe.FileError) as raised:
+        caffe.open_db("nowhere", backend)
+    assert (raised.value.where, raised.value.found) == ("nowhere", f"no such database (relative to {tmp_path})")
+    assert f"caffe convert_imageset -backend {name} IMAGES/ LIST nowhere" in raised.value.do
+
+
+def test_a_folder_that_is_not_a_database_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(caffe.FileError) as raised:
-        caffe.open_db(tmp_path / folder)
-    assert raised.value.where == str(tmp_path / folder)
+        caffe.open_db(tmp_path / "empty")
+    assert raised.value.where == str(tmp_path / "empty")
     assert raised.value.expected == "an LMDB's folder has data.mdb, a LevelDB's CURRENT"
 
 

@@ -231,7 +231,12 @@ def test_utf_16_and_binary_files_are_refused_as_prototxt(tmp_path, content, foun
         ("layer { pooling_param { pool: SUM } }", "PoolMethod has no value SUM", "there are MAX, AVE, STOCHASTIC"),
         ("layer { weight_filer { } }", 'LayerParameter has no field "weight_filer"', ""),
         ("layer { convolution_param { weight_filer { } } }", 'has no field "weight_filer"', 'did you mean "weight_filler"?'),
-        ('layer { name: "a"', 'Expected "}".', ""),
+        ('layer { name: "a"', "layer of line 3 is not closed", "add the missing }"),
+        ('layer { name: "a" } }', "a } that closes nothing", "remove it"),
+        ("layer { blobs_lr: 1 }", "no field", "write param { lr_mult: … }"),
+        ("layer { num_output: 4 }", "no field", "it belongs in convolution_param or embed_param or inner_product_param"),
+        ("base_lr: 0.1", "NetParameter has no field", "not the solver's"),
+        ('layer { name: "d" data_param { batch size: 64 } }', 'no field "batch size"', 'did you mean "batch_size"?'),
     ],
 )
 def test_a_syntax_error_is_reported_with_its_line_and_a_correction(write, text, found, do):
@@ -239,4 +244,59 @@ def test_a_syntax_error_is_reported_with_its_line_and_a_correction(write, text, 
         net(write, "\n\n" + text)
     assert error.value.where.endswith("net.prototxt:3")
     assert found in error.value.found
+    assert do in error.value.do
+
+
+OPEN = """name: "LeNet"
+layers {
+  name: "ip1"
+  type: INNER_PRODUCT
+  inner_product_param {
+    num_output: 500
+    weight_filler { type: "xavier" }
+%s
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "line", "found"),
+    [
+        ("  blobs_lr: 1\n}", 8, "inner_product_param of line 5 is not closed"),
+        ('layers { name: "relu1" }', 8, "inner_product_param of line 5 and layers of line 2 are not closed"),
+        ('}\nlayers { name: "relu1" }', 9, "inner_product_param of line 5 is not closed"),  # by the column of the }
+        ("  }\n\nlayers { name: 'a }' }  # }", 10, "layers of line 2 is not closed"),
+        ("    bias_filler { type: 'constant'\n  }\n  bottom: 'a'\n}", 10, "bias_filler of line 8 is not closed"),
+        ("  } # }", 8, "layers of line 2 is not closed"),
+    ],
+)
+def test_a_brace_that_is_not_closed_is_named_with_its_line(write, rest, line, found):
+    with pytest.raises(caffe.ParseError) as error:
+        net(write, OPEN % rest)
+    assert error.value.where.endswith(f"net.prototxt:{line}")
+    assert error.value.found.startswith(found)
+    assert "add the missing }" in error.value.do
+
+
+def test_a_field_in_the_wrong_message_of_a_balanced_file_is_not_blamed_on_a_brace(write):
+    with pytest.raises(caffe.ParseError) as error:
+        net(write, "layer {\n  data_param {\n    transform_param { scale: 2 }\n  }\n}")
+    assert (error.value.found, error.value.expected) == ('DataParameter has no field "transform_param"', "layer has")
+    assert error.value.do == "close data_param of line 2 before it"
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "do"),
+    [
+        ("base_lr: 0.1\nmax iter: 100", 'no field "max iter"', 'did you mean "max_iter"?'),
+        ("base_lr: 0.1 solver mode: 1", 'no field "solver mode"', 'did you mean "solver_mode"?'),
+        ("solver_mode: GPU snapshot after train: true", 'no field "snapshot after train"', '"snapshot_after_train"'),
+        ('snapshot prefix: "x"', 'no field "snapshot prefix"', 'did you mean "snapshot_prefix"?'),  # of which snapshot is a field
+        ("test-interval: 3", 'no field "test-interval"', 'did you mean "test_interval"?'),
+        ('layer { name: "a" }', 'no field "layer"', "not the net's"),
+    ],
+)
+def test_a_solvers_field_in_two_words_is_answered_with_the_one(write, text, said, do):
+    with pytest.raises(caffe.ParseError) as error:
+        prototxt.read_solver(write("solver.prototxt", text))
+    assert said in error.value.found
     assert do in error.value.do

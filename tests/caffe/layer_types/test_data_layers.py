@@ -93,6 +93,29 @@ def test_an_invalid_list_is_an_error(text, found, tmp_path, write, monkeypatch):
         net_of(write, LIST % "")
 
 
+@pytest.mark.parametrize(
+    ("text", "do"),
+    [
+        (
+            'type: "Data" data_param { source: "gone" backend: LEVELDB }',
+            "caffe convert_imageset -backend leveldb IMAGES/ LIST gone",
+        ),
+        ('type: "Data" data_param { source: "gone" backend: LMDB }', "caffe convert_imageset -backend lmdb IMAGES/ LIST gone"),
+        ('type: "ImageData" image_data_param { source: "gone" }', "a line `path label` for each image"),
+        ('type: "HDF5Data" hdf5_data_param { source: "gone" batch_size: 1 }', "the path of an .h5 file in each line"),
+    ],
+)
+def test_a_missing_source_names_the_layer_that_reads_it_and_how_it_is_made(text, do, tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(caffe.FileError) as raised:
+        net_of(write, f'\nlayer {{ name: "d" top: "x" top: "y" {text} }}')
+    assert raised.value.where == "gone"
+    assert raised.value.found.startswith("no such ")
+    assert raised.value.found.endswith(f" (relative to {tmp_path})")
+    assert raised.value.expected == f'{tmp_path}/net.prototxt:2: layer "d" reads it'
+    assert do in raised.value.do
+
+
 DENSE = """layer { name: "d" type: "DenseImageData" top: "x" top: "y" transform_param { %s mean_value: 1 scale: 2 }
   dense_image_data_param { source: "list.txt" root_folder: "in/" %s } }"""
 

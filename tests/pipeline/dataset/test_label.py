@@ -188,7 +188,10 @@ def test_class_names_by_number_keep_the_numbers(command, dataset):
         assert {"0": "cat", "1": "owl", "2": "dog"}[label] in path
 
 
-@pytest.mark.parametrize(("names", "said"), [("a\nb\n", 'label "2"'), ("a\nb\nc\nd\n", 'class "d" has no training images')])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [("a\nb\n", 'label "2"'), ("a\nb\nc\nd\n", "names.txt: 4 names, but the labels are 0 to 2: no image is of d")],
+)
 def test_names_that_do_not_fit_the_labels_are_refused(fails, dataset, names, said):
     edit(dataset, label=lambda label: {"cat": "0", "dog": "2", "owl": "1"}[label])
     (dataset / "names.txt").write_text(names)

@@ -255,3 +255,13 @@ def test_a_list_of_images_is_checked_too(here, picture):
     (found,) = findings()
     assert (found.kind, found.where) == ("error", "list.txt")
     assert "subtract 1" in found.do
+
+
+@pytest.mark.parametrize(("shuffle", "kinds"), [("", ["warning"]), ("shuffle: true", [])])
+def test_a_list_of_images_by_class_is_a_warning_unless_the_layer_shuffles_it(here, picture, shuffle, kinds):
+    cv2.imwrite("a.png", picture(0, 8, 8))
+    Path("list.txt").write_text("".join(f"a.png {number // 40}\n" for number in range(120)))
+    change(here, 'type: "Data"', 'type: "ImageData"', "train.prototxt")
+    old = 'data_param { source: "lmdb/train" batch_size: 3 backend: LMDB }'
+    change(here, old, f'image_data_param {{ source: "list.txt" batch_size: 3 {shuffle} }}', "train.prototxt")
+    assert [found.kind for found in findings()] == kinds

@@ -1,0 +1,92 @@
+"""Proposal: the regions that a region proposal network finds (Ren et al. 2015), as of the C++ layer of PVANET's fork of Caffe."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffe.engine.layer import Layer, Shape, register
+from caffe.layer_types.forks.detection import as_array
+from caffe.numerics import elementary
+from caffe.transforms import boxes
+from caffe.transforms.boxes import Boxes
+
+
+def anchors(base: int, ratios: np.ndarray, scales: np.ndarray) -> Boxes:
+    """Boxes around the centre of a cell of `base` pixels, (ratios · scales, 4), of the area of a cell times each scale squared.
+
+    ratios  height by width
+    """
+    widths = np.sqrt(np.float32(base * base) / ratios).astype(np.float32)
+    sides = np.stack([widths, widths * ratios], 1)[:, None] * scales[:, None] - 1
+    half = np.floor(sides + 0.5).reshape(-1, 2) / 2
+    centre = (base - 1) / 2
+    return np.concatenate([centre - half, centre + half], 1).astype(np.float32)
+
+
+@register("Proposal")
+class Proposal(Layer):
+    """Regions (R, 5) of image index, x1, y1, x2, y2, and on request their scores (R,), best first for each image.
+
+    (scores (N, 2 · A, H, W), the second half of objects; offsets (N, 4 · A, H, W); image sizes (N or 1, 3 or 4): height, width
+    and the scale, or the scales of height and width) → at most post_nms_topn regions for each image. Each of the A anchors, of
+    all ratios and scales at steps of feat_stride, is moved by its offsets, and cut at the image's edges. Of the pre_nms_topn
+    best, those that overlap a better one by more than nms_thresh are left out; one smaller than min_size times the scale has
+    the score 0. No gradient passes.
+    """
+
+    bottoms = (3, 3)
+    tops = (1, 2)
+    differentiable_bottoms = ()
+
+    def setup(self, scores: Shape, offsets: Shape, sizes: Shape) -> None:
+        p = self.param.proposal_param
+        self.require_maps(scores)
+        self.require_maps(offsets)
+        self.require_positive("feat_stride", "base_size", "pre_nms_topn", "post_nms_topn")
+        ratios, scales = (np.array(values, np.float32) for values in (p.ratio, p.scale))
+        if not (len(ratios) and len(scales) and (ratios > 0).all() and (scales > 0).all()):
+            raise self.error(f"ratios {list(p.ratio)} and scales {list(p.scale)}", "at least one of each, larger than 0")
+        self.anchors = anchors(p.base_size, ratios, scales)
+        count = len(self.anchors)
+        if (scores[1], offsets[1]) != (2 * count, 4 * count) or scores[2:] != offsets[2:]:
+            found = f"scores of shape {scores} and offsets of shape {offsets}"
+            raise self.error(found, f"{count} anchors need {2 * count} and {4 * count} channels of the same size")
+        if sizes[-1] not in (3, 4):
+            raise self.error(f"image sizes of shape {sizes}", "height, width and one or two scales for each image")
+
+    def top_shapes(self, scores: Shape, offsets: Shape, sizes: Shape) -> list[Shape]:
+        most = scores[0] * self.param.proposal_param.post_nms_topn
+        return [(most, 5), (most,)][: len(self.param.top)]
+
+    def forward(self, scores: Tensor, offsets: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        rows = as_array(sizes.reshape(-1, sizes.shape[-1]))
+        found = [
+            self.regions(image, as_array(scores[image]), as_array(offsets[image]), rows[min(image, len(rows) - 1)])
+            for image in range(len(scores))
+        ]
+        tops = tuple(torch.from_numpy(np.concatenate(parts)).to(scores.device) for parts in zip(*found, strict=True))
+        return tops[: len(self.param.top)]
+
+    def regions(self, image: int, scores: np.ndarray, offsets: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The regions of one image, (R, 5), and their scores."""
+        p = self.param.proposal_param
+        count, (height, width) = len(self.anchors), scores.shape[1:]
+        rows, columns = np.mgrid[:height, :width].astype(np.float32) * p.feat_stride
+        corners = np.stack([columns, rows, columns, rows], -1)[:, :, None] + self.anchors
+        moved = self.moved(corners.reshape(-1, 4), offsets.reshape(count, 4, height, width).transpose(2, 3, 0, 1).reshape(-1, 4))
+        moved = np.clip(moved, 0, np.array([size[1], size[0]] * 2, np.float32) - 1)
+        sides = moved[:, 2:] - moved[:, :2] + 1
+        least = p.min_size * np.array([size[-1], size[2]], np.float32)
+        score = scores[count:].transpose(1, 2, 0).ravel() * (sides >= least).all(1)
+        best = np.argsort(-score, kind="stable")[: p.pre_nms_topn]
+        # Both corners belong to a box.
+        kept = best[boxes.suppress(moved[best] + np.array([0, 0, 1, 1], np.float32), p.nms_thresh)[: p.post_nms_topn]]
+        return np.insert(moved[kept], 0, image, 1).astype(np.float32), score[kept].astype(np.float32)
+
+    @staticmethod
+    def moved(anchor: Boxes, offsets: np.ndarray) -> Boxes:
+        """Anchors with their centres moved by offsets of their sides, and their sides times the exponential of the others."""
+        sides = anchor[:, 2:] - anchor[:, :2] + 1
+        centres = anchor[:, :2] + sides / 2 + offsets[:, :2] * sides
+        half = elementary.exp(torch.from_numpy(offsets[:, 2:].astype(np.float64))).float().numpy() * sides / 2
+        return np.concatenate([centres - half, centres + half], 1)
