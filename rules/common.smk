@@ -88,9 +88,17 @@ def in_report(folder, category, path, caption, label, patterns=()):
     )
 
 
-dataset_report = partial(in_report, "results/datasets/{dataset}", "{dataset}")
-experiment_report = partial(in_report, "results/experiments/{experiment}", "{experiment}")
-comparison_report = partial(in_report, "results/report", "Comparison")
+# The report sorts categories by name.
+dataset_report = partial(in_report, "results/datasets/{dataset}", "Dataset {dataset}")
+experiment_report = partial(in_report, "results/experiments/{experiment}", "Experiment {experiment}")
+comparison_report = partial(in_report, "results/report", "All experiments")
+
+
+def of_each_experiment(path):
+    """A file of every experiment, by its path in the experiment's folder."""
+    return expand(f"results/experiments/{{name}}/{path}", name=config["experiments"])
+
+
 DUPLICATES = dataset_report("lists/duplicates.csv", "duplicates", "near-duplicates (CSV)")
 LISTS = [
     *expand(
@@ -161,7 +169,11 @@ def results(wildcards):
         for name, dataset in config["datasets"].items()
         if dataset.get("augmentation", {}).keys() - {"copies"}
     ]
-    paths += ["results/report/comparison.csv"] if config["experiments"] else []
+    paths += (
+        ["results/report/comparison.csv", "results/report/overview.html"]
+        if config["experiments"]
+        else []
+    )
     paths += [
         f"results/experiments/{name}/{file}"
         for name, experiment in config["experiments"].items()

@@ -179,12 +179,10 @@ rule visualize:
 
 rule comparison:
     input:
-        metrics=expand("results/experiments/{name}/train/metrics.csv", name=config["experiments"]),
-        bests=expand("results/experiments/{name}/train/best.json", name=config["experiments"]),
-        seconds=expand("results/experiments/{name}/train/seconds.csv", name=config["experiments"]),
-        summaries=expand(
-            "results/experiments/{name}/evaluate/summary.json", name=config["experiments"]
-        ),
+        metrics=of_each_experiment("train/metrics.csv"),
+        bests=of_each_experiment("train/best.json"),
+        seconds=of_each_experiment("train/seconds.csv"),
+        summaries=of_each_experiment("evaluate/summary.json"),
     output:
         table=comparison_report("comparison.csv", "comparison", "table (CSV)"),
         plot=comparison_report("comparison.png", "comparison_plot", "curves"),
@@ -204,3 +202,28 @@ rule comparison:
     shell:
         "python -m pipeline.report.comparison {params.folder:q} --metrics {input.metrics:q} --summaries {input.summaries:q}"
         " --bests {input.bests:q} --seconds {input.seconds:q} --options {params.options:q} 2>&1 | tee {log:q}"
+
+
+rule overview:
+    input:
+        table="results/report/comparison.csv",
+        plot="results/report/comparison.png",
+        metrics=of_each_experiment("train/metrics.csv"),
+        classes=of_each_experiment("evaluate/per_class.csv"),
+        confusions=of_each_experiment("evaluate/confusion.csv"),
+        curves=of_each_experiment("report/curves.png"),
+        matrices=of_each_experiment("report/confusion.png"),
+        mistakes=of_each_experiment("report/mistakes.png"),
+    output:
+        comparison_report("overview.html", "first_page", "overview"),
+    log:
+        "logs/report/overview.log",
+    resources:
+        mem_mb=grown(500),
+        runtime=grown(5),
+    params:
+        code=code_of("pipeline.report.overview"),
+    shell:
+        "python -m pipeline.report.overview {output:q} --table {input.table:q} --plot {input.plot:q} --metrics {input.metrics:q}"
+        " --classes {input.classes:q} --confusions {input.confusions:q} --curves {input.curves:q} --matrices {input.matrices:q}"
+        " --mistakes {input.mistakes:q} 2>&1 | tee {log:q}"

@@ -20,17 +20,17 @@ experiments:
   base: {dataset: few, model: lenet, batch_size: 2, solver: {max_iter: 2}}
 """
 RESULTS = {
-    "few": {
+    "Dataset few": {
         *("images of each class", "how many of each class", "sizes of the files", "mean image", "augmented images"),
         *("contact sheet 0000: a", "contact sheet 0001: b"),
         "near-duplicates (CSV)",
     },
-    "base": {
+    "Experiment base": {
         *("curves", "confusion matrix", "calibration", "surest mistakes", "filters", "activations", "probabilities", "net"),
         *("feature maps 1: a", "feature maps 2: b", "accuracy by class (CSV)", "predictions (CSV)"),
         *("layers (CSV)", "preflight (CSV)"),
     },
-    "Comparison": {"curves", "table (CSV)"},
+    "All experiments": {"overview", "curves", "table (CSV)"},
 }
 SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1280, "height": 900}}
 
@@ -75,6 +75,8 @@ def test_every_picture_of_the_report_is_visible(report, browser, size):
         assert set(rows.locator("td:first-child").all_inner_texts()) == results
         for number in range(len(results)):
             name, look = rows.nth(number).locator("td").first.inner_text(), rows.nth(number).locator("a").first
+            if name == "overview":
+                continue  # a page, which the report begins with
             if name.endswith("(CSV)"):
                 assert look.get_attribute("href").startswith("data:text/")
             else:
@@ -83,6 +85,27 @@ def test_every_picture_of_the_report_is_visible(report, browser, size):
         page.locator("nav ol a").first.click()
     assert troubles == []
     assert set(asked) <= {"file", "data"}
+    page.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_report_begins_with_results(report, browser, size):
+    page = browser.new_page(viewport=SIZES[size])
+    page.set_default_timeout(120_000)
+    page.goto(report.as_uri())
+    first = page.locator(".overview")
+    assert first.locator("table").is_visible()
+    assert first.locator("td", has_text="%").count() == 1
+    assert first.locator("h2").inner_text().startswith("base: ")
+    assert first.locator("li").count() >= 1
+    pictures = first.locator("img")
+    assert pictures.count() == 4
+    for picture in pictures.all():
+        picture.scroll_into_view_if_needed()
+        box = picture.bounding_box()
+        assert picture.evaluate("image => image.naturalWidth") > 0
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= SIZES[size]["width"]
     page.close()
 
 
