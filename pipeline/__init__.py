@@ -17,6 +17,6 @@ _found = importlib.util.find_spec("caffe")
 _caffe, _ours = Path(_found.origin if _found and _found.origin else "nowhere").parent, Path(__file__).parent.with_name("caffe")
 if _caffe.resolve() != _ours.resolve():
     raise ImportError(
-        f'import caffe finds {_caffe}, but Roastery\'s is {_ours}; take the other one\'s folder off PYTHONPATH, and'
+        f"import caffe finds {_caffe}, but Roastery's is {_ours}; take the other one's folder off PYTHONPATH, and"
         ' sys.path.insert(0, caffe_root + "python") out of scripts'
     )

@@ -1,6 +1,7 @@
 """What scripts of 2014 call: nets that set their phase and preprocess images, as tutorials of that year show."""
 
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -98,7 +99,8 @@ def test_crops_are_made_preprocessed_and_forwarded_by_hand(files):
 def test_a_plain_net_preprocesses_too(files):
     path, weights, mean, image = files
     net = caffe.Net(path, caffe.TEST, weights=weights)
-    with pytest.warns(FutureWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         net.set_mean("data", mean, mode="channel")
         net.set_raw_scale("data", 255)
         net.set_input_scale("data", 0.5)
@@ -149,7 +151,7 @@ def test_a_mean_may_be_a_file(files, tmp_path, kind):
 
 def test_an_image_may_be_an_open_file(files):
     image = files[3]
-    with open(image, "rb") as file:
+    with Path(image).open("rb") as file:
         np.testing.assert_array_equal(caffe.io.load_image(file), caffe.io.load_image(image))
-    with open(files[0], "rb") as file, pytest.raises(caffe.Error, match="deploy.prototxt: not an image"):
+    with Path(files[0]).open("rb") as file, pytest.raises(caffe.Error, match=r"deploy\.prototxt: not an image"):
         caffe.io.load_image(file)
