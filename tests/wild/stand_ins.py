@@ -1,0 +1,183 @@
+"""Stand-ins for the data layers of a training net, whose records nobody has: Input layers of the shapes they would give."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+import caffe
+from caffe.engine.topology import filtered
+from caffe.proto import caffe_pb2
+
+Shape = tuple[int, ...]
+KEPT = ("Input", "DummyData", "Parameter")
+"""Layers without bottoms that need no records."""
+_CLASSES = ("Data", "ImageData", "WindowData", "MemoryData", "VideoData")
+"""Types whose second top is one class for each image."""
+_MAPS = ("DenseImageData", "ImageSegData", "ImageLabelmapData")
+"""Types whose second top is a map of classes for each image."""
+_TARGET = re.compile(r"label|target|truth|gt|mask|seg|score|sim|weight", re.IGNORECASE)
+"""Names of tops that a prediction is compared with, perhaps after other layers."""
+_REGIONS = 2
+"""Boxes for each image, where a data layer gives boxes."""
+
+
+class Guess(NamedTuple):
+    """What a prototxt leaves to the records, or to the time that a check may take.
+
+    batch          most images in a batch; None: as many as the prototxt says
+    channels       of an image
+    height, width  of an image, where the prototxt gives none
+    """
+
+    batch: int | None
+    channels: int
+    height: int
+    width: int
+
+
+GUESSES = (
+    Guess(2, 3, 224, 224),
+    Guess(None, 3, 224, 224),
+    Guess(2, 1, 28, 28),
+    Guess(2, 3, 32, 32),
+    Guess(2, 2, 28, 28),
+    Guess(1, 3, 360, 480),
+)
+"""Tried in this order until a net runs: ImageNet's, MNIST's, CIFAR's, a pair of MNIST's, CamVid's; at first in small batches,
+but a net that cuts its batch in parts needs all of it."""
+
+
+class Top(NamedTuple):
+    """A top of a data layer.
+
+    shape   None if only the layer that compares it with a prediction knows it
+    values  what it is filled with: image, class, box (of SSD), region or rois (of R-CNN), extent
+    """
+
+    shape: Shape | None
+    values: str
+
+
+def replaced(net: caffe_pb2.NetParameter, guess: Guess) -> tuple[caffe_pb2.NetParameter, dict[str, Top]]:
+    """The layers of a net that training includes, with Input layers for its data layers; and what their blobs hold.
+
+    Raises caffe.Error as building the net does, since shapes of targets are taken from the predictions they are compared with.
+    """
+    net.state.phase = caffe_pb2.TRAIN
+    training, _ = filtered(net, [layer.name for layer in net.layer])
+    sources = [layer for layer in training.layer if is_data(layer)]
+    targets = {name for layer in training.layer if layer.type.endswith("Loss") for name in layer.bottom[1:]}
+    tops = {name: top for layer in sources for name, top in _tops(layer, guess, targets).items()}
+    if any(top.shape is None for top in tops.values()):
+        tops = _resolved(training, tops)
+    return _with_inputs(training, tops), tops
+
+
+def is_data(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether a layer reads records."""
+    return not layer.bottom and bool(layer.top) and layer.type not in KEPT
+
+
+def sizes_unknown(net: caffe_pb2.NetParameter) -> list[str]:
+    """Types of the data layers whose prototxt does not say how large images are."""
+    unsaid = Guess(None, 0, 0, 0)
+    return sorted({layer.type for layer in net.layer if is_data(layer) and 0 in _extent(layer, unsaid)})
+
+
+def values_of(top: Top, rng: np.random.Generator) -> np.ndarray:
+    """Random values of the kind and shape of a top."""
+    assert top.shape is not None
+    if top.values == "image":
+        return rng.standard_normal(top.shape, np.float32)
+    if top.values == "class":
+        return rng.integers(0, 2, top.shape).astype(np.float32)
+    rows = {"box": [0, 1, 0, 0.1, 0.1, 0.6, 0.6, 0], "region": [10, 10, 100, 100, 1], "rois": [0, 10, 10, 100, 100]}
+    row = rows[top.values] if top.values in rows else [*rng.integers(200, 224, 2), 1]
+    return np.broadcast_to(np.array(row, np.float32), top.shape)
+
+
+def _tops(layer: caffe_pb2.LayerParameter, guess: Guess, targets: set[str]) -> dict[str, Top]:
+    batch, height, width = _extent(layer, guess)
+    channels = layer.memory_data_param.channels or guess.channels
+    image = Top((batch, channels, height, width), "image")
+    names = list(layer.top)
+    if layer.type == "AnnotatedData":
+        return dict(zip(names, (image, Top((1, 1, batch * _REGIONS, 8), "box")), strict=False))
+    if len(names) == 2 and layer.type in (*_CLASSES, *_MAPS):
+        return dict(
+            zip(names, (image, Top((batch,) if layer.type in _CLASSES else (batch, 1, height, width), "class")), strict=True)
+        )
+    return {name: Top(None, "class") if name in targets else _by_name(name, image) for name in names}
+
+
+def _by_name(name: str, image: Top) -> Top:
+    """A top of a data layer written in Python, or of another one whose tops the prototxt does not describe."""
+    of_rcnn = {"im_info": Top((1, 3), "extent"), "gt_boxes": Top((_REGIONS, 5), "region"), "rois": Top((_REGIONS, 5), "rois")}
+    return of_rcnn.get(name) or (Top(None, "class") if _TARGET.search(name) or name.startswith("bbox_") else image)
+
+
+def _extent(layer: caffe_pb2.LayerParameter, guess: Guess) -> tuple[int, int, int]:
+    """Images in a batch, height and width, of the first part of the prototxt that gives them."""
+    settings = [value for field, value in layer.ListFields() if field.name.endswith("_param") and field.message_type]
+    batch = _first(settings, "batch_size") or 1
+    resize = layer.transform_param.resize_param
+    crop = _first(settings, "crop_size")
+    height = crop or resize.height or _first(settings, "new_height") or layer.memory_data_param.height or guess.height
+    width = crop or resize.width or _first(settings, "new_width") or layer.memory_data_param.width or guess.width
+    return min(batch, guess.batch or batch), height, width
+
+
+def _first(settings: Iterable[object], name: str) -> int:
+    return next((int(getattr(each, name)) for each in settings if getattr(each, name, 0)), 0)
+
+
+def _with_inputs(net: caffe_pb2.NetParameter, tops: dict[str, Top]) -> caffe_pb2.NetParameter:
+    result = caffe_pb2.NetParameter()
+    result.CopyFrom(net)
+    del result.layer[:]
+    for layer in net.layer:
+        if is_data(layer):
+            shapes = [caffe_pb2.BlobShape(dim=tops[name].shape) for name in layer.top]
+            result.layer.add(name=layer.name, type="Input", top=layer.top).input_param.shape.extend(shapes)
+        else:
+            result.layer.add().CopyFrom(layer)
+    return result
+
+
+def _resolved(net: caffe_pb2.NetParameter, tops: dict[str, Top]) -> dict[str, Top]:
+    """The tops with the shapes of all: a target has its prediction's shape, a class one value for each vector of scores."""
+    batch = next((top.shape[0] for top in tops.values() if top.shape and top.values == "image"), 1)
+    known = caffe_pb2.NetParameter(layer=_computable(net, tops), state=net.state)
+    built = caffe.Net(_with_inputs(known, tops), caffe.TRAIN)
+    shapes = {name: tuple(blob.shape) for name, blob in built.blobs.items()}
+    found: dict[str, Shape] = {}
+    for layer in net.layer:
+        if len(layer.bottom) > 1 and layer.bottom[0] in shapes:
+            for name in layer.bottom[1:]:
+                if name in tops and tops[name].shape is None:
+                    found.setdefault(name, _target_shape(layer.type, shapes[layer.bottom[0]]))
+    return {name: top._replace(shape=top.shape or found.get(name, (batch,))) for name, top in tops.items()}
+
+
+def _computable(net: caffe_pb2.NetParameter, tops: dict[str, Top]) -> Iterator[caffe_pb2.LayerParameter]:
+    """The layers that do not depend on a top of unknown shape; of a data layer, the tops of known shape."""
+    unknown = {name for name, top in tops.items() if top.shape is None}
+    for layer in net.layer:
+        if unknown.intersection(layer.bottom):
+            unknown.update(layer.top)
+            continue
+        copy = caffe_pb2.LayerParameter()
+        copy.CopyFrom(layer)
+        if is_data(layer):
+            copy.top[:] = [name for name in layer.top if name not in unknown]
+        if copy.top:
+            yield copy
+
+
+def _target_shape(layer_type: str, scores: Shape) -> Shape:
+    """Shape of what a layer compares with scores of a shape."""
+    if caffe.layer_type(layer_type).compares_labels:
+        return scores[:1] if len(scores) == 2 else (scores[0], 1, *scores[2:])
+    return scores

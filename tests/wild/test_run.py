@@ -1,0 +1,111 @@
+"""The runner of the sample of files in the wild, on small files of each kind."""
+
+import subprocess
+
+import pytest
+
+from tests.wild import check
+from tests.wild.run import Entry, Limits, Row, causes, collect, read_sample, run, table
+
+SOLVER = """
+net: "nowhere.prototxt"
+test_iter: 1000
+test_interval: 500
+base_lr: 0.01
+lr_policy: "step"
+gamma: 0.1
+stepsize: 100
+momentum: 0.9
+"""
+DEPLOY = """
+input: "data"
+input_dim: 10 input_dim: 3 input_dim: 8 input_dim: 8
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 2 kernel_size: 3 } }
+layer { name: "prob" type: "Softmax" bottom: "conv" top: "prob" }
+"""
+TRAIN = """
+layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
+  transform_param { crop_size: 12 mean_file: "nowhere.binaryproto" } data_param { source: "nowhere" batch_size: 64 } }
+layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TEST }
+  data_param { source: "nowhere" batch_size: 50 } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 3 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+"""
+TARGETS = """
+layer { name: "data" type: "Python" top: "image" top: "density_label" python_param { module: "nowhere" layer: "Reader" } }
+layer { name: "conv" type: "Convolution" bottom: "image" top: "conv"
+  convolution_param { num_output: 4 kernel_size: 4 stride: 4 } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "conv" bottom: "density_label" top: "loss" }
+"""
+
+
+@pytest.mark.parametrize(("kind", "text"), [("solver", SOLVER), ("deploy", DEPLOY), ("train", TRAIN), ("train", TARGETS)])
+def test_a_file_without_its_data_or_nets_runs(write, tmp_path, kind, text):
+    write("net.prototxt", text)
+    assert check.check(tmp_path / "net.prototxt", kind) == ("runs", "", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "cause"),
+    [
+        ("deploy", "Softmax", "Softmin", "layer type Softmin"),
+        ("deploy", "num_output: 2", "num_output: 2 deformable: 4", "field ConvolutionParameter.deformable"),
+        ("deploy", "kernel_size: 3", "kernel_size: 9", "shape"),
+        ("deploy", 'bottom: "conv"', 'bottom: "relu"', "missing bottom"),
+        ("deploy", 'top: "prob" }', 'top: "prob"', "syntax"),
+        ("deploy", '"Softmax"', '"Python" python_param { module: "no.where" layer: "Softmax" }', "python layer no.where"),
+        ("train", '"SoftmaxWithLoss"', '"InfogainLoss" infogain_loss_param { source: "nowhere" }', "file not public"),
+        ("solver", '"step"', '"stairs"', "solver lr_policy"),
+        ("solver", "momentum: 0.9", "nesterov: true", "field SolverParameter.nesterov"),
+    ],
+)
+def test_what_does_not_run_has_its_cause(write, tmp_path, kind, old, new, cause):
+    write("net.prototxt", {"solver": SOLVER, "deploy": DEPLOY, "train": TRAIN}[kind].replace(old, new))
+    outcome = check.check(tmp_path / "net.prototxt", kind)
+    assert (outcome.result, outcome.cause) == ("refused", cause)
+
+
+def test_all_missing_layer_types_are_causes(write, tmp_path):
+    write("net.prototxt", DEPLOY.replace("Softmax", "Softmin").replace("Convolution", "Involution"))
+    assert check.check(tmp_path / "net.prototxt", "deploy").cause == "layer type Involution; layer type Softmin"
+
+
+def test_a_data_layer_that_the_engine_lacks_is_named_though_its_stand_in_runs(write, tmp_path):
+    write("net.prototxt", TRAIN.replace('"Data"', '"CloudData"'))
+    assert check.check(tmp_path / "net.prototxt", "train") == ("runs", "data layer CloudData", "")
+
+
+def test_files_are_collected_and_run_each_in_its_process(tmp_path):
+    repository = tmp_path / "mirror" / "someone+nets"
+    repository.mkdir(parents=True)
+    (repository / "deploy.prototxt").write_text(DEPLOY)
+    (repository / "deep.prototxt").write_text(DEPLOY.replace("Softmax", "Softmin"))
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "nets"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    sample = [
+        Entry("someone/nets", commit, name, "deploy", "bvlc") for name in ("deploy.prototxt", "deep.prototxt", "none.prototxt")
+    ]
+    assert collect(sample, tmp_path / "files", tmp_path / "mirror") == sample[2:]
+    rows = run(sample[:2], tmp_path / "files", Limits())
+    assert [(row.path, row.result, row.cause) for row in rows] == [
+        ("deep.prototxt", "refused", "layer type Softmin"),
+        ("deploy.prototxt", "runs", ""),
+    ]
+    assert rows[0].message.startswith("deep.prototxt:5:")
+    assert table(rows)[-1].split() == ["all", "2", "1", "50.0"]
+    assert run(sample[:1], tmp_path / "files", Limits(seconds=0))[0].result == "time"
+
+
+def test_causes_are_listed_by_frequency_with_the_files_that_have_no_other():
+    rows = [Row("a/b", f"{number}", "deploy", "", "refused", cause, "") for number, cause in enumerate(("x", "x; y", "z"))]
+    assert [line.split()[:3] for line in causes(rows)[1:]] == [["2", "1", "x"], ["1", "0", "y"], ["1", "1", "z"]]
+
+
+def test_the_sample_has_each_file_once_and_enough_repositories():
+    sample = read_sample()
+    assert len({(entry.repository, entry.path) for entry in sample}) == len(sample) >= 200
+    assert len({entry.repository for entry in sample}) >= 60
+    assert {entry.kind for entry in sample} == set(check.KINDS)
+    assert all(len(entry.commit) == 40 for entry in sample)
