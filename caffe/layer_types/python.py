@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from caffe.engine import mode, python_layer
+from caffe.engine import mode, python2, python_layer
 from caffe.engine.blob import Blob
 from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.errors import nearest
@@ -125,6 +125,8 @@ class Python(Layer):
             yield
         except Exception as error:
             error.add_note(f"{self.where}: in {code}")
+            if advice := python2.advice(error):
+                error.add_note(advice)
             raise
 
     def call(self, method: str, *arguments: Any) -> None:

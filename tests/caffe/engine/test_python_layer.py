@@ -1,5 +1,6 @@
 """Python layers: forward and backward within a net, parameters, in-place use, as data sources, and errors."""
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -357,3 +358,32 @@ def test_a_class_that_is_not_a_layer_is_refused(write, monkeypatch):
     with pytest.raises(caffe.LayerError) as error:
         caffe.Net(write("net.prototxt", INPUT + python("Double", "x").replace(__name__, "not_layers")), caffe.TEST)
     assert error.value.expected == "it must be a class derived from caffe.Layer"
+
+
+OF_PYTHON_2 = {
+    'print "hello"': r"convert it by `2to3 -w .*of_2_0\.py` \(of Python 3\.12 or earlier\)",
+    "import cPickle": "write `import pickle`",
+    "self.d = {}.has_key(1)": "write `key in d`",
+    "[k for k in xrange(3)]": "xrange is Python 2's: write range",
+    "[0, 1][4 / 4]": "/ of integers gave an integer: write //",
+    "range(4 / 2)": "/ of integers gave an integer: write //",
+    "import nothing_of_the_sort": "",
+    "1 / 0": "",
+}
+
+
+@pytest.mark.parametrize("line", OF_PYTHON_2)
+def test_a_layer_of_python_2_is_told_what_to_write_today(write, tmp_path, monkeypatch, line):
+    said = OF_PYTHON_2[line]
+    name = f"of_2_{list(OF_PYTHON_2).index(line)}"
+    (tmp_path / f"{name}.py").write_text(
+        f"import caffe\nclass L(caffe.Layer):\n    def setup(self, bottom, top):\n        {line}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    text = f"""input: "x" input_shape {{ dim: 1 }}
+    layer {{ name: "p" type: "Python" bottom: "x" top: "y" python_param {{ module: "{name}" layer: "L" }} }}"""
+    with pytest.raises((SyntaxError, ImportError, AttributeError, NameError, TypeError, ZeroDivisionError)) as error:
+        caffe.Net(write("net.prototxt", text), caffe.TEST)
+    notes = error.value.__notes__
+    assert 'layer "p": in ' in notes[0]
+    assert re.search(said, notes[1]) if said else len(notes) == 1, notes
