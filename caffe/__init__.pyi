@@ -17,9 +17,9 @@ from caffe import pycaffe as pycaffe
 from caffe import transform as transform
 from caffe.classifier import Classifier as Classifier
 from caffe.detector import Detector as Detector
+from caffe.engine.blob import Blob as Blob
 from caffe.engine.early import set_phase_test as set_phase_test
 from caffe.engine.early import set_phase_train as set_phase_train
-from caffe.engine.blob import Blob as Blob
 from caffe.engine.graph import NetGraph as NetGraph
 from caffe.engine.layer import layer_type as layer_type
 from caffe.engine.layer import layer_type_list as layer_type_list

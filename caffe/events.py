@@ -92,6 +92,7 @@ upgrade_incomplete = Event(
     "Warning: had one or more problems upgrading V0NetParameter to NetParameter (see above); continuing anyway.",
     ERROR,
 )
+devices_left_out = Event("caffe.cpp:204", "{}: one device is used; give several by -gpu", WARNING)
 hint_not_used = Event("upgrade_proto.cpp:1000", "{}: {} has no effect; in {} fork it is about {}")
 inputs_without_shape = Event("upgrade_proto.cpp:1000", "{}: inputs without input_shape or input_dim are left out", WARNING)
 
@@ -126,6 +127,7 @@ test_output = Event("solver.cpp:414", "    Test net output #{}: {} = {:g}{}")
 weights_saved = Event("solver.cpp:464", "Snapshotting to binary proto file {}")
 weights_saved_hdf5 = Event("solver.cpp:475", "Snapshotting to HDF5 file {}")
 step_reached = Event("sgd_solver.cpp:48", "MultiStep Status: Iteration {}, step = {}")
+plateau_ended = Event("sgd_solver.cpp:78", "Plateau Status: Iteration {}, step = {}")
 gradients_clipped = Event(
     "sgd_solver.cpp:94", "Gradient clipping: scaling down gradients (L2 norm {:g} > {:g}) by scale factor {:g}"
 )

@@ -41,6 +41,7 @@ class LevelDB:
         except plyvel.Error as error:
             raise FileError(source, f"not a readable LevelDB ({error})", do="is another process reading it?") from error
         self.source = source
+        self._keys: list[bytes] | None = None
 
     def __len__(self) -> int:
         return self._entries
@@ -57,6 +58,13 @@ class LevelDB:
         """Records from position `start` on."""
         for _, value in itertools.islice(self.items(), start, None):
             yield value
+
+    def record(self, index: int) -> bytes:
+        """The record at a position in key order; the first call reads all keys."""
+        if self._keys is None:
+            self._keys = list(self._db.iterator(include_value=False))
+        value: bytes = self._db.get(self._keys[index])
+        return value
 
 
 # A process can open a LevelDB only once, so nets that read the same one share it.

@@ -6,6 +6,7 @@ little-endian) through a memory map without a lock, so it works on read-only fil
 
 import mmap
 import struct
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,7 @@ _NUMBER = struct.Struct("<Q")
 
 
 class LMDBFile:
-    """The records of an LMDB: `len(file)`, `file.values(start)`, `file.items()`.
+    """The records of an LMDB: `len(file)`, `file.values(start)`, `file.items()`, `file.record(index)`.
 
     source  the database's folder, or its data file
     Values are views into the mapped file, valid as long as this object lives.
@@ -53,6 +54,7 @@ class LMDBFile:
         if newest is None:
             raise self._error(f"{path.name} has no valid meta page")
         _, self._page_size, self._entries, self._root = newest
+        self._nodes: array[int] | None = None
 
     def __len__(self) -> int:
         return self._entries
@@ -69,6 +71,13 @@ class LMDBFile:
         for page, pointers in self._leaves():
             for pointer in pointers:
                 yield self._node(page, pointer)
+
+    def record(self, index: int) -> memoryview:
+        """The record at a position in key order; the first call walks through the whole tree."""
+        if self._nodes is None:
+            self._nodes = array("Q", (page + pointer for page, pointers in self._leaves() for pointer in pointers))
+        pointer = self._nodes[index] % self._page_size
+        return self._node(self._nodes[index] - pointer, pointer)[1]
 
     # ---- the tree
 

@@ -3,13 +3,14 @@
 import codecs
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
+from caffe import events
 from caffe.errors import FileError
 from caffe.formats import parse_errors, upgrade
 from caffe.formats.files import read_bytes, written_whole
@@ -27,7 +28,7 @@ def read_net(path: os.PathLike[str] | str) -> caffe_pb2.NetParameter:
 
 def read_solver(path: os.PathLike[str] | str) -> caffe_pb2.SolverParameter:
     """Read the solver in a prototxt, upgraded to the current format."""
-    solver = read_text(path, caffe_pb2.SolverParameter())
+    solver = _read_text(path, caffe_pb2.SolverParameter(), first_device)
     upgrade.upgrade_solver(solver, str(path))
     return solver
 
@@ -75,9 +76,28 @@ def read_binary(path: os.PathLike[str] | str, message: M, what: str | None = Non
     return message
 
 
+_DEVICES = re.compile(r"#.*|\bdevice_id\s*:\s*\[\s*(\d+)[\d\s,]*\]")
+
+
+def first_device(text: str) -> str:
+    """A solver's text with the first of a list of devices, device_id: [0, 1], which yjxiong/caffe trains on; ours are -gpu's."""
+
+    def replaced(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0]
+        events.devices_left_out(match[0])
+        return f"device_id: {match[1]}" + "\n" * match[0].count("\n")
+
+    return _DEVICES.sub(replaced, text)
+
+
 def read_text(path: os.PathLike[str] | str, message: M) -> M:
     """Fill `message` from a prototxt. Raises ParseError with the line."""
-    text = _text(path)
+    return _read_text(path, message, str)
+
+
+def _read_text(path: os.PathLike[str] | str, message: M, changed: Callable[[str], str]) -> M:
+    text = changed(_text(path))
     try:
         text_format.Parse(text, message)
     except text_format.ParseError as error:

@@ -13,7 +13,10 @@ V1 = caffe_pb2.V1LayerParameter
 
 # Type names that are not the words of V1's enum, and those whose capitals do not follow from its underscores.
 _RENAMED = {"NONE": "", "SOFTMAX_LOSS": "SoftmaxWithLoss"}
-_CAPITALS = {name.upper(): name for name in ("AbsVal", "ArgMax", "BNLL", "HDF5Data", "HDF5Output", "LRN", "MVN", "ReLU", "TanH")}
+_CAPITALS = {
+    name.upper(): name
+    for name in ("AbsVal", "ArgMax", "BN", "BNLL", "HDF5Data", "HDF5Output", "LRN", "MVN", "PReLU", "ReLU", "ReLU6", "TanH")
+}
 
 _SAME = ("name", "bottom", "top", "include", "exclude", "blobs", "loss_weight")
 _TRANSFORMED = {V1.DATA: "data_param", V1.IMAGE_DATA: "image_data_param", V1.WINDOW_DATA: "window_data_param"}

@@ -18,10 +18,12 @@ class Elementwise(Layer):
 
 @register("ReLU")
 class ReLU(Elementwise):
-    """y = x where x > 0, else negative_slope · x; shape of x."""
+    """y = x where x > 0, else negative_slope · x; at most 6 with relu6 (Synopsys' fork); shape of x."""
 
     def forward(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope
+        if self.param.relu_param.relu6:
+            return functional.leaky_relu(x, slope).clamp_max(6) if slope else functional.relu6(x)
         if slope:
             return functional.leaky_relu(x, slope)
         return torch.relu_(x) if self.overwrites else torch.relu(x)

@@ -16,7 +16,8 @@ from caffe.proto import caffe_pb2
 class InnerProduct(Layer):
     """Fully connected: (d_0, …, d_axis-1, K) × (N, K)ᵀ → (d_0, …, d_axis-1, N); K is the product of the axes from `axis` on.
 
-    With `transpose` the weights are stored as (K, N).
+    With `transpose` the weights are stored as (K, N). With `normalize` (happynear/caffe-windows) each output's weights are
+    divided by √(Σ w² + 1e-6) before each pass, and stay so; their gradient is not projected.
     """
 
     learns = (WEIGHT, BIAS)
@@ -49,10 +50,19 @@ class InnerProduct(Layer):
         weight, *bias = self.parameters()
         if self.param.inner_product_param.transpose:
             weight = weight.t()
+        if self.param.inner_product_param.normalize:
+            self.normalize_weights()
         rows = x.flatten(self.first)
         if rows.shape[-1] != self.inputs:
             self.top_shapes(tuple(x.shape))
         return functional.linear(rows, weight, *bias)
+
+    @torch.no_grad()
+    def normalize_weights(self) -> None:
+        """Scale each output's weights to norm 1."""
+        weight = self.blobs[0].tensor
+        inputs = 0 if self.param.inner_product_param.transpose else 1
+        weight.div_((weight.square().sum(inputs, keepdim=True) + 1e-6).sqrt())
 
 
 @register("Embed")
@@ -88,13 +98,14 @@ class Embed(Layer):
 
 @register("Parameter")
 class Parameter(Layer):
-    """A learned blob of the given shape as a top; initially 0."""
+    """A learned blob of the given shape as a top; initially 0, or as blob_filler says (happynear/caffe-windows)."""
 
     learns = (WEIGHT,)
     bottoms = (0, 0)
 
     def setup(self) -> None:
-        self.add_blob(tuple(self.param.parameter_param.shape.dim), caffe_pb2.FillerParameter())
+        p = self.param.parameter_param
+        self.add_blob(tuple(p.shape.dim), p.blob_filler)
 
     def top_shapes(self) -> list[Shape]:
         return [self.blobs[0].shape]
@@ -108,6 +119,7 @@ class Parameter(Layer):
 class Dropout(Layer):
     """In training, zero values with probability dropout_ratio and divide the others by 1 - dropout_ratio; else identity.
 
+    scale_train: false (py-faster-rcnn's fork) divides nothing in training, and multiplies by 1 - dropout_ratio in testing.
     A ratio of 0 drops nothing, and one of 1 everything (NaN in BVLC Caffe).
     """
 
@@ -124,10 +136,11 @@ class Dropout(Layer):
         return "drops values at random" if self.phase == caffe_pb2.TRAIN else ""
 
     def forward(self, x: Tensor) -> Tensor:
-        keep = 1 - self.param.dropout_param.dropout_ratio
+        p = self.param.dropout_param
+        keep = 1 - p.dropout_ratio
         if self.phase != caffe_pb2.TRAIN or keep == 1:
-            return x
+            return x if p.scale_train else x * keep
         if keep == 0:  # Caffe multiplies 0 by an infinite scale
             return x * 0.0
         kept = torch.from_numpy(mode.generator.chosen(keep, tuple(x.shape))).to(x.device)
-        return x * (kept * (1 / keep))
+        return x * (kept * (1 / keep)) if p.scale_train else x * kept

@@ -5,7 +5,7 @@ import itertools
 import json
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from caffe import events
 from caffe.engine import fillers, mode
 from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error
+from caffe.events import Event
 from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import missing_db, open_db
 from caffe.formats.lmdb_file import LMDBFile
@@ -113,6 +114,25 @@ class Records(Source):
         self.seek(number * self.batch_size)
 
 
+def positions(count: int, numbers: Iterable[int], seed: int | None, restarted: Event) -> Iterator[int]:
+    """Positions among `count` records of records that are numbered over all epochs.
+
+    seed       determines, with the epoch, each epoch's order; None is the given order
+    restarted  called at each further epoch
+    """
+    last: int | None = None
+    order: Sequence[int] | np.ndarray = range(count)
+    for number in numbers:
+        epoch, index = divmod(number, count)
+        if epoch != last:
+            if last is not None:
+                restarted()
+            if seed is not None:
+                order = Generator(seed, epoch).permutation(count)
+            last = epoch
+        yield int(order[index])
+
+
 class Prefetching(Records):
     """A source that prefetches batches on a thread; their order does not depend on timing."""
 
@@ -203,9 +223,14 @@ class Prefetching(Records):
 
 @register("Data")
 class Data(Prefetching):
-    """Images and labels from a database of Datum records, in key order, repeated endlessly: → (N, C, H, W), (N,)."""
+    """Images and labels from a database of Datum records, in key order, repeated endlessly: → (N, C, H, W), (N,).
+
+    shuffle (yjxiong/caffe, intel/caffe) draws a new order for each epoch; each of n solvers that train together then reads all
+    records in an order that only it uses.
+    """
 
     reads = "database"
+    seed: int | None = None
 
     def __init__(self, param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device):
         super().__init__(param, phase, where, device)
@@ -222,6 +247,7 @@ class Data(Prefetching):
         self.require_positive("batch_size")
         self.ahead = p.prefetch
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
+        self.seed = self.rng.seed() if p.shuffle else None
         self.color = True if p.force_encoded_color else self.transformer.color
         self.image = self.pixels(next(self.database.values()))[0].shape
         events.database_batch_shaped(",".join(map(str, self.top_shapes()[0])))
@@ -240,6 +266,9 @@ class Data(Prefetching):
 
     def records(self, position: int) -> Iterator[bytes | memoryview]:
         """Yield records from `position` on, endlessly; each of n solvers that train together reads every n-th record."""
+        if self.seed is not None:
+            numbers = positions(len(self.database), itertools.count(position), self.seed, events.database_restarted)
+            yield from map(self.database.record, numbers)
         solvers, rank = self.share()
         offset = position * solvers
         start = offset % len(self.database)
@@ -250,6 +279,19 @@ class Data(Prefetching):
                 offset += 1
             start = 0
             events.database_restarted()
+
+    def keep(self, state: caffe_pb2.LayerState) -> None:
+        super().keep(state)
+        if self.seed is not None:
+            state.seed = self.seed
+
+    def resume(self, state: caffe_pb2.LayerState) -> None:
+        super().resume(state)
+        if self.seed is not None and state.HasField("seed"):
+            self.seed = state.seed
+
+    def batch_dependence(self) -> str:
+        return "shuffles its records" if self.param.data_param.shuffle else super().batch_dependence()
 
     def read(self, position: int) -> Iterator[Batch]:
         records = map(self.pixels, self.records(position))

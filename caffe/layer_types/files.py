@@ -17,9 +17,10 @@ from caffe.engine import mode
 from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error, FileError
 from caffe.formats.files import missing
-from caffe.layer_types.data import Batch, Prefetching, Records, Source
+from caffe.layer_types.data import Batch, Prefetching, Records, Source, positions
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
+from caffe.transforms.random_crops import resized
 from caffe.transforms.transform import Transformer
 
 IMAGE_LIST, HDF5_LIST = "image list", "list of HDF5 files"
@@ -71,6 +72,7 @@ def read_image(path: str, color: bool, size: tuple[int, int] | None = None, how:
 class ImageData(Prefetching):
     """Images and labels from a list of `path label` lines, repeated endlessly: → (N, C, H, W), (N,).
 
+    short_side (NVIDIA/caffe) resizes the shorter side to that length, and the other in proportion.
     shuffle draws a new order for each epoch; rand_skip skips a random number of lines, below it, at the start. Each of n
     solvers that train together reads every n-th line or, with shuffle, all lines in an order that only it uses.
     """
@@ -86,7 +88,7 @@ class ImageData(Prefetching):
         events.image_list_opened(p.source)
         self.lines = self.read_list()
         events.images_listed(len(self.lines))
-        self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
+        self.transformer = self.make_transformer()
         self.seed = self.rng.seed() if p.shuffle else None
         if p.shuffle:
             events.image_list_shuffled()
@@ -117,6 +119,10 @@ class ImageData(Prefetching):
         random = "shuffles its lines" if p.shuffle else "skips lines at random (rand_skip)" if p.rand_skip else ""
         return random or super().batch_dependence()
 
+    def make_transformer(self) -> Transformer:
+        """What transforms the images."""
+        return Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
+
     def read_list(self) -> list[tuple[str, Any]]:
         """Image path and label, or path of the label image, for each line of the list."""
         p = self.settings_of(self.param)
@@ -124,7 +130,18 @@ class ImageData(Prefetching):
 
     def pixels(self, line: tuple[str, Any]) -> np.ndarray:
         """The image of a line."""
-        return read_image(line[0], self.settings_of(self.param).is_color, self.size)
+        p = self.settings_of(self.param)
+        image = read_image(line[0], p.is_color, self.size)
+        return self.with_short_side(image, getattr(p, "short_side", 0))
+
+    @staticmethod
+    def with_short_side(image: np.ndarray, side: int) -> np.ndarray:
+        """The image with its shorter side resized to `side`; 0 leaves it."""
+        shorter = min(image.shape[1:])
+        if not side or side == shorter:
+            return image
+        height, width = (extent * side // shorter for extent in image.shape[1:])
+        return resized(image, height, width)
 
     def labels(self, lines: list[tuple[str, Any]]) -> np.ndarray:
         """The labels of some lines."""
@@ -133,18 +150,8 @@ class ImageData(Prefetching):
     def ordered(self, position: int) -> Iterator[tuple[str, Any]]:
         """This solver's lines from `position` on, endlessly; seed and epoch determine each epoch's order."""
         solvers, rank = self.share() if self.seed is None else (1, 0)
-        count = len(self.lines)
-        last: int | None = None
-        order: Sequence[int] | np.ndarray = range(count)
-        for number in itertools.count(position * solvers + rank + self.skipped, solvers):
-            epoch, index = divmod(number, count)
-            if epoch != last:
-                if last is not None:
-                    events.image_list_restarted()
-                if self.seed is not None:
-                    order = Generator(self.seed, epoch).permutation(count)
-                last = epoch
-            yield self.lines[order[index]]
+        numbers = itertools.count(position * solvers + rank + self.skipped, solvers)
+        return map(self.lines.__getitem__, positions(len(self.lines), numbers, self.seed, events.image_list_restarted))
 
     def read(self, position: int) -> Iterator[Batch]:
         lines = self.ordered(position)
@@ -159,29 +166,52 @@ class DenseImageData(ImageData):
     """SegNet's source of images and label images, from a list of `path path` lines: → (N, C, H, W), (N, 1, H, W).
 
     Labels are gray values, not transformed; resized by nearest neighbour if a size is given.
+    ENet's fork (TimoSaemann/caffe-enet): labels have label_divide_factor times fewer rows and columns; mirror flips both at
+    random; root_folder_image and root_folder_label are before the paths.
     """
 
     reads = "records"
 
     def setup(self, *shapes: Shape) -> None:
-        if self.param.transform_param.mirror or self.param.transform_param.crop_size:
-            raise self.error("mirror or crop_size in transform_param", "labels are not transformed", "leave it out")
+        if self.param.dense_image_data_param.label_divide_factor < 1:
+            raise self.error("label_divide_factor 0", "it must be at least 1")
         super().setup(*shapes)
-        if (labels := self.labels(self.lines[:1]).shape[2:]) != self.image[1:]:
+        if self.param.transform_param.mirror or any(self.transformer.crop_extents) or self.transformer.resize:
+            raise self.error("mirror or crop_size in transform_param", "labels are not transformed", "leave it out")
+        if (labels := self.labels(self.lines[:1]).shape[2:]) != self.label_extents():
             raise Error(self.lines[0][1], "labels of {}×{}".format(*labels), "the image has {}×{}".format(*self.image[1:]))
 
+    def label_extents(self) -> tuple[int, int]:
+        """Height and width of the labels."""
+        factor = self.param.dense_image_data_param.label_divide_factor
+        return self.image[1] // factor, self.image[2] // factor
+
     def top_shapes(self) -> list[Shape]:
-        return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size, 1, *self.image[1:])]
+        return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size, 1, *self.label_extents())]
 
     def read_list(self) -> list[tuple[str, Any]]:
-        source, root = self.param.dense_image_data_param.source, self.param.dense_image_data_param.root_folder
+        p = self.param.dense_image_data_param
+        source, of_images, of_labels = p.source, p.root_folder_image or p.root_folder, p.root_folder_label or p.root_folder
         words = [word for line in lines_of(source, IMAGE_LIST, self.where) for word in line.split()]
         if len(words) % 2:
             raise FileError(source, f"{len(words)} paths", "each image is followed by its label image")
-        return [(root + image, root + labels) for image, labels in zip(words[::2], words[1::2], strict=True)]
+        return [(of_images + image, of_labels + labels) for image, labels in zip(words[::2], words[1::2], strict=True)]
 
     def labels(self, lines: list[tuple[str, Any]]) -> np.ndarray:
-        return np.array([read_image(path, False, self.size, cv2.INTER_NEAREST) for _, path in lines], np.float32)
+        size = self.label_extents() if self.size else None
+        return np.array([read_image(path, False, size, cv2.INTER_NEAREST) for _, path in lines], np.float32)
+
+    def batch_dependence(self) -> str:
+        return "mirrors images at random" if self.param.dense_image_data_param.mirror else super().batch_dependence()
+
+    def read(self, position: int) -> Iterator[Batch]:
+        for images, labels in super().read(position):
+            if not self.param.dense_image_data_param.mirror:
+                yield images, labels
+                continue
+            chosen = torch.from_numpy(self.rng.integers(2, self.batch_size).astype(bool)).view(-1, 1, 1, 1)
+            values, maps = torch.as_tensor(images), torch.as_tensor(labels)
+            yield torch.where(chosen.to(values.device), values.flip(-1), values), torch.where(chosen, maps.flip(-1), maps)
 
 
 @register("HDF5Data")

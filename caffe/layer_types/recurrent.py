@@ -19,8 +19,8 @@ class _Recurrent(Layer):
     states after the last step. Otherwise the state is carried to the next forward pass, without a gradient.
     """
 
-    bottoms = (2, None)
-    tops = (1, None)
+    bottoms: tuple[int, int | None] = (2, None)
+    tops: tuple[int, int | None] = (1, None)
     drawn_as = "inner product"
     states = 0
     """Number of states (1, N, D) that a step passes to the next."""

@@ -16,6 +16,7 @@ _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 MAX = caffe_pb2.PoolingParameter.MAX
 AVE = caffe_pb2.PoolingParameter.AVE
+AVE_EXC_PAD = caffe_pb2.PoolingParameter.AVE_EXC_PAD
 LOWEST = torch.finfo(torch.float32).min
 
 
@@ -44,6 +45,17 @@ def spatial(layer: Layer, name: str, axes: int, default: int | None) -> Shape:
     return tuple(layer.for_each(values or [default], axes, f"values of {name}", "spatial axes"))
 
 
+def sided_pads(layer: Layer) -> tuple[int, int, int, int] | None:
+    """Pads at the left, right, top and bottom (pad_l, pad_r, pad_t and pad_b of Synopsys' fork); None if none is given."""
+    param = layer.settings_of(layer.param)
+    left, right, top, bottom = (int(getattr(param, name)) for name in ("pad_l", "pad_r", "pad_t", "pad_b"))
+    if not (left or right or top or bottom):
+        return None
+    if {field.name for field, _ in param.ListFields()} & {"pad", "pad_h", "pad_w"}:
+        raise layer.error("pad_l, pad_r, pad_t or pad_b, and pad", "only one form may be given")
+    return left, right, top, bottom
+
+
 class _Windows(Layer):
     """Base of the layers with a convolution_param: the geometry of their windows."""
 
@@ -52,7 +64,9 @@ class _Windows(Layer):
         self.kernel = spatial(self, "kernel_size", axes, None)
         self.stride = spatial(self, "stride", axes, 1)
         self.pad = spatial(self, "pad", axes, 0)
-        dilation = self.param.convolution_param.dilation or [1]
+        p = self.param.convolution_param
+        # DeepLab's hole and BVLC Caffe's dilation are one thing.
+        dilation = p.dilation or ([p.hole_h, p.hole_w] if p.HasField("hole_h") or p.HasField("hole_w") else [p.hole])
         self.dilation = tuple(self.for_each(dilation, axes, "values of dilation", "spatial axes"))
         for name, values in (("kernel_size", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
             if min(values, default=1) < 1:
@@ -83,6 +97,8 @@ class _Convolving(_Windows):
     drawn_as = "convolution"
     takes_pairs = False
     """Whether images of one channel are convolved as pairs of columns."""
+    sides: tuple[int, int, int, int] | None = None
+    """Pads at the left, right, top and bottom, where they differ."""
 
     def setup(self, *shapes: Shape) -> None:
         p = self.param.convolution_param
@@ -94,6 +110,9 @@ class _Convolving(_Windows):
         if axes and axes not in _CONVOLUTIONS:
             raise self.error(f"a bottom of shape {shape}: {axes} spatial axes", "at most 3 are supported")
         self.read_geometry(axes)
+        self.sides = sided_pads(self)
+        if self.sides and (axes != 2 or self.is_transposed):
+            raise self.error("pad_l, pad_r, pad_t or pad_b", "they are for convolutions of two spatial axes", "give pad")
         channels = shape[self.channel_axis]
         self.require_positive("num_output")
         for name, count in (("input channels", channels), ("outputs", p.num_output)):
@@ -116,11 +135,16 @@ class _Convolving(_Windows):
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
         self.require_same_shape(*shapes)
         leading, bottom = shapes[0][: self.channel_axis], shapes[0][self.channel_axis + 1 :]
+        if self.sides:
+            left, right, top, below = self.sides
+            bottom = (bottom[0] + top + below, bottom[1] + left + right)
         return [(*leading, self.param.convolution_param.num_output, *self.extents(bottom))] * len(shapes)
 
     def forward(self, *bottoms: Tensor) -> Tops:
         weight, *rest = self.parameters()
         bias = rest[0] if rest else None
+        if self.sides:
+            bottoms = tuple(functional.pad(x, self.sides) for x in bottoms)
         if self.channel_axis == 1 and self.kernel:
             return tuple(self.convolve(x, weight, bias) for x in bottoms)
         tops = []
@@ -230,8 +254,10 @@ class Pooling(Layer):
     """Maximum, mean or random value of every window: (N, C, H, W) → (N, C, H', W'); MAX has the positions as a second top.
 
     H' is rounded up unless round_mode: FLOOR (forks: ceil_mode: false), and a last window that starts beyond the bottom and its
-    padding is left out. AVE divides by the window's size within the padded bottom. STOCHASTIC samples with probabilities
-    proportional to the values in training and gives their expectation in testing (Zeiler and Fergus 2013).
+    padding is left out. AVE divides by the window's size within the padded bottom, AVE_EXC_PAD (Synopsys' fork; intel/caffe:
+    avg_include_pad: false) by its size within the bottom. pad_l, pad_r, pad_t and pad_b (Synopsys) are the pads of each side.
+    STOCHASTIC samples with probabilities proportional to the values in training and gives their expectation in testing (Zeiler
+    and Fergus 2013).
     """
 
     tops = (1, 2)
@@ -243,36 +269,44 @@ class Pooling(Layer):
 
     def setup(self, shape: Shape) -> None:
         p = self.param.pooling_param
-        self.method = p.pool
+        self.excludes_pad = p.pool == AVE_EXC_PAD or (p.pool == AVE and not p.avg_include_pad)
+        self.method = AVE if self.excludes_pad else p.pool
         self.ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL if p.HasField("round_mode") else p.ceil_mode
         self.gives_positions = len(self.param.top) > 1
         self.require_maps(shape)
         if self.gives_positions and p.pool != MAX:
             raise self.error("two tops", "only MAX pooling has a second top, the positions")
         self.stride, self.pad = spatial(self, "stride", 2, 1), spatial(self, "pad", 2, 0)
+        self.pad_after = self.pad
+        if sides := sided_pads(self):
+            left, right, top, bottom = sides
+            self.pad, self.pad_after = (top, left), (bottom, right)
+            if p.pool == caffe_pb2.PoolingParameter.STOCHASTIC:
+                raise self.error("pad_l, pad_r, pad_t or pad_b with STOCHASTIC", "they are for MAX and AVE")
         if p.global_pooling:
             if p.HasField("kernel_size") or p.HasField("kernel_h") or p.HasField("kernel_w"):
                 raise self.error("global_pooling and a kernel size", "global pooling takes its kernel from the bottom")
             self.kernel = None
-            if self.pad != (0, 0) or self.stride != (1, 1):
+            if any(self.pad + self.pad_after) or self.stride != (1, 1):
                 raise self.error(f"global_pooling with pad {self.pad} and stride {self.stride}", "pad must be 0 and stride 1")
             return
         self.kernel = spatial(self, "kernel_size", 2, None)
         if min(self.kernel) < 1 or min(self.stride) < 1:
             raise self.error(f"kernel {self.kernel} and stride {self.stride}", "both must be at least 1")
-        if any(pad >= kernel for pad, kernel in zip(self.pad, self.kernel, strict=True)):
+        if any(pad >= kernel for pad, kernel in zip(self.pad + self.pad_after, self.kernel * 2, strict=True)):
             raise self.error(f"pad {self.pad} with kernel {self.kernel}", "the padding must be smaller than the kernel")
 
-    def outputs(self, extent: int, kernel: int, stride: int, pad: int) -> int:
-        """Number of windows along one axis."""
-        span = extent + 2 * pad - kernel
+    def outputs(self, extent: int, kernel: int, stride: int, pad: int, after: int) -> int:
+        """Number of windows along one axis, padded by `pad` and `after`."""
+        span = extent + pad + after - kernel
         count = (math.ceil(span / stride) if self.ceil else span // stride) + 1
-        if pad and (count - 1) * stride >= extent + pad:
+        padded = pad or after
+        if padded and (count - 1) * stride >= extent + pad:
             count -= 1
         if count < 1:
             raise self.error(f"kernel {kernel} with pad {pad} on {extent} pixels", "the kernel must fit into the padded bottom")
         beyond = (count - 1) * stride - extent - pad
-        if beyond >= 0 and (pad or self.method != MAX):
+        if beyond >= 0 and (padded or self.method != MAX):
             raise self.error(
                 f"kernel {kernel} and stride {stride} on {extent} pixels: the last window starts outside the bottom",
                 do="use a stride no larger than the kernel, or round_mode: FLOOR",
@@ -291,17 +325,16 @@ class Pooling(Layer):
         if x.shape != self.known_shape:
             self.fit(x.shape)
         pad, width = self.inner_pad, x.shape[3]
-        if pad != self.pad:
-            margins = (self.pad[1], self.pad[1], self.pad[0], self.pad[0])
-            x = functional.pad(x, margins, value=-math.inf if self.method == MAX else 0.0)
+        if self.pads_first:
+            x = functional.pad(x, self._margins(), value=-math.inf if self.method == MAX else 0.0)
         elif any(self.beyond):
             x = functional.pad(x, (0, self.beyond[1], 0, self.beyond[0]), value=LOWEST)
         tops: tuple[Tensor, ...]
         if self.gives_positions:
             top, positions = functional.max_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil, return_indices=True)
-            if x.shape[3] != width or pad != self.pad:
+            if x.shape[3] != width or self.pads_first:
                 row, column = positions // x.shape[3], positions % x.shape[3]
-                outer = self.pad if pad != self.pad else (0, 0)
+                outer = self.pad if self.pads_first else (0, 0)
                 positions = (row - outer[0]) * width + column - outer[1]
             if any(self.beyond):
                 positions = positions.where(top != LOWEST, -1)
@@ -309,25 +342,45 @@ class Pooling(Layer):
         elif self.method == MAX:
             tops = (torch.max_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil),)
         elif self.method == AVE:
-            tops = (functional.avg_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil, count_include_pad=True),)
+            tops = (self.mean(x),)
         else:
             tops = (self.stochastic(x),)
-        return tops if pad == self.pad else tuple(top[:, :, : self.sizes[0], : self.sizes[1]] for top in tops)
+        return tops if not self.pads_first else tuple(top[:, :, : self.sizes[0], : self.sizes[1]] for top in tops)
 
     def fit(self, shape: tuple[int, ...]) -> None:
         """Compute what depends on the bottom's shape: the window, and the number of windows down and across."""
         self.known_shape = shape
         self.window = self.kernel or tuple(shape[2:])
-        self.sizes = tuple(self.outputs(*axis) for axis in zip(shape[2:], self.window, self.stride, self.pad, strict=True))
+        geometry = zip(shape[2:], self.window, self.stride, self.pad, self.pad_after, strict=True)
+        self.sizes = tuple(self.outputs(*axis) for axis in geometry)
         # In Caffe the maximum of a window beyond the bottom, which only a stride above the kernel leads to, is the lowest number.
         axes = zip(self.sizes, shape[2:], self.window, self.stride, strict=True)
         self.beyond = [
-            (n - 1) * stride + kernel - extent if (n - 1) * stride >= extent and not any(self.pad) else 0
+            (n - 1) * stride + kernel - extent if (n - 1) * stride >= extent and not any(self.pad + self.pad_after) else 0
             for n, extent, kernel, stride in axes
         ]
         # PyTorch pads by at most half a window; for more, pad first and drop the windows that Caffe leaves out.
         wide = any(2 * pad > size for pad, size in zip(self.pad, self.window, strict=True))
-        self.inner_pad = (0, 0) if wide else self.pad
+        self.pads_first = wide or self.pad != self.pad_after
+        self.inner_pad = (0, 0) if self.pads_first else self.pad
+        self.shares = self._shares_inside(shape) if self.excludes_pad else None
+
+    def _margins(self) -> tuple[int, int, int, int]:
+        """The pads at the left, right, top and bottom."""
+        return self.pad[1], self.pad_after[1], self.pad[0], self.pad_after[0]
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of each window, of a bottom that is already padded if `pads_first`."""
+        pooled = functional.avg_pool2d(x, self.window, self.stride, self.inner_pad, ceil_mode=self.ceil, count_include_pad=True)
+        if self.shares is None:
+            return pooled
+        return pooled[:, :, : self.sizes[0], : self.sizes[1]] / self.shares
+
+    def _shares_inside(self, shape: tuple[int, ...]) -> Tensor:
+        """Share of each window within the padded bottom that lies in the bottom itself."""
+        inside = functional.pad(torch.ones((1, 1, *shape[2:]), device=self.device), self._margins())
+        shares = functional.avg_pool2d(inside, self.window, self.stride, ceil_mode=self.ceil)
+        return shares[:, :, : self.sizes[0], : self.sizes[1]]
 
     def stochastic(self, x: Tensor) -> Tensor:
         """Pool stochastically; values outside the bottom are 0, and so are never drawn."""

@@ -5,6 +5,7 @@ To add a policy, write its function and list it in POLICIES.
 
 import itertools
 
+from caffe.engine import mode
 from caffe.errors import SolverError
 from caffe.numerics import scalars
 from caffe.numerics.scalars import power
@@ -37,8 +38,8 @@ def multistep(p: SolverParameter, iteration: int) -> float:
 
 
 def poly(p: SolverParameter, iteration: int) -> float:
-    """base_lr · (1 - iteration / max_iter)^power."""
-    return p.base_lr * power(1 - iteration / p.max_iter, p.power)
+    """base_lr · (1 - iteration / max_iter)^power; with min_lr (NVIDIA/caffe), (base_lr - min_lr) · (…)^power + min_lr."""
+    return (p.base_lr - p.min_lr) * power(1 - iteration / p.max_iter, p.power) + p.min_lr
 
 
 def sigmoid(p: SolverParameter, iteration: int) -> float:
@@ -46,12 +47,49 @@ def sigmoid(p: SolverParameter, iteration: int) -> float:
     return p.base_lr / (1 + scalars.exp(-p.gamma * (iteration - p.stepsize)))
 
 
-POLICIES = {policy.__name__: policy for policy in (fixed, step, exp, inv, multistep, poly, sigmoid)}
+def multifixed(p: SolverParameter, iteration: int) -> float:
+    """The stagelr of the first stage whose stageiter is not passed, else the last one (yeahkun/caffe-yolo, intel/caffe)."""
+    stage = next((number for number, last in enumerate(p.stageiter) if iteration <= last), len(p.stagelr) - 1)
+    return float(p.stagelr[stage])
 
 
-def learning_rate(p: SolverParameter, iteration: int) -> float:
-    """The rate of an iteration by lr_policy."""
-    return POLICIES[p.lr_policy](p, iteration)
+POLICIES = {policy.__name__: policy for policy in (fixed, step, exp, inv, multistep, poly, sigmoid, multifixed)}
+
+
+PLATEAU = "plateau"
+"""The policy of SSD's fork that follows the loss: base_lr · gamma^(number of plateaus so far)."""
+
+
+def learning_rate(p: SolverParameter, iteration: int, plateaus: int = 0) -> float:
+    """The rate of an iteration: by warmup or rampup in the first ones, then by lr_policy, and not below min_lr.
+
+    plateaus  how often the loss has stopped falling, see Plateau
+    """
+    if iteration < p.warmup_iter:
+        return warmed_up(p, iteration)
+    if iteration < p.rampup_interval:
+        share = iteration / p.rampup_interval
+        rate = p.rampup_lr + (p.base_lr - p.rampup_lr) * share * share
+    elif p.lr_policy == PLATEAU:
+        rate = p.base_lr * power(p.gamma, plateaus)
+    else:
+        rate = POLICIES[p.lr_policy](p, iteration)
+    return max(rate, p.min_lr) if p.HasField("min_lr") else rate
+
+
+def warmed_up(p: SolverParameter, iteration: int) -> float:
+    """Rate in the first warmup_iter iterations (intel/caffe): from warmup_start_lr to base_lr, linearly."""
+    iteration = max(iteration, 0)
+    return (iteration * p.base_lr + (p.warmup_iter - iteration) * p.warmup_start_lr) / p.warmup_iter
+
+
+def momentum(p: SolverParameter, iteration: int) -> float:
+    """Momentum of SGD: while the rate warms up, multiplied by how much it has grown since the iteration before (intel/caffe).
+
+    After a rate of 0 it is the given one; Intel's divides by 0.
+    """
+    before = warmed_up(p, iteration - 1) if iteration < p.warmup_iter else 0
+    return p.momentum * (warmed_up(p, iteration) / before) if before else p.momentum
 
 
 def steps_reached(p: SolverParameter, iteration: int) -> int:
@@ -65,7 +103,14 @@ def steps_reached(p: SolverParameter, iteration: int) -> int:
 
 def check_policy(p: SolverParameter, path: str) -> None:
     """Raise SolverError, which names `path`, for an unknown lr_policy or one that lacks a parameter."""
-    if p.lr_policy not in POLICIES:
-        raise SolverError(path, f'lr_policy "{p.lr_policy}"', f"there are {', '.join(POLICIES)}")
+    if p.lr_policy not in (*POLICIES, PLATEAU):
+        raise SolverError(path, f'lr_policy "{p.lr_policy}"', f"there are {', '.join((*POLICIES, PLATEAU))}")
+    if p.lr_policy == PLATEAU and mode.solver_count() > 1:
+        raise SolverError(path, 'lr_policy "plateau" with several processes', "each sees a loss of its own", "use multistep")
     if p.lr_policy == "step" and p.stepsize < 1:
         raise SolverError(path, 'lr_policy "step" without stepsize', do="give stepsize: iterations between steps")
+    if p.lr_policy == "multifixed" and not len(p.stagelr) == len(p.stageiter) > 0:
+        found = f"{len(p.stagelr)} values of stagelr and {len(p.stageiter)} of stageiter"
+        raise SolverError(path, found, "give both for each stage")
+    if not p.min_lr >= 0 or (p.lr_policy == "poly" and p.min_lr > p.base_lr):
+        raise SolverError(path, f"min_lr {p.min_lr:g}", "it must be at least 0, and with poly at most base_lr")

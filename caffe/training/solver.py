@@ -14,14 +14,15 @@ from caffe.engine import machine, mode
 from caffe.engine.net import Net
 from caffe.engine.side import show_held_views
 from caffe.errors import FileError, SolverError
-from caffe.formats import prototxt
+from caffe.formats import forks, prototxt
 from caffe.formats.files import check_exists
 from caffe.numerics import NUMERICS
 from caffe.proto import caffe_pb2
-from caffe.training import diagnosis, policies, snapshots, solver_nets, testing
+from caffe.training import diagnosis, local_rates, policies, snapshots, solver_nets, testing
 from caffe.training.groups import Groups, Tensors
 from caffe.training.losses import RecentLosses
 from caffe.training.metrics import Metrics
+from caffe.training.plateau import Plateau
 
 
 @runtime_checkable
@@ -40,7 +41,7 @@ class Solver:
     iter       iterations done
     param      the SolverParameter
     metrics    columns of a row of metrics; see `on_metrics`
-    current_step  number of rate changes by lr_policy "step" or "multistep" up to the last update
+    current_step  number of rate changes by lr_policy "step", "multistep" or "plateau" up to the last update
     history    the update rule's memory: an array for each of `net.learnable_params()`, then, for rules with two histories, a
                second one for each. Those of frozen parameters (lr_mult 0) are zeros without memory, and read-only.
     snapshot_folder  folder for snapshots that are moved to snapshot_prefix's folder later; None: they are written to the latter
@@ -57,6 +58,7 @@ class Solver:
         self.param = param or prototxt.read_solver(self.path)
         started = time.monotonic()
         events.solver_described(prototxt.text_of(self.param).rstrip("\n"))
+        forks.log_hints(self.param, self.path)
         self._check()
         self._use_numerics()
         if self.param.random_seed >= 0:
@@ -69,6 +71,7 @@ class Solver:
         self._request: str | None = None
         self._agreed_to_stop: bool | None = None
         self._losses = RecentLosses()
+        self._plateau = Plateau(self.param.plateau_winsize)
         self._last_loss: float | None = None
         self.net = solver_nets.train_net(self.param, self.path)
         self.test_nets = solver_nets.test_nets(self.param, self.path, self.net)
@@ -91,6 +94,7 @@ class Solver:
             if getattr(p, field) < 1:
                 raise SolverError(self.path, f"{field} {getattr(p, field)}", "it must be at least 1")
         policies.check_policy(p, self.path)
+        local_rates.check(p, self.path)
         if p.momentum and not self.has_momentum:
             raise SolverError(self.path, f"momentum {p.momentum:g} with {self.type}", f"{self.type} has none", "leave it out")
         if p.numerics and p.numerics not in NUMERICS:
@@ -241,7 +245,7 @@ class Solver:
 
     def learning_rate(self) -> float:
         """The rate of the current iteration, by lr_policy."""
-        return policies.learning_rate(self.param, self.iter)
+        return policies.learning_rate(self.param, self.iter, self.current_step)
 
     @property
     def lr(self) -> float:
@@ -260,8 +264,8 @@ class Solver:
     @machine.in_numerics
     @torch.no_grad()
     def _apply_update(self, display: bool) -> None:
-        rate = self.learning_rate()
         self._note_steps()
+        rate = self.learning_rate()
         if display:
             events.rate_displayed(self.iter, rate)
             self._metrics.note(learning_rate=rate)
@@ -273,11 +277,15 @@ class Solver:
             gradients = group.gradients()
             if p.iter_size > 1:
                 torch._foreach_mul_(gradients, 1 / p.iter_size)
+            by_norms = p.local_lr_auto or p.larc
+            factors = local_rates.factors(p, rate, group.data, gradients) if by_norms else []
             decay = p.weight_decay * group.decay_mult
             if decay:
                 penalties = group.data if p.regularization_type == "L2" else torch._foreach_sign(group.data)
                 torch._foreach_add_(gradients, penalties, alpha=decay)
-            updates = self.update(gradients, group.histories, rate * group.lr_mult)
+            if by_norms:
+                torch._foreach_mul_(gradients, factors)
+            updates = self.update(gradients, group.histories, rate if by_norms else rate * group.lr_mult)
             torch._foreach_sub_(group.data, updates)
             group.show_updates(updates)
         self._groups.clear_frozen()
@@ -285,6 +293,12 @@ class Solver:
 
     def _note_steps(self) -> None:
         """Log the steps that this iteration reaches, and store their number for snapshots."""
+        if self.param.lr_policy == policies.PLATEAU:
+            losses = self._losses.values()
+            if losses and self._plateau.ends(self.iter, self._losses.mean(), self.current_step):
+                self.current_step += 1
+                events.plateau_ended(self.iter, self.current_step)
+            return
         reached = policies.steps_reached(self.param, self.iter)
         if self.param.lr_policy == "multistep":
             for number in range(self.current_step + 1, reached + 1):
@@ -328,6 +342,8 @@ class Solver:
         model = f"{written}.caffemodel{extension}"
         (self.net.save_hdf5 if extension else self.net.save)(model, p.snapshot_diff)
         run = snapshots.run_of((self.net, *self.test_nets), self._losses.values())
+        if p.lr_policy == policies.PLATEAU:
+            run.least_loss, run.last_event = self._plateau.least, self._plateau.last
         # The state names the weights by `stem`, where the files of `snapshot_folder` will be moved to.
         state = snapshots.State(self.iter, f"{stem}.caffemodel{extension}", self.current_step, self.history, run)
         snapshots.write_state(state, f"{written}.solverstate{extension}")
@@ -355,6 +371,8 @@ class Solver:
             except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
                 raise FileError(path, f"damaged: the random generators' state cannot be read ({error})") from error
             self._losses.recall(stored.run.loss)
+            if stored.run.HasField("least_loss"):
+                self._plateau.least, self._plateau.last = stored.run.least_loss, stored.run.last_event
 
     def _check_history(self, history: Sequence[torch.Tensor], path: str) -> None:
         if len(history) != len(self.history):

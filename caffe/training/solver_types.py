@@ -12,6 +12,7 @@ from caffe.errors import SolverError
 from caffe.formats import prototxt
 from caffe.numerics import scalars
 from caffe.proto import caffe_pb2
+from caffe.training import policies
 from caffe.training.groups import Tensors
 from caffe.training.solver import Solver
 
@@ -22,7 +23,7 @@ class SGDSolver(Solver):
     type = "SGD"
 
     def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
-        torch._foreach_mul_(histories[0], self.param.momentum)
+        torch._foreach_mul_(histories[0], policies.momentum(self.param, self.iter))
         torch._foreach_add_(histories[0], gradients, alpha=rate)
         return histories[0]
 

@@ -19,6 +19,8 @@ from caffe.transforms.boxes import Boxes
 from caffe.transforms.transform import mean_values, read_mean
 
 RESIZE = caffe_pb2.ResizeParameter
+OF_OTHER_FORKS = range(20101, 20120)
+"""Field numbers of DeepLab's, NVIDIA's and yjxiong's fields, which know no boxes."""
 WHOLE = np.array([0, 0, 1, 1], np.float32)
 CORNERS = np.s_[:, 2:6]
 _INTERPOLATIONS: dict[int, int] = {value: getattr(cv2, f"INTER_{name}") for name, value in RESIZE.Interp_mode.items()}
@@ -48,6 +50,8 @@ class BoxTransformer:
             raise Error(where, "noise_param", "SSD's noise is not supported", "leave it out")
         if param.HasField("augmentation_param"):
             raise Error(where, "augmentation_param", "it does not move boxes", "give distort_param, expand_param and samplers")
+        if others := [field.name for field, _ in param.ListFields() if field.number in OF_OTHER_FORKS]:
+            raise Error(where, f"transform_param has {others[0]}", "AnnotatedData does not apply it", "leave it out")
         if param.HasField("resize_param") and not (param.resize_param.height and param.resize_param.width):
             raise Error(where, "resize_param without height and width", "both must be given")
         for sampler in (each.sampler for each in samplers):

@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +16,9 @@ from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.augmentation import Augmentation, Changes
 from caffe.transforms.batch_augmentation import augment_batch
+from caffe.transforms.random_crops import FixedCrops, RandomResize
 
-SSD = range(20001, 21000)
+SSD = range(20001, 20101)
 """Field numbers of SSD's fields, which only AnnotatedData applies."""
 WORKERS = min(8, os.cpu_count() or 1)
 """Number of threads that process the images of a batch."""
@@ -51,6 +52,14 @@ class Windows(NamedTuple):
     mirrored: np.ndarray
 
 
+def crop_of(param: caffe_pb2.TransformationParameter, where: str) -> tuple[int, int]:
+    """Height and width of the crop, by crop_size or DeepLab's crop_height and crop_width; (0, 0) if there is none."""
+    if bool(param.crop_height) != bool(param.crop_width) or (param.crop_size and param.crop_height):
+        found = f"crop_size {param.crop_size}, crop_height {param.crop_height} and crop_width {param.crop_width}"
+        raise Error(where, found, "give crop_size, or both crop_height and crop_width")
+    return (param.crop_size,) * 2 if param.crop_size else (param.crop_height, param.crop_width)
+
+
 class Transformer:
     """Applies a TransformationParameter to images of one batch.
 
@@ -73,28 +82,56 @@ class Transformer:
         for field, _ in param.ListFields():
             if field.number in SSD:
                 raise Error(where, f"transform_param has {field.name}", "only AnnotatedData applies it", "leave it out")
+            if field.name == "scale_factors":
+                raise Error(where, "transform_param has scale_factors", "only ImageSegData applies it", "leave it out")
         self.param, self.where, self.rng, self.device = param, where, rng, device
         self.training = phase == caffe_pb2.TRAIN
         self.color = param.force_color if param.force_color or param.force_gray else None
         self.mean = read_mean(param.mean_file) if param.mean_file else None
+        self.crop_extents = crop_of(param, where)
+        self.resize = self._resizing()
+        if self.mean is not None and isinstance(self.resize, RandomResize):
+            self.mean = self._central(self.mean)
         self.augmentation = None
         if param.HasField("augmentation_param") and self.training:
             self.augmentation = Augmentation(param.augmentation_param, where, rng)
 
+    def _resizing(self) -> RandomResize | FixedCrops | None:
+        """What changes the sizes of images before their crop."""
+        given = {field.name for field, _ in self.param.ListFields()}
+        if given & RandomResize.FIELDS:
+            return RandomResize(self.param, self.crop_extents, self.where, self.rng)
+        if given & FixedCrops.FIELDS and self.training:
+            return FixedCrops(self.param, self.crop_extents, self.where, self.rng)
+        return None
+
+    def _central(self, mean: np.ndarray) -> np.ndarray:
+        """The centre of the mean image, as large as the crop: NVIDIA's mean of images whose size is drawn."""
+        height, width = self.crop_extents
+        if mean.shape[1] < height or mean.shape[2] < width:
+            raise Error(self.where, f"{self.param.mean_file} has shape {mean.shape}", f"the crop has {height}×{width}")
+        top, left = (mean.shape[1] - height) // 2, (mean.shape[2] - width) // 2
+        return mean[:, top : top + height, left : left + width]
+
     def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
         """Channels, height and width after transforming an image of that shape."""
-        crop = self.param.crop_size
-        if crop > min(image[1:]):
-            raise Error(self.where, f"crop_size {crop} on images of {image[1]}×{image[2]}", "the crop must fit into the image")
+        crop = self.crop_extents
+        if isinstance(self.resize, RandomResize):
+            return (image[0], *crop)
+        if crop[0] > image[1] or crop[1] > image[2]:
+            size = f"{crop[0]}" if self.param.crop_size else f"{crop[0]}×{crop[1]}"
+            raise Error(self.where, f"crop_size {size} on images of {image[1]}×{image[2]}", "the crop must fit into the image")
         if self.mean is not None and self.mean.shape != tuple(image):
             found = f"{self.param.mean_file} has shape {self.mean.shape}"
             raise Error(self.where, found, f"the images have {tuple(image)}", "compute the mean from this database")
         if self.param.mean_value:
             mean_values(self.param, image[0], self.where)
-        return (image[0], crop, crop) if crop else tuple(image)
+        return (image[0], *crop) if any(crop) else tuple(image)
 
     def __call__(self, images: list[np.ndarray]) -> torch.Tensor:
         """float32 batch × channels × height × width: (crop(augment(image)) - mean) · scale, mirrored at random with `mirror`."""
+        if self.resize:
+            images = [self.resize(image) for image in images]
         windows = self.draw(images)
         changes = self.augmentation.draw(len(images)) if self.augmentation else None
         if self.device.type == "cpu":
@@ -112,7 +149,11 @@ class Transformer:
                 found = f"an image of shape {image.shape} in a batch of {images[0].shape}"
                 raise Error(self.where, found, do="resize them to one size, or set crop_size")
         room = np.array([image.shape[1:] for image in images], int) - np.array((height, width))
-        corners = self.rng.integers(room + 1, room.shape) if self.training and self.param.crop_size else room // 2
+        if room.min() < 0:
+            raise Error(
+                self.where, f"a crop of {height}×{width} on a smaller image", "the crop must fit", "give allow_upscale: true"
+            )
+        corners = self.rng.integers(room + 1, room.shape) if self.training and any(self.crop_extents) else room // 2
         mirrored = self.rng.integers(2, len(images)) if self.param.mirror else np.zeros(len(images), int)
         return Windows(corners[:, 0], corners[:, 1], mirrored.astype(bool))
 
@@ -136,7 +177,18 @@ class Transformer:
                 target[...] = window[:, :, ::-1] if windows.mirrored[index] else window
 
         self._for_each(crop_one, len(images))
+        self.negate_flow(batch, windows)
         return batch
+
+    def negate_flow(self, batch: Any, windows: Windows) -> None:
+        """Negate the horizontal flow of mirrored images, 255 - x, in place: channel 2 (LRCN's `flow`) or even ones (is_flow).
+
+        batch  an array or a tensor
+        """
+        channels = slice(2, 3) if self.param.flow else slice(0, None, 2)
+        if self.param.flow or self.param.is_flow:
+            for index in np.flatnonzero(windows.mirrored):
+                batch[int(index), channels] = 255 - batch[int(index), channels]
 
     def normalize(self, pixels: np.ndarray, windows: Windows) -> np.ndarray:
         """Subtract the mean, cropped and mirrored like the image, and scale; float32."""
@@ -149,7 +201,7 @@ class Transformer:
             target, under = batch[index], mean
             target[...] = pixels[index]
             if self.mean is not None:
-                top, left = windows.tops[index], windows.lefts[index]
+                top, left = (0, 0) if self.resize else (windows.tops[index], windows.lefts[index])
                 under = self.mean[:, top : top + height, left : left + width]
                 under = under[:, :, ::-1] if windows.mirrored[index] else under
             if under is not None:
@@ -183,13 +235,17 @@ class Transformer:
         """`crop` of images of one size, batch × channels × height × width, on the device."""
         rows, columns = self.window_indices(windows, *self.shape(images.shape[1:])[1:])
         indices, channels = (torch.arange(extent, device=self.device) for extent in images.shape[:2])
-        return images[indices[:, None, None, None], channels[:, None, None], rows, columns]
+        batch = images[indices[:, None, None, None], channels[:, None, None], rows, columns]
+        self.negate_flow(batch, windows)
+        return batch
 
     def normalize_on_device(self, pixels: torch.Tensor, windows: Windows) -> torch.Tensor:
         """`normalize` on the device."""
         batch = pixels.float()
         if self.mean is not None:
-            rows, columns = self.window_indices(windows, *pixels.shape[2:])
+            nowhere = np.zeros_like(windows.tops)
+            placed = windows._replace(tops=nowhere, lefts=nowhere) if self.resize else windows
+            rows, columns = self.window_indices(placed, *pixels.shape[2:])
             channels = torch.arange(pixels.shape[1], device=self.device)[:, None, None]
             batch -= torch.from_numpy(self.mean).to(self.device)[channels, rows, columns]
         elif self.param.mean_value:

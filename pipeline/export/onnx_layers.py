@@ -15,14 +15,36 @@ Converter = TypeVar("Converter", bound=Callable[..., str | list[str]])
 CONVERTERS: dict[str, Callable[..., str | list[str]]] = {}
 _KINDS = {name: caffe.layer_type(name) for name in caffe.layer_type_list()}
 _COMPARING = [name for name, kind in _KINDS.items() if kind.is_loss or kind.compares_labels]
-_OF_DETECTORS = ("ROIPooling", "PSROIPooling", "Reorg", "PriorBox", "DetectionOutput")
+_OF_FORKS = (
+    *(
+        "BilinearInterpolation",
+        "Convolution3D",
+        "Correlation",
+        "Division",
+        "Downsample",
+        "FlowWarp",
+        "MaskPooling",
+        "Mean",
+        "Norm",
+    ),
+    "Pooling3D",
+)
+_OF_DETECTORS = ("ROIPooling", "PSROIPooling", "Reorg", "PriorBox", "DetectionOutput", "Proposal")
 NOT_EXPORTED = {
     **dict.fromkeys([name for name, kind in _KINDS.items() if kind.is_source], "a model's inputs come from its caller"),
-    **dict.fromkeys((*_COMPARING, "DetectionEvaluate"), "an exported model has no targets to compare with"),
-    **dict.fromkeys(("LSTM", "RNN"), "ONNX's operators neither take continuation marks nor keep their state between runs"),
+    **dict.fromkeys(
+        (*_COMPARING, "DetectionEvaluate", "BoxAnnotatorOHEM", "LabelsequenceAccuracy", "SequenceAccuracy"),
+        "an exported model has no targets to compare with",
+    ),
+    **dict.fromkeys(
+        ("LSTM", "Lstm", "RNN"), "ONNX's operators neither take continuation marks nor keep their state between runs"
+    ),
     **dict.fromkeys(("BatchReindex", "Filter"), "which images its tops hold depends on values"),
     **dict.fromkeys(_OF_DETECTORS, "of a detector only the feature layers are exported"),
     **dict.fromkeys(("Im2col", "SPP", "Parameter", "LSTMUnit"), "the published classifiers do not use it"),
+    **dict.fromkeys(("LabelSpecificAdd", "MarginInnerProduct"), "an exported model has no labels to add a margin to"),
+    **dict.fromkeys(("ContinuationIndicator", "Reverse", "CTCGreedyDecoder"), "of sequences only the layers before are exported"),
+    **dict.fromkeys(_OF_FORKS, "the published classifiers do not use it"),
     **{"Python": "its code is the user's", "HDF5Output": "a model writes no files"},
 }
 """Types without a converter, and why they have none."""
@@ -202,7 +224,7 @@ for _type, _operator in {"Sigmoid": "Sigmoid", "TanH": "Tanh", "BNLL": "Softplus
     converts(_type)(lambda part, x, operator=_operator: part.add(operator, x))
 
 
-@converts("Dropout", "Split", "Silence")
+@converts("Dropout", "Split", "Silence", "GradientReversal", "GradientScaler")
 def unchanged(part: Part, x: str, *_: str) -> list[str]:
     return [x] * len(part.tops)
 
@@ -336,7 +358,7 @@ def reshape(part: Part, x: str) -> str:
     return part.add("Reshape", x, part.whole("shape", [0] * start + [*p.shape.dim, *shape[end:]]))
 
 
-@converts("Permute")
+@converts("Permute", "Transpose")
 def permute(part: Part, x: str) -> str:
     return part.add("Transpose", x, perm=part.layer.order)
 

@@ -31,6 +31,7 @@ class AnnotatedData(Data):
         if transform.force_color and transform.force_gray:
             raise self.error("both force_color and force_gray", "only one may be given")
         self.ahead = p.prefetch
+        self.seed = self.rng.seed() if p.shuffle else None
         self.color = True if transform.force_color or p.force_encoded_color else (False if transform.force_gray else None)
         annotated = self.param.annotated_data_param
         if annotated.label_map_file:

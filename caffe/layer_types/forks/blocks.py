@@ -1,5 +1,9 @@
 """Building blocks of later nets: ReLU6, DepthwiseConvolution, ShuffleChannel, Axpy, Permute, Normalize, BN."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,10 +17,13 @@ from caffe.proto import caffe_pb2
 
 @register("ReLU6", "relu_param")
 class ReLU6(Elementwise):
-    """y = min(max(x, 0), 6), with negative_slope · x instead of 0 if it is given (MobileNet); shape of x."""
+    """y = min(max(x, 0), 6), with negative_slope · x instead of 0 if it is given (MobileNet); shape of x.
+
+    relu_param, or relu6_param as in eric612/MobileNet-YOLO: negative_slope (0)
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        slope = self.param.relu_param.negative_slope
+        slope = self.param.relu_param.negative_slope or self.param.relu6_param.negative_slope
         if slope:
             return functional.leaky_relu(x, slope).clamp_max(6)
         return functional.relu6(x, inplace=self.overwrites)
@@ -102,13 +109,30 @@ class Normalize(Layer):
     """y = scale · x / √(Σ x² + eps), summed over the channels at each position, or over the whole image (ParseNet); shape of x.
 
     Blob: the scales (C,), or () with channel_shared; initially 1.
+    happynear/caffe-windows has another layer of this name, which normalize_param or softmax_param's normalize_type tells: without
+    scale, y = x / √(Σ x² + 1e-6), or x / (Σ |x| + 1e-6) with normalize_type "L1", summed over the channels at each position; an
+    optional second top (N, 1, H, W) has what x is divided by, and with bp_norm passes its gradient on.
     """
 
-    learns = (WEIGHT,)
+    tops = (1, 2)
     keeps_shape = True
     rescales = True
 
+    def __new__(cls, param: caffe_pb2.LayerParameter, *_arguments: Any) -> Normalize:
+        return super().__new__(_UnscaledNormalize if cls.is_happynears(param) else cls)
+
+    @staticmethod
+    def is_happynears(param: caffe_pb2.LayerParameter) -> bool:
+        """Whether a layer is happynear's, which learns nothing."""
+        return param.HasField("normalize_param") or param.softmax_param.HasField("normalize_type")
+
+    @classmethod
+    def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...]:
+        return () if cls.is_happynears(param) else (WEIGHT,)
+
     def setup(self, shape: Shape) -> None:
+        if len(self.param.top) > 1:
+            raise self.error("2 tops", "the second needs normalize_param { normalize_type: … }")
         p = self.param.norm_param
         if not 2 <= len(shape) <= 4:
             raise self.error(f"a bottom of shape {shape}", "Normalize takes 2 to 4 axes (N, C, H, W)")
@@ -117,10 +141,29 @@ class Normalize(Layer):
         self.over = list(range(1, len(shape))) if p.across_spatial else [1]
         self.broadcast_shape = (-1,) + (1,) * (len(shape) - 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tops:
         (scale,) = self.parameters()
         norm = (x.square().sum(self.over, keepdim=True) + self.param.norm_param.eps).sqrt()
         return x / norm * scale.reshape(self.broadcast_shape)
+
+
+class _UnscaledNormalize(Normalize):
+    """happynear's Normalize."""
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.normalize_param if self.param.HasField("normalize_param") else self.param.softmax_param
+        self.kind = p.normalize_type
+        if self.kind not in ("L1", "L2"):
+            raise self.error(f'normalize_type "{self.kind}"', "there are L1 and L2")
+        if len(shape) < 2:
+            raise self.error(f"a bottom of shape {shape}", "Normalize needs a channel axis, the second")
+
+    def top_shapes(self, shape: Shape) -> list[Shape]:
+        return [shape, (shape[0], 1, *shape[2:])][: len(self.param.top)]
+
+    def forward(self, x: Tensor) -> Tops:
+        norm = (x.square().sum(1, keepdim=True) + 1e-06).sqrt() if self.kind == "L2" else x.abs().sum(1, keepdim=True) + 1e-06
+        return (x / norm, norm if self.param.normalize_param.bp_norm else norm.detach())[: len(self.param.top)]
 
 
 @register("BN")
@@ -131,6 +174,9 @@ class BN(Layer):
     Blobs, each (1, C): slope, bias, running mean, running variance; the last two are not learned.
     SegNet's (scale_filler, shift_filler or bn_mode is given): the batch's in both phases, with eps 1e-9, or with bn_mode:
     INFERENCE y = scale · x + shift. Blobs, each (1, C, 1, 1): scale, shift. Optional further tops: the batch's mean and variance.
+    ChenglongChen/caffe-windows' (SegNet's with moving_average, decay or var_eps): as yjxiong's, with decay for momentum, var_eps
+    for eps and, unless moving_average, the batch's statistics in testing too. moving_average: false does that to yjxiong's as
+    well.
     """
 
     tops = (1, 3)
@@ -143,7 +189,15 @@ class BN(Layer):
     @staticmethod
     def is_segnets(param: caffe_pb2.LayerParameter) -> bool:
         """Whether a layer is SegNet's, which stores no statistics."""
-        return any(param.bn_param.HasField(field) for field in ("scale_filler", "shift_filler", "bn_mode"))
+        given = param.bn_param.HasField
+        return any(map(given, ("scale_filler", "shift_filler", "bn_mode"))) and not BN.is_chens(param)
+
+    @staticmethod
+    def is_chens(param: caffe_pb2.LayerParameter) -> bool:
+        """Whether a layer is ChenglongChen's, SegNet's with averages."""
+        given = param.bn_param.HasField
+        averaging = any(map(given, ("moving_average", "decay", "var_eps")))
+        return averaging and not given("slope_filler") and not given("bias_filler")
 
     @classmethod
     def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...]:
@@ -153,12 +207,15 @@ class BN(Layer):
 
     @classmethod
     def tests_by_batch(cls, param: caffe_pb2.LayerParameter) -> bool:
-        return cls.is_segnets(param) and param.bn_param.bn_mode != caffe_pb2.BNParameter.INFERENCE
+        p = param.bn_param
+        if cls.is_segnets(param):
+            return p.bn_mode != caffe_pb2.BNParameter.INFERENCE
+        return not p.moving_average and (cls.is_chens(param) or p.HasField("moving_average"))
 
     @classmethod
     def epsilon(cls, param: caffe_pb2.LayerParameter) -> float:
         """What is added to the stored variance."""
-        return param.bn_param.eps
+        return param.bn_param.var_eps if cls.is_chens(param) else param.bn_param.eps
 
     def setup(self, shape: Shape) -> None:
         p = self.param.bn_param
@@ -173,9 +230,12 @@ class BN(Layer):
         if len(self.param.top) > 1:
             raise self.error(f"{len(self.param.top)} tops", "further tops need scale_filler and shift_filler")
         variance = caffe_pb2.FillerParameter(type="constant", value=float(p.frozen))
-        for filler in (p.slope_filler, p.bias_filler, caffe_pb2.FillerParameter(), variance):
-            self.add_blob((1, shape[1]), filler)
-        self.batch_statistics = not p.frozen and self.phase == caffe_pb2.TRAIN
+        chens = self.is_chens(self.param)
+        learned = (p.scale_filler, p.shift_filler) if chens else (p.slope_filler, p.bias_filler)
+        for filler in (*learned, caffe_pb2.FillerParameter(), variance):
+            self.add_blob((1, shape[1], 1, 1) if chens else (1, shape[1]), filler)
+        self.kept = p.decay if chens else p.momentum
+        self.batch_statistics = not p.frozen and (self.phase == caffe_pb2.TRAIN or self.tests_by_batch(self.param))
         stop_learning(self.param, *range(0 if p.frozen else 2, 4))
 
     def batch_dependence(self) -> str:
@@ -186,15 +246,15 @@ class BN(Layer):
 
     def forward(self, x: Tensor) -> Tops:
         factor, term = (blob.reshape(-1) for blob in self.parameters()[:2])
-        p = self.param.bn_param
         if self.segnets:
             return self.forward_segnet(x, factor, term)
         if not self.batch_statistics:
             mean, variance = (blob.tensor.reshape(-1) for blob in self.blobs[2:])
-            return functional.batch_norm(x, mean, variance, factor, term, eps=p.eps)
-        y, mean, variance = normalize_batch(x, factor, term, p.eps)
-        for blob, value in zip(self.blobs[2:], (mean, variance), strict=True):
-            blob.tensor.mul_(p.momentum).add_(value.view(1, -1), alpha=1 - p.momentum)
+            return functional.batch_norm(x, mean, variance, factor, term, eps=self.epsilon(self.param))
+        y, mean, variance = normalize_batch(x, factor, term, self.epsilon(self.param))
+        if self.phase == caffe_pb2.TRAIN:
+            for blob, value in zip(self.blobs[2:], (mean, variance), strict=True):
+                blob.tensor.mul_(self.kept).add_(value.view(blob.shape), alpha=1 - self.kept)
         return y
 
     def forward_segnet(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, ...]:

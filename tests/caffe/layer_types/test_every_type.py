@@ -1,6 +1,7 @@
 """Every layer type has a test, and its declared facts agree with its parameters and with what it computes."""
 
 import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.caffe.engine import test_gradients
 from tests.caffe.layer_types import test_data_layers, test_recordings
 
 MODULES = (
-    *("layer_types.test_fork_layers", "layer_types.test_detection_layers", "layer_types.test_annotated_data"),
+    *(f"layer_types.{path.stem}" for path in sorted(Path(__file__).parent.glob("test_*.py"))),
     *("engine.test_python_layer", "test_pycaffe"),
 )
 TYPES = caffe.layer_type_list()
@@ -44,7 +45,8 @@ def test_the_declared_facts_of_a_type_are_consistent(name):
     fields = caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name
     settings = fields[kind.settings_field].message_type.fields_by_name if kind.settings_field else {}
     own = {field for field in fields if field.removesuffix("_param").replace("_", "") == name.lower()}
-    assert own <= {kind.settings_field, "annotated_data_param"}  # which complements data_param
+    own -= {caffe.layer_type(other).settings_field for other in TYPES if other.lower() == name.lower()} - {kind.settings_field}
+    assert own <= {kind.settings_field, "annotated_data_param", "normalize_param", "relu6_param"}  # further ones, of forks
     param = caffe_pb2.LayerParameter(name="layer", type=name, bottom=["x"])
     assert kind.has_statistics(param) <= (kind.normalizes_batch and kind.statistics_setting in settings)
     assert kind.is_linear <= {"num_output", "bias_term", "axis"}.issubset(settings)

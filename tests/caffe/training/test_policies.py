@@ -7,7 +7,8 @@ import pytest
 
 import caffe
 from caffe.proto import caffe_pb2
-from caffe.training import policies
+from caffe.training import local_rates, policies
+from caffe.training.plateau import Plateau
 
 NET = """
 layer { name: "x" type: "DummyData" top: "x" top: "y" dummy_data_param { shape { dim: 2 dim: 3 } data_filler { value: 1 } } }
@@ -35,6 +36,7 @@ def parameter(policy, **values):
         (parameter("poly", power=2, max_iter=4), 2, 0.125),
         (parameter("sigmoid", gamma=-1, stepsize=7), 7, 0.25),
         (parameter("sigmoid", gamma=-1, stepsize=7), 8, 0.5 / (1 + math.e)),
+        (parameter("multifixed", stagelr=[0.25, 2], stageiter=[5, 9]), 6, 2),
     ],
 )
 def test_learning_rate_of_an_iteration(param, iteration, rate):
@@ -43,7 +45,7 @@ def test_learning_rate_of_an_iteration(param, iteration, rate):
 
 
 def test_every_policy_has_a_case():
-    cases = {mark.args[1][index][0].lr_policy for mark in test_learning_rate_of_an_iteration.pytestmark for index in range(12)}
+    cases = {mark.args[1][index][0].lr_policy for mark in test_learning_rate_of_an_iteration.pytestmark for index in range(13)}
     assert cases == set(policies.POLICIES)
 
 
@@ -88,3 +90,125 @@ def test_each_step_is_logged_once_and_a_resumed_training_logs_only_later_ones(so
     resumed = caffe.get_solver("solver.prototxt")
     resumed.restore("three.solverstate")
     assert steps(lambda: resumed.step(3)) == [("4", "2")]
+
+
+# ---- forks
+
+
+@pytest.mark.parametrize(
+    ("iteration", "rate"), [(0, 0.25), (520, 0.25), (521, 2.0), (16000, 2.0), (16001, 0.5), (32000, 0.5), (40000, 0.5)]
+)
+def test_multifixed_gives_the_rate_of_the_stage_up_to_its_last_iteration(iteration, rate):
+    param = caffe_pb2.SolverParameter(lr_policy="multifixed", stagelr=[0.25, 2, 0.5], stageiter=[520, 16000, 32000])
+    assert policies.learning_rate(param, iteration) == rate
+
+
+def test_multifixed_needs_a_rate_for_each_stage():
+    with pytest.raises(caffe.SolverError) as error:
+        policies.check_policy(caffe_pb2.SolverParameter(lr_policy="multifixed", stagelr=[1]), "solver.prototxt")
+    assert error.value.found == "1 values of stagelr and 0 of stageiter"
+
+
+@pytest.mark.parametrize(
+    ("values", "iteration", "rate"),
+    [
+        ({"warmup_iter": 4, "warmup_start_lr": 0.25}, 0, 0.25),
+        ({"warmup_iter": 4, "warmup_start_lr": 0.25}, 2, 0.375),
+        ({"warmup_iter": 4, "warmup_start_lr": 0.25}, 4, 0.5),
+        ({"rampup_interval": 4, "rampup_lr": 0.25}, 0, 0.25),
+        ({"rampup_interval": 4, "rampup_lr": 0.25}, 2, 0.3125),
+        ({"rampup_interval": 4}, 1, 0.03125),
+        ({"rampup_interval": 4}, 4, 0.5),
+        ({"rampup_interval": 4, "min_lr": 0.125}, 1, 0.125),
+        ({"lr_policy": "step", "gamma": 0.5, "stepsize": 1, "min_lr": 0.0625}, 9, 0.0625),
+        ({"lr_policy": "poly", "power": 2, "max_iter": 4, "min_lr": 0.25}, 2, 0.3125),
+        ({"lr_policy": "poly", "power": 2, "max_iter": 4, "min_lr": 0.25}, 4, 0.25),
+    ],
+)
+def test_warmup_rampup_and_the_least_rate(values, iteration, rate):
+    assert policies.learning_rate(parameter(values.pop("lr_policy", "fixed"), **values), iteration) == rate
+
+
+def test_momentum_grows_with_a_rate_that_warms_up():
+    param = parameter("fixed", momentum=0.5, warmup_iter=4, warmup_start_lr=0.25)  # rates 1/4, 5/16, 3/8, 7/16, then 1/2
+    assert [policies.momentum(param, iteration) for iteration in (0, 1, 4)] == [0.5, 0.625, 0.5]
+    assert policies.momentum(parameter("fixed", momentum=0.5, warmup_iter=4), 1) == 0.5  # after a rate of 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    # The weights 3 and 4 have norm 5, and their gradient, twice as large, 10. base_lr is 0.5; lr_mult has no effect.
+    [
+        ("local_lr_auto: true local_gw_ratio: 0.25", 0.5 * 0.25 * 5 / 10),
+        ("local_lr_auto: true local_gw_ratio: 0.25 weight_decay: 2", 2 * 0.5 * 0.25 * 5 / (10 + 2 * 5)),
+        ("larc: true larc_eta: 0.25", 0.5 * 0.25 * 5 / 10),
+        ("larc: true larc_eta: 0.25 momentum: 0.5", 0.5 * 0.5 * 0.25 * 5 / 10),
+        ('larc: true larc_eta: 0.25 larc_policy: "clip"', 0.25 * 5 / 10),
+        ('larc: true larc_eta: 8 larc_policy: "clip"', 0.5),
+    ],
+)
+def test_rates_by_norms_of_weights_and_gradients(tmp_path, settings, share):
+    (tmp_path / "net.prototxt").write_text(
+        """layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 1 dim: 1 } data_filler { value: 1 } } }
+        layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" param { lr_mult: 3 }
+          inner_product_param { num_output: 2 bias_term: false } }
+        layer { name: "loss" type: "Reduction" bottom: "y" top: "l" loss_weight: 1 reduction_param { operation: SUMSQ } }"""
+    )
+    (tmp_path / "solver.prototxt").write_text(
+        f'net: "{tmp_path}/net.prototxt" base_lr: 0.5 lr_policy: "fixed" max_iter: 1 solver_mode: CPU {settings}'
+    )
+    solver = caffe.get_solver(str(tmp_path / "solver.prototxt"))
+    weights = solver.net.params["ip"][0].data
+    weights[...] = [[3], [4]]
+    solver.step(1)
+    assert weights[:, 0] == pytest.approx([3 - share * 6, 4 - share * 8])
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"larc": True, "type": "Adam"}, "larc with type Adam"),
+        ({"larc": True, "local_lr_auto": True}, "both local_lr_auto and larc"),
+        ({"larc": True, "larc_policy": "none"}, 'larc_policy "none"'),
+    ],
+)
+def test_settings_of_rates_by_norms_that_do_not_go_together(values, found):
+    with pytest.raises(caffe.SolverError) as error:
+        local_rates.check(caffe_pb2.SolverParameter(**values), "solver.prototxt")
+    assert error.value.found == found
+
+
+def test_a_plateau_ends_after_a_window_without_a_lower_loss():
+    watched = Plateau([3, 2])
+    losses = [5, 4, 6, 4, 4, 3, 9, 9, 9, 9]  # minima at 1 and 5
+    steps, ended = 0, []
+    for iteration, loss in enumerate(losses):
+        if watched.ends(iteration, loss, steps):
+            steps += 1
+            ended.append(iteration)
+    assert ended == [4, 7]
+
+
+def test_the_rate_falls_at_plateaus_and_a_resumed_training_knows_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.prototxt").write_text(NET.replace("value: 1", "value: 0"))  # a loss of 0 from the start
+    (tmp_path / "solver.prototxt").write_text(
+        'net: "net.prototxt" base_lr: 1 lr_policy: "plateau" gamma: 0.5 plateau_winsize: 3 plateau_winsize: 2 max_iter: 9'
+        ' solver_mode: CPU snapshot_prefix: "s"'
+    )
+
+    def rates(solver, count):
+        seen = []
+        for _ in range(count):
+            solver.step(1)
+            seen.append(solver.learning_rate())
+        return seen
+
+    solver = caffe.get_solver("solver.prototxt")
+    assert rates(solver, 4) == [1, 1, 1, 0.5]
+    solver.snapshot("four")
+    expected = rates(solver, 3)
+    assert expected == [0.5, 0.25, 0.25]
+    resumed = caffe.get_solver("solver.prototxt")
+    resumed.restore("four.solverstate")
+    assert rates(resumed, 3) == expected

@@ -18,8 +18,9 @@ layer { name: "marks" type: "DummyData" top: "marks"
 layer { name: "static" type: "DummyData" top: "static"
         dummy_data_param { shape { dim: 4 dim: 2 } data_filler { type: "gaussian" std: 1 } } }
 layer { name: "index" type: "Threshold" bottom: "data" top: "index" }
+layer { name: "volumes" type: "Reshape" bottom: "data" top: "volumes" reshape_param { axis: 1 num_axes: 0 shape { dim: 1 } } }
 """
-"""Other bottoms: continuation marks, a static input, indices of 0 and 1."""
+"""Other bottoms: continuation marks, a static input, indices of 0 and 1, volumes of one channel."""
 CASES = {
     "Convolution": "convolution_param { num_output: 3 kernel_size: 3 }",
     "Convolution, no bias": "convolution_param { num_output: 3 kernel_size: 3 bias_term: false }",
@@ -48,6 +49,9 @@ CASES = {
     "RNN, a static input": 'bottom: "marks" bottom: "static" recurrent_param { num_output: 3 }',
     "Embed": "embed_param { input_dim: 2 num_output: 3 }",
     "Parameter": "parameter_param { shape { dim: 6 dim: 3 } }",
+    "Convolution3D": "convolution3d_param { num_output: 3 kernel_size: 2 kernel_depth: 1 }",
+    "Lstm": "lstm_param { num_output: 3 }",
+    "MarginInnerProduct": 'bottom: "label" margin_inner_product_param { num_output: 3 type: DOUBLE }',
     "CenterLoss": 'bottom: "label" center_loss_param { num_output: 2 }',
     "Python": f'python_param {{ module: "{__name__}" layer: "Shifted" }}',
 }
@@ -81,7 +85,7 @@ def kind_of(case):
 def build(case):
     """A net of the layer `body` and a classifier `head` that reads it, or its bottom where it is a loss."""
     kind = kind_of(case)
-    bottom = {"Embed": 'bottom: "index"', "Parameter": ""}.get(kind, 'bottom: "data"')
+    bottom = {"Embed": 'bottom: "index"', "Convolution3D": 'bottom: "volumes"', "Parameter": ""}.get(kind, 'bottom: "data"')
     net = caffe_pb2.NetParameter()
     text_format.Parse(f'{BEFORE} layer {{ name: "body" type: "{kind}" {bottom} top: "y" {CASES[case]} }}', net)
     head = net.layer.add(name="head", type="InnerProduct", bottom=["data" if kind == "CenterLoss" else "y"], top=["head"])

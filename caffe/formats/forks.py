@@ -1,0 +1,176 @@
+"""Fields that forks of Caffe added: those that are read but only hint, and whose the unknown ones are."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from google.protobuf.message import Message
+
+from caffe import events
+
+
+class Hint(NamedTuple):
+    """A field that does not change what a net computes: the fork that has it, and what it hints at there."""
+
+    fork: str
+    about: str
+
+
+_PRECISION = Hint("NVIDIA's", "the precision of fp16 training; set_numerics chooses how nets compute")
+_CUDNN = Hint("NVIDIA's", "cuDNN's algorithms")
+_READING = Hint("NVIDIA's", "how records are read and kept in memory")
+_LIBRARY = Hint("Intel's", "the library that computes")
+_STATISTICS = Hint("Intel's", "a BatchNorm's statistics over parts of a batch; they are the whole batch's")
+
+HINTS: dict[str, Hint] = {
+    **{f"NetParameter.default_{way}_{what}": _PRECISION for way in ("forward", "backward") for what in ("type", "math")},
+    **{f"LayerParameter.{way}_{what}": _PRECISION for way in ("forward", "backward") for what in ("type", "math")},
+    "NetParameter.global_grad_scale": _PRECISION,
+    "NetParameter.global_grad_scale_adaptive": _PRECISION,
+    "SolverParameter.solver_data_type": _PRECISION,
+    "NetParameter.default_conv_algos_override": _CUDNN,
+    "NetParameter.default_cudnn_math_override": _CUDNN,
+    "LayerParameter.cudnn_math_override": _CUDNN,
+    "ConvolutionParameter.conv_algos_override": _CUDNN,
+    "ConvolutionParameter.cudnn_convolution_algo_seeker": _CUDNN,
+    "NetParameter.reduce_buckets": Hint("NVIDIA's", "the exchange of gradients between GPUs"),
+    "NetParameter.eltwise_mem_sharing": Hint("NVIDIA's", "the sharing of memory between blobs"),
+    "LayerParameter.debug": Hint("NVIDIA's", "more lines in the log"),
+    "SolverParameter.store_blobs_in_old_format": Hint("NVIDIA's", "the format of snapshots"),
+    "TransformationParameter.use_gpu_transform": Hint("NVIDIA's", "where images are transformed"),
+    "DataParameter.cache": _READING,
+    "DataParameter.precache": _READING,
+    "DataParameter.threads": _READING,
+    "DataParameter.parser_threads": _READING,
+    "ImageDataParameter.cache": _READING,
+    "ImageDataParameter.precache": _READING,
+    "ImageDataParameter.threads": _READING,
+    "NetParameter.engine": _LIBRARY,
+    "LayerParameter.engine": _LIBRARY,
+    "SolverParameter.engine": _LIBRARY,
+    "BatchNormParameter.engine": _LIBRARY,
+    "ReLUParameter.fuse": _LIBRARY,
+    "ConvolutionParameter.conv_algorithm": _LIBRARY,
+    "NetParameter.bn_stats_batch_size": _STATISTICS,
+    "BatchNormParameter.stats_batch_size": _STATISTICS,
+    "LayerParameter.quantization_param": Hint("Intel's", "quantized inference; the net computes in floating point"),
+    "NetParameter.mem_param": Hint("yjxiong's", "the sharing of memory between blobs"),
+    "SolverParameter.richness": Hint("yjxiong's", "the size of cuDNN's workspace"),
+    "SolverParameter.group_id": Hint("yjxiong's", "the GPUs that train together; give them by -gpu"),
+    "LayerParameter.visualise": Hint("tpfister's (heatmap regression)", "a window that shows the images"),
+}
+"""The fields, as Message.field, that are read and not used."""
+
+_PASSED = frozenset({"blobs", "include", "exclude", "net_param", "train_net_param", "test_net_param"})
+"""Fields without hints, and nets inside a solver, whose hints are logged when they are built."""
+
+
+def log_hints(message: Message, where: str) -> None:
+    """Log each field of a message, or of one inside it, that only hints; one line for each field, however often it is given.
+
+    where  the net or solver, as log lines name it
+    """
+    for name in dict.fromkeys(_hints_in(message)):
+        hint = HINTS[name]
+        events.hint_not_used(where, name, hint.fork, hint.about)
+
+
+def _hints_in(message: Message) -> Iterator[str]:
+    owner = message.DESCRIPTOR.name
+    for field, value in message.ListFields():
+        name = f"{owner}.{field.name}"
+        if name in HINTS:
+            yield name
+        elif field.message_type is not None and field.name not in _PASSED:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _hints_in(part)
+
+
+_UNSUPPORTED: dict[str, dict[str, str]] = {
+    "NVIDIA/caffe": {
+        "LayerParameter": "detectnet_groundtruth_param detectnet_augmentation_param",
+        "LossParameter": "label_smoothing",
+        "PoolingParameter": "torch_pooling",
+        "SolverParameter": (
+            "larc_turbo momentum_policy momentum_power max_momentum weight_decay_policy weight_decay_power max_weight_decay"
+            " test_and_snapshot_last_epochs"
+        ),
+        "TransformationParameter": "rand_resize_ratio_lower rand_resize_ratio_upper forward_packing random_seed num_labels",
+    },
+    "intel/caffe": {
+        "BatchNormParameter": "use_weight_bias bias_term filler relu",
+        "ConvolutionParameter": "relu negative_slope fusion_type coeff",
+        "PoolingParameter": "kernel_size_3d stride_3d pad_3d",
+        "SolverParameter": "disabled_update test_offset",
+        "TransformationParameter": "random_resize_param random_aspect_ratio_param bgr2rgb pad",
+    },
+    "happynear/caffe-windows": {
+        "LayerParameter": "general_contrastive_loss_param",
+        "SoftmaxParameter": "class_weight cutting_point hard_mining_label hard_ratio label_smooth_factor",
+        "SolverParameter": "clip_weights clamp_weights_lower clamp_weights_upper",
+        "TransformationParameter": "aspect_max aspect_min center_crop erase_ratio scale_max scale_min",
+        "ImageDataParameter": (
+            "balance_by balance_class face_mirror face_point_num face_transform label_cut_end label_cut_start max_aspect_ratio"
+            " max_random_scale max_random_shift max_rotate_angle max_shear_ratio min_random_scale"
+        ),
+    },
+    "yjxiong/caffe": {
+        "LayerParameter": "video_data_param",
+        "TransformationParameter": "original_image stride upper_height upper_size upper_width",
+    },
+    "eric612/MobileNet-YOLO": {
+        "LayerParameter": "yolo_detection_output_param region_loss_param yolov3_param",
+        "AnnotatedDataParameter": "yolo_data_type yolo_data_jitter",
+        "TransformationParameter": "cvt_bgr2rgb enable_classf_aug max_rotation_angle max_scaling_factor min_scaling_factor",
+    },
+    "LisaAnne/lisa-caffe-public": {
+        "AccuracyParameter": "denominator",
+        "EltwiseParameter": "coeff_blob",
+        "ImageDataParameter": "min_height min_width",
+    },
+    "facebookarchive/C3D": {
+        "ConvolutionParameter": "kernel_depth temporal_pad temporal_stride filter_group",
+        "ImageDataParameter": "use_image use_temporal_jitter sampling_rate new_length num_truth_channels",
+        "V1LayerParameter.LayerType": (
+            "CONVOLUTION3D DECONVOLUTION3D POOLING3D VIDEO_DATA VIDEO_WITH_VOXEL_TRUTH_DATA VOXEL_CUSTOM_LOSS"
+        ),
+    },
+    "lmb-freiburg/flownet2": {
+        "LayerParameter": "augmentation_param reshape_every_iter resample_param",
+        "DataParameter": (
+            "rand_permute rand_permute_seed preselection_file preselection_label slice_point encoding range_start range_end"
+        ),
+    },
+    "zhaoweicai/mscnn": {
+        "LayerParameter": "bbox_reg_param box_output_param detection_accuracy_param image_gt_data_param proposal_target_param",
+        "ROIPoolingParameter": "pad_ratio",
+    },
+    "yeahkun/caffe-yolo": {"DataParameter": "side", "LayerParameter": "detection_loss_param eval_detection_param"},
+    "xiaolonw/caffe-video_triplet": {"ImageDataParameter": "pair_size", "LayerParameter": "rank_param"},
+    "HyeonwooNoh/caffe (DeconvNet)": {"V1LayerParameter.LayerType": "UNPOOLING", "LayerParameter": "unpooling_param"},
+    "torrvision/crfasrnn": {"LayerParameter": "multi_stage_meanfield_param"},
+    "daijifeng001/caffe-mnc": {"LayerParameter": "roi_warping_param mask_resize_param mask_pooling_param"},
+    "aaalgo/picpac": {"LayerParameter": "picpac_param"},
+    "gustavla/autocolorize": {
+        "LayerParameter": "extended_image_data_param sparse_histogram_extractor_param sparse_hypercolumn_extractor_param"
+    },
+    "CMU-Perceptual-Computing-Lab/caffe_train": {"LayerParameter": "cpm_transform_param imresize_param nms_param"},
+    "ZhiwenShao/JAANet": {
+        "LayerParameter": "combination_param au_mask_based_land_param",
+        "DataParameter": "get_mirror_crop",
+    },
+    "Mhaiyang/TMM2018_DRFN": {"LayerParameter": "pw_attend_param", "LossParameter": "class_weight_source"},
+    "tpfister/caffe-heatmap": {"LayerParameter": "heatmap_data_param"},
+    "ctensmeyer/caffe (binarization)": {
+        "LayerParameter": "image_transform_param doc_data_param weighted_fmeasure_loss_param",
+        "SolverParameter": (
+            "monitor_test monitor_test_id max_steps_without_improvement max_periods_without_improvement min_iters_per_period"
+            " max_nonfinite_test_loss"
+        ),
+    },
+    "yihui-he/caffe-pro (channel pruning)": {"ImageDataParameter": "new_dim bicubic"},
+}
+
+
+def fork_of(owner: str, name: str) -> str:
+    """The public fork that has a field of a message, or a value of an enum, that this schema lacks; "" if it is not known."""
+    return next((fork for fork, fields in _UNSUPPORTED.items() if name in fields.get(owner, "").split()), "")

@@ -1,0 +1,302 @@
+"""Small layers of single forks: GradientScaler, MaskPooling, Division, Norm, Convolution3D, Pooling3D, DiceCoefLoss …"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, register
+from caffe.layer_types.loss import Loss
+from caffe.proto import caffe_pb2
+
+
+class Annealed(Layer):
+    """Base of layers with a setting that changes with `passes`, the number of forward passes; snapshots keep it."""
+
+    passes = 0
+
+    def keep(self, state: caffe_pb2.LayerState) -> None:
+        if self.passes:
+            state.passes = self.passes
+
+    def resume(self, state: caffe_pb2.LayerState) -> None:
+        self.passes = state.passes
+
+
+# ---- Gradients
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """x; its gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()  # a view could not be followed by a layer in place
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+@register("GradientReversal")
+class GradientReversal(Layer):
+    """x; its gradient is negated (Ganin and Lempitsky 2015)."""
+
+    keeps_shape = True
+    copies_values = True
+    is_elementwise = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _ScaledGradient.apply(x, -1.0)
+
+
+@register("GradientScaler")
+class GradientScaler(Annealed):
+    """x; its gradient is multiplied by -c, which goes from lower_bound to upper_bound (Ganin and Lempitsky 2015, ddtm's caffe).
+
+    c = 2 h / (1 + exp(-alpha · p)) - h + lower_bound, h = upper_bound - lower_bound, p = passes in training so far / max_iter, at
+    most 1. Passes are the solver's iterations if iter_size is 1; otherwise multiply max_iter by it.
+    """
+
+    keeps_shape = True
+    copies_values = True
+    is_elementwise = True
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.gradient_scaler_param
+        if p.lower_bound > p.upper_bound or p.alpha < 0 or p.max_iter < 1:
+            raise self.error(
+                f"lower_bound {p.lower_bound:g}, upper_bound {p.upper_bound:g}, alpha {p.alpha:g}, max_iter {p.max_iter:g}",
+                "bounds must be in order, alpha at least 0 and max_iter at least 1",
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.param.gradient_scaler_param
+        progress = min(1.0, self.passes / p.max_iter)
+        self.passes += self.phase == caffe_pb2.TRAIN
+        height = p.upper_bound - p.lower_bound
+        factor = 2 * height / (1 + math.exp(-p.alpha * progress)) - height + p.lower_bound
+        return _ScaledGradient.apply(x, -factor)
+
+
+# ---- Maps
+
+
+@register("MaskPooling")
+class MaskPooling(Layer):
+    """x · mask at each position: (x (N, C, H, W), masks (N, 1, H, W)) → shape of x (MNC, Dai et al. 2016)."""
+
+    bottoms = (2, 2)
+    keeps_shape = True
+
+    def setup(self, x: Shape, masks: Shape) -> None:
+        self.require_maps(x)
+        if masks != (x[0], 1, *x[2:]):
+            raise self.error(f"masks of shape {masks} for a bottom of shape {x}", f"they must be {(x[0], 1, *x[2:])}")
+
+    def forward(self, x: Tensor, masks: Tensor) -> Tensor:
+        return x * masks
+
+
+@register("Division")
+class Division(Layer):
+    """A window of x for each top: x (N, C, H, W) → (N, C, height, width) each (JÂA-Net, Shao et al. 2018).
+
+    xcoord and ycoord: the left and the upper edge of each window.
+    """
+
+    tops = (1, None)
+    drawn_as = "arrangement"
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.division_param
+        self.require_maps(shape)
+        self.require_positive("height", "width")
+        if not len(p.xcoord) == len(p.ycoord) == len(self.param.top):
+            raise self.error(
+                f"{len(p.xcoord)} values of xcoord and {len(p.ycoord)} of ycoord",
+                f"there must be one for each of {len(self.param.top)} tops",
+            )
+
+    def top_shapes(self, shape: Shape) -> list[Shape]:
+        p = self.param.division_param
+        for left, upper in zip(p.xcoord, p.ycoord, strict=True):
+            if upper + p.height > shape[2] or left + p.width > shape[3]:
+                raise self.error(
+                    f"a window of {p.height}×{p.width} at ({left}, {upper})", f"it must fit into {shape[2]}×{shape[3]}"
+                )
+        return [(*shape[:2], p.height, p.width)] * len(self.param.top)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        p = self.param.division_param
+        places = zip(p.xcoord, p.ycoord, strict=True)
+        return tuple(x[:, :, upper : upper + p.height, left : left + p.width] for left, upper in places)
+
+
+@register("BilinearInterpolation")
+class BilinearInterpolation(Layer):
+    """Bilinear, corners aligned, to the size of a second bottom: (x (N, C, H, W), (…, H', W')) → (N, C, H', W')."""
+
+    bottoms = (2, 2)
+    differentiable_bottoms = (0,)
+
+    def setup(self, shape: Shape, like: Shape) -> None:
+        self.require_maps(shape)
+        self.require_maps(like)
+
+    def top_shapes(self, shape: Shape, like: Shape) -> list[Shape]:
+        return [(*shape[:2], *like[2:])]
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        return functional.interpolate(x, like.shape[2:], mode="bilinear", align_corners=True)
+
+
+@register("Norm")
+class Norm(Layer):
+    """y = x / (√(Σ x²) + 1e-6), summed over the channels at each position (video_triplet, Wang and Gupta 2015); shape of x."""
+
+    keeps_shape = True
+    rescales = True
+
+    def setup(self, shape: Shape) -> None:
+        if len(shape) < 2:
+            raise self.error(f"a bottom of shape {shape}", "Norm needs a channel axis, the second")
+        if self.param.HasField("norm_param"):
+            raise self.error("norm_param", "Norm has no settings", 'use type: "Normalize"')
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-6)
+
+
+class _Volumes(Layer):
+    """Base of C3D's layers (Tran et al. 2015), of windows of frames: the geometry of (N, C, L, H, W)."""
+
+    def read_geometry(self, shape: Shape, temporal_pad: int) -> None:
+        """Set kernel, stride and pad, each for the axes L, H and W."""
+        p = self.settings_of(self.param)
+        if len(shape) != 5:
+            raise self.error(f"a bottom of shape {shape}", f"{self.type} takes 5 axes (N, C, L, H, W)")
+        self.require_positive("kernel_size", "kernel_depth")
+        self.kernel = (p.kernel_depth, p.kernel_size, p.kernel_size)
+        self.stride = (p.temporal_stride, p.stride, p.stride)
+        self.pad = (temporal_pad, p.pad, p.pad)
+        if min(self.stride) < 1:
+            raise self.error(f"stride {min(self.stride)}", "it must be at least 1")
+
+    def counts(self, shape: Shape, rounds_up: bool) -> list[int]:
+        """Numbers of windows along L, H and W."""
+        counts = []
+        for extent, kernel, stride, pad in zip(shape[2:], self.kernel, self.stride, self.pad, strict=True):
+            padded = extent + 2 * pad
+            counts.append((padded - kernel + rounds_up * (stride - 1)) // stride + 1)
+            if padded < kernel or (counts[-1] - 1) * stride >= padded:
+                raise self.error(
+                    f"kernel {self.kernel} with stride {self.stride} on a bottom of shape {shape}",
+                    "the kernel must fit, and no window may lie beyond the bottom",
+                )
+        return counts
+
+
+@register("Convolution3D")
+class Convolution3D(_Volumes):
+    """C3D's convolution: (N, C, L, H, W) × (O, C, k_l, k, k) → (N, O, L', H', W'); the bias is (1, 1, 1, 1, O)."""
+
+    learns = (WEIGHT, BIAS)
+    keeps_output = False
+    drawn_as = "convolution"
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.convolution3d_param
+        self.read_geometry(shape, p.temporal_pad)
+        self.require_positive("num_output")
+        if p.group != 1:
+            raise self.error(f"group {p.group}", "C3D's convolution has no groups")
+        self.add_blob((p.num_output, shape[1], *self.kernel), p.weight_filler)
+        if p.bias_term:
+            self.add_blob((1, 1, 1, 1, p.num_output), p.bias_filler)
+
+    def top_shapes(self, shape: Shape) -> list[Shape]:
+        return [(shape[0], self.param.convolution3d_param.num_output, *self.counts(shape, rounds_up=False))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, *bias = self.parameters()
+        return functional.conv3d(x, weight, bias[0].flatten() if bias else None, self.stride, self.pad)
+
+
+@register("Pooling3D")
+class Pooling3D(_Volumes):
+    """C3D's pooling, MAX or AVE: (N, C, L, H, W) → (N, C, L', H', W'), extents rounded up; AVE may pad H and W."""
+
+    drawn_as = "pooling"
+
+    def setup(self, shape: Shape) -> None:
+        p = self.param.pooling3d_param
+        self.read_geometry(shape, temporal_pad=0)
+        self.takes_maximum = p.pool == caffe_pb2.Pooling3DParameter.MAX
+        if p.pool == caffe_pb2.Pooling3DParameter.STOCHASTIC:
+            raise self.error("pool STOCHASTIC", "it must be MAX or AVE")
+        if p.pad and self.takes_maximum:
+            raise self.error(f"pad {p.pad}", "only AVE can pad")
+
+    def top_shapes(self, shape: Shape) -> list[Shape]:
+        return [(*shape[:2], *self.counts(shape, rounds_up=True))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.takes_maximum:
+            return functional.max_pool3d(x, self.kernel, self.stride, ceil_mode=True)
+        # The divisor counts pixels of the padding, but none beyond it.
+        sides, divisor = [], x.new_ones(())
+        for axis, count in enumerate(self.counts(tuple(x.shape), rounds_up=True)):
+            kernel, stride, pad = self.kernel[axis], self.stride[axis], self.pad[axis]
+            padded = x.shape[axis + 2] + 2 * pad
+            starts = torch.arange(count, device=x.device) * stride
+            divisor = divisor[..., None] * (padded - starts).clamp_max(kernel)
+            sides.append((pad, max(pad, (count - 1) * stride + kernel - padded + pad)))
+        padding = [extent for side in reversed(sides) for extent in side]
+        return functional.avg_pool3d(functional.pad(x, padding), self.kernel, self.stride, divisor_override=1) / divisor
+
+
+# ---- Losses
+
+
+@register("DiceCoefLoss")
+class DiceCoefLoss(Loss):
+    """1 - the mean over images of (2 Σ a b + smooth) / (Σ a² + Σ b² + smooth): (a, b (N, …)) → scalar (JÂA-Net)."""
+
+    bottoms = (2, 2)
+
+    def setup(self, first: Shape, second: Shape) -> None:
+        self.require_same_count(first, second)
+        self.require_same_count(first[:1], second[:1])
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        smooth = self.param.dice_coef_loss_param.smooth
+        a, b = first.flatten(1), second.flatten(1)
+        shares = (2 * (a * b).sum(1) + smooth) / (a.square().sum(1) + b.square().sum(1) + smooth)
+        return 1 - shares.mean()
+
+
+@register("SigmoidCrossEntropyBalanceLoss")
+class SigmoidCrossEntropyBalanceLoss(Loss):
+    """HED's balanced loss (Xie and Tu 2015): (scores, targets (N, …)) → scalar, the sum for each image, as a mean over images.
+
+    In an image with n targets 0 and p targets 1, the cross entropy of a target 1 is weighted by n / (n + p), and that of a 0 by
+    p / (n + p). Other targets are left out. OSVOS's name: HED's own fork has it as SigmoidCrossEntropyLoss, to be renamed.
+    """
+
+    bottoms = (2, 2)
+    differentiable_bottoms = (0,)
+
+    def setup(self, scores: Shape, targets: Shape) -> None:
+        self.require_same_count(scores, targets)
+        self.require_same_count(scores[:1], targets[:1])
+
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+        x, t = scores.flatten(1), targets.flatten(1)
+        positive, negative = ((t == value).to(x.dtype) for value in (1, 0))
+        ones, zeros = positive.sum(1, keepdim=True), negative.sum(1, keepdim=True)
+        weights = (positive * zeros + negative * ones) / (ones + zeros).clamp_min(1)
+        return (weights * functional.softplus(x * (negative - positive))).sum() / len(x)
