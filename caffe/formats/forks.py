@@ -90,10 +90,7 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         "LayerParameter": "detectnet_groundtruth_param detectnet_augmentation_param",
         "LossParameter": "label_smoothing",
         "PoolingParameter": "torch_pooling",
-        "SolverParameter": (
-            "larc_turbo momentum_policy momentum_power max_momentum weight_decay_policy weight_decay_power max_weight_decay"
-            " test_and_snapshot_last_epochs"
-        ),
+        "SolverParameter": ("larc_turbo test_and_snapshot_last_epochs"),
         "TransformationParameter": "rand_resize_ratio_lower rand_resize_ratio_upper forward_packing random_seed num_labels",
     },
     "intel/caffe": {

@@ -17,7 +17,7 @@ class InnerProduct(Layer):
     """Fully connected: (d_0, …, d_axis-1, K) × (N, K)ᵀ → (d_0, …, d_axis-1, N); K is the product of the axes from `axis` on.
 
     With `transpose` the weights are stored as (K, N). With `normalize` (happynear/caffe-windows) each output's weights are
-    divided by √(Σ w² + 1e-6) before each pass, and stay so; their gradient is not projected.
+    divided by √(Σ w² + 1e-6) before each pass, and stay so where they learn; their gradient is not projected.
     """
 
     learns = (WEIGHT, BIAS)
@@ -48,21 +48,24 @@ class InnerProduct(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, *bias = self.parameters()
+        if self.param.inner_product_param.normalize:
+            weight = self.normalized(weight)
         if self.param.inner_product_param.transpose:
             weight = weight.t()
-        if self.param.inner_product_param.normalize:
-            self.normalize_weights()
         rows = x.flatten(self.first)
         if rows.shape[-1] != self.inputs:
             self.top_shapes(tuple(x.shape))
         return functional.linear(rows, weight, *bias)
 
-    @torch.no_grad()
-    def normalize_weights(self) -> None:
-        """Scale each output's weights to norm 1."""
-        weight = self.blobs[0].tensor
+    def normalized(self, weight: Tensor) -> Tensor:
+        """The weights with those of each output scaled to norm 1; changed in place if they learn."""
         inputs = 0 if self.param.inner_product_param.transpose else 1
-        weight.div_((weight.square().sum(inputs, keepdim=True) + 1e-6).sqrt())
+        with torch.no_grad():
+            norms = (weight.square().sum(inputs, keepdim=True) + 1e-6).sqrt()
+            if self.phase == caffe_pb2.TRAIN and self.blobs[0].leaf.requires_grad:
+                self.blobs[0].tensor.div_(norms)
+                return weight
+        return weight / norms
 
 
 @register("Embed")

@@ -8,6 +8,7 @@ import torch
 
 from caffe.errors import SolverError
 from caffe.proto.caffe_pb2 import SolverParameter
+from caffe.training import policies
 from caffe.training.groups import Tensors
 
 _POLICIES = ("scale", "clip")
@@ -27,19 +28,20 @@ def _named(p: SolverParameter) -> str:
     return "larc" if p.larc else "local_lr_auto"
 
 
-def factors(p: SolverParameter, rate: float, values: Tensors, gradients: Tensors) -> list[float]:
+def factors(p: SolverParameter, rate: float, iteration: int, values: Tensors, gradients: Tensors) -> list[float]:
     """What to multiply each gradient by, so that one rate serves all parameters.
 
     local_lr_auto: local_gw_ratio |w| / (|g| + weight_decay |w|). larc: (1 - momentum) larc_eta |w| / |g|, with larc_policy "clip"
     at most 1 when divided by the rate. 1 where a norm is 0.
     """
-    return [_factor(p, rate, _norm(value), _norm(gradient)) for value, gradient in zip(values, gradients, strict=True)]
+    momentum = policies.momentum(p, iteration)
+    return [_factor(p, rate, momentum, _norm(value), _norm(gradient)) for value, gradient in zip(values, gradients, strict=True)]
 
 
-def _factor(p: SolverParameter, rate: float, value: float, gradient: float) -> float:
+def _factor(p: SolverParameter, rate: float, momentum: float, value: float, gradient: float) -> float:
     ratio = 1.0
     if value and gradient and p.larc:
-        ratio = (1 - p.momentum) * p.larc_eta * value / gradient
+        ratio = (1 - momentum) * p.larc_eta * value / gradient
     elif value and gradient:
         ratio = p.local_gw_ratio * value / (gradient + p.weight_decay * value)
     if p.larc and p.larc_policy == "clip":

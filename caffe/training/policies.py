@@ -4,6 +4,7 @@ To add a policy, write its function and list it in POLICIES.
 """
 
 import itertools
+import math
 
 from caffe.engine import mode
 from caffe.errors import SolverError
@@ -84,12 +85,26 @@ def warmed_up(p: SolverParameter, iteration: int) -> float:
 
 
 def momentum(p: SolverParameter, iteration: int) -> float:
-    """Momentum of SGD: while the rate warms up, multiplied by how much it has grown since the iteration before (intel/caffe).
+    """Momentum of SGD: by momentum_policy (NVIDIA/caffe); by a rate that warms up (intel/caffe); else the given one.
 
-    After a rate of 0 it is the given one; Intel's divides by 0.
+    poly: momentum + (max_momentum - momentum) · (iteration / max_iter)^momentum_power. opt: (1 - √rate / 2)², up to max_momentum
+    if that is given. While the rate warms up, the given one is multiplied by how much the rate has grown since the iteration
+    before; after a rate of 0 it is not, where Intel's divides by 0.
     """
+    if p.momentum_policy == "poly":
+        return p.momentum + (p.max_momentum - p.momentum) * power(iteration / p.max_iter, p.momentum_power)
+    if p.momentum_policy == "opt":
+        best = (1 - math.sqrt(learning_rate(p, iteration)) / 2) ** 2
+        return min(best, p.max_momentum) if p.HasField("max_momentum") else best
     before = warmed_up(p, iteration - 1) if iteration < p.warmup_iter else 0
     return p.momentum * (warmed_up(p, iteration) / before) if before else p.momentum
+
+
+def weight_decay(p: SolverParameter, iteration: int) -> float:
+    """weight_decay; by weight_decay_policy "poly" (NVIDIA/caffe) on its way to max_weight_decay, as momentum's."""
+    if p.weight_decay_policy == "poly":
+        return p.weight_decay + (p.max_weight_decay - p.weight_decay) * power(iteration / p.max_iter, p.weight_decay_power)
+    return p.weight_decay
 
 
 def steps_reached(p: SolverParameter, iteration: int) -> int:
@@ -102,7 +117,7 @@ def steps_reached(p: SolverParameter, iteration: int) -> int:
 
 
 def check_policy(p: SolverParameter, path: str) -> None:
-    """Raise SolverError, which names `path`, for an unknown lr_policy or one that lacks a parameter."""
+    """Raise SolverError, which names `path`, for unknown policies, or some that lack a parameter."""
     if p.lr_policy not in (*POLICIES, PLATEAU):
         raise SolverError(path, f'lr_policy "{p.lr_policy}"', f"there are {', '.join((*POLICIES, PLATEAU))}")
     if p.lr_policy == PLATEAU and mode.solver_count() > 1:
@@ -112,5 +127,17 @@ def check_policy(p: SolverParameter, path: str) -> None:
     if p.lr_policy == "multifixed" and not len(p.stagelr) == len(p.stageiter) > 0:
         found = f"{len(p.stagelr)} values of stagelr and {len(p.stageiter)} of stageiter"
         raise SolverError(path, found, "give both for each stage")
-    if not p.min_lr >= 0 or (p.lr_policy == "poly" and p.min_lr > p.base_lr):
+    if p.min_lr < 0 or (p.lr_policy == "poly" and p.min_lr > p.base_lr):
         raise SolverError(path, f"min_lr {p.min_lr:g}", "it must be at least 0, and with poly at most base_lr")
+    _check_momentum_and_decay(p, path)
+
+
+def _check_momentum_and_decay(p: SolverParameter, path: str) -> None:
+    for field, known in (("momentum_policy", ("fixed", "poly", "opt")), ("weight_decay_policy", ("fixed", "poly"))):
+        if (policy := getattr(p, field)) not in known:
+            raise SolverError(path, f'{field} "{policy}"', f"there are {', '.join(known)}")
+        if policy == "poly" and p.max_iter < 1:
+            raise SolverError(path, f'{field} "poly" without max_iter', do="give max_iter")
+    if p.momentum_policy != "fixed" and (p.type != "SGD" or p.lr_policy == PLATEAU):
+        found = f'momentum_policy "{p.momentum_policy}" with type {p.type} and lr_policy "{p.lr_policy}"'
+        raise SolverError(path, found, "only SGD has one, and not with plateau", "leave it out")

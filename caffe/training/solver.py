@@ -278,8 +278,8 @@ class Solver:
             if p.iter_size > 1:
                 torch._foreach_mul_(gradients, 1 / p.iter_size)
             by_norms = p.local_lr_auto or p.larc
-            factors = local_rates.factors(p, rate, group.data, gradients) if by_norms else []
-            decay = p.weight_decay * group.decay_mult
+            factors = local_rates.factors(p, rate, self.iter, group.data, gradients) if by_norms else []
+            decay = policies.weight_decay(p, self.iter) * group.decay_mult
             if decay:
                 penalties = group.data if p.regularization_type == "L2" else torch._foreach_sign(group.data)
                 torch._foreach_add_(gradients, penalties, alpha=decay)

@@ -55,6 +55,19 @@ def test_inner_product_that_normalises_its_weights(write, transpose):
     np.testing.assert_allclose(gradient.T if transpose else gradient, [[5, 10], [0, 0]], rtol=1e-5)  # not projected
 
 
+@pytest.mark.parametrize("frozen", ["in testing", "by lr_mult"])
+def test_weights_that_do_not_learn_keep_their_bytes_while_they_are_normalised(write, frozen):
+    param = "param { lr_mult: 0 }" if frozen == "by lr_mult" else ""
+    layer = f'type: "InnerProduct" {param} inner_product_param {{ num_output: 2 bias_term: false normalize: true }}'
+    text = f"""input: "x0" input_shape {{ dim: 1 dim: 2 }} layer {{ name: "layer" bottom: "x0" top: "y0" {layer} }}"""
+    net = caffe.Net(write("net.prototxt", text), caffe.TRAIN if param else caffe.TEST)
+    net.params["layer"][0].data[...] = [[3, 4], [0, 2]]
+    net.blobs["x0"].data[...] = [[5, 10]]
+    net.forward()
+    np.testing.assert_allclose(net.blobs["y0"].data, [[11, 10]], rtol=1e-5)
+    np.testing.assert_array_equal(net.params["layer"][0].data, [[3, 4], [0, 2]])
+
+
 def test_parameter_with_a_filler(write):
     layer = 'type: "Parameter" parameter_param { shape { dim: 2 } blob_filler { type: "constant" value: 3 } }'
     assert make_net(write, layer, []).forward()["y0"].tolist() == [3, 3]

@@ -212,3 +212,55 @@ def test_the_rate_falls_at_plateaus_and_a_resumed_training_knows_of_them(tmp_pat
     resumed = caffe.get_solver("solver.prototxt")
     resumed.restore("four.solverstate")
     assert rates(resumed, 3) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "iteration", "expected"),
+    [
+        ({"momentum_policy": "poly", "max_momentum": 0.75}, 2, 0.625),
+        ({"momentum_policy": "poly", "max_momentum": 0.75, "momentum_power": 2}, 2, 0.5625),
+        ({"momentum_policy": "opt"}, 0, (1 - 0.5 * math.sqrt(0.5)) ** 2),
+        ({"momentum_policy": "opt", "max_momentum": 0.25}, 0, 0.25),
+        ({}, 2, 0.5),
+    ],
+)
+def test_momentum_by_a_policy(values, iteration, expected):
+    assert policies.momentum(parameter("fixed", momentum=0.5, max_iter=4, **values), iteration) == expected
+
+
+def test_weight_decay_by_a_policy():
+    param = parameter("fixed", weight_decay=0.5, max_weight_decay=1, weight_decay_policy="poly", weight_decay_power=2, max_iter=4)
+    assert [policies.weight_decay(param, iteration) for iteration in (0, 2, 4)] == [0.5, 0.625, 1]
+
+
+def test_an_update_uses_momentum_and_decay_of_its_iteration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.prototxt").write_text(
+        """layer { name: "p" type: "Parameter" top: "p" parameter_param { shape { dim: 1 } blob_filler { value: 8 } } }
+        layer { name: "l" type: "Reduction" bottom: "p" top: "l" loss_weight: 1 }"""
+    )
+    (tmp_path / "solver.prototxt").write_text(
+        """net: "net.prototxt" base_lr: 1 lr_policy: "fixed" max_iter: 2 solver_mode: CPU momentum: 0 momentum_policy: "poly"
+        max_momentum: 1 weight_decay: 0 weight_decay_policy: "poly" max_weight_decay: 1"""
+    )
+    solver = caffe.get_solver("solver.prototxt")
+    weight = solver.net.params["p"][0].data
+    solver.step(1)
+    assert weight.item() == 7  # the gradient, 1
+    solver.step(1)
+    assert weight.item() == 7 - (0.5 * 1 + 1 + 0.5 * 7)  # half of the last update, the gradient, and half of the weight
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"momentum_policy": "none"}, 'momentum_policy "none"'),
+        ({"weight_decay_policy": "opt"}, 'weight_decay_policy "opt"'),
+        ({"weight_decay_policy": "poly"}, 'weight_decay_policy "poly" without max_iter'),
+        ({"momentum_policy": "opt", "type": "Adam"}, 'momentum_policy "opt" with type Adam and lr_policy "fixed"'),
+    ],
+)
+def test_policies_that_do_not_exist_or_do_not_go_together(values, found):
+    with pytest.raises(caffe.SolverError) as error:
+        policies.check_policy(parameter("fixed", **values), "solver.prototxt")
+    assert error.value.found == found
