@@ -27,7 +27,7 @@ def anchors(base: int, ratios: np.ndarray, scales: np.ndarray) -> Boxes:
 class Proposal(Layer):
     """Regions (R, 5) of image index, x1, y1, x2, y2, and on request their scores (R,), best first for each image.
 
-    (scores (N, 2 · A, H, W), the second half of objects; offsets (N, 4 · A, H, W); image sizes (N or 1, 3 or 4): height, width
+    (scores (N, 2 · A, H, W), the second half of objects; offsets (N, 4 · A, H, W); image sizes (N or 1, 3 or more): height, width
     and the scale, or the scales of height and width) → at most post_nms_topn regions for each image. Each of the A anchors, of
     all ratios and scales at steps of feat_stride, is moved by its offsets, and cut at the image's edges. Of the pre_nms_topn
     best, those that overlap a better one by more than nms_thresh are left out; one smaller than min_size times the scale has
@@ -51,7 +51,7 @@ class Proposal(Layer):
         if (scores[1], offsets[1]) != (2 * count, 4 * count) or scores[2:] != offsets[2:]:
             found = f"scores of shape {scores} and offsets of shape {offsets}"
             raise self.error(found, f"{count} anchors need {2 * count} and {4 * count} channels of the same size")
-        if sizes[-1] not in (3, 4):
+        if sizes[-1] < 3:
             raise self.error(f"image sizes of shape {sizes}", "height, width and one or two scales for each image")
 
     def top_shapes(self, scores: Shape, offsets: Shape, sizes: Shape) -> list[Shape]:
@@ -76,7 +76,7 @@ class Proposal(Layer):
         moved = self.moved(corners.reshape(-1, 4), offsets.reshape(count, 4, height, width).transpose(2, 3, 0, 1).reshape(-1, 4))
         moved = np.clip(moved, 0, np.array([size[1], size[0]] * 2, np.float32) - 1)
         sides = moved[:, 2:] - moved[:, :2] + 1
-        least = p.min_size * np.array([size[-1], size[2]], np.float32)
+        least = p.min_size * np.array([size[3] if len(size) > 3 else size[2], size[2]], np.float32)
         score = scores[count:].transpose(1, 2, 0).ravel() * (sides >= least).all(1)
         best = np.argsort(-score, kind="stable")[: p.pre_nms_topn]
         # Both corners belong to a box.

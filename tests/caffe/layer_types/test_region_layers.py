@@ -106,7 +106,7 @@ def proposals(scores, offsets, size):
         width, height = width * math.exp(dw), height * math.exp(dh)
         box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
         box = [min(max(side, 0), limit - 1) for side, limit in zip(box, (size[1], size[0]) * 2, strict=True)]
-        large = box[2] - box[0] + 1 >= 6 * size[-1] and box[3] - box[1] + 1 >= 6 * size[2]
+        large = box[2] - box[0] + 1 >= 6 * size[2:4][-1] and box[3] - box[1] + 1 >= 6 * size[2]
         found.append((float(scores[6 + k, row, column]) * large, box))
     found = sorted(found, key=lambda each: -each[0])[:40]
     kept = []
@@ -116,7 +116,7 @@ def proposals(scores, offsets, size):
     return kept[:9]
 
 
-@pytest.mark.parametrize("size", [(40, 48, 1.5), (40, 48, 1.2, 2.0)])
+@pytest.mark.parametrize("size", [(40, 48, 1.5), (40, 48, 1.2, 2.0), (40, 48, 1.2, 2.0, 9, 9)])
 @exercises("Proposal")
 def test_proposals_are_those_of_loops_over_all_anchors(write, size):
     net = make_net(write, PROPOSAL, [(2, 12, 5, 6), (2, 24, 5, 6), (2, len(size))], tops=2)
