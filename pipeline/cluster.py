@@ -12,7 +12,7 @@ GROUPS = {
         *("features", "evaluate", "classify", "plots", "evaluated", "neighbours", "visualize"),
         *("export", "merge", "convolutional", "crop", "average"),
     ),
-    "summary": ("comparison", "manifest"),
+    "summary": ("comparison", "overview", "manifest"),
 }
 """{group: rules whose jobs are submitted as one}: small steps that follow one another or read the same files."""
 NETS = ("linear", *GROUPS["training_{experiment}"], *GROUPS["results_{experiment}"])

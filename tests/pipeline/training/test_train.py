@@ -84,7 +84,7 @@ def test_a_file_that_is_not_a_caffemodel_is_refused(small, fails):
 def test_an_unknown_layer_type_is_refused_with_its_line(small, fails):
     text = (small / "train.prototxt").read_text().replace('"hidden" type: "InnerProduct"', '"hidden" type: "InerProduct"')
     (small / "train.prototxt").write_text(text)
-    fails(['train.prototxt:4: layer "hidden"', 'unknown type "InerProduct"', 'did you mean "InnerProduct"?'], *TRAIN, leaves=LOG)
+    fails(['train.prototxt:4: layer "hidden"', 'unknown type "InerProduct"', 'did you mean "InnerProduct"'], *TRAIN, leaves=LOG)
 
 
 def test_a_bottom_that_no_layer_produces_is_refused_with_its_line(small, fails):
