@@ -100,7 +100,7 @@ types: env  ## check the types of both packages
 # Pages keep their folders, so that their links hold on the site as in the repository.
 docs: env  ## build the site of tutorials and API in build/site; a broken link is an error
 	rm -rf build/pages && mkdir -p build/pages
-	tar -cf - README.md CHANGELOG.md CONTRIBUTING.md LICENSE NOTICE benchmarks/README.md config docs | tar -xf - -C build/pages
+	tar -cf - README.md CHANGELOG.md CONTRIBUTING.md LICENSE NOTICE benchmarks/README.md tests/wild/README.md config docs | tar -xf - -C build/pages
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 hooks: env  ## check code at each commit, by .pre-commit-config.yaml

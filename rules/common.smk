@@ -90,7 +90,9 @@ def in_report(folder, category, path, caption, label, patterns=()):
 
 # The report sorts categories by name.
 dataset_report = partial(in_report, "results/datasets/{dataset}", "Dataset {dataset}")
-experiment_report = partial(in_report, "results/experiments/{experiment}", "Experiment {experiment}")
+experiment_report = partial(
+    in_report, "results/experiments/{experiment}", "Experiment {experiment}"
+)
 comparison_report = partial(in_report, "results/report", "All experiments")
 
 
