@@ -71,15 +71,16 @@ class LevelDB:
 _open: weakref.WeakValueDictionary[str, LevelDB] = weakref.WeakValueDictionary()
 
 
-def open_db(source: str | Path, backend: int | None = None) -> LMDBFile | LevelDB:
+def open_db(source: str | Path, backend: int | None = None, reader: str = "") -> LMDBFile | LevelDB:
     """Open the database of records at `source`, to be read in key order: `len(db)`, `db.items()`, `db.values(start)`.
 
     backend  a DataParameter.DB value, LMDB or LEVELDB; by default detected from its files
+    reader   the layer that reads it, as the error for a missing database names it
     Raises FileError if there is no such database, if it is damaged, or if it has no records.
     """
     source = str(source)
     if not Path(source).exists():
-        raise missing_db(source, backend)
+        raise _missing(source, backend, reader)
     if (_backend_of(Path(source)) if backend is None else backend) == caffe_pb2.DataParameter.LMDB:
         database: LMDBFile | LevelDB = LMDBFile(source)
     else:
@@ -100,7 +101,7 @@ def _backend_of(source: Path) -> int:
     )
 
 
-def missing_db(source: str, backend: int | None, reader: str = "") -> FileError:
+def _missing(source: str, backend: int | None, reader: str) -> FileError:
     """The error for a database that is not there, with the command that builds it; see `missing`."""
     name = "leveldb" if backend == caffe_pb2.DataParameter.LEVELDB else "lmdb"
     command = f"caffe convert_imageset -backend {name} IMAGES/ LIST {source}"

@@ -6,7 +6,6 @@ import json
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error
 from caffe.events import Event
 from caffe.formats.datum import parse_datum, pixels_of
-from caffe.formats.db import missing_db, open_db
+from caffe.formats.db import open_db
 from caffe.formats.lmdb_file import LMDBFile
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
@@ -235,9 +234,7 @@ class Data(Prefetching):
     def __init__(self, param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device):
         super().__init__(param, phase, where, device)
         p = self.param.data_param
-        if not Path(p.source).exists():
-            raise missing_db(p.source, p.backend if p.HasField("backend") else None, self.where)
-        self.database = open_db(p.source, p.backend if p.HasField("backend") else None)
+        self.database = open_db(p.source, p.backend if p.HasField("backend") else None, self.where)
         opened = events.lmdb_opened if isinstance(self.database, LMDBFile) else events.leveldb_opened
         opened(p.source)
 

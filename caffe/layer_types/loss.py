@@ -61,6 +61,11 @@ class Loss(Layer):
         if len({math.prod(shape) for shape in shapes}) > 1:
             raise self.error(f"bottoms of shapes {', '.join(map(str, shapes))}", "all must have the same number of values")
 
+    def require_same_images(self, *shapes: Shape) -> None:
+        """Raise LayerError unless all these bottoms have as many values, of as many images."""
+        self.require_same_count(*shapes)
+        self.require_same_count(*[shape[:1] for shape in shapes])
+
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
         return [(), shapes[0]][: len(self.param.top)]
 
@@ -202,8 +207,7 @@ class EuclideanLoss(Loss):
     drawn_as = "loss"
 
     def setup(self, first: Shape, second: Shape) -> None:
-        self.require_same_count(first, second)
-        self.require_same_count(first[:1], second[:1])
+        self.require_same_images(first, second)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         difference = first - second.reshape(first.shape)

@@ -52,11 +52,11 @@ class Correlation(Layer):
         a, b = (functional.pad(x, [p.pad] * 4) for x in (a, b))
         first = p.max_displacement
         window = a[:, :, first : first + height, first : first + width]
+        multiplies = p.correlation_type == caffe_pb2.CorrelationParameter.MULTIPLY
         channels = []
         for down in self.displacements:
             for right in self.displacements:
                 other = b[:, :, first + down : first + down + height, first + right : first + right + width]
-                multiplies = p.correlation_type == caffe_pb2.CorrelationParameter.MULTIPLY
                 alike = window * other if multiplies else (window - other).abs()
                 channels.append(alike.mean(1, keepdim=True))
         return functional.avg_pool2d(torch.cat(channels, 1), p.kernel_size, p.stride_1)
@@ -197,8 +197,7 @@ class L1Loss(Loss):
     bottoms = (1, 2)
 
     def setup(self, a: Shape, *b: Shape) -> None:
-        self.require_same_count(a, *b)
-        self.require_same_count(a[:1], *[shape[:1] for shape in b])
+        self.require_same_images(a, *b)
         self.is_flownets = self.param.HasField("l1_loss_param")
         if self.is_flownets:
             self.require_maps(a)

@@ -269,8 +269,7 @@ class DiceCoefLoss(Loss):
     bottoms = (2, 2)
 
     def setup(self, first: Shape, second: Shape) -> None:
-        self.require_same_count(first, second)
-        self.require_same_count(first[:1], second[:1])
+        self.require_same_images(first, second)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         smooth = self.param.dice_coef_loss_param.smooth
@@ -291,8 +290,7 @@ class SigmoidCrossEntropyBalanceLoss(Loss):
     differentiable_bottoms = (0,)
 
     def setup(self, scores: Shape, targets: Shape) -> None:
-        self.require_same_count(scores, targets)
-        self.require_same_count(scores[:1], targets[:1])
+        self.require_same_images(scores, targets)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         x, t = scores.flatten(1), targets.flatten(1)
