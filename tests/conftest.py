@@ -36,7 +36,7 @@ def _device(request, monkeypatch):
         for module in (caffe, mode):
             monkeypatch.setattr(module, "set_mode_cpu", lambda: None, raising=False)
         yield
-    monkeypatch.undo()
+        monkeypatch.undo()  # before the pretend GPU goes: a test may have replaced a part of it
     mode.set_mode_cpu()
 
 

@@ -69,6 +69,21 @@ def test_the_rules_build_as_a_module_of_another_workflow(folder, prefix):
     assert not prefix or not (folder / "results").exists()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("prefix", ["", "some where"])
+def test_the_example_as_a_module_gives_the_recorded_results(tmp_path, prefix):
+    example = (ROOT / "config/config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text("roastery:\n" + "".join(f"  {line}\n" for line in example.splitlines()))
+    outer = OUTER.partition("rule copy:")[0].replace("PREFIX", f'prefix: "{prefix}"' if prefix else "")
+    (tmp_path / "Snakefile").write_text(outer)
+    snakemake("all", cwd=tmp_path)
+    recorded, built = ROOT / "config/example.manifest.json", tmp_path / prefix / "results/manifest.json"
+    same = ["--kinds", "data", "weights", "predictions", "metrics"]
+    verify = [sys.executable, "-m", "pipeline.report.verify", str(recorded), str(built), *same]
+    done = subprocess.run(verify, env=workflows.environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 OVERVIEW = "results/datasets/few/pictures/overview.png"
 
 

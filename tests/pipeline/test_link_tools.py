@@ -318,6 +318,7 @@ def test_a_line_of_a_tutorial_trains(finetuning, line, warnings):
     assert (finetuning / "model_iter_4.caffemodel").exists()
 
 
+@pytest.mark.own_device
 @pytest.mark.usefixtures("finetuning")
 def test_a_line_that_asks_for_a_gpu_says_how_to_do_without():
     import torch
