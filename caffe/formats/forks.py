@@ -98,7 +98,7 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         "ConvolutionParameter": "relu negative_slope fusion_type coeff",
         "PoolingParameter": "kernel_size_3d stride_3d pad_3d",
         "SolverParameter": "disabled_update test_offset",
-        "TransformationParameter": "random_resize_param random_aspect_ratio_param bgr2rgb pad",
+        "TransformationParameter": "pad",
     },
     "happynear/caffe-windows": {
         "LayerParameter": "general_contrastive_loss_param",
@@ -117,7 +117,7 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
     "eric612/MobileNet-YOLO": {
         "LayerParameter": "yolo_detection_output_param region_loss_param yolov3_param",
         "AnnotatedDataParameter": "yolo_data_type yolo_data_jitter",
-        "TransformationParameter": "cvt_bgr2rgb enable_classf_aug max_rotation_angle max_scaling_factor min_scaling_factor",
+        "TransformationParameter": "enable_classf_aug max_rotation_angle max_scaling_factor min_scaling_factor",
     },
     "LisaAnne/lisa-caffe-public": {
         "AccuracyParameter": "denominator",

@@ -5,7 +5,7 @@ import itertools
 import json
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from caffe import events
 from caffe.engine import fillers, mode
 from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error
-from caffe.events import Event
 from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import open_db
 from caffe.formats.lmdb_file import LMDBFile
+from caffe.layer_types.order import pooled, positions
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
@@ -111,25 +111,6 @@ class Records(Source):
 
     def seek_batch(self, number: int) -> None:
         self.seek(number * self.batch_size)
-
-
-def positions(count: int, numbers: Iterable[int], seed: int | None, restarted: Event) -> Iterator[int]:
-    """Positions among `count` records of records that are numbered over all epochs.
-
-    seed       determines, with the epoch, each epoch's order; None is the given order
-    restarted  called at each further epoch
-    """
-    last: int | None = None
-    order: Sequence[int] | np.ndarray = range(count)
-    for number in numbers:
-        epoch, index = divmod(number, count)
-        if epoch != last:
-            if last is not None:
-                restarted()
-            if seed is not None:
-                order = Generator(seed, epoch).permutation(count)
-            last = epoch
-        yield int(order[index])
 
 
 class Prefetching(Records):
@@ -225,7 +206,8 @@ class Data(Prefetching):
     """Images and labels from a database of Datum records, in key order, repeated endlessly: → (N, C, H, W), (N,).
 
     shuffle (yjxiong/caffe, intel/caffe) draws a new order for each epoch; each of n solvers that train together then reads all
-    records in an order that only it uses.
+    records in an order that only it uses. shuffle_pool_size s (Cysu/caffe): once s batches have been read in order, the records
+    of a batch are drawn from the s · batch_size in a pool, where the next records take their places.
     """
 
     reads = "database"
@@ -244,7 +226,9 @@ class Data(Prefetching):
         self.require_positive("batch_size")
         self.ahead = p.prefetch
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
-        self.seed = self.rng.seed() if p.shuffle else None
+        self.seed = self.order_seed()
+        if self.param.transform_param.bgr2rgb:
+            raise self.error("bgr2rgb", "of intel/caffe's layers only ImageData applies it", "leave it out")
         self.color = True if p.force_encoded_color else self.transformer.color
         self.image = self.pixels(next(self.database.values()))[0].shape
         events.database_batch_shaped(",".join(map(str, self.top_shapes()[0])))
@@ -261,12 +245,23 @@ class Data(Prefetching):
             raise Error(source, f"a record that is not a Datum ({error})", do="rebuild the database") from error
         return pixels_of(datum, self.color, source), datum.label
 
+    def order_seed(self) -> int | None:
+        """A seed that determines the order of the records; None is that of their keys."""
+        p = self.param.data_param
+        if p.shuffle and p.shuffle_pool_size > 1:
+            raise self.error(f"shuffle and shuffle_pool_size {p.shuffle_pool_size}", "only one may be given")
+        return self.rng.seed() if p.shuffle or p.shuffle_pool_size > 1 else None
+
     def records(self, position: int) -> Iterator[bytes | memoryview]:
         """Yield records from `position` on, endlessly; each of n solvers that train together reads every n-th record."""
+        solvers, rank = self.share()
+        if self.param.data_param.shuffle_pool_size > 1:
+            assert self.seed is not None
+            for number in pooled(position, self.batch_size, self.param.data_param.shuffle_pool_size, self.seed):
+                yield self.database.record((number * solvers + rank) % len(self.database))
         if self.seed is not None:
             numbers = positions(len(self.database), itertools.count(position), self.seed, events.database_restarted)
             yield from map(self.database.record, numbers)
-        solvers, rank = self.share()
         offset = position * solvers
         start = offset % len(self.database)
         while True:
@@ -288,7 +283,7 @@ class Data(Prefetching):
             self.seed = state.seed
 
     def batch_dependence(self) -> str:
-        return "shuffles its records" if self.param.data_param.shuffle else super().batch_dependence()
+        return "shuffles its records" if self.seed is not None else super().batch_dependence()
 
     def read(self, position: int) -> Iterator[Batch]:
         records = map(self.pixels, self.records(position))

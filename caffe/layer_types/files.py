@@ -17,7 +17,8 @@ from caffe.engine import mode
 from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error, FileError
 from caffe.formats.files import missing
-from caffe.layer_types.data import Batch, Prefetching, Records, Source, positions
+from caffe.layer_types.data import Batch, Prefetching, Records, Source
+from caffe.layer_types.order import positions
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.random_crops import resized

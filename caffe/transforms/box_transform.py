@@ -16,19 +16,13 @@ from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
 from caffe.transforms.boxes import Boxes
+from caffe.transforms.resizing import RESIZE, Resizing
 from caffe.transforms.transform import mean_values, read_mean
 
-RESIZE = caffe_pb2.ResizeParameter
-OF_OTHER_FORKS = range(20101, 20120)
-"""Field numbers of DeepLab's, NVIDIA's and yjxiong's fields, which know no boxes."""
+OF_OTHER_FORKS = frozenset((*range(20101, 20120), *range(20501, 20504)))
+"""Field numbers of DeepLab's, NVIDIA's, yjxiong's and Intel's fields, which know no boxes."""
 WHOLE = np.array([0, 0, 1, 1], np.float32)
 CORNERS = np.s_[:, 2:6]
-_INTERPOLATIONS: dict[int, int] = {value: getattr(cv2, f"INTER_{name}") for name, value in RESIZE.Interp_mode.items()}
-_BORDERS = {
-    RESIZE.CONSTANT: cv2.BORDER_CONSTANT,
-    RESIZE.MIRRORED: cv2.BORDER_REFLECT_101,
-    RESIZE.REPEAT_NEAREST: cv2.BORDER_REPLICATE,
-}
 
 
 class BoxTransformer:
@@ -52,8 +46,9 @@ class BoxTransformer:
             raise Error(where, "augmentation_param", "it does not move boxes", "give distort_param, expand_param and samplers")
         if others := [field.name for field, _ in param.ListFields() if field.number in OF_OTHER_FORKS]:
             raise Error(where, f"transform_param has {others[0]}", "AnnotatedData does not apply it", "leave it out")
-        if param.HasField("resize_param") and not (param.resize_param.height and param.resize_param.width):
-            raise Error(where, "resize_param without height and width", "both must be given")
+        policies = [Resizing(policy, where, rng) for policy in param.resize_param]
+        if len(policies) > 1 and not math.isclose(total := sum(each.prob for each in param.resize_param), 1, abs_tol=0.01):
+            raise Error(where, f"{len(policies)} resize_param of prob {total:g} in all", "their prob must add up to 1")
         for sampler in (each.sampler for each in samplers):
             if not 0 < sampler.min_scale <= sampler.max_scale <= 1:
                 raise Error(where, f"scales {sampler.min_scale:g} to {sampler.max_scale:g}", "they must rise within (0, 1]")
@@ -61,9 +56,15 @@ class BoxTransformer:
             if not 0 < low <= high:
                 raise Error(where, f"aspect ratios {low:g} to {high:g}", "they must be above 0 and rise")
         self.param, self.samplers, self.where, self.rng = param, samplers, where, rng
+        self.policies, self.resizing = policies, policies[0] if policies else None
         self.training = phase == caffe_pb2.TRAIN
         self.mean = read_mean(param.mean_file).transpose(1, 2, 0) if param.mean_file else None
         self.crop = (param.crop_size,) * 2 if param.crop_size else (param.crop_h, param.crop_w)
+
+    def choose_resizing(self, number: float) -> None:
+        """Resize from now on as one of several resize_param says: that in whose share of prob a number from 0 to 1 lies."""
+        shares = np.cumsum([policy.param.prob for policy in self.policies])
+        self.resizing = self.policies[min(int(np.searchsorted(shares, number, "right")), len(shares) - 1)]
 
     def __call__(self, image: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Transform an image and its truths: channels × height × width, float32, and the remaining truths."""
@@ -75,9 +76,11 @@ class BoxTransformer:
         crops = [crop for sampler in self.samplers for crop in self.sample_crops(sampler, truths[CORNERS])]
         if crops:
             image, truths = self.crop_to(image, truths, crops[self.rng.integers(len(crops))])
+        if p.cvt_bgr2rgb:
+            image = image[:, :, ::-1]
         extents = image.shape[:2]
-        if p.HasField("resize_param"):
-            image = self.resize(image)
+        if self.resizing:
+            image = self.resizing(image)
             truths = _with_corners(truths, self.resize_corners(truths[CORNERS], extents))
         image, window, mean = self.crop_window(image)
         truths = self.project(truths, window)
@@ -85,7 +88,7 @@ class BoxTransformer:
             # The mean image is mirrored with the image.
             image, mean = image[:, ::-1], None if mean is None else mean[:, ::-1]
             truths = _with_corners(truths, truths[CORNERS][:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [1, 0, 1, 0])
-        if p.HasField("resize_param"):
+        if self.resizing:
             truths = _with_corners(truths, truths[CORNERS] * self.corner_scale(extents, window))
         values = image.transpose(2, 0, 1).astype(np.float32)
         if mean is not None:
@@ -199,35 +202,10 @@ class BoxTransformer:
 
     # ---- size
 
-    def resize(self, image: np.ndarray) -> np.ndarray:
-        """Resize the image as resize_param says."""
-        if image.shape[2] > 4:
-            raise Error(self.where, f"resize_param for images of {image.shape[2]} channels", "at most 4 can be resized")
-        p = self.param.resize_param
-        modes = list(p.interp_mode) or [RESIZE.LINEAR]
-        mode = _INTERPOLATIONS[modes[self.rng.integers(len(modes))]]
-        height, width = self.resized_shape(image.shape[:2])
-        # OpenCV drops the axis of a single channel.
-        image = cv2.resize(image, (width, height), interpolation=mode).reshape(height, width, -1)
-        if p.resize_mode != RESIZE.FIT_LARGE_SIZE_AND_PAD:
-            return image
-        top, left = (p.height - height) // 2, (p.width - width) // 2
-        values = np.resize(np.asarray(p.pad_value or [0], float), 4).tolist()
-        around = (top, p.height - height - top, left, p.width - width - left)
-        return cv2.copyMakeBorder(image, *around, _BORDERS[p.pad_mode], value=values).reshape(p.height, p.width, -1)
-
-    def resized_shape(self, extents: tuple[int, ...]) -> tuple[int, int]:
-        """Height and width after resizing an image of these extents, without padding."""
-        p = self.param.resize_param
-        if p.resize_mode == RESIZE.WARP:
-            return p.height, p.width
-        aspect = extents[1] / extents[0]
-        by_width = (aspect > p.width / p.height) == (p.resize_mode == RESIZE.FIT_LARGE_SIZE_AND_PAD)
-        return (max(1, int(p.width / aspect)), p.width) if by_width else (p.height, max(1, int(aspect * p.height)))
-
     def resize_corners(self, corners: Boxes, extents: tuple[int, ...]) -> Boxes:
         """Corners after resizing, which change only if the image is padded."""
-        p = self.param.resize_param
+        assert self.resizing
+        p = self.resizing.param
         corners = corners.clip(0, 1)
         if p.resize_mode != RESIZE.FIT_LARGE_SIZE_AND_PAD:
             return corners
@@ -237,10 +215,11 @@ class BoxTransformer:
 
     def corner_scale(self, extents: tuple[int, ...], window: Boxes) -> Boxes:
         """Factors of the corners for FIT_SMALL_SIZE with height_scale and width_scale; else 1."""
-        p = self.param.resize_param
+        assert self.resizing
+        p = self.resizing.param
         if p.resize_mode != RESIZE.FIT_SMALL_SIZE or not (p.height_scale and p.width_scale):
             return np.ones(4, np.float32)
-        height, width = self.resized_shape(extents)
+        height, width = self.resizing.size(extents)
         share = window[2:] - window[:2]
         return np.tile(np.array([width * share[0] / p.width_scale, height * share[1] / p.height_scale], np.float32), 2)
 

@@ -1,6 +1,7 @@
 """Image preprocessing by transform_param: augmentation, crop, mirror, mean, scale."""
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,19 @@ from caffe.proto import caffe_pb2
 from caffe.transforms.augmentation import Augmentation, Changes
 from caffe.transforms.batch_augmentation import augment_batch
 from caffe.transforms.random_crops import FixedCrops, RandomResize
+from caffe.transforms.resizing import RandomAspect, Resizing, ShorterSide
 
-SSD = range(20001, 20101)
-"""Field numbers of SSD's fields, which only AnnotatedData applies."""
+SSD = frozenset(range(20001, 20101)) - {20003}
+"""Field numbers of SSD's fields that only AnnotatedData applies."""
+Drawn = RandomResize | FixedCrops | ShorterSide | RandomAspect
+"""What gives images sizes that are drawn."""
+_RESIZES: dict[type[Drawn], frozenset[str]] = {
+    RandomResize: RandomResize.FIELDS,
+    FixedCrops: FixedCrops.FIELDS,
+    ShorterSide: frozenset(("random_resize_param",)),
+    RandomAspect: frozenset(("random_aspect_ratio_param",)),
+}
+"""What changes sizes, and the fields that ask for it."""
 WORKERS = min(8, os.cpu_count() or 1)
 """Number of threads that process the images of a batch."""
 
@@ -90,20 +101,35 @@ class Transformer:
         self.mean = read_mean(param.mean_file) if param.mean_file else None
         self.crop_extents = crop_of(param, where)
         self.resize = self._resizing()
-        if self.mean is not None and isinstance(self.resize, RandomResize):
+        if self.mean is not None and self.draws_sizes:
             self.mean = self._central(self.mean)
+        self.mean_is_cropped = self.resize is not None and not isinstance(self.resize, Resizing)
         self.augmentation = None
         if param.HasField("augmentation_param") and self.training:
             self.augmentation = Augmentation(param.augmentation_param, where, rng)
 
-    def _resizing(self) -> RandomResize | FixedCrops | None:
+    def _resizing(self) -> Drawn | Resizing | None:
         """What changes the sizes of images before their crop."""
         given = {field.name for field, _ in self.param.ListFields()}
-        if given & RandomResize.FIELDS:
-            return RandomResize(self.param, self.crop_extents, self.where, self.rng)
-        if given & FixedCrops.FIELDS and self.training:
-            return FixedCrops(self.param, self.crop_extents, self.where, self.rng)
-        return None
+        found: list[Drawn | Resizing] = []
+        for kind, fields in _RESIZES.items():
+            if given & fields and (self.training or kind is not FixedCrops):
+                found.append(kind(self.param, self.crop_extents, self.where, self.rng))
+        if self.param.resize_param:
+            found.append(Resizing(self.param.resize_param[0], self.where, self.rng))
+        if len(self.param.resize_param) > 1:
+            raise Error(
+                self.where, f"{len(self.param.resize_param)} resize_param", "only AnnotatedData draws one of them", "give one"
+            )
+        if len(found) > 1:
+            names = ", ".join(sorted(given & {"resize_param", *itertools.chain(*_RESIZES.values())}))
+            raise Error(self.where, f"several changes of size ({names})", "they exclude each other", "give one")
+        return found[0] if found else None
+
+    @property
+    def draws_sizes(self) -> bool:
+        """Whether images get sizes that are drawn before they are cropped."""
+        return isinstance(self.resize, (RandomResize, ShorterSide, RandomAspect))
 
     def _central(self, mean: np.ndarray) -> np.ndarray:
         """The centre of the mean image, as large as the crop: NVIDIA's mean of images whose size is drawn."""
@@ -115,8 +141,12 @@ class Transformer:
 
     def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
         """Channels, height and width after transforming an image of that shape."""
+        return self.cropped((image[0], *self.resize.extents(image[1:])) if isinstance(self.resize, Resizing) else image)
+
+    def cropped(self, image: tuple[int, ...]) -> tuple[int, ...]:
+        """Channels, height and width after cropping an image of that shape."""
         crop = self.crop_extents
-        if isinstance(self.resize, RandomResize):
+        if self.draws_sizes:
             return (image[0], *crop)
         if crop[0] > image[1] or crop[1] > image[2]:
             size = f"{crop[0]}" if self.param.crop_size else f"{crop[0]}×{crop[1]}"
@@ -130,7 +160,11 @@ class Transformer:
 
     def __call__(self, images: list[np.ndarray]) -> torch.Tensor:
         """float32 batch × channels × height × width: (crop(augment(image)) - mean) · scale, mirrored at random with `mirror`."""
-        if self.resize:
+        if self.param.bgr2rgb or self.param.cvt_bgr2rgb:
+            images = [image[::-1] for image in images]
+        if isinstance(self.resize, Resizing):
+            images = [self.resize(image.transpose(1, 2, 0)).transpose(2, 0, 1) for image in images]
+        elif self.resize:
             images = [self.resize(image) for image in images]
         windows = self.draw(images)
         changes = self.augmentation.draw(len(images)) if self.augmentation else None
@@ -143,9 +177,9 @@ class Transformer:
 
     def draw(self, images: list[np.ndarray]) -> Windows:
         """Draw crops, random in training and central in testing, and mirrors."""
-        channels, height, width = shape = self.shape(images[0].shape)
+        channels, height, width = shape = self.cropped(images[0].shape)
         for image in images:
-            if image.shape != images[0].shape and (len(image) != channels or self.shape(image.shape) != shape):
+            if image.shape != images[0].shape and (len(image) != channels or self.cropped(image.shape) != shape):
                 found = f"an image of shape {image.shape} in a batch of {images[0].shape}"
                 raise Error(self.where, found, do="resize them to one size, or set crop_size")
         room = np.array([image.shape[1:] for image in images], int) - np.array((height, width))
@@ -161,7 +195,7 @@ class Transformer:
 
     def crop(self, images: list[np.ndarray], windows: Windows, changes: Changes | None = None) -> np.ndarray:
         """Augment, crop and mirror the images: batch × channels × height × width, of the images' type."""
-        batch = np.empty((len(images), *self.shape(images[0].shape)), images[0].dtype)
+        batch = np.empty((len(images), *self.cropped(images[0].shape)), images[0].dtype)
         height, width = batch.shape[2:]
 
         def crop_one(index: int) -> None:
@@ -201,7 +235,7 @@ class Transformer:
             target, under = batch[index], mean
             target[...] = pixels[index]
             if self.mean is not None:
-                top, left = (0, 0) if self.resize else (windows.tops[index], windows.lefts[index])
+                top, left = (0, 0) if self.mean_is_cropped else (windows.tops[index], windows.lefts[index])
                 under = self.mean[:, top : top + height, left : left + width]
                 under = under[:, :, ::-1] if windows.mirrored[index] else under
             if under is not None:
@@ -233,7 +267,7 @@ class Transformer:
 
     def crop_on_device(self, images: torch.Tensor, windows: Windows) -> torch.Tensor:
         """`crop` of images of one size, batch × channels × height × width, on the device."""
-        rows, columns = self.window_indices(windows, *self.shape(images.shape[1:])[1:])
+        rows, columns = self.window_indices(windows, *self.cropped(images.shape[1:])[1:])
         indices, channels = (torch.arange(extent, device=self.device) for extent in images.shape[:2])
         batch = images[indices[:, None, None, None], channels[:, None, None], rows, columns]
         self.negate_flow(batch, windows)
@@ -244,7 +278,7 @@ class Transformer:
         batch = pixels.float()
         if self.mean is not None:
             nowhere = np.zeros_like(windows.tops)
-            placed = windows._replace(tops=nowhere, lefts=nowhere) if self.resize else windows
+            placed = windows._replace(tops=nowhere, lefts=nowhere) if self.mean_is_cropped else windows
             rows, columns = self.window_indices(placed, *pixels.shape[2:])
             channels = torch.arange(pixels.shape[1], device=self.device)[:, None, None]
             batch -= torch.from_numpy(self.mean).to(self.device)[channels, rows, columns]

@@ -122,7 +122,7 @@ def _extent(layer: caffe_pb2.LayerParameter, guess: Guess) -> tuple[int, int, in
     """Images in a batch, height and width, of the first part of the prototxt that gives them."""
     settings = [value for field, value in layer.ListFields() if field.name.endswith("_param") and field.message_type]
     batch = _first(settings, "batch_size") or 1
-    resize = layer.transform_param.resize_param
+    resize = next(iter(layer.transform_param.resize_param), caffe_pb2.ResizeParameter())
     crop = _first(settings, "crop_size")
     height = crop or resize.height or _first(settings, "new_height") or layer.memory_data_param.height or guess.height
     width = crop or resize.width or _first(settings, "new_width") or layer.memory_data_param.width or guess.width

@@ -9,9 +9,13 @@ from caffe.engine.layer import Shape, register
 from caffe.errors import Error
 from caffe.formats.datum import pixels_of
 from caffe.layer_types.data import Batch, Data, Prefetching
+from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.box_transform import BoxTransformer
 from caffe.transforms.detections import read_label_map
+
+_BATCHES_OF_A_SIZE = 10
+"""Batches for which one of several resize_param is drawn."""
 
 
 @register("AnnotatedData", "data_param")
@@ -19,7 +23,8 @@ class AnnotatedData(Data):
     """Images and boxes from a database of AnnotatedDatum records: → (N, C, H, W), (1, 1, boxes, 8) as MultiBoxLoss takes them.
 
     A row is the image's index in the batch, label, instance, xmin, ymin, xmax, ymax, difficult; without boxes, one row of -1.
-    If records have no annotations, the second top is their labels (N,).
+    If records have no annotations, the second top is their labels (N,). Of several resize_param (eric612's MobileNet-YOLO) one
+    is drawn by its `prob` for every ten batches; the tops before the first batch have the first one's size.
     """
 
     reads = "records"
@@ -31,7 +36,8 @@ class AnnotatedData(Data):
         if transform.force_color and transform.force_gray:
             raise self.error("both force_color and force_gray", "only one may be given")
         self.ahead = p.prefetch
-        self.seed = self.rng.seed() if p.shuffle else None
+        self.seed = self.order_seed()
+        self.policy_seed = self.rng.seed() if len(transform.resize_param) > 1 else None
         self.color = True if transform.force_color or p.force_encoded_color else (False if transform.force_gray else None)
         annotated = self.param.annotated_data_param
         if annotated.label_map_file:
@@ -50,8 +56,19 @@ class AnnotatedData(Data):
         random = self.phase == caffe_pb2.TRAIN and (
             self.param.annotated_data_param.batch_sampler
             or any(self.param.transform_param.HasField(field) for field in ("distort_param", "expand_param", "noise_param"))
+            or self.policy_seed is not None
         )
         return "samples or changes images at random" if random else super().batch_dependence()
+
+    def keep(self, state: caffe_pb2.LayerState) -> None:
+        super().keep(state)
+        if self.policy_seed is not None:
+            state.policy_seed = self.policy_seed
+
+    def resume(self, state: caffe_pb2.LayerState) -> None:
+        super().resume(state)
+        if self.policy_seed is not None and state.HasField("policy_seed"):
+            self.policy_seed = state.policy_seed
 
     def parse(self, record: bytes | memoryview) -> tuple[np.ndarray, np.ndarray | None, int]:
         """Image, ground-truth boxes (None if the record has no annotations) and label of a record."""
@@ -78,7 +95,9 @@ class AnnotatedData(Data):
     def read(self, position: int) -> Iterator[Batch]:
         source = self.param.data_param.source
         records = map(self.parse, self.records(position))
-        while True:
+        for number in itertools.count(position // self.batch_size):
+            if self.policy_seed is not None:
+                self.box_transformer.choose_resizing(Generator(self.policy_seed, number // _BATCHES_OF_A_SIZE).random())
             images: list[np.ndarray] = []
             rows, labels = [], []
             for place, (image, truths, label) in enumerate(itertools.islice(records, self.batch_size)):

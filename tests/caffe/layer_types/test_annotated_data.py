@@ -164,7 +164,9 @@ def test_boxes_stay_on_their_objects(settings):
             sampler.sample_constraint.min_object_coverage = 0.3
     param = caffe_pb2.TransformationParameter()
     for name, value in settings.items():
-        if isinstance(value, dict):
+        if name == "resize_param":
+            param.resize_param.add(**value)
+        elif isinstance(value, dict):
             getattr(param, name).MergeFrom(type(getattr(param, name))(**value))
         else:
             setattr(param, name, value)
@@ -235,7 +237,7 @@ def test_images_that_a_transformation_cannot_handle_are_refused():
     )
     with pytest.raises(caffe.Error, match="distort_param for records of floats"):
         transformer(np.zeros((4, 4, 1), np.float32), np.empty((0, 7), np.float32))
-    size = caffe_pb2.TransformationParameter(resize_param=caffe_pb2.ResizeParameter(height=3, width=3))
+    size = caffe_pb2.TransformationParameter(resize_param=[caffe_pb2.ResizeParameter(height=3, width=3)])
     with pytest.raises(caffe.Error, match="resize_param for images of 5 channels"):
         BoxTransformer(size, [], caffe.TRAIN, "data", None)(np.zeros((4, 4, 5), np.uint8), np.empty((0, 7), np.float32))
 
@@ -295,8 +297,8 @@ def test_ssd_fields_in_a_data_layer_are_refused(tmp_path, write):
     with lmdb.open(str(tmp_path / "db")) as database, database.begin(write=True) as transaction:
         transaction.put(b"0", caffe_pb2.Datum(channels=1, height=2, width=2, data=bytes(4)).SerializeToString())
     text = f'layer {{ type: "Data" top: "x" data_param {{ source: "{tmp_path}/db" backend: LMDB batch_size: 1 }}'
-    with pytest.raises(caffe.Error, match="resize_param"):
-        caffe.Net(write("net.prototxt", text + " transform_param { resize_param { height: 3 width: 3 } } }"), caffe.TEST)
+    with pytest.raises(caffe.Error, match="expand_param"):
+        caffe.Net(write("net.prototxt", text + " transform_param { expand_param { max_expand_ratio: 3 } } }"), caffe.TEST)
 
 
 # ---- label maps and the files of detections
