@@ -19,6 +19,7 @@ _PRECISION = Hint("NVIDIA's", "the precision of fp16 training; set_numerics choo
 _CUDNN = Hint("NVIDIA's", "cuDNN's algorithms")
 _READING = Hint("NVIDIA's", "how records are read and kept in memory")
 _LIBRARY = Hint("Intel's", "the library that computes")
+_WINDOW = Hint("tpfister's (heatmap regression)", "a window that shows the images")
 _STATISTICS = Hint("Intel's", "a BatchNorm's statistics over parts of a batch; they are the whole batch's")
 
 HINTS: dict[str, Hint] = {
@@ -56,7 +57,11 @@ HINTS: dict[str, Hint] = {
     "NetParameter.mem_param": Hint("yjxiong's", "the sharing of memory between blobs"),
     "SolverParameter.richness": Hint("yjxiong's", "the size of cuDNN's workspace"),
     "SolverParameter.group_id": Hint("yjxiong's", "the GPUs that train together; give them by -gpu"),
-    "LayerParameter.visualise": Hint("tpfister's (heatmap regression)", "a window that shows the images"),
+    "LayerParameter.visualise": _WINDOW,
+    "LayerParameter.visualise_channel": _WINDOW,
+    "HeatmapDataParameter.num_channels": Hint("tpfister's (heatmap regression)", "the channels of images, which are always 3"),
+    "VideoDataParameter.show_data": Hint("C3D's", "a window that shows the frames"),
+    "VideoDataParameter.encoded": Hint("yjxiong's", "how frames are kept in memory"),
 }
 """The fields, as Message.field, that are read and not used."""
 
@@ -111,7 +116,6 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         ),
     },
     "yjxiong/caffe": {
-        "LayerParameter": "video_data_param",
         "TransformationParameter": "original_image stride upper_height upper_size upper_width",
     },
     "eric612/MobileNet-YOLO": {
@@ -125,11 +129,8 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         "ImageDataParameter": "min_height min_width",
     },
     "facebookarchive/C3D": {
-        "ConvolutionParameter": "kernel_depth temporal_pad temporal_stride filter_group",
-        "ImageDataParameter": "use_image use_temporal_jitter sampling_rate new_length num_truth_channels",
-        "V1LayerParameter.LayerType": (
-            "CONVOLUTION3D DECONVOLUTION3D POOLING3D VIDEO_DATA VIDEO_WITH_VOXEL_TRUTH_DATA VOXEL_CUSTOM_LOSS"
-        ),
+        "ImageDataParameter": "num_truth_channels use_label use_byte_input is_flow truth_scale clip_min clip_max",
+        "V1LayerParameter.LayerType": "DECONVOLUTION3D VIDEO_WITH_VOXEL_TRUTH_DATA VOXEL_CUSTOM_LOSS",
     },
     "lmb-freiburg/flownet2": {
         "LayerParameter": "augmentation_param reshape_every_iter resample_param",
@@ -143,7 +144,6 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
     },
     "yeahkun/caffe-yolo": {"DataParameter": "side", "LayerParameter": "detection_loss_param eval_detection_param"},
     "xiaolonw/caffe-video_triplet": {"ImageDataParameter": "pair_size", "LayerParameter": "rank_param"},
-    "HyeonwooNoh/caffe (DeconvNet)": {"V1LayerParameter.LayerType": "UNPOOLING", "LayerParameter": "unpooling_param"},
     "torrvision/crfasrnn": {"LayerParameter": "multi_stage_meanfield_param"},
     "daijifeng001/caffe-mnc": {"LayerParameter": "roi_warping_param mask_resize_param mask_pooling_param"},
     "aaalgo/picpac": {"LayerParameter": "picpac_param"},
@@ -156,7 +156,6 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         "DataParameter": "get_mirror_crop",
     },
     "Mhaiyang/TMM2018_DRFN": {"LayerParameter": "pw_attend_param", "LossParameter": "class_weight_source"},
-    "tpfister/caffe-heatmap": {"LayerParameter": "heatmap_data_param"},
     "ctensmeyer/caffe (binarization)": {
         "LayerParameter": "image_transform_param doc_data_param weighted_fmeasure_loss_param",
         "SolverParameter": (

@@ -15,11 +15,25 @@ V1 = caffe_pb2.V1LayerParameter
 _RENAMED = {"NONE": "", "SOFTMAX_LOSS": "SoftmaxWithLoss"}
 _CAPITALS = {
     name.upper(): name
-    for name in ("AbsVal", "ArgMax", "BN", "BNLL", "HDF5Data", "HDF5Output", "LRN", "MVN", "PReLU", "ReLU", "ReLU6", "TanH")
+    for name in (
+        *("AbsVal", "ArgMax", "BN", "BNLL", "Convolution3D", "HDF5Data", "HDF5Output", "LRN", "MVN", "Pooling3D", "PReLU"),
+        *("ReLU", "ReLU6", "TanH"),
+    )
 }
 
 _SAME = ("name", "bottom", "top", "include", "exclude", "blobs", "loss_weight")
-_TRANSFORMED = {V1.DATA: "data_param", V1.IMAGE_DATA: "image_data_param", V1.WINDOW_DATA: "window_data_param"}
+_TRANSFORMED = {
+    V1.DATA: "data_param",
+    V1.IMAGE_DATA: "image_data_param",
+    V1.VIDEO_DATA: "image_data_param",
+    V1.WINDOW_DATA: "window_data_param",
+}
+# C3D 1.0's types: the messages that they share with other types, and those that they have of their own in the current format.
+_OF_C3D = {
+    "Convolution3D": ("convolution_param", "convolution3d_param"),
+    "Pooling3D": ("pooling_param", "pooling3d_param"),
+    "VideoData": ("image_data_param", "video_data_param"),
+}
 V1_TYPES: dict[str, int] = dict(V1.LayerType.items())
 _SOLVERS = {0: "SGD", 1: "Nesterov", 2: "AdaGrad", 3: "RMSProp", 4: "AdaDelta", 5: "Adam"}
 
@@ -51,6 +65,8 @@ def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> list[str]:
         if layer.type in _TRANSFORMED:
             _upgrade_transform(layer, getattr(layer, _TRANSFORMED[layer.type]))
         _upgrade_v1(layer, net.layer.add())
+        if net.layer[-1].type in _OF_C3D:
+            _upgrade_c3d(net.layer[-1], path)
     del net.layers[:]
     if net.input:
         events.inputs_upgraded(path)
@@ -93,6 +109,22 @@ def _upgrade_transform(layer: V1, param: Message) -> None:
         if param.HasField(field):
             setattr(layer.transform_param, field, getattr(param, field))
             param.ClearField(field)
+
+
+def _upgrade_c3d(layer: caffe_pb2.LayerParameter, path: str) -> None:
+    """Move the parameters of a layer of C3D 1.0 to those of its type in C3D 1.1."""
+    before, after = _OF_C3D[layer.type]
+    old, new = getattr(layer, before), getattr(layer, after)
+    for field, value in old.ListFields():
+        if field.name == "mean_value":
+            layer.transform_param.mean_value.append(value)
+        elif field.name not in new.DESCRIPTOR.fields_by_name:
+            raise FileError(path, f'{before}.{field.name} in layer "{layer.name}"', f"{layer.type} has no {field.name}")
+        elif field.is_repeated and len(value) != 1:
+            raise FileError(path, f'{len(value)} values of {field.name} in layer "{layer.name}"', "give one")
+        else:
+            upgrade_v0.assign(new, field.name, value[0] if field.is_repeated else value)
+    layer.ClearField(before)
 
 
 def _upgrade_batch_norm(layer: caffe_pb2.LayerParameter) -> None:

@@ -1,10 +1,12 @@
-"""Resampling layers of forks: Interp, Upsample, Reorg."""
+"""Resampling layers of forks: Interp, Upsample, Reorg, Unpooling."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine.layer import Layer, Shape, register
 from caffe.layer_types.utility import out_of_range
+from caffe.proto import caffe_pb2
 
 
 @register("Interp")
@@ -134,3 +136,70 @@ class Reorg(Layer):
             return blocks.permute(0, 3, 4, 1, 5, 2).reshape(count, channels // s**2, height * s, width * s)
         blocks = x.reshape(count, channels // s**2, height, s, width, s)
         return blocks.permute(0, 3, 5, 1, 2, 4).reshape(count, channels * s**2, height // s, width // s)
+
+
+@register("Unpooling")
+class Unpooling(Layer):
+    """Unpooling of DeconvNet (Noh et al. 2015): (x[, positions], both (N, C, H, W)) → (N, C, H', W').
+
+    H' and W' are unpool_size, or unpool_h and unpool_w; else the least that pools to H and W. MAX puts each value at its
+    position, Pooling's second top, or without positions at the first place of its window, and 0 elsewhere. AVE and TILE add it to
+    all places of its window: its share, or the whole value. As in the fork, the gradient of TILE is that of AVE.
+    """
+
+    bottoms = (1, 2)
+    differentiable_bottoms = (0,)
+
+    def setup(self, shape: Shape, positions: Shape | None = None) -> None:
+        p = self.param.unpooling_param
+        self.require_maps(shape)
+        if positions is not None and positions != shape:
+            raise self.error(f"bottoms of shapes {shape} and {positions}", "there must be a position for each value")
+        if p.pad or p.pad_h or p.pad_w:
+            raise self.error("pad", "the fork's windows have none", "leave it out")
+        self.kernel = self.pair("kernel", "kernel_size")
+        self.stride = self.pair("stride", "stride")
+        if not min(self.kernel + self.stride):
+            raise self.error(f"kernel {self.kernel} and stride {self.stride}", "both must be at least 1")
+        self.size = self.pair("unpool", "unpool_size")
+
+    def pair(self, name: str, square: str) -> tuple[int, int]:
+        """A setting of both axes, given as one value or as two."""
+        p = self.param.unpooling_param
+        given = [p.HasField(f"{name}_h"), p.HasField(f"{name}_w")]
+        if given[0] != given[1] or (given[0] and p.HasField(square)):
+            raise self.error(f"{name}_h or {name}_w", f"give {square}, or both {name}_h and {name}_w")
+        return (getattr(p, f"{name}_h"), getattr(p, f"{name}_w")) if given[0] else (getattr(p, square),) * 2
+
+    def top_shapes(self, shape: Shape, positions: Shape | None = None) -> list[Shape]:
+        starts = [(count - 1) * stride for count, stride in zip(shape[2:], self.stride, strict=True)]
+        axes = zip(starts, self.kernel, self.stride, strict=True)
+        size = self.size if any(self.size) else [start + max(kernel, stride + 1) for start, kernel, stride in axes]
+        if positions is None and any(start >= extent for start, extent in zip(starts, size, strict=True)):
+            found = f"windows of stride {self.stride} on a bottom of shape {shape}"
+            raise self.error(f"{found} in {size[0]}×{size[1]}", "none may start outside")
+        return [(*shape[:2], *size)]
+
+    def forward(self, x: Tensor, *positions: Tensor) -> Tensor:
+        ((*_, height, width),) = self.top_shapes(tuple(x.shape), *[tuple(each.shape) for each in positions])
+        starts = [torch.arange(count, device=x.device) * stride for count, stride in zip(x.shape[2:], self.stride, strict=True)]
+        if self.param.unpooling_param.unpool == caffe_pb2.UnpoolingParameter.MAX:
+            places = (starts[0][:, None] * width + starts[1]).expand_as(x) if not positions else positions[0].long()
+            if (position := out_of_range(places, height * width)) is not None:
+                raise self.error(
+                    f"position {position} in an image of {height}×{width}",
+                    f"positions go from 0 to {height * width - 1}",
+                    "give the size of the pooling's bottom as unpool_h and unpool_w",
+                )
+            spread = x.new_zeros(*x.shape[:2], height * width).scatter(2, places.flatten(2), x.flatten(2))
+            return spread.view(*x.shape[:2], height, width)
+        tall, wide = (
+            (extent - start).clamp_max(kernel) for start, extent, kernel in zip(starts, (height, width), self.kernel, strict=True)
+        )
+        share = x / (tall[:, None] * wide)
+        if self.param.unpooling_param.unpool == caffe_pb2.UnpoolingParameter.TILE:
+            share = share + (x - share).detach()
+        ones = x.new_ones(1, 1, *self.kernel)
+        spread = functional.conv_transpose2d(share.reshape(-1, 1, *x.shape[2:]), ones, stride=self.stride)
+        below, right = height - spread.shape[2], width - spread.shape[3]
+        return functional.pad(spread, (0, right, 0, below)).view(*x.shape[:2], height, width)

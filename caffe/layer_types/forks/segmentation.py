@@ -1,4 +1,4 @@
-"""DeepLab's source of images and maps of labels: ImageSegData."""
+"""Sources of images and maps of labels: DeepLab's ImageSegData, HED's ImageLabelmapData."""
 
 import itertools
 from collections.abc import Iterator
@@ -89,3 +89,28 @@ class ImageSegData(ImageData):
                 limits = images[0].shape[1:]
                 extents = np.array([np.minimum(image.shape[1:], limits) for image, _ in pairs], np.float32)
                 yield np.stack(images), np.stack(labels), extents[:, None, None]
+
+
+@register("ImageLabelmapData", "image_data_param")
+class ImageLabelmapData(ImageSegData):
+    """Images and maps of edges from a list of `image edges` lines, repeated endlessly: → (N, C, H, W), (N, 1, H, W).
+
+    A label is 1 where the gray value is at least 128, else 0, after both are resized to new_height and new_width. Both are
+    cropped and mirrored alike: see SegmentationTransformer; beyond an image that is smaller than the crop, labels are
+    ignore_label. Source: HED's image_labelmap_data_layer.cpp (Xie and Tu 2015), where the crop has to fit.
+    """
+
+    tops = (2, 2)
+
+    def _parsed(self, number: int, line: str) -> tuple[str, Any]:
+        p = self.param.image_data_param
+        paths = line.split()
+        if len(paths) != 2:
+            raise Error(f"{p.source}:{number}", f'"{line}"', 'a line must be "image edges", two paths')
+        return p.root_folder + paths[0], p.root_folder + paths[1]
+
+    def pair(self, line: tuple[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        image, edges = self.pixels(line), read_image(line[1], False, self.size)
+        if edges.shape[1:] != image.shape[1:]:
+            raise Error(line[1], "edges of {}×{}".format(*edges.shape[1:]), "the image has {}×{}".format(*image.shape[1:]))
+        return image, (edges > 127).astype(np.uint8)
