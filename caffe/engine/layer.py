@@ -15,6 +15,7 @@ from caffe.engine import fillers
 from caffe.engine.blob import Blob
 from caffe.engine.parameter import Parameter
 from caffe.errors import LayerError, nearest
+from caffe.formats.weight_files import Stored
 from caffe.proto import caffe_pb2
 
 _TYPES: dict[str, type[Layer]] = {}
@@ -198,6 +199,10 @@ class Layer:
 
     def use_channels_last(self) -> None:
         """Make the parameters, and tops that would be converted at each pass, channels-last."""
+
+    def convert_blobs(self, stored: list[Stored]) -> list[Stored]:
+        """The parameters of a weights file as this layer has them, where it can take others than of its own shapes."""
+        return stored
 
     def advice_for_blobs(self, count: int) -> str:
         """What to do about a weights file with `count` blobs for this layer, which has another number of them."""

@@ -63,6 +63,7 @@ def copy_weights(layers: Sequence[Layer], source: str | Sequence[Layer], skip: C
             targets = [target for target in targets if target.owner is target]
         if not targets and not blobs:
             continue
+        blobs = named[name].convert_blobs(blobs)
         unfit = _unfit(named[name], targets, blobs)
         if name in skip:
             result.skipped[name] = f"{unfit[0]}, but {unfit[1]}" if unfit else ""

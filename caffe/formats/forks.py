@@ -19,6 +19,7 @@ _PRECISION = Hint("NVIDIA's", "the precision of fp16 training; set_numerics choo
 _CUDNN = Hint("NVIDIA's", "cuDNN's algorithms")
 _READING = Hint("NVIDIA's", "how records are read and kept in memory")
 _LIBRARY = Hint("Intel's", "the library that computes")
+_FLOWNET = Hint("FlowNet's", "threads, logs and files to look at")
 _WINDOW = Hint("tpfister's (heatmap regression)", "a window that shows the images")
 _STATISTICS = Hint("Intel's", "a BatchNorm's statistics over parts of a batch; they are the whole batch's")
 
@@ -57,6 +58,13 @@ HINTS: dict[str, Hint] = {
     "NetParameter.mem_param": Hint("yjxiong's", "the sharing of memory between blobs"),
     "SolverParameter.richness": Hint("yjxiong's", "the size of cuDNN's workspace"),
     "SolverParameter.group_id": Hint("yjxiong's", "the GPUs that train together; give them by -gpu"),
+    "LayerParameter.reshape_every_iter": Hint("FlowNet's", "whether shapes are inferred for each pass; they always are"),
+    "LayerParameter.strict_dim": Hint("DeepLab's", "which shapes stored weights may have; here they have to fit"),
+    "DataParameter.verbose": _FLOWNET,
+    "DataParameter.disk_reader_threads": _FLOWNET,
+    "FlowAugmentationParameter.write_augmented": _FLOWNET,
+    "FlowAugmentationParameter.write_mean": _FLOWNET,
+    "ResampleParameter.factor": Hint("FlowNet's", "nothing: its Resample does not read it"),
     "LayerParameter.visualise": _WINDOW,
     "LayerParameter.visualise_channel": _WINDOW,
     "HeatmapDataParameter.num_channels": Hint("tpfister's (heatmap regression)", "the channels of images, which are always 3"),
@@ -133,10 +141,9 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         "V1LayerParameter.LayerType": "DECONVOLUTION3D VIDEO_WITH_VOXEL_TRUTH_DATA VOXEL_CUSTOM_LOSS",
     },
     "lmb-freiburg/flownet2": {
-        "LayerParameter": "augmentation_param reshape_every_iter resample_param",
-        "DataParameter": (
-            "rand_permute rand_permute_seed preselection_file preselection_label slice_point encoding range_start range_end"
-        ),
+        "LayerParameter": "accum_param black_augmentation_param disparity_augmentation_param lpq_loss_param",
+        "CorrelationParameter": "single_direction",
+        "DataParameter": "huge_video_dataset limit_samples",
     },
     "zhaoweicai/mscnn": {
         "LayerParameter": "bbox_reg_param box_output_param detection_accuracy_param image_gt_data_param proposal_target_param",

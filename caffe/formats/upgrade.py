@@ -21,7 +21,7 @@ _CAPITALS = {
     )
 }
 
-_SAME = ("name", "bottom", "top", "include", "exclude", "blobs", "loss_weight")
+_SAME = ("name", "bottom", "top", "include", "exclude", "blobs", "loss_weight", "strict_dim")
 _TRANSFORMED = {
     V1.DATA: "data_param",
     V1.IMAGE_DATA: "image_data_param",

@@ -116,7 +116,7 @@ class Records(Source):
 class Prefetching(Records):
     """A source that prefetches batches on a thread; their order does not depend on timing."""
 
-    tops = (1, 2)
+    tops: tuple[int, int | None] = (1, 2)
     ahead = 4
 
     def setup(self, *shapes: Shape) -> None:
