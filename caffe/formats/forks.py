@@ -60,6 +60,7 @@ HINTS: dict[str, Hint] = {
     "SolverParameter.group_id": Hint("yjxiong's", "the GPUs that train together; give them by -gpu"),
     "LayerParameter.reshape_every_iter": Hint("FlowNet's", "whether shapes are inferred for each pass; they always are"),
     "LayerParameter.strict_dim": Hint("DeepLab's", "which shapes stored weights may have; here they have to fit"),
+    "MultiStageMeanfieldParameter.threshold": Hint("CRF-RNN's", "nothing: its layer does not read it"),
     "DataParameter.verbose": _FLOWNET,
     "DataParameter.disk_reader_threads": _FLOWNET,
     "FlowAugmentationParameter.write_augmented": _FLOWNET,
@@ -151,7 +152,6 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
     },
     "yeahkun/caffe-yolo": {"DataParameter": "side", "LayerParameter": "detection_loss_param eval_detection_param"},
     "xiaolonw/caffe-video_triplet": {"ImageDataParameter": "pair_size", "LayerParameter": "rank_param"},
-    "torrvision/crfasrnn": {"LayerParameter": "multi_stage_meanfield_param"},
     "daijifeng001/caffe-mnc": {"LayerParameter": "roi_warping_param mask_resize_param mask_pooling_param"},
     "aaalgo/picpac": {"LayerParameter": "picpac_param"},
     "gustavla/autocolorize": {
