@@ -61,6 +61,8 @@ HINTS: dict[str, Hint] = {
     "LayerParameter.reshape_every_iter": Hint("FlowNet's", "whether shapes are inferred for each pass; they always are"),
     "LayerParameter.strict_dim": Hint("DeepLab's", "which shapes stored weights may have; here they have to fit"),
     "MultiStageMeanfieldParameter.threshold": Hint("CRF-RNN's", "nothing: its layer does not read it"),
+    "CosinAddmParameter.transform_test": Hint("xialuxi's (ArcFace)", "nothing: its margin is that of training"),
+    "CombinedMarginParameter.transform_test": Hint("xialuxi's (ArcFace)", "nothing: its layer does not read it"),
     "DataParameter.verbose": _FLOWNET,
     "DataParameter.disk_reader_threads": _FLOWNET,
     "FlowAugmentationParameter.write_augmented": _FLOWNET,
@@ -159,7 +161,7 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
     },
     "CMU-Perceptual-Computing-Lab/caffe_train": {"LayerParameter": "cpm_transform_param imresize_param nms_param"},
     "ZhiwenShao/JAANet": {
-        "LayerParameter": "combination_param au_mask_based_land_param",
+        "LayerParameter": "au_mask_based_land_param",
         "DataParameter": "get_mirror_crop",
     },
     "Mhaiyang/TMM2018_DRFN": {"LayerParameter": "pw_attend_param", "LossParameter": "class_weight_source"},

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from caffe.engine.layer import BlobSpec, Layer, Shape, register
 from caffe.errors import FileError
 from caffe.layer_types.forks.permutohedral import Lattice
+from caffe.layer_types.loss import FLT_MIN
 from caffe.proto import caffe_pb2
 
 
@@ -20,8 +20,8 @@ class MultiStageMeanfield(Layer):
     The filters are Gaussians divided by what they make of ones: of the position, with theta_gamma pixels; and of the position,
     with theta_alpha pixels, and the colour, with theta_beta. As in the fork they are computed on the permutohedral lattice
     (Adams et al. 2010), of which its trained weights are, and not exactly, which takes (H · W)² operations.
-    Blobs, (1, 1, C, C) each: S and B, initially diagonal, of the numbers in the files spatial.par and bilateral.par of the working
-    directory or, where there is none, spatial_filter_weight and bilateral_filter_weight; and M, initially -1 on its diagonal.
+    Blobs, (1, 1, C, C) each: S and B, initially diagonal, of the numbers in the files spatial.par and bilateral.par where the
+    process runs or, if there are none, spatial_filter_weight and bilateral_filter_weight; and M, initially -1 on its diagonal.
     Sources: multi_stage_meanfield.cpp and meanfield_iteration.cpp of torrvision/caffe.
     """
 
@@ -73,7 +73,7 @@ class MultiStageMeanfield(Layer):
     def lattice(self, features: Tensor) -> tuple[Lattice, Tensor]:
         """The lattice of these features, and what divides its results: (P, 1)."""
         lattice = Lattice(features)
-        return lattice, lattice.filter(features.new_ones(len(features), 1)) + np.finfo(np.float32).tiny
+        return lattice, lattice.filter(features.new_ones(len(features), 1)) + FLT_MIN
 
     def forward(self, unary: Tensor, first: Tensor, image: Tensor) -> Tensor:
         p = self.param.multi_stage_meanfield_param
