@@ -19,6 +19,7 @@ _PRECISION = Hint("NVIDIA's", "the precision of fp16 training; set_numerics choo
 _CUDNN = Hint("NVIDIA's", "cuDNN's algorithms")
 _READING = Hint("NVIDIA's", "how records are read and kept in memory")
 _LIBRARY = Hint("Intel's", "the library that computes")
+_MEMORY = Hint("Tongcheng's (DenseNet)", "the GPU and its memory")
 _FLOWNET = Hint("FlowNet's", "threads, logs and files to look at")
 _WINDOW = Hint("tpfister's (heatmap regression)", "a window that shows the images")
 _STATISTICS = Hint("Intel's", "a BatchNorm's statistics over parts of a batch; they are the whole batch's")
@@ -63,6 +64,9 @@ HINTS: dict[str, Hint] = {
     "MultiStageMeanfieldParameter.threshold": Hint("CRF-RNN's", "nothing: its layer does not read it"),
     "CosinAddmParameter.transform_test": Hint("xialuxi's (ArcFace)", "nothing: its margin is that of training"),
     "CombinedMarginParameter.transform_test": Hint("xialuxi's (ArcFace)", "nothing: its layer does not read it"),
+    "DenseBlockParameter.gpuIdx": _MEMORY,
+    "DenseBlockParameter.BC_ultra_space_efficient": _MEMORY,
+    "DenseBlockParameter.workspace_MB": _MEMORY,
     "DataParameter.verbose": _FLOWNET,
     "DataParameter.disk_reader_threads": _FLOWNET,
     "FlowAugmentationParameter.write_augmented": _FLOWNET,
