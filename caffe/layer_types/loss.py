@@ -132,17 +132,18 @@ class _SoftmaxLoss(torch.autograd.Function):
 
     p is clamped to FLT_MIN in the loss, and not in the gradient, (p - target) / count.
     weights  the weight of each target, 0 if it is ignored; None if all weigh 1
+    smoothing  how much of a target the other classes share, in the gradient alone
     """
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, target: Tensor, along: int, weights: Tensor | None, count: float | Tensor
+        ctx: Any, scores: Tensor, target: Tensor, along: int, weights: Tensor | None, count: float | Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
         probability = torch.softmax(scores, along)
         chosen = probability.gather(along, target).clamp_min_(FLT_MIN).log_()
         loss = (chosen if weights is None else chosen * weights).sum() / -count
         ctx.save_for_backward(probability, target, weights)
-        ctx.along, ctx.count = along, count
+        ctx.along, ctx.count, ctx.smoothing = along, count, smoothing
         ctx.mark_non_differentiable(probability)
         return loss, probability
 
@@ -150,8 +151,10 @@ class _SoftmaxLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         probability, target, weights = ctx.saved_tensors
         share = gradient / ctx.count
-        difference = probability.scatter(ctx.along, target, -1.0, reduce="add")
-        return difference.mul_(share if weights is None else weights * share), None, None, None, None
+        if ctx.smoothing:
+            probability = probability - ctx.smoothing / max(1, probability.shape[ctx.along :].numel() - 1)
+        difference = probability.scatter(ctx.along, target, ctx.smoothing - 1, reduce="add")
+        return difference.mul_(share if weights is None else weights * share), None, None, None, None, None
 
 
 @register("SoftmaxWithLoss", "softmax_param")
@@ -161,6 +164,8 @@ class SoftmaxWithLoss(_OfLabels, Loss):
     Normalised as loss_param says: by the labels that are not ignored (VALID, the default), by all, by the batch size, or by 1.
     With weight_by_label_freqs, a label's loss is first multiplied by its class's class_weighting.
     A third bottom (intel/caffe, happynear/caffe-windows) has a weight for each label; VALID divides by their sum.
+    label_smoothing s (NVIDIA/caffe) leaves the loss as it is, and makes its gradient p - s / (C - 1), less 1 - s for the label's
+    class; C is the number of scores of a record, that of the classes where there is one position.
     """
 
     bottoms = (2, 3)
@@ -178,6 +183,8 @@ class SoftmaxWithLoss(_OfLabels, Loss):
         if weights is not None:
             self.require_same_count(labels, weights)
         p = self.param.loss_param
+        if not 0 <= p.label_smoothing <= 1:
+            raise self.error(f"label_smoothing {p.label_smoothing:g}", "it must lie between 0 and 1")
         self.class_weights = torch.tensor(p.class_weighting, device=self.device) if p.weight_by_label_freqs else None
         if p.weight_by_label_freqs and len(p.class_weighting) != scores[self.along]:
             raise self.error(f"{len(p.class_weighting)} values of class_weighting", f"there are {scores[self.along]} classes")
@@ -195,7 +202,7 @@ class SoftmaxWithLoss(_OfLabels, Loss):
         if self.class_weights is not None:
             of_classes = self.class_weights[target]
             weights = of_classes if weights is None else weights * of_classes
-        loss, probability = _SoftmaxLoss.apply(scores, target, self.along, weights, count)
+        loss, probability = _SoftmaxLoss.apply(scores, target, self.along, weights, count, self.param.loss_param.label_smoothing)
         return (loss, probability)[: len(self.param.top)]
 
 

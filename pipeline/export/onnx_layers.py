@@ -18,17 +18,18 @@ _COMPARING = [name for name, kind in _KINDS.items() if kind.is_loss or kind.comp
 _OF_FORKS = (
     *(
         "BilinearInterpolation",
+        "ChannelNorm",
+        "Combination",
         "Convolution3D",
         "Correlation",
+        "DenseBlock",
         "Division",
         "Downsample",
-        "FlowWarp",
-        "MaskPooling",
-        "Mean",
-        "Norm",
     ),
-    "Pooling3D",
+    *("FlowWarp", "MaskPooling", "Mean", "MultiStageMeanfield", "Norm", "Pooling3D", "Resample", "Unpooling"),
 )
+_AUGMENTING = ("DataAugmentation", "FlowAugmentation", "GenerateAugmentationParameters")
+_OF_LABELS = ("CombinedMargin", "CosinAddm", "LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct")
 _OF_DETECTORS = ("ROIPooling", "PSROIPooling", "Reorg", "PriorBox", "DetectionOutput", "Proposal")
 NOT_EXPORTED = {
     **dict.fromkeys([name for name, kind in _KINDS.items() if kind.is_source], "a model's inputs come from its caller"),
@@ -42,10 +43,12 @@ NOT_EXPORTED = {
     **dict.fromkeys(("BatchReindex", "Filter"), "which images its tops hold depends on values"),
     **dict.fromkeys(_OF_DETECTORS, "of a detector only the feature layers are exported"),
     **dict.fromkeys(("Im2col", "SPP", "Parameter", "LSTMUnit"), "the published classifiers do not use it"),
-    **dict.fromkeys(("LabelSpecificAdd", "MarginInnerProduct"), "an exported model has no labels to add a margin to"),
+    **dict.fromkeys(_OF_LABELS, "an exported model has no labels to add a margin to"),
+    **dict.fromkeys(_AUGMENTING, "an exported model takes images as they are"),
     **dict.fromkeys(("ContinuationIndicator", "Reverse", "CTCGreedyDecoder"), "of sequences only the layers before are exported"),
     **dict.fromkeys(_OF_FORKS, "the published classifiers do not use it"),
-    **{"Python": "its code is the user's", "HDF5Output": "a model writes no files"},
+    **{"Python": "its code is the user's"},
+    **dict.fromkeys(("FLOWriter", "HDF5Output"), "a model writes no files"),
 }
 """Types without a converter, and why they have none."""
 

@@ -96,7 +96,7 @@ class LargeMarginInnerProduct(Annealed):
     """L-Softmax (Liu et al. 2016): (x (d_0, …, d_axis-1, K), labels) → (d_0, …, d_axis-1, O)[, λ (1,)].
 
     Scores are x · w; the label's is (|x| |w| ψ(θ) + λ x · w) / (1 + λ), θ the angle between x and w, ψ as in MarginInnerProduct,
-    m = 1 to 4 (`type`). λ = max(lambda_min, base · (1 + gamma · passes)^-power), passes from `iteration` + 1 on. Blob: the weights
+    m = 1 to 4 (`type`). λ = max(lambda_min, base · (1 + gamma · passes)^-power), passes from `iteration` + 1 on. Blob: weights
     (O, K). Source: largemargin_inner_product_layer.cpp of wy1iu/LargeMargin_Softmax_Loss.
     """
 

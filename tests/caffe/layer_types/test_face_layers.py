@@ -106,6 +106,25 @@ def test_the_share_of_plain_scores_is_annealed_and_kept(write):
         net.forward()
 
 
+@exercises("SoftmaxWithLoss")
+def test_label_smoothing_changes_the_gradient_alone(write):
+    scores = draw(5, 4)
+    probability = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    layer = 'type: "SoftmaxWithLoss" loss_param { label_smoothing: 0.2 ignore_label: 3 }'
+    counted = LABELS != 3
+
+    def loss(scores, labels):
+        chosen = np.exp(scores[np.arange(5), LABELS]) / np.exp(scores).sum(1)
+        return -np.log(chosen[counted]).sum() / 4
+
+    net = check(write, layer, loss, scores, LABELS, wrt=())
+    expected = probability - 0.2 / 3
+    expected[np.arange(5), LABELS] -= 0.8
+    np.testing.assert_allclose(net.blobs["x0"].diff, expected * counted[:, None] / 4, rtol=1e-4, atol=1e-6)
+    found = layer_error(write, layer.replace("0.2", "2"), (5, 4), (5,)).found
+    assert found == "label_smoothing 2"
+
+
 COMBINATION = 'type: "Combination" combination_param { xcoord: 0 ycoord: 0 xcoord: 3 ycoord: 1 }'
 
 
