@@ -1,11 +1,13 @@
 """Weight files: .caffemodel (Protocol Buffers) and .caffemodel.h5 (HDF5)."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from caffe.errors import FileError
 from caffe.formats import prototxt
@@ -13,6 +15,8 @@ from caffe.formats.stored import LEGACY_AXES, values_of
 from caffe.proto import caffe_pb2
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_LAST_AXIS, _VOLUME_DATA = (5, 0), (6, 2)
+"""Numbers and wire types of fields of C3D 1.0's BlobProto; the numbers are those of data and diff in BVLC's, both of type 2."""
 _RAW: dict[int, np.dtype[np.floating]] = {
     caffe_pb2.WeightsBlob.DOUBLE: np.dtype("<f8"),
     caffe_pb2.WeightsBlob.FLOAT: np.dtype("<f4"),
@@ -22,7 +26,7 @@ _RAW: dict[int, np.dtype[np.floating]] = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored parameter: shape, values (float32), and whether the shape is the four legacy axes of 2014."""
+    """A stored parameter: shape, values (float32), and whether the shape is the four legacy axes of 2014, or C3D 1.0's five."""
 
     shape: tuple[int, ...]
     values: np.ndarray
@@ -30,7 +34,7 @@ class Stored:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether it matches a parameter of that shape; a legacy shape is padded with leading axes of 1."""
-        return self.shape == ((1,) * (4 - len(shape)) + shape if self.legacy else shape)
+        return self.shape == ((1,) * (len(self.shape) - len(shape)) + shape if self.legacy else shape)
 
 
 def is_hdf5(path: str) -> bool:
@@ -60,6 +64,13 @@ def _read_proto(path: str) -> dict[str, list[Stored]]:
 
 
 def _stored(blob: caffe_pb2.WeightsBlob, where: str) -> Stored:
+    if not (blob.data or blob.double_data or blob.HasField("raw_data")):
+        axis, values = (
+            [field.data for field in UnknownFieldSet(blob) if (field.field_number, field.wire_type) == wanted]
+            for wanted in (_LAST_AXIS, _VOLUME_DATA)
+        )
+        if axis and values:
+            return _stored_volume((blob.num, blob.channels, blob.height, blob.width, axis[-1]), b"".join(values), where)
     legacy = any(blob.HasField(axis) for axis in LEGACY_AXES)
     shape = tuple(getattr(blob, axis) for axis in LEGACY_AXES) if legacy else tuple(blob.shape.dim)
     if not blob.HasField("raw_data"):
@@ -68,6 +79,13 @@ def _stored(blob: caffe_pb2.WeightsBlob, where: str) -> Stored:
     if not blob.HasField("raw_data_type") or len(blob.raw_data) % kind.itemsize:
         raise FileError(where, "raw values of an unknown type", "they must be float, double or half")
     return Stored(shape, np.frombuffer(blob.raw_data, kind).astype(np.float32), legacy)
+
+
+def _stored_volume(shape: tuple[int, ...], content: bytes, where: str) -> Stored:
+    """A parameter in C3D 1.0's own BlobProto: five axes in the fields 1 to 5, and the values in field 6."""
+    if 4 * math.prod(shape) != len(content):
+        raise FileError(where, f"{len(content)} bytes for shape {shape}", "values have 4 bytes each", "get the file again")
+    return Stored(shape, np.frombuffer(content, "<f4").astype(np.float32), True)
 
 
 def _read_hdf5(path: str) -> dict[str, list[Stored]]:

@@ -197,6 +197,46 @@ def test_a_field_that_c3d_1_1_has_not_is_refused(write):
     assert error.value.found == 'convolution_param.dilation in layer "a"'
 
 
+def message(field, content):
+    """A field of Protocol Buffers that holds a message, a string or packed numbers."""
+    return varint(field << 3 | 2) + varint(len(content)) + content
+
+
+def varint(value):
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+
+def c3d_blob(values):
+    """A BlobProto of C3D 1.0: num, channels, length, height, width, data."""
+    axes = (1,) * (5 - values.ndim) + values.shape
+    return b"".join(varint(field << 3) + varint(axis) for field, axis in enumerate(axes, 1)) + message(
+        6, values.astype("<f4").tobytes()
+    )
+
+
+def test_weights_of_c3d_1_0_are_read(write, tmp_path):
+    text = """input: "x" input_shape { dim: 1 dim: 2 dim: 3 dim: 4 dim: 4 }
+        layer { name: "conv" type: "Convolution3D" bottom: "x" top: "y"
+            convolution3d_param { num_output: 3 kernel_size: 3 kernel_depth: 2 } }
+        layer { name: "fc" type: "InnerProduct" bottom: "y" top: "z" inner_product_param { num_output: 2 } }"""
+    net = caffe.Net(write("net.prototxt", text), caffe.TEST)
+    generator = np.random.default_rng(0)
+    stored = {name: [generator.normal(size=blob.data.shape) for blob in blobs] for name, blobs in net.params.items()}
+    layers = [
+        message(2, message(4, name.encode()) + varint(5 << 3) + varint(30) + b"".join(message(6, c3d_blob(b)) for b in blobs))
+        for name, blobs in stored.items()
+    ]
+    (tmp_path / "c3d.caffemodel").write_bytes(message(1, b"c3d") + b"".join(layers))
+    net.copy_from(str(tmp_path / "c3d.caffemodel"))
+    for name, blobs in stored.items():
+        for blob, values in zip(net.params[name], blobs, strict=True):
+            np.testing.assert_array_equal(blob.data, values.astype(np.float32))
+    broken = layers[0].replace(varint(5 << 3) + varint(3), varint(5 << 3) + varint(4), 1)
+    (tmp_path / "c3d.caffemodel").write_bytes(broken)
+    with pytest.raises(caffe.Error, match="432 bytes for shape"):
+        net.copy_from(str(tmp_path / "c3d.caffemodel"))
+
+
 # ---- temporal segment networks
 
 
