@@ -133,7 +133,7 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         "TransformationParameter": "original_image stride upper_height upper_size upper_width",
     },
     "eric612/MobileNet-YOLO": {
-        "LayerParameter": "yolo_detection_output_param region_loss_param yolov3_param",
+        "LayerParameter": "yolo_seg_param",
         "AnnotatedDataParameter": "yolo_data_type yolo_data_jitter",
         "TransformationParameter": "enable_classf_aug max_rotation_angle max_scaling_factor min_scaling_factor",
     },
@@ -155,7 +155,7 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         "LayerParameter": "bbox_reg_param box_output_param detection_accuracy_param image_gt_data_param proposal_target_param",
         "ROIPoolingParameter": "pad_ratio",
     },
-    "yeahkun/caffe-yolo": {"DataParameter": "side", "LayerParameter": "detection_loss_param eval_detection_param"},
+    "yeahkun/caffe-yolo": {"DataParameter": "side"},
     "xiaolonw/caffe-video_triplet": {"ImageDataParameter": "pair_size", "LayerParameter": "rank_param"},
     "daijifeng001/caffe-mnc": {"LayerParameter": "roi_warping_param mask_resize_param mask_pooling_param"},
     "aaalgo/picpac": {"LayerParameter": "picpac_param"},

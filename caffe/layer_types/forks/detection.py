@@ -175,6 +175,8 @@ class DetectionOutput(Layer):
             variances = np.ones_like(variances)
         encoded = as_array(offsets).reshape(count, len(corners), -1, 4).swapaxes(1, 2)
         decoded = boxes.decode(encoded, corners, variances, p.code_type)
+        if p.clip:
+            decoded = decoded.clip(0, 1)
         probabilities = as_array(scores).reshape(count, len(corners), p.num_classes).swapaxes(1, 2)
         by_image = [self.detect(index, decoded[index], probabilities[index]) for index in range(count)]
         if self.files:
