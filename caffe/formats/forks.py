@@ -153,11 +153,9 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
     },
     "zhaoweicai/mscnn": {
         "LayerParameter": "bbox_reg_param box_output_param detection_accuracy_param image_gt_data_param proposal_target_param",
-        "ROIPoolingParameter": "pad_ratio",
     },
     "yeahkun/caffe-yolo": {"DataParameter": "side"},
     "xiaolonw/caffe-video_triplet": {"ImageDataParameter": "pair_size", "LayerParameter": "rank_param"},
-    "daijifeng001/caffe-mnc": {"LayerParameter": "roi_warping_param mask_resize_param mask_pooling_param"},
     "aaalgo/picpac": {"LayerParameter": "picpac_param"},
     "gustavla/autocolorize": {
         "LayerParameter": "extended_image_data_param sparse_histogram_extractor_param sparse_hypercolumn_extractor_param"

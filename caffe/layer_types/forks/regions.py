@@ -17,11 +17,17 @@ def _round(values: Tensor) -> Tensor:
     return torch.where((values - whole).abs() == 0.5, whole + values.sign(), values.round())
 
 
+def padded(corners: Tensor, ratio: float) -> Tensor:
+    """Regions x1, y1, x2, y2 (R, 4), with their last pixels, enlarged at each end by `ratio` times their sides."""
+    pad = (corners[:, 2:] - corners[:, :2] + 1) * ratio
+    return torch.cat((corners[:, :2] - pad, corners[:, 2:] + pad), 1)
+
+
 class _OverRegions(Layer):
     """Base of both layers: regions (R, 5) of image index, x1, y1, x2, y2 in pixels of the net's input."""
 
     bottoms = (2, 2)
-    differentiable_bottoms = (0,)
+    differentiable_bottoms: tuple[int, ...] | None = (0,)
 
     def check(self, shape: tuple[int, ...], regions: tuple[int, ...]) -> None:
         """Raise LayerError unless the first bottom is a feature map and regions have five values."""
@@ -89,7 +95,7 @@ class ROIPooling(_OverRegions):
     """Max pooling over the bins of each region: (x (N, C, H, W), regions (R, 5)) → (R, C, pooled_h, pooled_w) (Girshick 2015).
 
     Corners times spatial_scale are rounded to whole positions, both inclusive; bins overlap if the region does not divide
-    evenly. A bin outside the map is 0.
+    evenly. A bin outside the map is 0. pad_ratio first enlarges a region at each end by so many of its sides (MS-CNN).
     """
 
     def setup(self, shape: Shape, regions: Shape) -> None:
@@ -105,6 +111,7 @@ class ROIPooling(_OverRegions):
     def pool(self, x: Tensor, images: Tensor, corners: Tensor) -> Tensor:
         p = self.param.roi_pooling_param
         _, channels, height, width = x.shape
+        corners = padded(corners, p.pad_ratio) if p.pad_ratio else corners
         left, top, right, bottom = _round(corners * p.spatial_scale).unbind(1)
         down = self.bins(top, bottom, p.pooled_h, height)
         across = self.bins(left, right, p.pooled_w, width)

@@ -528,14 +528,17 @@ REGIONS = [
 
 @pytest.mark.parametrize("scale", [1, 0.5, 0.0625])
 @pytest.mark.parametrize("bins", [(2, 3), (7, 7)])
+@pytest.mark.parametrize("ratio", [0, 0.25])
 @exercises("ROIPooling")
-def test_roi_pooling(write, scale, bins):
+def test_roi_pooling(write, scale, bins, ratio):
     f = np.float32
 
     def pool(x, regions):
         height, width = x.shape[2:]
         y = np.zeros((len(regions), x.shape[1], *bins))
         for r, (image, *corners) in enumerate(regions):
+            pad = [(corners[k + 2] - corners[k] + 1) * ratio for k in (0, 1)]
+            corners = corners[0] - pad[0], corners[1] - pad[1], corners[2] + pad[0], corners[3] + pad[1]
             x1, y1, x2, y2 = (c_round(f(corner) * f(scale)) for corner in corners)
             tall, wide = f(max(y2 - y1 + 1, 1)) / f(bins[0]), f(max(x2 - x1 + 1, 1)) / f(bins[1])
             for i, j in np.ndindex(bins):
@@ -545,7 +548,8 @@ def test_roi_pooling(write, scale, bins):
                     y[r, :, i, j] = x[int(image), :, top:bottom, left:right].max((1, 2))
         return y
 
-    layer = f'type: "ROIPooling" roi_pooling_param {{ pooled_h: {bins[0]} pooled_w: {bins[1]} spatial_scale: {scale} }}'
+    settings = f"pooled_h: {bins[0]} pooled_w: {bins[1]} spatial_scale: {scale} pad_ratio: {ratio}"
+    layer = f'type: "ROIPooling" roi_pooling_param {{ {settings} }}'
     values = rng.permutation(2 * 2 * 8 * 10).reshape(2, 2, 8, 10) / 100 - 1.5  # all different: the maximum is differentiable
     check(write, layer, pool, values, np.array(REGIONS), rtol=1e-6)
 
