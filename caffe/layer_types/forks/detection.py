@@ -8,6 +8,7 @@ from torch import Tensor
 
 from caffe.engine.layer import Layer, Shape, register
 from caffe.transforms import boxes
+from caffe.transforms.boxes import Boxes
 from caffe.transforms.detections import ResultFiles, in_pixels, read_sizes
 
 COUNTS_BACKGROUND = "it must be at least 1, and counts the background"
@@ -18,7 +19,8 @@ class PriorBox(Layer):
     """Prior boxes at each position of a feature map: (map (N, C, H, W), image (N, C, H', W')) → (1, 2, H · W · boxes · 4).
 
     First the boxes, as fractions of the image, position by position, for each min_size: a square of that size; a square of
-    √(min_size · max_size); one of the first's area for each aspect ratio. Then their variances. No gradient.
+    √(min_size · max_size); one of the first's area for each aspect ratio. Or those of `width` and `height`, in pixels
+    (OpenVINO's PriorBoxClustered). Then their variances. No gradient.
     """
 
     bottoms = (2, 2)
@@ -30,7 +32,12 @@ class PriorBox(Layer):
         p = self.param.prior_box_param
         if len(shape) != 4 or len(image) != 4:
             raise self.error(f"bottoms of shapes {shape} and {image}", "both must have 4 axes (N, C, H, W)")
-        if not p.min_size or min(p.min_size) < 1:
+        if p.width or p.height:
+            if len(p.width) != len(p.height) or min((*p.width, *p.height)) <= 0:
+                raise self.error(f"width {list(p.width)} and height {list(p.height)}", "one of each for a box, larger than 0")
+            if p.min_size or p.max_size or p.aspect_ratio:
+                raise self.error("width and height, and min_size, max_size or aspect_ratio", "only one form may be given")
+        elif not p.min_size or min(p.min_size) < 1:
             raise self.error("no min_size" if not p.min_size else f"min_size {min(p.min_size):g}", "it must be at least 1 pixel")
         if p.max_size and len(p.max_size) != len(p.min_size):
             raise self.error(f"{len(p.max_size)} values of max_size", f"there are {len(p.min_size)} of min_size")
@@ -61,6 +68,8 @@ class PriorBox(Layer):
     def boxes(self) -> np.ndarray:
         """Width and height of each box at a position, in pixels, (boxes, 2)."""
         p = self.param.prior_box_param
+        if p.width:
+            return np.array([p.width, p.height], np.float32).T
         ratios: list[float] = [1.0]
         for ratio in p.aspect_ratio:
             if all(abs(ratio - known) >= 1e-6 for known in ratios):
@@ -133,6 +142,23 @@ def check_counts(layer: Layer, offsets: Shape, scores: Shape, priors: Shape) -> 
             raise layer.error(f"{math.prod(values[1:])} values of {what} for each image", f"{count} priors need {count * each}")
 
 
+def check_refinement(layer: Layer, images: int, priors: Shape, objectness: Shape, *refinement: Shape) -> None:
+    """Raise LayerError unless RefineDet's probabilities and offsets of an object at each prior fit the images and priors."""
+    count = math.prod(priors) // 8
+    for what, shape, each in zip(
+        ("probabilities of objects", "offsets of priors"), (objectness, *refinement), (2, 4), strict=False
+    ):
+        if shape[0] != images or math.prod(shape[1:]) != each * count:
+            raise layer.error(f"{what} of shape {shape}", f"{images} images with {count} priors need ({images}, {each * count})")
+    if refinement and not layer.settings_of(layer.param).share_location:
+        raise layer.error("refined priors with share_location: false", "only shared locations are refined")
+
+
+def refined(corners: Boxes, variances: Boxes, offsets: Tensor, code: int) -> Boxes:
+    """The priors of each image, (N, P, 4), moved by RefineDet's offsets (N, P · 4)."""
+    return boxes.decode(as_array(offsets).reshape(-1, *corners.shape), corners, variances, code)
+
+
 @register("DetectionOutput")
 class DetectionOutput(Layer):
     """Decode predictions and apply non-maximum suppression: (offsets, probabilities, priors[, image]) → (1, 1, boxes, 7).
@@ -141,12 +167,15 @@ class DetectionOutput(Layer):
     A row is image, class, score, xmin, ymin, xmax, ymax, the box in fractions of the image; sorted by image. For each class,
     boxes are kept in the order of their scores unless they overlap one kept before. Without any detection, the top has one row
     for each image: its index, then -1. save_output_param also writes detections to files, see `caffe.transforms.detections`.
+    RefineDet's (Zhang et al. 2018) fourth bottom (N, P · 2) has the probabilities of background and object at each prior:
+    where the latter is below objectness_score, all classes but the first have the score 0. Its fifth, (N, P · 4), has offsets
+    that move the priors before the boxes are decoded.
     """
 
-    bottoms = (3, 4)
+    bottoms = (3, 5)
     differentiable_bottoms = ()
 
-    def setup(self, offsets: Shape, scores: Shape, priors: Shape, image: Shape | None = None) -> None:
+    def setup(self, offsets: Shape, scores: Shape, priors: Shape, *more: Shape) -> None:
         p = self.param.detection_output_param
         self.require_positive("num_classes", expected=COUNTS_BACKGROUND)
         if p.nms_param.nms_threshold < 0 or not 0 < p.nms_param.eta <= 1:
@@ -163,22 +192,32 @@ class DetectionOutput(Layer):
         if save.output_directory and save.label_map_file and save.name_size_file:
             self.files = ResultFiles(save, foreground(p.num_classes, p.background_label_id), self.where)
 
-    def top_shapes(self, offsets: Shape, scores: Shape, priors: Shape, image: Shape | None = None) -> list[Shape]:
+    def top_shapes(self, offsets: Shape, scores: Shape, priors: Shape, *more: Shape) -> list[Shape]:
         check_counts(self, offsets, scores, priors)
+        # A fourth bottom is RefineDet's, or SSD's image, which only the fork's windows need.
+        self.refines = len(more) > 1 or (len(more) == 1 and math.prod(more[0][1:]) == math.prod(priors) // 4)
+        if self.refines:
+            check_refinement(self, scores[0], priors, *more)
         return [(1, 1, 1, 7)]  # a placeholder: `forward` knows how many there are
 
-    def forward(self, offsets: Tensor, scores: Tensor, priors: Tensor, image: Tensor | None = None) -> Tensor:
+    def forward(self, offsets: Tensor, scores: Tensor, priors: Tensor, *more: Tensor) -> Tensor:
         p = self.param.detection_output_param
         corners, variances = prior_arrays(self, priors)
         count = scores.shape[0]
         if p.variance_encoded_in_target:
             variances = np.ones_like(variances)
         encoded = as_array(offsets).reshape(count, len(corners), -1, 4).swapaxes(1, 2)
+        probabilities = as_array(scores).reshape(count, len(corners), p.num_classes)
+        if self.refines:
+            hopeless = as_array(more[0]).reshape(count, -1, 2)[:, :, 1] < np.float32(p.objectness_score)
+            first = np.eye(1, p.num_classes, dtype=np.float32)
+            probabilities = np.where(hopeless[:, :, None], first, probabilities)
+        if len(more) > 1:
+            corners = refined(corners, variances, more[1], p.code_type)[:, None]
         decoded = boxes.decode(encoded, corners, variances, p.code_type)
         if p.clip:
             decoded = decoded.clip(0, 1)
-        probabilities = as_array(scores).reshape(count, len(corners), p.num_classes).swapaxes(1, 2)
-        by_image = [self.detect(index, decoded[index], probabilities[index]) for index in range(count)]
+        by_image = [self.detect(index, decoded[index], probabilities[index].T) for index in range(count)]
         if self.files:
             for own in by_image:
                 self.files.add(own[:, 1:])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from caffe.engine.layer import BlobSpec, Shape, register
+from caffe.engine.layer import BlobSpec, Layer, Shape, register
 from caffe.layer_types.loss import FLT_MIN, Loss, _OfLabels, at_least
 from caffe.layer_types.utility import out_of_range
 
@@ -38,6 +38,25 @@ class SmoothL1Loss(Loss):
         return (terms * outside.reshape(x.shape)).sum() / x.shape[0]
 
 
+def focal_weights(layer: Layer, classes: int) -> Tensor:
+    """The weights alpha of focal_loss_param: one for all classes, (1,), or one for each; raises LayerError for another number."""
+    p = layer.param.focal_loss_param
+    alpha = list(p.alpha) or [0.25]
+    if p.HasField("alpha_balance"):
+        alpha = list(p.alpha) if p.alpha_balance else [1.0]
+    if len(alpha) not in (1, classes) or (p.alpha_balance and len(alpha) != classes):
+        raise layer.error(f"{len(alpha)} values of alpha", f"there are {classes} classes")
+    return torch.tensor(alpha, device=layer.device)
+
+
+def focal_terms(logarithms: Tensor, target: Tensor, alpha: Tensor, gamma: float) -> Tensor:
+    """-alpha (1 - p)^gamma log p, from the logarithms of the labels' probabilities p, of the shape of the labels `target`."""
+    # Above 0, so that the gradient at p = 1 is finite for a gamma below 1.
+    missing = 1 + 1e-6 - logarithms.exp()
+    terms = missing**gamma * at_least(logarithms, math.log(FLT_MIN))
+    return -terms * (alpha[target] if alpha.numel() > 1 else alpha)
+
+
 @register("FocalLoss")
 class FocalLoss(_OfLabels, Loss):
     """-alpha (1 - p)^gamma log p of the label's probability p (Lin et al. 2017): (scores, labels) → scalar[, probabilities].
@@ -52,23 +71,12 @@ class FocalLoss(_OfLabels, Loss):
     def setup(self, scores: Shape, labels: Shape) -> None:
         self.find_classes(scores, labels, self.param.softmax_param.axis)
         self.read_loss_param()
-        p = self.param.focal_loss_param
-        alpha = list(p.alpha) or [0.25]
-        if p.HasField("alpha_balance"):
-            alpha = list(p.alpha) if p.alpha_balance else [1.0]
-        classes = scores[self.along]
-        if len(alpha) not in (1, classes) or (p.alpha_balance and len(alpha) != classes):
-            raise self.error(f"{len(alpha)} values of alpha", f"there are {classes} classes")
-        self.alpha = torch.tensor(alpha, device=self.device)
+        self.alpha = focal_weights(self, scores[self.along])
 
     def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
         logarithms = torch.log_softmax(scores, self.along)
-        chosen = logarithms.gather(self.along, target)
-        # Above 0, so that the gradient at p = 1 is finite for a gamma below 1.
-        missing = 1 + 1e-6 - chosen.exp()
-        terms = missing**self.param.focal_loss_param.gamma * at_least(chosen, math.log(FLT_MIN))
-        terms = terms * (self.alpha[target] if self.alpha.numel() > 1 else self.alpha)
-        loss = -self.normalized_sum(terms, scores.shape[: self.along].numel(), counted)
+        terms = focal_terms(logarithms.gather(self.along, target), target, self.alpha, self.param.focal_loss_param.gamma)
+        loss = self.normalized_sum(terms, scores.shape[: self.along].numel(), counted)
         return (loss, logarithms.detach().exp())[: len(self.param.top)]
 
 

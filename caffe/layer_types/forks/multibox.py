@@ -1,4 +1,4 @@
-"""SSD's loss (Liu et al. 2016): MultiBoxLoss."""
+"""SSD's loss (Liu et al. 2016): MultiBoxLoss, MultiBoxFocalLoss."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine.layer import Shape, register
-from caffe.layer_types.forks.detection import COUNTS_BACKGROUND, as_array, check_counts, foreground, prior_arrays
+from caffe.layer_types.forks.detection import (
+    COUNTS_BACKGROUND,
+    as_array,
+    check_counts,
+    check_refinement,
+    foreground,
+    prior_arrays,
+    refined,
+)
+from caffe.layer_types.forks.losses import focal_terms, focal_weights
 from caffe.layer_types.loss import FLT_MIN, LOSS, Loss
 from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
@@ -56,13 +65,15 @@ class MultiBoxLoss(Loss):
     offsets (N, P · 4, or P · classes · 4 where share_location is false), scores (N, P · classes) before softmax, priors
     (1, 2, P · 4), truths (1, 1, boxes, 8): image, label, instance, xmin, ymin, xmax, ymax, difficult; image -1 is
     no box. Priors are matched to truths. Matched priors learn a box and a class; the hardest unmatched ones learn background.
-    Normalised as loss_param says; VALID divides by the number of matches.
+    Normalised as loss_param says; VALID divides by the number of matches. RefineDet's (Zhang et al. 2018) fifth bottom
+    (N, P · 2) has the probabilities of background and object at each prior: where the latter is below objectness_score, a prior
+    is no hard example. Its sixth, (N, P · 4), has offsets that move the priors first, for each image.
     """
 
-    bottoms = (4, 4)
+    bottoms = (4, 6)
     differentiable_bottoms = (0, 1)
 
-    def setup(self, offsets: Shape, scores: Shape, priors: Shape, truths: Shape) -> None:
+    def setup(self, offsets: Shape, scores: Shape, priors: Shape, truths: Shape, *more: Shape) -> None:
         p = self.param.multibox_loss_param
         self.require_positive("num_classes", expected=COUNTS_BACKGROUND)
         mines = p.mining_type != MULTIBOX.NONE
@@ -88,36 +99,47 @@ class MultiBoxLoss(Loss):
     def batch_dependence(self) -> str:
         return "divides by the number of matches in its batch" if self.normalization == LOSS.VALID else ""
 
-    def top_shapes(self, offsets: Shape, scores: Shape, priors: Shape, truths: Shape) -> list[Shape]:
+    def top_shapes(self, offsets: Shape, scores: Shape, priors: Shape, truths: Shape, *more: Shape) -> list[Shape]:
         check_counts(self, offsets, scores, priors)
+        if more:
+            check_refinement(self, scores[0], priors, *more)
         if math.prod(truths) % 8:
             raise self.error(f"truths of shape {truths}", "each must have 8 values: (1, 1, boxes, 8)")
         return [()]
 
-    def forward(self, offsets: Tensor, scores: Tensor, priors: Tensor, truths: Tensor) -> Tensor:
+    def forward(self, offsets: Tensor, scores: Tensor, priors: Tensor, truths: Tensor, *more: Tensor) -> Tensor:
         p = self.param.multibox_loss_param
-        corners, variances = prior_arrays(self, priors)
-        images = scores.shape[0]
-        offsets = offsets.reshape(images, len(corners), -1, 4)
-        scores = scores.reshape(images, len(corners), p.num_classes)
+        plain, variances = prior_arrays(self, priors)
+        images, count = scores.shape[0], len(plain)
+        offsets = offsets.reshape(images, count, -1, 4)
+        scores = scores.reshape(images, count, p.num_classes)
         true_boxes = self.truths(as_array(truths).reshape(-1, 8))
-        tables = [self.matches(image, true_boxes, offsets[image], corners, variances) for image in range(images)]
+        objects = as_array(more[0]).reshape(images, count, 2)[:, :, 1] >= np.float32(p.objectness_score) if more else None
+        corners = np.broadcast_to(plain, (images, *plain.shape))
+        if len(more) > 1:
+            of_code = np.ones_like(variances) if p.encode_variance_in_target else variances
+            corners = refined(plain, of_code, more[1], self.code)
+        tables = [self.matches(image, true_boxes, offsets[image], corners[image], variances) for image in range(images)]
         positives = self.positives(tables)
         negatives = None
         if p.mining_type != MULTIBOX.NONE:
             losses = self.mining_losses(positives, true_boxes, offsets, scores, corners, variances)
             negatives = [
-                self.mine(table, losses[image], offsets[image], corners, variances) if table else np.empty(0, np.int64)
+                self.mine(
+                    table, losses[image], offsets[image], corners[image], variances, None if objects is None else objects[image]
+                )
+                if table
+                else np.empty(0, np.int64)
                 for image, table in enumerate(tables)
             ]
             positives = self.positives(tables)
-        values = len(positives.image) if self.normalization == LOSS.VALID else images * len(corners)
-        count = self.divisor(images, values, counted=None)
+        values = len(positives.image) if self.normalization == LOSS.VALID else images * count
+        divisor = self.divisor(images, values, counted=None)
         loss = offsets.new_zeros(())
         if self.learns_boxes and len(positives.image):
-            loss = loss + self.box_losses(positives, true_boxes, offsets, corners, variances).sum() * (p.loc_weight / count)
+            loss = loss + self.box_losses(positives, true_boxes, offsets, corners, variances).sum() * (p.loc_weight / divisor)
         if self.learns_classes:
-            loss = loss + self.class_loss(positives, negatives, true_boxes, scores) / count
+            loss = loss + self.class_loss(positives, negatives, true_boxes, scores) / divisor
         return loss
 
     def truths(self, rows: np.ndarray) -> Truths:
@@ -207,8 +229,19 @@ class MultiBoxLoss(Loss):
                 losses[positives.image, positives.prior] += as_array(of_boxes)
         return losses
 
-    def mine(self, table: Matches, losses: np.ndarray, offsets: Tensor, corners: Boxes, variances: Boxes) -> np.ndarray:
-        """The priors of an image that learn background; HARD_EXAMPLE also removes easy matches from the table."""
+    def mine(
+        self,
+        table: Matches,
+        losses: np.ndarray,
+        offsets: Tensor,
+        corners: Boxes,
+        variances: Boxes,
+        objects: np.ndarray | None,
+    ) -> np.ndarray:
+        """The priors of an image that learn background; HARD_EXAMPLE also removes easy matches from the table.
+
+        objects  whether each prior may be chosen, (P,); None if all may
+        """
         p = self.param.multibox_loss_param
         matches, greatest = table[0]
         if p.mining_type == MULTIBOX.MAX_NEGATIVE:
@@ -216,6 +249,8 @@ class MultiBoxLoss(Loss):
             count = int(np.float32(p.neg_pos_ratio) * np.count_nonzero(matches >= 0))
         else:
             eligible, count = np.arange(len(matches)), p.sample_size
+        if objects is not None:
+            eligible = eligible[objects[eligible]]
         hardest = eligible[np.argsort(-losses[eligible], kind="stable")]
         if p.nms_param.nms_threshold > 0 and p.HasField("nms_param"):
             candidates = corners if p.use_prior_for_nms else self.decoded(offsets, corners, variances)[:, 0]
@@ -239,10 +274,10 @@ class MultiBoxLoss(Loss):
         return labels
 
     def box_losses(self, positives: Positives, truths: Truths, offsets: Tensor, corners: Boxes, variances: Boxes) -> Tensor:
-        """Loss of each coordinate of each match, (matches, 4)."""
+        """Loss of each coordinate of each match, (matches, 4), from the priors of each image, (N, P, 4)."""
         p = self.param.multibox_loss_param
         own = predicted = offsets[positives.image, positives.prior, positives.slot]
-        priors, variances = corners[positives.prior], variances[positives.prior]
+        priors, variances = corners[positives.image, positives.prior], variances[positives.prior]
         targets = torch.from_numpy(boxes.encode(truths.corners[positives.truth], priors, variances, self.code)).to(offsets)
         if p.encode_variance_in_target:
             # Predictions and targets are both divided by the variances, but only in the loss.
@@ -267,4 +302,26 @@ class MultiBoxLoss(Loss):
             priors = np.concatenate([positives.prior, *negatives])
             labels = self.labels(positives, truths, scores.shape[:2], background)[images, priors]
             rows = scores[images, priors]
-        return _class_losses(kind, rows, torch.from_numpy(labels).to(scores.device)).sum()
+        return self.label_losses(rows, torch.from_numpy(labels).to(scores.device)).sum()
+
+    def label_losses(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each row of scores (N, C) for its label."""
+        return _class_losses(self.param.multibox_loss_param.conf_loss_type, scores, labels)
+
+
+@register("MultiBoxFocalLoss", "multibox_loss_param")
+class MultiBoxFocalLoss(MultiBoxLoss):
+    """MultiBoxLoss whose softmax loss is FocalLoss's, by focal_loss_param (Lin et al. 2017); mining compares the plain softmax.
+
+    As chuanqi305/FocalLoss; with conf_loss_type: LOGISTIC it is MultiBoxLoss.
+    """
+
+    def setup(self, offsets: Shape, scores: Shape, priors: Shape, truths: Shape, *more: Shape) -> None:
+        super().setup(offsets, scores, priors, truths, *more)
+        self.alpha = focal_weights(self, self.param.multibox_loss_param.num_classes)
+
+    def label_losses(self, scores: Tensor, labels: Tensor) -> Tensor:
+        if self.param.multibox_loss_param.conf_loss_type == MULTIBOX.LOGISTIC:
+            return super().label_losses(scores, labels)
+        chosen = torch.log_softmax(scores, 1).gather(1, labels[:, None])[:, 0]
+        return focal_terms(chosen, labels, self.alpha, self.param.focal_loss_param.gamma)

@@ -94,6 +94,22 @@ def overlap(a, b):
     return width * height / (sum(sizes) - width * height)
 
 
+@exercises("PriorBox")
+def test_priors_of_given_widths_and_heights(write):
+    layer = 'type: "PriorBox" prior_box_param { width: 9.5 height: 20 width: 30 height: 12.5 variance: 0.1 %s }'
+    top = make_net(write, layer % "step: 16 clip: true", [(1, 4, 2, 3), (1, 3, 32, 48)]).forward()["y0"]
+    wanted = []
+    for row, column in np.ndindex(2, 3):
+        x, y = (column + 0.5) * 16, (row + 0.5) * 16
+        for w, h in ((9.5, 20), (30, 12.5)):
+            wanted.append(np.clip([(x - w / 2) / 48, (y - h / 2) / 32, (x + w / 2) / 48, (y + h / 2) / 32], 0, 1))
+    np.testing.assert_allclose(top[0, 0], np.ravel(wanted), rtol=1e-5, atol=1e-7)
+    assert (top[0, 1] == np.float32(0.1)).all()
+    shapes = (1, 4, 2, 3), (1, 3, 32, 48)
+    assert "only one form may be given" in str(layer_error(write, layer % "min_size: 9", *shapes))
+    assert "one of each for a box" in str(layer_error(write, layer % "height: 9", *shapes))
+
+
 def decode_box(prior, variance, offset, code):
     offset = [v * o for v, o in zip(variance, offset, strict=True)]
     width, height = prior[2] - prior[0], prior[3] - prior[1]
@@ -205,6 +221,47 @@ def test_detection_output(write, code, settings, arguments):
     wanted = expected_detections(offsets, scores, priors, classes, code, **arguments)
     assert 3 < wanted.shape[2] < 2 * count * classes
     np.testing.assert_allclose(net.forward()["y0"], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bottoms", [1, 2])
+@pytest.mark.parametrize("code", CODES)
+def test_detection_output_of_refined_priors(write, code, bottoms):
+    """RefineDet's: improbable objects are background, and each image's priors are moved before boxes are decoded."""
+    count, classes = 20, 3
+    offsets, refinement = (rng.normal(0, 0.3, (2, count * 4)).astype(np.float32).astype(float) for _ in range(2))
+    scores, objects = (rng.uniform(0, 1, (2, count * each)).astype(np.float32).astype(float) for each in (classes, 2))
+    priors = random_priors(count)
+    settings = "num_classes: 3 confidence_threshold: 0.2 objectness_score: 0.6 nms_param { nms_threshold: 0.45 }"
+    layer = f'type: "DetectionOutput" detection_output_param {{ code_type: {code} {settings} }}'
+    values = [offsets, scores, priors, objects, refinement][: 3 + bottoms]
+    net = make_net(write, layer, [each.shape for each in values], caffe.TEST)
+    for index, each in enumerate(values):
+        net.blobs[f"x{index}"].data[...] = each
+    wanted = []
+    for image in range(2):
+        moved = priors.copy()
+        corners, variances = moved[0].reshape(2, -1, 4)
+        if bottoms == 2:
+            corners[:] = [decode_box(corners[k], variances[k], refinement[image].reshape(-1, 4)[k], code) for k in range(count)]
+        own = np.where((objects[image].reshape(-1, 2)[:, 1] < 0.6)[:, None], [1, 0, 0], scores[image].reshape(-1, classes))
+        rows = expected_detections(offsets[image : image + 1], own.reshape(1, -1), moved, classes, code, least=0.2)[0, 0]
+        rows[:, 0] = image
+        wanted.append(rows)
+    wanted = np.concatenate(wanted)
+    assert 3 < len(wanted) < 2 * count
+    np.testing.assert_allclose(net.forward()["y0"][0, 0], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_detection_output_ignores_an_image(write):
+    layer = 'type: "DetectionOutput" detection_output_param { num_classes: 3 }'
+    tops = []
+    for more in ([], [(1, 3, 8, 8)]):
+        reseed("image")
+        net = make_net(write, layer, [(1, 80), (1, 60), (1, 2, 80), *more], caffe.TEST)
+        for index, values in enumerate((rng.normal(0, 0.3, (1, 80)), rng.uniform(0, 1, (1, 60)), random_priors(20))):
+            net.blobs[f"x{index}"].data[...] = values
+        tops.append(net.forward()["y0"].copy())
+    np.testing.assert_array_equal(*tops)
 
 
 @pytest.mark.filterwarnings("error")
@@ -323,15 +380,20 @@ class Loss:
         self.shared, self.by_prior, self.inside_only, self.bp_inside = True, True, False, False
         self.plain_targets, self.logistic, self.square, self.agnostic, self.difficult = False, False, False, False, True
         self.weight, self.normalization, self.learns = 1.0, "VALID", (True, True)
+        self.focal, self.objectness, self.objects = None, 0.01, None
         vars(self).update(settings)
 
-    def __call__(self, offsets, scores, priors, truths):
-        corners, variances = priors[0].reshape(2, -1, 4)
-        count = len(corners)
+    def __call__(self, offsets, scores, priors, truths, objects=None, refinement=None):
+        plain, variances = priors[0].reshape(2, -1, 4)
+        count = len(plain)
         box_loss = class_loss = 0.0
         matches = 0
         for image in range(len(scores)):
             own, confidences = offsets[image].reshape(count, -1, 4), scores[image].reshape(count, self.classes)
+            corners = plain
+            if refinement is not None:
+                corners = [self.box(refinement[image].reshape(count, 4)[k], plain[k], variances[k]) for k in range(count)]
+            self.objects = None if objects is None else objects[image].reshape(count, 2)[:, 1]
             rows = [row for row in truths.reshape(-1, 8) if row[0] == image and (self.difficult or not row[7])]
             tables = self.match(own, corners, variances, rows) if rows else {}
             negatives = self.mine(tables, own, confidences, corners, variances, rows) if self.mining != "NONE" and rows else []
@@ -344,10 +406,10 @@ class Loss:
                         box_loss += sum(self.location_losses(own[k, slot], corners[k], variances[k], rows[truth]))
             if self.mining == "NONE":
                 otherwise = None if self.logistic else self.background
-                class_loss += sum(self.confidence_loss(confidences[k], labels.get(k, otherwise)) for k in range(count))
+                class_loss += sum(self.final_loss(confidences[k], labels.get(k, otherwise)) for k in range(count))
             else:
-                class_loss += sum(self.confidence_loss(confidences[k], label) for k, label in labels.items())
-                class_loss += sum(self.confidence_loss(confidences[k], self.background) for k in negatives)
+                class_loss += sum(self.final_loss(confidences[k], label) for k, label in labels.items())
+                class_loss += sum(self.final_loss(confidences[k], self.background) for k in negatives)
         divisor = {"VALID": matches, "FULL": len(scores) * count, "BATCH_SIZE": len(scores), "NONE": 1}[self.normalization]
         loss = self.weight * box_loss * self.learns[0] + class_loss * self.learns[1]
         return np.float64(loss / max(1, divisor))
@@ -359,6 +421,13 @@ class Loss:
         if self.logistic:
             return sum(math.log1p(math.exp(-score if c == label else score)) for c, score in enumerate(scores))
         return math.log(sum(math.exp(score) for score in scores)) - scores[label]
+
+    def final_loss(self, scores, label):
+        loss = self.confidence_loss(scores, label)
+        if self.focal is None or self.logistic:
+            return loss
+        alpha, gamma = self.focal
+        return alpha * (1 - math.exp(-loss)) ** gamma * loss
 
     def box(self, offset, prior, variance):
         return decode_box(prior, [1] * 4 if self.plain_targets else variance, offset, self.code)
@@ -426,6 +495,8 @@ class Loss:
             wanted = int(sum(truth >= 0 for truth in table) * self.ratio)
         else:
             eligible, wanted = list(range(len(table))), self.sample_size
+        if self.objects is not None:
+            eligible = [k for k in eligible if self.objects[k] >= self.objectness]
         order = sorted(eligible, key=lambda k: -hardness[k])
         if self.nms:
             limit, top, candidates = *self.nms, [self.box(own[k, 0], corners[k], variances[k]) for k in range(len(table))]
@@ -501,6 +572,64 @@ def loss_layer(settings, code="CENTER_SIZE", classes=4, more=""):
 def test_multibox_loss(write, settings, arguments):
     slots = 1 if arguments.get("shared", True) else 4
     check(write, loss_layer(settings), Loss(4, **arguments), *inputs(slots=slots), wrt=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments"),
+    [
+        ("", {"focal": (0.25, 2)}),
+        ("mining_type: NONE", {"mining": "NONE", "focal": (0.25, 2)}),
+        ("conf_loss_type: LOGISTIC", {"logistic": True, "focal": (0.25, 2)}),
+    ],
+)
+@exercises("MultiBoxFocalLoss")
+def test_multibox_focal_loss(write, settings, arguments):
+    layer = loss_layer(settings).replace("MultiBoxLoss", "MultiBoxFocalLoss")
+    check(write, layer, Loss(4, **arguments), *inputs(), wrt=(0, 1))
+    if not settings:
+        layer += " focal_loss_param { alpha: 0.6 gamma: 1.5 }"
+        check(write, layer, Loss(4, focal=(0.6, 1.5)), *inputs(), wrt=(0, 1))
+    weights = layer.split(" focal_loss_param")[0] + " focal_loss_param { alpha: 1 alpha: 2 alpha: 3 }"
+    assert layer_error(write, weights, (3, 64), (3, 64), (1, 2, 64), (1, 1, 6, 8)).expected == "there are 4 classes"
+
+
+def refinements(count=16):
+    """Probabilities of background and object (3, P · 2), and offsets of the priors (3, P · 4)."""
+    objects = rng.uniform(0, 1, (3, count, 2))
+    return (objects / objects.sum(2, keepdims=True)).reshape(3, -1), rng.normal(0, 0.6, (3, count * 4))
+
+
+@pytest.mark.parametrize("bottoms", [1, 2])
+@pytest.mark.parametrize(
+    ("settings", "arguments"),
+    [
+        ("", {}),
+        ("encode_variance_in_target: true bp_inside: true", {"plain_targets": True, "bp_inside": True}),
+        ("mining_type: NONE", {"mining": "NONE"}),
+    ],
+)
+def test_multibox_loss_of_refined_priors(write, settings, arguments, bottoms):
+    """RefineDet's: negatives are mined among probable objects, and each image's priors are moved first."""
+    layer, reference = loss_layer(settings + " objectness_score: 0.5"), Loss(4, objectness=0.5, **arguments)
+    check(write, layer, reference, *inputs(), *refinements()[:bottoms], wrt=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "shapes", "found"),
+    [
+        ("", [(3, 31)], "probabilities of objects of shape (3, 31)"),
+        ("", [(3, 32), (3, 63)], "offsets of priors of shape (3, 63)"),
+        ("", [(2, 32)], "probabilities of objects of shape (2, 32)"),
+        ("mining_type: NONE share_location: false", [(3, 32), (3, 64)], "refined priors with share_location: false"),
+    ],
+)
+def test_refined_priors_that_do_not_fit_are_refused(write, settings, shapes, found):
+    boxes = (3, 256) if "share" in settings else (3, 64)
+    assert layer_error(write, loss_layer(settings), boxes, (3, 64), (1, 2, 64), (1, 1, 6, 8), *shapes).found == found
+    if not settings:
+        layer = 'type: "DetectionOutput" detection_output_param { num_classes: 4 }'
+        bottoms = [*shapes, (3, 64)][:2]  # of one further bottom only that of objects is taken for RefineDet's
+        assert layer_error(write, layer, (3, 64), (3, 64), (1, 2, 64), *bottoms).found == found
 
 
 @pytest.mark.parametrize("code", CODES)
