@@ -152,7 +152,11 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         "DataParameter": "huge_video_dataset limit_samples",
     },
     "zhaoweicai/mscnn": {
-        "LayerParameter": "bbox_reg_param box_output_param detection_accuracy_param image_gt_data_param proposal_target_param",
+        "LayerParameter": "detection_accuracy_param image_gt_data_param proposal_target_param",
+        "DetectionLossParameter": (
+            "cls_num coord_num lambda field_h field_w downsample_rate bb_smooth field_whr field_xyr bg_threshold bg_multiple"
+            " sample_mode objectness iou_weighted pos_neg_weighted"
+        ),
     },
     "yeahkun/caffe-yolo": {"DataParameter": "side"},
     "xiaolonw/caffe-video_triplet": {"ImageDataParameter": "pair_size", "LayerParameter": "rank_param"},

@@ -83,6 +83,8 @@ def test_no_field_that_is_read_is_listed_as_a_forks():
     [
         ("layer { picpac_param { } }", 'LayerParameter has no field "picpac_param"', "aaalgo/picpac has"),
         ("layer { data_param { side: 7 } }", 'DataParameter has no field "side"', "yeahkun/caffe-yolo has"),
+        ("layer { detection_loss_param { cls_num: 2 } }", 'DetectionLossParameter has no field "cls_num"',
+         "zhaoweicai/mscnn has"),
         ("layers { type: VIDEO_WITH_VOXEL_TRUTH_DATA }", "V1LayerParameter.LayerType has no value VIDEO_WITH_VOXEL_TRUTH_DATA",
          "facebookarchive/C3D has"),
     ],
