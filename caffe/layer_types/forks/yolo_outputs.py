@@ -55,8 +55,13 @@ class _YoloOutput(Layer):
 
     def forward(self, *maps: Tensor) -> Tensor:
         corners, scores, labels = self.candidates(*maps)
+        limit = self.settings_of(self.param).nms_threshold
+        if limit <= 1:
+            # The same box as another class would be left out anyway.
+            scores, best = scores.max(-1, keepdim=True)
+            labels = labels.gather(-1, best)
         # Strictly below the threshold, where `suppress` keeps what is up to it.
-        threshold = float(np.nextafter(np.float32(self.settings_of(self.param).nms_threshold), np.float32(-1)))
+        threshold = float(np.nextafter(np.float32(limit), np.float32(-1)))
         by_image = [np.empty((0, 7), np.float32)]
         for image in range(len(scores)):
             found, which = (scores[image] >= 0).nonzero(as_tuple=True)

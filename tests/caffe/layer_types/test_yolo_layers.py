@@ -404,12 +404,15 @@ def test_yolov2_detections_are_those_of_loops(write, sizes):
     check_rows(net, wanted)
 
 
+@pytest.mark.parametrize("nms", [0.4, 1.5])  # above 1, a box is detected as each of its classes
 @pytest.mark.parametrize("gaussian", [False, True])
 @exercises("Yolov3DetectionOutput")
-def test_yolov3_detections_are_those_of_loops(write, gaussian):
+def test_yolov3_detections_are_those_of_loops(write, gaussian, nms):
     values, masks = (12 if gaussian else 8), ([2, 3], [0, 1])
     maps = [draw(2, 2 * values, *size, low=-2, high=2).astype(np.float32) for size in ((2, 3), (4, 6))]
-    settings = f"num_classes: 3 num_box: 2 confidence_threshold: 0.3 nms_threshold: 0.4 {BIASES3} mask: 2 mask: 3 mask: 0 mask: 1"
+    settings = (
+        f"num_classes: 3 num_box: 2 confidence_threshold: 0.3 nms_threshold: {nms} {BIASES3} mask: 2 mask: 3 mask: 0 mask: 1"
+    )
     settings += f" anchors_scale: 16 anchors_scale: 8 gaussian_box: {str(gaussian).lower()}"
     net = run(write, f'type: "Yolov3DetectionOutput" yolov3_detection_output_param {{ {settings} }}', *maps, phase=caffe.TEST)
     wanted = []
@@ -427,7 +430,7 @@ def test_yolov3_detections_are_those_of_loops(write, gaussian):
                 for label, score in enumerate(sigmoid(own[-3:]) * confidence):
                     if score > 0.3:
                         rows.append((n, label + 1, score, *box))
-        wanted += suppressed(rows, 0.4)
+        wanted += suppressed(rows, nms)
     check_rows(net, wanted)
 
 
