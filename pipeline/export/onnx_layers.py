@@ -23,6 +23,8 @@ _OF_FORKS = (
         "Convolution3D",
         "Correlation",
         "DenseBlock",
+        "DeformableConvolution",
+        "ModulatedDeformableConvolution",
         "Division",
         "Downsample",
     ),
@@ -30,11 +32,15 @@ _OF_FORKS = (
 )
 _AUGMENTING = ("DataAugmentation", "FlowAugmentation", "GenerateAugmentationParameters")
 _OF_LABELS = ("CombinedMargin", "CosinAddm", "LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct")
-_OF_DETECTORS = ("ROIPooling", "PSROIPooling", "Reorg", "PriorBox", "DetectionOutput", "Proposal")
+_OF_DETECTORS = (
+    *("ROIPooling", "PSROIPooling", "Reorg", "PriorBox", "DetectionOutput", "Proposal"),
+    *("YoloDetectionOutput", "Yolov3DetectionOutput", "BoxOutput", "DecodeBBox"),
+    *("DeformablePSROIPooling", "ROIAlign", "ROIWarping", "MaskResize"),
+)
 NOT_EXPORTED = {
     **dict.fromkeys([name for name, kind in _KINDS.items() if kind.is_source], "a model's inputs come from its caller"),
     **dict.fromkeys(
-        (*_COMPARING, "DetectionEvaluate", "BoxAnnotatorOHEM", "LabelsequenceAccuracy", "SequenceAccuracy"),
+        (*_COMPARING, "DetectionEvaluate", "EvalDetection", "BoxAnnotatorOHEM", "LabelsequenceAccuracy", "SequenceAccuracy"),
         "an exported model has no targets to compare with",
     ),
     **dict.fromkeys(

@@ -1,4 +1,4 @@
-"""Bilinear pooling of regions and masks: ROIAlign (He et al. 2017), ROIWarping, MaskResize, MaskPooling (Dai et al. 2016).
+"""Bilinear pooling of regions and masks: ROIAlign (He et al. 2017), ROIWarping, MaskResize (Dai et al. 2016).
 
 A bilinear value is a product of weights along both axes, so that a region's are two products of matrices.
 """
@@ -181,23 +181,3 @@ class MaskResize(Layer):
             there = positions <= extent - 0.5
             sides.append(weights(positions.clamp_max(extent - 1), extent).to(x.dtype) * there[:, None])
         return sides[0] @ (x @ sides[1].t())
-
-
-@register("MaskPooling")
-class MaskPooling(Layer):
-    """Maps times masks: (x (N, C, H, W), masks (N, 1, H, W)) → shape of x (Dai et al. 2016)."""
-
-    bottoms = (2, 2)
-    keeps_shape = True
-    keeps_output = False
-
-    def setup(self, shape: Shape, masks: Shape) -> None:
-        self.require_maps(shape)
-
-    def top_shapes(self, shape: Shape, masks: Shape) -> list[Shape]:
-        if masks != (shape[0], 1, *shape[2:]):
-            raise self.error(f"masks of shape {masks} for maps of shape {shape}", f"they must be {(shape[0], 1, *shape[2:])}")
-        return [shape]
-
-    def forward(self, x: Tensor, masks: Tensor) -> Tensor:
-        return x * masks

@@ -37,7 +37,6 @@ class _Deformable(_Windows):
     learns = (WEIGHT, BIAS)
     keeps_output = False
     gives_maps = True
-    drawn_as = "convolution"
 
     def setup(self, shape: Shape, offsets: Shape, *masks: Shape) -> None:
         p = self.settings_of(self.param)

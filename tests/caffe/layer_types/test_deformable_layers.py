@@ -328,8 +328,5 @@ def test_masks_are_resized_by_interpolation(write, size):
     check(write, layer, reference, draw(2, 2, 5, 4))
 
 
-@exercises("MaskPooling")
-def test_maps_are_multiplied_by_masks(write):
-    check(write, 'type: "MaskPooling"', lambda x, masks: x * masks, draw(3, 4, 2, 5), draw(3, 1, 2, 5), wrt=(0, 1))
-    assert "they must be (3, 1, 2, 5)" in str(layer_error(write, 'type: "MaskPooling"', (3, 4, 2, 5), (3, 4, 2, 5)))
+def test_masks_of_no_size_are_refused(write):
     assert "both must be at least 1" in str(layer_error(write, 'type: "MaskResize"', (3, 4, 2, 5)))

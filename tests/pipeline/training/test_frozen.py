@@ -17,10 +17,13 @@ layer { name: "marks" type: "DummyData" top: "marks"
         dummy_data_param { shape { dim: 6 dim: 4 } data_filler { value: 1 } } }
 layer { name: "static" type: "DummyData" top: "static"
         dummy_data_param { shape { dim: 4 dim: 2 } data_filler { type: "gaussian" std: 1 } } }
+layer { name: "offsets" type: "DummyData" top: "offsets" top: "masks"
+        dummy_data_param { shape { dim: 6 dim: 18 dim: 3 dim: 3 } shape { dim: 6 dim: 9 dim: 3 dim: 3 }
+                           data_filler { type: "uniform" } } }
 layer { name: "index" type: "Threshold" bottom: "data" top: "index" }
 layer { name: "volumes" type: "Reshape" bottom: "data" top: "volumes" reshape_param { axis: 1 num_axes: 0 shape { dim: 1 } } }
 """
-"""Other bottoms: continuation marks, a static input, indices of 0 and 1, volumes of one channel."""
+"""Other bottoms: continuation marks, a static input, offsets and masks of windows, indices of 0 and 1, volumes of one channel."""
 CASES = {
     "Convolution": "convolution_param { num_output: 3 kernel_size: 3 }",
     "Convolution, no bias": "convolution_param { num_output: 3 kernel_size: 3 bias_term: false }",
@@ -50,6 +53,10 @@ CASES = {
     "Embed": "embed_param { input_dim: 2 num_output: 3 }",
     "Parameter": "parameter_param { shape { dim: 6 dim: 3 } }",
     "Convolution3D": "convolution3d_param { num_output: 3 kernel_size: 2 kernel_depth: 1 }",
+    "DeformableConvolution": 'bottom: "offsets" deformable_convolution_param { num_output: 3 kernel_size: 3 }',
+    "ModulatedDeformableConvolution": (
+        'bottom: "offsets" bottom: "masks" modulated_deformable_convolution_param { num_output: 3 kernel_size: 3 }'
+    ),
     "Lstm": "lstm_param { num_output: 3 }",
     "MarginInnerProduct": 'bottom: "label" margin_inner_product_param { num_output: 3 type: DOUBLE }',
     "CenterLoss": 'bottom: "label" center_loss_param { num_output: 2 }',
