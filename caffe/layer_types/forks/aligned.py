@@ -94,7 +94,7 @@ class ROIAlign(_OverRegions):
         size = (last - first).clamp_min(1) / bins
         ratio = self.param.roi_align_param.sampling_ratio
         counts = torch.full_like(size, ratio) if ratio > 0 else size.ceil()
-        # A sample of a region further outside than this counts as 0, however many there are.
+        # Regions have different numbers of samples: sample `number` of those that have fewer is left out.
         most = ratio if ratio > 0 else max(1, int(counts.max()))
         result = first.new_zeros(len(first), bins, extent)
         bin_starts = first[:, None] + torch.arange(bins, device=first.device) * size[:, None]

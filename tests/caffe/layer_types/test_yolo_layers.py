@@ -571,3 +571,15 @@ def test_detections_of_cells_are_matched_as_by_loops(write, score_type, nms):
         flat = np.concatenate((counts, np.ravel(wanted)))
         np.testing.assert_allclose(top[n], np.pad(flat, (0, top.shape[1] - len(flat))), rtol=1e-5)
     assert matched
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e3, -1e3, 1e38, np.nan, np.inf])
+def test_huge_or_non_finite_predictions_do_not_crash(write, value):
+    x = np.full((1, 16, 2, 2), value)
+    for kind in ("MSE", "GIOU", "CIOU"):
+        run(write, yolov3_layer([0, 1], kind, 0.2), x, truths(BOXES))
+    run(write, REGION % THREE, np.full((1, 24, 2, 2), value), truths(BOXES))
+    settings = f"num_classes: 3 num_box: 2 mask_group_num: 1 anchors_scale: 8 mask: 0 mask: 1 {BIASES3}"
+    net = run(write, f'type: "Yolov3DetectionOutput" yolov3_detection_output_param {{ {settings} }}', x)
+    assert 0 < net.blobs["y0"].data.shape[2] <= 8
