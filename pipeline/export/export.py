@@ -10,7 +10,7 @@ sums are divided by their weight.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,36 +31,55 @@ from pipeline.nets import preprocessing
 from pipeline.nets.parameters import named_tensors
 
 
-def write_onnx(net: caffe.Net, output: Path, metadata: Mapping[str, str], scale: float = 1.0) -> float:
+def write_onnx(
+    net: caffe.Net,
+    output: Path,
+    metadata: Mapping[str, str],
+    scale: float = 1.0,
+    form: onnx_graph.Form = onnx_graph.Form(),  # noqa: B008, frozen
+) -> float:
     """Write the net as an ONNX model with `metadata` as metadata_props; return the largest relative difference of its outputs.
 
     scale  factor of images before they go into the net
     """
     with written_whole(output) as part:
-        onnx.save(onnx_graph.model(net, metadata), part)
-        return check_onnx(part, net, str(output), scale)
+        model, deciding = onnx_graph.model_and_values(net, metadata, form)
+        onnx.save(model, part)
+        return check_onnx(part, net, str(output), scale, deciding, form.half)
 
 
-def check_onnx(file: Path, net: caffe.Net, where: str, scale: float) -> float:
-    """The largest difference between a model's outputs and the net's. Raises InputError if rounding does not explain it.
+def check_onnx(file: Path, net: caffe.Net, where: str, scale: float, deciding: onnx_graph.Values, half: bool = False) -> float:
+    """The largest difference between a model's outputs and the net's. Raises InputError if rounding does not explain it."""
+    onnx.checker.check_model(onnx.load(file))
+    names = agreement.compared_blobs(net) + [name for pair in deciding.values() for names in pair for name in names]
+    inputs, found = run_onnx(file, net, scale, names)
+    return agreement.compare(where, net, inputs, inputs | found, deciding, agreement.HALF_LIMIT if half else agreement.LIMIT)
+
+
+def run_onnx(
+    file: Path, net: caffe.Net, scale: float, names: Sequence[str] = ()
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Random inputs, and what onnxruntime computes from them: {name: values} of a model's outputs and of these values.
 
     If the batch size is free, one other than the net's is computed.
     """
     model = onnx.load(file)
-    onnx.checker.check_model(model)
     first, batch = model.graph.input[0], None
     if any(dim.dim_param for dim in first.type.tensor_type.shape.dim):
         batch = 2 if net.blobs[first.name].shape[0] == 1 else 1
-    blobs = agreement.compared_blobs(net)
+    made = {name for node in model.graph.node for name in node.output}
     outputs = [output.name for output in model.graph.output]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in blobs if name not in outputs)
+    names = list(dict.fromkeys([*outputs, *(name for name in names if name in made)]))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
     options = onnxruntime.SessionOptions()
     threads = os.environ.get("OMP_NUM_THREADS", "")
     options.intra_op_num_threads = int(threads) if threads.isdigit() else 0
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     inputs = agreement.random_inputs(net, batch, scale)
-    return agreement.assert_close(where, agreement.compute(net, inputs, blobs), session.run(blobs, inputs))
+    taken = {each.name: inputs[each.name] for each in session.get_inputs()}
+    values = [each.astype(np.float32, copy=False) for each in session.run(names, taken)]
+    return inputs, dict(zip(names, values, strict=True))
 
 
 def write_safetensors(net: caffe.Net, output: Path, metadata: Mapping[str, str]) -> int:

@@ -1,75 +1,166 @@
-"""Build an ONNX model of a net: its inputs, outputs, initialisers and nodes; pipeline.export.onnx_layers converts the layers."""
+"""Build an ONNX model of a net: its inputs, outputs, initialisers and nodes; pipeline.export.onnx_… convert the layers."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
 
 import caffe
-from pipeline.export.onnx_layers import CONVERTERS, NOT_EXPORTED
-from pipeline.export.onnx_part import Part
+from pipeline.errors import InputError
+from pipeline.export import onnx_detection, onnx_forks, onnx_sequences  # noqa: F401, they register converters
+from pipeline.export.onnx_layers import NOT_EXPORTED
+from pipeline.export.onnx_part import CONVERTERS, Part
 from pipeline.nets import graph
 
-OPSET = 26
-"""The latest opset that the pinned onnxruntime computes."""
+OLDEST, OPSET, LATEST = 17, 20, 26
+"""Versions of ONNX's operators: the oldest that is written, the default (docs/leaving.md says why), and the latest, that the
+pinned onnxruntime computes."""
 
 
-def model(net: caffe.Net, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class Form:
+    """How a net is exported.
+
+    opset  version of ONNX's operators, OLDEST to LATEST
+    batch  "free": the batch size is free and called N; a number: it is that, and the net is reshaped; None: free if the net takes
+           any batch size, else the net's own
+    half   parameters and most layers in float16; inputs and outputs remain float32
+    """
+
+    opset: int = OPSET
+    batch: int | str | None = None
+    half: bool = False
+
+
+def model(net: caffe.Net, metadata: Mapping[str, str] | None = None, form: Form = Form()) -> onnx.ModelProto:  # noqa: B008, frozen
     """The net as an ONNX model with the names of its blobs, and initialisers LAYER.weight, LAYER.bias and so on.
 
-    If the net takes any batch size, it is free and called N. The last value of a blob that in-place layers change has its name,
-    earlier ones are BLOB@LAYER. Raises InputError for a layer without an ONNX equivalent. `metadata`: metadata_props.
+    The last value of a blob that in-place layers change has its name, earlier ones are BLOB@LAYER. `metadata`: metadata_props.
+    Raises InputError for layers without an ONNX equivalent, all of them named.
     """
+    return model_and_values(net, metadata, form)[0]
+
+
+Values = dict[str, tuple[list[str], list[str]]]
+"""{layer: names that its bottoms and its tops have in a model}."""
+
+
+def model_and_values(net: caffe.Net, metadata: Mapping[str, str] | None, form: Form) -> tuple[onnx.ModelProto, Values]:
+    """`model`, and the names of the values of layers whose number of rows depends on values."""
+    opset, batch, half = form.opset, form.batch, form.half
+    if isinstance(batch, int):
+        set_batch(net, batch)
     definition = graph.definition_of(net)
-    converted = _Converted(net, caffe.NetGraph(definition.layer))
-    free = _takes_any_batch(net)
-    inputs, outputs = ([_value_info(name, net, free) for name in names] for names in (net.inputs, net.outputs))
+    joined = caffe.NetGraph(definition.layer)
+    refuse_missing(net, joined, NOT_EXPORTED)
+    free = batch in (None, "free") and takes_any_batch(net)
+    if batch == "free" and not free:
+        raise InputError(net.path, "a batch size that the net fixes", "with --batch free it must be any", "give --batch 1")
+    converted = _Converted(net, joined, opset, half)
+    uncertain = rows_of_values(joined)
+    inputs = [_value_info(name, net, free) for name in net.inputs]
+    outputs = [_value_info(name, net, free, joined.last[name] in uncertain) for name in net.outputs]
     name = definition.name or "net"
     whole = helper.make_graph(converted.nodes, name, inputs, outputs, converted.initializers, doc_string=f"Caffe net {name}")
-    opsets = [helper.make_opsetid("", OPSET)]
+    opsets = [helper.make_opsetid("", opset)]
     version = helper.find_min_ir_version_for(opsets)
     result = helper.make_model(whole, opset_imports=opsets, ir_version=version, producer_name="roastery")
     helper.set_model_props(result, dict(metadata or {}))
-    return result
+    return result, converted.deciding
 
 
-def _value_info(blob: str, net: caffe.Net, free: bool) -> onnx.ValueInfoProto:
-    shape = [*net.blobs[blob].shape]
-    return helper.make_tensor_value_info(blob, TensorProto.FLOAT, ["N", *shape[1:]] if free else shape)
+def refuse_missing(net: caffe.Net, joined: caffe.NetGraph, missing: Mapping[str, str]) -> None:
+    """Raise InputError if layers of the net are of types in `missing`, {type: reason}; one message names them all."""
+    named = [layer for layer in joined.layers if layer.type in missing and not caffe.layer_type(layer.type).is_input]
+    if named:
+        first, *others = named
+        also = f" (and {len(others)} more: {', '.join(layer.name for layer in others)})" if others else ""
+        raise InputError(
+            f'{net.path}: layer "{first.name}"',
+            f"type {first.type}{also}",
+            missing[first.type],
+            "remove it from the deploy prototxt, and compute what follows it from the blob before it",
+        )
 
 
-def _takes_any_batch(net: caffe.Net) -> bool:
-    """Whether the outputs have the batch size of the inputs, whatever it is."""
+def set_batch(net: caffe.Net, batch: int) -> None:
+    """Reshape the inputs whose first axis is the batch, that of the first input; raises InputError if the net fixes another."""
+    shapes = {name: tuple(net.blobs[name].shape) for name in net.inputs}
+    own = next(iter(shapes.values()))[0]
+    try:
+        for name, shape in shapes.items():
+            net.blobs[name].reshape(*((batch, *shape[1:]) if shape[0] == own else shape))
+        net.reshape()
+    except caffe.Error as error:
+        raise InputError(net.path, f"no batch of {batch} images ({error})", do=f"the net's own is {own}") from error
+
+
+def rows_of_values(joined: caffe.NetGraph) -> set[Any]:
+    """The values whose number of rows depends on other values: of detections, proposals, filtered images, and what follows."""
+    uncertain: set[Any] = set()
+    for layer, bottoms, tops in zip(joined.layers, joined.bottoms, joined.tops, strict=True):
+        if layer.type in onnx_detection.ROWS_OF_VALUES or uncertain.intersection(bottoms):
+            uncertain.update(tops)
+    return uncertain
+
+
+def _value_info(blob: str, net: caffe.Net, free: bool, uncertain: bool = False) -> onnx.ValueInfoProto:
+    shape: list[int | str] = [*net.blobs[blob].shape]
+    if uncertain and shape:
+        shape[2 if shape[:2] == [1, 1] and len(shape) == 4 else 0] = "rows"
+    elif free and shape:
+        shape[0] = "N"
+    return helper.make_tensor_value_info(blob, TensorProto.FLOAT, shape)
+
+
+def takes_any_batch(net: caffe.Net) -> bool:
+    """Whether the outputs have the batch size of the inputs, whatever it is, or as many rows as there are detections."""
     shapes = {name: tuple(net.blobs[name].shape) for name in net.inputs}
     batches = {shape[0] for shape in shapes.values() if shape}
     if len(batches) != 1 or not all(shapes.values()):
         return False
-    before = [tuple(net.blobs[name].shape) for name in net.outputs]
+    joined = caffe.NetGraph(graph.definition_of(net).layer)
+    detections = {
+        value.blob for layer, tops in zip(joined.layers, joined.tops, strict=True) if layer.type == "DetectionOutput" for value in tops
+    }
+    steps = [layer.bottom[0] for layer in joined.layers if layer.type in onnx_sequences.STEPS and layer.bottom]
+
+    def measured() -> tuple[list[tuple[int, ...]], list[int]]:
+        outputs = [tuple(net.blobs[name].shape) for name in net.outputs if name not in detections]
+        return outputs, [onnx_sequences.steps_of(net, name) for name in steps]
+
+    before, lengths = measured()
     more = batches.pop() + 1
     try:
         for name, shape in shapes.items():
             net.blobs[name].reshape(more, *shape[1:])
         net.reshape()
-        after = [tuple(net.blobs[name].shape) for name in net.outputs]
+        after, longer = measured()
     except caffe.Error:
         return False
     finally:
         for name, shape in shapes.items():
             net.blobs[name].reshape(*shape)
         net.reshape()
-    return after == [(more, *shape[1:]) for shape in before]
+    return longer == lengths and after == [(more, *shape[1:]) for shape in before]
 
 
 class _Converted:
     """The nodes and initialisers of a net's layers."""
 
-    def __init__(self, net: caffe.Net, joined: caffe.NetGraph):
+    def __init__(self, net: caffe.Net, joined: caffe.NetGraph, opset: int, half: bool):
         self.net = net
         self.joined = joined
+        self.opset, self.half = opset, half
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.names: dict[Any, str] = {}
+        self.halves: set[str] = set()
+        """Names of float16 values."""
+        self.casts: dict[tuple[str, bool], str] = {}
+        self.deciding: Values = {}
         for number, layer in enumerate(joined.layers):
             if caffe.layer_type(layer.type).is_input:
                 self.names |= {value: value.blob for value in joined.tops[number]}
@@ -77,27 +168,45 @@ class _Converted:
                 self.convert(number)
         for name in net.outputs:
             value = self.names[joined.last[name]]
-            if value != name:
+            if value in self.halves:
+                self.nodes.append(helper.make_node("Cast", [value], [name], name, to=TensorProto.FLOAT))
+            elif value != name:
                 self.nodes.append(helper.make_node("Identity", [value], [name], name))
 
-    def own_name(self, value: Any) -> str:
-        """The blob's name for its last version, unless an input has it; else BLOB@LAYER."""
+    def own_name(self, value: Any, half: bool) -> str:
+        """The blob's name for its last version, unless an input has it or it is a float16 output; else BLOB@LAYER."""
         is_last = value == self.joined.last[value.blob] and value.blob not in self.net.inputs
-        return value.blob if is_last else f"{value.blob}@{self.joined.layers[value.layer].name}"
+        is_cast = half and value.blob in self.net.outputs
+        return value.blob if is_last and not is_cast else f"{value.blob}@{self.joined.layers[value.layer].name}"
+
+    def cast(self, name: str, half: bool) -> str:
+        """The name of a value in float16 or float32, which is converted once."""
+        if (name in self.halves) == half:
+            return name
+        if (name, half) not in self.casts:
+            target = f"{name}:{'half' if half else 'single'}"
+            to = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+            self.nodes.append(helper.make_node("Cast", [name], [target], target, to=to))
+            self.casts[name, half] = target
+            if half:
+                self.halves.add(target)
+        return self.casts[name, half]
 
     def convert(self, number: int) -> None:
         """Add a layer's nodes and initialisers; its tops have their own names unless they are its bottoms unchanged."""
         layer, values = self.joined.layers[number], self.joined.tops[number]
-        part = Part(self.net, layer)
-        if layer.type not in CONVERTERS:
-            raise part.error(f"type {layer.type}", NOT_EXPORTED[layer.type], "crop the net before this layer")
-        bottoms = [self.names[value] for value in self.joined.bottoms[number]]
+        part = Part(self.net, layer, self.opset, self.half)
+        bottoms = [self.cast(self.names[value], part.half) for value in self.joined.bottoms[number]]
         tops = CONVERTERS[layer.type](part, *bottoms)
         tops = [tops] if isinstance(tops, str) else list(tops)
-        called = {top: self.own_name(value) for top, value in zip(tops, values, strict=True) if top not in bottoms}
+        called = {top: self.own_name(value, part.half) for top, value in zip(tops, values, strict=True) if top not in bottoms}
         for made in part.nodes:
             made.input[:] = [called.get(name, name) for name in made.input]
             made.output[:] = [called.get(name, name) for name in made.output]
         self.nodes += part.nodes
         self.initializers += part.initializers
         self.names |= {value: called.get(top, top) for value, top in zip(values, tops, strict=True)}
+        if part.half:
+            self.halves.update(called.values())
+        if layer.type in onnx_detection.ROWS_OF_VALUES:
+            self.deciding[layer.name] = bottoms, [self.names[value] for value in values]

@@ -1,72 +1,37 @@
-"""Convert each layer type to ONNX: CONVERTERS, functions of a Part and the names of its bottoms that return those of its tops."""
+"""Convert the layers of classification and segmentation nets to ONNX, and say of each type that is not converted why."""
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
 import caffe
 from caffe.proto import caffe_pb2
-from pipeline.export.onnx_part import Part
+from pipeline.export.onnx_part import Part, converts
 
-Converter = TypeVar("Converter", bound=Callable[..., str | list[str]])
-CONVERTERS: dict[str, Callable[..., str | list[str]]] = {}
 _KINDS = {name: caffe.layer_type(name) for name in caffe.layer_type_list()}
 _COMPARING = [name for name, kind in _KINDS.items() if kind.is_loss or kind.compares_labels]
-_OF_FORKS = (
-    *(
-        "BilinearInterpolation",
-        "ChannelNorm",
-        "Combination",
-        "Convolution3D",
-        "Correlation",
-        "DenseBlock",
-        "DeformableConvolution",
-        "ModulatedDeformableConvolution",
-        "Division",
-        "Downsample",
-    ),
-    *("FlowWarp", "MaskPooling", "Mean", "MultiStageMeanfield", "Norm", "Pooling3D", "Resample", "Unpooling"),
-)
+NO_TARGETS = "an exported model has no targets to compare with"
+_COMPARING_TOO = ("DetectionEvaluate", "EvalDetection", "BoxAnnotatorOHEM", "LabelsequenceAccuracy", "SequenceAccuracy")
 _AUGMENTING = ("DataAugmentation", "FlowAugmentation", "GenerateAugmentationParameters")
 _OF_LABELS = ("CombinedMargin", "CosinAddm", "LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct")
-_OF_DETECTORS = (
-    *("ROIPooling", "PSROIPooling", "Reorg", "PriorBox", "DetectionOutput", "Proposal"),
+_WITHOUT_CONVERTER = (
+    *("ChannelNorm", "Combination", "DenseBlock", "MultiStageMeanfield", "Resample", "Unpooling"),
+    *("DeformableConvolution", "ModulatedDeformableConvolution", "DeformablePSROIPooling"),
     *("YoloDetectionOutput", "Yolov3DetectionOutput", "BoxOutput", "DecodeBBox"),
-    *("DeformablePSROIPooling", "ROIAlign", "ROIWarping", "MaskResize"),
+    *("ROIAlign", "ROIWarping", "MaskResize"),
 )
 NOT_EXPORTED = {
     **dict.fromkeys([name for name, kind in _KINDS.items() if kind.is_source], "a model's inputs come from its caller"),
-    **dict.fromkeys(
-        (*_COMPARING, "DetectionEvaluate", "EvalDetection", "BoxAnnotatorOHEM", "LabelsequenceAccuracy", "SequenceAccuracy"),
-        "an exported model has no targets to compare with",
-    ),
-    **dict.fromkeys(
-        ("LSTM", "Lstm", "RNN"), "ONNX's operators neither take continuation marks nor keep their state between runs"
-    ),
-    **dict.fromkeys(("BatchReindex", "Filter"), "which images its tops hold depends on values"),
-    **dict.fromkeys(_OF_DETECTORS, "of a detector only the feature layers are exported"),
-    **dict.fromkeys(("Im2col", "SPP", "Parameter", "LSTMUnit"), "the published classifiers do not use it"),
+    **dict.fromkeys((*_COMPARING, *_COMPARING_TOO), NO_TARGETS),
     **dict.fromkeys(_OF_LABELS, "an exported model has no labels to add a margin to"),
     **dict.fromkeys(_AUGMENTING, "an exported model takes images as they are"),
-    **dict.fromkeys(("ContinuationIndicator", "Reverse", "CTCGreedyDecoder"), "of sequences only the layers before are exported"),
-    **dict.fromkeys(_OF_FORKS, "the published classifiers do not use it"),
-    **{"Python": "its code is the user's"},
+    **dict.fromkeys(_WITHOUT_CONVERTER, "it has no converter"),
     **dict.fromkeys(("FLOWriter", "HDF5Output"), "a model writes no files"),
+    **{"Python": "its code is the user's"},
 }
 """Types without a converter, and why they have none."""
-
-
-def converts(*types: str) -> Callable[[Converter], Converter]:
-    """Decorator: register a converter of these layer types."""
-
-    def decorate(function: Converter) -> Converter:
-        CONVERTERS.update(dict.fromkeys(types, function))
-        return function
-
-    return decorate
 
 
 # ---- with learned weights
@@ -78,8 +43,12 @@ def convolution(part: Part, *bottoms: str) -> list[str]:
     if layer.channel_axis != 1:
         raise part.error(f"axis {layer.channel_axis}", "ONNX convolves with the channels on axis 1")
     operator = "ConvTranspose" if layer.is_transposed else "Conv"
+    if not layer.kernel:
+        raise part.error("no spatial axes", "ONNX convolves maps", "use an InnerProduct")
     parameters = [part.tensor(name) for name in part.tensors]
-    window = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.pad * 2}
+    left, right, top, below = layer.sides or (0, 0, 0, 0)
+    pads = (top, left, below, right) if layer.sides else layer.pad * 2
+    window = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": pads}
     return [part.add(operator, x, *parameters, dilations=layer.dilation, group=layer.group, **window) for x in bottoms]
 
 
@@ -96,7 +65,7 @@ def inner_product(part: Part, x: str) -> str:
     return part.add("Add", y, part.tensor("bias")) if p.bias_term else y
 
 
-@converts("Embed")
+@converts("Embed", single_precision=True)
 def embed(part: Part, x: str) -> str:
     y = part.add("Gather", part.tensor("weight"), part.add("Cast", x, to=TensorProto.INT64))
     return part.add("Add", y, part.tensor("bias")) if part.param.embed_param.bias_term else y
@@ -104,14 +73,25 @@ def embed(part: Part, x: str) -> str:
 
 @converts("BatchNorm", "BN")
 def batch_norm(part: Part, x: str) -> str:
-    scaled = "weight" in part.tensors
-    if part.layer.tests_by_batch(part.param) or "running_mean" not in part.tensors or len(part.shapes[0]) < 2:
+    segnets = "running_mean" not in part.tensors
+    if part.layer.tests_by_batch(part.param) or (segnets and part.param.type != "BN") or len(part.shapes[0]) < 2:
         raise part.error("statistics of the batch", "an exported net uses stored averages", "set use_global_stats: true")
+    if len(part.tops) > 1:
+        raise part.error(f"{len(part.tops)} tops", "only the normalised values are exported", "remove the other tops")
     channels = part.shapes[0][1]
-    weight = part.tensor("weight", None if scaled else np.ones(channels, np.float32))
-    bias = part.tensor("bias", None if scaled else np.zeros(channels, np.float32))
+    values = {name: values.astype(np.float64).reshape(-1) for name, values in part.tensors.items()}
+    weight, bias = values.get("weight", np.ones(channels)), values.get("bias", np.zeros(channels))
+    if segnets or part.half:
+        # One product and one sum: variances may be beyond float16.
+        if not segnets:
+            weight = weight / np.sqrt(values["running_var"] + part.layer.epsilon(part.param))
+            bias = bias - values["running_mean"] * weight
+        along = (-1, *(1,) * (len(part.shapes[0]) - 2))
+        factor, term = (each.astype(np.float32).reshape(along) for each in (weight, bias))
+        return part.add("Add", part.add("Mul", x, part.tensor("factor", factor)), part.tensor("term", term))
+    learned = (part.tensor(name, each.astype(np.float32)) for name, each in (("weight", weight), ("bias", bias)))
     averages = part.tensor("running_mean"), part.tensor("running_var")
-    return part.add("BatchNormalization", x, weight, bias, *averages, epsilon=part.layer.epsilon(part.param))
+    return part.add("BatchNormalization", x, *learned, *averages, epsilon=part.layer.epsilon(part.param))
 
 
 def _broadcast(part: Part, name: str, *second: str) -> str:
@@ -146,11 +126,17 @@ def prelu(part: Part, x: str) -> str:
     return part.add("PRelu", x, _weight_by_channel(part))
 
 
-@converts("Normalize")
-def normalize(part: Part, x: str) -> str:
+@converts("Normalize", single_precision=True)
+def normalize(part: Part, x: str) -> str | list[str]:
     p = part.param.norm_param
-    axes = part.whole("axes", range(1, len(part.shapes[0])) if p.across_spatial else [1])
-    total = part.add("ReduceSumSquare", x, axes, keepdims=1)
+    if part.layer.is_happynears(part.param):
+        total = part.reduce("ReduceSumSquare" if part.layer.kind == "L2" else "ReduceL1", x, [1])
+        eps = part.number("eps", 1e-6)
+        norm = part.add("Add", total, eps)
+        norm = part.add("Sqrt", norm) if part.layer.kind == "L2" else norm
+        return [part.add("Div", x, norm), norm][: len(part.tops)]
+    axes = list(range(1, len(part.shapes[0]))) if p.across_spatial else [1]
+    total = part.reduce("ReduceSumSquare", x, axes)
     norm = part.add("Sqrt", part.add("Add", total, part.number("eps", p.eps)))
     return part.add("Mul", part.add("Div", x, norm), _weight_by_channel(part))
 
@@ -158,34 +144,80 @@ def normalize(part: Part, x: str) -> str:
 # ---- neighbourhoods
 
 
-@converts("Pooling")
-def pooling(part: Part, x: str) -> str:
-    """Caffe's windows: ONNX computes as many if the bottom is padded at its end."""
-    p, extents, counts = part.param.pooling_param, part.shapes[0][2:], part.tops[0][2:]
-    largest = p.pool == caffe_pb2.PoolingParameter.MAX
-    if len(part.tops) > 1 or not (largest or p.pool == caffe_pb2.PoolingParameter.AVE):
-        raise part.error("two tops" if len(part.tops) > 1 else "STOCHASTIC", "MAX and AVE with one top are exported")
-    if p.global_pooling:
-        return part.add("GlobalMaxPool" if largest else "GlobalAveragePool", x)
-    kernel, stride, pad = part.layer.kernel, part.layer.stride, part.layer.pad
-    geometry = list(zip(extents, counts, kernel, stride, pad, strict=True))
+def _windows(part: Part, pooling: Any, extents: tuple[int, ...], counts: tuple[int, ...]) -> dict[str, Any]:
+    """Attributes of a pooling operator: ONNX computes as many windows as Caffe if the bottom is padded at its end."""
+    geometry = zip(extents, counts, pooling.window, pooling.stride, pooling.pad, strict=True)
     behind = [max(0, (count - 1) * step + size - extent - before) for extent, count, size, step, before in geometry]
-    attributes = {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *behind]}
-    if largest:
+    return {"kernel_shape": pooling.window, "strides": pooling.stride, "pads": [*pooling.pad, *behind]}
+
+
+def _pool(part: Part, x: str, pooling: Any, extents: tuple[int, ...], counts: tuple[int, ...]) -> str:
+    """The maximum, the mean, or STOCHASTIC's expectation of each window, as the layer `pooling` computes it."""
+    attributes = _windows(part, pooling, extents, counts)
+    if pooling.method == caffe_pb2.PoolingParameter.MAX:
         return part.add("MaxPool", x, **attributes)
-    # The padding counts in the mean; the part of a window beyond it does not.
-    y = part.add("AveragePool", x, count_include_pad=int(any(pad)), **attributes)
-    if not any(pad) or all(after <= before for after, before in zip(behind, pad, strict=True)):
+    if pooling.method == caffe_pb2.PoolingParameter.STOCHASTIC:
+        squares = part.add("AveragePool", part.add("Mul", x, x), count_include_pad=1, **attributes)
+        mean = part.add("AveragePool", x, count_include_pad=1, **attributes)
+        return part.add("Div", squares, part.add("Max", mean, part.number("least", float(np.finfo(np.float32).tiny))))
+    padded = any(pooling.pad + pooling.pad_after)
+    y = part.add("AveragePool", x, count_include_pad=int(padded and not pooling.excludes_pad), **attributes)
+    if not padded or pooling.excludes_pad:
         return y
+    # The padding counts in the mean; the part of a window beyond it does not.
+    axes = zip(extents, counts, pooling.window, pooling.stride, pooling.pad, pooling.pad_after, strict=True)
     rows, columns = (
-        [min(size, extent + 2 * before - number * step) for number in range(count)]
-        for extent, count, size, step, before in geometry
+        [min(size, extent + before + after - number * step) for number in range(count)]
+        for extent, count, size, step, before, after in axes
     )
-    correction = math.prod(kernel) / np.outer(rows, columns).astype(np.float32)
-    return part.add("Mul", y, part.tensor("correction", correction[None, None]))
+    correction = math.prod(pooling.window) / np.outer(rows, columns).astype(np.float32)
+    return y if (correction == 1).all() else part.add("Mul", y, part.tensor("correction", correction[None, None]))
 
 
-@converts("LRN")
+def _gives_positions(param: caffe_pb2.LayerParameter) -> bool:
+    return len(param.top) > 1
+
+
+@converts("Pooling", single_precision=_gives_positions)
+def pooling(part: Part, x: str) -> str | list[str]:
+    layer, extents, counts = part.layer, part.shapes[0][2:], part.tops[0][2:]
+    largest = layer.method == caffe_pb2.PoolingParameter.MAX
+    if len(part.tops) > 1:
+        if any(layer.beyond):
+            raise part.error("positions of windows beyond the bottom", "ONNX has none", "use a stride up to the kernel's size")
+        y = part.add("MaxPool", x, outputs=2, **_windows(part, layer, extents, counts))
+        # ONNX counts positions over all images and channels.
+        places = part.add("Mod", part.nodes[-1].output[1], part.whole("size", math.prod(extents)))
+        return [y, part.add("Cast", places, to=TensorProto.FLOAT)]
+    if part.param.pooling_param.global_pooling and layer.method != caffe_pb2.PoolingParameter.STOCHASTIC:
+        return part.add("GlobalMaxPool" if largest else "GlobalAveragePool", x)
+    return _pool(part, x, layer, extents, counts)
+
+
+@converts("SPP")
+def spatial_pyramid(part: Part, x: str) -> str:
+    extents = part.shapes[0][2:]
+    part.layer.fit(part.shapes[0])
+    levels = []
+    for level in part.layer.levels:
+        level.fit(part.shapes[0])
+        levels.append(_pool(part, x, level, extents, level.sizes))
+    if len(levels) == 1:
+        return levels[0]
+    return part.add("Concat", *[part.add("Flatten", level, axis=1) for level in levels], axis=1)
+
+
+@converts("Im2col")
+def im2col(part: Part, x: str) -> str:
+    """A convolution of each channel with a kernel for each place of the window."""
+    layer, channels = part.layer, part.shapes[0][1]
+    size = math.prod(layer.kernel)
+    kernels = np.tile(np.eye(size, dtype=np.float32).reshape(size, 1, *layer.kernel), (channels, 1, 1, 1))
+    window = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.pad * 2, "dilations": layer.dilation}
+    return part.add("Conv", x, part.tensor("places", kernels), group=channels, **window)
+
+
+@converts("LRN", single_precision=True)
 def lrn(part: Part, x: str) -> str:
     p = part.param.lrn_param
     if p.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS:
@@ -196,35 +228,50 @@ def lrn(part: Part, x: str) -> str:
     return part.add("Mul", x, part.add("Pow", total, part.number("exponent", -p.beta)))
 
 
-@converts("MVN")
+@converts("MVN", single_precision=True)
 def mvn(part: Part, x: str) -> str:
     p = part.param.mvn_param
-    axes = part.whole("axes", range(1 if p.across_channels else 2, len(part.shapes[0])))
-    y = part.add("Sub", x, part.add("ReduceMean", x, axes, keepdims=1))
+    axes = range(1 if p.across_channels else 2, len(part.shapes[0]))
+    y = part.add("Sub", x, part.reduce("ReduceMean", x, axes))
     if not p.normalize_variance:
         return y
-    deviation = part.add("Sqrt", part.add("ReduceMean", part.add("Mul", y, y), axes, keepdims=1))
+    deviation = part.add("Sqrt", part.reduce("ReduceMean", part.add("Mul", y, y), axes))
     return part.add("Div", y, part.add("Add", deviation, part.number("eps", p.eps)))
 
 
 @converts("Interp")
 def interp(part: Part, x: str) -> str:
-    p = part.param.interp_param
+    p, (height, width) = part.param.interp_param, part.shapes[0][2:]
     if p.pad_beg or p.pad_end:
-        ends = [extent + p.pad_end for extent in part.shapes[0][2:]]
-        x = part.add("Slice", x, part.whole("starts", [-p.pad_beg] * 2), part.whole("ends", ends), part.whole("axes", [2, 3]))
-    sizes = part.whole("sizes", part.tops[0][2:])
-    return part.add("Resize", x, "", "", sizes, axes=[2, 3], mode="linear", coordinate_transformation_mode="align_corners")
+        ends = [height + p.pad_end, width + p.pad_end]
+        x = part.slice(x, [2, 3], [-p.pad_beg] * 2, ends)
+        height, width = (end + p.pad_beg for end in ends)
+    return part.resize(x, (height, width), part.tops[0][2:], mode="linear", coordinate_transformation_mode="align_corners")
 
 
-@converts("Upsample")
+@converts("BilinearInterpolation")
+def bilinear_interpolation(part: Part, x: str, like: str) -> str:
+    sizes = part.shapes[0][2:], part.tops[0][2:]
+    return part.resize(x, *sizes, mode="linear", coordinate_transformation_mode="align_corners")
+
+
+def _has_positions(param: caffe_pb2.LayerParameter) -> bool:
+    return len(param.bottom) > 1
+
+
+@converts("Upsample", single_precision=_has_positions)
 def upsample(part: Part, x: str, *positions: str) -> str:
-    if positions:
-        raise part.error("a second bottom (pooling mask)", "only upsampling by a scale is exported")
-    scales = part.tensor("scales", np.divide(part.tops[0][2:], part.shapes[0][2:]).astype(np.float32))
-    return part.add(
-        "Resize", x, "", scales, axes=[2, 3], mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-    )
+    (_, channels, *old), (*_, height, width) = part.shapes[0], part.tops[0]
+    if not positions:
+        nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return part.resize(x, old, (height, width), **nearest)
+    rows = part.whole("rows", [0, channels, -1])
+    values, places = (part.add("Reshape", each, rows) for each in (x, *positions))
+    images = part.slice(part.add("Shape", x), [0], [0], [1])
+    size = part.add("Concat", images, part.whole("size", [channels, height * width]), axis=0)
+    zeros = part.add("Expand", part.number("zero", 0), size)
+    spread = part.add("ScatterElements", zeros, part.add("Cast", places, to=TensorProto.INT64), values, axis=2)
+    return part.add("Reshape", spread, part.whole("maps", [0, channels, height, width]))
 
 
 # ---- value by value
@@ -233,7 +280,13 @@ for _type, _operator in {"Sigmoid": "Sigmoid", "TanH": "Tanh", "BNLL": "Softplus
     converts(_type)(lambda part, x, operator=_operator: part.add(operator, x))
 
 
-@converts("Dropout", "Split", "Silence", "GradientReversal", "GradientScaler")
+@converts("Dropout")
+def dropout(part: Part, x: str) -> str:
+    p = part.param.dropout_param
+    return x if p.scale_train else _linear(part, x, 1 - p.dropout_ratio, 0)
+
+
+@converts("Split", "Silence", "GradientReversal", "GradientScaler")
 def unchanged(part: Part, x: str, *_: str) -> list[str]:
     return [x] * len(part.tops)
 
@@ -280,21 +333,21 @@ def _linear(part: Part, x: str, scale: float, shift: float) -> str:
     return part.add("Add", x, part.number("shift", shift)) if shift else x
 
 
-@converts("Exp")
+@converts("Exp", single_precision=True)
 def exp(part: Part, x: str) -> str:
     p = part.param.exp_param
     log_base = 1.0 if p.base == -1 else math.log(p.base)
     return part.add("Exp", _linear(part, x, log_base * p.scale, log_base * p.shift))
 
 
-@converts("Log")
+@converts("Log", single_precision=True)
 def log(part: Part, x: str) -> str:
     p = part.param.log_param
     y = part.add("Log", _linear(part, x, p.scale, p.shift))
     return y if p.base == -1 else part.add("Div", y, part.number("base", math.log(p.base)))
 
 
-@converts("Power")
+@converts("Power", single_precision=True)
 def power(part: Part, x: str) -> str:
     p = part.param.power_param
     if p.power * p.scale == 0:
@@ -306,9 +359,14 @@ def power(part: Part, x: str) -> str:
 # ---- along an axis, and several blobs
 
 
-@converts("Softmax", "Concat")
-def along_axis(part: Part, *bottoms: str) -> str:
-    return part.add(part.param.type, *bottoms, axis=part.layer.along)
+@converts("Softmax", single_precision=True)
+def softmax(part: Part, x: str) -> str:
+    return part.add("Softmax", x, axis=part.layer.along)
+
+
+@converts("Concat")
+def concat(part: Part, *bottoms: str) -> str:
+    return part.add("Concat", *bottoms, axis=part.layer.along)
 
 
 @converts("Eltwise")
@@ -387,21 +445,54 @@ def tile(part: Part, x: str) -> str:
     return part.add("Tile", x, part.whole("repeats", times))
 
 
-@converts("Reduction")
+@converts("Reduction", single_precision=True)
 def reduction(part: Part, x: str) -> str:
     p, names = part.param.reduction_param, caffe_pb2.ReductionParameter
     operator = {names.SUM: "ReduceSum", names.ASUM: "ReduceL1", names.SUMSQ: "ReduceSumSquare", names.MEAN: "ReduceMean"}
-    axes = part.whole("axes", range(part.layer.first, len(part.shapes[0])))
-    return _linear(part, part.add(operator[p.operation], x, axes, keepdims=0), p.coeff, 0)
+    axes = range(part.layer.first, len(part.shapes[0]))
+    return _linear(part, part.reduce(operator[p.operation], x, axes, keepdims=0), p.coeff, 0)
 
 
-@converts("ArgMax")
+@converts("ArgMax", single_precision=True)
 def arg_max(part: Part, x: str) -> str:
     p = part.param.argmax_param
     if p.top_k != 1 or p.out_max_val:
-        raise part.error("top_k or out_max_val", "the position of the largest value alone is exported")
+        return _largest(part, x)
     along = part.layer.along
     x = part.add("Reshape", x, part.whole("shape", [0, -1])) if along is None else x
     y = part.add("ArgMax", x, axis=1 if along is None else along, keepdims=1, select_last_index=1)
     y = part.add("Cast", y, to=TensorProto.FLOAT)
     return y if along is not None else part.add("Reshape", y, part.whole("top", [0, *part.tops[0][1:]]))
+
+
+def _largest(part: Part, x: str) -> str:
+    """Positions or values of the top_k largest along an axis; of equal values the last comes first, as in a reversed TopK."""
+    p, shape, along = part.param.argmax_param, part.shapes[0], part.layer.along
+    x = part.add("Reshape", x, part.whole("flat", [0, -1])) if along is None else x
+    axis, size = (1, math.prod(shape[1:])) if along is None else (along, shape[along])
+    reverse = part.slice(x, [axis], [-1], [-size - 1], [-1])
+    values = part.add("TopK", reverse, part.whole("k", [p.top_k]), outputs=2, axis=axis)
+    places = part.add("Sub", part.whole("last", size - 1), part.nodes[-1].output[1])
+    places = part.add("Cast", places, to=TensorProto.FLOAT)
+    if along is not None:
+        return values if p.out_max_val else places
+    rows = part.add("Concat", places, values, axis=1) if p.out_max_val else places
+    return part.add("Reshape", rows, part.whole("top", [0, *part.tops[0][1:]]))
+
+
+@converts("BatchReindex", single_precision=True)
+def batch_reindex(part: Part, x: str, numbers: str) -> str:
+    return part.add("Gather", x, part.add("Cast", numbers, to=TensorProto.INT64), axis=0)
+
+
+@converts("Filter", single_precision=True)
+def filtered(part: Part, *bottoms: str) -> list[str]:
+    *data, selector = bottoms
+    chosen = part.add("NonZero", part.add("Reshape", selector, part.whole("flat", [-1])))
+    chosen = part.add("Reshape", chosen, part.whole("images", [-1]))
+    return [part.add("Gather", x, chosen, axis=0) for x in data]
+
+
+@converts("Parameter")
+def parameter(part: Part) -> str:
+    return part.add("Identity", part.tensor("weight"))

@@ -1,0 +1,271 @@
+"""Convert the layers of detectors to ONNX: PriorBox, DetectionOutput, Proposal, ROIPooling, PSROIPooling.
+
+They are composed of ONNX's own operators, so that no runtime needs a plug-in; their rows have the order of Caffe's.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from caffe.proto import caffe_pb2
+from pipeline.export.onnx_part import Part, converts
+
+CODES = caffe_pb2.PriorBoxParameter
+ROWS_OF_VALUES = ("DetectionOutput", "Proposal", "Filter")
+"""Types whose number of rows depends on values."""
+EMPTY = -1.0
+"""What a row of DetectionOutput holds instead of a detection, after the image's index."""
+
+
+def _columns(part: Part, x: str, first: int, last: int) -> str:
+    """Columns `first` to before `last` of the last axis."""
+    return part.slice(x, [-1], [first], [last])
+
+
+def _gather_rows(part: Part, x: str, indices: str) -> str:
+    """Rows (N, K, …) of x (N, P, …) by indices (N, K)."""
+    return part.add("GatherND", x, part.add("Unsqueeze", indices, part.whole("axes", [-1])), batch_dims=1)
+
+
+def _count(part: Part, x: str) -> str:
+    """The extent of the first axis, (1,)."""
+    return part.slice(part.add("Shape", x), [0], [0], [1])
+
+
+def _best(part: Part, scores: str, count: int) -> tuple[str, str]:
+    """The `count` best of the last axis, best first, and their places; of equal ones the first comes first."""
+    values = part.add("TopK", scores, part.whole("count", [count]), outputs=2, axis=-1)
+    return values, part.nodes[-1].output[1]
+
+
+def _suppress(part: Part, boxes: str, scores: str, most: int, threshold: float, least: float | None = None) -> str:
+    """Non-maximum suppression of boxes (M, K, 4) by scores (M, K) above `least`: (rows, 2), which of M and of K, best first."""
+    inputs = [
+        boxes,
+        part.add("Unsqueeze", scores, part.whole("axes", [1])),
+        part.whole("most", [most]),
+        part.tensor("nms_threshold", np.array([threshold], np.float32)),
+    ]
+    if least is not None:
+        inputs.append(part.tensor("confidence_threshold", np.array([least], np.float32)))
+    selected = part.add("NonMaxSuppression", *inputs)
+    return part.add("Gather", selected, part.whole("columns", [0, 2]), axis=1)
+
+
+# ---- SSD
+
+
+@converts("PriorBox", single_precision=True)
+def prior_box(part: Part, _map: str, _image: str) -> str:
+    """The boxes, which depend on nothing but extents, as a constant."""
+    layer = part.layer
+    extents = part.shapes[0][2:], part.shapes[1][2:]
+    return part.add("Identity", part.tensor("priors", layer.place(extents[0], layer.image or extents[1])))
+
+
+def _decode(part: Part, offsets: str, corners: str, variances: str) -> str:
+    """Boxes (N, L, P, 4) from their offsets, which are relative to priors (P, 4)."""
+    code, scaled = part.param.detection_output_param.code_type, offsets
+    if not part.param.detection_output_param.variance_encoded_in_target:
+        scaled = part.add("Mul", offsets, variances)
+    if code == CODES.CORNER:
+        return part.add("Add", scaled, corners)
+    first, last = _columns(part, corners, 0, 2), _columns(part, corners, 2, 4)
+    sides = part.add("Sub", last, first)
+    if code == CODES.CORNER_SIZE:
+        return part.add("Add", part.add("Mul", scaled, part.add("Concat", sides, sides, axis=-1)), corners)
+    two = part.number("two", 2)
+    middle = part.add("Div", part.add("Add", first, last), two)
+    centre = part.add("Add", part.add("Mul", _columns(part, scaled, 0, 2), sides), middle)
+    half = part.add("Div", part.add("Mul", part.add("Exp", _columns(part, scaled, 2, 4)), sides), two)
+    return part.add("Concat", part.add("Sub", centre, half), part.add("Add", centre, half), axis=-1)
+
+
+@converts("DetectionOutput", single_precision=True)
+def detection_output(part: Part, offsets: str, scores: str, priors: str, *_: str) -> str:
+    """The rows (1, 1, boxes, 7) of image, class, score and box, in the order of images, classes and scores."""
+    p = part.param.detection_output_param
+    if p.nms_param.eta < 1:
+        do = "remove eta, or crop the net before this layer"
+        raise part.error(f"eta {p.nms_param.eta:g}", "ONNX's NonMaxSuppression does not change its threshold", do)
+    labels = [label for label in range(p.num_classes) if label != p.background_label_id]
+    count, classes = math.prod(part.shapes[2]) // 8, len(labels)
+    places = 1 if p.share_location else p.num_classes
+    both = part.add("Reshape", priors, part.whole("pair", [2, count, 4]))
+    corners, variances = (part.add("Gather", both, part.whole("half", index), axis=0) for index in (0, 1))
+    encoded = part.add("Reshape", offsets, part.whole("offsets", [-1, count, places, 4]))
+    boxes = _decode(part, part.add("Transpose", encoded, perm=[0, 2, 1, 3]), corners, variances)  # images, places, priors, 4
+    table = part.add("Reshape", scores, part.whole("scores", [-1, count, p.num_classes]))
+    table = part.add("Transpose", table, perm=[0, 2, 1])
+    table = part.add("Gather", table, part.whole("labels", labels), axis=1)  # images, classes, priors
+    top_k = part.layer.candidates
+    candidates = count if top_k is None else min(top_k, count)
+    table, chosen = _best(part, table, candidates)
+    if places == 1:
+        boxes = part.add("Reshape", boxes, part.whole("boxes", [-1, count, 4]))
+        chosen = part.add("Reshape", chosen, part.whole("chosen", [-1, classes * candidates]))
+    else:
+        boxes = part.add("Gather", boxes, part.whole("labels", labels), axis=1)
+        boxes = part.add("Reshape", boxes, part.whole("boxes", [-1, count, 4]))
+        chosen = part.add("Reshape", chosen, part.whole("chosen", [-1, candidates]))
+    boxes = _gather_rows(part, boxes, chosen)
+    boxes = part.add("Reshape", boxes, part.whole("boxes", [-1, candidates, 4]))  # images and classes, candidates, 4
+    rows = part.add("Reshape", table, part.whole("rows", [-1, candidates]))
+    # A box with a negative side overlaps none, in ONNX as one without area.
+    first, last = _columns(part, boxes, 0, 2), _columns(part, boxes, 2, 4)
+    upright = part.add("Concat", first, part.add("Max", first, last), axis=-1)
+    least = float(part.layer.threshold) if p.HasField("confidence_threshold") else None
+    kept = _suppress(part, upright, rows, candidates, p.nms_param.nms_threshold, least)
+    mask = part.add("ScatterND", _zeros(part, rows), kept, _ones(part, kept))
+    mask = part.add("Reshape", mask, part.whole("images", [-1, classes * candidates]))
+    if -1 < p.keep_top_k < classes * candidates:
+        mask = _limit(part, mask, part.add("Reshape", table, part.whole("images", [-1, classes * candidates])), p.keep_top_k)
+    found = part.add("NonZero", part.add("Reshape", mask, part.whole("table", [-1, classes, candidates])))
+    found = part.add("Transpose", found, perm=[1, 0])  # rows, 3
+    box = part.add("Reshape", boxes, part.whole("table", [-1, classes, candidates, 4]))
+    image = part.add("Cast", _columns(part, found, 0, 1), to=TensorProto.FLOAT)
+    label = part.add("Gather", part.tensor("classes", np.array(labels, np.float32)), _columns(part, found, 1, 2))
+    score = part.add("Unsqueeze", part.add("GatherND", table, found), part.whole("axes", [1]))
+    result = part.add("Concat", image, label, score, part.add("GatherND", box, found), axis=1)
+    result = part.add("Concat", result, _empty_rows(part, found, scores), axis=0)
+    return part.add("Reshape", result, part.whole("top", [1, 1, -1, 7]))
+
+
+def _zeros(part: Part, like: str) -> str:
+    return part.add("Expand", part.number("zero", 0), part.add("Shape", like))
+
+
+def _ones(part: Part, rows: str) -> str:
+    """A 1 for each row, (rows,)."""
+    return part.add("Expand", part.number("one", 1), _count(part, rows))
+
+
+def _limit(part: Part, mask: str, scores: str, most: int) -> str:
+    """Of the entries of each row that a mask marks, both (N, M), the `most` with the best scores."""
+    marked = part.add("Cast", mask, to=TensorProto.BOOL)
+    ranked = part.add("Where", marked, scores, part.number("lowest", -math.inf))
+    values, places = _best(part, ranked, most)
+    ones = part.add("Expand", part.number("one", 1), part.add("Shape", values))
+    return part.add("Mul", mask, part.add("ScatterElements", _zeros(part, mask), places, ones, axis=1))
+
+
+def _empty_rows(part: Part, found: str, scores: str) -> str:
+    """The rows of a batch without any detection: one for each image; none if there are detections."""
+    images = part.add("Cast", part.add("NonZero", _ones(part, scores)), to=TensorProto.FLOAT)
+    images = part.add("Reshape", images, part.whole("column", [-1, 1]))
+    size = part.add("Concat", _count(part, scores), part.whole("six", [6]), axis=0)
+    rows = part.add("Concat", images, part.add("Expand", part.number("empty", EMPTY), size), axis=1)
+    none = part.add("Cast", part.add("Equal", _count(part, found), part.whole("none", [0])), to=TensorProto.INT64)
+    end = part.add("Mul", _count(part, scores), none)
+    return part.add("Slice", rows, part.whole("start", [0]), end, part.whole("axis", [0]))
+
+
+# ---- regions
+
+
+@converts("Proposal", single_precision=True)
+def proposal(part: Part, scores: str, offsets: str, sizes: str) -> list[str]:
+    """Regions (R, 5), and on request their scores, in the order of images and scores."""
+    p, layer = part.param.proposal_param, part.layer
+    images, _, height, width = part.shapes[0]
+    rows = math.prod(part.shapes[2][:-1])
+    if rows not in (1, images):
+        raise part.error(f"{rows} image sizes for {images} images", "one for all or one for each is exported")
+    count = len(layer.anchors)
+    down, across = np.mgrid[:height, :width].astype(np.float32) * p.feat_stride
+    anchors = (np.stack([across, down, across, down], -1)[:, :, None] + layer.anchors).reshape(-1, 4)
+    sides = anchors[:, 2:] - anchors[:, :2] + 1
+    extent, middle = part.tensor("sides", sides), part.tensor("middle", (anchors[:, :2] + sides / 2).astype(np.float32))
+    moves = part.add("Reshape", offsets, part.whole("anchors", [-1, count, 4, height, width]))
+    moves = part.add("Reshape", part.add("Transpose", moves, perm=[0, 3, 4, 1, 2]), part.whole("rows", [-1, len(anchors), 4]))
+    centre = part.add("Add", middle, part.add("Mul", _columns(part, moves, 0, 2), extent))
+    half = part.add("Mul", part.add("Exp", _columns(part, moves, 2, 4)), extent)
+    half = part.add("Div", half, part.number("two", 2))
+    boxes = part.add("Concat", part.add("Sub", centre, half), part.add("Add", centre, half), axis=-1)
+    size = part.add("Reshape", sizes, part.whole("sizes", [-1, 1, part.shapes[2][-1]]))
+    far = part.add("Sub", part.add("Gather", size, part.whole("corner", [1, 0, 1, 0]), axis=-1), part.number("one", 1))
+    boxes = part.add("Min", part.add("Max", boxes, part.number("zero", 0)), far)
+    wide = part.add("Add", part.add("Sub", _columns(part, boxes, 2, 4), _columns(part, boxes, 0, 2)), part.number("one", 1))
+    scale = part.add("Gather", size, part.whole("scale", [3 if part.shapes[2][-1] > 3 else 2, 2]), axis=-1)
+    fits = part.add("GreaterOrEqual", wide, part.add("Mul", scale, part.number("min_size", p.min_size)))
+    fits = part.add("Cast", fits, to=TensorProto.FLOAT)
+    fits = part.reduce("ReduceMin", fits, [-1], keepdims=0)
+    objects = part.add("Transpose", part.slice(scores, [1], [count], [2 * count]), perm=[0, 2, 3, 1])
+    objects = part.add("Mul", part.add("Reshape", objects, part.whole("flat", [-1, len(anchors)])), fits)
+    best, places = _best(part, objects, min(p.pre_nms_topn, len(anchors)))
+    boxes = _gather_rows(part, boxes, places)
+    # Both corners belong to a box.
+    closed = part.add("Add", boxes, part.tensor("closed", np.array([0, 0, 1, 1], np.float32)))
+    kept = _suppress(part, closed, best, p.post_nms_topn, p.nms_thresh)
+    image = part.add("Cast", _columns(part, kept, 0, 1), to=TensorProto.FLOAT)
+    regions = part.add("Concat", image, part.add("GatherND", boxes, kept), axis=1)
+    return [regions, part.add("GatherND", best, kept)][: len(part.tops)]
+
+
+def _regions(part: Part, regions: str) -> str:
+    return regions if len(part.shapes[1]) == 2 else part.add("Reshape", regions, part.whole("regions", [-1, 5]))
+
+
+@converts("ROIPooling", single_precision=True)
+def roi_pooling(part: Part, x: str, regions: str) -> str:
+    p = part.param.roi_pooling_param
+    size = [p.pooled_h, p.pooled_w]
+    return part.add("MaxRoiPool", x, _regions(part, regions), pooled_shape=size, spatial_scale=p.spatial_scale)
+
+
+def _rounded(part: Part, x: str) -> str:
+    """Rounded to the nearest integer, halves away from 0; ONNX rounds halves to even numbers."""
+    whole = part.add("Cast", part.add("Cast", x, to=TensorProto.INT64), to=TensorProto.FLOAT)
+    is_half = part.add("Equal", part.add("Abs", part.add("Sub", x, whole)), part.number("half", 0.5))
+    return part.add("Where", is_half, part.add("Add", whole, part.add("Sign", x)), part.add("Round", x))
+
+
+def _bins(part: Part, first: str, last: str, count: int, extent: int, shape: Sequence[int]) -> tuple[str, str]:
+    """First and last + 1 position of each bin of regions (R, 1) along an axis, int64, reshaped to `shape`."""
+    size = part.add("Max", part.add("Sub", last, first), part.number("least", 0.1))
+    size = part.add("Div", size, part.number("count", count))
+    ends = []
+    for operator, start in (("Floor", 0), ("Ceil", 1)):
+        edges = part.tensor("edges", np.arange(start, start + count, dtype=np.float32))
+        edge = part.add(operator, part.add("Add", part.add("Mul", edges, size), first))
+        edge = part.add("Clip", edge, part.number("first", 0), part.number("last", extent))
+        ends.append(part.add("Reshape", part.add("Cast", edge, to=TensorProto.INT64), part.whole("bins", shape)))
+    return ends[0], ends[1]
+
+
+@converts("PSROIPooling", single_precision=True)
+def position_sensitive_roi_pooling(part: Part, x: str, regions: str) -> str:
+    """Means over bins from an integral image, in float64 as its sums grow with the map."""
+    p, (_, channels, height, width) = part.param.psroi_pooling_param, part.shapes[0]
+    bins, cells = p.group_size, (height + 1) * (width + 1)
+    rows = _regions(part, regions)
+    corners = _rounded(part, _columns(part, rows, 1, 5))
+    corners = part.add("Add", corners, part.tensor("closed", np.array([0, 0, 1, 1], np.float32)))
+    corners = part.add("Mul", corners, part.number("spatial_scale", p.spatial_scale))
+    left, top, right, bottom = (_columns(part, corners, index, index + 1) for index in range(4))
+    left, right = _bins(part, left, right, bins, width, [-1, 1, 1, bins])
+    top, bottom = _bins(part, top, bottom, bins, height, [-1, 1, bins, 1])
+    sums = part.add("Cast", x, to=TensorProto.DOUBLE)
+    for axis in (2, 3):
+        sums = part.add("CumSum", sums, part.whole("axis", axis))
+    sums = part.add("Pad", sums, part.whole("border", [0, 0, 1, 1, 0, 0, 0, 0]))
+    sums = part.add("Reshape", sums, part.whole("line", [-1]))
+    image = part.add("Cast", _columns(part, rows, 0, 1), to=TensorProto.INT64)
+    image = part.add("Reshape", part.add("Mul", image, part.whole("image", channels * cells)), part.whole("column", [-1, 1, 1, 1]))
+    own = part.tensor("channels", np.arange(channels, dtype=np.int64).reshape(1, p.output_dim, bins, bins) * cells)
+    begin = part.add("Add", image, own)
+
+    def until(row: str, column: str) -> str:
+        place = part.add("Add", part.add("Mul", row, part.whole("width", width + 1)), column)
+        return part.add("Gather", sums, part.add("Add", begin, place))
+
+    total = part.add("Sub", until(bottom, right), until(top, right))
+    total = part.add("Add", part.add("Sub", total, until(bottom, left)), until(top, left))
+    extents = (part.add("Sub", bottom, top), part.add("Sub", right, left))
+    nothing = part.whole("nothing", 0)
+    area = part.add("Mul", *[part.add("Max", extent, nothing) for extent in extents])
+    divisor = part.add("Cast", part.add("Max", area, part.whole("one", 1)), to=TensorProto.DOUBLE)
+    mean = part.add("Cast", part.add("Div", total, divisor), to=TensorProto.FLOAT)
+    return part.add("Where", part.add("Greater", area, nothing), mean, part.number("empty", 0))

@@ -1,0 +1,155 @@
+"""Convert layers of single forks to ONNX: Reorg, Norm, Division, C3D's, FlowNet's …."""
+
+import math
+
+import numpy as np
+from onnx import TensorProto
+
+from caffe.proto import caffe_pb2
+from pipeline.export.onnx_part import Part, converts
+
+
+@converts("Reorg")
+def reorg(part: Part, x: str) -> str:
+    s, (_, channels, height, width) = part.layer.stride, part.shapes[0]
+    inner = channels // s**2
+    if part.param.reorg_param.reverse:
+        x = part.add("Reshape", x, part.whole("blocks", [-1, s, s, inner, height, width]))
+        x = part.add("Transpose", x, perm=[0, 3, 4, 1, 5, 2])
+        return part.add("Reshape", x, part.whole("shape", [-1, inner, height * s, width * s]))
+    x = part.add("Reshape", x, part.whole("blocks", [-1, inner, height, s, width, s]))
+    x = part.add("Transpose", x, perm=[0, 3, 5, 1, 2, 4])
+    return part.add("Reshape", x, part.whole("shape", [-1, channels * s**2, height // s, width // s]))
+
+
+@converts("Norm", single_precision=True)
+def norm(part: Part, x: str) -> str:
+    length = part.reduce("ReduceL2", x, [1])
+    return part.add("Div", x, part.add("Add", length, part.number("eps", 1e-6)))
+
+
+@converts("MaskPooling")
+def mask_pooling(part: Part, x: str, masks: str) -> str:
+    return part.add("Mul", x, masks)
+
+
+@converts("Division")
+def division(part: Part, x: str) -> list[str]:
+    p = part.param.division_param
+    corners = zip(p.ycoord, p.xcoord, strict=True)
+    return [part.slice(x, [2, 3], [upper, left], [upper + p.height, left + p.width]) for upper, left in corners]
+
+
+@converts("Mean")
+def mean(part: Part, *bottoms: str) -> list[str]:
+    p, term = part.param.mean_param, part.layer.term.cpu().numpy()
+    tops = []
+    for x, shape in zip(bottoms, part.shapes, strict=True):
+        repeated = np.tile(term, (shape[1] // len(term), 1, 1)) * p.output_scale
+        scaled = part.add("Mul", x, part.number("scale", p.input_scale * p.output_scale))
+        tops.append(part.add("Add", scaled, part.tensor("term", repeated.astype(np.float32))))
+    return tops
+
+
+# ---- C3D
+
+
+@converts("Convolution3D")
+def convolution3d(part: Part, x: str) -> str:
+    layer = part.layer
+    parameters = [part.tensor(name, values.reshape(-1) if name == "bias" else values) for name, values in part.tensors.items()]
+    return part.add("Conv", x, *parameters, kernel_shape=layer.kernel, strides=layer.stride, pads=layer.pad * 2)
+
+
+@converts("Pooling3D")
+def pooling3d(part: Part, x: str) -> str:
+    layer, extents, counts = part.layer, part.shapes[0][2:], part.tops[0][2:]
+    geometry = list(zip(extents, counts, layer.kernel, layer.stride, layer.pad, strict=True))
+    behind = [max(0, (count - 1) * step + size - extent - before) for extent, count, size, step, before in geometry]
+    attributes = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": [*layer.pad, *behind]}
+    if layer.takes_maximum:
+        return part.add("MaxPool", x, **attributes)
+    y = part.add("AveragePool", x, count_include_pad=1, **attributes)
+    # The divisor counts pixels of the padding, but none beyond it.
+    divisor = np.ones((), np.float32)
+    for extent, count, size, step, before in geometry:
+        divisor = divisor[..., None] * np.minimum(size, extent + 2 * before - step * np.arange(count)).astype(np.float32)
+    correction = math.prod(layer.kernel) / divisor
+    return part.add("Mul", y, part.tensor("correction", correction[None, None].astype(np.float32)))
+
+
+# ---- FlowNet
+
+
+@converts("Correlation", single_precision=True)
+def correlation(part: Part, a: str, b: str) -> str:
+    """Two nodes or three for each displacement."""
+    p, layer, (*_, rows, columns) = part.param.correlation_param, part.layer, part.tops[0]
+    height, width = ((count - 1) * p.stride_1 + p.kernel_size for count in (rows, columns))
+    pads = part.whole("pads", [0, 0, p.pad, p.pad] * 2)
+    a, b = (part.add("Pad", x, pads) if p.pad else x for x in (a, b))
+    first = p.max_displacement
+    window = part.slice(a, [2, 3], [first, first], [first + height, first + width])
+    channels = []
+    for down in layer.displacements:
+        for right in layer.displacements:
+            start = [first + down, first + right]
+            other = part.slice(b, [2, 3], start, [start[0] + height, start[1] + width])
+            if p.correlation_type == caffe_pb2.CorrelationParameter.MULTIPLY:
+                alike = part.add("Mul", window, other)
+            else:
+                alike = part.add("Abs", part.add("Sub", window, other))
+            channels.append(part.reduce("ReduceMean", alike, [1]))
+    whole = part.add("Concat", *channels, axis=1)
+    return part.add("AveragePool", whole, kernel_shape=[p.kernel_size] * 2, strides=[p.stride_1] * 2)
+
+
+@converts("FlowWarp", single_precision=True)
+def flow_warp(part: Part, image: str, flow: str) -> str:
+    """The four pixels around each place, by their positions in the image."""
+    (_, channels, height, width), zero, one = part.shapes[0], part.number("zero", 0), part.number("one", 1)
+    fills_zero = part.param.flow_warp_param.fill_value == caffe_pb2.FlowWarpParameter.ZERO
+    grids = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    ends, inside, places = (width, height), "", []
+    for axis in (0, 1):
+        at = part.add("Add", part.slice(flow, [1], [axis], [axis + 1]), part.tensor("grid", grids[axis]))
+        within = part.add("And", part.add("GreaterOrEqual", at, zero), part.add("Less", at, part.number("end", ends[axis])))
+        inside = part.add("And", inside, within) if inside else within
+        places.append(at)
+    near, shares = [], []
+    for axis, at in enumerate(places):
+        at = part.add("Where", inside, at, zero)
+        low = part.add("Floor", at)
+        near.append((low, part.add("Min", part.add("Add", low, one), part.number("last", ends[axis] - 1))))
+        shares.append(part.add("Sub", at, low))
+    pixels = part.add("Reshape", image, part.whole("rows", [0, channels, -1]))
+    rows = part.add("Shape", pixels)
+
+    def pixel(row: str, column: str) -> str:
+        place = part.add("Add", part.add("Mul", row, part.number("width", width)), column)
+        place = part.add("Reshape", part.add("Cast", place, to=TensorProto.INT64), part.whole("place", [0, 1, -1]))
+        values = part.add("GatherElements", pixels, part.add("Expand", place, rows), axis=2)
+        return part.add("Reshape", values, part.whole("maps", [0, channels, height, width]))
+
+    def between(share: str, first: str, second: str) -> str:
+        return part.add("Add", part.add("Mul", part.add("Sub", one, share), first), part.add("Mul", share, second))
+
+    (left, right), (upper, lower) = near
+    above, below = (between(shares[0], pixel(row, left), pixel(row, right)) for row in (upper, lower))
+    return part.add("Where", inside, between(shares[1], above, below), zero if fills_zero else part.number("outside", math.nan))
+
+
+@converts("Downsample", single_precision=True)
+def downsample(part: Part, x: str, *_: str) -> str:
+    old, new = part.shapes[0][2:], part.tops[0][2:]
+    if old == new:
+        return part.add("Identity", x)
+    rows, columns = (part.layer.weights(*pair).cpu().numpy() for pair in zip(old, new, strict=True))
+    down, across, zero = part.tensor("rows", rows), part.tensor("columns", columns.T), part.number("zero", 0)
+    missing = part.add("IsNaN", x)
+    lacks = part.add("Cast", missing, to=TensorProto.FLOAT)
+    has = part.add("Sub", part.number("one", 1), lacks)
+    parts = (part.add("Where", missing, zero, x), has, lacks)
+    total, used, left_out = (part.add("MatMul", part.add("MatMul", down, values), across) for values in parts)
+    gone = part.add("Greater", left_out, part.add("Mul", used, part.number("share", 0.5)))
+    return part.add("Where", gone, part.number("missing", math.nan), part.add("Div", total, used))
