@@ -1,4 +1,8 @@
-"""Check the environment: packages, processor, GPU, engine, databases, Snakemake and disk space."""
+"""Check the environment; or, with a prototxt, say what a net is, needs and can be converted to.
+
+Without arguments: packages, processor, GPU, engine, databases, Snakemake and disk space. With a deploy prototxt, and weights: the
+format's version, the fork, which layers run and can be exported, shapes, memory and operations, and how its images are prepared.
+"""
 
 import importlib.util
 import os
@@ -15,6 +19,7 @@ from caffe.proto import caffe_pb2
 from pipeline import devices
 from pipeline.command import step_parser
 from pipeline.errors import InputError
+from pipeline.export import examination
 
 LEAST_SPACE = 5
 """GiB; a dataset and its checkpoints hardly fit into less."""
@@ -81,7 +86,14 @@ CHECKS = (versions, processor, gpu, engine, lmdb, snakemake, extras, disk)
 
 
 def main(argv: list[str] | None = None) -> None:
-    step_parser(__doc__).parse_args(argv)
+    parser = step_parser(__doc__)
+    parser.add_argument("net", type=Path, nargs="?", help="a deploy prototxt; without it, the environment is checked")
+    parser.add_argument("weights", type=Path, nargs="?", help="the net's .caffemodel or .caffemodel.h5")
+    a = parser.parse_args(argv)
+    if a.net:
+        caffe.init_log(3)
+        examination.report(a.net, a.weights)
+        return
     broken = 0
     for check in CHECKS:
         try:

@@ -12,8 +12,8 @@ from caffe.proto import caffe_pb2
 
 
 def out_of_range(indices: Tensor, count: int) -> int | None:
-    """One of the integers `indices` that is not in 0 … count - 1, or None."""
-    if not indices.numel():
+    """One of the integers `indices` that is not in 0 … count - 1, or None, as in a program that torch.export traces."""
+    if torch.compiler.is_exporting() or not indices.numel():
         return None
     low, high = (int(end) for end in indices.aminmax())
     return low if low < 0 else high if high >= count else None

@@ -15,6 +15,8 @@ from pipeline.export.onnx_part import Part, converts
 CODES = caffe_pb2.PriorBoxParameter
 ROWS_OF_VALUES = ("DetectionOutput", "Proposal", "Filter")
 """Types whose number of rows depends on values."""
+LAST_ROI_POOL = 21
+"""The last opset whose MaxRoiPool the pinned onnxruntime computes; 22 only adds types."""
 EMPTY = -1.0
 """What a row of DetectionOutput holds instead of a detection, after the image's index."""
 
@@ -211,6 +213,9 @@ def _regions(part: Part, regions: str) -> str:
 @converts("ROIPooling", single_precision=True)
 def roi_pooling(part: Part, x: str, regions: str) -> str:
     p = part.param.roi_pooling_param
+    if part.opset > LAST_ROI_POOL:
+        found = f"opset {part.opset}"
+        raise part.error(found, f"onnxruntime has MaxRoiPool up to opset {LAST_ROI_POOL}", f"give --opset {LAST_ROI_POOL}")
     size = [p.pooled_h, p.pooled_w]
     return part.add("MaxRoiPool", x, _regions(part, regions), pooled_shape=size, spatial_scale=p.spatial_scale)
 

@@ -57,7 +57,7 @@ def model_and_values(net: caffe.Net, metadata: Mapping[str, str] | None, form: F
     refuse_missing(net, joined, NOT_EXPORTED)
     free = batch in (None, "free") and takes_any_batch(net)
     if batch == "free" and not free:
-        raise InputError(net.path, "a batch size that the net fixes", "with --batch free it must be any", "give --batch 1")
+        raise fixed_batch(net)
     converted = _Converted(net, joined, opset, half)
     uncertain = rows_of_values(joined)
     inputs = [_value_info(name, net, free) for name in net.inputs]
@@ -71,7 +71,10 @@ def model_and_values(net: caffe.Net, metadata: Mapping[str, str] | None, form: F
     return result, converted.deciding
 
 
-def refuse_missing(net: caffe.Net, joined: caffe.NetGraph, missing: Mapping[str, str]) -> None:
+CROP = "remove it from the deploy prototxt, and compute what follows from the blob before it"
+
+
+def refuse_missing(net: caffe.Net, joined: caffe.NetGraph, missing: Mapping[str, str], do: str = CROP) -> None:
     """Raise InputError if layers of the net are of types in `missing`, {type: reason}; one message names them all."""
     named = [layer for layer in joined.layers if layer.type in missing and not caffe.layer_type(layer.type).is_input]
     if named:
@@ -81,8 +84,14 @@ def refuse_missing(net: caffe.Net, joined: caffe.NetGraph, missing: Mapping[str,
             f'{net.path}: layer "{first.name}"',
             f"type {first.type}{also}",
             missing[first.type],
-            "remove it from the deploy prototxt, and compute what follows it from the blob before it",
+            do,
         )
+
+
+def fixed_batch(net: caffe.Net) -> InputError:
+    """The error of a net whose batch size is to be free, and is not."""
+    do = "leave --batch out for the net's own, or give --batch and a number"
+    return InputError(net.path, "the net fixes its batch size", "with --batch free it must take any", do)
 
 
 def set_batch(net: caffe.Net, batch: int) -> None:

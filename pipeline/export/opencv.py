@@ -1,51 +1,68 @@
-"""Whether OpenCV's dnn module computes from an ONNX model what onnxruntime computes."""
+"""Whether OpenCV's dnn module computes from an ONNX model what onnxruntime computes; in a process of its own, as it may crash."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+LONGEST = 300
+"""Seconds after which OpenCV is given up."""
+_RUN = """
+import sys, cv2, numpy as np
+model, given, found, *outputs = sys.argv[1:]
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+try:
+    net = cv2.dnn.readNetFromONNX(model)
+    for name, values in np.load(given).items():
+        net.setInput(values, name)
+    np.savez(found, *[np.asarray(values) for values in net.forward(outputs)])
+except cv2.error as error:
+    lines = [line.strip() for line in str(error.err or error).splitlines() if line.strip()]
+    sys.exit(lines[-1][:160] if lines else "it gives no reason")
+"""
 
-def check(file: Path, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], limit: float) -> str:
-    """A phrase: the largest difference of OpenCV's outputs, as a share of the largest value; or why there is none.
+
+def check(file: Path, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], limit: float) -> tuple[bool, str]:
+    """Whether OpenCV's outputs are those expected; and a phrase: their largest difference, as a share of the largest value, or
+    what is wrong.
 
     OpenCV is one of several programs that read the file: a model that it cannot run is not an error.
     """
     name = f"OpenCV {cv2.__version__}"
-    if not hasattr(cv2, "dnn"):
-        return f"{name} has no dnn module"
-    try:
-        found = run(file, inputs, list(expected))
-    except cv2.error as error:
-        return f"{name} cannot run it: {_reason(error)}"
+    found, reason = _run(file, inputs, list(expected))
+    if found is None:
+        return False, f"{name} cannot run it ({reason})"
     worst = 0.0
     for ours, theirs in zip(expected.values(), found, strict=True):
         if ours.size != theirs.size:
-            return f"{name} computes another result: shape {theirs.shape} instead of {ours.shape}"
+            return False, f"{name} computes another result: shape {theirs.shape} instead of {ours.shape}"
         absolute = np.abs(ours.ravel().astype(np.float64) - theirs.ravel()).max(initial=0)
         worst = max(worst, float(absolute / (np.abs(ours).max(initial=0) or 1.0)))
     if not worst <= limit:
-        return f"{name} computes another result: it differs by {worst:.1e}"
-    return f"{name} {worst:.1e}"
+        return False, f"{name} computes another result: it differs by {worst:.1e}"
+    return True, f"{name} differs from onnxruntime by {worst:.1e}"
 
 
-def run(file: Path, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
-    """The outputs that OpenCV computes; raises cv2.error, without OpenCV's own log."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        net = cv2.dnn.readNetFromONNX(np.frombuffer(file.read_bytes(), np.uint8))
-        for name, values in inputs.items():
-            net.setInput(values, name)
-        return [np.asarray(values) for values in net.forward(outputs)]
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-
-
-def _reason(error: cv2.error) -> str:
-    """The last line of OpenCV's message that says something, without its source file."""
-    lines = [line.strip() for line in str(error.err or error).splitlines() if line.strip()]
-    return lines[-1][:160] if lines else "it says nothing of the reason"
+def _run(file: Path, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> tuple[list[np.ndarray] | None, str]:
+    """The outputs that OpenCV computes, or None and the reason."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
+        np.savez(given, **dict(inputs))  # type: ignore[arg-type] # names of blobs
+        command = [sys.executable, "-c", _RUN, str(file.absolute()), str(given), str(found), *outputs]
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST, check=False)
+        except subprocess.TimeoutExpired:
+            return None, f"it took more than {LONGEST} seconds"
+        if ended.returncode < 0:
+            return None, f"it crashed: {signal.Signals(-ended.returncode).name}"
+        if ended.returncode:
+            return None, (ended.stderr.strip().splitlines() or ["it gives no reason"])[-1]
+        with np.load(found) as arrays:
+            return [arrays[name] for name in arrays.files], ""

@@ -39,7 +39,7 @@ class _OverRegions(Layer):
         if not len(regions):
             return x.new_zeros(self.top_shapes(tuple(x.shape), tuple(regions.shape))[0])
         rows, count = regions.reshape(-1, 5), len(x)
-        if not rows.isfinite().all():
+        if not torch.compiler.is_exporting() and not rows.isfinite().all():
             raise self.error("a region that is not finite", "image index, x1, y1, x2 and y2 must be finite")
         images = rows[:, 0].long()
         if (image := out_of_range(images, count)) is not None:

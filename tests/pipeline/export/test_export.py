@@ -11,7 +11,7 @@ from safetensors import safe_open
 import caffe
 from pipeline.dataset.mean import to_blob
 from pipeline.errors import InputError
-from pipeline.export import agreement, export, onnx_graph, onnx_layers
+from pipeline.export import agreement, export, onnx_detection, onnx_graph, onnx_layers, onnx_part
 from pipeline.nets.models import TEMPLATES
 from tests.conftest import SHARED, needs_shared
 from tests.pipeline.trained_nets import digits, image, layer, net, of_template, remove_fillers, set_random_weights
@@ -77,6 +77,7 @@ def shape(value: onnx.ValueInfoProto) -> list:
 
 # ---- layer by layer
 
+OPSETS = (onnx_graph.OLDEST, onnx_graph.OPSET, onnx_graph.LATEST)
 IMAGE = (2, 4, 7, 6)
 CASES = [
     ("Convolution", "convolution_param { num_output: 6 kernel_h: 3 kernel_w: 2 pad_h: 1 stride: 2 group: 2 dilation: 2 }"),
@@ -148,8 +149,159 @@ CASES = [
     ("ArgMax", "argmax_param { axis: 1 }"),
     ("Concat", ""),
     ("Slice", ""),
+    ("Convolution", "convolution_param { num_output: 3 kernel_size: 3 pad_l: 1 pad_r: 2 pad_t: 0 pad_b: 1 }"),
+    ("BN", "bn_param { scale_filler { type: 'constant' value: 1 } bn_mode: INFERENCE }"),
+    ("Normalize", "normalize_param { normalize_type: 'L1' }"),
+    ("Normalize", "normalize_param { normalize_type: 'L2' }"),
+    ("Dropout", "dropout_param { dropout_ratio: 0.3 scale_train: false }"),
+    ("Pooling", "pooling_param { pool: AVE kernel_size: 3 stride: 2 pad: 1 avg_include_pad: false }"),
+    ("Pooling", "pooling_param { pool: AVE kernel_size: 3 stride: 2 pad_l: 1 pad_r: 0 pad_t: 0 pad_b: 2 }"),
+    ("Pooling", "pooling_param { kernel_size: 3 stride: 2 pad_l: 1 pad_r: 0 pad_t: 0 pad_b: 2 }"),
+    ("SPP", "spp_param { pyramid_height: 3 }"),
+    ("SPP", "spp_param { pyramid_height: 2 pool: AVE }"),
+    ("SPP", "spp_param { pyramid_height: 1 }"),
+    ("Im2col", "convolution_param { kernel_size: 3 pad: 1 stride: 2 dilation: 2 }"),
+    ("ArgMax", "argmax_param { top_k: 3 }"),
+    ("ArgMax", "argmax_param { top_k: 3 out_max_val: true }"),
+    ("ArgMax", "argmax_param { axis: 1 top_k: 2 out_max_val: true }"),
+    ("ArgMax", "argmax_param { axis: -1 top_k: 2 }"),
+    ("Reverse", ""),
+    ("Reverse", "reverse_param { axis: 2 }"),
+    ("Norm", ""),
+    ("Mean", "mean_param { operation: SUBTRACT value: 1 value: 2 input_scale: 2 output_scale: 0.5 }"),
+    ("Division", "division_param { height: 3 width: 2 xcoord: 1 ycoord: 4 }"),
+    ("Downsample", "downsample_param { top_height: 4 top_width: 3 }"),
+    ("ContinuationIndicator", "continuation_indicator_param { time_step: 3 }"),
 ]
+PRIORS = 'prior_box_param { min_size: 4 max_size: 9 aspect_ratio: 2 flip: true clip: true variance: 0.1 variance: 0.2 }'
+"""4 boxes at each of 42 places of a map of 7 × 6."""
+PRIORS = PRIORS.replace("variance: 0.2", "variance: 0.1 variance: 0.2 variance: 0.2")
+
+
+def detector(classes: int = 3, own_boxes: bool = False, more: str = "") -> str:
+    """SSD's head on `data`."""
+    boxes = 4 * 4 * (classes if own_boxes else 1)
+
+    def head(name: str, outputs: int) -> str:
+        convolution = f"convolution_param {{ num_output: {outputs} kernel_size: 3 pad: 1 }}"
+        return (
+            layer("Convolution", name, "data", more=convolution)
+            + layer("Permute", f"{name}_perm", name, more="permute_param { order: 0 order: 2 order: 3 order: 1 }")
+            + layer("Flatten", f"{name}_flat", f"{name}_perm")
+        )
+
+    return (
+        head("loc", boxes)
+        + head("conf", 4 * classes)
+        + layer("Reshape", "conf_rows", "conf_flat", more=f"reshape_param {{ shape {{ dim: 0 dim: -1 dim: {classes} }} }}")
+        + layer("Softmax", "conf_soft", "conf_rows", more="softmax_param { axis: 2 }")
+        + layer("Flatten", "conf_out", "conf_soft")
+        + image(1, 3, 30, 30, name="picture")
+        + layer("PriorBox", "priors", "data", "picture", more=PRIORS)
+        + layer("DetectionOutput", "rows", "loc_flat", "conf_out", "priors", more=(
+            f"detection_output_param {{ num_classes: {classes} share_location: {str(not own_boxes).lower()} {more} }}"
+        ))
+    )
+
+
+def proposals(sizes: str, more: str = "", tops: str = "") -> str:
+    return (
+        image(2, 12, 5, 6, name="scores") + image(2, 24, 5, 6, name="offsets") + image(*map(int, sizes.split()), name="sizes")
+        + layer("Power", "small", "offsets", more="power_param { scale: 0.3 }")
+        + layer("Proposal", "rois", "scores", "small", "sizes", more=(
+            f"{tops} proposal_param {{ feat_stride: 16 base_size: 16 min_size: 8 ratio: 0.5 ratio: 1 ratio: 2 scale: 2 scale: 4 "
+            f"pre_nms_topn: 60 post_nms_topn: 9 nms_thresh: 0.6 {more} }}"
+        ))
+    )
+
+
+STEPS = image(5, 2, 6, name="x") + image(5, 2, name="cont")
+RECURRENT = "recurrent_param { num_output: 3 }"
+EXPOSED = "recurrent_param { num_output: 3 expose_hidden: true }"
 SEVERAL = {
+    "DetectionOutput": detector(more="nms_param { nms_threshold: 0.45 top_k: 50 } keep_top_k: 20 code_type: CENTER_SIZE"),
+    "DetectionOutput, all kept": detector(more="nms_param { nms_threshold: 0.3 } confidence_threshold: 0.3"),
+    "DetectionOutput, a box for each class": detector(
+        own_boxes=True, more="nms_param { nms_threshold: 0.5 top_k: 30 } keep_top_k: 40 code_type: CORNER_SIZE"
+    ),
+    "DetectionOutput, corners": detector(
+        more="nms_param { nms_threshold: 0.5 } code_type: CORNER background_label_id: 1 variance_encoded_in_target: true"
+    ),
+    "DetectionOutput, nothing found": detector(more="nms_param { nms_threshold: 0.5 } confidence_threshold: 1.5"),
+    "Proposal": proposals("2 3"),
+    "Proposal, one size": proposals("1 4", tops='top: "best"'),
+    "ROIPooling": image(7, 5, name="rois")
+    + layer("ROIPooling", "y", "data", "rois", more="roi_pooling_param { pooled_h: 3 pooled_w: 2 spatial_scale: 0.25 }"),
+    "Proposal and ROIPooling": proposals("2 3")
+    + layer("ROIPooling", "y", "scores", "rois", more="roi_pooling_param { pooled_h: 2 pooled_w: 2 spatial_scale: 0.0625 }")
+    + layer("InnerProduct", "fc", "y", more="inner_product_param { num_output: 3 }"),
+    "PSROIPooling": image(7, 5, 1, 1, name="rois")
+    + layer("PSROIPooling", "y", "data", "rois", more="psroi_pooling_param { output_dim: 1 group_size: 2 spatial_scale: 0.25 }"),
+    "PriorBox alone": image(1, 3, 30, 40, name="picture")
+    + layer("PriorBox", "y", "data", "picture", more="prior_box_param { min_size: 3 min_size: 5 step: 8 offset: 0.4 }"),
+    "Upsample by positions": layer("Pooling", "p", "data", more='top: "at" pooling_param { kernel_size: 2 stride: 2 }')
+    + layer("Upsample", "y", "p", "at", more="upsample_param { upsample_h: 7 upsample_w: 6 }"),
+    "Pooling STOCHASTIC": layer("ReLU", "r", "data")
+    + layer("Pooling", "y", "r", more="pooling_param { pool: STOCHASTIC kernel_size: 3 stride: 2 pad: 1 }"),
+    "Pooling's positions": layer(
+        "Pooling", "p", "data", more='top: "at" pooling_param { kernel_size: 3 stride: 2 pad: 1 }'
+    ),
+    "LSTM": STEPS + layer("LSTM", "y", "x", "cont", more=RECURRENT),
+    "LSTM with a static input": STEPS
+    + image(2, 4, name="s")
+    + layer("LSTM", "y", "x", "cont", "s", more=RECURRENT),
+    "LSTM with its state": STEPS
+    + image(1, 2, 3, name="h")
+    + image(1, 2, 3, name="c")
+    + layer("LSTM", "y", "x", "cont", "h", "c", more='top: "h2" top: "c2" ' + EXPOSED),
+    "LSTM of one step": image(1, 2, 6, name="x")
+    + image(1, 2, name="cont")
+    + layer("LSTM", "y", "x", "cont", more=RECURRENT),
+    "RNN": STEPS + layer("RNN", "y", "x", "cont", more=RECURRENT),
+    "RNN with its state": STEPS
+    + image(1, 2, 3, name="h")
+    + layer("RNN", "y", "x", "cont", "h", more='top: "h2" ' + EXPOSED),
+    "Lstm": STEPS + layer("Lstm", "y", "x", "cont", more="lstm_param { num_output: 3 }"),
+    "Lstm without marks": image(5, 2, 6, name="x") + layer("Lstm", "y", "x", more="lstm_param { num_output: 3 }"),
+    "Lstm, flat": image(6, 4, name="x") + layer("Lstm", "y", "x", more="lstm_param { num_output: 3 batch_size: 2 }"),
+    "LSTMUnit": image(1, 2, 3, name="c")
+    + image(1, 2, 12, name="g")
+    + image(1, 2, name="cont")
+    + layer("LSTMUnit", "c2", "c", "g", "cont", more='top: "h2"'),
+    "ContinuationIndicator without a bottom": image(4, 2, 6, name="x")
+    + layer("ContinuationIndicator", "cont", more="continuation_indicator_param { time_step: 4 batch_size: 2 }")
+    + layer("LSTM", "y", "x", "cont", more=RECURRENT),
+    "CTCGreedyDecoder": image(9, 3, 4, name="scores") + layer("CTCGreedyDecoder", "y", "scores"),
+    "CTCGreedyDecoder, repeated": image(9, 3, 4, name="scores")
+    + layer("CTCGreedyDecoder", "y", "scores", more="ctc_decoder_param { blank_index: 3 ctc_merge_repeated: false }"),
+    "BatchReindex": image(5, name="numbers") + layer("BatchReindex", "y", "data", "numbers"),
+    "Filter": image(2, name="chosen") + image(2, 3, name="more") + layer("Filter", "y", "data", "more", "chosen", more='top: "z"'),
+    "Parameter": layer("Parameter", "p", more="parameter_param { shape { dim: 4 } }") + layer("Bias", "y", "data", "p"),
+    "MaskPooling": image(2, 1, 7, 6, name="masks") + layer("MaskPooling", "y", "data", "masks"),
+    "BilinearInterpolation": image(2, 1, 10, 3, name="like") + layer("BilinearInterpolation", "y", "data", "like"),
+    "Reorg": image(2, 8, 4, 6, name="maps") + layer("Reorg", "y", "maps", more="reorg_param { stride: 2 }"),
+    "Reorg, reversed": image(2, 8, 4, 6, name="maps")
+    + layer("Reorg", "y", "maps", more="reorg_param { stride: 2 reverse: true }"),
+    "Convolution3D": image(2, 3, 4, 6, 6, name="x")
+    + layer("Convolution3D", "y", "x", more=(
+        "convolution3d_param { num_output: 2 kernel_size: 3 kernel_depth: 2 pad: 1 temporal_pad: 1 stride: 2 }"
+    )),
+    "Pooling3D": image(2, 3, 4, 6, 6, name="x")
+    + layer("Pooling3D", "y", "x", more="pooling3d_param { pool: MAX kernel_size: 3 kernel_depth: 2 stride: 2 }"),
+    "Pooling3D AVE": image(2, 3, 4, 6, 6, name="x")
+    + layer("Pooling3D", "y", "x", more="pooling3d_param { pool: AVE kernel_size: 3 kernel_depth: 2 stride: 2 pad: 1 }"),
+    "Correlation": image(*IMAGE, name="other")
+    + layer("Correlation", "y", "data", "other", more=(
+        "correlation_param { kernel_size: 3 max_displacement: 2 stride_2: 2 stride_1: 2 pad: 4 }"
+    )),
+    "Correlation, subtracting": image(*IMAGE, name="other")
+    + layer("Correlation", "y", "data", "other", more=(
+        "correlation_param { kernel_size: 1 max_displacement: 1 correlation_type: SUBTRACT }"
+    )),
+    "FlowWarp": image(2, 2, 7, 6, name="flow") + layer("FlowWarp", "y", "data", "flow"),
+    "Division into several": layer("Division", "a", "data", more=(
+        'top: "b" division_param { height: 3 width: 2 xcoord: 1 ycoord: 4 xcoord: 0 ycoord: 0 }'
+    )),
     "Eltwise": image(*IMAGE, name="other")
     + layer("Eltwise", "y", "data", "other", "data", more="eltwise_param { coeff: 1 coeff: -2 coeff: 0.5 }"),
     "Eltwise PROD": image(*IMAGE, name="other")
@@ -186,25 +338,27 @@ SEVERAL = {
 @pytest.mark.parametrize(("kind", "more"), CASES)
 def test_a_layer_is_exported(write, tmp_path, kind, more):
     made = net(write, image(*IMAGE) + layer(kind, "y", "data", more=more))
-    assert export.write_onnx(made, tmp_path / "model.onnx", {}, scale=0.02) < 1e-5
+    for opset in OPSETS:
+        assert export.write_onnx(made, tmp_path / "model.onnx", {}, 0.02, onnx_graph.Form(opset)) < 1e-5
     assert [one.name for one in onnx.load(tmp_path / "model.onnx").graph.output] == ["y"]
 
 
 @pytest.mark.parametrize("text", SEVERAL.values(), ids=SEVERAL)
 def test_several_layers_are_exported_together(write, tmp_path, text):
     made = net(write, image(*IMAGE) + text)
-    assert export.write_onnx(made, tmp_path / "model.onnx", {}, scale=0.02) < 1e-5
+    for opset in [opset for opset in OPSETS if opset <= onnx_detection.LAST_ROI_POOL or '"ROIPooling"' not in text]:
+        assert export.write_onnx(made, tmp_path / "model.onnx", {}, 0.02, onnx_graph.Form(opset)) < 1e-5
     assert [one.name for one in onnx.load(tmp_path / "model.onnx").graph.output] == made.outputs
 
 
 def test_every_exported_layer_type_is_tested():
     kinds = {kind for kind, _ in CASES} | {word for text in SEVERAL.values() for word in text.split('"')}
-    assert set(onnx_layers.CONVERTERS) <= kinds
+    assert set(onnx_part.CONVERTERS) <= kinds
 
 
 def test_every_layer_type_has_a_converter_or_a_reason_for_none():
-    assert set(onnx_layers.CONVERTERS) | set(onnx_layers.NOT_EXPORTED) == set(caffe.layer_type_list())
-    assert set(onnx_layers.CONVERTERS).isdisjoint(onnx_layers.NOT_EXPORTED)
+    assert set(onnx_part.CONVERTERS) | set(onnx_layers.NOT_EXPORTED) == set(caffe.layer_type_list())
+    assert set(onnx_part.CONVERTERS).isdisjoint(onnx_layers.NOT_EXPORTED)
 
 
 def test_pooling_windows_equal_those_of_caffe(write, tmp_path):
@@ -227,28 +381,38 @@ def test_pooling_windows_equal_those_of_caffe(write, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (layer("SPP", "spp", "data", more="spp_param { pyramid_height: 2 }"), 'layer "spp": type SPP, but the published'),
-        (layer("Pooling", "p", "data", more="pooling_param { pool: STOCHASTIC kernel_size: 2 }"), 'layer "p": STOCHASTIC'),
-        (layer("Pooling", "p", "data", more='top: "at" pooling_param { kernel_size: 2 }'), 'layer "p": two tops'),
+        (image(2, 1, 7, 6, name="label") + layer("SoftmaxWithLoss", "l", "data", "label"), 'layer "l": type SoftmaxWithLoss, but an exported'),
+        (
+            image(2, 1, 7, 6, name="label") + layer("Accuracy", "a", "data", "label") + layer("EuclideanLoss", "e", "data", "data"),
+            'layer "a": type Accuracy (and 1 more: e)',
+        ),
+        (
+            image(7, 5, name="rois") + layer("ROIPooling", "r", "data", "rois", more="roi_pooling_param { pooled_h: 3 pooled_w: 2 }"),
+            'layer "r": opset 26, but onnxruntime has MaxRoiPool up to opset 21; give --opset 21',
+        ),
+        (detector(more="nms_param { nms_threshold: 0.6 eta: 0.9 }"), 'layer "rows": eta 0.9'),
         (
             layer("BatchNorm", "n", "data", more="batch_norm_param { use_global_stats: false }"),
             'layer "n": statistics of the batch',
         ),
-        (layer("ArgMax", "best", "data", more="argmax_param { top_k: 2 }"), 'layer "best": top_k'),
+        (
+            image(4, 1, 3, name="s") + image(1, 2, name="t") + layer("CTCGreedyDecoder", "d", "s", "t"),
+            'layer "d": labels as a second bottom',
+        ),
     ],
 )
 def test_a_layer_without_an_onnx_counterpart_is_named_and_nothing_is_written(write, tmp_path, text, said):
     made = net(write, image(*IMAGE) + text)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError) as error:
-        export.write_onnx(made, tmp_path / "model.onnx", {})
+        export.write_onnx(made, tmp_path / "model.onnx", {}, form=onnx_graph.Form(onnx_graph.LATEST))
     assert said in str(error.value)
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_model_with_a_different_output_is_not_written(write, tmp_path, monkeypatch):
     made = net(write, image(*IMAGE) + layer("ReLU", "relu", "data") + layer("Softmax", "prob", "relu"))
-    monkeypatch.setitem(onnx_layers.CONVERTERS, "ReLU", lambda part, x: part.add("Abs", x))
+    monkeypatch.setitem(onnx_part.CONVERTERS, "ReLU", lambda part, x: part.add("Abs", x))
     with pytest.raises(InputError, match=r"model.onnx: its output differs from the net's own"):
         export.write_onnx(made, tmp_path / "model.onnx", {})
     assert not list(tmp_path.glob("*model*"))
@@ -258,7 +422,7 @@ def test_scores_are_compared_where_probabilities_hide_a_difference(write, tmp_pa
     head = layer("InnerProduct", "fc", "data", more="inner_product_param { num_output: 2 }") + layer("Power", "scores", "fc")
     made = net(write, image(*IMAGE) + head + layer("Softmax", "prob", "scores"))
     made.params["fc"][1].data[...] = [0, 1e4]  # so that one class is certain
-    monkeypatch.setitem(onnx_layers.CONVERTERS, "Power", lambda part, x: part.add("Mul", x, part.number("more", 1.01)))
+    monkeypatch.setitem(onnx_part.CONVERTERS, "Power", lambda part, x: part.add("Mul", x, part.number("more", 1.01)))
     with pytest.raises(InputError, match="differs from the net's own"):
         export.write_onnx(made, tmp_path / "model.onnx", {})
 
