@@ -31,6 +31,26 @@ def _batch(text: str) -> int | str:
     return int(text)
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a size: HEIGHTxWIDTH, such as 368x656')
+    return int(height), int(width)
+
+
+def with_outputs(net: caffe.Net) -> caffe.Net:
+    """The net; if it discards all that it computes (Silence), one that gives that instead."""
+    if net.outputs:
+        return net
+    definition = graph.definition_of(net)
+    layers = [layer for layer in definition.layer if layer.type != "Silence"]
+    del definition.layer[:]
+    definition.layer.extend(layers)
+    made = graph.made(definition, graph.blobs_of(net))
+    made.path = net.path
+    return made
+
+
 def _scale(net: caffe.Net, preprocessing_file: Path | None) -> float:
     """The factor of images before they go into the net, as far as it is known."""
     if preprocessing_file:
@@ -73,6 +93,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--batch", type=_batch, metavar="free|N", help="batch size; by default free if the net takes any, else the net's own"
     )
+    parser.add_argument(
+        "--size", type=_size, metavar="HxW", help="height and width of images, for nets that take any; by default the prototxt's"
+    )
     parser.add_argument("--fp16", action="store_true", help="ONNX with float16 weights; inputs and outputs remain float32")
     parser.add_argument("--preprocessing", type=Path, help="preprocessing.json, to be stored in the file")
     parser.add_argument("--labels", type=Path, help="labels.txt, to be stored in the file")
@@ -80,12 +103,16 @@ def main(argv: list[str] | None = None) -> None:
     suffix = a.output.suffix
     if suffix not in SUFFIXES:
         raise InputError(a.output, f'suffix "{suffix}"', f"it must be {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    given = {"--opset": a.opset, "--fp16": a.fp16, "--batch": a.batch if suffix == ".safetensors" else None}
+    given = {"--opset": a.opset, "--fp16": a.fp16}
+    if suffix == ".safetensors":
+        given |= {"--batch": a.batch, "--size": a.size}
     if suffix != ".onnx" and (option := next((name for name, value in given.items() if value), None)):
         raise InputError(a.output, option, f"{suffix} has no such setting", f"leave out {option}, or write .onnx")
     caffe.init_log(2)  # errors alone: the net's description is longer than a screen
     metadata = export.metadata_of(a.preprocessing, a.labels)
-    net = load_net(a.net, a.weights)
+    net = with_outputs(load_net(a.net, a.weights))
+    if a.size:
+        onnx_graph.set_size(net, *a.size)
     scale = _scale(net, a.preprocessing)
     if suffix == ".safetensors":
         lines = [f"{export.write_safetensors(net, a.output, metadata)} tensors, {a.output.stat().st_size / 1e6:.1f} MB"]

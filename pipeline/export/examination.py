@@ -58,20 +58,22 @@ def examine(net_file: Path, weights: Path | None) -> Iterator[tuple[str, str]]:
         yield "missing", f"{_some(named)}: no layer type of that name; write it as a Python layer, or crop the net before it"
     known = known_net(definition)
     if not missing:
-        yield from _built(net_file, weights, definition, known)
+        yield from _built(net_file, weights)
     yield "images", _images(known)
+    if not missing:
+        target = net_file.with_suffix(".onnx").name
+        page = f"; docs/{known.page} has an example" if known and known.page else ""
+        yield "next", f"roastery convert {net_file} {weights or 'WEIGHTS.caffemodel'} {target}{page}"
     if missing:
         yield "problem", f"{_counted(len(missing), 'layer type')} missing: {', '.join(missing)}"
 
 
-def _built(
-    net_file: Path, weights: Path | None, definition: caffe_pb2.NetParameter, known: KnownNet | None
-) -> Iterator[tuple[str, str]]:
+def _built(net_file: Path, weights: Path | None) -> Iterator[tuple[str, str]]:
     """The lines about a net all of whose layers are there."""
     try:
         net = caffe.Net(str(net_file), caffe.TEST)
     except caffe.Error as error:
-        yield "layers", "all types are there, but the net does not fit together"
+        yield "layers", "all types are there, but the net cannot be built"
         yield "problem", str(error)
         return
     counts = Counter(layer.type for layer in graph.definition_of(net).layer)
@@ -89,10 +91,6 @@ def _built(
         yield from _weights(net, weights)
     elif net.params:
         yield "weights", f"not given; a file of about {_bytes(4 * parameters)} is expected"
-    target = net_file.with_suffix(".onnx").name
-    given = str(weights) if weights else "WEIGHTS.caffemodel"
-    page = f"; docs/{known.page} has an example" if known and known.page else ""
-    yield "next", f"roastery convert {net_file} {given} {target}{page}"
 
 
 def format_of(net_file: Path) -> str:

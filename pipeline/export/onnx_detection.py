@@ -99,6 +99,7 @@ def detection_output(part: Part, offsets: str, scores: str, priors: str, *_: str
     corners, variances = (part.add("Gather", both, part.whole("half", index), axis=0) for index in (0, 1))
     encoded = part.add("Reshape", offsets, part.whole("offsets", [-1, count, places, 4]))
     boxes = _decode(part, part.add("Transpose", encoded, perm=[0, 2, 1, 3]), corners, variances)  # images, places, priors, 4
+    boxes = part.add("Clip", boxes, part.number("first", 0), part.number("last", 1)) if p.clip else boxes
     table = part.add("Reshape", scores, part.whole("scores", [-1, count, p.num_classes]))
     table = part.add("Transpose", table, perm=[0, 2, 1])
     table = part.add("Gather", table, part.whole("labels", labels), axis=1)  # images, classes, priors

@@ -14,7 +14,7 @@ from pipeline.export.onnx_layers import NOT_EXPORTED
 from pipeline.export.onnx_part import CONVERTERS, Part
 from pipeline.nets import graph
 
-OLDEST, OPSET, LATEST = 17, 20, 26
+OLDEST, OPSET, LATEST = 17, 17, 26
 """Versions of ONNX's operators: the oldest that is written, the default (docs/leaving.md says why), and the latest, that the
 pinned onnxruntime computes."""
 
@@ -92,6 +92,20 @@ def fixed_batch(net: caffe.Net) -> InputError:
     """The error of a net whose batch size is to be free, and is not."""
     do = "leave --batch out for the net's own, or give --batch and a number"
     return InputError(net.path, "the net fixes its batch size", "with --batch free it must take any", do)
+
+
+def set_size(net: caffe.Net, height: int, width: int) -> None:
+    """Reshape the inputs that are images; raises InputError if there are none, or if the net needs another size."""
+    images = [name for name in net.inputs if len(net.blobs[name].shape) == 4]
+    if not images:
+        raise InputError(net.path, "no input of images (N, C, H, W)", "only their size can be chosen", "leave out --size")
+    own = "×".join(map(str, net.blobs[images[0]].shape[2:]))
+    try:
+        for name in images:
+            net.blobs[name].reshape(*net.blobs[name].shape[:2], height, width)
+        net.reshape()
+    except caffe.Error as error:
+        raise InputError(net.path, f"no images of {height}×{width} ({error})", do=f"the net's own size is {own}") from error
 
 
 def set_batch(net: caffe.Net, batch: int) -> None:

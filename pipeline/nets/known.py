@@ -53,14 +53,17 @@ class KnownNet:
 IMAGENET = (104.0, 117.0, 123.0)
 VGG_MEAN = (103.939, 116.779, 123.68)
 NETS = (
-    KnownNet(
-        "OpenPose",
-        ("conv4_4_CPM", "Mconv7_stage6_L2"),
-        (128.0,),
-        1 / 256,
-        note="any size that is a multiple of 16, usually 368 rows; the input of the prototxt is a placeholder",
-        page="openpose.md",
-        size=(368, 368),
+    *(
+        KnownNet(
+            f"OpenPose's {model}",
+            ("conv4_4_CPM", last),
+            (128.0,),
+            1 / 256,
+            note="any size that is a multiple of 16, usually 368 rows; the input of the prototxt is a placeholder",
+            page="openpose.md",
+            size=(368, 368),
+        )
+        for model, last in (("COCO or MPI", "Mconv7_stage6_L2"), ("MPI, 4 stages", "Mconv7_stage4_L2"), ("BODY_25", "Mconv7_stage3_L2"))
     ),
     KnownNet(
         "MobileNet-SSD (chuanqi305)",

@@ -165,8 +165,9 @@ class DetectionOutput(Layer):
 
     offsets (N, P · 4, or P · classes · 4 where share_location is false), probabilities (N, P · classes), priors (1, 2, P · 4).
     A row is image, class, score, xmin, ymin, xmax, ymax, the box in fractions of the image; sorted by image. For each class,
-    boxes are kept in the order of their scores unless they overlap one kept before. Without any detection, the top has one row
-    for each image: its index, then -1. save_output_param also writes detections to files, see `caffe.transforms.detections`.
+    boxes are kept in the order of their scores unless they overlap one kept before; with clip (OpenCV's), they are cut at the
+    image's edges first. Without any detection, the top has one row for each image: its index, then -1. save_output_param also
+    writes detections to files, see `caffe.transforms.detections`.
     RefineDet's (Zhang et al. 2018) fourth bottom (N, P · 2) has the probabilities of background and object at each prior:
     where the latter is below objectness_score, all classes but the first have the score 0. Its fifth, (N, P · 4), has offsets
     that move the priors before the boxes are decoded.

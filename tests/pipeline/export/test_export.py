@@ -77,7 +77,7 @@ def shape(value: onnx.ValueInfoProto) -> list:
 
 # ---- layer by layer
 
-OPSETS = (onnx_graph.OLDEST, onnx_graph.OPSET, onnx_graph.LATEST)
+OPSETS = (onnx_graph.OPSET, onnx_graph.LATEST)
 IMAGE = (2, 4, 7, 6)
 CASES = [
     ("Convolution", "convolution_param { num_output: 6 kernel_h: 3 kernel_w: 2 pad_h: 1 stride: 2 group: 2 dilation: 2 }"),
@@ -220,7 +220,7 @@ RECURRENT = "recurrent_param { num_output: 3 }"
 EXPOSED = "recurrent_param { num_output: 3 expose_hidden: true }"
 SEVERAL = {
     "DetectionOutput": detector(more="nms_param { nms_threshold: 0.45 top_k: 50 } keep_top_k: 20 code_type: CENTER_SIZE"),
-    "DetectionOutput, all kept": detector(more="nms_param { nms_threshold: 0.3 } confidence_threshold: 0.3"),
+    "DetectionOutput, all kept": detector(more="nms_param { nms_threshold: 0.3 } confidence_threshold: 0.3 clip: true"),
     "DetectionOutput, a box for each class": detector(
         own_boxes=True, more="nms_param { nms_threshold: 0.5 top_k: 30 } keep_top_k: 40 code_type: CORNER_SIZE"
     ),
