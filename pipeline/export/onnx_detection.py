@@ -42,17 +42,11 @@ def _best(part: Part, scores: str, count: int) -> tuple[str, str]:
     return values, part.nodes[-1].output[1]
 
 
-def _suppress(part: Part, boxes: str, scores: str, most: int, threshold: float, least: float | None = None) -> str:
-    """Non-maximum suppression of boxes (M, K, 4) by scores (M, K) above `least`: (rows, 2), which of M and of K, best first."""
-    inputs = [
-        boxes,
-        part.add("Unsqueeze", scores, part.whole("axes", [1])),
-        part.whole("most", [most]),
-        part.tensor("nms_threshold", np.array([threshold], np.float32)),
-    ]
-    if least is not None:
-        inputs.append(part.tensor("confidence_threshold", np.array([least], np.float32)))
-    selected = part.add("NonMaxSuppression", *inputs)
+def _suppress(part: Part, boxes: str, scores: str, most: int, threshold: float) -> str:
+    """Non-maximum suppression of boxes (M, K, 4) by scores (M, K): (rows, 2), which of M and of K, best first."""
+    rows = part.add("Unsqueeze", scores, part.whole("axes", [1]))
+    limits = part.whole("most", [most]), part.tensor("nms_threshold", np.array([threshold], np.float32))
+    selected = part.add("NonMaxSuppression", boxes, rows, *limits)
     return part.add("Gather", selected, part.whole("columns", [0, 2]), axis=1)
 
 
@@ -119,20 +113,47 @@ def detection_output(part: Part, offsets: str, scores: str, priors: str, *_: str
     # A box with a negative side overlaps none, in ONNX as one without area.
     first, last = _columns(part, boxes, 0, 2), _columns(part, boxes, 2, 4)
     upright = part.add("Concat", first, part.add("Max", first, last), axis=-1)
-    least = float(part.layer.threshold) if p.HasField("confidence_threshold") else None
-    kept = _suppress(part, upright, rows, candidates, p.nms_param.nms_threshold, least)
+    kept = _suppress(part, upright, rows, candidates, p.nms_param.nms_threshold)
     mask = part.add("ScatterND", _zeros(part, rows), kept, _ones(part, kept))
-    mask = part.add("Reshape", mask, part.whole("images", [-1, classes * candidates]))
+    if p.HasField("confidence_threshold"):
+        # Afterwards, as boxes of low scores suppress none of higher ones; so no tensor is empty, which OpenCV would crash on.
+        likely = part.add("Greater", rows, part.number("confidence_threshold", p.confidence_threshold))
+        mask = part.add("Mul", mask, part.add("Cast", likely, to=TensorProto.FLOAT))
     if -1 < p.keep_top_k < classes * candidates:
-        mask = _limit(part, mask, part.add("Reshape", table, part.whole("images", [-1, classes * candidates])), p.keep_top_k)
-    found = part.add("NonZero", part.add("Reshape", mask, part.whole("table", [-1, classes, candidates])))
-    found = part.add("Transpose", found, perm=[1, 0])  # rows, 3
-    box = part.add("Reshape", boxes, part.whole("table", [-1, classes, candidates, 4]))
-    image = part.add("Cast", _columns(part, found, 0, 1), to=TensorProto.FLOAT)
-    label = part.add("Gather", part.tensor("classes", np.array(labels, np.float32)), _columns(part, found, 1, 2))
-    score = part.add("Unsqueeze", part.add("GatherND", table, found), part.whole("axes", [1]))
-    result = part.add("Concat", image, label, score, part.add("GatherND", box, found), axis=1)
-    result = part.add("Concat", result, _empty_rows(part, found, scores), axis=0)
+        images = part.whole("images", [-1, classes * candidates])
+        mask = _limit(part, *[part.add("Reshape", values, images) for values in (mask, rows)], p.keep_top_k)
+    return _rows(part, mask, boxes, rows, labels, candidates, scores)
+
+
+def _rows(part: Part, mask: str, boxes: str, table: str, labels: list[int], candidates: int, scores: str) -> str:
+    """The top from the boxes (M, K, 4) and scores (M, K) that a mask marks, M images times classes.
+
+    After the last box comes an empty one that is always found, and after the rows found one for each image, for a batch without
+    any detection: which of them the top has is decided by a slice at the end.
+    """
+    line = part.whole("line", [-1])
+    marks = part.add("Concat", part.add("Reshape", mask, line), part.tensor("last_mark", np.ones(1, np.float32)), axis=0)
+    found = part.add("Reshape", part.add("NonZero", marks), line)
+    values = [
+        part.add("Concat", part.add("Reshape", values, part.whole("values", [-1, width])), none, axis=0)
+        for values, width, none in (
+            (table, 1, part.tensor("last_score", np.zeros((1, 1), np.float32))),
+            (boxes, 4, part.tensor("last_box", np.zeros((1, 4), np.float32))),
+        )
+    ]
+    score, box = (part.add("Gather", each, found, axis=0) for each in values)
+    of_class = part.add("Div", found, part.whole("candidates", [candidates]))
+    image = part.add("Cast", part.add("Div", of_class, part.whole("classes", [len(labels)])), to=TensorProto.FLOAT)
+    label = part.add("Mod", of_class, part.whole("classes", [len(labels)]))
+    label = part.add("Gather", part.tensor("labels_of", np.array(labels, np.float32)), label, axis=0)
+    column = part.whole("column", [-1, 1])
+    image, label = (part.add("Reshape", each, column) for each in (image, label))
+    result = part.add("Concat", part.add("Concat", image, label, score, box, axis=1), _empty_rows(part, scores), axis=0)
+    one = part.whole("one", [1])
+    count = part.add("Sub", _count(part, found), one)
+    none = part.add("Cast", part.add("Equal", count, part.whole("none", [0])), to=TensorProto.INT64)
+    end = part.add("Add", count, part.add("Mul", none, part.add("Add", _count(part, scores), one)))
+    result = part.add("Slice", result, none, end, part.whole("axis", [0]))
     return part.add("Reshape", result, part.whole("top", [1, 1, -1, 7]))
 
 
@@ -154,15 +175,12 @@ def _limit(part: Part, mask: str, scores: str, most: int) -> str:
     return part.add("Mul", mask, part.add("ScatterElements", _zeros(part, mask), places, ones, axis=1))
 
 
-def _empty_rows(part: Part, found: str, scores: str) -> str:
-    """The rows of a batch without any detection: one for each image; none if there are detections."""
+def _empty_rows(part: Part, scores: str) -> str:
+    """What a batch without any detection gives: a row for each image, of its index and -1."""
     images = part.add("Cast", part.add("NonZero", _ones(part, scores)), to=TensorProto.FLOAT)
     images = part.add("Reshape", images, part.whole("column", [-1, 1]))
     size = part.add("Concat", _count(part, scores), part.whole("six", [6]), axis=0)
-    rows = part.add("Concat", images, part.add("Expand", part.number("empty", EMPTY), size), axis=1)
-    none = part.add("Cast", part.add("Equal", _count(part, found), part.whole("none", [0])), to=TensorProto.INT64)
-    end = part.add("Mul", _count(part, scores), none)
-    return part.add("Slice", rows, part.whole("start", [0]), end, part.whole("axis", [0]))
+    return part.add("Concat", images, part.add("Expand", part.number("empty", EMPTY), size), axis=1)
 
 
 # ---- regions

@@ -24,8 +24,8 @@ try:
         net.setInput(values, name)
     np.savez(found, *[np.asarray(values) for values in net.forward(outputs)])
 except cv2.error as error:
-    lines = [line.strip() for line in str(error.err or error).splitlines() if line.strip()]
-    sys.exit(lines[-1][:160] if lines else "it gives no reason")
+    lines = [line.strip("> ") for line in str(error.err or error).splitlines() if line.strip("> ")]
+    sys.exit(lines[0][:160] if lines else "it gives no reason")
 """
 
 
