@@ -2,8 +2,8 @@
 
     python benchmarks/onnx_opsets.py
 
-The models are those of tests/pipeline/export/test_export.py. A model counts if its outputs for random inputs are the net's but for
-rounding. Prints a row for each opset, and the models that OpenCV does not compute with the default.
+The models are those of tests/pipeline/export/test_export.py. A model counts if its outputs for random inputs are the net's but
+for rounding. Prints a row for each opset, and the models that OpenCV does not compute with the default.
 """
 
 import sys

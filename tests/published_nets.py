@@ -91,16 +91,16 @@ def mobilenet_ssd(folder: Path) -> None:
         largest = f"max_size: {sizes[number + 1]} aspect_ratio: 3" if number else ""
         settings = f"min_size: {sizes[number]} {largest} aspect_ratio: 2 flip: true clip: false offset: 0.5"
         text += head(name, name, 6 if number else 3, 21, settings)
-    text += detection(
-        heads, 21, "nms_param { nms_threshold: 0.45 top_k: 100 } keep_top_k: 100 confidence_threshold: 0.02"
-    )
+    text += detection(heads, 21, "nms_param { nms_threshold: 0.45 top_k: 100 } keep_top_k: 100 confidence_threshold: 0.02")
     write(folder, text, "deploy.prototxt", "mobilenet_iter_73000.caffemodel")
 
 
 def face_detector(folder: Path) -> None:
     """deploy.prototxt and res10_300x300_ssd_iter_140000.caffemodel: OpenCV's SSD of faces on a small ResNet."""
     text = 'name: "res10"\n' + image(1, 3, 300, 300)
-    text += layer("BatchNorm", "data_bn", "data") + layer("Scale", "data_scale", "data_bn", top="data_bn", more="scale_param { bias_term: true }")
+    text += layer("BatchNorm", "data_bn", "data") + layer(
+        "Scale", "data_scale", "data_bn", top="data_bn", more="scale_param { bias_term: true }"
+    )
     text += convolution("conv1_h", "data_bn", 8, 7, "stride: 2 pad: 3") + pool("conv1_pool", "conv1_h", 3)
     bottom = "conv1_pool"
     for number, (width, stride) in enumerate(((8, 1), (16, 2), (32, 2), (32, 2)), 1):

@@ -184,8 +184,10 @@ def compare(
             if end > begin:
                 net.forward(start=names[begin], end=names[end - 1])
             own = [net.blobs[blob] for blob in net.bottom_names[layer]]
-            given = [found[name].reshape(blob.shape) if found[name].size == blob.data.size else found[name]
-                     for name, blob in zip(bottoms, own, strict=True)]
+            given = [
+                found[name].reshape(blob.shape) if found[name].size == blob.data.size else found[name]
+                for name, blob in zip(bottoms, own, strict=True)
+            ]
             worst = max(worst, assert_close(where, [blob.data for blob in own], given, limit))
             _put(own, given)
             net.forward(start=layer, end=layer)

@@ -87,7 +87,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="the file to write: .onnx, .pt2 or .safetensors")
     opsets = range(onnx_graph.OLDEST, onnx_graph.LATEST + 1)
     parser.add_argument(
-        "--opset", type=int, choices=opsets, metavar=f"{opsets[0]}…{opsets[-1]}",
+        "--opset",
+        type=int,
+        choices=opsets,
+        metavar=f"{opsets[0]}…{opsets[-1]}",
         help=f"version of ONNX's operators (default {onnx_graph.OPSET})",
     )
     parser.add_argument(

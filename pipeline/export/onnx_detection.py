@@ -121,7 +121,8 @@ def detection_output(part: Part, offsets: str, scores: str, priors: str, *_: str
         mask = part.add("Mul", mask, part.add("Cast", likely, to=TensorProto.FLOAT))
     if -1 < p.keep_top_k < classes * candidates:
         images = part.whole("images", [-1, classes * candidates])
-        mask = _limit(part, *[part.add("Reshape", values, images) for values in (mask, rows)], p.keep_top_k)
+        mask, ranks = (part.add("Reshape", values, images) for values in (mask, rows))
+        mask = _limit(part, mask, ranks, p.keep_top_k)
     return _rows(part, mask, boxes, rows, labels, candidates, scores)
 
 
@@ -277,7 +278,9 @@ def position_sensitive_roi_pooling(part: Part, x: str, regions: str) -> str:
     sums = part.add("Pad", sums, part.whole("border", [0, 0, 1, 1, 0, 0, 0, 0]))
     sums = part.add("Reshape", sums, part.whole("line", [-1]))
     image = part.add("Cast", _columns(part, rows, 0, 1), to=TensorProto.INT64)
-    image = part.add("Reshape", part.add("Mul", image, part.whole("image", channels * cells)), part.whole("column", [-1, 1, 1, 1]))
+    image = part.add(
+        "Reshape", part.add("Mul", image, part.whole("image", channels * cells)), part.whole("column", [-1, 1, 1, 1])
+    )
     own = part.tensor("channels", np.arange(channels, dtype=np.int64).reshape(1, p.output_dim, bins, bins) * cells)
     begin = part.add("Add", image, own)
 

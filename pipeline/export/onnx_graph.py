@@ -34,7 +34,7 @@ class Form:
     half: bool = False
 
 
-def model(net: caffe.Net, metadata: Mapping[str, str] | None = None, form: Form = Form()) -> onnx.ModelProto:  # noqa: B008, frozen
+def model(net: caffe.Net, metadata: Mapping[str, str] | None = None, form: Form = Form()) -> onnx.ModelProto:
     """The net as an ONNX model with the names of its blobs, and initialisers LAYER.weight, LAYER.bias and so on.
 
     The last value of a blob that in-place layers change has its name, earlier ones are BLOB@LAYER. `metadata`: metadata_props.
@@ -145,9 +145,8 @@ def takes_any_batch(net: caffe.Net) -> bool:
     if len(batches) != 1 or not all(shapes.values()):
         return False
     joined = caffe.NetGraph(graph.definition_of(net).layer)
-    detections = {
-        value.blob for layer, tops in zip(joined.layers, joined.tops, strict=True) if layer.type == "DetectionOutput" for value in tops
-    }
+    detectors = (tops for layer, tops in zip(joined.layers, joined.tops, strict=True) if layer.type == "DetectionOutput")
+    detections = {value.blob for tops in detectors for value in tops}
     steps = [layer.bottom[0] for layer in joined.layers if layer.type in onnx_sequences.STEPS and layer.bottom]
 
     def measured() -> tuple[list[tuple[int, ...]], list[int]]:
@@ -192,9 +191,9 @@ class _Converted:
         for name in net.outputs:
             value = self.names[joined.last[name]]
             if value in self.halves:
-                self.nodes.append(helper.make_node("Cast", [value], [name], name, to=TensorProto.FLOAT))
+                self.nodes.append(helper.make_node("Cast", [value], [name], f"{name}:output", to=TensorProto.FLOAT))
             elif value != name:
-                self.nodes.append(helper.make_node("Identity", [value], [name], name))
+                self.nodes.append(helper.make_node("Identity", [value], [name], f"{name}:output"))
 
     def own_name(self, value: Any, half: bool) -> str:
         """The blob's name for its last version, unless an input has it or it is a float16 output; else BLOB@LAYER."""

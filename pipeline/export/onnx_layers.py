@@ -174,11 +174,12 @@ def _pool(part: Part, x: str, pooling: Any, extents: tuple[int, ...], counts: tu
     return y if (correction == 1).all() else part.add("Mul", y, part.tensor("correction", correction[None, None]))
 
 
-def _gives_positions(param: caffe_pb2.LayerParameter) -> bool:
-    return len(param.top) > 1
+def _is_delicate(param: caffe_pb2.LayerParameter) -> bool:
+    """Whether a pooling gives positions, or divides by sums that may be near 0."""
+    return len(param.top) > 1 or param.pooling_param.pool == caffe_pb2.PoolingParameter.STOCHASTIC
 
 
-@converts("Pooling", single_precision=_gives_positions)
+@converts("Pooling", single_precision=_is_delicate)
 def pooling(part: Part, x: str) -> str | list[str]:
     layer, extents, counts = part.layer, part.shapes[0][2:], part.tops[0][2:]
     largest = layer.method == caffe_pb2.PoolingParameter.MAX

@@ -18,8 +18,8 @@ Converter = TypeVar("Converter", bound=Callable[..., str | list[str]])
 CONVERTERS: dict[str, Callable[..., str | list[str]]] = {}
 """By layer type: functions of a Part and the names of its bottoms that return the name of its top, or those of its tops."""
 SINGLE_PRECISION: dict[str, Callable[[caffe_pb2.LayerParameter], bool]] = {}
-"""Types that compute in float32 in a float16 model, too, and in which of their layers: whose pixels, indices, exponentials or sums
-are beyond its range."""
+"""Types that compute in float32 in a float16 model, too, and in which of their layers: their pixels, indices, exponentials or
+sums are beyond its range."""
 
 
 def converts(
@@ -30,11 +30,14 @@ def converts(
     def decorate(function: Converter) -> Converter:
         CONVERTERS.update(dict.fromkeys(types, function))
         if single_precision:
-            applies = single_precision if callable(single_precision) else (lambda param: True)
-            SINGLE_PRECISION.update(dict.fromkeys(types, applies))
+            SINGLE_PRECISION.update(dict.fromkeys(types, single_precision if callable(single_precision) else _always))
         return function
 
     return decorate
+
+
+def _always(param: caffe_pb2.LayerParameter) -> bool:
+    return True
 
 
 class Part:
@@ -49,7 +52,7 @@ class Part:
 
     def __init__(self, net: caffe.Net, layer: caffe_pb2.LayerParameter, opset: int, half: bool = False):
         self.opset = opset
-        self.half = half and not SINGLE_PRECISION.get(layer.type, lambda param: False)(layer)
+        self.half = half and not (layer.type in SINGLE_PRECISION and SINGLE_PRECISION[layer.type](layer))
         self.param = layer
         self.layer: Any = net.layer_dict[layer.name]
         self.tensors = tensors_of(layer, [blob.data for blob in net.params.get(layer.name, [])])
@@ -89,8 +92,8 @@ class Part:
         """
         scales = [1.0, 1.0]
         for before, after in zip(old, new, strict=True):
-            exact = np.float32(after / before)
-            scales.append(exact if int(exact * np.float32(before)) == after else (after + 0.5) / before)
+            exact = float(np.float32(after / before))
+            scales.append(exact if int(np.float32(exact) * np.float32(before)) == after else (after + 0.5) / before)
         return self.add("Resize", x, "", self.tensor("scales", np.array(scales, np.float32), exact=True), **attributes)
 
     def tensor(self, name: str, values: np.ndarray | np.generic | None = None, exact: bool = False) -> str:

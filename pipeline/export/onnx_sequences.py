@@ -1,7 +1,7 @@
 """Convert recurrent layers and layers of sequences to ONNX: RNN, LSTM, Lstm, LSTMUnit, Reverse, CTCGreedyDecoder ….
 
-Recurrent layers are unrolled: a node or ten for each step, which every runtime has, with Caffe's continuation marks. A model keeps no
-state between runs: each begins with a state of 0, or with the given one (expose_hidden).
+Recurrent layers are unrolled: a few nodes for each step, which every runtime has, with Caffe's continuation marks. A model keeps
+no state between runs: each begins with a state of 0, or with the given one (expose_hidden).
 """
 
 import math

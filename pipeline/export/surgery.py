@@ -81,8 +81,8 @@ def write(net: caffe.Net, output: Path) -> None:
 def check(net: caffe.Net, changed: caffe.Net, where: str) -> float:
     """The largest relative difference of their outputs. Raises InputError if rounding does not explain it."""
     inputs = agreement.random_inputs(net)
-    outputs = [agreement.compute(either, inputs, agreement.compared_blobs(either)) for either in (net, changed)]
-    return agreement.assert_close(where, *outputs)
+    own, other = (agreement.compute(either, inputs, agreement.compared_blobs(either)) for either in (net, changed))
+    return agreement.assert_close(where, own, other)
 
 
 def _crop(a: argparse.Namespace) -> tuple[caffe.Net, str]:

@@ -59,7 +59,8 @@ class _Program(torch.nn.Module):
         for name, layer in self.net.layer_dict.items():
             if caffe.layer_type(layer.type).is_input:
                 continue
-            layer.blobs = [_Tensor(getattr(self, called)) for called in self.of_layers.get(name, [])]
+            stand_ins: list[Any] = [_Tensor(getattr(self, called)) for called in self.of_layers.get(name, [])]
+            layer.blobs = stand_ins
             layer.overwrites = False
             tops = layer.forward(*[values[blob] for blob in self.net.bottom_names[name]])
             tops = (tops,) if isinstance(tops, torch.Tensor) else tops

@@ -52,6 +52,8 @@ class KnownNet:
 
 IMAGENET = (104.0, 117.0, 123.0)
 VGG_MEAN = (103.939, 116.779, 123.68)
+OPENPOSE = {"COCO or MPI": "Mconv7_stage6_L2", "MPI, 4 stages": "Mconv7_stage4_L2", "BODY_25": "Mconv7_stage3_L2"}
+"""{model: a layer that no model before it has}."""
 NETS = (
     *(
         KnownNet(
@@ -63,7 +65,7 @@ NETS = (
             page="openpose.md",
             size=(368, 368),
         )
-        for model, last in (("COCO or MPI", "Mconv7_stage6_L2"), ("MPI, 4 stages", "Mconv7_stage4_L2"), ("BODY_25", "Mconv7_stage3_L2"))
+        for model, last in OPENPOSE.items()
     ),
     KnownNet(
         "MobileNet-SSD (chuanqi305)",
@@ -108,12 +110,12 @@ NETS = (
     KnownNet("SegNet (Badrinarayanan et al.)", ("conv1_1_D", "upsample1"), note="pixels of 0 to 255 as they are"),
     KnownNet("DeepLab (Chen et al.)", ("fc8_interp", "fc6"), (104.008, 116.669, 122.675)),
     KnownNet("GoogLeNet (BVLC)", ("inception_3a/1x1", "inception_5b/1x1"), IMAGENET),
-    KnownNet("ResNet (He et al.)", ("res2a_branch2a", "fc1000"), note="subtract ResNet_mean.binaryproto, a mean image of 224 × 224"),
+    KnownNet("ResNet (He et al.)", ("res2a_branch2a", "fc1000"), note="subtract ResNet_mean.binaryproto, a mean of 224 × 224"),
     KnownNet("MobileNet (shicai)", ("conv2_1/dw", "fc7"), (103.94, 116.78, 123.68), 0.017),
     KnownNet("MobileNet v2 (shicai)", ("conv2_1/dwise", "fc7"), (103.94, 116.78, 123.68), 0.017),
     KnownNet("DenseNet (shicai)", ("conv2_1/x1", "fc6"), (103.94, 116.78, 123.68), 0.017),
     KnownNet("SqueezeNet", ("fire2/squeeze1x1", "fire9/expand3x3"), IMAGENET),
-    KnownNet("VGG (Simonyan and Zisserman)", ("conv5_3", "fc6", "fc7", "fc8"), VGG_MEAN),
+    KnownNet("VGG (Simonyan and Zisserman)", ("conv5_3", "fc6", "fc7"), VGG_MEAN),
     KnownNet(
         "AlexNet or CaffeNet (BVLC)",
         ("conv5", "fc6", "fc7"),
@@ -122,9 +124,7 @@ NETS = (
         first=(96, 11, 4),
     ),
     KnownNet("LeNet (BVLC)", ("conv2", "ip1", "ip2"), (), 1 / 256, "gray", "white digits on black", first=(20, 5, 1)),
-    KnownNet(
-        "cifar10 (BVLC)", ("conv3", "pool3"), note="subtract mean.binaryproto of the training images", first=(32, 5, 1)
-    ),
+    KnownNet("cifar10 (BVLC)", ("conv3", "pool3"), note="subtract mean.binaryproto of the training images", first=(32, 5, 1)),
 )
 """In the order in which they are tried: a net that contains another's layers comes first."""
 

@@ -173,9 +173,9 @@ CASES = [
     ("Downsample", "downsample_param { top_height: 4 top_width: 3 }"),
     ("ContinuationIndicator", "continuation_indicator_param { time_step: 3 }"),
 ]
-PRIORS = 'prior_box_param { min_size: 4 max_size: 9 aspect_ratio: 2 flip: true clip: true variance: 0.1 variance: 0.2 }'
+VARIANCES = "variance: 0.1 variance: 0.1 variance: 0.2 variance: 0.2"
+PRIORS = f"prior_box_param {{ min_size: 4 max_size: 9 aspect_ratio: 2 flip: true clip: true {VARIANCES} }}"
 """4 boxes at each of 42 places of a map of 7 × 6."""
-PRIORS = PRIORS.replace("variance: 0.2", "variance: 0.1 variance: 0.2 variance: 0.2")
 
 
 def detector(classes: int = 3, own_boxes: bool = False, more: str = "") -> str:
@@ -198,20 +198,34 @@ def detector(classes: int = 3, own_boxes: bool = False, more: str = "") -> str:
         + layer("Flatten", "conf_out", "conf_soft")
         + image(1, 3, 30, 30, name="picture")
         + layer("PriorBox", "priors", "data", "picture", more=PRIORS)
-        + layer("DetectionOutput", "rows", "loc_flat", "conf_out", "priors", more=(
-            f"detection_output_param {{ num_classes: {classes} share_location: {str(not own_boxes).lower()} {more} }}"
-        ))
+        + layer(
+            "DetectionOutput",
+            "rows",
+            "loc_flat",
+            "conf_out",
+            "priors",
+            more=(f"detection_output_param {{ num_classes: {classes} share_location: {str(not own_boxes).lower()} {more} }}"),
+        )
     )
 
 
 def proposals(sizes: str, more: str = "", tops: str = "") -> str:
     return (
-        image(2, 12, 5, 6, name="scores") + image(2, 24, 5, 6, name="offsets") + image(*map(int, sizes.split()), name="sizes")
+        image(2, 12, 5, 6, name="scores")
+        + image(2, 24, 5, 6, name="offsets")
+        + image(*map(int, sizes.split()), name="sizes")
         + layer("Power", "small", "offsets", more="power_param { scale: 0.3 }")
-        + layer("Proposal", "rois", "scores", "small", "sizes", more=(
-            f"{tops} proposal_param {{ feat_stride: 16 base_size: 16 min_size: 8 ratio: 0.5 ratio: 1 ratio: 2 scale: 2 scale: 4 "
-            f"pre_nms_topn: 60 post_nms_topn: 9 nms_thresh: 0.6 {more} }}"
-        ))
+        + layer(
+            "Proposal",
+            "rois",
+            "scores",
+            "small",
+            "sizes",
+            more=(
+                f"{tops} proposal_param {{ feat_stride: 16 base_size: 16 min_size: 8 ratio: 0.5 ratio: 1 ratio: 2 scale: 2 "
+                f"scale: 4 pre_nms_topn: 60 post_nms_topn: 9 nms_thresh: 0.6 {more} }}"
+            ),
+        )
     )
 
 
@@ -243,24 +257,16 @@ SEVERAL = {
     + layer("Upsample", "y", "p", "at", more="upsample_param { upsample_h: 7 upsample_w: 6 }"),
     "Pooling STOCHASTIC": layer("ReLU", "r", "data")
     + layer("Pooling", "y", "r", more="pooling_param { pool: STOCHASTIC kernel_size: 3 stride: 2 pad: 1 }"),
-    "Pooling's positions": layer(
-        "Pooling", "p", "data", more='top: "at" pooling_param { kernel_size: 3 stride: 2 pad: 1 }'
-    ),
+    "Pooling's positions": layer("Pooling", "p", "data", more='top: "at" pooling_param { kernel_size: 3 stride: 2 pad: 1 }'),
     "LSTM": STEPS + layer("LSTM", "y", "x", "cont", more=RECURRENT),
-    "LSTM with a static input": STEPS
-    + image(2, 4, name="s")
-    + layer("LSTM", "y", "x", "cont", "s", more=RECURRENT),
+    "LSTM with a static input": STEPS + image(2, 4, name="s") + layer("LSTM", "y", "x", "cont", "s", more=RECURRENT),
     "LSTM with its state": STEPS
     + image(1, 2, 3, name="h")
     + image(1, 2, 3, name="c")
     + layer("LSTM", "y", "x", "cont", "h", "c", more='top: "h2" top: "c2" ' + EXPOSED),
-    "LSTM of one step": image(1, 2, 6, name="x")
-    + image(1, 2, name="cont")
-    + layer("LSTM", "y", "x", "cont", more=RECURRENT),
+    "LSTM of one step": image(1, 2, 6, name="x") + image(1, 2, name="cont") + layer("LSTM", "y", "x", "cont", more=RECURRENT),
     "RNN": STEPS + layer("RNN", "y", "x", "cont", more=RECURRENT),
-    "RNN with its state": STEPS
-    + image(1, 2, 3, name="h")
-    + layer("RNN", "y", "x", "cont", "h", more='top: "h2" ' + EXPOSED),
+    "RNN with its state": STEPS + image(1, 2, 3, name="h") + layer("RNN", "y", "x", "cont", "h", more='top: "h2" ' + EXPOSED),
     "Lstm": STEPS + layer("Lstm", "y", "x", "cont", more="lstm_param { num_output: 3 }"),
     "Lstm without marks": image(5, 2, 6, name="x") + layer("Lstm", "y", "x", more="lstm_param { num_output: 3 }"),
     "Lstm, flat": image(6, 4, name="x") + layer("Lstm", "y", "x", more="lstm_param { num_output: 3 batch_size: 2 }"),
@@ -275,7 +281,9 @@ SEVERAL = {
     "CTCGreedyDecoder, repeated": image(9, 3, 4, name="scores")
     + layer("CTCGreedyDecoder", "y", "scores", more="ctc_decoder_param { blank_index: 3 ctc_merge_repeated: false }"),
     "BatchReindex": image(5, name="numbers") + layer("BatchReindex", "y", "data", "numbers"),
-    "Filter": image(2, name="chosen") + image(2, 3, name="more") + layer("Filter", "y", "data", "more", "chosen", more='top: "z"'),
+    "Filter": image(2, name="chosen")
+    + image(2, 3, name="more")
+    + layer("Filter", "y", "data", "more", "chosen", more='top: "z"'),
     "Parameter": layer("Parameter", "p", more="parameter_param { shape { dim: 4 } }") + layer("Bias", "y", "data", "p"),
     "MaskPooling": image(2, 1, 7, 6, name="masks") + layer("MaskPooling", "y", "data", "masks"),
     "BilinearInterpolation": image(2, 1, 10, 3, name="like") + layer("BilinearInterpolation", "y", "data", "like"),
@@ -283,25 +291,36 @@ SEVERAL = {
     "Reorg, reversed": image(2, 8, 4, 6, name="maps")
     + layer("Reorg", "y", "maps", more="reorg_param { stride: 2 reverse: true }"),
     "Convolution3D": image(2, 3, 4, 6, 6, name="x")
-    + layer("Convolution3D", "y", "x", more=(
-        "convolution3d_param { num_output: 2 kernel_size: 3 kernel_depth: 2 pad: 1 temporal_pad: 1 stride: 2 }"
-    )),
+    + layer(
+        "Convolution3D",
+        "y",
+        "x",
+        more=("convolution3d_param { num_output: 2 kernel_size: 3 kernel_depth: 2 pad: 1 temporal_pad: 1 stride: 2 }"),
+    ),
     "Pooling3D": image(2, 3, 4, 6, 6, name="x")
     + layer("Pooling3D", "y", "x", more="pooling3d_param { pool: MAX kernel_size: 3 kernel_depth: 2 stride: 2 }"),
     "Pooling3D AVE": image(2, 3, 4, 6, 6, name="x")
     + layer("Pooling3D", "y", "x", more="pooling3d_param { pool: AVE kernel_size: 3 kernel_depth: 2 stride: 2 pad: 1 }"),
     "Correlation": image(*IMAGE, name="other")
-    + layer("Correlation", "y", "data", "other", more=(
-        "correlation_param { kernel_size: 3 max_displacement: 2 stride_2: 2 stride_1: 2 pad: 4 }"
-    )),
+    + layer(
+        "Correlation",
+        "y",
+        "data",
+        "other",
+        more=("correlation_param { kernel_size: 3 max_displacement: 2 stride_2: 2 stride_1: 2 pad: 4 }"),
+    ),
     "Correlation, subtracting": image(*IMAGE, name="other")
-    + layer("Correlation", "y", "data", "other", more=(
-        "correlation_param { kernel_size: 1 max_displacement: 1 correlation_type: SUBTRACT }"
-    )),
+    + layer(
+        "Correlation",
+        "y",
+        "data",
+        "other",
+        more=("correlation_param { kernel_size: 1 max_displacement: 1 correlation_type: SUBTRACT }"),
+    ),
     "FlowWarp": image(2, 2, 7, 6, name="flow") + layer("FlowWarp", "y", "data", "flow"),
-    "Division into several": layer("Division", "a", "data", more=(
-        'top: "b" division_param { height: 3 width: 2 xcoord: 1 ycoord: 4 xcoord: 0 ycoord: 0 }'
-    )),
+    "Division into several": layer(
+        "Division", "a", "data", more=('top: "b" division_param { height: 3 width: 2 xcoord: 1 ycoord: 4 xcoord: 0 ycoord: 0 }')
+    ),
     "Eltwise": image(*IMAGE, name="other")
     + layer("Eltwise", "y", "data", "other", "data", more="eltwise_param { coeff: 1 coeff: -2 coeff: 0.5 }"),
     "Eltwise PROD": image(*IMAGE, name="other")
@@ -377,17 +396,20 @@ def test_pooling_windows_equal_those_of_caffe(write, tmp_path):
 
 # ---- what cannot be exported, and the files' metadata
 
+LABEL = image(2, 1, 7, 6, name="label")
+
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (image(2, 1, 7, 6, name="label") + layer("SoftmaxWithLoss", "l", "data", "label"), 'layer "l": type SoftmaxWithLoss, but an exported'),
+        (LABEL + layer("SoftmaxWithLoss", "l", "data", "label"), 'layer "l": type SoftmaxWithLoss, but an exported'),
         (
-            image(2, 1, 7, 6, name="label") + layer("Accuracy", "a", "data", "label") + layer("EuclideanLoss", "e", "data", "data"),
+            LABEL + layer("Accuracy", "a", "data", "label") + layer("EuclideanLoss", "e", "data", "data"),
             'layer "a": type Accuracy (and 1 more: e)',
         ),
         (
-            image(7, 5, name="rois") + layer("ROIPooling", "r", "data", "rois", more="roi_pooling_param { pooled_h: 3 pooled_w: 2 }"),
+            image(7, 5, name="rois")
+            + layer("ROIPooling", "r", "data", "rois", more="roi_pooling_param { pooled_h: 3 pooled_w: 2 }"),
             'layer "r": opset 26, but onnxruntime has MaxRoiPool up to opset 21; give --opset 21',
         ),
         (detector(more="nms_param { nms_threshold: 0.6 eta: 0.9 }"), 'layer "rows": eta 0.9'),
