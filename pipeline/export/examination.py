@@ -63,7 +63,8 @@ def examine(net_file: Path, weights: Path | None) -> Iterator[tuple[str, str]]:
     if not missing:
         target = net_file.with_suffix(".onnx").name
         page = f"; docs/{known.page} has an example" if known and known.page else ""
-        yield "next", f"roastery convert {net_file} {weights or 'WEIGHTS.caffemodel'} {target}{page}"
+        size = f" --size {known.size[0]}x{known.size[1]}" if known and known.size else ""
+        yield "next", f"roastery convert {net_file} {weights or 'WEIGHTS.caffemodel'} {target}{size}{page}"
     if missing:
         yield "problem", f"{_counted(len(missing), 'layer type')} missing: {', '.join(missing)}"
 
