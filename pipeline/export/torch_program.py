@@ -118,7 +118,8 @@ def write_program(net: caffe.Net, output: Path, metadata: Mapping[str, str], sca
             torch.export.save(program(net, batch), file, extra_files=said)
         with part.open("rb") as file:
             loaded = torch.export.load(file)
-        inputs = agreement.random_inputs(net, None, scale)
+        # A free batch size is checked with another than the net's.
+        inputs = agreement.random_inputs(net, 3 if loaded.range_constraints else None, scale)
         with torch.no_grad():
             found = loaded.module()(*[torch.from_numpy(inputs[name]) for name in net.inputs])
         values = {name: np.asarray(value) for name, value in zip(net.outputs, found, strict=True)}
