@@ -26,6 +26,12 @@ CHANCE = 1.5
 """An accuracy below this many times that of guessing is none."""
 WEAK = 0.1
 """A class is weak if its accuracy is so much below that of all images."""
+NAMES: dict[str, Any] = {
+    "dtype": {"class": str},
+    "keep_default_na": False,
+    "na_values": {name: [""] for name in ("accuracy", "precision", "f1")},
+}
+"""How tables are read that have a column of class names: 7 and NA are names, not a number and a missing value."""
 STYLE = """
 .overview { max-width: 72rem; line-height: 1.5; margin-bottom: 2rem }
 .overview td, .overview h2, .overview li { overflow-wrap: anywhere }
@@ -67,7 +73,7 @@ def most_confused(confusion: pd.DataFrame, label: str) -> tuple[str, int] | None
 
     confusion  counts by class (rows) and prediction (columns), with a column `class`
     """
-    row = confusion[confusion["class"].astype(str) == label].drop(columns="class").iloc[0].drop(label)
+    row = confusion[confusion["class"] == label].drop(columns="class").iloc[0].drop(label)
     return (str(row.idxmax()), int(row.max())) if len(row) and row.max() > 0 else None
 
 
@@ -97,7 +103,7 @@ def advice(row: Any, classes: pd.DataFrame, confusion: pd.DataFrame, metrics: pd
         found.append(f"Its loss in testing is {ratio:.1f} times that in training, so it overfits: more images, or augmentation.")
     weakest = classes.loc[classes.accuracy.idxmin()]
     if row.accuracy - weakest.accuracy > WEAK:
-        label = str(weakest["class"])
+        label = weakest["class"]
         text = f"Of class {label}, {percent(weakest.accuracy)} of {int(weakest.images)} images are right"
         if pair := most_confused(confusion, label):
             text += f"; {pair[1]} of them taken for {pair[0]}"
@@ -144,7 +150,9 @@ def main(argv: list[str] | None = None) -> None:
     lines, sections = [], []
     files = zip(a.metrics, a.classes, a.confusions, a.curves, a.matrices, a.mistakes, strict=True)
     for row, (metrics, classes, confusion, *pictures) in zip(table.itertuples(), files, strict=True):
-        found = advice(row, read_table(classes, ["images", "accuracy"]), pd.read_csv(confusion), read_metrics(metrics))
+        found = advice(
+            row, read_table(classes, ["images", "accuracy"], **NAMES), read_table(confusion, **NAMES), read_metrics(metrics)
+        )
         lines.append(table_line(row))
         sections.append(section(row, found, pictures if row.Index in shown else []))
     head = "<tr><th>Experiment</th><th>Dataset</th><th>Validation images</th><th>Accuracy</th></tr>"

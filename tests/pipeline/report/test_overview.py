@@ -108,3 +108,14 @@ def test_a_damaged_picture_is_named(results, tmp_path):
     with pytest.raises(InputError, match=r"curves.png: not a picture"):
         overview.main(results)
     assert not (tmp_path / "overview.html").exists()
+
+
+def test_the_weakest_class_may_have_a_number_or_na_as_its_name(results, tmp_path):
+    names = {"cat": "7", "dog": "007", "eel": "NA"}
+    for weakest in (1, 2):
+        accuracy = [0.9, 0.9, 0.9]
+        accuracy[weakest] = 0.5
+        CLASSES.assign(accuracy=accuracy).replace({"class": names}).to_csv(tmp_path / "classes.csv", index=False)
+        CONFUSION.replace({"class": names}).rename(columns=names).to_csv(tmp_path / "confusions.csv", index=False)
+        overview.main(results)
+        assert f"Of class {['7', '007', 'NA'][weakest]}, 50.0 % of" in (tmp_path / "overview.html").read_text()
