@@ -92,7 +92,7 @@ upgrade_incomplete = Event(
     "Warning: had one or more problems upgrading V0NetParameter to NetParameter (see above); continuing anyway.",
     ERROR,
 )
-devices_left_out = Event("caffe.cpp:204", "{}: one device is used; give several by -gpu", WARNING)
+devices_left_out = Event("caffe.cpp:204", "{}: one device is used; caffe train -gpu 0,1 uses several", WARNING)
 hint_not_used = Event("upgrade_proto.cpp:1000", "{}: {} has no effect; in {} fork it is about {}")
 inputs_without_shape = Event("upgrade_proto.cpp:1000", "{}: inputs without input_shape or input_dim are left out", WARNING)
 

@@ -6,8 +6,9 @@ import re
 
 from caffe import events
 from caffe.commands import devices, flags
+from caffe.engine import topology
 from caffe.engine.net import Net
-from caffe.errors import Error
+from caffe.errors import Error, nearest
 from caffe.formats.db import DatabaseWriter
 from caffe.proto import caffe_pb2
 
@@ -61,7 +62,10 @@ def extract(arguments: argparse.Namespace, blobs: list[str], databases: list[str
     net = Net(arguments.net, arguments.weights, caffe_pb2.TEST)
     missing = [name for name in blobs if name not in net.blobs]
     if missing:
-        raise Error(arguments.net, f'no blob "{missing[0]}"', do=f"there are {', '.join(net.blobs)}")
+        splits = {top for layer in net.layers if topology.is_inserted(layer.param) for top in layer.param.top}
+        names = [name for name in net.blobs if name not in splits]
+        do = nearest(missing[0], names) or f"there are {', '.join(names)}"
+        raise Error(arguments.net, f'no blob "{missing[0]}"', do=do)
     events.extraction_begun()
     count = 0
     with contextlib.ExitStack() as stack:

@@ -54,7 +54,7 @@ def written_whole(target: str | os.PathLike[str], sync: bool = False) -> Iterato
     target = Path(target)
     part = target.with_name(f".{target.name}.part")
     with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target)
         _remove(part)
     try:
         with disk_errors(target):
@@ -68,6 +68,15 @@ def written_whole(target: str | os.PathLike[str], sync: bool = False) -> Iterato
     finally:
         with disk_errors(target):
             _remove(part)
+
+
+def _make_folder(target: Path) -> None:
+    """Make the folder that a file is written to, and those above it. Raises FileError if one of them is a file."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        there = next(path for path in target.parents if path.exists())
+        raise FileError(target, "cannot be written", f"{there} is a file, not a folder", "correct the path") from None
 
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

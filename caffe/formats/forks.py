@@ -58,7 +58,7 @@ HINTS: dict[str, Hint] = {
     "LayerParameter.quantization_param": Hint("Intel's", "quantized inference; the net computes in floating point"),
     "NetParameter.mem_param": Hint("yjxiong's", "the sharing of memory between blobs"),
     "SolverParameter.richness": Hint("yjxiong's", "the size of cuDNN's workspace"),
-    "SolverParameter.group_id": Hint("yjxiong's", "the GPUs that train together; give them by -gpu"),
+    "SolverParameter.group_id": Hint("yjxiong's", "the GPUs that train together: caffe train -gpu 0,1"),
     "LayerParameter.reshape_every_iter": Hint("FlowNet's", "whether shapes are inferred for each pass; they always are"),
     "LayerParameter.strict_dim": Hint("DeepLab's", "which shapes stored weights may have; here they have to fit"),
     "MultiStageMeanfieldParameter.threshold": Hint("CRF-RNN's", "nothing: its layer does not read it"),

@@ -33,13 +33,18 @@ _HOW = {
 
 def lines_of(path: str, what: str, reader: str = "") -> list[str]:
     """The non-empty lines of a list file; `reader` is the layer that reads it, as errors name it."""
+    return [line for _, line in numbered_lines(path, what, reader)]
+
+
+def numbered_lines(path: str, what: str, reader: str = "") -> list[tuple[int, str]]:
+    """(number, line) of each non-empty line of a list file, counted from 1."""
     try:
         text = Path(path).read_text()
     except FileNotFoundError:
         raise missing(path, what, _HOW.get(what, "correct its path"), reader) from None
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"not a {what} ({error})") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise FileError(path, f"an empty {what}")
     return lines
@@ -48,7 +53,7 @@ def lines_of(path: str, what: str, reader: str = "") -> list[str]:
 def labelled_lines(path: str, reader: str = "") -> list[tuple[str, int]]:
     """Path and label of each line of an image list; any whitespace separates them, as in Caffe of 2014."""
     labelled = []
-    for number, line in enumerate(lines_of(path, IMAGE_LIST, reader), 1):
+    for number, line in numbered_lines(path, IMAGE_LIST, reader):
         try:
             image, label = line.rsplit(None, 1)
             if not float(label).is_integer():
@@ -61,12 +66,31 @@ def labelled_lines(path: str, reader: str = "") -> list[tuple[str, int]]:
 
 def read_image(path: str, color: bool, size: tuple[int, int] | None = None, how: int = cv2.INTER_LINEAR) -> np.ndarray:
     """Read an image file, channels × height × width, uint8, BGR; resized to `size` (height, width) if it is given."""
+    if not Path(path).exists():  # OpenCV would print a warning of its own
+        raise FileError(path, "no such image")
     image = cv2.imread(path, cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE)
     if image is None:
-        raise FileError(path, "not an image that OpenCV can read" if Path(path).exists() else "no such image")
+        raise FileError(path, "not an image that OpenCV can read")
     if size:
         image = cv2.resize(image, size[::-1], interpolation=how)
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def read_listed(
+    source: str, root: str, path: str, color: bool, size: tuple[int, int] | None = None, how: int = cv2.INTER_LINEAR
+) -> np.ndarray:
+    """`read_image` of a line of a list: an error names the list and the line.
+
+    root  what the layer puts before the list's paths
+    """
+    try:
+        return read_image(path, color, size, how)
+    except FileError as error:
+        listed = path.removeprefix(root)
+        for number, line in numbered_lines(source, IMAGE_LIST):
+            if listed in (line, line.rsplit(None, 1)[0], *line.split()):
+                raise FileError(f"{source}:{number}", str(error), do="correct the path, or root_folder before it") from None
+        raise
 
 
 @register("ImageData")
@@ -132,7 +156,7 @@ class ImageData(Prefetching):
     def pixels(self, line: tuple[str, Any]) -> np.ndarray:
         """The image of a line."""
         p = self.settings_of(self.param)
-        image = read_image(line[0], p.is_color, self.size)
+        image = read_listed(p.source, p.root_folder, line[0], p.is_color, self.size)
         return self.with_short_side(image, getattr(p, "short_side", 0))
 
     @staticmethod
@@ -199,8 +223,9 @@ class DenseImageData(ImageData):
         return [(of_images + image, of_labels + labels) for image, labels in zip(words[::2], words[1::2], strict=True)]
 
     def labels(self, lines: list[tuple[str, Any]]) -> np.ndarray:
-        size = self.label_extents() if self.size else None
-        return np.array([read_image(path, False, size, cv2.INTER_NEAREST) for _, path in lines], np.float32)
+        size, p = self.label_extents() if self.size else None, self.param.dense_image_data_param
+        root = p.root_folder_label or p.root_folder
+        return np.array([read_listed(p.source, root, path, False, size, cv2.INTER_NEAREST) for _, path in lines], np.float32)
 
     def batch_dependence(self) -> str:
         return "mirrors images at random" if self.param.dense_image_data_param.mirror else super().batch_dependence()

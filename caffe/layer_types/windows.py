@@ -10,7 +10,7 @@ from caffe import events
 from caffe.engine.layer import Shape, register
 from caffe.errors import Error
 from caffe.layer_types.data import Batch, Prefetching
-from caffe.layer_types.files import lines_of, read_image
+from caffe.layer_types.files import numbered_lines, read_listed
 from caffe.transforms.transform import Transformer
 
 
@@ -72,7 +72,7 @@ class WindowData(Prefetching):
 
     def _parse(self, path: str) -> tuple[list[str], list[Window], int]:
         """Read a window file: image paths, windows and the number of channels."""
-        lines = enumerate(lines_of(path, "window file", self.where), 1)
+        lines = iter(numbered_lines(path, "window file", self.where))
         images, windows, channels = [], [], 0
         number = 0
         try:
@@ -123,8 +123,10 @@ class WindowData(Prefetching):
         """An image in OpenCV's layout, height × width × channels; cached in memory with cache_images."""
         if index in self.cache:
             return self.cache[index]
-        image = np.ascontiguousarray(read_image(self.images[index], self.channels == 3).transpose(1, 2, 0))
-        if self.param.window_data_param.cache_images:
+        p = self.param.window_data_param
+        pixels = read_listed(p.source, p.root_folder, self.images[index], self.channels == 3)
+        image = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        if p.cache_images:
             self.cache[index] = image
         return image
 

@@ -11,7 +11,7 @@ import numpy as np
 from caffe.engine.layer import Shape, register
 from caffe.errors import Error
 from caffe.layer_types.data import Batch
-from caffe.layer_types.files import IMAGE_LIST, ImageData, lines_of, read_image
+from caffe.layer_types.files import IMAGE_LIST, ImageData, numbered_lines, read_listed
 from caffe.proto import caffe_pb2
 from caffe.transforms.segmentation import SegmentationTransformer
 from caffe.transforms.transform import crop_of
@@ -54,7 +54,7 @@ class ImageSegData(ImageData):
 
     def read_list(self) -> list[tuple[str, Any]]:
         p = self.param.image_data_param
-        return [self._parsed(number, line) for number, line in enumerate(lines_of(p.source, IMAGE_LIST, self.where), 1)]
+        return [self._parsed(number, line) for number, line in numbered_lines(p.source, IMAGE_LIST, self.where)]
 
     def _parsed(self, number: int, line: str) -> tuple[str, Any]:
         """Path of the image, and path of the labels or the label, of a line."""
@@ -73,7 +73,8 @@ class ImageSegData(ImageData):
         image = self.pixels(line)
         if not isinstance(line[1], str):
             return image, np.full((1, *image.shape[1:]), line[1], np.float32)
-        labels = read_image(line[1], False, self.size, cv2.INTER_NEAREST)
+        p = self.param.image_data_param
+        labels = read_listed(p.source, p.root_folder, line[1], False, self.size, cv2.INTER_NEAREST)
         if labels.shape[1:] != image.shape[1:]:
             raise Error(line[1], "labels of {}×{}".format(*labels.shape[1:]), "the image has {}×{}".format(*image.shape[1:]))
         return image, labels

@@ -187,3 +187,14 @@ def test_two_blobs_cannot_be_written_to_one_database(folder, capsys):
     assert extract("lmdb", blobs="fc6,fc7", out="out,out") == 1
     assert "out for two blobs, but each needs a database of its own" in capsys.readouterr().err
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(("blob", "do"), [("fc77", 'did you mean "fc7"?'), ("softmax", "there are data, label, fc6, fc7, a, b")])
+@pytest.mark.usefixtures("net")
+def test_a_missing_blob_is_answered_with_the_prototxt_s_names_alone(folder, capsys, blob, do):
+    silent = 'layers { name: "%s" type: SPLIT bottom: "fc7" top: "%s" } layers { name: "%s" type: SILENCE bottom: "%s" }'
+    (folder / "imagenet_val.prototxt").write_text(NET + "".join(silent % (name, name, name + "s", name) for name in "ab"))
+    assert any("_split_" in name for name in caffe.Net("imagenet_val.prototxt", caffe.TEST).blobs)
+    assert extract("lmdb", blobs=blob) == 1
+    assert f'imagenet_val.prototxt: no blob "{blob}"; {do}\n' in capsys.readouterr().err
+    assert not (folder / "out").exists()

@@ -60,3 +60,26 @@ def test_an_input_output_error_is_a_full_disk_where_nothing_is_free(tmp_path, mo
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0}))
     with pytest.raises(caffe.DiskError, match=FULL), caffe.disk_errors(tmp_path / "db"):
         raise LibraryError(f"mdb_txn_commit: {BROKEN}")
+
+
+NET = 'layer { name: "ip" type: "DummyData" top: "x" dummy_data_param { shape { dim: 1 } } }'
+
+
+def test_weights_are_saved_into_a_folder_that_is_made_for_them(tmp_path, write):
+    net = caffe.Net(write("net.prototxt", NET), caffe.TEST)
+    net.save(str(tmp_path / "new/deep/a.caffemodel"))
+    net.save_hdf5(str(tmp_path / "newer/a.caffemodel.h5"))
+    assert (tmp_path / "new/deep/a.caffemodel").exists()
+    assert (tmp_path / "newer/a.caffemodel.h5").exists()
+
+
+@pytest.mark.parametrize("name", ["taken/a.caffemodel", "taken/below/a.caffemodel"])
+def test_weights_that_would_be_saved_below_a_file_are_an_error_that_names_it(tmp_path, write, name):
+    net = caffe.Net(write("net.prototxt", NET), caffe.TEST)
+    (tmp_path / "taken").write_text("a file")
+    for save in (net.save, net.save_hdf5):
+        with pytest.raises(caffe.FileError) as raised:
+            save(str(tmp_path / name))
+        assert raised.value.where == str(tmp_path / name)
+        assert raised.value.expected == f"{tmp_path}/taken is a file, not a folder"
+    assert (tmp_path / "taken").read_text() == "a file"

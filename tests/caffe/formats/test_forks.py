@@ -103,7 +103,7 @@ def test_of_a_list_of_devices_the_first_is_used(tmp_path, write, text):
     assert error.value.where == f"{path}:{2 + text.count(chr(10))}"  # lines are counted as in the file
     solver = caffe.read_solver(write("solver.prototxt", f"{text} base_lr: 0.5"))
     assert (solver.device_id, solver.base_lr) == (2, 0.5)
-    assert "one device is used; give several by -gpu" in (tmp_path / "log").read_text()
+    assert "one device is used; caffe train -gpu 0,1 uses several" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(

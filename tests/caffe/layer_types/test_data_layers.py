@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import cv2
 import h5py
@@ -91,6 +92,37 @@ def test_an_invalid_list_is_an_error(text, found, tmp_path, write, monkeypatch):
     write("list.txt", text)
     with pytest.raises(caffe.Error, match=found):
         net_of(write, LIST % "")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("gone.png", None, "no such image"),
+        ("my cat.png", b"", "not an image that OpenCV can read"),
+        ("a.png 3 b.png", None, "no such image"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_named_with_its_line_in_the_list(name, content, found, tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    cv2.imwrite("in/a.png", np.zeros((4, 4, 3), np.uint8))
+    if content is not None:
+        Path("in", name).write_bytes(content)
+    write("list.txt", f"a.png 0\n\n{name} 1\n")
+    net = net_of(write, LIST % 'root_folder: "in/" batch_size: 2')
+    with pytest.raises(caffe.FileError) as raised:
+        net.forward()
+    assert raised.value.where == "list.txt:3"
+    assert raised.value.found == f"in/{name}: {found}"
+    assert "root_folder" in raised.value.do
+
+
+def test_an_invalid_line_after_an_empty_one_has_its_number(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("list.txt", "\na.png 0\n\nb.png\n")
+    with pytest.raises(caffe.Error) as raised:
+        net_of(write, LIST % "")
+    assert raised.value.where == "list.txt:4"
 
 
 @pytest.mark.parametrize(
