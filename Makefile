@@ -28,7 +28,7 @@ demo: env  ## build the example: data, two nets, features, evaluation and report
 	@$(BIN)/python -m pipeline.report.verify config/example.manifest.json results/manifest.json --kinds $(SAME) --accuracies || true
 
 # All that the report shows: it is written again when one of them is newer.
-report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/pictures/* results/experiments/*/evaluate/* report/* pipeline/report/style.css)
+report.html: $(wildcard results/report/* results/experiments/*/report/* results/experiments/*/pictures/* results/experiments/*/evaluate/* results/*/*/tables results/report/tables report/* pipeline/report/style.css)
 	snakemake --report $@ --quiet all
 
 # What a pretend GPU runs a second time: every layer type, solver, net, data layer and snapshot, and the steps' nets.

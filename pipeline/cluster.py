@@ -6,13 +6,13 @@ import subprocess
 
 GROUPS = {
     "shard_{dataset}_{shard}": ("download", "resize"),
-    "dataset_{dataset}": ("label", "lmdb", "mean", "pictures", "augmented"),
+    "dataset_{dataset}": ("label", "lmdb", "mean", "pictures", "augmented", "dataset_tables"),
     "training_{experiment}": ("prototxt", "train"),
     "results_{experiment}": (
-        *("features", "evaluate", "classify", "plots", "evaluated", "neighbours", "visualize"),
+        *("features", "evaluate", "classify", "plots", "evaluated", "neighbours", "visualize", "experiment_tables"),
         *("export", "merge", "convolutional", "crop", "average"),
     ),
-    "summary": ("comparison", "overview", "manifest"),
+    "summary": ("comparison", "overview", "comparison_tables", "manifest"),
 }
 """{group: rules whose jobs are submitted as one}: small steps that follow one another or read the same files."""
 NETS = ("linear", *GROUPS["training_{experiment}"], *GROUPS["results_{experiment}"])

@@ -13,6 +13,7 @@ from pipeline.closure import code_of
 from pipeline.configuration import fixed as fixed_config
 from pipeline.configuration import steps
 from pipeline.files import stem_of
+from pipeline.report import table_texts
 
 EXAMPLE = "results/example/digits"
 """Where the embedded example is written, and its lists are found by the config."""
@@ -71,14 +72,29 @@ def datasets_from(kind):
     return "|".join(name for name in kinds if kinds[name] == kind) or "(?!)"
 
 
+IN_ORDER = (
+    *("first_page", "comparison_plot", "comparison", "sweep"),
+    *("overview", "classes", "sheet", "sizes", "duplicates", "mean", "augmented"),
+    *("strategy", "measured", "net", "layers", "preflight", "curves"),
+    *("confusion", "per_class", "calibration", "mistakes", "predictions", "classify"),
+    *("filters", "activations", "probabilities", "feature_maps", "map", "neighbours"),
+)
+"""Captions and tables of the report in the order of the work."""
+
+
+def in_order(result, label):
+    """The label of a result, indented: Snakemake's report sorts labels as text, and a browser shows no space before them."""
+    return {"result": " " * (len(IN_ORDER) - IN_ORDER.index(result)) + label}
+
+
 def in_report(folder, category, path, caption, label, patterns=()):
     """An output that Snakemake's report shows, `path` in a folder.
 
     caption   the name of its text in report/, without .rst
-    label     a text, or a function of wildcards that returns {"result": text}
+    label     a text, or a function of wildcards that returns `in_order` of it
     patterns  of the files that are shown, if the output is a folder
     """
-    labels = label if callable(label) else {"result": label}
+    labels = label if callable(label) else in_order(caption, label)
     return report(
         f"{folder}/{path}",
         caption=f"../report/{caption}.rst",
@@ -86,6 +102,13 @@ def in_report(folder, category, path, caption, label, patterns=()):
         labels=labels,
         patterns=patterns,
     )
+
+
+def table_label(wildcards):
+    """Label of a table's page in the report."""
+    name = wildcards.table.removesuffix("_train").removesuffix("_test")
+    result = "sweep" if name.startswith(table_texts.SWEEP) else name
+    return in_order(result, table_texts.text_of(wildcards.table).title)
 
 
 # The report sorts categories by name.
@@ -101,26 +124,18 @@ def of_each_experiment(path):
     return expand(f"results/experiments/{{name}}/{path}", name=config["experiments"])
 
 
-DUPLICATES = dataset_report("lists/duplicates.csv", "duplicates", "near-duplicates (CSV)")
-LISTS = [
-    *expand(
-        "results/datasets/{{dataset}}/lists/{file}",
-        file=[
-            *("train.txt", "val.txt", "test.txt", "labels.txt", "synset_words.txt"),
-            *("classes.csv", "infogain.binaryproto", "sizes.csv", "SHA256SUMS"),
-        ],
-    ),
-    DUPLICATES,
-]
+LISTS = expand(
+    "results/datasets/{{dataset}}/lists/{file}",
+    file=[
+        *("train.txt", "val.txt", "test.txt", "labels.txt", "synset_words.txt"),
+        *("classes.csv", "infogain.binaryproto", "sizes.csv", "duplicates.csv", "SHA256SUMS"),
+    ],
+)
 """The lists of a dataset's images and classes."""
 DATABASES = expand("results/datasets/{{dataset}}/lmdb/{part}", part=["train", "val"])
 MANIFESTS = expand("results/datasets/{{dataset}}/lmdb/{part}.manifest.json", part=["train", "val"])
-SWEPT = [
-    comparison_report(f"{sweep}.{kind}", "sweep", sweep + suffix)
-    for sweep in config["sweeps"]
-    for kind, suffix in (("png", ""), ("csv", " (CSV)"))
-]
-"""The plots and tables of sweeps."""
+SWEPT = [comparison_report(f"{sweep}.png", "sweep", sweep) for sweep in config["sweeps"]]
+SWEEP_TABLES = expand("results/report/{sweep}.csv", sweep=config["sweeps"])
 
 
 wildcard_constraints:
@@ -164,7 +179,7 @@ def results(wildcards):
     paths = expand(
         "results/datasets/{name}/{file}",
         name=config["datasets"],
-        file=["mean.binaryproto", "lmdb/val.manifest.json", "pictures/overview.png"],
+        file=["mean.binaryproto", "lmdb/val.manifest.json", "pictures/overview.png", "tables"],
     )
     paths += [
         f"results/datasets/{name}/augmented.png"
@@ -172,9 +187,7 @@ def results(wildcards):
         if dataset.get("augmentation", {}).keys() - {"copies"}
     ]
     paths += (
-        ["results/report/comparison.csv", "results/report/overview.html"]
-        if config["experiments"]
-        else []
+        ["results/report/overview.html", "results/report/tables"] if config["experiments"] else []
     )
     paths += [
         f"results/experiments/{name}/{file}"
@@ -186,7 +199,7 @@ def results(wildcards):
 
 def results_of(experiment):
     """Results of an experiment, in its folder, that are built if no targets are given."""
-    files = ["report/curves.png", "report/mistakes.png"]
+    files = ["report/curves.png", "report/mistakes.png", "tables"]
     files += [f"report/mistakes_{part}.png" for part in experiment["evaluate"] if part != "val"]
     files += ["features"] if experiment["features"] else []
     files += [f"report/map_{stem_of(blob)}.png" for blob in experiment["features"]]

@@ -10,10 +10,25 @@ def of_evaluated(path):
     )
 
 
-def of_part(result):
+def of_part(result, label):
     """Label of a result in the report, with the set that was evaluated, unless it is the validation set."""
     parts = {"": "", "_train": ", training images", "_test": ", images for testing"}
-    return lambda wildcards: {"result": result + parts[wildcards.of]}
+    return lambda wildcards: in_order(result, label + parts[wildcards.of])
+
+
+def tables_of(wildcards):
+    """Input function: the tables of an experiment that the report shows."""
+    experiment = config["experiments"][wildcards.experiment]
+    folders = [
+        "evaluate" if part == "val" else f"evaluate_{part}" for part in experiment["evaluate"]
+    ]
+    files = ["train/layers.csv", "train/preflight.csv"]
+    files += ["linear/measured.csv"] if experiment["strategy"] in strategies.FITTED else []
+    files += [
+        f"{folder}/{table}.csv" for folder in folders for table in ("per_class", "predictions")
+    ]
+    files += ["classify.csv"] if "classify" in experiment else []
+    return [f"results/experiments/{wildcards.experiment}/{file}" for file in files]
 
 
 def infogain_of(wildcards):

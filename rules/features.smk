@@ -32,14 +32,10 @@ rule evaluate:
     output:
         summary="results/experiments/{experiment}/evaluate{of}/summary.json",
         sums="results/experiments/{experiment}/evaluate{of}/SHA256SUMS",
-        per_class=experiment_report(
-            "evaluate{of}/per_class.csv", "per_class", of_part("accuracy by class (CSV)")
-        ),
+        per_class="results/experiments/{experiment}/evaluate{of}/per_class.csv",
         confusion="results/experiments/{experiment}/evaluate{of}/confusion.csv",
         calibration="results/experiments/{experiment}/evaluate{of}/calibration.csv",
-        predictions=experiment_report(
-            "evaluate{of}/predictions.csv", "predictions", of_part("predictions (CSV)")
-        ),
+        predictions="results/experiments/{experiment}/evaluate{of}/predictions.csv",
     log:
         "logs/experiments/{experiment}/evaluate{of}.log",
     threads: 8
@@ -66,7 +62,7 @@ rule classify:
         mean=of_dataset("mean.binaryproto"),
         images=classified,
     output:
-        experiment_report("classify.csv", "classify", "classified images (CSV)"),
+        "results/experiments/{experiment}/classify.csv",
     log:
         "logs/experiments/{experiment}/classify.log",
     threads: 8

@@ -10,7 +10,7 @@ rule linear:
         strategy="results/experiments/{experiment}/linear/strategy.json",
         classifier="results/experiments/{experiment}/linear/classifier.caffemodel",
         sums="results/experiments/{experiment}/linear/SHA256SUMS",
-        measured=experiment_report("linear/measured.csv", "measured", "features measured (CSV)"),
+        measured="results/experiments/{experiment}/linear/measured.csv",
         plot=experiment_report("linear/measured.png", "strategy", "strategy, and why"),
         vector="results/experiments/{experiment}/linear/measured.svg",
     log:

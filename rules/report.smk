@@ -80,13 +80,13 @@ rule evaluated:
         manifest=of_evaluated("lmdb/{part}.manifest.json"),
     output:
         confusion=experiment_report(
-            "report/confusion{of}.png", "confusion", of_part("confusion matrix")
+            "report/confusion{of}.png", "confusion", of_part("confusion", "confusion matrix")
         ),
         calibration=experiment_report(
-            "report/calibration{of}.png", "calibration", of_part("calibration")
+            "report/calibration{of}.png", "calibration", of_part("calibration", "calibration")
         ),
         mistakes=experiment_report(
-            "report/mistakes{of}.png", "mistakes", of_part("surest mistakes")
+            "report/mistakes{of}.png", "mistakes", of_part("mistakes", "surest mistakes")
         ),
         vector=expand(
             "results/experiments/{{experiment}}/report/{plot}{{of}}.svg",
@@ -184,11 +184,12 @@ rule comparison:
         seconds=of_each_experiment("train/seconds.csv"),
         summaries=of_each_experiment("evaluate/summary.json"),
     output:
-        table=comparison_report("comparison.csv", "comparison", "table (CSV)"),
+        table="results/report/comparison.csv",
         plot=comparison_report("comparison.png", "comparison_plot", "curves"),
         vector="results/report/comparison.svg",
         seconds="results/report/seconds.csv",
         sweeps=SWEPT,
+        sweep_tables=SWEEP_TABLES,
         sweep_vectors=expand("results/report/{sweep}.svg", sweep=config["sweeps"]),
     log:
         "logs/report/comparison.log",
@@ -227,3 +228,45 @@ rule overview:
         "python -m pipeline.report.overview {output:q} --table {input.table:q} --plot {input.plot:q} --metrics {input.metrics:q}"
         " --classes {input.classes:q} --confusions {input.confusions:q} --curves {input.curves:q} --matrices {input.matrices:q}"
         " --mistakes {input.mistakes:q} 2>&1 | tee {log:q}"
+
+
+rule experiment_tables:
+    input:
+        tables_of,
+    output:
+        directory(experiment_report("tables", "table", table_label, patterns=["{table}.html"])),
+    log:
+        "logs/experiments/{experiment}/tables.log",
+    resources:
+        mem_mb=grown(1000),
+        runtime=grown(5),
+    params:
+        of="{experiment}",
+        code=code_of("pipeline.report.tables"),
+    shell:
+        "python -m pipeline.report.tables {output:q} {input:q} --of {params.of:q} 2>&1 | tee {log:q}"
+
+
+use rule experiment_tables as dataset_tables with:
+    input:
+        "results/datasets/{dataset}/lists/duplicates.csv",
+    output:
+        directory(dataset_report("tables", "table", table_label, patterns=["{table}.html"])),
+    log:
+        "logs/datasets/{dataset}/tables.log",
+    params:
+        of="{dataset}",
+        code=code_of("pipeline.report.tables"),
+
+
+use rule experiment_tables as comparison_tables with:
+    input:
+        "results/report/comparison.csv",
+        SWEEP_TABLES,
+    output:
+        directory(comparison_report("tables", "table", table_label, patterns=["{table}.html"])),
+    log:
+        "logs/report/tables.log",
+    params:
+        of="All experiments",
+        code=code_of("pipeline.report.tables"),

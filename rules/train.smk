@@ -56,8 +56,8 @@ rule train:
         seconds="results/experiments/{experiment}/train/seconds.csv",
         machine="results/experiments/{experiment}/train/machine.json",
         log="results/experiments/{experiment}/train/train.log",
-        layers=experiment_report("train/layers.csv", "layers", "layers (CSV)"),
-        preflight=experiment_report("train/preflight.csv", "preflight", "preflight (CSV)"),
+        layers="results/experiments/{experiment}/train/layers.csv",
+        preflight="results/experiments/{experiment}/train/preflight.csv",
         folders=directory(
             expand(
                 "results/experiments/{{experiment}}/train/{folder}",

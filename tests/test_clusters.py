@@ -34,7 +34,7 @@ def program(folder, name: str, text: str) -> None:
 
 def test_each_group_has_rules_of_the_workflow():
     text = "\n".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
-    rules = set(re.findall(r"^(?:rule|checkpoint) (\w+):", text, re.MULTILINE))
+    rules = set(re.findall(r"^(?:rule|checkpoint|use rule \w+ as) (\w+)(?::| with:)", text, re.MULTILINE))
     assert set(cluster.groups()) <= rules
     assert rules - set(cluster.groups()) == {"digits", "shards", "fetch", "build", "reuse", "weights", "linear"}
     needs_gpu = set(re.findall(r"^rule (\w+):(?:(?!^rule ).)*gpu=GPUS", text, re.MULTILINE | re.DOTALL))

@@ -31,7 +31,7 @@ def read_table(path: Path, numbers: Iterable[str] = (), **how: Any) -> pd.DataFr
     how      for pandas.read_csv
     """
     numbers = list(numbers)
-    _whole(path)
+    _whole(path, how.get("encoding_errors", "strict"))
     try:
         table: pd.DataFrame = pd.read_csv(path, **how)
     except ValueError as error:  # pandas' errors, and bytes that are not UTF-8

@@ -53,6 +53,7 @@ OUTPUTS = (
     Output("mean", "data", ("datasets/*/mean.binaryproto", "datasets/*/mean.json")),
     Output("pictures", "pictures", ("datasets/*/pictures/*.*", "datasets/*/pictures/sheets/")),
     Output("augmented", "pictures", ("datasets/*/augmented.png",)),
+    Output("dataset_tables", "tables", ("datasets/*/tables/",)),
     Output("weights", "weights", ("weights/*",)),
     Output("linear", "weights", ("experiments/*/linear/*.caffemodel", "experiments/*/linear/SHA256SUMS")),
     Output("linear", "tables", ("experiments/*/linear/*.csv", "experiments/*/linear/*.json")),
@@ -75,6 +76,8 @@ OUTPUTS = (
     Output("neighbours", "pictures", ("experiments/*/report/*.png", "experiments/*/report/*.svg")),
     Output("neighbours", "tables", ("experiments/*/report/*",)),
     Output("visualize", "pictures", ("experiments/*/pictures/*.*", "experiments/*/pictures/feature_maps/")),
+    Output("comparison_tables", "tables", ("report/tables/",)),
+    Output("experiment_tables", "tables", ("experiments/*/tables/",)),
     Output("comparison", "tables", ("report/*.csv",)),
     Output("comparison", "pictures", ("report/*",)),
 )

@@ -155,7 +155,7 @@ def test_a_file_that_is_not_a_manifest_is_refused(tmp_path, text):
 
 def test_every_step_of_a_result_is_a_rule():
     rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
-    named = set(re.findall(r"^(?:rule|checkpoint) (\w+):", rules, re.MULTILINE))
+    named = set(re.findall(r"^(?:rule|checkpoint|use rule \w+ as) (\w+)(?::| with:)", rules, re.MULTILINE))
     assert {output.step for output in manifest.OUTPUTS} <= named
 
 
