@@ -73,6 +73,14 @@ def test_a_net_and_the_command_run_from_the_built_wheel_in_an_empty_folder(tmp_p
     assert "\nshards " in done.stdout
 
 
+def test_a_checkout_called_caffe_in_the_working_folder_is_not_imported(tmp_path):
+    (tmp_path / "caffe/examples").mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + "\nIs the environment that of `make env`?"
+    assert done.stdout.endswith("[[4.0, 7.0]]\n")
+
+
 def declared(*extras: str) -> set[str]:
     """Names of the declared packages: those that are always installed, and those of extras."""
     listed = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
