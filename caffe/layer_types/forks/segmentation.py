@@ -111,7 +111,8 @@ class ImageLabelmapData(ImageSegData):
         return p.root_folder + paths[0], p.root_folder + paths[1]
 
     def pair(self, line: tuple[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        image, edges = self.pixels(line), read_image(line[1], False, self.size)
+        p = self.param.image_data_param
+        image, edges = self.pixels(line), read_listed(p.source, p.root_folder, line[1], False, self.size)
         if edges.shape[1:] != image.shape[1:]:
             raise Error(line[1], "edges of {}×{}".format(*edges.shape[1:]), "the image has {}×{}".format(*image.shape[1:]))
         return image, (edges > 127).astype(np.uint8)
