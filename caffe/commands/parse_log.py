@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from caffe.commands import flags
+from caffe.errors import FileError
 from caffe.formats.files import read_bytes
 
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf))"
 _ITERATION = re.compile(r"Iteration (\d+)")
 _RATE = re.compile(f"lr = {_NUMBER}")
 _OUTPUTS = {kind: re.compile(rf"{kind} net output #\d+: (\S+) = {_NUMBER}") for kind in ("Train", "Test")}
+# In logs of 2013 and 2014, outputs have no names.
+_FORMER = {"Train": re.compile(rf"Iteration \d+, (loss) = {_NUMBER}"), "Test": re.compile(rf"Test (score #\d+): {_NUMBER}")}
 # I1120 20:07:21.867396 …, or, from a glog since 2020, with a year, I20261120 20:07:21.867396 …
 _STAMP = re.compile(r"^[IWEF](\d{4})?(\d{4} \d\d:\d\d:\d\d\.\d{6})")
 
@@ -24,7 +27,8 @@ def main(argv: list[str]) -> int:
     parser = flags.parser(
         "parse_log",
         "Extract two tables from a training log, LOG.train and LOG.test.",
-        "Columns: NumIters, Seconds since the start of training, LearningRate, and each output of the net.",
+        "Columns: NumIters, Seconds since the start of training, LearningRate, and each output of the net; of a log of 2014, "
+        "whose outputs have no names, the loss and `score #0`, `score #1`, …",
     )
     parser.add_argument("logfile_path", type=flags.existing, help="the training log")
     parser.add_argument("output_dir", type=flags.path, help="directory for the tables")
@@ -32,6 +36,13 @@ def main(argv: list[str]) -> int:
     flags.add(parser, "delimiter", "column separator (default: a comma)", default=",")
     arguments = parser.parse_args(argv)
     train, test = parse_log(arguments.logfile_path)
+    if not train and not test:
+        raise FileError(
+            arguments.logfile_path,
+            "no line with the loss, or an output, of an iteration",
+            "a training log has lines like `Train net output #0: loss = 0.4`",
+            "give the file that standard error of `caffe train` was written to",
+        )
     for rows, kind in ((train, "train"), (test, "test")):
         path = Path(arguments.output_dir) / f"{Path(arguments.logfile_path).name}.{kind}"
         if rows:
@@ -47,6 +58,7 @@ def parse_log(path: str) -> tuple[list[Row], list[Row]]:
     A row's learning rate is the last one logged before it; the first row, which has none, gets the second row's.
     """
     lines = read_bytes(path).decode(errors="replace").splitlines()
+    named = any(pattern.search(line) for line in lines for pattern in _OUTPUTS.values())
     begin = next((index for index, line in enumerate(lines) if "Solving" in line and _STAMP.match(line)), 0)
     year = datetime.datetime.fromtimestamp(Path(path).stat().st_mtime).year
     iteration: float | None = None
@@ -59,7 +71,7 @@ def parse_log(path: str) -> tuple[list[Row], list[Row]]:
             continue
         if found := _RATE.search(line):
             rate = float(found[1])
-        for kind, pattern in _OUTPUTS.items():
+        for kind, pattern in (_OUTPUTS if named else _FORMER).items():
             if found := pattern.search(line):
                 rows = tables[kind]
                 if not rows or rows[-1]["NumIters"] != iteration:

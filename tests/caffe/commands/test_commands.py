@@ -416,6 +416,38 @@ def test_parse_log_reads_a_bvlc_caffe_log(run):
     ]
 
 
+LOG_OF_2014 = """\
+I0706 10:00:00.000000  1234 solver.cpp:41] Solving CIFAR10_quick_train
+I0706 10:00:00.500000  1234 solver.cpp:106] Iteration 0, Testing net
+I0706 10:00:01.000000  1234 solver.cpp:142] Test score #0: 0.1018
+I0706 10:00:01.000000  1234 solver.cpp:142] Test score #1: 2.30248
+I0706 10:00:31.500000  1234 solver.cpp:237] Iteration 100, lr = 0.001
+I0706 10:00:31.500000  1234 solver.cpp:87] Iteration 100, loss = 1.73
+I0706 10:01:02.000000  1234 solver.cpp:106] Iteration 200, Testing net
+I0706 10:01:02.500000  1234 solver.cpp:142] Test score #0: 0.45
+I0706 10:01:02.500000  1234 solver.cpp:142] Test score #1: 1.5e-1
+"""
+
+
+def test_parse_log_reads_a_log_of_2014(run, folder):
+    (folder / "quick.log").write_text(LOG_OF_2014)
+    assert run("parse_log", "quick.log", ".")[0] == 0
+    train, test = (list(csv.DictReader((folder / f"quick.log.{kind}").open())) for kind in ("train", "test"))
+    assert [(row["NumIters"], row["Seconds"], row["loss"]) for row in train] == [("100.0", "31.5", "1.73")]
+    assert [(row["NumIters"], row["score #0"], row["score #1"]) for row in test] == [
+        ("0.0", "0.1018", "2.30248"),
+        ("200.0", "0.45", "0.15"),
+    ]
+
+
+def test_parse_log_of_a_file_that_is_no_log_is_an_error(run, folder):
+    (folder / "no.log").write_text("make: nothing to be done\n")
+    code, _, err = run("parse_log", "no.log", ".")
+    assert (code, err.split(":")[1]) == (1, " no.log")
+    assert "no line with the loss" in err
+    assert not list(folder.glob("no.log.*"))
+
+
 def test_parse_log_reads_logs_that_span_new_year(run, folder):
     lines = [
         "I1231 23:59:58.000000  7 solver.cpp:289] Solving small",
@@ -457,11 +489,12 @@ def test_python_m_caffe_prints_an_error_as_one_line(folder):
 
 
 def test_commands_that_need_no_pytorch_do_not_load_it(folder):
+    (folder / "quick.log").write_text(LOG_OF_2014)
     code = "import sys; from caffe.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     for command in (
         ["upgrade_net_proto_text", "net.prototxt", "new.prototxt"],
         ["draw_net", "net.prototxt", "net.dot"],
-        ["parse_log", "net.prototxt", "."],
+        ["parse_log", "quick.log", "."],
     ):
         done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
         assert done.stdout.endswith("False\n")
