@@ -1,4 +1,4 @@
-"""Say what to write today where a layer in Python was written for Python 2, by the exception that it raises."""
+"""Say what to write today where a layer in Python was written for Python 2 and its libraries, by the exception that it raises."""
 
 import re
 
@@ -36,8 +36,11 @@ _WORDS = re.compile(
 
 def advice(error: Exception) -> str:
     """What to write today, as a sentence; "" if the exception does not look like one of Python 2's code."""
+    if isinstance(error, TabError):
+        name = error.filename
+        return f"Python 2 took a tab for up to 8 spaces: write them by `expand -t 8 {name} > new.py && mv new.py {name}`."
     if isinstance(error, SyntaxError):
-        old = isinstance(error, TabError) or _WORDS.search(str(error.msg)) or "<>" in (error.text or "")
+        old = _WORDS.search(str(error.msg)) or "<>" in (error.text or "")
         return f"This is Python 2: convert it by `2to3 -w {error.filename}` (of Python 3.12 or earlier)." if old else ""
     if isinstance(error, ModuleNotFoundError) and error.name in MODULES:
         return f"The module {error.name} is Python 2's: write `{MODULES[error.name]}`."
@@ -45,6 +48,8 @@ def advice(error: Exception) -> str:
         return f"{error.name} is Python 2's: write {NAMES[error.name]}."
     if isinstance(error, AttributeError) and (match := _METHODS.search(str(error))):
         return f"{match[1]} is Python 2's: write `{_TODAY[match[1]]}`."
+    if isinstance(error, TypeError) and "argument: 'Loader'" in str(error):
+        return "PyYAML takes no file without a loader any more: write `yaml.safe_load(…)`."
     if isinstance(error, TypeError) and _DIVIDED.search(str(error)):
         return "In Python 2, / of integers gave an integer: write //."
     return ""

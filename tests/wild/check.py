@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from google.protobuf import text_format
 import caffe
 from caffe.errors import OutOfMemoryError
 from caffe.proto import caffe_pb2
-from tests.wild import stand_ins
+from tests.wild import python_layers, stand_ins
 
 SOLVER, DEPLOY, TRAIN = KINDS = ("solver", "deploy", "train")
 _NETS_OF_SOLVER = ("net", "net_param", "train_net", "train_net_param", "train_state", "test_net", "test_net_param", "test_state")
@@ -40,9 +41,14 @@ class Outcome(NamedTuple):
     message: str = ""
 
 
-def check(path: Path, kind: str) -> Outcome:
-    """Do with a file what its kind is for; never raises."""
+def check(path: Path, kind: str, root: Path | None = None) -> Outcome:
+    """Do with a file what its kind is for; never raises.
+
+    root  folder of its repository, where the modules of Python layers are looked for
+    """
     caffe.set_random_seed(1)
+    if root and kind != SOLVER:
+        sys.path[:0] = map(str, python_layers.folders_of(_leniently_read(path), path, root))
     try:
         return Outcome("runs", {SOLVER: check_solver, DEPLOY: check_deploy, TRAIN: check_train}[kind](path))
     except Exception as error:
@@ -149,6 +155,10 @@ def _parse_cause(error: caffe.ParseError) -> str:
 def _cause(error: Exception, path: Path) -> str:
     if isinstance(error, (MemoryError, OutOfMemoryError)):
         return "memory"
+    if isinstance(error, ModuleNotFoundError):
+        return f"python module {error.name}"
+    if any(": in " in note for note in getattr(error, "__notes__", ())):
+        return f"{type(error).__name__} in a python layer"
     if isinstance(error, caffe.FileError):
         return "format" if error.where.startswith(str(path)) else "file not public"
     if isinstance(error, caffe.SolverError):
@@ -162,17 +172,23 @@ def _cause(error: Exception, path: Path) -> str:
 
 def _missing(path: Path, kind: str) -> list[str]:
     """Layer types and Python modules of a net that are not here, whatever else its file has that the schema lacks."""
-    net = caffe_pb2.NetParameter()
-    try:
-        text_format.Parse(path.read_text("utf-8", "replace"), net, allow_unknown_field=True)
-    except text_format.ParseError:
-        return []
+    net = _leniently_read(path)
     known = set(caffe.layer_type_list())
     layers = [layer for layer in net.layer if not (kind == TRAIN and stand_ins.is_data(layer))]
     return [
         *(f"layer type {layer.type}" for layer in layers if layer.type and layer.type not in known),
         *_missing_modules(layers),
     ]
+
+
+def _leniently_read(path: Path) -> caffe_pb2.NetParameter:
+    """A net, whatever fields the schema lacks; empty if its syntax is wrong."""
+    net = caffe_pb2.NetParameter()
+    try:
+        text_format.Parse(path.read_text("utf-8", "replace"), net, allow_unknown_field=True)
+    except text_format.ParseError:
+        net.Clear()
+    return net
 
 
 def _missing_modules(layers: list[caffe_pb2.LayerParameter]) -> Iterator[str]:

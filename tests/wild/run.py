@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.wild import python_layers
+
 os.environ.setdefault("GLOG_minloglevel", "2")
 
 SAMPLE = Path(__file__).with_name("sample.csv")
@@ -68,24 +70,32 @@ def read_sample(path: Path = SAMPLE) -> list[Entry]:
 
 
 def collect(sample: Iterable[Entry], folder: Path, mirror: Path) -> list[Entry]:
-    """Copy the sample's files from git directories MIRROR/owner+name to FOLDER/owner+name; returns those that are not there."""
-    absent = []
+    """Copy the sample's files from git directories MIRROR/owner+name to FOLDER/owner+name; returns those that are not there.
+
+    With them go all Python files of a repository that has nets with layers in Python, translated to Python 3.
+    """
+    absent, translated = [], set()
     for entry in sample:
-        content = _content(entry, mirror)
-        if content is None:
+        git = _git_directory(entry, mirror)
+        content = git and _content(entry, git)
+        if not git or content is None:
             absent.append(entry)
             continue
         target = folder / entry.folder / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+        if b"python_param" in content and entry.repository not in translated:
+            translated.add(entry.repository)
+            python_layers.collect(git, entry.commit, folder / entry.folder)
     return absent
 
 
-def _content(entry: Entry, mirror: Path) -> bytes | None:
+def _git_directory(entry: Entry, mirror: Path) -> Path | None:
     places = [mirror / entry.folder / below for below in (".", ".git", "repo", "repo/.git")]
-    git = next((place for place in places if (place / "HEAD").is_file()), None)
-    if git is None:
-        return None
+    return next((place for place in places if (place / "HEAD").is_file()), None)
+
+
+def _content(entry: Entry, git: Path) -> bytes | None:
     shown = subprocess.run(["git", f"--git-dir={git}", "show", f"{entry.commit}:{entry.path}"], capture_output=True)
     return None if shown.returncode else shown.stdout
 
@@ -100,16 +110,18 @@ def run(sample: Sequence[Entry], folder: Path, limits: Limits, progress: Callabl
     context.set_forkserver_preload(["tests.wild.check"])
     rows = []
     for entry in sample:
-        result, cause, message = _checked(context, folder / entry.folder / entry.path, entry.kind, limits)
+        result, cause, message = _checked(context, folder / entry.folder, entry, limits)
         message = message.replace(f"{folder / entry.folder}/", "")[:MESSAGE]
         rows.append(Row(entry.repository, entry.path, entry.kind, entry.fork, result, cause, message))
         progress(rows[-1])
     return sorted(rows)
 
 
-def _checked(context: multiprocessing.context.ForkServerContext, path: Path, kind: str, limits: Limits) -> tuple[str, str, str]:
+def _checked(
+    context: multiprocessing.context.ForkServerContext, root: Path, entry: Entry, limits: Limits
+) -> tuple[str, str, str]:
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_check, args=(sender, path, kind, limits.memory))
+    process = context.Process(target=_check, args=(sender, root, entry, limits.memory))
     process.start()
     sender.close()
     try:
@@ -125,12 +137,12 @@ def _checked(context: multiprocessing.context.ForkServerContext, path: Path, kin
         process.join()
 
 
-def _check(sender: Connection, path: Path, kind: str, memory: float) -> None:
+def _check(sender: Connection, root: Path, entry: Entry, memory: float) -> None:
     from tests.wild import check
 
     limit = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    sender.send(tuple(check.check(path, kind)))
+    sender.send(tuple(check.check(root / entry.path, entry.kind, root)))
 
 
 # ---- reporting

@@ -1,6 +1,7 @@
 """The runner of the sample of files in the wild, on small files of each kind."""
 
 import subprocess
+import sys
 
 import pytest
 
@@ -75,15 +76,20 @@ def test_a_data_layer_that_the_engine_lacks_is_named_though_its_stand_in_runs(wr
     assert check.check(tmp_path / "net.prototxt", "train") == ("runs", "data layer CloudData", "")
 
 
+def committed(folder):
+    """Make a git repository of a folder; the commit."""
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "nets"]):
+        subprocess.run([*git, *command], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
 def test_files_are_collected_and_run_each_in_its_process(tmp_path):
     repository = tmp_path / "mirror" / "someone+nets"
     repository.mkdir(parents=True)
     (repository / "deploy.prototxt").write_text(DEPLOY)
     (repository / "deep.prototxt").write_text(DEPLOY.replace("Softmax", "Softmin"))
-    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "nets"]):
-        subprocess.run([*git, *command], check=True)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    commit = committed(repository)
     sample = [
         Entry("someone/nets", commit, name, "deploy", "bvlc") for name in ("deploy.prototxt", "deep.prototxt", "none.prototxt")
     ]
@@ -96,6 +102,36 @@ def test_files_are_collected_and_run_each_in_its_process(tmp_path):
     assert rows[0].message.startswith("deep.prototxt:5:")
     assert table(rows)[-1].split() == ["all", "2", "1", "50.0"]
     assert run(sample[:1], tmp_path / "files", Limits(seconds=0))[0].result == "time"
+
+
+LAYER = """
+import caffe
+from offset import OFFSET
+
+class Shift(caffe.Layer):
+    def setup(self, bottom, top):
+        print "shift by", OFFSET
+
+    def reshape(self, bottom, top):
+\ttop[0].reshape(*bottom[0].data.shape)
+
+    def forward(self, bottom, top):
+        top[0].data[...] = bottom[0].data + OFFSET
+"""
+OF_PYTHON = '"Python" python_param { module: "own.shift" layer: "Shift" }'
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="2to3 is not in Python 3.13 and later")
+def test_a_repository_s_layers_in_python_2_are_translated_and_found(tmp_path):
+    package = tmp_path / "mirror" / "someone+nets" / "lib" / "own"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "shift.py").write_text(LAYER)
+    (package / "offset.py").write_text("OFFSET = 1L")
+    (package.parent / "deploy.prototxt").write_text(DEPLOY.replace('"Softmax"', OF_PYTHON))
+    sample = [Entry("someone/nets", committed(tmp_path / "mirror" / "someone+nets"), "lib/deploy.prototxt", "deploy", "bvlc")]
+    assert collect(sample, tmp_path / "files", tmp_path / "mirror") == []
+    assert run(sample, tmp_path / "files", Limits())[0].result == "runs"
 
 
 def test_causes_are_listed_by_frequency_with_the_files_that_have_no_other():

@@ -367,6 +367,8 @@ OF_PYTHON_2 = {
     "[k for k in xrange(3)]": "xrange is Python 2's: write range",
     "[0, 1][4 / 4]": "/ of integers gave an integer: write //",
     "range(4 / 2)": "/ of integers gave an integer: write //",
+    "import yaml; yaml.load('a: 1')": r"write `yaml\.safe_load",
+    f"if True:\n{' ' * 16}pass\n\t\tpass": r"by `expand -t 8 .*of_2_7\.py > new\.py",
     "import nothing_of_the_sort": "",
     "1 / 0": "",
 }
