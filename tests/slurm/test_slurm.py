@@ -79,9 +79,9 @@ def slurm(*words: str) -> str:
 
 
 def jobs() -> dict[int, str]:
-    """{number: state} of all jobs that the controller remembers."""
+    """{number: state} of all jobs that the controller remembers, by number."""
     lines = slurm("squeue", "--states=all", "--noheader", "--format=%i %T").split("\n")
-    return {int(number): state for number, state in (line.split() for line in lines if line)}
+    return dict(sorted((int(number), state) for number, state in (line.split() for line in lines if line)))
 
 
 @pytest.mark.parametrize("installed", ["clone", "wheel"])
