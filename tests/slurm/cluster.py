@@ -113,6 +113,7 @@ def _daemons(folder: Path) -> Iterator[None]:
             stack.callback(_stop, start(words, folder))
             time.sleep(0.5)
         _wait(folder)
+        stack.callback(_stop_restarted, folder)
         yield
 
 
@@ -129,6 +130,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _stop_restarted(folder: Path) -> None:
+    """Stop a controller that a test started after the first one was killed."""
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int((folder / "slurmctld.pid").read_text()), signal.SIGTERM)
 
 
 def _wait(folder: Path) -> None:
