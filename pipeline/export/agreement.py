@@ -122,6 +122,7 @@ _MEANINGS: dict[tuple[str, int], Callable[[Draw, Shape, caffe.Net, caffe_pb2.Lay
     ("BatchReindex", 1): _indices,
     ("Embed", 0): _indices,
     ("Upsample", 1): _places,
+    ("Unpooling", 1): _places,
     ("ROIPooling", 1): _regions,
     ("PSROIPooling", 1): _regions,
     ("Proposal", 2): _sizes,

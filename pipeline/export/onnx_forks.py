@@ -1,4 +1,4 @@
-"""Convert layers of single forks to ONNX: Reorg, Norm, Division, C3D's, FlowNet's …."""
+"""Convert layers of single forks to ONNX: Reorg, Norm, Unpooling, Division, DenseBlock, C3D's, FlowNet's …."""
 
 import math
 
@@ -6,7 +6,12 @@ import numpy as np
 from onnx import TensorProto
 
 from caffe.proto import caffe_pb2
+from pipeline.export.onnx_layers import has_positions, spread
 from pipeline.export.onnx_part import Part, converts
+
+BLOCK_STATISTICS = ("scale", "bias", "running_mean", "running_var")
+"""DenseBlock's blobs of a batch normalisation, in the order of its formula."""
+BLOCK_EPSILON = 1e-5
 
 
 @converts("Reorg")
@@ -49,6 +54,69 @@ def mean(part: Part, *bottoms: str) -> list[str]:
         scaled = part.add("Mul", x, part.number("scale", p.input_scale * p.output_scale))
         tops.append(part.add("Add", scaled, part.tensor("term", repeated.astype(np.float32))))
     return tops
+
+
+@converts("Unpooling", single_precision=has_positions)
+def unpooling(part: Part, x: str, *positions: str) -> str:
+    """MAX by positions: scattered values; else a transposed convolution of each channel, cut or padded at its end."""
+    layer, (_, channels, *counts), extents = part.layer, part.shapes[0], part.tops[0][2:]
+    takes_maximum = part.param.unpooling_param.unpool == caffe_pb2.UnpoolingParameter.MAX
+    if takes_maximum and positions:
+        return spread(part, x, *positions)
+    window = (1, 1) if takes_maximum else layer.kernel
+    if part.param.unpooling_param.unpool == caffe_pb2.UnpoolingParameter.AVE:
+        axes = zip(counts, layer.stride, window, extents, strict=True)
+        tall, wide = (np.minimum(extent - step * np.arange(count), size) for count, step, size, extent in axes)
+        x = part.add("Div", x, part.tensor("places", np.outer(tall, wide).astype(np.float32)))
+    axes = zip(counts, layer.stride, window, extents, strict=True)
+    missing = [extent - (count - 1) * step - size for count, step, size, extent in axes]
+    ones = part.tensor("ones", np.ones((channels, 1, *window), np.float32))
+    cut = [0, 0, *(max(0, -pixels) for pixels in missing)]
+    y = part.add("ConvTranspose", x, ones, kernel_shape=window, strides=layer.stride, pads=cut, group=channels)
+    behind = [max(0, pixels) for pixels in missing]
+    return part.add("Pad", y, part.whole("behind", [0] * 6 + behind)) if any(behind) else y
+
+
+@converts("Combination")
+def combination(part: Part, *bottoms: str) -> str:
+    *_, height, width = part.tops[0]
+    top, filled = "", np.zeros((height, width), bool)
+    for x, shape, (left, upper) in zip(bottoms, part.shapes, part.layer.corners, strict=True):
+        own = np.zeros_like(filled)
+        own[upper : upper + shape[2], left : left + shape[3]] = True
+        around = [0, 0, upper, left, 0, 0, height - upper - shape[2], width - left - shape[3]]
+        placed = part.add("Pad", x, part.whole("around", around))
+        if not filled.any():
+            top = placed
+        elif (own & filled).any():
+            top = part.add("Where", part.tensor("window", own), placed, top)
+        else:
+            top = part.add("Add", top, placed)
+        filled |= own
+    return top
+
+
+@converts("DenseBlock")
+def dense_block(part: Part, x: str) -> str:
+    p = part.param.denseblock_param
+
+    def normalized(x: str, stage: str) -> str:
+        """relu(BN(x)), as one product and one sum: variances may be beyond float16."""
+        scale, bias, mean, variance = (part.tensors[f"{stage}_{name}"].astype(np.float64)[0] for name in BLOCK_STATISTICS)
+        factor = scale / np.sqrt(variance + BLOCK_EPSILON)
+        y = part.add("Mul", x, part.tensor(f"{stage}_factor", factor.astype(np.float32)))
+        term = part.tensor(f"{stage}_term", (bias - mean * factor).astype(np.float32))
+        return part.add("Relu", part.add("Add", y, term))
+
+    for step in range(p.numTransition):
+        y = normalized(x, f"conv{step}")
+        if p.use_BC:
+            y = part.add("Conv", y, part.tensor(f"reduction{step}_weight"), kernel_shape=[1, 1])
+            y = normalized(y, f"reduction{step}")
+        # A convolution of mathematics: the kernels are stored turned.
+        kernels = part.tensor(f"conv{step}_weight", part.tensors[f"conv{step}_weight"][:, :, ::-1, ::-1])
+        x = part.add("Concat", x, part.add("Conv", y, kernels, kernel_shape=[3, 3], pads=[1] * 4), axis=1)
+    return x
 
 
 # ---- C3D
@@ -153,3 +221,19 @@ def downsample(part: Part, x: str, *_: str) -> str:
     total, used, left_out = (part.add("MatMul", part.add("MatMul", down, values), across) for values in parts)
     gone = part.add("Greater", left_out, part.add("Mul", used, part.number("share", 0.5)))
     return part.add("Where", gone, part.number("missing", math.nan), part.add("Div", total, used))
+
+
+@converts("Resample")
+def resample(part: Part, x: str, *_: str) -> str:
+    old, new = part.shapes[0][2:], part.tops[0][2:]
+    if part.param.resample_param.type == caffe_pb2.ResampleParameter.NEAREST:
+        for axis, places in enumerate(part.layer.nearest(old, new), 2):
+            x = part.add("Gather", x, part.tensor("places", places.cpu().numpy()), axis=axis)
+        return x
+    rows, columns = (matrix.cpu().numpy() for matrix in part.layer.matrices(old, new))
+    return part.add("MatMul", part.add("MatMul", part.tensor("rows", rows), x), part.tensor("columns", columns.T))
+
+
+@converts("ChannelNorm", single_precision=True)
+def channel_norm(part: Part, x: str) -> str:
+    return part.reduce("ReduceL2", x, [1])

@@ -17,7 +17,7 @@ _COMPARING_TOO = ("DetectionEvaluate", "EvalDetection", "BoxAnnotatorOHEM", "Lab
 _AUGMENTING = ("DataAugmentation", "FlowAugmentation", "GenerateAugmentationParameters")
 _OF_LABELS = ("CombinedMargin", "CosinAddm", "LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct")
 _WITHOUT_CONVERTER = (
-    *("ChannelNorm", "Combination", "DenseBlock", "MultiStageMeanfield", "Resample", "Unpooling"),
+    "MultiStageMeanfield",
     *("DeformableConvolution", "ModulatedDeformableConvolution", "DeformablePSROIPooling"),
     *("YoloDetectionOutput", "Yolov3DetectionOutput", "BoxOutput", "DecodeBBox"),
     *("ROIAlign", "ROIWarping", "MaskResize"),
@@ -256,23 +256,28 @@ def bilinear_interpolation(part: Part, x: str, like: str) -> str:
     return part.resize(x, *sizes, mode="linear", coordinate_transformation_mode="align_corners")
 
 
-def _has_positions(param: caffe_pb2.LayerParameter) -> bool:
+def has_positions(param: caffe_pb2.LayerParameter) -> bool:
     return len(param.bottom) > 1
 
 
-@converts("Upsample", single_precision=_has_positions)
-def upsample(part: Part, x: str, *positions: str) -> str:
-    (_, channels, *old), (*_, height, width) = part.shapes[0], part.tops[0]
-    if not positions:
-        nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        return part.resize(x, old, (height, width), **nearest)
+def spread(part: Part, x: str, positions: str) -> str:
+    """The first bottom's values at their positions in maps of the top's size, 0 elsewhere."""
+    channels, (*_, height, width) = part.shapes[0][1], part.tops[0]
     rows = part.whole("rows", [0, channels, -1])
-    values, places = (part.add("Reshape", each, rows) for each in (x, *positions))
+    values, places = (part.add("Reshape", each, rows) for each in (x, positions))
     images = part.slice(part.add("Shape", x), [0], [0], [1])
     size = part.add("Concat", images, part.whole("size", [channels, height * width]), axis=0)
     zeros = part.add("Expand", part.number("zero", 0), size)
-    spread = part.add("ScatterElements", zeros, part.add("Cast", places, to=TensorProto.INT64), values, axis=2)
-    return part.add("Reshape", spread, part.whole("maps", [0, channels, height, width]))
+    there = part.add("ScatterElements", zeros, part.add("Cast", places, to=TensorProto.INT64), values, axis=2)
+    return part.add("Reshape", there, part.whole("maps", [0, channels, height, width]))
+
+
+@converts("Upsample", single_precision=has_positions)
+def upsample(part: Part, x: str, *positions: str) -> str:
+    if positions:
+        return spread(part, x, *positions)
+    nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return part.resize(x, part.shapes[0][2:], part.tops[0][2:], **nearest)
 
 
 # ---- value by value

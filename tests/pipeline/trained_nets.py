@@ -43,6 +43,10 @@ def set_random_weights(net: caffe.Net, seed: int = 0) -> caffe.Net:
             values += [draw.uniform(0.5, 1.5, blob.shape) for blob in blobs[3:]]
         elif kind in ("BN", "Scale", "Bias", "PReLU", "Normalize"):
             values = [draw.uniform(0.5, 1.5, blob.shape) for blob in blobs]
+        elif kind == "DenseBlock":
+            values = [
+                draw.uniform(0.5, 1.5, blob.shape) if blob.shape[0] == 1 else draw.normal(0, 0.2, blob.shape) for blob in blobs
+            ]
         else:
             weight, *bias = (blob.shape for blob in blobs)
             values = [draw.standard_normal(weight, np.float32) / math.sqrt(max(1, math.prod(weight[1:])))]

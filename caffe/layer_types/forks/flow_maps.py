@@ -59,21 +59,29 @@ class Resample(Layer):
         total = weights.sum(1, keepdim=True)
         return torch.where(total == 0, 0.0, weights / total).float().to(self.device)
 
+    def matrices(self, old: Shape, new: Shape) -> tuple[Tensor, Tensor]:
+        """How much the old rows contribute to the new ones, (H', H), and the old columns, (W', W), for LINEAR and CUBIC."""
+        down, across = (before / after for before, after in zip(old, new, strict=True))
+        widens = self.param.resample_param.antialias and max(down, across) > 1
+        rows, columns = self.places(down, across, new[0]), self.places(across, down, new[1])
+        return self.weights(old[0], rows, down if widens else 1), self.weights(old[1], columns, across if widens else 1)
+
+    def nearest(self, old: Shape, new: Shape) -> tuple[Tensor, Tensor]:
+        """The old row of each new one, (H',), and the old column, (W',), for NEAREST."""
+        down, across = (before / after for before, after in zip(old, new, strict=True))
+        # Halves are rounded away from 0; -1/2 and less only occurs where the ratios differ.
+        rows, columns = (
+            (places + 0.5).floor().clamp(0, before - 1).long().to(self.device)
+            for places, before in zip((self.places(down, across, new[0]), self.places(across, down, new[1])), old, strict=True)
+        )
+        return rows, columns
+
     def forward(self, x: Tensor, *like: Tensor) -> Tensor:
-        p = self.param.resample_param
-        ((*_, height, width),) = self.top_shapes(tuple(x.shape), *[tuple(each.shape) for each in like])
-        down, across = x.shape[2] / height, x.shape[3] / width
-        rows, columns = self.places(down, across, height), self.places(across, down, width)
-        if p.type == RESAMPLE.NEAREST:
-            # Halves are rounded away from 0; -1/2 and less only occurs where the ratios differ.
-            nearest = [
-                (places + 0.5).floor().clamp(0, old - 1).long().to(x.device)
-                for places, old in zip((rows, columns), x.shape[2:], strict=True)
-            ]
-            return x[:, :, nearest[0][:, None], nearest[1]]
-        widens = p.antialias and max(down, across) > 1
-        of_rows = self.weights(x.shape[2], rows, down if widens else 1)
-        of_columns = self.weights(x.shape[3], columns, across if widens else 1)
+        (top,) = self.top_shapes(tuple(x.shape), *[tuple(each.shape) for each in like])
+        if self.param.resample_param.type == RESAMPLE.NEAREST:
+            rows, columns = self.nearest(x.shape[2:], top[2:])
+            return x[:, :, rows[:, None], columns]
+        of_rows, of_columns = self.matrices(x.shape[2:], top[2:])
         return of_rows @ x @ of_columns.t()
 
 

@@ -172,6 +172,15 @@ CASES = [
     ("Division", "division_param { height: 3 width: 2 xcoord: 1 ycoord: 4 }"),
     ("Downsample", "downsample_param { top_height: 4 top_width: 3 }"),
     ("ContinuationIndicator", "continuation_indicator_param { time_step: 3 }"),
+    ("ChannelNorm", ""),
+    ("Resample", "resample_param { height: 11 width: 5 type: NEAREST }"),
+    ("Resample", "resample_param { height: 3 width: 10 }"),
+    ("Resample", "resample_param { height: 9 width: 4 type: CUBIC antialias: false }"),
+    ("Unpooling", "unpooling_param { kernel_size: 2 stride: 2 }"),
+    ("Unpooling", "unpooling_param { unpool: AVE kernel_size: 3 stride: 2 unpool_h: 14 unpool_w: 16 }"),
+    ("Unpooling", "unpooling_param { unpool: TILE kernel_h: 2 kernel_w: 3 stride: 2 }"),
+    ("DenseBlock", "denseblock_param { numTransition: 3 initChannel: 4 growthRate: 2 }"),
+    ("DenseBlock", "denseblock_param { numTransition: 2 initChannel: 4 growthRate: 3 use_BC: true }"),
 ]
 VARIANCES = "variance: 0.1 variance: 0.1 variance: 0.2 variance: 0.2"
 PRIORS = f"prior_box_param {{ min_size: 4 max_size: 9 aspect_ratio: 2 flip: true clip: true {VARIANCES} }}"
@@ -321,6 +330,19 @@ SEVERAL = {
     "Division into several": layer(
         "Division", "a", "data", more=('top: "b" division_param { height: 3 width: 2 xcoord: 1 ycoord: 4 xcoord: 0 ycoord: 0 }')
     ),
+    "Combination": image(2, 4, 2, 3, name="eye")
+    + image(2, 4, 9, 8, name="face")
+    + layer(
+        "Combination",
+        "y",
+        *("data", "eye", "eye", "face"),
+        more="combination_param { xcoord: 1 ycoord: 0 xcoord: 0 ycoord: 5 xcoord: 7 ycoord: 0 xcoord: 6 ycoord: 2 }",
+    ),
+    "Resample like another map": image(2, 1, 4, 9, name="like") + layer("Resample", "y", "data", "like"),
+    "Unpooling by positions": layer("Pooling", "p", "data", more='top: "at" pooling_param { kernel_size: 2 stride: 2 }')
+    + layer("Unpooling", "y", "p", "at", more="unpooling_param { kernel_size: 2 stride: 2 unpool_h: 7 unpool_w: 6 }"),
+    "Unpooling by positions that are given": image(2, 4, 7, 6, name="at")
+    + layer("Unpooling", "y", "data", "at", more="unpooling_param { kernel_size: 2 stride: 2 }"),
     "Eltwise": image(*IMAGE, name="other")
     + layer("Eltwise", "y", "data", "other", "data", more="eltwise_param { coeff: 1 coeff: -2 coeff: 0.5 }"),
     "Eltwise PROD": image(*IMAGE, name="other")
