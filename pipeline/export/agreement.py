@@ -99,7 +99,9 @@ def _places(draw: Draw, shape: Shape, net: caffe.Net, layer: caffe_pb2.LayerPara
 def _regions(draw: Draw, shape: Shape, net: caffe.Net, layer: caffe_pb2.LayerParameter) -> np.ndarray:
     """Image index, x1, y1, x2 and y2 of regions within the map."""
     images, _, height, width = net.blobs[layer.bottom[0]].shape
-    settings = caffe.layer_type(layer.type).settings_of(layer)
+    # Cascade R-CNN's ROIAlign has ROIPooling's settings.
+    pools = layer.HasField("roi_pooling_param")
+    settings = layer.roi_pooling_param if pools else caffe.layer_type(layer.type).settings_of(layer)
     corners = draw.random((shape[0], 2, 2)) * np.array([width, height]) / settings.spatial_scale
     corners.sort(axis=1)
     index = draw.integers(images, size=(shape[0], 1))
@@ -125,6 +127,9 @@ _MEANINGS: dict[tuple[str, int], Callable[[Draw, Shape, caffe.Net, caffe_pb2.Lay
     ("Unpooling", 1): _places,
     ("ROIPooling", 1): _regions,
     ("PSROIPooling", 1): _regions,
+    ("DeformablePSROIPooling", 1): _regions,
+    ("ROIAlign", 1): _regions,
+    ("ROIWarping", 1): _regions,
     ("Proposal", 2): _sizes,
 }
 """How the values of a bottom are drawn that are no image, by type and number of the bottom."""

@@ -1,10 +1,9 @@
-"""Convert the layers of detectors to ONNX: PriorBox, DetectionOutput, Proposal, ROIPooling, PSROIPooling.
+"""Convert the layers of detectors to ONNX that choose boxes: PriorBox, DetectionOutput, Proposal.
 
 They are composed of ONNX's own operators, so that no runtime needs a plug-in; their rows have the order of Caffe's.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from onnx import TensorProto
@@ -15,15 +14,8 @@ from pipeline.export.onnx_part import Part, converts
 CODES = caffe_pb2.PriorBoxParameter
 ROWS_OF_VALUES = ("DetectionOutput", "Proposal", "Filter")
 """Types whose number of rows depends on values."""
-LAST_ROI_POOL = 21
-"""The last opset whose MaxRoiPool the pinned onnxruntime computes; 22 only adds types."""
 EMPTY = -1.0
 """What a row of DetectionOutput holds instead of a detection, after the image's index."""
-
-
-def _columns(part: Part, x: str, first: int, last: int) -> str:
-    """Columns `first` to before `last` of the last axis."""
-    return part.slice(x, [-1], [first], [last])
 
 
 def _gather_rows(part: Part, x: str, indices: str) -> str:
@@ -68,14 +60,14 @@ def _decode(part: Part, offsets: str, corners: str, variances: str) -> str:
         scaled = part.add("Mul", offsets, variances)
     if code == CODES.CORNER:
         return part.add("Add", scaled, corners)
-    first, last = _columns(part, corners, 0, 2), _columns(part, corners, 2, 4)
+    first, last = part.columns(corners, 0, 2), part.columns(corners, 2, 4)
     sides = part.add("Sub", last, first)
     if code == CODES.CORNER_SIZE:
         return part.add("Add", part.add("Mul", scaled, part.add("Concat", sides, sides, axis=-1)), corners)
     two = part.number("two", 2)
     middle = part.add("Div", part.add("Add", first, last), two)
-    centre = part.add("Add", part.add("Mul", _columns(part, scaled, 0, 2), sides), middle)
-    half = part.add("Div", part.add("Mul", part.add("Exp", _columns(part, scaled, 2, 4)), sides), two)
+    centre = part.add("Add", part.add("Mul", part.columns(scaled, 0, 2), sides), middle)
+    half = part.add("Div", part.add("Mul", part.add("Exp", part.columns(scaled, 2, 4)), sides), two)
     return part.add("Concat", part.add("Sub", centre, half), part.add("Add", centre, half), axis=-1)
 
 
@@ -111,7 +103,7 @@ def detection_output(part: Part, offsets: str, scores: str, priors: str, *_: str
     boxes = part.add("Reshape", boxes, part.whole("boxes", [-1, candidates, 4]))  # images and classes, candidates, 4
     rows = part.add("Reshape", table, part.whole("rows", [-1, candidates]))
     # A box with a negative side overlaps none, in ONNX as one without area.
-    first, last = _columns(part, boxes, 0, 2), _columns(part, boxes, 2, 4)
+    first, last = part.columns(boxes, 0, 2), part.columns(boxes, 2, 4)
     upright = part.add("Concat", first, part.add("Max", first, last), axis=-1)
     kept = _suppress(part, upright, rows, candidates, p.nms_param.nms_threshold)
     mask = part.add("ScatterND", _zeros(part, rows), kept, _ones(part, kept))
@@ -184,7 +176,7 @@ def _empty_rows(part: Part, scores: str) -> str:
     return part.add("Concat", images, part.add("Expand", part.number("empty", EMPTY), size), axis=1)
 
 
-# ---- regions
+# ---- Faster R-CNN
 
 
 @converts("Proposal", single_precision=True)
@@ -202,14 +194,14 @@ def proposal(part: Part, scores: str, offsets: str, sizes: str) -> list[str]:
     extent, middle = part.tensor("sides", sides), part.tensor("middle", (anchors[:, :2] + sides / 2).astype(np.float32))
     moves = part.add("Reshape", offsets, part.whole("anchors", [-1, count, 4, height, width]))
     moves = part.add("Reshape", part.add("Transpose", moves, perm=[0, 3, 4, 1, 2]), part.whole("rows", [-1, len(anchors), 4]))
-    centre = part.add("Add", middle, part.add("Mul", _columns(part, moves, 0, 2), extent))
-    half = part.add("Mul", part.add("Exp", _columns(part, moves, 2, 4)), extent)
+    centre = part.add("Add", middle, part.add("Mul", part.columns(moves, 0, 2), extent))
+    half = part.add("Mul", part.add("Exp", part.columns(moves, 2, 4)), extent)
     half = part.add("Div", half, part.number("two", 2))
     boxes = part.add("Concat", part.add("Sub", centre, half), part.add("Add", centre, half), axis=-1)
     size = part.add("Reshape", sizes, part.whole("sizes", [-1, 1, part.shapes[2][-1]]))
     far = part.add("Sub", part.add("Gather", size, part.whole("corner", [1, 0, 1, 0]), axis=-1), part.number("one", 1))
     boxes = part.add("Min", part.add("Max", boxes, part.number("zero", 0)), far)
-    wide = part.add("Add", part.add("Sub", _columns(part, boxes, 2, 4), _columns(part, boxes, 0, 2)), part.number("one", 1))
+    wide = part.add("Add", part.add("Sub", part.columns(boxes, 2, 4), part.columns(boxes, 0, 2)), part.number("one", 1))
     scale = part.add("Gather", size, part.whole("scale", [3 if part.shapes[2][-1] > 3 else 2, 2]), axis=-1)
     fits = part.add("GreaterOrEqual", wide, part.add("Mul", scale, part.number("min_size", p.min_size)))
     fits = part.add("Cast", fits, to=TensorProto.FLOAT)
@@ -221,78 +213,6 @@ def proposal(part: Part, scores: str, offsets: str, sizes: str) -> list[str]:
     # Both corners belong to a box.
     closed = part.add("Add", boxes, part.tensor("closed", np.array([0, 0, 1, 1], np.float32)))
     kept = _suppress(part, closed, best, p.post_nms_topn, p.nms_thresh)
-    image = part.add("Cast", _columns(part, kept, 0, 1), to=TensorProto.FLOAT)
+    image = part.add("Cast", part.columns(kept, 0, 1), to=TensorProto.FLOAT)
     regions = part.add("Concat", image, part.add("GatherND", boxes, kept), axis=1)
     return [regions, part.add("GatherND", best, kept)][: len(part.tops)]
-
-
-def _regions(part: Part, regions: str) -> str:
-    return regions if len(part.shapes[1]) == 2 else part.add("Reshape", regions, part.whole("regions", [-1, 5]))
-
-
-@converts("ROIPooling", single_precision=True)
-def roi_pooling(part: Part, x: str, regions: str) -> str:
-    p = part.param.roi_pooling_param
-    if part.opset > LAST_ROI_POOL:
-        found = f"opset {part.opset}"
-        raise part.error(found, f"onnxruntime has MaxRoiPool up to opset {LAST_ROI_POOL}", f"give --opset {LAST_ROI_POOL}")
-    size = [p.pooled_h, p.pooled_w]
-    return part.add("MaxRoiPool", x, _regions(part, regions), pooled_shape=size, spatial_scale=p.spatial_scale)
-
-
-def _rounded(part: Part, x: str) -> str:
-    """Rounded to the nearest integer, halves away from 0; ONNX rounds halves to even numbers."""
-    whole = part.add("Cast", part.add("Cast", x, to=TensorProto.INT64), to=TensorProto.FLOAT)
-    is_half = part.add("Equal", part.add("Abs", part.add("Sub", x, whole)), part.number("half", 0.5))
-    return part.add("Where", is_half, part.add("Add", whole, part.add("Sign", x)), part.add("Round", x))
-
-
-def _bins(part: Part, first: str, last: str, count: int, extent: int, shape: Sequence[int]) -> tuple[str, str]:
-    """First and last + 1 position of each bin of regions (R, 1) along an axis, int64, reshaped to `shape`."""
-    size = part.add("Max", part.add("Sub", last, first), part.number("least", 0.1))
-    size = part.add("Div", size, part.number("count", count))
-    ends = []
-    for operator, start in (("Floor", 0), ("Ceil", 1)):
-        edges = part.tensor("edges", np.arange(start, start + count, dtype=np.float32))
-        edge = part.add(operator, part.add("Add", part.add("Mul", edges, size), first))
-        edge = part.add("Clip", edge, part.number("first", 0), part.number("last", extent))
-        ends.append(part.add("Reshape", part.add("Cast", edge, to=TensorProto.INT64), part.whole("bins", shape)))
-    return ends[0], ends[1]
-
-
-@converts("PSROIPooling", single_precision=True)
-def position_sensitive_roi_pooling(part: Part, x: str, regions: str) -> str:
-    """Means over bins from an integral image, in float64 as its sums grow with the map."""
-    p, (_, channels, height, width) = part.param.psroi_pooling_param, part.shapes[0]
-    bins, cells = p.group_size, (height + 1) * (width + 1)
-    rows = _regions(part, regions)
-    corners = _rounded(part, _columns(part, rows, 1, 5))
-    corners = part.add("Add", corners, part.tensor("closed", np.array([0, 0, 1, 1], np.float32)))
-    corners = part.add("Mul", corners, part.number("spatial_scale", p.spatial_scale))
-    left, top, right, bottom = (_columns(part, corners, index, index + 1) for index in range(4))
-    left, right = _bins(part, left, right, bins, width, [-1, 1, 1, bins])
-    top, bottom = _bins(part, top, bottom, bins, height, [-1, 1, bins, 1])
-    sums = part.add("Cast", x, to=TensorProto.DOUBLE)
-    for axis in (2, 3):
-        sums = part.add("CumSum", sums, part.whole("axis", axis))
-    sums = part.add("Pad", sums, part.whole("border", [0, 0, 1, 1, 0, 0, 0, 0]))
-    sums = part.add("Reshape", sums, part.whole("line", [-1]))
-    image = part.add("Cast", _columns(part, rows, 0, 1), to=TensorProto.INT64)
-    image = part.add(
-        "Reshape", part.add("Mul", image, part.whole("image", channels * cells)), part.whole("column", [-1, 1, 1, 1])
-    )
-    own = part.tensor("channels", np.arange(channels, dtype=np.int64).reshape(1, p.output_dim, bins, bins) * cells)
-    begin = part.add("Add", image, own)
-
-    def until(row: str, column: str) -> str:
-        place = part.add("Add", part.add("Mul", row, part.whole("width", width + 1)), column)
-        return part.add("Gather", sums, part.add("Add", begin, place))
-
-    total = part.add("Sub", until(bottom, right), until(top, right))
-    total = part.add("Add", part.add("Sub", total, until(bottom, left)), until(top, left))
-    extents = (part.add("Sub", bottom, top), part.add("Sub", right, left))
-    nothing = part.whole("nothing", 0)
-    area = part.add("Mul", *[part.add("Max", extent, nothing) for extent in extents])
-    divisor = part.add("Cast", part.add("Max", area, part.whole("one", 1)), to=TensorProto.DOUBLE)
-    mean = part.add("Cast", part.add("Div", total, divisor), to=TensorProto.FLOAT)
-    return part.add("Where", part.add("Greater", area, nothing), mean, part.number("empty", 0))

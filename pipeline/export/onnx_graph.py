@@ -9,7 +9,13 @@ from onnx import TensorProto, helper
 
 import caffe
 from pipeline.errors import InputError
-from pipeline.export import onnx_detection, onnx_forks, onnx_sequences  # noqa: F401, they register converters
+from pipeline.export import (  # they register converters
+    onnx_deformable,  # noqa: F401
+    onnx_detection,
+    onnx_forks,  # noqa: F401
+    onnx_regions,  # noqa: F401
+    onnx_sequences,
+)
 from pipeline.export.onnx_layers import NOT_EXPORTED
 from pipeline.export.onnx_part import CONVERTERS, Part
 from pipeline.nets import graph

@@ -18,9 +18,7 @@ _AUGMENTING = ("DataAugmentation", "FlowAugmentation", "GenerateAugmentationPara
 _OF_LABELS = ("CombinedMargin", "CosinAddm", "LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct")
 _WITHOUT_CONVERTER = (
     "MultiStageMeanfield",
-    *("DeformableConvolution", "ModulatedDeformableConvolution", "DeformablePSROIPooling"),
-    *("YoloDetectionOutput", "Yolov3DetectionOutput", "BoxOutput", "DecodeBBox"),
-    *("ROIAlign", "ROIWarping", "MaskResize"),
+    *("YoloDetectionOutput", "Yolov3DetectionOutput", "BoxOutput"),
 )
 NOT_EXPORTED = {
     **dict.fromkeys([name for name, kind in _KINDS.items() if kind.is_source], "a model's inputs come from its caller"),

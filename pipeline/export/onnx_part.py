@@ -85,6 +85,10 @@ class Part:
         given = {"starts": starts, "ends": ends, "axes": axes, **({"steps": steps} if steps else {})}
         return self.add("Slice", x, *[self.whole(name, values) for name, values in given.items()])
 
+    def columns(self, x: str, first: int, last: int) -> str:
+        """Add a Slice: columns `first` to before `last` of the last axis."""
+        return self.slice(x, [-1], [first], [last])
+
     def resize(self, x: str, old: Sequence[int], new: Sequence[int], **attributes: Any) -> str:
         """Add a Resize of maps of height and width `old` to those of `new`.
 

@@ -41,6 +41,12 @@ def pool_along_axes(x: Tensor, images: Tensor, rows: Tensor, columns: Tensor) ->
     rows, columns  weights (R, h, H) and (R, w, W)
     """
     top = x.new_zeros(len(images), x.shape[1], rows.shape[1], columns.shape[1])
+    if torch.compiler.is_exporting():
+        # Which images have regions is not known: those of another image have weights of 0.
+        for image, own_map in enumerate(x):
+            own_rows = rows * (images == image)[:, None, None]
+            top = top + torch.einsum("rph,rchq->rcpq", own_rows, torch.einsum("chw,rqw->rchq", own_map, columns))
+        return top
     for image in images.unique().tolist():
         own = (images == image).nonzero()[:, 0]
         across = torch.einsum("chw,rqw->rchq", x[image], columns[own])
@@ -93,6 +99,8 @@ class ROIAlign(_OverRegions):
         """Weights (R, bins, extent) of the means over the bins along an axis."""
         size = (last - first).clamp_min(1) / bins
         ratio = self.param.roi_align_param.sampling_ratio
+        if ratio <= 0 and torch.compiler.is_exporting():
+            raise self.error("no sampling_ratio", "how many values a bin has depends on its region, and is fixed in a program")
         counts = torch.full_like(size, ratio) if ratio > 0 else size.ceil()
         # Regions have different numbers of samples: sample `number` of those that have fewer is left out.
         most = ratio if ratio > 0 else max(1, int(counts.max()))

@@ -11,7 +11,7 @@ from safetensors import safe_open
 import caffe
 from pipeline.dataset.mean import to_blob
 from pipeline.errors import InputError
-from pipeline.export import agreement, export, onnx_detection, onnx_graph, onnx_layers, onnx_part
+from pipeline.export import agreement, export, onnx_graph, onnx_layers, onnx_part, onnx_regions
 from pipeline.nets.models import TEMPLATES
 from tests.conftest import SHARED, needs_shared
 from tests.pipeline.trained_nets import digits, image, layer, net, of_template, remove_fillers, set_random_weights
@@ -179,6 +179,8 @@ CASES = [
     ("Unpooling", "unpooling_param { kernel_size: 2 stride: 2 }"),
     ("Unpooling", "unpooling_param { unpool: AVE kernel_size: 3 stride: 2 unpool_h: 14 unpool_w: 16 }"),
     ("Unpooling", "unpooling_param { unpool: TILE kernel_h: 2 kernel_w: 3 stride: 2 }"),
+    ("MaskResize", "mask_resize_param { output_height: 3 output_width: 6 }"),
+    ("MaskResize", "mask_resize_param { output_height: 18 output_width: 5 }"),
     ("DenseBlock", "denseblock_param { numTransition: 3 initChannel: 4 growthRate: 2 }"),
     ("DenseBlock", "denseblock_param { numTransition: 2 initChannel: 4 growthRate: 3 use_BC: true }"),
 ]
@@ -238,6 +240,24 @@ def proposals(sizes: str, more: str = "", tops: str = "") -> str:
     )
 
 
+def regions_pooled(kind: str, more: str, *bottoms: str) -> str:
+    """Seven regions of `data` (and of further bottoms), pooled."""
+    return image(7, 5, name="rois") + layer(kind, "y", "data", "rois", *bottoms, more=more)
+
+
+def deformable(offsets: int, geometry: str, settings: str, masked: bool = False) -> str:
+    """A deformable convolution of `data` at offsets of about a pixel, and with factors if it is modulated."""
+    more = f"convolution_param {{ num_output: {offsets} {geometry} }}"
+    text = layer("Convolution", "moves", "data", more=more)
+    if not masked:
+        settings = f"deformable_convolution_param {{ {geometry} {settings} }}"
+        return text + layer("DeformableConvolution", "y", "data", "moves", more=settings)
+    text += layer("Convolution", "heights", "data", more=more.replace(str(offsets), str(offsets // 2), 1))
+    text += layer("Sigmoid", "masks", "heights")
+    settings = f"modulated_deformable_convolution_param {{ {geometry} {settings} }}"
+    return text + layer("ModulatedDeformableConvolution", "y", "data", "moves", "masks", more=settings)
+
+
 STEPS = image(5, 2, 6, name="x") + image(5, 2, name="cont")
 RECURRENT = "recurrent_param { num_output: 3 }"
 EXPOSED = "recurrent_param { num_output: 3 expose_hidden: true }"
@@ -260,6 +280,37 @@ SEVERAL = {
     + layer("InnerProduct", "fc", "y", more="inner_product_param { num_output: 3 }"),
     "PSROIPooling": image(7, 5, 1, 1, name="rois")
     + layer("PSROIPooling", "y", "data", "rois", more="psroi_pooling_param { output_dim: 1 group_size: 2 spatial_scale: 0.25 }"),
+    "ROIPooling, enlarged": regions_pooled("ROIPooling", "roi_pooling_param { pooled_h: 3 pooled_w: 2 pad_ratio: 0.3 }"),
+    "ROIAlign": regions_pooled("ROIAlign", "roi_align_param { pooled_h: 3 pooled_w: 2 spatial_scale: 0.25 sampling_ratio: 2 }"),
+    "ROIAlign, a sample for each position": regions_pooled("ROIAlign", "roi_align_param { pooled_h: 2 pooled_w: 2 }"),
+    "ROIAlign at corners": regions_pooled(
+        "ROIAlign", "roi_pooling_param { pooled_h: 3 pooled_w: 2 spatial_scale: 0.25 pad_ratio: 0.4 }"
+    ),
+    "ROIWarping": regions_pooled("ROIWarping", "roi_warping_param { pooled_h: 3 pooled_w: 2 spatial_scale: 0.25 }"),
+    "DeformablePSROIPooling": image(7, 4, 3, 3, name="moves")
+    + regions_pooled(
+        "DeformablePSROIPooling",
+        "deformable_psroi_pooling_param { output_dim: 4 group_size: 1 pooled_size: 4 part_size: 3 sample_per_part: 2 "
+        "spatial_scale: 0.25 trans_std: 0.3 }",
+        "moves",
+    ),
+    "DeformablePSROIPooling without offsets": regions_pooled(
+        "DeformablePSROIPooling",
+        "deformable_psroi_pooling_param { output_dim: 1 group_size: 2 sample_per_part: 3 spatial_scale: 0.25 no_trans: true }",
+    ),
+    "DeformableConvolution": deformable(36, "kernel_size: 3 pad: 1", "num_output: 6 deformable_group: 2 group: 2"),
+    "DeformableConvolution, strided": deformable(
+        12, "kernel_h: 3 kernel_w: 2 stride: 2 dilation: 2", "num_output: 2 bias_term: false"
+    ),
+    "ModulatedDeformableConvolution": deformable(36, "kernel_size: 3 pad: 1", "num_output: 4 deformable_group: 2", masked=True),
+    "DecodeBBox": image(7, 8, name="moves")
+    + image(7, 5, name="rois")
+    + layer(
+        *("DecodeBBox", "y", "moves", "rois"),
+        more="bbox_reg_param { "
+        + " ".join(f"bbox_mean: {mean} bbox_std: {std}" for mean, std in zip((0, 0.1, 0.2, 0), (0.1, 0.1, 0.2, 0.2), strict=True))
+        + " }",
+    ),
     "PriorBox alone": image(1, 3, 30, 40, name="picture")
     + layer("PriorBox", "y", "data", "picture", more="prior_box_param { min_size: 3 min_size: 5 step: 8 offset: 0.4 }"),
     "Upsample by positions": layer("Pooling", "p", "data", more='top: "at" pooling_param { kernel_size: 2 stride: 2 }')
@@ -387,7 +438,8 @@ def test_a_layer_is_exported(write, tmp_path, kind, more):
 @pytest.mark.parametrize("text", SEVERAL.values(), ids=SEVERAL)
 def test_several_layers_are_exported_together(write, tmp_path, text):
     made = net(write, image(*IMAGE) + text)
-    for opset in [opset for opset in OPSETS if opset <= onnx_detection.LAST_ROI_POOL or '"ROIPooling"' not in text]:
+    limited = any(f'"{kind}"' in text for kind in onnx_regions.ROI_OPERATORS)
+    for opset in [opset for opset in OPSETS if opset <= onnx_regions.LAST_ROI_OPSET or not limited]:
         assert export.write_onnx(made, tmp_path / "model.onnx", {}, 0.02, onnx_graph.Form(opset)) < 1e-5
     assert [one.name for one in onnx.load(tmp_path / "model.onnx").graph.output] == made.outputs
 
