@@ -468,6 +468,28 @@ def test_pooling_windows_equal_those_of_caffe(write, tmp_path):
     assert computed == 96
 
 
+POOLED = [name for name, text in SEVERAL.items() if "dim: 7 dim: 5" in text and "DecodeBBox" not in text]
+"""Those with seven regions as an input."""
+REGIONS = [
+    *([0, -30, -20, 10, 12], [1, 12, 9, 60, 70], [1, -40, -40, 80, 90]),  # cut by an edge, by the other, around the map
+    *([0, 40, 50, 60, 70], [1, -60, -50, -40, -30]),  # outside
+    *([0, 6, 7, 6, 7], [1, 6, 15, 14, 15], [0, 14, 12, 10, 8]),  # of a pixel, of a line, turned round
+    *([0, 2.5, 1.5, 9.5, 20.5], [1, -2, -2, 22, 26], [0, 0, 0, 23, 27]),  # between pixels, and at the edges
+]
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_regions_at_and_beyond_the_edges_are_pooled_as_in_caffe(write, tmp_path, name):
+    made = net(write, image(*IMAGE) + SEVERAL[name].replace("dim: 7", f"dim: {len(REGIONS)}"))
+    export.write_onnx(made, tmp_path / "model.onnx", {}, 0.02)
+    regions = np.array(REGIONS, np.float32)
+    inputs = agreement.random_inputs(made, scale=0.02)
+    inputs["rois"] = regions.reshape(inputs["rois"].shape)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (expected,) = agreement.compute(made, inputs, ["y"])
+    np.testing.assert_allclose(session.run(["y"], inputs)[0], expected, rtol=1e-4, atol=1e-5)
+
+
 # ---- what cannot be exported, and the files' metadata
 
 LABEL = image(2, 1, 7, 6, name="label")
