@@ -15,6 +15,7 @@ from pipeline.export import (  # they register converters
     onnx_forks,  # noqa: F401
     onnx_regions,  # noqa: F401
     onnx_sequences,
+    onnx_yolo,  # noqa: F401
 )
 from pipeline.export.onnx_layers import NOT_EXPORTED
 from pipeline.export.onnx_part import CONVERTERS, Part
@@ -151,7 +152,7 @@ def takes_any_batch(net: caffe.Net) -> bool:
     if len(batches) != 1 or not all(shapes.values()):
         return False
     joined = caffe.NetGraph(graph.definition_of(net).layer)
-    detectors = (tops for layer, tops in zip(joined.layers, joined.tops, strict=True) if layer.type == "DetectionOutput")
+    detectors = (tops for layer, tops in zip(joined.layers, joined.tops, strict=True) if layer.type in onnx_detection.DETECTIONS)
     detections = {value.blob for tops in detectors for value in tops}
     steps = [layer.bottom[0] for layer in joined.layers if layer.type in onnx_sequences.STEPS and layer.bottom]
 

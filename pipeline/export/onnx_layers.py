@@ -16,18 +16,14 @@ NO_TARGETS = "an exported model has no targets to compare with"
 _COMPARING_TOO = ("DetectionEvaluate", "EvalDetection", "BoxAnnotatorOHEM", "LabelsequenceAccuracy", "SequenceAccuracy")
 _AUGMENTING = ("DataAugmentation", "FlowAugmentation", "GenerateAugmentationParameters")
 _OF_LABELS = ("CombinedMargin", "CosinAddm", "LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct")
-_WITHOUT_CONVERTER = (
-    "MultiStageMeanfield",
-    *("YoloDetectionOutput", "Yolov3DetectionOutput", "BoxOutput"),
-)
 NOT_EXPORTED = {
     **dict.fromkeys([name for name, kind in _KINDS.items() if kind.is_source], "a model's inputs come from its caller"),
     **dict.fromkeys((*_COMPARING, *_COMPARING_TOO), NO_TARGETS),
     **dict.fromkeys(_OF_LABELS, "an exported model has no labels to add a margin to"),
     **dict.fromkeys(_AUGMENTING, "an exported model takes images as they are"),
-    **dict.fromkeys(_WITHOUT_CONVERTER, "it has no converter"),
     **dict.fromkeys(("FLOWriter", "HDF5Output"), "a model writes no files"),
-    **{"Python": "its code is the user's"},
+    "Python": "its code is the user's",
+    "MultiStageMeanfield": "it filters on a lattice whose points depend on the image's colours, which ONNX cannot look up",
 }
 """Types without a converter, and why they have none."""
 

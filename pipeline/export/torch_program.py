@@ -13,15 +13,14 @@ import torch
 
 import caffe
 from pipeline.errors import InputError
-from pipeline.export import agreement, onnx_graph
+from pipeline.export import agreement, onnx_detection, onnx_graph
 from pipeline.export.onnx_layers import NOT_EXPORTED
 from pipeline.files import written_whole
 from pipeline.nets import graph
 
 _OF_NUMPY = "its boxes are suppressed one after another, outside PyTorch"
 NOT_TRACED = NOT_EXPORTED | {
-    "DetectionOutput": _OF_NUMPY,
-    "Proposal": _OF_NUMPY,
+    **dict.fromkeys((*onnx_detection.DETECTIONS, "Proposal"), _OF_NUMPY),
     "CTCGreedyDecoder": "its sequences are spelled one after another, outside PyTorch",
     "Filter": "how many images it keeps depends on values",
     "ROIPooling": "how its bins are combined depends on values",

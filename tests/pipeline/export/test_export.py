@@ -258,6 +258,34 @@ def deformable(offsets: int, geometry: str, settings: str, masked: bool = False)
     return text + layer("ModulatedDeformableConvolution", "y", "data", "moves", "masks", more=settings)
 
 
+def yolo(version: str, maps: int, channels: int, settings: str) -> str:
+    """YOLO's output for one map of half the size of `data`, or for two."""
+    text = layer("Pooling", "half", "data", more="pooling_param { kernel_size: 2 stride: 2 }")
+    names = ["coarse", "fine"][:maps]
+    for name, bottom in zip(names, ("half", "data"), strict=False):
+        text += layer("Convolution", name, bottom, more=f"convolution_param {{ num_output: {channels} kernel_size: 1 }}")
+    field = "yolo" if version == "Yolo" else "yolov3"
+    return text + layer(f"{version}DetectionOutput", "rows", *names, more=f"{field}_detection_output_param {{ {settings} }}")
+
+
+ANCHORS = "num_box: 2 biases: 1.5 biases: 2 biases: 4 biases: 2.5"
+"""Of YOLOv2, in cells."""
+ANCHORS_OF_TWO = "num_box: 2 mask: 2 mask: 1 mask: 0 mask: 1 anchors_scale: 32 anchors_scale: 16" + "".join(
+    f" biases: {side}" for side in (20, 30, 60, 40, 80, 90)
+)
+"""Of YOLOv3, in pixels, for two maps."""
+
+
+def fields(settings: str, tops: str = "") -> str:
+    """BoxOutput for two maps of 3 classes and offsets of about one."""
+    text = "".join(
+        layer("Convolution", name, "data", more=f"convolution_param {{ num_output: 7 kernel_size: 3 stride: {stride} pad: 1 }}")
+        for name, stride in (("fine", 1), ("coarse", 2))
+    )
+    settings = f"field_w: 20 field_h: 30 field_w: 50 field_h: 40 downsample_rate: 8 downsample_rate: 16 {settings}"
+    return text + layer("BoxOutput", "rois", "fine", "coarse", more=f"{tops} box_output_param {{ {settings} }}")
+
+
 STEPS = image(5, 2, 6, name="x") + image(5, 2, name="cont")
 RECURRENT = "recurrent_param { num_output: 3 }"
 EXPOSED = "recurrent_param { num_output: 3 expose_hidden: true }"
@@ -271,6 +299,22 @@ SEVERAL = {
         more="nms_param { nms_threshold: 0.5 } code_type: CORNER background_label_id: 1 variance_encoded_in_target: true"
     ),
     "DetectionOutput, nothing found": detector(more="nms_param { nms_threshold: 0.5 } confidence_threshold: 1.5"),
+    "YoloDetectionOutput": yolo("Yolo", 1, 16, f"num_classes: 3 {ANCHORS} confidence_threshold: 0.2"),
+    "YoloDetectionOutput, two maps": yolo("Yolo", 2, 14, f"num_classes: 2 {ANCHORS} nms_threshold: 0.2"),
+    "YoloDetectionOutput, only the best": yolo("Yolo", 1, 14, f"num_classes: 2 {ANCHORS} nms_threshold: 0"),
+    "YoloDetectionOutput, nothing found": yolo("Yolo", 1, 14, f"num_classes: 2 {ANCHORS} confidence_threshold: 1"),
+    "Yolov3DetectionOutput": yolo("Yolov3", 2, 16, f"num_classes: 3 {ANCHORS_OF_TWO} confidence_threshold: 0.3"),
+    "Yolov3DetectionOutput, Gaussian": yolo("Yolov3", 2, 22, f"num_classes: 2 {ANCHORS_OF_TWO} gaussian_box: true"),
+    "Yolov3DetectionOutput, nothing suppressed": yolo(
+        "Yolov3", 2, 14, f"num_classes: 2 {ANCHORS_OF_TWO} nms_threshold: 1.1 confidence_threshold: 0.25"
+    ),
+    "BoxOutput": fields("fg_thr: 0.2 iou_thr: 0.4 max_nms_num: 30 max_post_nms_num: 8 min_size: 12", 'top: "best"'),
+    "BoxOutput, all kept": fields("fg_thr: -5 iou_thr: 0.6 field_whr: 1.5 field_xyr: 4"),
+    "BoxOutput, nothing found": fields("fg_thr: 50", 'top: "best"'),
+    "BoxOutput and ROIAlign": fields("iou_thr: 0.4 max_post_nms_num: 5")
+    + layer("ROIAlign", "y", "data", "rois", more="roi_align_param { pooled_h: 2 pooled_w: 2 spatial_scale: 0.125 }")
+    + layer("InnerProduct", "fc", "y", more="inner_product_param { num_output: 8 }")
+    + layer("DecodeBBox", "boxes", "fc", "rois"),
     "Proposal": proposals("2 3"),
     "Proposal, one size": proposals("1 4", tops='top: "best"'),
     "ROIPooling": image(7, 5, name="rois")
@@ -509,6 +553,19 @@ LABEL = image(2, 1, 7, 6, name="label")
             'layer "r": opset 26, but onnxruntime has MaxRoiPool up to opset 21; give --opset 21',
         ),
         (detector(more="nms_param { nms_threshold: 0.6 eta: 0.9 }"), 'layer "rows": eta 0.9'),
+        (fields('nms_type: "IOMU"'), 'layer "rois": nms_type "IOMU"'),
+        (
+            regions_pooled("ROIAlign", "roi_align_param { pooled_h: 3 pooled_w: 2 }"),
+            'layer "y": opset 26, but onnxruntime has RoiAlign up to opset 21; give --opset 21',
+        ),
+        (
+            image(*IMAGE, name="first")
+            + image(2, 3, 7, 6, name="picture")
+            + layer(
+                "MultiStageMeanfield", "c", "data", "first", "picture", more="multi_stage_meanfield_param { num_iterations: 2 }"
+            ),
+            'layer "c": type MultiStageMeanfield, but it filters on a lattice',
+        ),
         (
             layer("BatchNorm", "n", "data", more="batch_norm_param { use_global_stats: false }"),
             'layer "n": statistics of the batch',
