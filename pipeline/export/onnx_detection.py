@@ -46,12 +46,17 @@ def suppress(part: Part, boxes: str, scores: str, most: int, threshold: float) -
     return part.add("Gather", selected, part.whole("columns", [0, 2]), axis=1)
 
 
-def keep_likely(part: Part, boxes: str, scores: str, likely: str, most: int, threshold: float) -> str:
+def keep_likely(part: Part, boxes: str, likely: str, count: int, most: int, threshold: float) -> str:
     """A mask (N, K) of the boxes (N, K, 4) that non-maximum suppression keeps among those that are likely (N, K), a condition.
 
     The boxes are sorted, the best first, the likely ones before all others. Those become one box, so that they take little time;
-    they are left in, as OpenCV would crash on an empty tensor.
+    they are left in, as OpenCV would crash on an empty tensor. The boxes' ranks are their scores, as OpenCV takes none below 0.
+
+    count  K
+    most   number of boxes of an image that are kept
     """
+    ranks = part.tensor("ranks", np.arange(count, 0, -1, dtype=np.float32)[None])
+    scores = part.add("Expand", ranks, part.add("Shape", likely))
     condition = part.add("Unsqueeze", likely, part.whole("axes", [-1]))
     boxes = part.add("Where", condition, boxes, part.tensor("unlikely", np.array([0, 0, 1, 1], np.float32)))
     kept = suppress(part, boxes, scores, most, threshold)
@@ -302,7 +307,7 @@ def box_output(part: Part, *maps: str) -> list[str]:
     scores, places = take_best(part, scores, candidates)
     boxes = gather_rows(part, boxes, places)
     likely = part.add("Greater", scores, part.number("none", -math.inf))
-    mask = keep_likely(part, boxes, scores, likely, min(p.max_post_nms_num or candidates, candidates), p.iou_thr)
+    mask = keep_likely(part, boxes, likely, candidates, min(p.max_post_nms_num or candidates, candidates), min(p.iou_thr, 1))
     # Without any, the tops are these rows, which come after the last ones found.
     nowhere: list[tuple[str, list[float]]] = [(boxes, [1, 1, 10, 10]), (boxes, [0] * 4), (scores, [0])]
     found, (regions, corners, score) = _found(part, mask, nowhere)

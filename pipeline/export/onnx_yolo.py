@@ -51,7 +51,7 @@ def _output(part: Part, like: str, boxes: str, scores: str, labels: str, count: 
     else:
         # A box is left out if another overlaps it by the threshold or more; at 0, that is all but the best.
         threshold = float(np.nextafter(np.float32(p.nms_threshold), np.float32(-1)))
-        mask = keep_likely(part, corners, scores, likely, count if threshold > 0 else 1, max(threshold, 0))
+        mask = keep_likely(part, corners, likely, count, count if p.nms_threshold > 0 else 1, max(threshold, 0))
     return detections(part, mask, [(labels, 1), (scores, 1), (corners, 4)], count, like)
 
 

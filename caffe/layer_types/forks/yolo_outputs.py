@@ -60,8 +60,9 @@ class _YoloOutput(Layer):
             # The same box as another class would be left out anyway.
             scores, best = scores.max(-1, keepdim=True)
             labels = labels.gather(-1, best)
-        # Strictly below the threshold, where `suppress` keeps what is up to it.
-        threshold = float(np.nextafter(np.float32(limit), np.float32(-1)))
+        # Strictly below the threshold, where `suppress` keeps what is up to it; the number before 0 counts as 0 for processors
+        # that flush denormals.
+        threshold = float(np.nextafter(np.float32(limit), np.float32(-1))) if limit > 0 else -1.0
         by_image = [np.empty((0, 7), np.float32)]
         for image in range(len(scores)):
             found, which = (scores[image] >= 0).nonzero(as_tuple=True)

@@ -404,7 +404,7 @@ def test_yolov2_detections_are_those_of_loops(write, sizes):
     check_rows(net, wanted)
 
 
-@pytest.mark.parametrize("nms", [0.4, 1.5])  # above 1, a box is detected as each of its classes
+@pytest.mark.parametrize("nms", [0, 0.4, 1.5])  # only the best box; …; above 1, a box is detected as each of its classes
 @pytest.mark.parametrize("gaussian", [False, True])
 @exercises("Yolov3DetectionOutput")
 def test_yolov3_detections_are_those_of_loops(write, gaussian, nms):

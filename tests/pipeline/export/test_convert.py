@@ -107,6 +107,10 @@ def test_every_layer_type_is_exported_in_float16(write, tmp_path, text):
         ("DetectionOutput", "DetectionOutput", "nms_threshold", 0.2),
         ("DetectionOutput", "DetectionOutput", "keep_top_k", 19),
         ("Proposal and ROIPooling", "Proposal", "nms_thresh", 0.3),
+        ("YoloDetectionOutput, two maps", "YoloDetectionOutput", "nms_threshold", 0.3),
+        ("Yolov3DetectionOutput", "Yolov3DetectionOutput", "confidence_threshold", 0.4),
+        ("BoxOutput", "BoxOutput", "iou_thr", 0.2),
+        ("BoxOutput, all kept", "BoxOutput", "field_xyr", 3),
         ("Proposal and ROIPooling", "ROIPooling", "spatial_scale", 0.1),
     ],
 )
@@ -118,7 +122,7 @@ def test_a_model_that_chooses_other_rows_is_not_written(write, tmp_path, monkeyp
         param = type(part.param)()
         param.CopyFrom(part.param)
         settings = caffe.layer_type(kind).settings_of(param)
-        setattr(settings.nms_param if field == "nms_threshold" else settings, field, value)
+        setattr(settings.nms_param if kind == "DetectionOutput" and field == "nms_threshold" else settings, field, value)
         part.param = param
         return right(part, *bottoms)
 

@@ -512,6 +512,15 @@ def test_pooling_windows_equal_those_of_caffe(write, tmp_path):
     assert computed == 96
 
 
+@pytest.mark.parametrize("name", [name for name in SEVERAL if name.startswith(("Yolo", "BoxOutput"))])
+def test_a_batch_has_the_detections_of_all_its_images(write, tmp_path, name):
+    made = net(write, image(*IMAGE) + SEVERAL[name])
+    assert export.write_onnx(made, tmp_path / "model.onnx", {}, 0.02, onnx_graph.Form(batch=3)) < 1e-5
+    _, found = export.run_onnx(tmp_path / "model.onnx", made, 0.02)
+    rows = found[made.outputs[0]].reshape(-1, 7 if "Yolo" in name else made.blobs[made.outputs[0]].shape[1])
+    assert set(rows[:, 0]) == ({0} if name == "BoxOutput, nothing found" else {0, 1, 2})
+
+
 POOLED = [name for name, text in SEVERAL.items() if "dim: 7 dim: 5" in text and "DecodeBBox" not in text]
 """Those with seven regions as an input."""
 REGIONS = [
