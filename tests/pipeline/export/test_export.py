@@ -521,6 +521,25 @@ def test_a_batch_has_the_detections_of_all_its_images(write, tmp_path, name):
     assert set(rows[:, 0]) == ({0} if name == "BoxOutput, nothing found" else {0, 1, 2})
 
 
+def test_rows_of_equal_scores_may_be_exchanged_and_others_may_not(write, tmp_path):
+    made = net(write, image(*IMAGE) + yolo("Yolov3", 2, 14, f"num_classes: 2 {ANCHORS_OF_TWO} nms_threshold: 0.9"))
+    for name in ("coarse", "fine"):  # the second anchor's scores are all equal
+        made.params[name][0].data[11:] = made.params[name][1].data[11:] = 0
+    deciding = onnx_graph.model_and_values(made, {}, onnx_graph.Form(batch=2))[1]
+    export.write_onnx(made, tmp_path / "model.onnx", {}, 0.02, onnx_graph.Form(batch=2))
+    bottoms, _ = deciding["rows"]
+    inputs, found = export.run_onnx(tmp_path / "model.onnx", made, 0.02, bottoms)
+    scores = found["rows"][0, 0, :, 2]
+    (equal, *_), (different, *_) = np.flatnonzero(np.diff(scores) == 0), np.flatnonzero(np.diff(scores) < -1e-3)
+    right = found["rows"].copy()
+    found["rows"][0, 0, [equal, equal + 1]] = right[0, 0, [equal + 1, equal]]
+    assert (found["rows"] != right).any()
+    assert agreement.compare("model", made, inputs, inputs | found, deciding) < 1e-5
+    found["rows"][0, 0, [different, different + 1]] = found["rows"][0, 0, [different + 1, different]]
+    with pytest.raises(InputError, match="differs from the net's own"):
+        agreement.compare("model", made, inputs, inputs | found, deciding)
+
+
 POOLED = [name for name, text in SEVERAL.items() if "dim: 7 dim: 5" in text and "DecodeBBox" not in text]
 """Those with seven regions as an input."""
 REGIONS = [
