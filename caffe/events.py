@@ -78,6 +78,7 @@ database_restarted = Event("data_layer.cpp:73", "Restarting data prefetching fro
 windows_begun = Event("window_data_layer.cpp:45", "Window data layer:")
 window_images_listed = Event("window_data_layer.cpp:152", "Number of images: {}")
 window_batch_shaped = Event("window_data_layer.cpp:180", "output data size: {},{},{},{}")
+built_in_used = Event("layer_factory.cpp:180", '{}: no module "{}"; the built-in {} is used')
 
 # ---- older formats
 

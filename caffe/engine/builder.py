@@ -69,7 +69,8 @@ class _Builder:
             found = f"{len(param.propagate_down)} values of propagate_down"
             raise LayerError(place, found, f"there are {len(param.bottom)} bottoms")
         events.layer_found(param.name)
-        layer = layers.layer_type(param.type, place)(param, net.definition.state.phase, place, net.device)
+        kind = layers.layer_type(param.type, place).implementation(param, place)
+        layer = kind(param, net.definition.state.phase, place, net.device)
         layer.bottom_names = [self._copied.get(name, name) for name in param.bottom]
         if topology.is_inserted(param):
             self._copied |= dict.fromkeys(param.top, param.bottom[0])

@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ _TYPES: dict[str, type[Layer]] = {}
 _FIELDS = {name.removesuffix("_param").replace("_", ""): name for name in caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name}
 Shape = tuple[int, ...]
 _Value = TypeVar("_Value")
+LayerClass: TypeAlias = "type[Layer]"
 Tops = torch.Tensor | tuple[torch.Tensor, ...]
 """Result of a layer's `forward`: its only top, or all of them."""
 
@@ -123,6 +124,11 @@ class Layer:
         self.blobs: list[Parameter] = []
         self.made_once: dict[int, torch.Tensor] = {}
         """Tops that are made once, by number; afterwards they hold what the user wrote."""
+
+    @classmethod
+    def implementation(cls, param: caffe_pb2.LayerParameter, where: str) -> LayerClass:
+        """The class that computes a layer of this type: the type's own, but for Python layers."""
+        return cls
 
     @classmethod
     def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...] | None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from caffe import events
 from caffe.engine import mode, python2, python_layer
 from caffe.engine.blob import Blob
-from caffe.engine.layer import Layer, Shape, Tops, register
+from caffe.engine.layer import Layer, LayerClass, Shape, Tops, register
 from caffe.errors import nearest
+from caffe.layer_types import known_python
 from caffe.layer_types.data import Source
 from caffe.proto import caffe_pb2
 
@@ -61,8 +63,15 @@ class Python(Layer):
     keeps_output = False
     runs_user_code = True
 
-    def __new__(cls, param: caffe_pb2.LayerParameter, *_arguments: Any) -> Python:
-        return super().__new__(cls if param.bottom else _WrittenSource)
+    @classmethod
+    def implementation(cls, param: caffe_pb2.LayerParameter, where: str) -> LayerClass:
+        """The class for the user's object; the built-in version of a known layer where its module is missing."""
+        p = param.python_param
+        known = known_python.KNOWN.get((p.module, p.layer))
+        if known is not None and known_python.is_missing(p.module):
+            events.built_in_used(where, p.module, p.layer)
+            return known
+        return cls if param.bottom else _WrittenSource
 
     @classmethod
     def blob_specs(cls, param: caffe_pb2.LayerParameter) -> None:
@@ -96,10 +105,10 @@ class Python(Layer):
     def _create(self) -> python_layer.Layer:
         p = self.param.python_param
         try:
-            with self._noting(f"module {p.module}"):
+            with self._noting(f"module {p.module}"), self._noting_built_in():
                 module = importlib.import_module(p.module)
         except ModuleNotFoundError as error:
-            if error.name is None or not f"{p.module}.".startswith(f"{error.name}."):
+            if not known_python.names_part(error, p.module):
                 raise
             raise self.error(f'no module "{p.module}"', do="add the folder that holds it to PYTHONPATH") from error
         kind = getattr(module, p.layer, None)
@@ -127,6 +136,17 @@ class Python(Layer):
             error.add_note(f"{self.where}: in {code}")
             if advice := python2.advice(error):
                 error.add_note(advice)
+            raise
+
+    @contextmanager
+    def _noting_built_in(self) -> Iterator[None]:
+        """Add a note on the built-in version of a known layer to an exception of its module."""
+        p = self.param.python_param
+        try:
+            yield
+        except Exception as error:
+            if (p.module, p.layer) in known_python.KNOWN:
+                error.add_note(f"Without a module {p.module} on PYTHONPATH the built-in {p.layer} is used.")
             raise
 
     def call(self, method: str, *arguments: Any) -> None:

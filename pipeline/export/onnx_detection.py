@@ -18,6 +18,8 @@ DETECTIONS = ("DetectionOutput", "YoloDetectionOutput", "Yolov3DetectionOutput",
 ROWS_OF_VALUES = (*DETECTIONS, "Proposal", "Filter")
 """Types whose number of rows depends on values."""
 LabelOf = Callable[[str], str]
+LEFT_OUT = -1.0
+"""Score of regions that are left out, less than any probability."""
 EMPTY = -1.0
 """What a row of DetectionOutput holds instead of a detection, after the image's index."""
 
@@ -38,10 +40,15 @@ def take_best(part: Part, scores: str, count: int) -> tuple[str, str]:
     return values, part.nodes[-1].output[1]
 
 
-def suppress(part: Part, boxes: str, scores: str, most: int, threshold: float) -> str:
-    """Non-maximum suppression of boxes (M, K, 4) by scores (M, K): (rows, 2), which of M and of K, best first."""
+def suppress(part: Part, boxes: str, scores: str, most: int, threshold: float, least: float | None = None) -> str:
+    """Non-maximum suppression of boxes (M, K, 4) by scores (M, K): (rows, 2), which of M and of K, best first.
+
+    least  score above which boxes are taken; None: all
+    """
     rows = part.add("Unsqueeze", scores, part.whole("axes", [1]))
-    limits = part.whole("most", [most]), part.tensor("nms_threshold", np.array([threshold], np.float32))
+    limits = [part.whole("most", [most]), part.tensor("nms_threshold", np.array([threshold], np.float32))]
+    if least is not None:
+        limits.append(part.tensor("score_threshold", np.array([least], np.float32)))
     selected = part.add("NonMaxSuppression", boxes, rows, *limits)
     return part.add("Gather", selected, part.whole("columns", [0, 2]), axis=1)
 
@@ -219,7 +226,8 @@ def _empty_rows(part: Part, scores: str) -> str:
 @converts("Proposal", single_precision=True)
 def proposal(part: Part, scores: str, offsets: str, sizes: str) -> list[str]:
     """Regions (R, 5), and on request their scores, in the order of images and scores."""
-    p, layer = part.param.proposal_param, part.layer
+    layer = part.layer
+    p = layer.settings
     images, _, height, width = part.shapes[0]
     rows = math.prod(part.shapes[2][:-1])
     if rows not in (1, images):
@@ -244,15 +252,24 @@ def proposal(part: Part, scores: str, offsets: str, sizes: str) -> list[str]:
     fits = part.add("Cast", fits, to=TensorProto.FLOAT)
     fits = part.reduce("ReduceMin", fits, [-1], keepdims=0)
     objects = part.add("Transpose", part.slice(scores, [1], [count], [2 * count]), perm=[0, 2, 3, 1])
-    objects = part.add("Mul", part.add("Reshape", objects, part.whole("flat", [-1, len(anchors)])), fits)
+    objects = part.add("Reshape", objects, part.whole("flat", [-1, len(anchors)]))
+    if layer.keeps_small:
+        objects = part.add("Mul", objects, fits)
+    else:
+        fits = part.add("Cast", fits, to=TensorProto.BOOL)
+        objects = part.add("Where", fits, objects, part.number("left_out", LEFT_OUT))
     best, places = take_best(part, objects, min(p.pre_nms_topn, len(anchors)))
     boxes = gather_rows(part, boxes, places)
     # Both corners belong to a box.
     closed = part.add("Add", boxes, part.tensor("closed", np.array([0, 0, 1, 1], np.float32)))
-    kept = suppress(part, closed, best, p.post_nms_topn, p.nms_thresh)
+    least = None if layer.keeps_small else LEFT_OUT / 2
+    kept = suppress(part, closed, best, p.post_nms_topn, p.nms_thresh, least)
     image = part.add("Cast", part.columns(kept, 0, 1), to=TensorProto.FLOAT)
     regions = part.add("Concat", image, part.add("GatherND", boxes, kept), axis=1)
-    return [regions, part.add("GatherND", best, kept)][: len(part.tops)]
+    tops = [regions, part.add("GatherND", best, kept)]
+    if len(part.tops) > 1 and len(part.tops[1]) > 1:
+        tops[1] = part.add("Reshape", tops[1], part.whole("column", [-1, 1]))
+    return tops[: len(part.tops)]
 
 
 # ---- MS-CNN

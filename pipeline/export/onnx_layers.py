@@ -22,7 +22,7 @@ NOT_EXPORTED = {
     **dict.fromkeys(_OF_LABELS, "an exported model has no labels to add a margin to"),
     **dict.fromkeys(_AUGMENTING, "an exported model takes images as they are"),
     **dict.fromkeys(("FLOWriter", "HDF5Output"), "a model writes no files"),
-    "Python": "its code is the user's",
+    "Python": "its code is in Python",
     "MultiStageMeanfield": "it filters on a lattice whose points depend on the image's colours, which ONNX cannot look up",
 }
 """Types without a converter, and why they have none."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from caffe.engine.layer import Layer, Shape, register
 from caffe.layer_types.forks.detection import as_array
 from caffe.numerics import elementary
+from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
 from caffe.transforms.boxes import Boxes
 
@@ -18,9 +19,31 @@ def anchors(base: int, ratios: np.ndarray, scales: np.ndarray) -> Boxes:
     """
     widths = np.sqrt(np.float32(base * base) / ratios).astype(np.float32)
     sides = np.stack([widths, widths * ratios], 1)[:, None] * scales[:, None] - 1
-    half = np.floor(sides + 0.5).reshape(-1, 2) / 2
-    centre = (base - 1) / 2
+    return _around_centre(base, np.floor(sides + 0.5))
+
+
+def rounded_anchors(base: int, ratios: np.ndarray, scales: np.ndarray) -> Boxes:
+    """`anchors`, whose sides are rounded before they are scaled, half to even, as by py-faster-rcnn's generate_anchors.py."""
+    widths = np.rint(np.sqrt(base * base / ratios.astype(np.float64)))
+    sides = np.stack([widths, np.rint(widths * ratios)], 1)[:, None] * scales[:, None] - 1
+    return _around_centre(base, sides)
+
+
+def _around_centre(base: int, sides: np.ndarray) -> Boxes:
+    """Boxes around the centre of a cell, (rows, 4), from differences of their corners, (…, 2)."""
+    half, centre = sides.reshape(-1, 2) / 2, (base - 1) / 2
     return np.concatenate([centre - half, centre + half], 1).astype(np.float32)
+
+
+def anchor_grid(anchor: Boxes, height: int, width: int, stride: int) -> Boxes:
+    """The anchors (A, 4) at each position of a map, `stride` pixels apart: (height · width · A, 4), by rows, columns, anchors."""
+    rows, columns = np.mgrid[:height, :width].astype(np.float32) * stride
+    return (np.stack([columns, rows, columns, rows], -1)[:, :, None] + anchor).reshape(-1, 4)
+
+
+def closed(corners: Boxes) -> Boxes:
+    """Boxes whose far edge is that of the last pixel, since both corners belong to a box."""
+    return corners + np.array([0, 0, 1, 1], corners.dtype)
 
 
 @register("Proposal")
@@ -37,16 +60,23 @@ class Proposal(Layer):
     bottoms = (3, 3)
     tops = (1, 2)
     differentiable_bottoms = ()
+    make_anchors = staticmethod(anchors)
+    keeps_small = True
+    """Whether regions that are too small get the score 0; else they are left out."""
+
+    def read_settings(self) -> caffe_pb2.ProposalParameter:
+        """The layer's settings, checked."""
+        self.require_positive("feat_stride", "base_size", "pre_nms_topn", "post_nms_topn")
+        return self.param.proposal_param
 
     def setup(self, scores: Shape, offsets: Shape, sizes: Shape) -> None:
-        p = self.param.proposal_param
+        self.settings = p = self.read_settings()
         self.require_maps(scores)
         self.require_maps(offsets)
-        self.require_positive("feat_stride", "base_size", "pre_nms_topn", "post_nms_topn")
         ratios, scales = (np.array(values, np.float32) for values in (p.ratio, p.scale))
         if not (len(ratios) and len(scales) and (ratios > 0).all() and (scales > 0).all()):
             raise self.error(f"ratios {list(p.ratio)} and scales {list(p.scale)}", "at least one of each, larger than 0")
-        self.anchors = anchors(p.base_size, ratios, scales)
+        self.anchors = self.make_anchors(p.base_size, ratios, scales)
         count = len(self.anchors)
         if (scores[1], offsets[1]) != (2 * count, 4 * count) or scores[2:] != offsets[2:]:
             found = f"scores of shape {scores} and offsets of shape {offsets}"
@@ -55,7 +85,7 @@ class Proposal(Layer):
             raise self.error(f"image sizes of shape {sizes}", "height, width and one or two scales for each image")
 
     def top_shapes(self, scores: Shape, offsets: Shape, sizes: Shape) -> list[Shape]:
-        most = scores[0] * self.param.proposal_param.post_nms_topn
+        most = scores[0] * self.settings.post_nms_topn
         return [(most, 5), (most,)][: len(self.param.top)]
 
     def forward(self, scores: Tensor, offsets: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
@@ -69,18 +99,18 @@ class Proposal(Layer):
 
     def regions(self, image: int, scores: np.ndarray, offsets: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The regions of one image, (R, 5), and their scores."""
-        p = self.param.proposal_param
+        p = self.settings
         count, (height, width) = len(self.anchors), scores.shape[1:]
-        rows, columns = np.mgrid[:height, :width].astype(np.float32) * p.feat_stride
-        corners = np.stack([columns, rows, columns, rows], -1)[:, :, None] + self.anchors
-        moved = self.moved(corners.reshape(-1, 4), offsets.reshape(count, 4, height, width).transpose(2, 3, 0, 1).reshape(-1, 4))
+        corners = anchor_grid(self.anchors, height, width, p.feat_stride)
+        moved = self.moved(corners, offsets.reshape(count, 4, height, width).transpose(2, 3, 0, 1).reshape(-1, 4))
         moved = np.clip(moved, 0, np.array([size[1], size[0]] * 2, np.float32) - 1)
         sides = moved[:, 2:] - moved[:, :2] + 1
         least = p.min_size * np.array([size[3] if len(size) > 3 else size[2], size[2]], np.float32)
-        score = scores[count:].transpose(1, 2, 0).ravel() * (sides >= least).all(1)
-        best = np.argsort(-score, kind="stable")[: p.pre_nms_topn]
-        # Both corners belong to a box.
-        kept = best[boxes.suppress(moved[best] + np.array([0, 0, 1, 1], np.float32), p.nms_thresh)[: p.post_nms_topn]]
+        large = (sides >= least).all(1)
+        score = scores[count:].transpose(1, 2, 0).ravel() * large
+        candidates = np.arange(len(score)) if self.keeps_small else np.flatnonzero(large)
+        best = candidates[np.argsort(-score[candidates], kind="stable")][: p.pre_nms_topn]
+        kept = best[boxes.suppress(closed(moved[best]), p.nms_thresh)[: p.post_nms_topn]]
         return np.insert(moved[kept], 0, image, 1).astype(np.float32), score[kept].astype(np.float32)
 
     @staticmethod

@@ -220,6 +220,26 @@ def detector(classes: int = 3, own_boxes: bool = False, more: str = "") -> str:
     )
 
 
+def python_proposals(settings: str, tops: str = "") -> str:
+    """A deploy net's part of py-faster-rcnn."""
+    param = f"{{'feat_stride': 16, 'scales': [2, 4], 'RPN_POST_NMS_TOP_N': 9, {settings}}}"
+    return (
+        image(1, 12, 5, 6, name="scores")
+        + image(1, 24, 5, 6, name="offsets")
+        + image(1, 3, name="im_info")
+        + layer("Sigmoid", "likely", "scores")
+        + layer("Power", "small", "offsets", more="power_param { scale: 0.3 }")
+        + layer(
+            "Python",
+            "rois",
+            "likely",
+            "small",
+            "im_info",
+            more=f'{tops} python_param {{ module: "rpn.proposal_layer" layer: "ProposalLayer" param_str: "{param}" }}',
+        )
+    )
+
+
 def proposals(sizes: str, more: str = "", tops: str = "") -> str:
     return (
         image(2, 12, 5, 6, name="scores")
@@ -317,6 +337,9 @@ SEVERAL = {
     + layer("DecodeBBox", "boxes", "fc", "rois"),
     "Proposal": proposals("2 3"),
     "Proposal, one size": proposals("1 4", tops='top: "best"'),
+    "ProposalLayer of Python": python_proposals("'RPN_MIN_SIZE': 0", tops='top: "best"'),
+    "ProposalLayer of Python and ROIPooling": python_proposals("'RPN_MIN_SIZE': 1")
+    + layer("ROIPooling", "y", "scores", "rois", more="roi_pooling_param { pooled_h: 2 pooled_w: 2 spatial_scale: 0.0625 }"),
     "ROIPooling": image(7, 5, name="rois")
     + layer("ROIPooling", "y", "data", "rois", more="roi_pooling_param { pooled_h: 3 pooled_w: 2 spatial_scale: 0.25 }"),
     "Proposal and ROIPooling": proposals("2 3")
