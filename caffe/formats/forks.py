@@ -107,7 +107,6 @@ def _hints_in(message: Message) -> Iterator[str]:
 
 _UNSUPPORTED: dict[str, dict[str, str]] = {
     "NVIDIA/caffe": {
-        "LayerParameter": "detectnet_groundtruth_param detectnet_augmentation_param",
         "PoolingParameter": "torch_pooling",
         "SolverParameter": ("larc_turbo test_and_snapshot_last_epochs"),
         "TransformationParameter": "rand_resize_ratio_lower rand_resize_ratio_upper forward_packing random_seed num_labels",

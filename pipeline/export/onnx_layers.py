@@ -14,7 +14,7 @@ _KINDS = {name: caffe.layer_type(name) for name in caffe.layer_type_list()}
 _COMPARING = [name for name, kind in _KINDS.items() if kind.is_loss or kind.compares_labels]
 NO_TARGETS = "an exported model has no targets to compare with"
 _COMPARING_TOO = ("DetectionEvaluate", "EvalDetection", "BoxAnnotatorOHEM", "LabelsequenceAccuracy", "SequenceAccuracy")
-_AUGMENTING = ("DataAugmentation", "FlowAugmentation", "GenerateAugmentationParameters")
+_AUGMENTING = ("DataAugmentation", "DetectNetTransformation", "FlowAugmentation", "GenerateAugmentationParameters")
 _OF_LABELS = ("CombinedMargin", "CosinAddm", "LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct")
 NOT_EXPORTED = {
     **dict.fromkeys([name for name, kind in _KINDS.items() if kind.is_source], "a model's inputs come from its caller"),

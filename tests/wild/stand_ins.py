@@ -53,7 +53,7 @@ class Top(NamedTuple):
     """A top of a data layer.
 
     shape   None if only the layer that compares it with a prediction knows it
-    values  what it is filled with: image, class, box (of SSD), region or rois (of R-CNN), extent
+    values  what it is filled with: image, class, box (of SSD), region or rois (of R-CNN), objects (of DetectNet), extent
     """
 
     shape: Shape | None
@@ -70,6 +70,11 @@ def replaced(net: caffe_pb2.NetParameter, guess: Guess) -> tuple[caffe_pb2.NetPa
     sources = [layer for layer in training.layer if is_data(layer)]
     targets = {name for layer in training.layer if layer.type.endswith("Loss") for name in layer.bottom[1:]}
     tops = {name: top for layer in sources for name, top in _tops(layer, guess, targets).items()}
+    for layer in training.layer:
+        if layer.type == "DetectNetTransformation" and set(layer.bottom) <= set(tops):
+            images, labels = (tops[name] for name in layer.bottom)
+            assert images.shape is not None
+            tops[layer.bottom[1]] = labels._replace(shape=(images.shape[0], 1, 1 + _REGIONS, 16), values="objects")
     if any(top.shape is None for top in tops.values()):
         tops = _resolved(training, tops)
     return _with_inputs(training, tops), tops
@@ -94,6 +99,11 @@ def values_of(top: Top, rng: np.random.Generator) -> np.ndarray:
     if top.values == "class":
         return rng.integers(0, 2, top.shape).astype(np.float32)
     rows = {"box": [0, 1, 0, 0.1, 0.1, 0.6, 0.6, 0], "region": [10, 10, 100, 100, 1], "rois": [0, 10, 10, 100, 100]}
+    if top.values == "objects":
+        objects = np.zeros(top.shape, np.float32)
+        objects[:, :, 0, :2] = _REGIONS, 16
+        objects[:, :, 1:, :6] = 10, 10, 90, 90, 0, 1
+        return objects
     row = rows[top.values] if top.values in rows else [*rng.integers(200, 224, 2), 1]
     return np.broadcast_to(np.array(row, np.float32), top.shape)
 
