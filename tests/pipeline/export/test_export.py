@@ -511,6 +511,24 @@ def test_several_layers_are_exported_together(write, tmp_path, text):
     assert [one.name for one in onnx.load(tmp_path / "model.onnx").graph.output] == made.outputs
 
 
+@pytest.mark.parametrize(("scale", "least", "most"), [(1, 9, 9), (6, 1, 8), (90, 0, 0)])
+def test_an_exported_proposal_layer_of_python_leaves_out_small_regions(write, tmp_path, scale, least, most):
+    made = net(write, image(*IMAGE) + python_proposals("'RPN_MIN_SIZE': 12", tops='top: "best"'))
+    export.write_onnx(made, tmp_path / "model.onnx", {}, 0.02)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(3)
+    values = {name: rng.standard_normal(made.blobs[name].shape, np.float32) for name in made.inputs}
+    values["im_info"] = np.array([[80, 96, scale]], np.float32)
+    for name, value in values.items():
+        made.blobs[name].data[...] = value
+    made.forward()
+    found = session.run(["rois", "best"], values)
+    for name, value in zip(("rois", "best"), found, strict=True):
+        assert value.shape == made.blobs[name].shape
+        np.testing.assert_allclose(value, made.blobs[name].data, rtol=1e-4, atol=1e-3)
+    assert least <= len(found[0]) <= most
+
+
 def test_every_exported_layer_type_is_tested():
     kinds = {kind for kind, _ in CASES} | {word for text in SEVERAL.values() for word in text.split('"')}
     assert set(onnx_part.CONVERTERS) <= kinds
