@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from caffe.layer_types.known_python import KNOWN
 from caffe.proto import caffe_pb2
 
 
@@ -46,9 +47,12 @@ def as_python_3(path: Path) -> str:
 def folders_of(net: caffe_pb2.NetParameter, path: Path, root: Path) -> Iterator[Path]:
     """The folders from which the modules of a net's Python layers are imported: in `root`, the nearest to the net's own.
 
+    None of modules that are built in, for those of the repositories need Cython and CUDA extensions.
+
     path  the net's file, in root
     """
-    for module in sorted({layer.python_param.module for layer in net.layer if layer.type == "Python"}):
+    layers = [layer.python_param for layer in net.layer if layer.type == "Python"]
+    for module in sorted({each.module for each in layers if (each.module, each.layer) not in KNOWN}):
         parts = module.split(".")
         found = list(root.rglob(f"{'/'.join(parts)}.py"))
         if found:
