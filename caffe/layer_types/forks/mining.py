@@ -65,8 +65,8 @@ class SmoothL1LossOHEM(Loss):
             difference = difference * weights.reshape(x.shape)
         terms = functional.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none")
         loss = terms.sum() / self.divisor(len(x), len(x) * x.shape[2:].numel(), None)
-        each = terms.detach().sum(1)
-        return (loss, each.reshape(self.top_shapes(tuple(x.shape))[-1]))[: len(self.param.top)]
+        shapes = self.top_shapes(tuple(x.shape))[1:]
+        return loss, *(terms.detach().sum(1).reshape(shape) for shape in shapes)
 
 
 @register("BoxAnnotatorOHEM")

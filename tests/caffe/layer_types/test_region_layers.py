@@ -51,6 +51,14 @@ def test_a_smooth_l1_loss_gives_the_loss_of_each_position(write, normalization, 
     check(write, f'type: "SmoothL1LossOHEM" {settings} loss_weight: 1 loss_weight: 0', reference, *bottoms, wrt=(0, 1))
 
 
+def test_a_smooth_l1_loss_needs_no_top_for_each_position(write):
+    def reference(x, target):
+        difference = np.abs(x - target.reshape(x.shape))
+        return np.where(difference < 1, difference**2 / 2, difference - 0.5).sum() / 5
+
+    check(write, 'type: "SmoothL1LossOHEM"', reference, draw(5, 8, 1, 1, low=-3, high=3), draw(5, 8, low=-3, high=3))
+
+
 def test_losses_of_vectors_have_the_shape_that_eltwise_adds(write):
     net = make_net(write, 'type: "SmoothL1LossOHEM"', [(6, 8), (6, 8)], tops=2)
     assert net.forward()["y1"].shape == net.blobs["y1"].shape == (6, 1, 1, 1)
