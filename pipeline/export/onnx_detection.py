@@ -226,8 +226,7 @@ def _empty_rows(part: Part, scores: str) -> str:
 @converts("Proposal", single_precision=True)
 def proposal(part: Part, scores: str, offsets: str, sizes: str) -> list[str]:
     """Regions (R, 5), and on request their scores, in the order of images and scores."""
-    layer = part.layer
-    p = layer.settings
+    p, layer = part.param.proposal_param, part.layer
     images, _, height, width = part.shapes[0]
     rows = math.prod(part.shapes[2][:-1])
     if rows not in (1, images):

@@ -63,6 +63,7 @@ def model_and_values(net: caffe.Net, metadata: Mapping[str, str] | None, form: F
     for layer in definition.layer:
         if layer.type == "Python" and isinstance(net.layer_dict[layer.name], caffe.layer_type("Proposal")):
             layer.type = "Proposal"  # the built-in version of rpn.proposal_layer, which is a form of it
+            layer.proposal_param.CopyFrom(net.layer_dict[layer.name].settings)
     joined = caffe.NetGraph(definition.layer)
     refuse_missing(net, joined, NOT_EXPORTED)
     free = batch in (None, "free") and takes_any_batch(net)
