@@ -61,9 +61,10 @@ def model_and_values(net: caffe.Net, metadata: Mapping[str, str] | None, form: F
         set_batch(net, batch)
     definition = graph.definition_of(net)
     for layer in definition.layer:
-        if layer.type == "Python" and isinstance(net.layer_dict[layer.name], caffe.layer_type("Proposal")):
+        built: Any = net.layer_dict[layer.name]
+        if layer.type == "Python" and issubclass(type(built), caffe.layer_type("Proposal")):
             layer.type = "Proposal"  # the built-in version of rpn.proposal_layer, which is a form of it
-            layer.proposal_param.CopyFrom(net.layer_dict[layer.name].settings)
+            layer.proposal_param.CopyFrom(built.settings)
     joined = caffe.NetGraph(definition.layer)
     refuse_missing(net, joined, NOT_EXPORTED)
     free = batch in (None, "free") and takes_any_batch(net)
