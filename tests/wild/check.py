@@ -1,6 +1,7 @@
 """Check one prototxt: what a user would do with it first, and if that does not work, the cause in two or three words."""
 
 import importlib.util
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -129,7 +130,7 @@ def _fill_weights(net: caffe.Net, rng: np.random.Generator) -> None:
     for blob in net.learnable_params():
         values = rng.random(blob.shape, np.float32)
         fan_in = max(1, blob.count // max(1, blob.shape[0])) if len(blob.shape) > 1 else 0
-        blob.data[...] = (2 * values - 1) * np.sqrt(3 / fan_in) if fan_in else (1 + values) / 2
+        blob.data[...] = (2 * values - 1) * math.sqrt(3 / fan_in) if fan_in else (1 + values) / 2
 
 
 # ---- causes

@@ -47,11 +47,11 @@ def as_python_3(path: Path) -> str:
 def folders_of(net: caffe_pb2.NetParameter, path: Path, root: Path) -> Iterator[Path]:
     """The folders from which the modules of a net's Python layers are imported: in `root`, the nearest to the net's own.
 
-    None of modules that are built in, for those of the repositories need Cython and CUDA extensions.
+    None of data layers, which have stand-ins, and of modules that are built in, whose own need Cython and CUDA extensions.
 
     path  the net's file, in root
     """
-    layers = [layer.python_param for layer in net.layer if layer.type == "Python"]
+    layers = [layer.python_param for layer in net.layer if layer.type == "Python" and layer.bottom]
     for module in sorted({each.module for each in layers if (each.module, each.layer) not in KNOWN}):
         parts = module.split(".")
         found = list(root.rglob(f"{'/'.join(parts)}.py"))
