@@ -43,10 +43,11 @@ def take_best(part: Part, scores: str, count: int) -> tuple[str, str]:
 def suppress(part: Part, boxes: str, scores: str, most: int, threshold: float, least: float | None = None) -> str:
     """Non-maximum suppression of boxes (M, K, 4) by scores (M, K): (rows, 2), which of M and of K, best first.
 
-    least  score above which boxes are taken; None: all
+    threshold  1 and more keep all boxes; ONNX takes none above 1
+    least      score above which boxes are taken; None: all
     """
     rows = part.add("Unsqueeze", scores, part.whole("axes", [1]))
-    limits = [part.whole("most", [most]), part.tensor("nms_threshold", np.array([threshold], np.float32))]
+    limits = [part.whole("most", [most]), part.tensor("nms_threshold", np.array([min(threshold, 1)], np.float32))]
     if least is not None:
         limits.append(part.tensor("score_threshold", np.array([least], np.float32)))
     selected = part.add("NonMaxSuppression", boxes, rows, *limits)
@@ -101,8 +102,11 @@ def _decode(part: Part, offsets: str, corners: str, variances: str) -> str:
 
 
 @converts("DetectionOutput", single_precision=True)
-def detection_output(part: Part, offsets: str, scores: str, priors: str, *_: str) -> str:
-    """The rows (1, 1, boxes, 7) of image, class, score and box, in the order of images, classes and scores."""
+def detection_output(part: Part, offsets: str, scores: str, priors: str, *more: str) -> str:
+    """The rows (1, 1, boxes, 7) of image, class, score and box, in the order of images, classes and scores.
+
+    more  RefineDet's objectness of the priors and offsets that move them; or an image, which changes nothing
+    """
     p = part.param.detection_output_param
     if p.nms_param.eta < 1:
         do = "remove eta, or crop the net before this layer"
@@ -112,10 +116,19 @@ def detection_output(part: Part, offsets: str, scores: str, priors: str, *_: str
     places = 1 if p.share_location else p.num_classes
     both = part.add("Reshape", priors, part.whole("pair", [2, count, 4]))
     corners, variances = (part.add("Gather", both, part.whole("half", index), axis=0) for index in (0, 1))
+    if len(more) > 1:
+        moves = part.add("Reshape", more[1], part.whole("moves", [-1, 1, count, 4]))
+        corners = _decode(part, moves, corners, variances)
     encoded = part.add("Reshape", offsets, part.whole("offsets", [-1, count, places, 4]))
     boxes = _decode(part, part.add("Transpose", encoded, perm=[0, 2, 1, 3]), corners, variances)  # images, places, priors, 4
     boxes = part.add("Clip", boxes, part.number("first", 0), part.number("last", 1)) if p.clip else boxes
     table = part.add("Reshape", scores, part.whole("scores", [-1, count, p.num_classes]))
+    if part.layer.refines:
+        objectness = part.add("Reshape", more[0], part.whole("objectness", [-1, count, 2]))
+        objectness = part.columns(objectness, 1, 2)
+        hopeless = part.add("Less", objectness, part.number("objectness_score", p.objectness_score))
+        first = part.tensor("first_class", np.eye(1, p.num_classes, dtype=np.float32)[None])
+        table = part.add("Where", hopeless, first, table)
     table = part.add("Transpose", table, perm=[0, 2, 1])
     table = part.add("Gather", table, part.whole("labels", labels), axis=1)  # images, classes, priors
     top_k = part.layer.candidates
@@ -323,7 +336,7 @@ def box_output(part: Part, *maps: str) -> list[str]:
     scores, places = take_best(part, scores, candidates)
     boxes = gather_rows(part, boxes, places)
     likely = part.add("Greater", scores, part.number("none", -math.inf))
-    mask = keep_likely(part, boxes, likely, candidates, min(p.max_post_nms_num or candidates, candidates), min(p.iou_thr, 1))
+    mask = keep_likely(part, boxes, likely, candidates, min(p.max_post_nms_num or candidates, candidates), p.iou_thr)
     # Without any, the tops are these rows, which come after the last ones found.
     nowhere: list[tuple[str, list[float]]] = [(boxes, [1, 1, 10, 10]), (boxes, [0] * 4), (scores, [0])]
     found, (regions, corners, score) = _found(part, mask, nowhere)

@@ -189,8 +189,8 @@ PRIORS = f"prior_box_param {{ min_size: 4 max_size: 9 aspect_ratio: 2 flip: true
 """4 boxes at each of 42 places of a map of 7 × 6."""
 
 
-def detector(classes: int = 3, own_boxes: bool = False, more: str = "") -> str:
-    """SSD's head on `data`."""
+def detector(classes: int = 3, own_boxes: bool = False, more: str = "", refinement: int = 0) -> str:
+    """SSD's head on `data`; with RefineDet's objectness of the priors, and with offsets that move them (refinement: 1, 2)."""
     boxes = 4 * 4 * (classes if own_boxes else 1)
 
     def head(name: str, outputs: int) -> str:
@@ -209,12 +209,15 @@ def detector(classes: int = 3, own_boxes: bool = False, more: str = "") -> str:
         + layer("Flatten", "conf_out", "conf_soft")
         + image(1, 3, 30, 30, name="picture")
         + layer("PriorBox", "priors", "data", "picture", more=PRIORS)
+        + (head("objects", 8) + layer("Sigmoid", "objects_out", "objects_flat") if refinement else "")
+        + (head("moves", 16) if refinement > 1 else "")
         + layer(
             "DetectionOutput",
             "rows",
             "loc_flat",
             "conf_out",
             "priors",
+            *("objects_out", "moves_flat")[:refinement],
             more=(f"detection_output_param {{ num_classes: {classes} share_location: {str(not own_boxes).lower()} {more} }}"),
         )
     )
@@ -509,6 +512,22 @@ def test_several_layers_are_exported_together(write, tmp_path, text):
     for opset in [opset for opset in OPSETS if opset <= onnx_regions.LAST_ROI_OPSET or not limited]:
         assert export.write_onnx(made, tmp_path / "model.onnx", {}, 0.02, onnx_graph.Form(opset)) < 1e-5
     assert [one.name for one in onnx.load(tmp_path / "model.onnx").graph.output] == made.outputs
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("refinement", "settings"),
+    [
+        (0, "nms_param { nms_threshold: 1.5 } keep_top_k: 50"),
+        (1, "nms_param { nms_threshold: 0.4 } objectness_score: 0.5"),
+        (2, "nms_param { nms_threshold: 0.4 } objectness_score: 0.4 code_type: CENTER_SIZE"),
+        (2, "nms_param { nms_threshold: 0.4 } code_type: CORNER_SIZE variance_encoded_in_target: true"),
+    ],
+)
+def test_a_refined_detector_and_one_that_suppresses_nothing_are_exported(write, tmp_path, refinement, settings, half):
+    made = net(write, image(*IMAGE) + detector(more=settings, refinement=refinement))
+    limit = agreement.HALF_LIMIT if half else 1e-5
+    assert export.write_onnx(made, tmp_path / "model.onnx", {}, 0.02, onnx_graph.Form(half=half)) < limit
 
 
 @pytest.mark.parametrize(("scale", "least", "most"), [(1, 9, 9), (6, 1, 8), (90, 0, 0)])
