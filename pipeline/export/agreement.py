@@ -26,7 +26,7 @@ def random_inputs(net: caffe.Net, batch: int | None = None, scale: float = 1.0) 
     Inputs that a layer reads as indices, regions, image sizes or continuation marks are in the range that it takes.
     """
     draw = np.random.default_rng(1)
-    joined = caffe.NetGraph(graph.definition_of(net).layer)
+    joined = caffe.NetGraph(graph.exported_of(net).layer)
     values = {}
     for name in net.inputs:
         own = net.blobs[name].shape

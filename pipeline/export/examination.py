@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
 import caffe
+from caffe.formats.prototxt import read_text
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.export import onnx_graph
@@ -33,8 +33,7 @@ def report(net_file: Path, weights: Path | None) -> None:
     """Print what a net is, on one screen. Raises InputError, after that, if layers are missing, the net does not fit together, or
     the weights are not its own."""
     problems = []
-    for item in examine(net_file, weights):
-        name, text = item
+    for name, text in examine(net_file, weights):
         if name == "problem":
             problems.append(text)
             continue
@@ -96,9 +95,7 @@ def _built(net_file: Path, weights: Path | None) -> Iterator[tuple[str, str]]:
 
 def format_of(net_file: Path) -> str:
     """The version of a prototxt's format: V0, V1 or current."""
-    net = caffe_pb2.NetParameter()
-    text_format.Parse(net_file.read_text(errors="replace"), net, allow_unknown_field=True)
-    return _version(net.layers, "layer")
+    return _version(read_text(net_file, caffe_pb2.NetParameter()).layers, "layer")
 
 
 def _version(old: Iterable[caffe_pb2.V1LayerParameter], inner: str) -> str:
@@ -112,7 +109,7 @@ def _only_in_training(layer: caffe_pb2.LayerParameter) -> bool:
 
 def exportable(net: caffe.Net) -> str:
     """What the net can be converted to, and which layers prevent it."""
-    layers = [layer for layer in graph.definition_of(net).layer if not caffe.layer_type(layer.type).is_input]
+    layers = [layer for layer in graph.exported_of(net).layer if not caffe.layer_type(layer.type).is_input]
     parts = []
     for target, refused in (("ONNX (.onnx)", NOT_EXPORTED), ("PyTorch (.pt2)", NOT_TRACED)):
         named = [layer for layer in layers if layer.type in refused]

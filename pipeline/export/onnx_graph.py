@@ -59,12 +59,7 @@ def model_and_values(net: caffe.Net, metadata: Mapping[str, str] | None, form: F
     opset, batch, half = form.opset, form.batch, form.half
     if isinstance(batch, int):
         set_batch(net, batch)
-    definition = graph.definition_of(net)
-    for layer in definition.layer:
-        built: Any = net.layer_dict[layer.name]
-        if layer.type == "Python" and issubclass(type(built), caffe.layer_type("Proposal")):
-            layer.type = "Proposal"  # the built-in version of rpn.proposal_layer, which is a form of it
-            layer.proposal_param.CopyFrom(built.settings)
+    definition = graph.exported_of(net)
     joined = caffe.NetGraph(definition.layer)
     refuse_missing(net, joined, NOT_EXPORTED)
     free = batch in (None, "free") and takes_any_batch(net)
@@ -156,7 +151,7 @@ def takes_any_batch(net: caffe.Net) -> bool:
     batches = {shape[0] for shape in shapes.values() if shape}
     if len(batches) != 1 or not all(shapes.values()):
         return False
-    joined = caffe.NetGraph(graph.definition_of(net).layer)
+    joined = caffe.NetGraph(graph.exported_of(net).layer)
     detectors = (tops for layer, tops in zip(joined.layers, joined.tops, strict=True) if layer.type in onnx_detection.DETECTIONS)
     detections = {value.blob for tops in detectors for value in tops}
     steps = [layer.bottom[0] for layer in joined.layers if layer.type in onnx_sequences.STEPS and layer.bottom]

@@ -87,7 +87,7 @@ def program(net: caffe.Net, batch: int | str | None = None) -> torch.export.Expo
     """
     if isinstance(batch, int):
         onnx_graph.set_batch(net, batch)
-    joined = caffe.NetGraph(graph.definition_of(net).layer)
+    joined = caffe.NetGraph(graph.exported_of(net).layer)
     onnx_graph.refuse_missing(net, joined, NOT_EXPORTED)
     onnx_graph.refuse_missing(net, joined, NOT_TRACED, f"convert it to .onnx, or {onnx_graph.CROP}")
     free = batch in (None, "free") and onnx_graph.takes_any_batch(net)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import caffe
@@ -29,6 +31,17 @@ def definition_of(net: caffe.Net) -> caffe_pb2.NetParameter:
             if layer.HasField(name):
                 for filler in ("weight_filler", "bias_filler"):
                     getattr(layer, name).ClearField(filler)
+    return definition
+
+
+def exported_of(net: caffe.Net) -> caffe_pb2.NetParameter:
+    """`definition_of`, in which the built-in version of rpn.proposal_layer is the Proposal layer that it is a form of."""
+    definition = definition_of(net)
+    for layer in definition.layer:
+        built: Any = net.layer_dict[layer.name]
+        if layer.type == "Python" and issubclass(type(built), caffe.layer_type("Proposal")):
+            layer.type = "Proposal"
+            layer.proposal_param.CopyFrom(built.settings)
     return definition
 
 

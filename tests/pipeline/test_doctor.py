@@ -10,6 +10,7 @@ from pipeline.errors import InputError
 from pipeline.export import examination
 from pipeline.nets.known import FORKS, NETS, forks_of, known_net
 from tests.conftest import SHARED, needs_shared
+from tests.pipeline.export.test_export import python_proposals
 from tests.pipeline.trained_nets import image, layer, net
 
 SMALL = (
@@ -33,6 +34,19 @@ def test_the_version_of_the_format_is_told(write, text, version):
     path = write("net.prototxt", text)
     assert examination.format_of(Path(path)) == version
     assert f"; {examination.FORMATS[version]}" in report(path, None)["net"]
+
+
+def test_a_prototxt_is_read_as_nets_are_with_a_byte_order_mark_and_in_latin_1(tmp_path):
+    path = tmp_path / "net.prototxt"
+    path.write_bytes(b"\xef\xbb\xbf" + SMALL.encode())
+    assert "; current" in report(path, None)["net"]
+    path.write_bytes(b"# caf\xe9\n" + SMALL.encode())
+    assert "; current" in report(path, None)["net"]
+
+
+def test_the_built_in_proposal_layer_of_python_is_exported_as_convert_exports_it(write):
+    said = report(write("net.prototxt", python_proposals("'RPN_MIN_SIZE': 1")), None)
+    assert said["export"].startswith("ONNX (.onnx): yes; PyTorch (.pt2): not rois (Proposal), as its boxes are suppressed")
 
 
 def test_layers_shapes_and_cost_are_those_of_the_net(write):

@@ -548,6 +548,11 @@ def test_an_exported_proposal_layer_of_python_leaves_out_small_regions(write, tm
     assert least <= len(found[0]) <= most
 
 
+def test_a_proposal_layer_of_python_is_checked_with_the_size_of_an_image(write):
+    made = net(write, python_proposals("'RPN_MIN_SIZE': 1"))
+    np.testing.assert_array_equal(agreement.random_inputs(made)["im_info"], [[80, 96, 1]])
+
+
 def test_every_exported_layer_type_is_tested():
     kinds = {kind for kind, _ in CASES} | {word for text in SEVERAL.values() for word in text.split('"')}
     assert set(onnx_part.CONVERTERS) <= kinds
