@@ -44,9 +44,10 @@ def check(file: Path, inputs: Mapping[str, np.ndarray], expected: Mapping[str, n
         if ours.size != theirs.size:
             return False, f"{name} computes another result: shape {theirs.shape} instead of {ours.shape}"
         absolute = np.abs(ours.ravel().astype(np.float64) - theirs.ravel()).max(initial=0)
-        worst = max(worst, float(absolute / (np.abs(ours).max(initial=0) or 1.0)))
-    if not worst <= limit:
-        return False, f"{name} computes another result: it differs by {worst:.1e}"
+        difference = float(absolute / (np.abs(ours).max(initial=0) or 1.0))
+        if not difference <= limit:  # NaN, too
+            return False, f"{name} computes another result: it differs by {difference:.1e}"
+        worst = max(worst, difference)
     return True, f"{name} differs from onnxruntime by {worst:.1e}"
 
 

@@ -40,7 +40,10 @@ class _Tensor:
 
 
 class _Program(torch.nn.Module):
-    """The net's layers one after another; the tensors are called LAYER_0, LAYER_1 … in the order of the layers' blobs."""
+    """The net's layers one after another; the tensors are called LAYER_0, LAYER_1 … in the order of the layers' blobs.
+
+    Dots in names are underscores; if that makes two names alike, the second one ends in another underscore.
+    """
 
     def __init__(self, net: caffe.Net):
         super().__init__()
@@ -48,10 +51,13 @@ class _Program(torch.nn.Module):
         self.outputs = list(net.outputs)
         self.of_layers: dict[str, list[str]] = {}
         for name, blobs in net.params.items():
-            plain = name.replace(".", "_")
-            self.of_layers[name] = [f"{plain}_{number}" for number in range(len(blobs))]
-            for called, blob in zip(self.of_layers[name], blobs, strict=True):
+            self.of_layers[name] = []
+            for number, blob in enumerate(blobs):
+                called = f"{name.replace('.', '_')}_{number}"
+                while hasattr(self, called):
+                    called += "_"
                 self.register_buffer(called, torch.from_numpy(blob.data.copy()))
+                self.of_layers[name].append(called)
 
     def forward(self, *images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = dict(zip(self.net.inputs, images, strict=True))
@@ -102,7 +108,7 @@ def program(net: caffe.Net, batch: int | str | None = None) -> torch.export.Expo
         except Exception as error:  # PyTorch raises many kinds
             if free and batch is None:
                 return program(net, net.blobs[net.inputs[0]].shape[0])
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise InputError(net.path, f"PyTorch cannot export it ({reason})", do="convert it to .onnx") from error
 
 

@@ -194,6 +194,26 @@ def test_a_pytorch_program_with_another_output_is_not_written(small, tmp_path, m
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_an_export_that_fails_without_a_message_names_the_error(small, tmp_path, monkeypatch):
+    def failing(*_words, **_settings):
+        raise AssertionError
+
+    monkeypatch.setattr(torch_program.torch.export, "export", failing)
+    with pytest.raises(InputError, match=r"PyTorch cannot export it \(AssertionError\); convert it to .onnx"):
+        converted("out.pt2")
+    assert not (tmp_path / "out.pt2").exists()
+
+
+def test_layers_whose_names_differ_in_a_dot_keep_their_own_weights(write, tmp_path):
+    more = "inner_product_param { num_output: 2 }"
+    text = image(1, 3) + layer("InnerProduct", "a.b", "data", more=more) + layer("InnerProduct", "a_b", "data", more=more)
+    made = net(write, text)
+    assert torch_program.write_program(made, tmp_path / "out.pt2", {}, 1.0, None) < 1e-5
+    stored = torch_program.torch.export.load(tmp_path / "out.pt2").state_dict
+    np.testing.assert_array_equal(stored["a_b_0"].numpy(), made.params["a.b"][0].data)
+    np.testing.assert_array_equal(stored["a_b_0_"].numpy(), made.params["a_b"][0].data)
+
+
 # ---- what is refused, and safetensors
 
 
@@ -276,6 +296,14 @@ def test_opencv_agrees_disagrees_or_cannot_run_a_model(small, tmp_path):
     agrees, said = opencv.check(tmp_path / "out.onnx", inputs, found, agreement.LIMIT)
     assert not agrees
     assert "cannot run it (" in said
+
+
+def test_an_opencv_that_computes_nan_disagrees(small, tmp_path, monkeypatch):
+    values = np.ones((1, 3), np.float32)
+    monkeypatch.setattr(opencv, "_run", lambda *_: ([values, values * np.nan], ""))
+    agrees, said = opencv.check(tmp_path / "out.onnx", {}, {"a": values, "b": values}, agreement.LIMIT)
+    assert not agrees
+    assert said.endswith("it differs by nan")
 
 
 def test_an_opencv_that_crashes_is_reported_with_its_signal(small, tmp_path, monkeypatch):
