@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from caffe.errors import FileError
+from caffe.formats.files import written_whole
 
 _MAGIC = b"PIEH"
 
@@ -25,10 +26,11 @@ def read_flo(path: str) -> np.ndarray:
 
 
 def write_flo(path: str, flow: np.ndarray) -> None:
-    """Write a flow (u, v), 2 × height × width."""
+    """Write a flow (u, v), 2 × height × width; the file is whole or not there, and its folder is made. Raises FileError."""
     _, height, width = flow.shape
     header = _MAGIC + struct.pack("<ii", width, height)
     try:
-        Path(path).write_bytes(header + np.ascontiguousarray(flow.transpose(1, 2, 0), "<f4").tobytes())
+        with written_whole(path) as part:
+            part.write_bytes(header + np.ascontiguousarray(flow.transpose(1, 2, 0), "<f4").tobytes())
     except OSError as error:
         raise FileError(path, f"cannot be written ({error})") from None

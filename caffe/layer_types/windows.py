@@ -59,6 +59,11 @@ class WindowData(Prefetching):
         events.window_images_listed(len(self.images))
         # The transformer only loads and checks the mean; mirror, scale and mean are applied here.
         self.transformer = Transformer(self.param.transform_param, self.phase, self.where, self.rng, self.transform_device)
+        ignored = [name for name in ("bgr2rgb", "cvt_bgr2rgb") if getattr(self.param.transform_param, name)]
+        if self.transformer.resize:
+            ignored.append("a change of size")
+        if ignored:
+            raise self.error(f"transform_param has {' and '.join(ignored)}", "windows are not changed by it", "leave it out")
         mean = self.transformer.mean
         self.offset = 0
         if mean is not None:

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,8 @@ class CustomData(Data):
     mean is mean_file, or `subtract`, one value for each channel. The records are those whose line in preselection_file is
     preselection_label, of them those from range_start to range_end (both included). rand_permute draws their order, before or
     after the range is taken, within blocks of block_size if given, and again after each permute_every_iter batches;
-    rand_permute_seed, if not 0, determines it. Source: custom_data_layer.cpp of lmb-freiburg/flownet2.
+    rand_permute_seed, if not 0, determines it; else each of n solvers that train together reads all records in an order of its
+    own. Source: custom_data_layer.cpp of lmb-freiburg/flownet2.
     """
 
     tops = (1, None)
@@ -168,9 +168,13 @@ class CustomData(Data):
         return (whole.reshape(-1, *self.size) - self.mean) * np.float32(self.param.data_param.scale)
 
     def places(self, position: int) -> Iterator[int]:
-        """Positions in the database of this solver's records, from the one at `position` on."""
-        solvers, rank = self.share()
-        every = self.param.data_param.permute_every_iter if self.param.data_param.rand_permute else 0
+        """Positions in the database of this solver's records, from the one at `position` on.
+
+        Of one order for all solvers that train together it takes its share, and all of one that it has drawn itself.
+        """
+        p = self.param.data_param
+        solvers, rank = (1, 0) if p.rand_permute and not p.rand_permute_seed else self.share()
+        every = p.permute_every_iter if p.rand_permute else 0
         drawing, order = -1, self.chosen
         for number in itertools.count(position):
             wanted = number // (every * self.batch_size) if every else 0
@@ -246,8 +250,8 @@ class ImgReader(Source):
 class FLOWriter(Annealed):
     """Writes each flow (N, 2, H, W) to a .flo file: `file`, or folder/prefix0000000suffix.flo, the number of the pass.
 
-    Of N > 1 flows, the number of each follows in brackets: 0000000(001). Source: flowriter_layer.cpp of lmb-freiburg/flownet2,
-    where the number is the solver's iteration. The folder is made if there is none.
+    Of N > 1 flows, which need a folder, the number of each follows in brackets: 0000000(001). Source: flowriter_layer.cpp of
+    lmb-freiburg/flownet2, where the number is the solver's iteration. The folder is made if there is none.
     """
 
     tops = (0, 0)
@@ -260,10 +264,10 @@ class FLOWriter(Annealed):
             raise self.error(f"a bottom of shape {shape}", "a flow has 2 channels")
         if not p.file and not p.folder:
             raise self.error("neither file nor folder", "one must be given")
-        if not p.file:
-            Path(p.folder).mkdir(parents=True, exist_ok=True)
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
+        if self.param.writer_param.file and shape[0] > 1:
+            raise self.error(f"{shape[0]} flows for one file", "each is written to a file of its own", "give folder, not file")
         return []
 
     def forward(self, flow: Tensor) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from caffe import events
 from caffe.engine.layer import Shape, register
 from caffe.errors import Error
 from caffe.layer_types.data import Batch, Prefetching
-from caffe.layer_types.files import IMAGE_LIST, lines_of, read_image
+from caffe.layer_types.files import IMAGE_LIST, numbered_lines, read_image, read_listed
 from caffe.layer_types.loss import Loss
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
@@ -103,7 +103,7 @@ class DataHeatmap(Prefetching):
         """The lines of the list."""
         p = self.param.heatmap_data_param
         people = []
-        for number, line in enumerate(lines_of(p.source, IMAGE_LIST, self.where), 1):
+        for number, line in numbered_lines(p.source, IMAGE_LIST, self.where):
             where, expected = f"{p.source}:{number}", 'a line must be "image x1,y1,x2,y2,… crop class"'
             try:
                 path, labels, _, cluster = line.split()
@@ -142,7 +142,8 @@ class DataHeatmap(Prefetching):
     def pixels(self, person: Person) -> np.ndarray:
         """The image, height × width × 3, RGB, float32, at least as wide as the crop."""
         p = self.param.heatmap_data_param
-        image = read_image(person.path, True).transpose(1, 2, 0)[:, :, ::-1].astype(np.float32)
+        pixels = read_listed(p.source, p.root_img_dir, person.path, True)
+        image = pixels.transpose(1, 2, 0)[:, :, ::-1].astype(np.float32)
         if p.segmentation:
             path = Path(p.root_img_dir) / "segs" / person.path.removeprefix(p.root_img_dir)
             regions = read_image(str(path), False)[0]

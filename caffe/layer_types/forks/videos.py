@@ -12,7 +12,7 @@ from caffe.engine.layer import Shape, register
 from caffe.errors import Error, FileError
 from caffe.formats.stored import read_array
 from caffe.layer_types.data import Batch
-from caffe.layer_types.files import ImageData, lines_of, read_image
+from caffe.layer_types.files import ImageData, numbered_lines, read_image
 from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
 
@@ -105,7 +105,7 @@ class VideoData(ImageData):
 
     def read_list(self) -> list[Any]:
         p = self.param.video_data_param
-        return [self._parsed(number, line) for number, line in enumerate(lines_of(p.source, "list of videos", self.where), 1)]
+        return [self._parsed(number, line) for number, line in numbered_lines(p.source, "list of videos", self.where)]
 
     def _parsed(self, number: int, line: str) -> Video:
         p = self.param.video_data_param
@@ -115,9 +115,9 @@ class VideoData(ImageData):
             if len(frame) != (not unplaced):
                 raise ValueError
             numbers = [int(label) for label in labels.split(",")]
-            if not p.use_multiple_label and len(numbers) > 1:
-                raise ValueError
             video = Video(p.root_folder + path, int(frame[0]) if frame else None, numbers)
+            if (not p.use_multiple_label and len(numbers) > 1) or (video.frame or 0) < 0:
+                raise ValueError
         except ValueError:
             counted = "frames" if self.of_segments or p.use_temporal_jitter else "frame"
             expected = "path label" if unplaced else f"path {counted} label"

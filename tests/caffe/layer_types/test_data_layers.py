@@ -319,6 +319,20 @@ def test_windows_are_mirrored_mean_subtracted_and_scaled(windows):
     assert seen == {tuple(range(10, 30)), tuple(range(29, 9, -1))}
 
 
+@pytest.mark.parametrize(
+    ("transform", "found"),
+    [
+        ("bgr2rgb: true", "bgr2rgb"),
+        ("resize_param { height: 30 width: 30 } cvt_bgr2rgb: true", "cvt_bgr2rgb and a change of size"),
+        ("random_resize_param { min_size: 30 }", "a change of size"),
+    ],
+)
+def test_what_does_not_change_windows_is_refused(windows, transform, found):
+    with pytest.raises(caffe.Error) as raised:
+        windows(transform)
+    assert raised.value.found == f"transform_param has {found}"
+
+
 def test_context_is_added_around_a_window(windows):
     net = windows(more="context_pad: 5")
     layer: WindowData = net.layers[0]

@@ -43,6 +43,23 @@ def test_a_flow_file_holds_pairs_of_numbers():
         read_flo("a.flo")
 
 
+def test_a_flow_file_is_whole_or_as_it_was(monkeypatch):
+    write_flo("a.flo", flow := draw(2, 3, 5).astype(np.float32))
+
+    def full(path, content):
+        path.open("wb").write(content[:20])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(caffe.Error):
+            write_flo("a.flo", flow + 1)
+    np.testing.assert_array_equal(read_flo("a.flo"), flow)
+    assert [path.name for path in Path().iterdir()] == ["a.flo"]
+    with pytest.raises(caffe.Error, match=r"a\.flo is a file, not a folder"):
+        write_flo("a.flo/b.flo", flow)
+
+
 @exercises("FloData")
 def test_flow_of_a_list(write):
     flows = draw(3, 2, 4, 5).astype(np.float32)
@@ -81,6 +98,8 @@ def test_flows_are_written_by_number(write):
         layer_error(write, 'type: "FLOWriter" writer_param { file: "x" }', (1, 3, 3, 4), tops=0).expected
         == "a flow has 2 channels"
     )
+    error = layer_error(write, 'type: "FLOWriter" writer_param { file: "x" }', (2, 2, 3, 4), tops=0)
+    assert (error.found, error.do) == ("2 flows for one file", "give folder, not file")
 
 
 @exercises("ImgReader")
@@ -177,6 +196,13 @@ def test_records_are_permuted_again_and_resumed(write):
     net.layers[0].keep(state)
     other.layers[0].resume(caffe_pb2.LayerState.FromString(state.SerializeToString()))
     assert labels(net, 9) == labels(other, 9)
+
+
+def test_a_solver_reads_all_records_in_its_own_order_or_its_share_of_a_common_one(write, monkeypatch):
+    monkeypatch.setattr(mode, "solver_count", lambda: 2)
+    assert sorted(labels(custom(write, "rand_permute: true", 4), 5)) == list(range(10))
+    assert len(set(labels(custom(write, "rand_permute: true rand_permute_seed: 3", 4), 5))) == 5
+    assert set(labels(custom(write, "", 4), 5)) == {0, 2, 4, 6, 8}
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_classes_come_in_turn(write):
         ("a.png 1,2 1 1", "cropsize: 49", "48 rows"),
         ("a.png 1,2 1 1", "multfact: 0", "multfact 0"),
         ("a.png 1,2,3,4 1 1", "random_crop: true", "2 joints"),
-        ("b.png 1,2 1 1", "", "no such image"),
+        ("b.png 1,2 1 1", "", "b.png: no such image"),
     ],
 )
 def test_what_is_no_heatmap_is_refused(write, line, settings, found):
@@ -155,6 +155,15 @@ def test_what_is_no_heatmap_is_refused(write, line, settings, found):
     with pytest.raises(caffe.Error) as error:
         heatmap_net(write, [line], settings)
     assert error.value.found == found
+
+
+def test_an_error_of_a_list_with_empty_lines_has_its_line(write):
+    with pytest.raises(caffe.Error) as error:
+        heatmap_net(write, ["", "a.png 1,2 1"])
+    assert error.value.where == "list.txt:2"
+    with pytest.raises(caffe.Error) as error:
+        heatmap_net(write, ["", "", "b.png 1,2 1 1"])
+    assert error.value.where == "list.txt:3"
 
 
 @exercises("EuclideanLossHeatmap")

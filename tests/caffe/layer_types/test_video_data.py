@@ -305,6 +305,7 @@ def test_mean_values_are_repeated_for_each_frame_of_a_segment(write):
     [
         ("video0 1", "use_image: true", '"video0 1"'),
         ("video0 1 2,3", "use_image: true", '"video0 1 2,3"'),
+        ("movie.avi -1 2", "new_length: 3", '"movie.avi -1 2"'),
         ("video0 1 2", "use_image: true new_length: 0", "new_length is not given"),
         ("video0 1 5", "use_image: true use_multiple_label: true num_of_labels: 5", "labels 5"),
         ("video0 4 1", "use_image: true new_length: 5 use_temporal_jitter: true", "4 frames"),
@@ -320,3 +321,10 @@ def test_what_cannot_be_read_is_refused(write, line, settings, found):
     with pytest.raises(caffe.Error) as error:
         net_of(write, [line], settings)
     assert error.value.found == found
+
+
+def test_an_error_has_the_number_of_its_line_in_a_list_with_empty_lines(write):
+    folders(1)
+    with pytest.raises(caffe.Error) as error:
+        net_of(write, ["", "video0 1 1", "", "video0 one 1"], "use_image: true new_length: 2")
+    assert error.value.where == "list.txt:4"
