@@ -92,6 +92,18 @@ def test_every_layer_type_of_the_table_of_forks_exists_and_no_fork_layer_is_take
     assert {name for names in forks_of(forks).values() for name in names} == set(forks)
 
 
+def test_layers_of_detectors_and_of_flownet_are_told_by_their_forks():
+    forks = forks_of(["Yolov3DetectionOutput", "Resample", "DeformableConvolution", "BoxOutput", "ROIWarping", "TripletLoss"])
+    assert [(name.split()[0], types) for name, types in forks.items()] == [
+        ("MS-CNN", ["BoxOutput"]),
+        ("Deformable", ["DeformableConvolution"]),
+        ("MNC", ["ROIWarping"]),
+        ("FlowNet", ["Resample"]),
+        ("another", ["TripletLoss"]),
+        ("YOLO", ["Yolov3DetectionOutput"]),
+    ]
+
+
 def test_missing_layer_types_are_listed_with_what_to_do_and_fail(write, capsys):
     path = write("net.prototxt", SMALL + layer("Telescope", "t", "fc") + layer("Telescope", "u", "fc"))
     with pytest.raises(InputError, match="1 layer type missing: Telescope"):
