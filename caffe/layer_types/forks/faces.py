@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffe.engine.layer import WEIGHT, Layer, Shape, Tops, register
-from caffe.layer_types.forks.small import Annealed
+from caffe.engine.layer import Layer, Shape, Tops, register
+from caffe.layer_types.forks.margins import MarginProduct
 from caffe.layer_types.loss import _OfLabels
-from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
 
 _TINY = 1e-9
@@ -92,7 +91,7 @@ def margin_cosine(cosine: Tensor, multiple: int) -> Tensor:
 
 
 @register("LargeMarginInnerProduct", "largemargin_inner_product_param")
-class LargeMarginInnerProduct(Annealed):
+class LargeMarginInnerProduct(MarginProduct):
     """L-Softmax (Liu et al. 2016): (x (d_0, …, d_axis-1, K), labels) → (d_0, …, d_axis-1, O)[, λ (1,)].
 
     Scores are x · w; the label's is (|x| |w| ψ(θ) + λ x · w) / (1 + λ), θ the angle between x and w, ψ as in MarginInnerProduct,
@@ -100,43 +99,17 @@ class LargeMarginInnerProduct(Annealed):
     (O, K). Source: largemargin_inner_product_layer.cpp of wy1iu/LargeMargin_Softmax_Loss.
     """
 
-    learns = (WEIGHT,)
-    bottoms = (2, 2)
-    tops = (1, 2)
-    differentiable_bottoms = (0,)
-    drawn_as = "inner product"
-
-    def setup(self, x: Shape, labels: Shape) -> None:
-        p = self.param.largemargin_inner_product_param
-        self.require_positive("num_output")
-        self.first = self.axis(p.axis, len(x))
-        self.inputs = math.prod(x[self.first :])
-        self.add_blob((p.num_output, self.inputs), p.weight_filler)
-        self.passes = p.iteration
-
-    def top_shapes(self, x: Shape, labels: Shape) -> list[Shape]:
-        if math.prod(x[self.first :]) != self.inputs:
-            raise self.error(f"a bottom of shape {x}", f"the weights take {self.inputs} inputs")
-        if math.prod(labels) != math.prod(x[: self.first]):
-            raise self.error(f"labels of shape {labels} for a bottom of shape {x}", "there must be one for each vector")
-        return [(*x[: self.first], self.param.largemargin_inner_product_param.num_output), (1,)][: len(self.param.top)]
-
-    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        p = self.param.largemargin_inner_product_param
-        rows, target = x.reshape(-1, self.inputs), labels.reshape(-1, 1).long()
-        if (label := out_of_range(target, p.num_output)) is not None:
-            raise self.error(f"label {label}", f"num_output is {p.num_output}: labels go from 0 to {p.num_output - 1}")
-        self.passes += 1
-        balance = max(p.base * (1 + p.gamma * self.passes) ** -p.power, p.lambda_min)
+    def compare(self, rows: Tensor, target: Tensor, balance: float) -> Tensor:
+        kind = self.param.largemargin_inner_product_param.type
         (weight,) = self.parameters()
         scores = rows @ weight.t()
-        if p.type != caffe_pb2.LargeMarginInnerProductParameter.SINGLE:
+        if kind != caffe_pb2.LargeMarginInnerProductParameter.SINGLE:
             own = scores.gather(1, target)
             lengths = [torch.linalg.vector_norm(vectors, dim=1, keepdim=True) for vectors in (rows, weight[target[:, 0]])]
             product = lengths[0] * lengths[1] + _TINY
-            moved = (product * margin_cosine(own / product, p.type + 1) + balance * own) / (1 + balance)
+            moved = (product * margin_cosine(own / product, kind + 1) + balance * own) / (1 + balance)
             scores = scores.scatter(1, target, moved)
-        return (scores.reshape(*x.shape[: self.first], p.num_output), x.new_tensor([balance]))[: len(self.param.top)]
+        return scores
 
 
 class _Placed(torch.autograd.Function):

@@ -88,16 +88,8 @@ class _AngularMargin(torch.autograd.Function):
         return towards, gradient.t() @ x, None, None, None
 
 
-@register("MarginInnerProduct")
-class MarginInnerProduct(Annealed):
-    """SphereFace's angular margin (Liu et al. 2017): (x (d_0, …, d_axis-1, K), labels) → (d_0, …, d_axis-1, O)[, λ (1,)].
-
-    Scores are x · w; the label's is (|x| ψ(θ) + λ x · w) / (1 + λ), θ the angle between x and w, ψ = (-1)^k cos(m θ) - 2 k for θ
-    from k π / m to (k + 1) π / m, m = 1 to 4 (`type`). λ = max(lambda_min, base · (1 + gamma · passes)^-power), passes from
-    `iteration` + 1 on. Blob: the weights (O, K), whose rows are scaled to norm 1 before each pass, and stay so where they learn.
-    The gradient is the fork's: the weights' is that of x · w, and the two coefficients of ψ's part of x's are divided by the root
-    of the sum of their squares.
-    """
+class MarginProduct(Annealed):
+    """Base of inner products with a margin at the label's class: (x (d_0, …, d_axis-1, K), labels) → scores[, λ (1,)]."""
 
     learns = (WEIGHT,)
     bottoms = (2, 2)
@@ -106,7 +98,7 @@ class MarginInnerProduct(Annealed):
     drawn_as = "inner product"
 
     def setup(self, x: Shape, labels: Shape) -> None:
-        p = self.param.margin_inner_product_param
+        p = self.settings_of(self.param)
         self.require_positive("num_output")
         self.first = self.axis(p.axis, len(x))
         self.inputs = math.prod(x[self.first :])
@@ -118,19 +110,39 @@ class MarginInnerProduct(Annealed):
             raise self.error(f"a bottom of shape {x}", f"the weights take {self.inputs} inputs")
         if math.prod(labels) != math.prod(x[: self.first]):
             raise self.error(f"labels of shape {labels} for a bottom of shape {x}", "there must be one for each vector")
-        return [(*x[: self.first], self.param.margin_inner_product_param.num_output), (1,)][: len(self.param.top)]
+        return [(*x[: self.first], self.settings_of(self.param).num_output), (1,)][: len(self.param.top)]
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        p = self.param.margin_inner_product_param
+        p = self.settings_of(self.param)
         rows, target = x.reshape(-1, self.inputs), labels.reshape(-1, 1).long()
         if (label := out_of_range(target, p.num_output)) is not None:
             raise self.error(f"label {label}", f"num_output is {p.num_output}: labels go from 0 to {p.num_output - 1}")
         self.passes += 1
         balance = max(p.base * (1 + p.gamma * self.passes) ** -p.power, p.lambda_min)
+        scores = self.compare(rows, target, balance)
+        return (scores.reshape(*x.shape[: self.first], p.num_output), x.new_tensor([balance]))[: len(self.param.top)]
+
+    def compare(self, rows: Tensor, target: Tensor, balance: float) -> Tensor:
+        """The scores (N, O) of vectors (N, K), with the margin at the labels `target` (N, 1); `balance` is λ."""
+        raise NotImplementedError
+
+
+@register("MarginInnerProduct")
+class MarginInnerProduct(MarginProduct):
+    """SphereFace's angular margin (Liu et al. 2017): (x (d_0, …, d_axis-1, K), labels) → (d_0, …, d_axis-1, O)[, λ (1,)].
+
+    Scores are x · w; the label's is (|x| ψ(θ) + λ x · w) / (1 + λ), θ the angle between x and w, ψ = (-1)^k cos(m θ) - 2 k for θ
+    from k π / m to (k + 1) π / m, m = 1 to 4 (`type`). λ = max(lambda_min, base · (1 + gamma · passes)^-power), passes from
+    `iteration` + 1 on. Blob: the weights (O, K), whose rows are scaled to norm 1 before each pass, and stay so where they learn.
+    The gradient is the fork's: the weights' is that of x · w, and the two coefficients of ψ's part of x's are divided by the root
+    of the sum of their squares.
+    """
+
+    def compare(self, rows: Tensor, target: Tensor, balance: float) -> Tensor:
         (blob,) = self.blobs
         weight = blob.tensor / torch.linalg.vector_norm(blob.tensor, dim=1, keepdim=True).clamp_min(FLT_MIN)
         if self.phase == caffe_pb2.TRAIN and blob.leaf.requires_grad:
             blob.tensor = weight
             (weight,) = self.parameters()
-        scores = _AngularMargin.apply(rows, weight, target, p.type + 1, balance)
-        return (scores.reshape(*x.shape[: self.first], p.num_output), x.new_tensor([balance]))[: len(self.param.top)]
+        scores: Tensor = _AngularMargin.apply(rows, weight, target, self.param.margin_inner_product_param.type + 1, balance)
+        return scores
