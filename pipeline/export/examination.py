@@ -19,6 +19,7 @@ from pipeline.export.onnx_layers import NOT_EXPORTED
 from pipeline.export.torch_program import NOT_TRACED
 from pipeline.nets import graph
 from pipeline.nets.known import KnownNet, forks_of, known_net
+from pipeline.nets.parameters import tensors_of
 
 FORMATS = {
     "V0": "V0 (2013: layers { layer { … } })",
@@ -132,8 +133,12 @@ def operations(net: caffe.Net) -> int:
         weight = net.params[name][0].shape
         bottom, top = (net.blobs[names[name][0]].shape for names in (net.bottom_names, net.top_names))
         if kind.drawn_as == "convolution":
-            each = math.prod(bottom) if kind.is_transposed else math.prod(top)
-            total += each * math.prod(weight[1:]) * len(net.top_names[name])
+            each, channels = (math.prod(bottom), bottom[1]) if kind.is_transposed else (math.prod(top), top[1])
+            tensors = tensors_of(layer.param, [blob.data for blob in net.params[name]])
+            weights = [values for called, values in tensors.items() if called.endswith("weight")]
+            # A layer of several convolutions has them at all places of its top.
+            places = each // (channels if len(weights) > 1 else weight[0])
+            total += places * sum(values.size for values in weights) * len(net.top_names[name])
         elif kind.is_linear:
             total += math.prod(top) * (math.prod(weight) // layer.param.inner_product_param.num_output)
         elif kind.drawn_as == "inner product":  # recurrent

@@ -72,6 +72,17 @@ def test_layers_shapes_and_cost_are_those_of_the_net(write):
             3 * (8 * 4 + 8 * 2),
         ),
         (layer("ReLU", "y", "data"), 0),
+        (
+            layer("DenseBlock", "y", "data", more="denseblock_param { numTransition: 2 initChannel: 3 growthRate: 2 }"),
+            64 * 2 * 9 * (3 + 5),
+        ),
+        (
+            layer(
+                "DenseBlock", "y", "data", more="denseblock_param { numTransition: 1 initChannel: 3 growthRate: 2 use_BC: true }"
+            ),
+            64 * (8 * 3 + 2 * 9 * 8),
+        ),
+        (layer("DepthwiseConvolution", "y", "data", more="convolution_param { num_output: 3 kernel_size: 3 pad: 1 }"), 64 * 27),
     ],
 )
 def test_operations_are_counted(write, text, count):

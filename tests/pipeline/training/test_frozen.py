@@ -25,7 +25,7 @@ layer { name: "images" type: "DummyData" top: "images"
 layer { name: "index" type: "Threshold" bottom: "data" top: "index" }
 layer { name: "volumes" type: "Reshape" bottom: "data" top: "volumes" reshape_param { axis: 1 num_axes: 0 shape { dim: 1 } } }
 """
-"""Other bottoms: continuation marks, a static input, offsets and masks of windows, images, indices of 0 and 1, volumes of one channel."""
+"""Other bottoms: continuation marks, a static input, offsets and masks, images, indices of 0 and 1, volumes of one channel."""
 CASES = {
     "Convolution": "convolution_param { num_output: 3 kernel_size: 3 }",
     "Convolution, no bias": "convolution_param { num_output: 3 kernel_size: 3 bias_term: false }",
