@@ -133,7 +133,7 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
     },
     "eric612/MobileNet-YOLO": {
         "LayerParameter": "yolo_seg_param",
-        "AnnotatedDataParameter": "yolo_data_type yolo_data_jitter",
+        "AnnotatedDataParameter": "single_class seg_scales seg_resize_width seg_resize_height difficult_label_warmup",
         "TransformationParameter": "enable_classf_aug max_rotation_angle max_scaling_factor min_scaling_factor",
     },
     "LisaAnne/lisa-caffe-public": {

@@ -22,11 +22,16 @@ from caffe.transforms.transform import mean_values, read_mean
 OF_OTHER_FORKS = frozenset((*range(20101, 20120), *range(20501, 20504)))
 """Field numbers of DeepLab's, NVIDIA's, yjxiong's and Intel's fields, which know no boxes."""
 WHOLE = np.array([0, 0, 1, 1], np.float32)
+JITTERED = (0.2, 0.4)
+"""Probabilities that a crop of yolo_data_jitter is the whole image, and that it is that or jittered by at most half."""
 CORNERS = np.s_[:, 2:6]
 
 
 class BoxTransformer:
-    """Applies a TransformationParameter with SSD's fields, and the samplers of an AnnotatedDataParameter."""
+    """Applies a TransformationParameter with SSD's fields, and the samplers or the jitter of an AnnotatedDataParameter.
+
+    jitter  yolo_data_jitter, not used with samplers
+    """
 
     def __init__(
         self,
@@ -35,6 +40,7 @@ class BoxTransformer:
         phase: int,
         where: str,
         rng: Generator,
+        jitter: float = 0,
     ):
         if param.mean_file and param.mean_value:
             raise Error(where, "both mean_file and mean_value", "only one may be given")
@@ -55,7 +61,10 @@ class BoxTransformer:
             low, high = sampler.min_aspect_ratio, sampler.max_aspect_ratio
             if not 0 < low <= high:
                 raise Error(where, f"aspect ratios {low:g} to {high:g}", "they must be above 0 and rise")
+        if not 0 <= jitter < 1:
+            raise Error(where, f"yolo_data_jitter {jitter:g}", "it must be at least 0 and below 1")
         self.param, self.samplers, self.where, self.rng = param, samplers, where, rng
+        self.jitter = 0 if samplers else jitter
         self.policies, self.resizing = policies, policies[0] if policies else None
         self.training = phase == caffe_pb2.TRAIN
         self.mean = read_mean(param.mean_file).transpose(1, 2, 0) if param.mean_file else None
@@ -74,6 +83,8 @@ class BoxTransformer:
         if p.HasField("expand_param") and self.rng.random() < p.expand_param.prob and p.expand_param.max_expand_ratio > 1.01:
             image, truths = self.expand(image, truths)
         crops = [crop for sampler in self.samplers for crop in self.sample_crops(sampler, truths[CORNERS])]
+        if self.jitter:
+            crops = [self.jittered_crop()]
         if crops:
             image, truths = self.crop_to(image, truths, crops[self.rng.integers(len(crops))])
         if p.cvt_bgr2rgb:
@@ -159,6 +170,18 @@ class BoxTransformer:
             if satisfies(each.sample_constraint, crop, corners):
                 found.append(crop)
         return found
+
+    def jittered_crop(self) -> Boxes:
+        """Draw a crop as GenerateJitterSamples of eric612/MobileNet-YOLO: of the image's aspect if resizing keeps the aspect."""
+        number = self.rng.random()
+        if number < JITTERED[0]:
+            return WHOLE
+        least = 1 - (self.jitter / 2 if number < JITTERED[1] else self.jitter)
+        width = self.rng.uniform(least, 1)
+        keep = self.resizing is not None and self.resizing.param.resize_mode == RESIZE.FIT_LARGE_SIZE_AND_PAD
+        height = width if keep else self.rng.uniform(least, 1)
+        left, top = self.rng.uniform(0, 1 - width), self.rng.uniform(0, 1 - height)
+        return np.array([left, top, left + width, top + height], np.float32)
 
     def crop_to(self, image: np.ndarray, truths: Boxes, crop: Boxes) -> tuple[np.ndarray, Boxes]:
         """Crop the image and its truths."""

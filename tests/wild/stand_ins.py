@@ -53,7 +53,8 @@ class Top(NamedTuple):
     """A top of a data layer.
 
     shape   None if only the layer that compares it with a prediction knows it
-    values  what it is filled with: image, class, box (of SSD), region or rois (of R-CNN), objects (of DetectNet), extent
+    values  what it is filled with: image, class, box (of SSD), truths (of YOLO), region or rois (of R-CNN), objects (of
+            DetectNet), extent
     """
 
     shape: Shape | None
@@ -104,6 +105,10 @@ def values_of(top: Top, rng: np.random.Generator) -> np.ndarray:
         objects[:, :, 0, :2] = _REGIONS, 16
         objects[:, :, 1:, :6] = 10, 10, 90, 90, 0, 1
         return objects
+    if top.values == "truths":
+        truths = np.zeros(top.shape, np.float32)
+        truths[:, :, :_REGIONS] = 0, 0.35, 0.35, 0.5, 0.5
+        return truths
     row = rows[top.values] if top.values in rows else [*rng.integers(200, 224, 2), 1]
     return np.broadcast_to(np.array(row, np.float32), top.shape)
 
@@ -114,7 +119,9 @@ def _tops(layer: caffe_pb2.LayerParameter, guess: Guess, targets: set[str]) -> d
     image = Top((batch, channels, height, width), "image")
     names = list(layer.top)
     if layer.type == "AnnotatedData":
-        return dict(zip(names, (image, Top((1, 1, batch * _REGIONS, 8), "box")), strict=False))
+        yolo = layer.annotated_data_param.yolo_data_type == 1
+        labels = Top((batch, 1, 300, 5), "truths") if yolo else Top((1, 1, batch * _REGIONS, 8), "box")
+        return dict(zip(names, (image, labels), strict=False))
     if len(names) == 2 and layer.type in (*_CLASSES, *_MAPS):
         return dict(
             zip(names, (image, Top((batch,) if layer.type in _CLASSES else (batch, 1, height, width), "class")), strict=True)

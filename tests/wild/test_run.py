@@ -38,9 +38,19 @@ layer { name: "conv" type: "Convolution" bottom: "image" top: "conv"
   convolution_param { num_output: 4 kernel_size: 4 stride: 4 } }
 layer { name: "loss" type: "EuclideanLoss" bottom: "conv" bottom: "density_label" top: "loss" }
 """
+YOLO = """
+layer { name: "data" type: "AnnotatedData" top: "data" top: "label" data_param { source: "nowhere" batch_size: 8 }
+  transform_param { resize_param { height: 64 width: 64 } } annotated_data_param { yolo_data_type: 1 } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 14 kernel_size: 16 stride: 16 } }
+layer { name: "loss" type: "RegionLoss" bottom: "conv" bottom: "label" top: "loss"
+  region_loss_param { num_class: 2 num: 2 biases: 1 biases: 1 biases: 2 biases: 2 } }
+"""
 
 
-@pytest.mark.parametrize(("kind", "text"), [("solver", SOLVER), ("deploy", DEPLOY), ("train", TRAIN), ("train", TARGETS)])
+@pytest.mark.parametrize(
+    ("kind", "text"), [("solver", SOLVER), ("deploy", DEPLOY), ("train", TRAIN), ("train", TARGETS), ("train", YOLO)]
+)
 def test_a_file_without_its_data_or_nets_runs(write, tmp_path, kind, text):
     write("net.prototxt", text)
     assert check.check(tmp_path / "net.prototxt", kind) == ("runs", "", "")

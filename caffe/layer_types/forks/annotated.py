@@ -1,7 +1,7 @@
-"""SSD's data layer of images with boxes: AnnotatedData."""
+"""SSD's data layer of images with boxes, which eric612/MobileNet-YOLO extended for YOLO: AnnotatedData."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -12,10 +12,13 @@ from caffe.layer_types.data import Batch, Data, Prefetching
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.box_transform import BoxTransformer
+from caffe.transforms.boxes import Boxes
 from caffe.transforms.detections import read_label_map
 
 _BATCHES_OF_A_SIZE = 10
 """Batches for which one of several resize_param is drawn."""
+YOLO_ROWS = 300
+"""Rows of an image's labels with yolo_data_type 1."""
 
 
 @register("AnnotatedData", "data_param")
@@ -23,6 +26,10 @@ class AnnotatedData(Data):
     """Images and boxes from a database of AnnotatedDatum records: → (N, C, H, W), (1, 1, boxes, 8) as MultiBoxLoss takes them.
 
     A row is the image's index in the batch, label, instance, xmin, ymin, xmax, ymax, difficult; without boxes, one row of -1.
+    With yolo_data_type 1 (eric612/MobileNet-YOLO) the second top is (N, 1, 300, 5) as RegionLoss and Yolov3 take it: rows of
+    class, x, y, width, height in fractions of the image, x and y of the centre, and then zeros. The class is the record's
+    label - 1, as label 0 is the background; train_diffcult: false leaves difficult boxes out. yolo_data_jitter crops in both
+    phases, as there; unlike there, only if it is set or yolo_data_type is 1.
     If records have no annotations, the second top is their labels (N,). Of several resize_param (eric612's MobileNet-YOLO) one
     is drawn by its `prob` for every ten batches; the tops before the first batch have the first one's size.
     """
@@ -42,21 +49,30 @@ class AnnotatedData(Data):
         annotated = self.param.annotated_data_param
         if annotated.label_map_file:
             read_label_map(annotated.label_map_file)
-        self.box_transformer = BoxTransformer(transform, annotated.batch_sampler, self.phase, self.where, self.rng)
+        if annotated.yolo_data_type not in (0, 1):
+            raise self.error(f"yolo_data_type {annotated.yolo_data_type}", "0 (labels of SSD) or 1 (labels of YOLO)")
+        self.yolo = annotated.yolo_data_type == 1
+        jitter = annotated.yolo_data_jitter if self.yolo or annotated.HasField("yolo_data_jitter") else 0
+        self.box_transformer = BoxTransformer(transform, annotated.batch_sampler, self.phase, self.where, self.rng, jitter)
         image, truths, _ = self.parse(next(self.database.values()))
         self.annotated = truths is not None
         values, _ = self.box_transformer(image, np.empty((0, 7), np.float32))
-        labels = (p.batch_size,) if truths is None else (1, 1, max(1, len(truths)), 8)
+        labels: Shape = (p.batch_size,)
+        if truths is not None:
+            labels = (p.batch_size, 1, YOLO_ROWS, 5) if self.yolo else (1, 1, max(1, len(truths)), 8)
         self.shapes = [(p.batch_size, *values.shape), labels]
 
     def top_shapes(self) -> list[Shape]:
         return self.shapes[: len(self.param.top)]
 
     def batch_dependence(self) -> str:
-        random = self.phase == caffe_pb2.TRAIN and (
-            self.param.annotated_data_param.batch_sampler
-            or any(self.param.transform_param.HasField(field) for field in ("distort_param", "expand_param", "noise_param"))
-            or self.policy_seed is not None
+        random = self.box_transformer.jitter or (
+            self.phase == caffe_pb2.TRAIN
+            and (
+                self.param.annotated_data_param.batch_sampler
+                or any(self.param.transform_param.HasField(field) for field in ("distort_param", "expand_param", "noise_param"))
+                or self.policy_seed is not None
+            )
         )
         return "samples or changes images at random" if random else super().batch_dependence()
 
@@ -99,8 +115,9 @@ class AnnotatedData(Data):
             if self.policy_seed is not None:
                 self.box_transformer.choose_resizing(Generator(self.policy_seed, number // _BATCHES_OF_A_SIZE).random())
             images: list[np.ndarray] = []
-            rows, labels = [], []
-            for place, (image, truths, label) in enumerate(itertools.islice(records, self.batch_size)):
+            found: list[Boxes] = []
+            labels = []
+            for image, truths, label in itertools.islice(records, self.batch_size):
                 if (truths is not None) != self.annotated:
                     raise Error(source, "records with annotations and records without", do="rebuild the database")
                 values, truths = self.box_transformer(image, np.empty((0, 7), np.float32) if truths is None else truths)
@@ -111,9 +128,30 @@ class AnnotatedData(Data):
                         do="give resize_param with resize_mode: WARP, or batch_size: 1",
                     )
                 images.append(values)
-                rows.append(np.hstack((np.full((len(truths), 1), place, np.float32), truths)))
+                found.append(truths)
                 labels.append(label)
-            boxes = np.concatenate(rows).astype(np.float32)
-            if not len(boxes):
-                boxes = np.full((1, 8), -1, np.float32)
-            yield np.stack(images), boxes[None, None] if self.annotated else np.asarray(labels, np.float32)
+            yield np.stack(images), self.rows(found) if self.annotated else np.asarray(labels, np.float32)
+
+    def rows(self, truths: Sequence[Boxes]) -> np.ndarray:
+        """The second top, of the truths of each image of a batch."""
+        if self.yolo:
+            return np.stack([self.yolo_rows(each) for each in truths])[:, None]
+        numbered = [np.hstack((np.full((len(each), 1), place), each)) for place, each in enumerate(truths)]
+        boxes = np.concatenate(numbered).astype(np.float32)
+        return (boxes if len(boxes) else np.full((1, 8), -1, np.float32))[None, None]
+
+    def yolo_rows(self, truths: Boxes) -> Boxes:
+        """An image's truths as YOLO takes them, (300, 5); raises Error for more of them or the label of the background."""
+        source = self.param.data_param.source
+        if not self.param.annotated_data_param.train_diffcult:
+            truths = truths[truths[:, 6] == 0]
+        if len(truths) > YOLO_ROWS:
+            expected = f"yolo_data_type 1 has room for {YOLO_ROWS}"
+            raise Error(source, f"an image with {len(truths)} boxes", expected, "rebuild the database with crops of the image")
+        if (truths[:, 0] < 1).any():
+            expected = "with yolo_data_type 1 labels start from 1 (class 0)"
+            raise Error(source, f"a box of label {truths[:, 0].min():g}", expected, "rebuild the database")
+        low, high = truths[:, 2:4], truths[:, 4:6]
+        rows = np.zeros((YOLO_ROWS, 5), np.float32)
+        rows[: len(truths)] = np.hstack((truths[:, :1] - 1, (low + high) / 2, high - low))
+        return rows

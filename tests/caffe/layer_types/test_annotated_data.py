@@ -151,12 +151,14 @@ def bright_corners(values):
         {"expand_param": {"max_expand_ratio": 4}},
         {"expand_param": {"max_expand_ratio": 3}, "resize_param": {"height": 300, "width": 300}, "mirror": True},
         {"sampled": True, "resize_param": {"height": 300, "width": 300}, "mirror": True},
+        {"jitter": 0.3, "resize_param": {"height": 300, "width": 300}, "mirror": True},
+        {"jitter": 0.3, "resize_param": {"height": 300, "width": 300, "resize_mode": "FIT_LARGE_SIZE_AND_PAD"}},
     ],
     ids=str,
 )
 def test_boxes_stay_on_their_objects(settings):
     settings = dict(settings)
-    samplers = []
+    samplers, jitter = [], settings.pop("jitter", 0)
     if settings.pop("sampled", False):
         samplers = [caffe_pb2.BatchSampler(max_sample=1, max_trials=50) for _ in range(2)]
         for sampler in samplers:
@@ -172,15 +174,15 @@ def test_boxes_stay_on_their_objects(settings):
             setattr(param, name, value)
     image, corners = picture(120, 180, (60, 40, 100, 85))
     truth = np.array([[1, 0, *corners, 0]], np.float32)
-    transformer = BoxTransformer(param, samplers, caffe.TRAIN, "data", caffe.Generator(3))
+    transformer = BoxTransformer(param, samplers, caffe.TRAIN, "data", caffe.Generator(3), jitter)
     sizes = set()
     for _ in range(30):
         values, truths = transformer(image, truth)
         assert len(truths) == 1
         # Tolerance: one pixel for rounding crops and canvases, and one for interpolation blur, in a small crop.
-        np.testing.assert_allclose(truths[0, 2:6], bright_corners(values), atol=0.04 if samplers else 0.012)
+        np.testing.assert_allclose(truths[0, 2:6], bright_corners(values), atol=0.04 if samplers else 0.02 if jitter else 0.012)
         sizes.add(tuple(truths[0, 2:6].round(4)))
-    if {"mirror", "expand_param"} & set(settings) or samplers:
+    if {"mirror", "expand_param"} & set(settings) or samplers or jitter:
         assert len(sizes) > 1
 
 
@@ -285,6 +287,9 @@ def test_hue_changes_colours_but_not_grey():
         ("transform_param { augmentation_param { rotation: 5 } }", "augmentation_param"),
         ("annotated_data_param { batch_sampler { sampler { min_scale: 2 } } }", "scales 2 to 1"),
         ('annotated_data_param { label_map_file: "absent" }', "no such file"),
+        ("annotated_data_param { yolo_data_type: 2 }", "yolo_data_type 2"),
+        ("annotated_data_param { yolo_data_jitter: 1 }", "yolo_data_jitter 1"),
+        ("annotated_data_param { yolo_data_jitter: -0.5 }", "yolo_data_jitter -0.5"),
     ],
 )
 def test_invalid_settings_are_refused(net, settings, found):
@@ -299,6 +304,194 @@ def test_ssd_fields_in_a_data_layer_are_refused(tmp_path, write):
     text = f'layer {{ type: "Data" top: "x" data_param {{ source: "{tmp_path}/db" backend: LMDB batch_size: 1 }}'
     with pytest.raises(caffe.Error, match="expand_param"):
         caffe.Net(write("net.prototxt", text + " transform_param { expand_param { max_expand_ratio: 3 } } }"), caffe.TEST)
+
+
+# ---- labels and crops for YOLO
+
+
+def yolo_rows(*boxes):
+    """Labels of an image, (1, 300, 5), for boxes of class and corners."""
+    rows = np.zeros((1, 300, 5), np.float32)
+    for row, (kind, (left, top, right, bottom)) in zip(rows[0], boxes, strict=False):
+        row[:] = kind, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    return rows
+
+
+HARD_BOX = [0.5, 0.5, 0.75, 1]
+YOLO = "annotated_data_param {{ yolo_data_type: 1 yolo_data_jitter: 0 {} }}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "hard"), [("", True), ("train_diffcult: true", True), ("train_diffcult: false", False)], ids=str
+)
+def test_yolo_labels_are_rows_of_class_centre_and_size(net, settings, hard):
+    boxes = [(3, 0, HARD_BOX, True), (1, 5, ONE_BOX, False), (2, 1, TWO_BOX, False)]
+    reader = net([record(ONE, boxes), record(TWO, boxes[:1]), record(TWO, boxes[2:])], YOLO.format(settings), batch=3)
+    assert reader.blobs["label"].shape == (3, 1, 300, 5)
+    labels = reader.forward()["label"]
+    difficult = [(2, HARD_BOX)] if hard else []
+    expected = [yolo_rows(*difficult, (0, ONE_BOX), (1, TWO_BOX)), yolo_rows(*difficult), yolo_rows((1, TWO_BOX))]
+    np.testing.assert_allclose(labels, expected, atol=1e-7)
+    np.testing.assert_array_equal(reader.blobs["data"].data, np.stack([ONE, TWO, TWO]).transpose(0, 3, 1, 2))
+    reader.close()
+
+
+def test_yolo_labels_of_images_without_boxes_are_zeros(net):
+    reader = net([record(ONE, [])], YOLO.format(""))
+    np.testing.assert_array_equal(reader.forward()["label"], np.zeros((2, 1, 300, 5)))
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "settings", "found"),
+    [
+        ([(1, 0, ONE_BOX, False)] * 301, "", "an image with 301 boxes"),
+        ([(2, 0, ONE_BOX, False), (0, 0, ONE_BOX, False)], "", "a box of label 0"),
+        ([(1, 0, ONE_BOX, True)] * 301, "train_diffcult: false", None),
+        ([(1, 0, ONE_BOX, False)] * 300, "", None),
+    ],
+    ids=["301 boxes", "background", "301 difficult boxes left out", "300 boxes"],
+)
+def test_boxes_that_yolo_labels_cannot_hold_are_an_error(net, boxes, settings, found):
+    reader = net([record(ONE, boxes)], YOLO.format(settings))
+    if found:
+        with pytest.raises(caffe.Error) as error:
+            reader.forward()
+        assert error.value.found == found
+    else:
+        easy = sum(not difficult for *_, difficult in boxes)
+        assert (reader.forward()["label"][..., 3] != 0).sum((1, 2)).tolist() == [easy] * 2
+    reader.close()
+
+
+def jittered(jitter, seed=0, samplers=(), **resize):
+    """A transformer with yolo_data_jitter."""
+    param = caffe_pb2.TransformationParameter()
+    if resize:
+        param.resize_param.add(**resize)
+    return BoxTransformer(param, samplers, caffe.TRAIN, "data", caffe.Generator(seed), jitter)
+
+
+def test_a_jittered_crop_is_cut_from_the_image_and_its_boxes():
+    image = np.random.default_rng(0).integers(0, 256, (100, 200, 3), np.uint8)
+    left, top, right, bottom = corners = np.array([0.25, 0.35, 0.75, 0.65])
+    transformer, rng = jittered(0.3, seed=5), caffe.Generator(5)
+    for _ in range(50):
+        values, truths = transformer(image, np.array([[1, 0, *corners, 0]], np.float32))
+        kind, x, y, width, height = rng.random(), 0.0, 0.0, 1.0, 1.0
+        if kind >= 0.2:
+            jitter = np.float32(0.3) / 2 if kind < 0.4 else np.float32(0.3)
+            width, height = (1 - jitter * (1 - rng.random()) for _ in range(2))
+            x, y = (1 - width) * rng.random(), (1 - height) * rng.random()
+        rng.random()  # one crop is chosen from one
+        tall, wide = int(height * 100), int(width * 200)
+        window = image[int(y * 100) : int(y * 100) + tall, int(x * 200) : int(x * 200) + wide]
+        np.testing.assert_array_equal(values, window.transpose(2, 0, 1))
+        expected = [(left - x) / width, (top - y) / height, (right - x) / width, (bottom - y) / height]
+        np.testing.assert_allclose(truths[0, 2:6], np.clip(expected, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["WARP", "FIT_LARGE_SIZE_AND_PAD"])
+def test_jitter_leaves_a_fifth_whole_and_keeps_the_aspect_if_resizing_does(mode):
+    transformer = jittered(0.4, height=32, width=32, resize_mode=mode)
+    crops = np.array([transformer.jittered_crop() for _ in range(4000)])
+    sides = crops[:, 2:] - crops[:, :2]
+    assert crops[:, :2].min() >= 0
+    assert crops[:, 2:].max() <= 1 + 1e-6
+    assert abs((sides == 1).all(1).mean() - 0.2) < 0.03
+    assert 0.6 - 1e-6 <= sides.min() < 0.61
+    # Of the others, a quarter has at most half of the jitter; the rest has it with one chance in two for each side drawn.
+    keeps = mode != "WARP"
+    assert abs((sides >= 0.8).all(1).mean() - (0.4 + 0.6 * (0.5 if keeps else 0.25))) < 0.03
+    assert np.allclose(sides[:, 0], sides[:, 1], atol=1e-6) == keeps
+
+
+def test_samplers_replace_the_jitter():
+    samplers = [caffe_pb2.BatchSampler(max_sample=1, max_trials=3)]
+    samplers[0].sampler.min_scale = 0.5
+    truth = np.array([[1, 0, *ONE_BOX, 0]], np.float32)
+    with_both, without = jittered(0.3, 2, samplers), jittered(0, 2, samplers)
+    for _ in range(10):
+        for one, other in zip(with_both(ONE, truth), without(ONE, truth), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+@pytest.mark.parametrize(
+    ("settings", "crops"),
+    [("", False), ("yolo_data_jitter: 0.3", True), ("yolo_data_type: 1", True), ("yolo_data_type: 1 yolo_data_jitter: 0", False)],
+)
+def test_jitter_is_on_for_yolo_labels_or_if_it_is_set(net, phase, settings, crops):
+    reader = net(
+        [record(ONE, [(1, 0, ONE_BOX, False)])],
+        f"transform_param {{ resize_param {{ height: 20 width: 30 }} }} annotated_data_param {{ {settings} }}",
+        phase=phase,
+    )
+    same = [np.array_equal(image, ONE.transpose(2, 0, 1)) for _ in range(20) for image in reader.forward()["data"]]
+    assert all(same) != crops
+    assert bool(reader.layers[0].batch_dependence()) == crops
+    reader.close()
+
+
+def test_a_resumed_layer_draws_the_same_jitter(net):
+    records = [record(ONE, [(1, 0, ONE_BOX, False)]), record(TWO, [(2, 0, TWO_BOX, False)]), record(TWO, [])]
+    settings = "transform_param { mirror: true resize_param { height: 24 width: 24 } } annotated_data_param { yolo_data_type: 1 }"
+    reader, other = (net(records, settings, phase=caffe.TRAIN) for _ in range(2))
+    for _ in range(5):
+        reader.forward()
+    state = caffe_pb2.LayerState()
+    reader.layers[0].keep(state)
+    other.layers[0].resume(caffe_pb2.LayerState.FromString(state.SerializeToString()))
+    seen = set()
+    for _ in range(15):
+        tops = reader.forward()
+        seen.add(tops["label"].tobytes())
+        for name, value in other.forward().items():
+            np.testing.assert_array_equal(tops[name], value)
+    assert len(seen) > 10
+    for each in (reader, other):
+        each.close()
+
+
+YOLO_LOSSES = {
+    "RegionLoss": "region_loss_param { num_class: 2 num: 2 biases: [1, 1, 2, 2] }",
+    "Yolov3": "yolov3_param { num_class: 2 num: 2 anchors_scale: 16 biases: [16, 16, 32, 32] mask: [0, 1] }",
+}
+
+
+@pytest.mark.parametrize("kind", YOLO_LOSSES)
+def test_a_yolo_net_trains_from_a_database(tmp_path, write, kind):
+    boxes = [(2, 0, HARD_BOX, True), (1, 0, ONE_BOX, False)]
+    with lmdb.open(str(tmp_path / "db"), map_size=1 << 24) as database, database.begin(write=True) as transaction:
+        transaction.put(b"0", record(ONE, boxes))
+        transaction.put(b"1", record(TWO, [(2, 0, TWO_BOX, False)]))
+    loss = f'layer {{ name: "loss" type: "{kind}" bottom: "conv" bottom: "label" top: "loss" {YOLO_LOSSES[kind]} }}'
+    net = write(
+        "train.prototxt",
+        f'layer {{ name: "data" type: "AnnotatedData" top: "data" top: "label" {YOLO.format("")}'
+        f' data_param {{ source: "{tmp_path}/db" backend: LMDB batch_size: 2 }}'
+        " transform_param { scale: 0.004 resize_param { height: 64 width: 64 } } }"
+        'layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 14 kernel_size: 16'
+        f' stride: 16 weight_filler {{ type: "gaussian" std: 0.01 }} }} }} {loss}',
+    )
+    solver = caffe.get_solver(
+        write(
+            "solver.prototxt", f'train_net: "{net}" base_lr: 0.0001 lr_policy: "fixed" random_seed: 1 snapshot_after_train: false'
+        )
+    )
+    solver.step(1)
+    first, predictions = float(solver.net.blobs["loss"].data), solver.net.blobs["conv"].data.copy()
+    inputs = "input_param { shape { dim: 2 dim: 14 dim: 4 dim: 4 } shape { dim: 2 dim: 1 dim: 2 dim: 5 } }"
+    reference = caffe.Net(
+        write("loss.prototxt", f'layer {{ name: "x" type: "Input" top: "conv" top: "label" {inputs} }} {loss}'), caffe.TEST
+    )
+    reference.blobs["conv"].data[...] = predictions
+    labels = np.stack([yolo_rows((1, HARD_BOX), (0, ONE_BOX)), yolo_rows((1, TWO_BOX))])
+    reference.blobs["label"].data[...] = labels[:, :, :2]
+    assert first == pytest.approx(float(reference.forward()["loss"]), rel=1e-5)
+    solver.step(1)
+    assert float(solver.net.blobs["loss"].data) < first
+    solver.net.close()
 
 
 # ---- label maps and the files of detections
