@@ -20,8 +20,8 @@ model, given, found, *outputs = sys.argv[1:]
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 try:
     net = cv2.dnn.readNetFromONNX(model)
-    for name, values in np.load(given).items():
-        net.setInput(values, name)
+    for key, values in np.load(given).items():
+        net.setInput(values, key.removeprefix("blob "))
     np.savez(found, *[np.asarray(values) for values in net.forward(outputs)])
 except cv2.error as error:
     lines = [line.strip("> ") for line in str(error.err or error).splitlines() if line.strip("> ")]
@@ -55,7 +55,8 @@ def _run(file: Path, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> tu
     """The outputs that OpenCV computes, or None and the reason."""
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
-        np.savez(given, **dict(inputs))  # type: ignore[arg-type] # names of blobs
+        # With a prefix, as a blob may have the name of an argument of savez.
+        np.savez(given, **{f"blob {name}": values for name, values in inputs.items()})  # type: ignore[arg-type]
         command = [sys.executable, "-c", _RUN, str(file.absolute()), str(given), str(found), *outputs]
         try:
             ended = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST, check=False)

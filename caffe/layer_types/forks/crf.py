@@ -72,7 +72,10 @@ class MultiStageMeanfield(Layer):
 
     def lattice(self, features: Tensor) -> tuple[Lattice, Tensor]:
         """The lattice of these features, and what divides its results: (P, 1)."""
-        lattice = Lattice(features)
+        try:
+            lattice = Lattice(features)
+        except OverflowError as error:
+            raise self.error(str(error), do="give larger theta_alpha, theta_beta and theta_gamma") from None
         return lattice, lattice.filter(features.new_ones(len(features), 1)) + FLT_MIN
 
     def forward(self, unary: Tensor, first: Tensor, image: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from caffe.numerics import elementary
 from caffe.transforms import boxes
 from caffe.transforms.boxes import Boxes
 
+FARTHEST = 2.0**31
+"""Corners are at most so far from the image, in pixels; predictions may be infinite."""
 MAX_BOXES = 50
 """Rows for each image in a list of boxes."""
 GRID = {name: Setting(param_str.COUNT) for name in ("image_size_x", "image_size_y", "stride")}
@@ -127,8 +129,9 @@ class ClusterDetections(_Cluster):
         p = self.settings
         if not placed.any():
             return np.zeros((0, 5), np.float16)
-        sizes = np.concatenate([placed[:, :2], placed[:, 2:] - placed[:, :2]], 1)
-        means, counts = group(np.trunc(np.nan_to_num(sizes)).astype(np.int64), p.gridbox_rect_threshold, p.gridbox_rect_eps)
+        finite = np.nan_to_num(placed).clip(-FARTHEST, FARTHEST)
+        whole = np.concatenate([finite[:, :2], finite[:, 2:] - finite[:, :2]], 1).astype(np.int64)
+        means, counts = group(whole, p.gridbox_rect_threshold, p.gridbox_rect_eps)
         high = means[:, 3] >= p.min_height
         means, counts = means[high], counts[high]
         if len(means) > MAX_BOXES:

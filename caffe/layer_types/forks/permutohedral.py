@@ -15,6 +15,8 @@ class Lattice:
     features  (P, d), float32; the results are not differentiable by them
     corners   (P, d + 1): numbers of the corners of each point's simplex, and `shares`, its barycentric coordinates
     neighbours  (d + 1, 2, corners): the next corners in both directions; the number of corners where there is none
+
+    Raises OverflowError if points are so far apart that the corners between them have no numbers below 2^62.
     """
 
     def __init__(self, features: Tensor):
@@ -44,6 +46,8 @@ class Lattice:
         # One number for each key, with room for the neighbours' around.
         low = keys.amin((0, 1)) - (d + 1)
         extents = keys.amax((0, 1)) + (d + 1) - low + 1
+        if float(extents.double().prod()) > 2.0**62:
+            raise OverflowError(f"points lie up to {float((features.amax(0) - features.amin(0)).max()):.3g} deviations apart")
         strides = torch.cat([extents.new_ones(1), extents.cumprod(0)[:-1]])
         packed, corners = torch.unique(((keys - low) * strides).sum(2), return_inverse=True)
         self.corners = corners

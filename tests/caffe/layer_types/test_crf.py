@@ -167,3 +167,12 @@ def test_another_size_is_filtered_by_its_own_lattice(write):
 def test_mean_field_says_what_it_takes(write, settings, shapes, found):
     layer = f'type: "MultiStageMeanfield" multi_stage_meanfield_param {{ {settings} }}'
     assert layer_error(write, layer, *shapes).found == found
+
+
+def test_points_that_are_too_far_apart_for_the_lattice_are_an_error(write):
+    settings = "num_iterations: 2 theta_alpha: 1e-3 theta_beta: 1e-3 theta_gamma: 1"
+    net = make_net(write, f'type: "MultiStageMeanfield" multi_stage_meanfield_param {{ {settings} }}', [(1, 3, 40, 50)] * 3)
+    for blob in net.blobs.values():
+        blob.data[...] = draw(*blob.shape, low=0, high=255)
+    with pytest.raises(caffe.LayerError, match="deviations apart; give larger theta_alpha"):
+        net.forward()

@@ -77,6 +77,14 @@ def test_maps_without_a_covered_cell_give_no_detection(write, score):
     assert not run(write, python("clustering", "ClusterDetections", "128,96,16,0.6,1,0.05,22"), coverage, corners)[0].any()
 
 
+def test_predictions_that_are_not_finite_leave_the_other_detections(write):
+    boxes = {(0, 1, column): (0.7, *CAR) for column in (1, 2)} | {(0, 4, column): (0.9, *VAN) for column in (5, 6)}
+    coverage, corners = maps(boxes)
+    corners[0, :, 4] = np.inf
+    (found,) = run(write, python("clustering", "ClusterDetections", "128,96,16,0.6,1,0.05,22"), coverage, corners)
+    assert found[0, :, :4].tolist().count(list(CAR)) == 1
+
+
 def test_a_group_inside_a_larger_one_is_left_out():
     outer, inner = [0, 0, 100, 100], [40, 40, 20, 20]
     rectangles = np.array([outer] * 5 + [inner] * 3 + [[300, 0, 20, 20]] * 2)

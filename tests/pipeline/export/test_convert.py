@@ -135,7 +135,10 @@ def test_a_model_that_chooses_other_rows_is_not_written(write, tmp_path, monkeyp
 # ---- PyTorch
 
 
-@pytest.mark.parametrize("text", filter(is_traced, TEXTS.values()), ids=[name for name, text in TEXTS.items() if is_traced(text)])
+TRACED = {name: text for name, text in TEXTS.items() if is_traced(text)}
+
+
+@pytest.mark.parametrize("text", TRACED.values(), ids=TRACED)
 def test_a_pytorch_program_computes_what_the_net_computes(write, tmp_path, text):
     made = net(write, text)
     assert torch_program.write_program(made, tmp_path / "model.pt2", {}, 0.02, None) < 1e-5
