@@ -51,6 +51,7 @@ from caffe.formats.files import disk_errors as disk_errors
 from caffe.formats.files import written_whole as written_whole
 from caffe.formats.prototxt import layer_places as layer_places
 from caffe.formats.prototxt import read_net as read_net
+from caffe.formats.prototxt import read_prototxt as read_prototxt
 from caffe.formats.prototxt import read_solver as read_solver
 from caffe.formats.prototxt import write_prototxt as write_prototxt
 from caffe.glog import init_log as init_log

@@ -29,7 +29,7 @@ def run(command: str, what: str, message: M, upgrade_message: Callable[[M, str],
     parser.add_argument("new", type=flags.path, help="the file to write")
     arguments = parser.parse_args(argv)
     with flags.logging(arguments):
-        (prototxt.read_text if form == "text" else prototxt.read_binary)(arguments.old, message)
+        (prototxt.read_prototxt if form == "text" else prototxt.read_binary)(arguments.old, message)
         before = copy.deepcopy(message)
         problems = upgrade_message(message, arguments.old)
         if problems:

@@ -21,7 +21,7 @@ M = TypeVar("M", bound=Message)
 
 def read_net(path: os.PathLike[str] | str) -> caffe_pb2.NetParameter:
     """Read the net in a prototxt, upgraded to the current format; layers are not filtered by phase."""
-    net = read_text(path, caffe_pb2.NetParameter())
+    net = read_prototxt(path, caffe_pb2.NetParameter())
     upgrade.upgrade_net(net, str(path))
     return net
 
@@ -91,7 +91,7 @@ def first_device(text: str) -> str:
     return _DEVICES.sub(replaced, text)
 
 
-def read_text(path: os.PathLike[str] | str, message: M) -> M:
+def read_prototxt(path: os.PathLike[str] | str, message: M) -> M:
     """Fill `message` from a prototxt. Raises ParseError with the line."""
     return _read_text(path, message, str)
 

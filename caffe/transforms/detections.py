@@ -7,7 +7,7 @@ import numpy as np
 
 from caffe.errors import FileError
 from caffe.formats.files import read_bytes
-from caffe.formats.prototxt import read_text
+from caffe.formats.prototxt import read_prototxt
 from caffe.proto import caffe_pb2
 from caffe.transforms.boxes import Boxes
 
@@ -18,7 +18,7 @@ DetectionParameter = caffe_pb2.SaveOutputParameter | caffe_pb2.DetectionEvaluate
 def read_label_map(path: str) -> dict[int, caffe_pb2.LabelMapItem]:
     """Read {label: its item} from a label map (text, `item { name: … label: … display_name: … }`)."""
     labels: dict[int, caffe_pb2.LabelMapItem] = {}
-    for item in read_text(path, caffe_pb2.LabelMap()).item:
+    for item in read_prototxt(path, caffe_pb2.LabelMap()).item:
         if item.label in labels:
             found = f'label {item.label} for "{labels[item.label].name}" and "{item.name}"'
             raise FileError(path, found, "every class must have its own label")

@@ -11,7 +11,6 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 import caffe
-from caffe.formats.prototxt import read_text
 from caffe.proto import caffe_pb2
 from pipeline.errors import InputError
 from pipeline.export import onnx_graph
@@ -96,7 +95,7 @@ def _built(net_file: Path, weights: Path | None) -> Iterator[tuple[str, str]]:
 
 def format_of(net_file: Path) -> str:
     """The version of a prototxt's format: V0, V1 or current."""
-    return _version(read_text(net_file, caffe_pb2.NetParameter()).layers, "layer")
+    return _version(caffe.read_prototxt(net_file, caffe_pb2.NetParameter()).layers, "layer")
 
 
 def _version(old: Iterable[caffe_pb2.V1LayerParameter], inner: str) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto
 
-from caffe.layer_types.forks.proposals import anchor_grid
 from caffe.proto import caffe_pb2
 from pipeline.export.onnx_part import Part, converts
 
@@ -246,7 +245,7 @@ def proposal(part: Part, scores: str, offsets: str, sizes: str) -> list[str]:
     if rows not in (1, images):
         raise part.error(f"{rows} image sizes for {images} images", "one for all or one for each is exported")
     count = len(layer.anchors)
-    anchors = anchor_grid(layer.anchors, height, width, p.feat_stride)
+    anchors = layer.placed_anchors(height, width)
     sides = anchors[:, 2:] - anchors[:, :2] + 1
     extent, middle = part.tensor("sides", sides), part.tensor("middle", (anchors[:, :2] + sides / 2).astype(np.float32))
     moves = part.add("Reshape", offsets, part.whole("anchors", [-1, count, 4, height, width]))

@@ -97,11 +97,15 @@ class Proposal(Layer):
         tops = tuple(torch.from_numpy(np.concatenate(parts)).to(scores.device) for parts in zip(*found, strict=True))
         return tops[: len(self.param.top)]
 
+    def placed_anchors(self, height: int, width: int) -> Boxes:
+        """The anchors at each position of a map: (height · width · anchors, 4), by rows, columns, anchors."""
+        return anchor_grid(self.anchors, height, width, self.settings.feat_stride)
+
     def regions(self, image: int, scores: np.ndarray, offsets: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The regions of one image, (R, 5), and their scores."""
         p = self.settings
         count, (height, width) = len(self.anchors), scores.shape[1:]
-        corners = anchor_grid(self.anchors, height, width, p.feat_stride)
+        corners = self.placed_anchors(height, width)
         moved = self.moved(corners, offsets.reshape(count, 4, height, width).transpose(2, 3, 0, 1).reshape(-1, 4))
         moved = np.clip(moved, 0, np.array([size[1], size[0]] * 2, np.float32) - 1)
         sides = moved[:, 2:] - moved[:, :2] + 1
