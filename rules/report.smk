@@ -190,6 +190,7 @@ rule comparison:
         seconds="results/report/seconds.csv",
         sweeps=SWEPT,
         sweep_tables=SWEEP_TABLES,
+        sums="results/report/SHA256SUMS",
         sweep_vectors=expand("results/report/{sweep}.svg", sweep=config["sweeps"]),
     log:
         "logs/report/comparison.log",

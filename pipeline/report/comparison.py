@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from pipeline.command import run, step_parser
 from pipeline.figures import COLOURS, STYLE, save
 from pipeline.files import write_table, written_whole
+from pipeline.formats.digests import SUMS, write_sums
 from pipeline.formats.tables import read_json, read_table
 from pipeline.options.flags import read_flags
 from pipeline.options.training import ComparisonOptions
@@ -119,6 +120,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, rows in tables.items():
         with written_whole(a.folder / f"{name}.csv") as part:
             rows.to_csv(part, index=False)
+    with written_whole(a.folder / SUMS) as part:
+        write_sums(part, {f"{name}.csv": a.folder / f"{name}.csv" for name in tables})
     with written_whole(a.folder / "seconds.csv") as part:
         seconds = [read_table(path, ["seconds"]).seconds.max() for path in a.seconds]
         write_table(part, ("experiment", "seconds"), zip(options.names, seconds, strict=True))

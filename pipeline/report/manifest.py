@@ -78,7 +78,7 @@ OUTPUTS = (
     Output("visualize", "pictures", ("experiments/*/pictures/*.*", "experiments/*/pictures/feature_maps/")),
     Output("comparison_tables", "tables", ("report/tables/",)),
     Output("experiment_tables", "tables", ("experiments/*/tables/",)),
-    Output("comparison", "tables", ("report/*.csv",)),
+    Output("comparison", "tables", ("report/*.csv", "report/SHA256SUMS")),
     Output("comparison", "pictures", ("report/*",)),
 )
 """All results, in the order of the steps; the first pattern that matches a path applies."""
