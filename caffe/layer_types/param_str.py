@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import yaml
-
 from caffe.engine.layer import Layer
 from caffe.errors import nearest
 
@@ -87,6 +85,8 @@ def _parsed(text: str) -> Any:
                 return value
         except (ValueError, SyntaxError, TypeError):
             continue
+    import yaml  # for these layers alone, not at each start
+
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

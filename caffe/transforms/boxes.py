@@ -75,11 +75,15 @@ def _centres(boxes: Boxes) -> Floats:
 
 
 @_allow_overflow
-def suppress(boxes: Boxes, threshold: float, eta: float = 1.0) -> npt.NDArray[np.int64]:
+def suppress(
+    boxes: Boxes, threshold: float, eta: float = 1.0, overlap: Callable[[Boxes, Boxes], Floats] | None = None
+) -> npt.NDArray[np.int64]:
     """Non-maximum suppression of boxes (N, 4), best first: indices of those that overlap no kept box by more than `threshold`.
 
-    eta  factor of the threshold after each kept box, as long as it is above 0.5
+    eta      factor of the threshold after each kept box, as long as it is above 0.5
+    overlap  of a kept box (1, 4) and others (M, 4), (1, M); by default `overlaps`
     """
+    overlap = overlap or overlaps
     kept: list[int] = []
     rest = np.arange(len(boxes))
     worst = np.zeros(len(boxes), np.float32)
@@ -87,7 +91,7 @@ def suppress(boxes: Boxes, threshold: float, eta: float = 1.0) -> npt.NDArray[np
         best = rest[0]
         kept.append(int(best))
         rest = rest[1:]
-        worst[rest] = np.maximum(worst[rest], overlaps(boxes[best : best + 1], boxes[rest])[0])
+        worst[rest] = np.maximum(worst[rest], overlap(boxes[best : best + 1], boxes[rest])[0])
         if eta < 1 and threshold > 0.5:
             threshold *= eta
         fitting = worst[rest] <= np.float32(threshold)

@@ -1,6 +1,7 @@
 """Regions of MS-CNN (Cai et al. 2016) and Cascade R-CNN (2018), as of zhaoweicai/mscnn: BoxOutput, DecodeBBox."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,26 +24,16 @@ def normalization(layer: Layer) -> tuple[list[float], list[float]]:
     return list(p.bbox_mean), list(p.bbox_std)
 
 
-def suppress(corners: Boxes, threshold: float, kind: str) -> np.ndarray:
-    """Non-maximum suppression of boxes (N, 4), best first: indices of those that overlap no kept box by more than `threshold`.
+def shared(best: Boxes, others: Boxes, kind: str) -> np.ndarray:
+    """Overlap of the better box (1, 4) with others (M, 4), (1, M).
 
-    kind  what an intersection is divided by: the union (IOU), the smaller box (IOMU) or the better one (IOFU)
+    kind  what the intersection is divided by: the union (IOU), the smaller box (IOMU) or the better one (IOFU)
     """
-    areas = boxes.areas(corners)
-    kept: list[int] = []
-    rest = np.arange(len(corners))
-    while len(rest):
-        best, rest = rest[0], rest[1:]
-        kept.append(int(best))
-        common = boxes.intersections(corners[best], corners[rest])
-        whole = {
-            "IOU": areas[best] + areas[rest] - common,
-            "IOMU": np.minimum(areas[best], areas[rest]),
-            "IOFU": np.broadcast_to(areas[best], common.shape),
-        }[kind]
-        overlap = np.divide(common, whole, out=np.zeros_like(common), where=common > 0)
-        rest = rest[overlap <= np.float32(threshold)]
-    return np.array(kept, np.int64)
+    own, areas = boxes.areas(best), boxes.areas(others)
+    common = boxes.intersections(best[0], others)
+    whole = {"IOU": own + areas - common, "IOMU": np.minimum(own, areas), "IOFU": np.broadcast_to(own, common.shape)}[kind]
+    overlap: np.ndarray = np.divide(common, whole, out=np.zeros_like(common), where=common > 0)
+    return overlap[None]
 
 
 @register("BoxOutput")
@@ -114,7 +105,9 @@ class BoxOutput(Layer):
         there = np.flatnonzero(scores > -np.inf)
         # Of equal scores, the fork takes the last box first.
         order = there[::-1][np.argsort(-scores[there[::-1]], kind="stable")][: p.max_nms_num or None]
-        order = order[suppress(corners[order], p.iou_thr, p.nms_type)][: p.max_post_nms_num or None]
+        order = order[boxes.suppress(corners[order], p.iou_thr, overlap=partial(shared, kind=p.nms_type))][
+            : p.max_post_nms_num or None
+        ]
         return np.hstack((np.full((len(order), 1), image, np.float32), corners[order], scores[order, None]))
 
 

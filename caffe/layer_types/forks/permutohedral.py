@@ -16,7 +16,7 @@ class Lattice:
     corners   (P, d + 1): numbers of the corners of each point's simplex, and `shares`, its barycentric coordinates
     neighbours  (d + 1, 2, corners): the next corners in both directions; the number of corners where there is none
 
-    Raises OverflowError if points are so far apart that the corners between them have no numbers below 2^62.
+    Raises OverflowError if points are too far apart for 64-bit keys.
     """
 
     def __init__(self, features: Tensor):
