@@ -118,6 +118,9 @@ class Prefetching(Records):
 
     tops: tuple[int, int | None] = (1, 2)
     ahead = 4
+    seeds: tuple[str, ...] = ("seed",)
+    """Attributes that determine an order; those that are not None are kept in the field of a LayerState of their name."""
+    seed: int | None = None
 
     def setup(self, *shapes: Shape) -> None:
         self._thread: threading.Thread | None = None
@@ -142,12 +145,18 @@ class Prefetching(Records):
     def keep(self, state: caffe_pb2.LayerState) -> None:
         state.position = self._position
         state.generator = json.dumps(self._generator or self.rng.state)
+        for name in self.seeds:
+            if (seed := getattr(self, name)) is not None:
+                setattr(state, name, seed)
 
     def resume(self, state: caffe_pb2.LayerState) -> None:
         self.seek(state.position)
         generator = json.loads(state.generator)
         if "bit_generator" not in generator:  # NumPy's, in states from before 0.3
             self._generator = self.rng.state = generator
+        for name in self.seeds:
+            if getattr(self, name) is not None and state.HasField(name):
+                setattr(self, name, getattr(state, name))
 
     def batch_dependence(self) -> str:
         transform = self.param.transform_param
@@ -211,7 +220,6 @@ class Data(Prefetching):
     """
 
     reads = "database"
-    seed: int | None = None
 
     def __init__(self, param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device):
         super().__init__(param, phase, where, device)
@@ -271,16 +279,6 @@ class Data(Prefetching):
                 offset += 1
             start = 0
             events.database_restarted()
-
-    def keep(self, state: caffe_pb2.LayerState) -> None:
-        super().keep(state)
-        if self.seed is not None:
-            state.seed = self.seed
-
-    def resume(self, state: caffe_pb2.LayerState) -> None:
-        super().resume(state)
-        if self.seed is not None and state.HasField("seed"):
-            self.seed = state.seed
 
     def batch_dependence(self) -> str:
         return "shuffles its records" if self.seed is not None else super().batch_dependence()

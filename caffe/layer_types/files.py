@@ -130,14 +130,10 @@ class ImageData(Prefetching):
     def keep(self, state: caffe_pb2.LayerState) -> None:
         super().keep(state)
         state.skipped = self.skipped
-        if self.seed is not None:
-            state.seed = self.seed
 
     def resume(self, state: caffe_pb2.LayerState) -> None:
         super().resume(state)
         self.skipped = state.skipped
-        if self.seed is not None and state.HasField("seed"):
-            self.seed = state.seed
 
     def batch_dependence(self) -> str:
         p = self.settings_of(self.param)

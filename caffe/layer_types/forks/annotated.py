@@ -35,6 +35,7 @@ class AnnotatedData(Data):
     """
 
     reads = "records"
+    seeds = ("seed", "policy_seed")
 
     def setup(self, *shapes: Shape) -> None:
         Prefetching.setup(self)
@@ -75,16 +76,6 @@ class AnnotatedData(Data):
             )
         )
         return "samples or changes images at random" if random else super().batch_dependence()
-
-    def keep(self, state: caffe_pb2.LayerState) -> None:
-        super().keep(state)
-        if self.policy_seed is not None:
-            state.policy_seed = self.policy_seed
-
-    def resume(self, state: caffe_pb2.LayerState) -> None:
-        super().resume(state)
-        if self.policy_seed is not None and state.HasField("policy_seed"):
-            self.policy_seed = state.policy_seed
 
     def parse(self, record: bytes | memoryview) -> tuple[np.ndarray, np.ndarray | None, int]:
         """Image, ground-truth boxes (None if the record has no annotations) and label of a record."""

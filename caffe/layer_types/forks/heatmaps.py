@@ -19,7 +19,6 @@ from caffe.layer_types.data import Batch, Prefetching
 from caffe.layer_types.files import IMAGE_LIST, numbered_lines, read_image, read_listed
 from caffe.layer_types.loss import Loss
 from caffe.numerics.generator import Generator
-from caffe.proto import caffe_pb2
 
 _SIGMA = 1.5
 """Standard deviation of a label's peak, in its pixels."""
@@ -91,14 +90,6 @@ class DataHeatmap(Prefetching):
         p = self.param.heatmap_data_param
         return "crops, mirrors or rotates images at random" if p.random_crop else ""
 
-    def keep(self, state: caffe_pb2.LayerState) -> None:
-        super().keep(state)
-        state.seed = self.seed
-
-    def resume(self, state: caffe_pb2.LayerState) -> None:
-        super().resume(state)
-        self.seed = state.seed
-
     def read_list(self) -> list[Person]:
         """The lines of the list."""
         p = self.param.heatmap_data_param
@@ -126,6 +117,7 @@ class DataHeatmap(Prefetching):
         numbers = itertools.count(position * solvers + rank, solvers)
         if not self.param.heatmap_data_param.sample_per_cluster:
             return (self.people[number % len(self.people)] for number in numbers)
+        assert self.seed is not None
         generator, clusters = Generator(self.seed), self.clusters
         firsts = [generator.integers(len(cluster)) for cluster in clusters]
         turns = (divmod(number, len(clusters)) for number in numbers)
