@@ -147,7 +147,7 @@ def _sample(part: Part, x: str, image: str, first: str, step: str, *counts: str)
 
 @converts("ROIAlign", single_precision=True)
 def roi_align(part: Part, x: str, regions: str) -> str:
-    p, rows = part.layer.settings, regions_of(part, regions)
+    p, rows = part.layer.settings_of(part.param), regions_of(part, regions)
     _refuse_late_opset(part)
     image, corners = images_of(part, rows), part.columns(rows, 1, 5)
     if not part.layer.at_corners:

@@ -3,13 +3,14 @@
 A bilinear value is a product of weights along both axes, so that a region's are two products of matrices.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from caffe.engine.layer import Layer, Shape, register
 from caffe.layer_types.forks.regions import _OverRegions, _round, padded
+from caffe.proto import caffe_pb2
 
 
 def weights(positions: Tensor, extent: int) -> Tensor:
@@ -64,22 +65,22 @@ class ROIAlign(_OverRegions):
     pooled_w + 1), half a pixel further to the left and above, 0 if outside the map; pad_ratio enlarges the regions.
     """
 
+    @classmethod
+    def settings_of(cls, param: caffe_pb2.LayerParameter) -> Any:
+        return param.roi_pooling_param if param.HasField("roi_pooling_param") else param.roi_align_param
+
     def setup(self, shape: Shape, regions: Shape) -> None:
-        self.check(shape, regions)
+        super().setup(shape, regions)
         self.at_corners = self.param.HasField("roi_pooling_param")
         if self.at_corners and self.param.HasField("roi_align_param"):
             raise self.error("roi_align_param and roi_pooling_param", "they are different layers' of this name", "give one")
-        self.settings = self.param.roi_pooling_param if self.at_corners else self.param.roi_align_param
-        if self.settings.pooled_h < 1 or self.settings.pooled_w < 1:
-            raise self.error(
-                f"pooled_h {self.settings.pooled_h} and pooled_w {self.settings.pooled_w}", "both must be at least 1"
-            )
 
     def top_shapes(self, shape: Shape, regions: Shape) -> list[Shape]:
-        return [(regions[0], shape[1], self.settings.pooled_h + self.at_corners, self.settings.pooled_w + self.at_corners)]
+        ((count, channels, height, width),) = super().top_shapes(shape, regions)
+        return [(count, channels, height + self.at_corners, width + self.at_corners)]
 
     def pool(self, x: Tensor, images: Tensor, corners: Tensor) -> Tensor:
-        p = self.settings
+        p = self.settings_of(self.param)
         if self.at_corners:
             corners = padded(corners, p.pad_ratio)
         left, top, right, bottom = (corners * p.spatial_scale).unbind(1)
@@ -124,16 +125,6 @@ class ROIWarping(_OverRegions):
     """
 
     differentiable_bottoms = (0, 1)
-
-    def setup(self, shape: Shape, regions: Shape) -> None:
-        p = self.param.roi_warping_param
-        self.check(shape, regions)
-        if p.pooled_h < 1 or p.pooled_w < 1:
-            raise self.error(f"pooled_h {p.pooled_h} and pooled_w {p.pooled_w}", "both must be at least 1")
-
-    def top_shapes(self, shape: Shape, regions: Shape) -> list[Shape]:
-        p = self.param.roi_warping_param
-        return [(regions[0], shape[1], p.pooled_h, p.pooled_w)]
 
     def pool(self, x: Tensor, images: Tensor, corners: Tensor) -> Tensor:
         p = self.param.roi_warping_param

@@ -24,10 +24,23 @@ def padded(corners: Tensor, ratio: float) -> Tensor:
 
 
 class _OverRegions(Layer):
-    """Base of both layers: regions (R, 5) of image index, x1, y1, x2, y2 in pixels of the net's input."""
+    """Base of layers over regions (R, 5) of image index, x1, y1, x2, y2 in pixels of the net's input.
+
+    Their tops are (R, C, pooled_h, pooled_w), unless a layer has other settings.
+    """
 
     bottoms = (2, 2)
     differentiable_bottoms: tuple[int, ...] | None = (0,)
+
+    def setup(self, shape: Shape, regions: Shape) -> None:
+        p = self.settings_of(self.param)
+        self.check(shape, regions)
+        if p.pooled_h < 1 or p.pooled_w < 1:
+            raise self.error(f"pooled_h {p.pooled_h} and pooled_w {p.pooled_w}", "both must be at least 1")
+
+    def top_shapes(self, shape: Shape, regions: Shape) -> list[Shape]:
+        p = self.settings_of(self.param)
+        return [(regions[0], shape[1], p.pooled_h, p.pooled_w)]
 
     def check(self, shape: tuple[int, ...], regions: tuple[int, ...]) -> None:
         """Raise LayerError unless the first bottom is a feature map and regions have five values."""
@@ -97,16 +110,6 @@ class ROIPooling(_OverRegions):
     Corners times spatial_scale are rounded to whole positions, both inclusive; bins overlap if the region does not divide
     evenly. A bin outside the map is 0. pad_ratio first enlarges a region at each end by so many of its sides (MS-CNN).
     """
-
-    def setup(self, shape: Shape, regions: Shape) -> None:
-        p = self.param.roi_pooling_param
-        self.check(shape, regions)
-        if p.pooled_h < 1 or p.pooled_w < 1:
-            raise self.error(f"pooled_h {p.pooled_h} and pooled_w {p.pooled_w}", "both must be at least 1")
-
-    def top_shapes(self, shape: Shape, regions: Shape) -> list[Shape]:
-        p = self.param.roi_pooling_param
-        return [(regions[0], shape[1], p.pooled_h, p.pooled_w)]
 
     def pool(self, x: Tensor, images: Tensor, corners: Tensor) -> Tensor:
         p = self.param.roi_pooling_param
