@@ -12,9 +12,7 @@ def of_evaluated(path):
 
 def of_part(result, label):
     """Label of a result in the report, with the set that was evaluated, unless it is the validation set."""
-    return lambda wildcards: in_order(
-        result, label + table_texts.PARTS.get(wildcards.of, "")
-    )
+    return lambda wildcards: in_order(result, label + table_texts.PARTS.get(wildcards.of, ""))
 
 
 def tables_of(wildcards):
