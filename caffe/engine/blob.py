@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from caffe import events
-from caffe.engine.side import Side
+from caffe.engine.side import Later, Side
 from caffe.errors import Error
 from caffe.formats.stored import add_array, add_values
 from caffe.proto import caffe_pb2
@@ -107,6 +107,11 @@ class Blob:
     def tensor(self, value: torch.Tensor) -> None:
         self._shape = tuple(value.shape)
         self.data_side.put(value)
+
+    def put_later(self, values: Later) -> None:
+        """Replace the values, which nobody has a view of, by ones that are computed when they are needed."""
+        self._shape = values.shape
+        self.data_side.put_later(values)
 
     @property
     def gradient(self) -> torch.Tensor | None:

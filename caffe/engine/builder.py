@@ -6,9 +6,9 @@ from caffe import events
 from caffe.engine import layer as layers
 from caffe.engine import memory, topology
 from caffe.engine.blob import Blob
-from caffe.engine.executor import BuiltNet, Step
 from caffe.engine.graph import NetGraph
 from caffe.engine.parameter import Parameter
+from caffe.engine.plan import BuiltNet, Step
 from caffe.errors import LayerError
 from caffe.formats import forks, prototxt
 from caffe.proto import caffe_pb2

@@ -3,6 +3,9 @@
 Each forward pass makes a segment of the graph: a full pass one of all layers, a partial pass one that begins at the current
 values of the blobs that it reads. A backward pass goes through the segments it covers from the last to the first, seeding each
 with the diffs of the blobs at its end, as Caffe goes through layers.
+
+In testing, hardly any pass is followed by a backward one. There, passes make no graph and join layers (`caffe.engine.fusion`); at
+the first backward pass, what it needs is computed again, and the net makes graphs from then on.
 """
 
 from __future__ import annotations
@@ -10,133 +13,34 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
-from caffe.engine import machine, memory
-from caffe.engine.blob import Blob
-from caffe.engine.graph import NetGraph
-from caffe.engine.layer import Layer
-from caffe.engine.side import show_held_views
+from caffe.engine import machine, memory, mode
+from caffe.engine.fusion import Fusion
+from caffe.engine.plan import BackwardPlan, BuiltNet, Call, Place, Plan, Step, is_in_graph
+from caffe.engine.side import Later, show_held_views
 from caffe.errors import Error, LayerError
 from caffe.numerics.dispatch import NotReproducibleError
 from caffe.proto import caffe_pb2
 
 NOTED = 3
 """The first passes, where memory runs out if it does, note which layer backward has reached; later ones save the time."""
-Place = torch.Tensor | GradientEdge
-"""A value in the graph; where it has been overwritten, its edge."""
 
 
-@dataclass
-class Step:
-    """One layer in its net: which blobs it reads and writes, which gradients it computes, and its place in the graph."""
-
-    layer: Layer
-    bottoms: list[str]
-    tops: list[str]
-    needs_backward: bool
-    propagates: list[bool]
-    producers: list[tuple[Step, int]] = field(default_factory=list)
-    """For each bottom, the layer that makes this version of it and the number of the top."""
-    consumers: list[int | None] = field(default_factory=list)
-    """For each top, the layer that reads this version of it and passes a gradient back, if any."""
-    overwritten: set[int] = field(default_factory=set)
-    """Numbers of the tops that another layer writes into."""
-    segment: int = -1
-    entries: dict[str, Place] = field(default_factory=dict)
-    """The blobs that its segment began with."""
-    places: Sequence[Place] = ()
-    """The tops."""
-
-    def bottom_place(self, slot: int) -> Place | None:
-        """A bottom's place in the graph, as it was when the layer read it; None if no gradient reaches it."""
-        place = self.entries.get(self.bottoms[slot])
-        producer, number = self.producers[slot]
-        if producer.segment == self.segment:
-            place = producer.places[number] if producer.places else None
-        return place if _is_in_graph(place) else None
+UNSEEN = -1
+"""Segment of layers that have not computed, and of those of a solver's pass."""
+WITHOUT_GRAPH = -1
+"""Segments of passes that made no graph are numbered downwards from here."""
 
 
-@dataclass
-class BuiltNet:
-    """A net whose layers are set up, for the executor.
-
-    definition  the layers that the net's state includes, with splits
-    steps       one for each of them
-    blobs       {name: Blob} in the order in which layers produce them
-    graph       which layers make and read the blobs
-    outputs     names of the blobs that no layer reads
-    """
-
-    definition: caffe_pb2.NetParameter
-    device: torch.device
-    steps: list[Step] = field(default_factory=list)
-    blobs: OrderedDict[str, Blob] = field(default_factory=OrderedDict)
-    blob_loss_weights: OrderedDict[str, float] = field(default_factory=OrderedDict)
-    """Weights of the blobs in the objective, by name; 0 for those that are not losses."""
-    blob_needs_backward: dict[str, bool] = field(default_factory=dict)
-    graph: NetGraph = field(default_factory=lambda: NetGraph([]))
-    outputs: list[str] = field(default_factory=list)
-
-
-class Plan:
-    """What a forward pass over a range of layers does, planned once.
-
-    inputs    the layers whose tops the caller sets
-    steps     the layers that compute; for each of them the names of its bottoms and whether a gradient passes back to them
-    entering  names of the blobs whose current values are read
-    made      names of the blobs that are computed; those that are also read are `changed` in place
-    """
-
-    def __init__(self, net: BuiltNet, steps: list[Step]):
-        self.inputs = [step for step in steps if step.layer.is_input]
-        computing = [step for step in steps if not step.layer.is_input]
-        self.steps = [(step, list(zip(step.bottoms, step.propagates, strict=True))) for step in computing]
-        self.entering = [name for step in self.inputs for name in step.tops]
-        self.made: list[str] = []
-        for step in computing:
-            self.entering += [name for name in dict.fromkeys(step.bottoms) if name not in (*self.made, *self.entering)]
-            self.made += [name for name in step.tops if name not in self.made]
-        self.changed = [name for name in self.made if name in self.entering]
-        fresh = [name for name in self.made if name not in self.entering]
-        # The diff of a loss is its weight, where the backward pass begins.
-        self._outdated = [net.blobs[name].diff_side for name in fresh if not net.blob_loss_weights.get(name)]
-        kept = {step.tops[slot] for step in computing for slot in step.layer.made_once}
-        self._outdated += [net.blobs[name].data_side for name in fresh if name not in kept]
-
-    def release(self) -> None:
-        """Free the memory of what is computed anew and has no NumPy view, gradients first, for the pass to use."""
-        for side in self._outdated:
-            side.release()
-
-
-class BackwardPlan:
-    """What a backward pass over a range of layers of one segment does, planned once.
-
-    roots    tops where gradients come in: layer, number, name
-    targets  {bottom whose gradient is computed: (layer, number)}
-    learned  parameters
-    """
-
-    def __init__(self, steps: list[Step], last: int):
-        passing = [step for step in steps if step.needs_backward]
-        self.roots = [
-            (step, slot, name)
-            for step in passing
-            for slot, (name, consumer) in enumerate(zip(step.tops, step.consumers, strict=True))
-            if consumer is None or consumer > last
-        ]
-        self.targets: dict[str, tuple[Step, int]] = {}
-        for step in reversed(passing):
-            for slot, (name, propagates) in enumerate(zip(step.bottoms, step.propagates, strict=True)):
-                if propagates:
-                    self.targets[name] = step, slot  # the earliest version wins, as in-place layers overwrite their diff
-        self.learned = [blob for step in passing for blob in step.layer.blobs]
+@machine.in_numerics
+@torch.no_grad()
+def _in_numerics(compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    return compute()
 
 
 class Executor:
@@ -158,6 +62,11 @@ class Executor:
             for slot, value in step.layer.made_once.items():
                 net.blobs[step.tops[slot]].tensor = value
         self._join()
+        state = net.definition.state
+        computed_once = any(step.layer.runs_user_code or step.layer.batch_dependence() for step in steps)
+        self._tests = state.phase == caffe_pb2.TEST
+        self._makes_graphs = not self._tests or net.definition.force_backward or computed_once
+        self._fusion = Fusion(_in_numerics)
         self._plan = functools.cache(lambda first, last: Plan(net, steps[first : last + 1]))
         self._backward_plan = functools.cache(lambda first, last: BackwardPlan(steps[first : last + 1], last))
 
@@ -185,16 +94,17 @@ class Executor:
     def forward(self, first: int, last: int) -> None:
         """Compute the tops of layers `first` to `last` (both included) from the current values of the blobs that they read.
 
-        Every blob's place in the graph is kept for its gradient, unless PyTorch's gradients are off.
+        Every blob's place in the graph is kept for its gradient, unless PyTorch's gradients are off or the net tests.
         """
-        edges = torch.is_grad_enabled()
+        edges = torch.is_grad_enabled() and self._makes_graphs
         self._segments += 1
         self._objectives = []
         plan = self._plan(first, last)
         for step in self.steps[first : last + 1]:
-            step.segment = self._segments if edges else -1
+            step.segment = self._segments if edges else WITHOUT_GRAPH - self._segments
             step.places = ()  # they hold the memory of the last pass
-        self._run(plan, edges)
+        with torch.set_grad_enabled(edges):
+            self._run(plan, edges)
 
     @machine.in_numerics
     def train_forward(self) -> None:
@@ -202,7 +112,7 @@ class Executor:
         last = len(self.steps) - 1
         values = self._run(self._plan(0, last), edges=False)
         for step in self.steps:
-            step.segment = -1
+            step.segment = UNSEEN
         self._objectives = [(name, values[name]) for _, _, name in self._backward_plan(0, last).roots]
 
     def _run(self, plan: Plan, edges: bool) -> dict[str, torch.Tensor]:
@@ -214,31 +124,55 @@ class Executor:
             values[name] = values[name].clone()
         for step in plan.inputs:
             step.places = [entries[name] for name in step.tops]
-        for step, sources in plan.steps:
-            bottoms = [values[name] if propagates else values[name].detach() for name, propagates in sources]
-            tops = self._compute(step, bottoms)
+        has_graph = torch.is_grad_enabled()
+        for call in self._calls(plan, edges, has_graph):
+            step = call.step
+            bottoms = [values[name] if propagates else values[name].detach() for name, propagates in call.sources]
+            tops = self._compute(call, bottoms)
             if step.layer.made_once:
                 tops = [
                     self._entering(step.tops[slot], edges) if slot in step.layer.made_once else top
                     for slot, top in enumerate(tops)
                 ]
-            if self._passes <= NOTED and step.needs_backward:
+            if has_graph and self._passes <= NOTED and step.needs_backward:
                 self._note_layer(step, tops)
             if edges and not step.bottoms:  # data, whose gradient is computed under force_backward
                 needs = self.net.blob_needs_backward
                 pairs = zip(step.tops, tops, strict=True)
                 tops = [top if top.requires_grad or not needs[name] else top.detach().requires_grad_() for name, top in pairs]
                 step.places = tops
-            values.update(zip(step.tops, tops, strict=True))
+            values.update(zip(call.tops, tops, strict=True))
             if edges and step.needs_backward:
                 step.entries, step.places = entries, tops
                 if step.overwritten:
                     step.places = [get_gradient_edge(top) if slot in step.overwritten else top for slot, top in enumerate(tops)]
         blobs = self.net.blobs
         for name in plan.made:
-            blobs[name].tensor = values[name]
+            value = values[name]
+            if isinstance(value, Later):
+                blobs[name].put_later(value)
+            else:
+                blobs[name].tensor = value
         show_held_views()  # running statistics
         return values
+
+    def _calls(self, plan: Plan, edges: bool, has_graph: bool) -> list[Call]:
+        """The plan's calls, with layers joined where neither edges nor exact numerics need each; again after a look at a blob."""
+        if edges or mode.numerics() == "reproducible":
+            return plan.calls
+        if has_graph:
+            plan.joined_in_training = plan.joined_in_training or self._fusion.joined_in_training(plan.calls)
+            return plan.joined_in_training
+        if not self._tests:
+            return plan.calls
+
+        def is_looked_at(name: str) -> bool:
+            return self.net.blobs[name].data_side.seen
+
+        if plan.joined is None or any(map(is_looked_at, plan.unseen)):
+            plan.joined = self._fusion.joined(plan.calls, is_looked_at)
+            plan.unseen = [name for call in plan.joined if len(call.tops) > 1 for name in (call.tops[0], *call.step.bottoms)]
+        return plan.joined
 
     def _entering(self, name: str, edges: bool) -> torch.Tensor:
         """A blob's current values, as the beginning of a segment."""
@@ -247,10 +181,11 @@ class Executor:
             value = _channels_last(value)
         return value.detach().requires_grad_() if edges and self.net.blob_needs_backward[name] else value
 
-    def _compute(self, step: Step, bottoms: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """A layer's tops, in the net's memory layout."""
+    def _compute(self, call: Call, bottoms: Sequence[torch.Tensor]) -> Sequence[Any]:
+        """The tops of a call, in the net's memory layout: tensors, or a Later."""
+        step = call.step
         try:
-            result = step.layer.forward(*bottoms)
+            result = (call.joined or step.layer.forward)(*bottoms)
         except NotReproducibleError as error:
             raise LayerError(step.layer.where, error.found, error.expected, error.do) from error
         except RuntimeError as error:
@@ -260,11 +195,12 @@ class Executor:
             shapes = ", ".join(str(tuple(bottom.shape)) for bottom in bottoms)
             found = f"cannot compute from bottoms of shapes {shapes}: {str(error).splitlines()[0]}"
             raise LayerError(step.layer.where, found) from error
-        tops: Sequence[torch.Tensor] = (result,) if isinstance(result, torch.Tensor) else result
+        tops = (result,) if isinstance(result, torch.Tensor) else result
         if not step.bottoms:
             tops = [machine.entering(top) for top in tops]
-        begins_layout = not step.bottoms or step.layer.begins_layout
-        return [_channels_last(top) for top in tops] if begins_layout and self.channels_last else tops
+        if not self.channels_last or (step.bottoms and not step.layer.begins_layout):
+            return tops
+        return [top if isinstance(top, Later) else _channels_last(top) for top in tops]
 
     # ---- backward
 
@@ -309,19 +245,26 @@ class Executor:
         Gradients of parameters are added to what is there; those of blobs replace it. Layers that have not computed yet pass the
         gradients at their blobs' present values, as in Caffe: zeros, unless they were set.
         """
+        self._makes_graphs = True
+        for segment, group in itertools.groupby(range(len(self.steps)), key=lambda index: self.steps[index].segment):
+            if segment < UNSEEN:
+                self._compute_again([index for index in group if self.steps[index].bottoms])
         for index in range(first, last + 1):
-            if self.steps[index].segment < 0 and self.steps[index].bottoms:
-                self._compute_unseen(index)
+            if self.steps[index].segment == UNSEEN and self.steps[index].bottoms:
+                self._compute_again([index])
         for segment, group in itertools.groupby(range(last, first - 1, -1), key=lambda index: self.steps[index].segment):
             indices = list(group)
             if segment >= 0:
                 self._backward_segment(self._backward_plan(indices[-1], indices[0]))
 
-    def _compute_unseen(self, index: int) -> None:
-        """Compute a layer for its gradient, and leave its tops as they are."""
-        blobs = [self.net.blobs[name] for name in self.steps[index].tops]
-        before = [blob.tensor.clone() for blob in blobs]  # views of the user would show the layer's result
-        self.forward(index, index)
+    def _compute_again(self, indices: list[int]) -> None:
+        """Compute layers for their gradient, and leave their tops as they are."""
+        names = dict.fromkeys(name for index in indices for name in self.steps[index].tops)
+        blobs = [self.net.blobs[name] for name in names]
+        before = [blob.tensor.clone() for blob in blobs]  # views of the user would show the layers' results
+        for _, group in itertools.groupby(indices, key=lambda index: index - indices.index(index)):  # between layers of data
+            run = list(group)
+            self.forward(run[0], run[-1])
         for blob, values in zip(blobs, before, strict=True):
             blob.tensor = values
 
@@ -331,7 +274,7 @@ class Executor:
         seeds = []
         for step, slot, name in plan.roots:
             place, blob = step.places[slot], blobs[name]
-            if _is_in_graph(place):
+            if is_in_graph(place):
                 seed = blob.gradient
                 if seed is None and step.layer.runs_user_code:
                     seed = torch.zeros_like(blob.tensor)
@@ -359,10 +302,6 @@ class Executor:
             if gradient is not None:
                 blob.gradient = gradient
         show_held_views()
-
-
-def _is_in_graph(place: Place | None) -> bool:
-    return place.requires_grad if isinstance(place, torch.Tensor) else place is not None
 
 
 def laid_out_as(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

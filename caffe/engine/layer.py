@@ -112,6 +112,14 @@ class Layer:
     """Data of a source: "database" (records with a label), "image list" (lines `path label`), "arrays", "records" (others)."""
     drawn_as = ""
     """Group by which drawings colour it: convolution, pooling, inner product, arrangement, loss; "" for others."""
+    activation: tuple[str, tuple[float, ...]] | None = None
+    """Name and numbers by which PyTorch's fused operations know what it computes; None if they do not."""
+    only_adds = False
+    """Whether its top is the sum of its bottoms."""
+    takes_affine = False
+    """Whether `then_affine` computes it with an affine layer after it, in training."""
+    can_be_folded = False
+    """Whether it is a convolution of images whose weights can take up affine layers that follow."""
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
@@ -194,6 +202,17 @@ class Layer:
 
     def forward(self, *bottoms: torch.Tensor) -> Tops:
         """The tops."""
+        raise NotImplementedError
+
+    def per_channel(self) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+        """Factor and term of each channel, (C,), if y = factor · x + term along the second axis; None if it is not that.
+
+        A factor or term that is None is 1 or 0.
+        """
+        return None
+
+    def then_affine(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+        """The top, multiplied by `scale` and increased by `shift` along the second axis, both (C,), as one operation."""
         raise NotImplementedError
 
     def batch_dependence(self) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 
 from caffe.engine import debug, machine
-from caffe.engine.executor import BuiltNet, Executor
+from caffe.engine.executor import Executor
+from caffe.engine.plan import BuiltNet
 
 
 class Runner:

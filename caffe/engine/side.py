@@ -2,10 +2,20 @@
 
 import math
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional
+
+
+@dataclass
+class Later:
+    """Values that are computed when somebody looks at them."""
+
+    shape: tuple[int, ...]
+    compute: Callable[[], torch.Tensor]
 
 
 class Side:
@@ -22,9 +32,20 @@ class Side:
         self.forgotten = False
         """Whether values were released before any look."""
         self._host: HostCopy | None = None
+        self._later: Later | None = None
+
+    def put_later(self, later: Later) -> None:
+        """Replace the values, which nobody has a view of, by ones that are computed when they are needed."""
+        self._tensor, self._later, self.forgotten = None, later, False
+
+    def _settle(self) -> None:
+        if self._later is not None:
+            later, self._later = self._later, None
+            self._tensor = later.compute()
 
     def put(self, tensor: torch.Tensor | None) -> None:
         """Replace the values; None is zeros, for which no memory is used before a look."""
+        self._later = None
         if self._tensor is None or not self.seen:
             self._tensor = tensor
             self.forgotten = False
@@ -40,8 +61,8 @@ class Side:
 
     def release(self) -> None:
         """Free the memory of values that have no view, for what is computed next."""
-        if not self.seen and self._tensor is not None:
-            self._tensor = None
+        if not self.seen and (self._tensor is not None or self._later is not None):
+            self._tensor = self._later = None
             self.forgotten = True
 
     def fetch(self) -> None:
@@ -52,10 +73,12 @@ class Side:
     def take(self) -> torch.Tensor | None:
         """The values as the engine uses them; None if they are zeros without memory."""
         self.fetch()
+        self._settle()
         return self._tensor if self._tensor is None else self._tensor.detach()
 
     def look(self, shape: tuple[int, ...], device: torch.device) -> np.ndarray:
         """A writable NumPy view, row-major."""
+        self._settle()
         if self._tensor is None:
             self._tensor = torch.zeros(shape, device=device)
         if not self.seen:

@@ -20,6 +20,13 @@ class Elementwise(Layer):
 class ReLU(Elementwise):
     """y = x where x > 0, else negative_slope · x; at most 6 with relu6 (Synopsys' fork); shape of x."""
 
+    @property
+    def activation(self) -> tuple[str, tuple[float, ...]] | None:
+        p = self.param.relu_param
+        if p.relu6:
+            return None if p.negative_slope else ("hardtanh", (0.0, 6.0))
+        return ("leaky_relu", (p.negative_slope,)) if p.negative_slope else ("relu", ())
+
     def forward(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope
         if self.param.relu_param.relu6:

@@ -115,6 +115,7 @@ class BatchNorm(Layer):
     rescales = True
     normalizes_batch = True
     statistics_setting = "use_global_stats"
+    takes_affine = True
 
     def __new__(cls, param: caffe_pb2.LayerParameter, *_arguments: Any) -> BatchNorm:
         return super().__new__(_ScaledBatchNorm if cls.is_scaled(param) else cls)
@@ -173,23 +174,35 @@ class BatchNorm(Layer):
         for _ in range(len(self.param.param), 3):
             self.param.param.add(lr_mult=0)
 
+    def per_channel(self) -> tuple[Tensor, Tensor] | None:
+        if self.batch_statistics:
+            return None
+        mean, variance, weight = (blob.tensor.double() for blob in self.blobs)
+        scale = torch.where(weight == 0, weight, 1 / weight)
+        factor = (variance * scale + self.param.batch_norm_param.eps).rsqrt()
+        return factor, -mean * scale * factor
+
     def batch_dependence(self) -> str:
         return "batch statistics are of each process's own batch" if self.batch_statistics else ""
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.then_affine(x, None, None)
+
+    def then_affine(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         p = self.param.batch_norm_param
-        columns = x if x.dim() > 1 else x[:, None]
+        if x.dim() == 1:
+            return self.then_affine(x[:, None], scale, shift)[:, 0]
         sums = [blob.tensor for blob in self.blobs]
         if not self.batch_statistics:
             mean, variance, weight = sums
-            scale = torch.where(weight == 0, weight, 1 / weight)
-            return functional.batch_norm(columns, mean * scale, variance * scale, training=False, eps=p.eps).view(x.shape)
-        y, mean, variance = normalize_batch(columns, None, None, p.eps, biased=False)
+            inverse = torch.where(weight == 0, weight, 1 / weight)
+            mean, variance = mean * inverse, variance * inverse
+            return functional.batch_norm(x, mean, variance, scale, shift, training=False, eps=p.eps)
+        y, mean, variance = normalize_batch(x, scale, shift, p.eps, biased=False)
         with torch.no_grad():
-            values: tuple[Tensor | float, ...] = (mean, variance, 1.0)
-            for total, value in zip(sums, values, strict=True):
-                total.mul_(p.moving_average_fraction).add_(value)
-        return y.view(x.shape)
+            torch._foreach_mul_(sums, p.moving_average_fraction)
+            torch._foreach_add_(sums, [mean, variance, torch.ones_like(sums[2])])
+        return y
 
 
 class _ScaledBatchNorm(BatchNorm):
@@ -201,6 +214,7 @@ class _ScaledBatchNorm(BatchNorm):
     """
 
     passes = 0
+    takes_affine = False
 
     def setup(self, shape: Shape) -> None:
         p = self.param.batch_norm_param
@@ -212,19 +226,27 @@ class _ScaledBatchNorm(BatchNorm):
             self.add_blob((size,), filler)
         stop_learning(self.param, 0, 1, 2)
 
+    def per_channel(self) -> tuple[Tensor, Tensor] | None:
+        if self.batch_statistics:
+            return None
+        mean, variance, _, scale, bias = (blob.tensor.double() for blob in self.blobs)
+        factor = scale * (variance + self.eps).rsqrt()
+        return factor, bias - mean * factor
+
     def forward(self, x: Tensor) -> Tensor:
-        columns = x if x.dim() > 1 else x[:, None]
+        if x.dim() == 1:
+            return self.forward(x[:, None])[:, 0]
         scale, bias = self.parameters()[3:]
         averages = running_mean, running_variance = self.blobs[0].tensor, self.blobs[1].tensor
         if not self.batch_statistics:
-            return functional.batch_norm(columns, running_mean, running_variance, scale, bias, eps=self.eps).view(x.shape)
-        y, mean, variance = normalize_batch(columns, scale, bias, self.eps)
+            return functional.batch_norm(x, running_mean, running_variance, scale, bias, eps=self.eps)
+        y, mean, variance = normalize_batch(x, scale, bias, self.eps)
         with torch.no_grad():
             kept = self.param.batch_norm_param.moving_average_fraction if self.passes > 1 else 0.0
             for average, value in zip(averages, (mean, variance + self.eps), strict=True):
                 average.mul_(kept).add_(value, alpha=1 - kept)
         self.passes += 1
-        return y.view(x.shape)
+        return y
 
 
 class _AlongAxes(Layer):
@@ -257,6 +279,7 @@ class _AlongAxes(Layer):
                 f"bottoms of shapes {first} and {second}", f"the second must equal the first's axes from axis {axis} on"
             )
         self.trailing = (1,) * (len(first) - axis - len(second))
+        self.is_per_channel = len(self.param.bottom) == 1 and len(second) == 1 and axis == 1
 
     def expand(self, factor: Tensor) -> Tensor:
         """`factor` in the shape that broadcasts over the first bottom."""
@@ -283,6 +306,12 @@ class Scale(_AlongAxes):
         if p.bias_term:
             self.add_blob(self.blobs[0].shape if second is None else second, p.bias_filler)
 
+    def per_channel(self) -> tuple[Tensor, Tensor | None] | None:
+        if not self.is_per_channel:
+            return None
+        factor, *term = (blob.tensor for blob in self.blobs)
+        return factor, term[0] if term else None
+
     def forward(self, x: Tensor, *factors: Tensor) -> Tensor:
         parameters = self.parameters()
         factor = factors[0] if factors else parameters.pop(0)
@@ -298,6 +327,9 @@ class Bias(_AlongAxes):
     @classmethod
     def blob_specs(cls, param: caffe_pb2.LayerParameter) -> tuple[BlobSpec, ...]:
         return (BIAS,) * (len(param.bottom) < 2)
+
+    def per_channel(self) -> tuple[None, Tensor] | None:
+        return (None, self.blobs[0].tensor) if self.is_per_channel else None
 
     def forward(self, x: Tensor, *terms: Tensor) -> Tensor:
         return x + self.expand(terms[0] if terms else self.parameters()[0])

@@ -37,6 +37,7 @@ class Concat(Layer):
 
     def setup(self, *shapes: Shape) -> None:
         self.along = _axis(self, "concat_dim", len(shapes[0]))
+        self.keeps_output = len(shapes) == 1  # a view of the bottom
 
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
         first, along = shapes[0], self.along
@@ -93,6 +94,7 @@ class Eltwise(Layer):
     bottoms = (2, None)
     drawn_as = "arrangement"
     is_elementwise = True
+    keeps_output = False
 
     def setup(self, *shapes: Shape) -> None:
         p = self.param.eltwise_param
@@ -104,6 +106,11 @@ class Eltwise(Layer):
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
         self.require_same_shape(*shapes)
         return [shapes[0]]
+
+    @property
+    def only_adds(self) -> bool:
+        p = self.param.eltwise_param
+        return p.operation == caffe_pb2.EltwiseParameter.SUM and all(coefficient == 1 for coefficient in p.coeff)
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
         p = self.param.eltwise_param

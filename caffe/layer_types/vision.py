@@ -201,6 +201,11 @@ class Convolution(_Convolving):
         plain = self.begins_layout and len(self.kernel) == 2 and self.group == 1 and self.dilation == (1, 1)
         self.takes_pairs = plain and self.blobs[0].shape[1] == 1 and self.device.type == "cpu"
 
+    @property
+    def can_be_folded(self) -> bool:
+        is_plain = self.begins_layout and len(self.kernel) == 2 and self.channel_axis == 1 and len(self.param.bottom) == 1
+        return is_plain and not self.sides and not self.takes_pairs
+
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # A gradient that is rounded once for each half of the pairs would not be a GPU's.
         pairs = self.takes_pairs and mode.numerics() != "reproducible"

@@ -1,0 +1,270 @@
+"""Several layers as one operation, in passes that need no gradient.
+
+In testing, BatchNorm, Scale and Bias multiply each channel by a number and add another. Those that change a convolution's top in
+place are folded into its weights, and ones in a row into one; a ReLU in place, and an Eltwise that adds another blob, are left to
+the convolution's own kernel where oneDNN computes it.
+
+Every blob keeps its values. What a layer has overwritten in place is not a blob's value, and a top that an Eltwise alone has read
+is computed when somebody looks at it (`Later`); from then on it is always computed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from caffe.engine.layer import Layer
+from caffe.engine.plan import Call, Step
+from caffe.engine.side import Later
+
+_ONEDNN = torch.ops.mkldnn
+FOLDED_KEPT = 2
+"""Shapes of a convolution's bottom for which its folded weights are kept."""
+
+
+class Fusion:
+    """Joins the calls of a net's layers; weights that were folded are kept until they change.
+
+    compute  runs a function in the net's numerics
+    """
+
+    def __init__(self, compute: Callable[[Callable[[], Tensor]], Tensor]):
+        self._compute = compute
+        self._folded: dict[tuple[int, ...], _Folded] = {}
+
+    def joined(self, calls: Sequence[Call], is_looked_at: Callable[[str], bool]) -> list[Call]:
+        """Calls that compute the same with fewer operations.
+
+        is_looked_at  whether somebody looks at a blob, so that it is always computed
+        """
+        result = []
+        position = 0
+        while position < len(calls):
+            chain = _Chain.at(calls, position, is_looked_at)
+            result.append(self._call(chain) if chain.length > 1 else calls[position])
+            position += chain.length
+        return result
+
+    def joined_in_training(self, calls: Sequence[Call]) -> list[Call]:
+        """Calls that compute the same, and its gradients: a Scale in place after BatchNorm is a part of it."""
+        result: list[Call] = []
+        for call in calls:
+            before = result[-1] if result else None
+            if before and not before.joined and before.step.layer.takes_affine and _is_in_place(call.step, before.tops[0]):
+                affine = call.step.layer.per_channel()
+                if affine and affine[0] is not None:
+                    joined = functools.partial(_then_affine, before.step.layer, call.step.layer)
+                    result[-1] = Call(before.step, before.sources, before.tops, joined)
+                    continue
+            result.append(call)
+        return result
+
+    def _call(self, chain: _Chain) -> Call:
+        layers = [step.layer for step in (chain.head, *chain.affine)]
+        key = tuple(map(id, layers))
+        folded = self._folded.setdefault(key, _Folded(layers))
+        names = [*chain.head.bottoms, *([chain.other] if chain.other else [])]
+        tops = [chain.head.tops[0], *(chain.sum.tops if chain.sum else [])]
+        compute: Callable[..., object] = _affine(chain, folded)
+        if chain.head.layer.can_be_folded:
+            convolution = _Convolution(chain, folded, self._compute)
+            compute = convolution.and_sum if chain.sum else convolution
+        return Call(chain.head, [(name, False) for name in names], tops, compute)
+
+
+@dataclass
+class _Chain:
+    """Layers in a row that are one operation.
+
+    head    a convolution, or an affine layer
+    affine  affine layers in place of its top
+    act     a ReLU in place of it, or of the sum
+    sum     an Eltwise that adds the blob `other` to the top, which nobody else reads
+    """
+
+    head: Step
+    affine: list[Step]
+    act: Step | None = None
+    sum: Step | None = None
+    other: str = ""
+
+    @property
+    def length(self) -> int:
+        return 1 + len(self.affine) + (self.act is not None) + (self.sum is not None)
+
+    @classmethod
+    def at(cls, calls: Sequence[Call], position: int, is_looked_at: Callable[[str], bool]) -> _Chain:
+        """The chain that begins with a call; of length 1 if nothing can be joined to it."""
+        head = calls[position].step
+        chain = cls(head, [])
+        following = (call.step for call in calls[position + 1 :])
+        if not (head.layer.can_be_folded or head.layer.per_channel() is not None):
+            return chain
+        step = next(following, None)
+        while step and _is_in_place(step, head.tops[0]) and step.layer.per_channel() is not None:
+            chain.affine.append(step)
+            step = next(following, None)
+        top = head.tops[0]
+        if (
+            step
+            and head.layer.can_be_folded
+            and not any(map(is_looked_at, (top, *head.bottoms)))
+            and (other := _added_to(step, top))
+        ):
+            chain.sum, chain.other, top = step, other, step.tops[0]
+            step = next(following, None)
+        if step and _is_in_place(step, top) and step.layer.activation is not None:
+            chain.act = step
+        return chain
+
+
+def _is_in_place(step: Step, top: str) -> bool:
+    return step.bottoms == [top] == step.tops
+
+
+def _added_to(step: Step, top: str) -> str:
+    """The blob that a layer adds to `top`; "" if it does something else."""
+    if not step.layer.only_adds or len(step.bottoms) != 2 or top not in step.bottoms:
+        return ""
+    other = step.bottoms[1 - step.bottoms.index(top)]
+    return other if other != top else ""
+
+
+class _Folded:
+    """A layer's weights with those of the affine layers after it folded in."""
+
+    def __init__(self, layers: Sequence[Layer]):
+        self._layers = layers
+        self._kept: dict[object, tuple[Tensor, Tensor]] = {}
+        self._versions: list[tuple[int, int]] = []
+
+    def get(self, key: object, fold: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What `fold` makes of the factor and the term of each channel; kept by `key` as long as no blob of the layers changes.
+
+        If somebody holds NumPy views of a blob, it may change unnoticed, and nothing is kept.
+        """
+        memories = [blob.memory for layer in self._layers for blob in layer.blobs]
+        versions = [(memory.order, memory.leaf._version) for memory in memories]
+        if versions != self._versions or any(memory.data.seen for memory in memories):
+            self._kept.clear()
+            self._versions = versions
+        if key not in self._kept:
+            if len(self._kept) >= FOLDED_KEPT:
+                self._kept.clear()
+            self._kept[key] = fold(*self._affine())
+        return self._kept[key]
+
+    @property
+    def changes_unnoticed(self) -> bool:
+        """Whether somebody holds NumPy views of the weights."""
+        return any(blob.memory.data.seen for layer in self._layers for blob in layer.blobs)
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Factor and term of each channel of all affine layers together, float64: (C,), or (1,) without any."""
+        device = self._layers[0].device
+        factor = torch.ones(1, dtype=torch.float64, device=device)
+        term = torch.zeros(1, dtype=torch.float64, device=device)
+        for pair in (layer.per_channel() for layer in self._layers):
+            if pair is None:  # the convolution
+                continue
+            times, plus = pair
+            factor = factor if times is None else factor * times.double()
+            term = term if times is None else term * times.double()
+            term = term if plus is None else term + plus.double()
+        return factor, term
+
+
+def _affine(chain: _Chain, folded: _Folded) -> Callable[..., Tensor]:
+    """y = factor · x + term for each channel, and a ReLU."""
+
+    def compute(x: Tensor) -> Tensor:
+        factor, term = folded.get(x.dim(), lambda *pair: tuple(_along_channels(each.float(), x) for each in pair))
+        y = torch.addcmul(term, x, factor)
+        return y if chain.act is None else _activated(chain.act.layer, y)
+
+    return compute
+
+
+def _then_affine(normalising: Layer, affine: Layer, x: Tensor) -> Tensor:
+    scale, *shift = affine.parameters()
+    return normalising.then_affine(x, scale, shift[0] if shift else None)
+
+
+def _along_channels(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.dim() - 2))
+
+
+def _activated(layer: Layer, y: Tensor) -> Tensor:
+    """A ReLU of values that nobody else reads."""
+    return torch.relu_(y) if layer.activation == ("relu", ()) else cast(Tensor, layer.forward(y))
+
+
+class _Geometry(Protocol):
+    """What a layer that can be folded has besides a layer's own."""
+
+    pad: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    group: int
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+
+class _Convolution:
+    """A convolution with folded weights, and what its kernel computes after it."""
+
+    def __init__(self, chain: _Chain, folded: _Folded, in_numerics: Callable[[Callable[[], Tensor]], Tensor]):
+        self._chain, self._folded, self._in_numerics = chain, folded, in_numerics
+        self._layer = cast(_Geometry, chain.head.layer)
+        self._geometry = self._layer.pad, self._layer.stride, self._layer.dilation, self._layer.group
+        self._act = chain.act.layer if chain.act else None
+
+    def _weights(self, x: Tensor, kernel: bool) -> tuple[Tensor, Tensor]:
+        """Weights and bias, as the kernel takes them."""
+
+        def fold(factor: Tensor, term: Tensor) -> tuple[Tensor, Tensor]:
+            weight, *rest = (blob.tensor for blob in self._chain.head.layer.blobs)
+            bias = (rest[0] * factor if rest else 0) + term
+            if self._chain.affine:
+                weight = weight * factor.float().view(-1, 1, 1, 1)
+            bias = bias.float().expand(len(weight)).contiguous()
+            if kernel and not self._folded.changes_unnoticed:
+                weight = _ONEDNN._reorder_convolution_weight(weight.detach(), *self._geometry, x.shape)
+            elif self._chain.sum and not self._chain.affine:
+                weight = weight.clone()  # for a top that is computed later
+            return weight, bias
+
+        return self._folded.get((tuple(x.shape), kernel), fold)
+
+    def _top(self, x: Tensor, weight: Tensor, bias: Tensor, act: Layer | None) -> Tensor:
+        if not _has_kernel(x):
+            y = self._layer.convolve(x, weight, bias)
+            return y if act is None else _activated(act, y)
+        name, numbers = (act.activation if act else None) or ("none", ())
+        y = _ONEDNN._convolution_pointwise(x, weight, bias, *self._geometry, name, numbers, "")
+        return cast(Tensor, y)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._top(x, *self._weights(x, _has_kernel(x)), self._act)
+
+    def and_sum(self, x: Tensor, other: Tensor) -> tuple[Tensor | Later, Tensor]:
+        """The convolution's top, to be computed if it is looked at, and the sum with another blob."""
+        weight, bias = self._weights(x, kernel := _has_kernel(x))
+        # Of images of one pixel, a look would show the memory that is needed to compute the top later.
+        if not kernel or x.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
+            top = self._top(x, weight, bias, None)
+            return top, other + top if self._act is None else _activated(self._act, other + top)
+        name, numbers = (self._act.activation if self._act else None) or (None, ())
+        y = _ONEDNN._convolution_pointwise.binary(x, other, weight, bias, *self._geometry, "add", 1.0, name, numbers, "")
+        return Later(tuple(y.shape), lambda: self._in_numerics(lambda: self._top(x, weight, bias, None))), y
+
+
+def _has_kernel(x: Tensor) -> bool:
+    """Whether oneDNN convolves these images."""
+    is_image = x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
+    return is_image and x.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -1,0 +1,404 @@
+"""Passes without gradients join layers: every blob has the values that the layers give one by one, and fewer operations run."""
+
+import collections
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import caffe
+from caffe.proto import caffe_pb2
+from tests.caffe.layer_checks import reseed, rng
+
+INPUT = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 6 dim: 9 dim: 7 } } }'
+
+
+def layer(kind, name, bottoms, top, more=""):
+    bottoms = " ".join(f'bottom: "{bottom}"' for bottom in bottoms.split())
+    return f'layer {{ name: "{name}" type: "{kind}" {bottoms} top: "{top}" {more} }}\n'
+
+
+def convolution(name, bottom, outputs, more="kernel_size: 3 pad: 1", top=None):
+    return layer("Convolution", name, bottom, top or name, f"convolution_param {{ num_output: {outputs} {more} }}")
+
+
+def normalised(of, relu="", scale="scale_param { bias_term: true }"):
+    """BatchNorm, Scale and ReLU in place."""
+    text = layer("BatchNorm", f"bn_{of}", of, of) + layer("Scale", f"scale_{of}", of, of, scale)
+    return text + layer("ReLU", f"relu_{of}", of, of, relu)
+
+
+RESIDUAL = (
+    convolution("a", "data", 6)
+    + normalised("a")
+    + convolution("b", "a", 6, "kernel_size: 3 pad: 1 bias_term: false")
+    + layer("BatchNorm", "bn_b", "b", "b")
+    + layer("Scale", "scale_b", "b", "b")
+    + "{sum}"
+    + layer("ReLU", "relu", "sum", "sum")
+    + layer("Pooling", "pool", "sum", "pool", "pooling_param { pool: AVE global_pooling: true }")
+)
+NETS = {
+    "batch norm, scale and ReLU": (convolution("c", "data", 8) + normalised("c"), ["c"]),
+    "without bias": (convolution("c", "data", 8, "kernel_size: 3 bias_term: false") + normalised("c"), ["c"]),
+    "groups, stride, dilation": (
+        convolution("c", "data", 8, "kernel_size: 3 group: 2 stride: 2 dilation: 2 pad: 2") + normalised("c"),
+        ["c"],
+    ),
+    "depthwise": (convolution("c", "data", 6, "kernel_size: 3 group: 6 pad: 1 bias_term: false") + normalised("c"), ["c"]),
+    "leaky ReLU": (convolution("c", "data", 8) + normalised("c", "relu_param { negative_slope: 0.1 }"), ["c"]),
+    "ReLU up to 6": (convolution("c", "data", 8) + normalised("c", "relu_param { relu6: true }"), ["c"]),
+    "leaky ReLU up to 6": (
+        convolution("c", "data", 8) + normalised("c", "relu_param { relu6: true negative_slope: 0.1 }"),
+        ["c", "c"],
+    ),
+    "ReLU only": (convolution("c", "data", 8) + layer("ReLU", "r", "c", "c"), ["c"]),
+    "bias layer": (convolution("c", "data", 8) + layer("Bias", "b", "c", "c") + layer("ReLU", "r", "c", "c"), ["c"]),
+    "PReLU stays": (
+        convolution("c", "data", 8) + layer("BatchNorm", "n", "c", "c") + layer("PReLU", "p", "c", "c"),
+        ["c", "c"],
+    ),
+    "scale along other axes stays": (
+        convolution("c", "data", 8) + layer("Scale", "s", "c", "c", "scale_param { axis: 2 num_axes: 1 }"),
+        ["c", "c"],
+    ),
+    "not in place": (convolution("c", "data", 8) + layer("ReLU", "r", "c", "r"), ["c", "r"]),
+    "pads of each side stay": (
+        convolution("c", "data", 8, "kernel_size: 3 pad_l: 1 pad_t: 2") + layer("ReLU", "r", "c", "c"),
+        ["c", "c"],
+    ),
+    "affine layers before a convolution": (
+        layer("BatchNorm", "n", "data", "n")
+        + layer("Scale", "s", "n", "n", "scale_param { bias_term: true }")
+        + layer("ReLU", "r", "n", "n")
+        + convolution("c", "n", 8),
+        ["n", "c"],
+    ),
+    "affine layers of vectors": (
+        layer("InnerProduct", "ip", "data", "ip", "inner_product_param { num_output: 5 }")
+        + layer("BatchNorm", "n", "ip", "n")
+        + layer("Scale", "s", "n", "n", "scale_param { bias_term: true }"),
+        ["ip", "n"],
+    ),
+    "residual": (RESIDUAL.replace("{sum}", layer("Eltwise", "sum", "data b", "sum")), ["a", "b+sum", "pool"]),
+    "residual, the other way": (RESIDUAL.replace("{sum}", layer("Eltwise", "sum", "b data", "sum")), ["a", "b+sum", "pool"]),
+    "residual in place": (
+        RESIDUAL.replace("{sum}", layer("Eltwise", "sum", "b data", "b")).replace('"sum"', '"b"'),
+        ["a", "b+b", "pool"],
+    ),
+    "weighted sum stays": (
+        RESIDUAL.replace("{sum}", layer("Eltwise", "sum", "data b", "sum", "eltwise_param { coeff: 1 coeff: -1 }")),
+        ["a", "b", "sum", "sum", "pool"],
+    ),
+    "maximum stays": (
+        RESIDUAL.replace("{sum}", layer("Eltwise", "sum", "data b", "sum", "eltwise_param { operation: MAX }")),
+        ["a", "b", "sum", "sum", "pool"],
+    ),
+}
+
+
+def made(write, text, phase=caffe.TEST, seed="fusion", more=""):
+    """A net with random parameters, among them running statistics."""
+    net = caffe.Net(write("net.prototxt", f"{more}\n{INPUT}\n{text}"), phase)
+    randomise(net, seed)
+    return net
+
+
+def randomise(net, seed):
+    """Set inputs and parameters without a NumPy view, after which nothing would be kept."""
+    reseed(seed)
+    for name in net.inputs:
+        net.blobs[name].tensor = torch.from_numpy(rng.normal(size=net.blobs[name].shape).astype(np.float32))
+    for name, blobs in net.params.items():
+        for index, blob in enumerate(blobs):
+            values = rng.normal(size=blob.shape)
+            if net.layer_dict[name].type == "BatchNorm" and index:
+                values = np.abs(values) + 0.5
+            blob.tensor = torch.from_numpy(values.astype(np.float32))
+
+
+def one_by_one(net):
+    """{blob: values} of the net's layers, computed one by one."""
+    for index in range(len(net.layers)):
+        net._forward(index, index)
+    return {name: blob.peek().copy() for name, blob in net.blobs.items()}
+
+
+def calls(net):
+    """What the last whole pass computed: the tops of each operation."""
+    executor = net._runner._executor
+    return ["+".join(call.tops) for call in executor._plan(0, len(net.layers) - 1).joined if call.step.layer.type != "Split"]
+
+
+def values(net):
+    return {name: blob.peek().copy() for name, blob in net.blobs.items()}
+
+
+def assert_close(found, expected):
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=2e-5 * max(1, np.abs(array).max()), err_msg=name)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_joined_layers_give_every_blob_its_values(write, name):
+    text, expected_calls = NETS[name]
+    net = made(write, text)
+    expected = one_by_one(net)
+    net._forward(0, len(net.layers) - 1)
+    assert calls(net) == expected_calls
+    assert_close(values(net), expected)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_looked_at_blobs_have_their_values_too(write, name):
+    net = made(write, NETS[name][0])
+    expected = one_by_one(net)
+    net.forward()
+    views = {name: blob.data for name, blob in net.blobs.items()}
+    assert_close(views, expected)
+    net.blobs["data"].data[...] *= -2
+    net.forward()
+    assert_close(views, {name: array.copy() for name, array in values(net).items()})
+    assert_close(views, one_by_one(net))
+
+
+def residual(write):
+    return made(write, NETS["residual"][0])
+
+
+def test_a_top_that_is_computed_later_is_that_of_the_pass(write):
+    net = residual(write)
+    expected = one_by_one(net)["b"]
+    net.forward()
+    randomise(net, "other numbers")
+    np.testing.assert_allclose(net.blobs["b"].data, expected, rtol=1e-5, atol=1e-4)
+    net.forward()
+    assert calls(net) == ["a", "b", "sum", "sum", "pool"], "somebody looks at b"
+
+
+def test_a_view_of_the_bottom_cannot_change_a_top_that_is_computed_later(write):
+    net = residual(write)
+    _ = net.blobs["a"].data
+    expected = one_by_one(net)["b"]
+    net.forward()
+    net.blobs["a"].data[...] = 0
+    np.testing.assert_allclose(net.blobs["b"].data, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_images_of_one_pixel_keep_their_values(write):
+    net = made(write, NETS["residual"][0].replace("kernel_size: 3 pad: 1", "kernel_size: 1"))
+    net.blobs["data"].reshape(2, 6, 1, 1)
+    randomise(net, "one pixel")
+    expected = one_by_one(net)
+    net.forward()
+    net.blobs["a"].data[...] = 0
+    np.testing.assert_allclose(net.blobs["b"].data, expected["b"], rtol=1e-5, atol=1e-4)
+    assert_close(values(net), {"sum": expected["sum"], "pool": expected["pool"]})
+
+
+@pytest.mark.parametrize("is_viewed", [False, True])
+@pytest.mark.parametrize("change", ["NumPy", "tensor", "copy_from"])
+def test_changed_parameters_are_taken(write, change, is_viewed):
+    net, other = residual(write), residual(write)
+    randomise(other, "changed")
+    if is_viewed:
+        [blob.data for blobs in net.params.values() for blob in blobs]
+    net.forward()
+    if change == "copy_from":
+        net.copy_from(other)
+    for name, blobs in net.params.items():
+        for blob, new in zip(blobs, other.params[name], strict=True):
+            if change == "NumPy":
+                blob.data[...] = new.peek()
+            elif change == "tensor":
+                blob.tensor = new.tensor
+    net.forward()
+    assert_close(values(net), one_by_one(net))
+
+
+def test_a_training_is_tested_with_the_weights_that_it_has(write):
+    solver = solver_of(write, normalised("c"), "test_iter: 1 test_interval: 3")
+    test_net = solver.test_nets[0]
+    with torch.no_grad():
+        for _ in range(3):
+            solver.step(3)
+            test_net.forward_loss()
+            found = test_net.blobs["ip"].peek().copy()
+            executor = test_net._runner._executor
+            assert any(call.joined for call in executor._plan(0, len(test_net.layers) - 1).joined)
+            first = test_net._layer_index("data") + 1
+            for index in range(first, len(test_net.layers)):
+                test_net._forward(index, index)
+            np.testing.assert_allclose(found, test_net.blobs["ip"].peek(), rtol=1e-4, atol=1e-5)
+
+
+def solver_of(write, after, more=""):
+    """A solver of a convolution, the layers `after` it in place, and a classifier, on random images."""
+    filled = 'weight_filler { type: "xavier" }'
+    shapes = "shape { dim: 4 dim: 3 dim: 8 dim: 8 } shape { dim: 4 }"
+    fillers = 'data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 }'
+    text = (
+        f'layer {{ name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param {{ {shapes} {fillers} }} }}'
+        + convolution("c", "data", 6, f"kernel_size: 3 {filled}")
+        + after
+        + layer("InnerProduct", "ip", "c", "ip", f"inner_product_param {{ num_output: 3 {filled} }}")
+        + layer("SoftmaxWithLoss", "loss", "ip label", "loss")
+    )
+    net = write("net.prototxt", text)
+    rates = 'base_lr: 0.1 momentum: 0.9 weight_decay: 0.01 lr_policy: "fixed" max_iter: 9 random_seed: 2'
+    return caffe.get_solver(write("solver.prototxt", f'net: "{net}" {rates} display: 0 snapshot_after_train: false {more}'))
+
+
+class Operations(TorchDispatchMode):
+    """Counts PyTorch's operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_folded_weights_are_computed_once(write):
+    net = residual(write)
+    net.forward()
+    net.forward()
+    with Operations() as operations:
+        net._forward(0, len(net.layers) - 1)
+    assert operations.counts["_convolution_pointwise"] == 2
+    assert not operations.counts["_reorder_convolution_weight"]
+    assert not {"mul", "add", "addcmul", "relu", "relu_", "native_batch_norm"} & set(operations.counts)
+
+
+def test_reproducible_numerics_join_nothing(write):
+    net = residual(write)
+    expected = one_by_one(net)
+    caffe.set_numerics("reproducible")
+    try:
+        net._forward(0, len(net.layers) - 1)
+        assert net._runner._executor._plan(0, len(net.layers) - 1).joined is None
+    finally:
+        caffe.set_numerics("fp32")
+    assert_close(values(net), expected)
+
+
+# ---- training
+
+
+AFTER = {
+    "scale and bias": normalised("c"),
+    "scale": normalised("c", scale=""),
+    "stored statistics": normalised("c").replace('top: "c" ', 'top: "c" batch_norm_param { use_global_stats: true } ', 1),
+    "a scale that is frozen": normalised("c", scale="param { lr_mult: 0 } param { lr_mult: 0 } scale_param { bias_term: true }"),
+}
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_a_training_with_joined_layers_learns_the_same(write, name):
+    nets = []
+    for one_by_one in (False, True):
+        solver = solver_of(write, AFTER[name])  # seeds the generator of the images
+        if one_by_one:
+            solver.net.after_forward(lambda index: None)
+        solver.step(4)
+        nets.append(solver.net)
+    joined, alone = nets
+    executor = joined._runner._executor
+    assert sum(call.joined is not None for call in executor._plan(0, len(joined.layers) - 1).joined_in_training) == 1
+    for name, blobs in alone.params.items():
+        for index, blob in enumerate(blobs):
+            np.testing.assert_allclose(
+                joined.params[name][index].data, blob.data, rtol=1e-4, atol=1e-5, err_msg=f"{name}[{index}]"
+            )
+    assert np.abs(alone.params["c"][0].data).max() > 0
+
+
+def test_a_scale_that_is_not_of_channels_stays(write):
+    after = layer("BatchNorm", "n", "c", "c") + layer("Scale", "s", "c", "c", "scale_param { axis: 2 num_axes: 1 }")
+    solver = solver_of(write, after)
+    solver.step(1)
+    plan = solver.net._runner._executor._plan(0, len(solver.net.layers) - 1)
+    assert not any(call.joined for call in plan.joined_in_training)
+
+
+# ---- backward after a pass without a graph
+
+
+def gradients(net, **ranges):
+    net.clear_param_diffs()
+    net.backward(**ranges)
+    found = {(name, i): blob.diff.copy() for name, blobs in net.params.items() for i, blob in enumerate(blobs)}
+    assert any(gradient.any() for gradient in found.values())
+    return found
+
+
+LOSS = layer("Reduction", "loss", "pool", "loss", "loss_weight: 2 reduction_param { operation: SUMSQ }")
+
+
+def with_loss(write, more=""):
+    return made(write, NETS["residual"][0] + LOSS, more=more)
+
+
+def with_graph(write):
+    return with_loss(write, "force_backward: true")
+
+
+def test_the_first_backward_pass_has_the_gradients_of_a_net_with_a_graph(write):
+    net, other = with_loss(write), with_graph(write)
+    for _ in range(2):
+        expected = (other.forward(), gradients(other))[1]
+        before = (net.forward(), values(net))[1]
+        found = gradients(net)
+        assert found.keys() == expected.keys()
+        for key, gradient in expected.items():
+            np.testing.assert_allclose(found[key], gradient, rtol=1e-5, atol=1e-5, err_msg=str(key))
+        for name, array in values(net).items():
+            np.testing.assert_array_equal(array, before[name], err_msg=name)
+        randomise(net, "next")
+        randomise(other, "next")
+
+
+def test_after_partial_passes_an_edit_between_them_counts(write):
+    net, other = with_loss(write), with_graph(write)
+    expected = None
+    for each in (other, net):
+        each.forward(end="relu_a")
+        each.blobs["a"].data[...] = np.abs(each.blobs["a"].data) + 1
+        each.forward(start="b")
+        found = gradients(each, end="b")
+        expected = expected or found
+    for key, gradient in expected.items():
+        np.testing.assert_allclose(found[key], gradient, rtol=1e-5, atol=1e-5, err_msg=str(key))
+
+
+def test_data_are_not_read_again_for_a_backward_pass(write):
+    text = (
+        'layer { name: "data" type: "DummyData" top: "data" dummy_data_param { shape { dim: 2 dim: 3 dim: 5 dim: 5 } '
+        'data_filler { type: "gaussian" } } }'
+        + convolution("c", "data", 4, 'kernel_size: 3 weight_filler { type: "xavier" }')
+        + layer("ReLU", "r", "c", "c")
+        + 'layer { name: "more" type: "DummyData" top: "more" dummy_data_param { shape { dim: 2 dim: 4 dim: 3 dim: 3 } '
+        'data_filler { type: "gaussian" } } }' + layer("Eltwise", "sum", "c more", "sum", "loss_weight: 1")
+    )
+    net = caffe.Net(write("net.prototxt", text), caffe.TEST)
+    net.forward()
+    before = values(net)
+    gradients(net)
+    after = values(net)
+    for name in ("data", "more", "c", "sum"):
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+def test_nets_whose_gradients_depend_on_chance_make_a_graph_at_once(write):
+    definition = caffe_pb2.NetParameter()
+    net = residual(write)
+    definition.CopyFrom(net.definition)
+    assert not net._runner._executor._makes_graphs
+    net.forward()
+    assert not net.blobs["pool"].tensor.requires_grad
+    definition.force_backward = True
+    assert caffe.Net(definition, caffe.TEST)._runner._executor._makes_graphs
+    assert made(write, NETS["residual"][0], caffe.TRAIN)._runner._executor._makes_graphs
