@@ -1,4 +1,4 @@
-"""Normalisation layers, and the affine layers that follow them: LRN, BatchNorm, Scale, Bias, MVN."""
+"""Normalisation layers, and the affine layers that follow them: BatchNorm, Scale, Bias, MVN."""
 
 from __future__ import annotations
 
@@ -10,67 +10,6 @@ from torch.nn import functional
 
 from caffe.engine.layer import BIAS, WEIGHT, BlobSpec, Layer, Shape, register
 from caffe.proto import caffe_pb2
-
-
-def _window_sum(x: Tensor, size: int) -> Tensor:
-    """Sum over a window of `size` channels, centred on each channel."""
-    half = size // 2
-    total = x.clone()
-    for shift in range(1, min(half, x.shape[1] - 1) + 1):
-        total[:, shift:] += x[:, :-shift]
-        total[:, :-shift] += x[:, shift:]
-    return total
-
-
-def _power(x: Tensor, exponent: float) -> Tensor:
-    if exponent == -0.75:  # the published nets' beta: two square roots are several times faster than a power
-        root = x.rsqrt()
-        return root * root.sqrt()
-    return x.pow(exponent)
-
-
-class _AcrossChannels(torch.autograd.Function):
-    """y = x · s^-beta with s = k + alpha / n · (window sum of x²); saves only x and s for backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-        scale = _window_sum(x * x, size).mul_(alpha / size).add_(k)
-        ctx.save_for_backward(x, scale)
-        ctx.constants = size, alpha, beta
-        return x * _power(scale, -beta)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale = ctx.saved_tensors
-        size, alpha, beta = ctx.constants
-        direct = gradient * _power(scale, -beta)
-        through = _window_sum((direct * x).div_(scale), size).mul_(x)
-        one = torch.ones((), device=x.device)
-        return direct.addcmul_(through, one, value=-2 * alpha * beta / size), None, None, None, None
-
-
-@register("LRN")
-class LRN(Layer):
-    """Local response normalisation (Krizhevsky et al. 2012): y = x / (k + alpha / n · Σ x²)^beta, shape of x.
-
-    The sum runs over `local_size` channels, or over a square window within the channel, where k is 1.
-    """
-
-    keeps_shape = True
-    rescales = True
-
-    def setup(self, shape: Shape) -> None:
-        p = self.param.lrn_param
-        if p.local_size % 2 == 0:
-            raise self.error(f"local_size {p.local_size}", "it must be odd")
-        self.require_maps(shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        p = self.param.lrn_param
-        if p.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS:
-            return _AcrossChannels.apply(x, p.local_size, p.alpha, p.beta, p.k)
-        mean = functional.avg_pool2d(x * x, p.local_size, 1, p.local_size // 2)
-        return x * (1 + p.alpha * mean) ** -p.beta
 
 
 def stop_learning(param: caffe_pb2.LayerParameter, *blobs: int) -> None:
@@ -283,7 +222,7 @@ class _AlongAxes(Layer):
 
     def expand(self, factor: Tensor) -> Tensor:
         """`factor` in the shape that broadcasts over the first bottom."""
-        return factor.reshape(factor.shape + self.trailing)
+        return factor.reshape(factor.shape + self.trailing) if self.trailing else factor
 
 
 @register("Scale")
