@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import get_gradient_edge
 
-from caffe.engine import machine, memory, mode
+from caffe.engine import machine, memory, mode, running
 from caffe.engine.fusion import Fusion
 from caffe.engine.plan import BackwardPlan, BuiltNet, Call, Place, Plan, Step, is_in_graph
 from caffe.engine.side import Later, show_held_views
@@ -125,7 +125,8 @@ class Executor:
         for step in plan.inputs:
             step.places = [entries[name] for name in step.tops]
         has_graph = torch.is_grad_enabled()
-        for call in self._calls(plan, edges, has_graph):
+        calls = self._calls(plan, edges, has_graph)
+        for call in calls:
             step = call.step
             bottoms = [values[name] if propagates else values[name].detach() for name, propagates in call.sources]
             tops = self._compute(call, bottoms)
@@ -153,8 +154,16 @@ class Executor:
                 blobs[name].put_later(value)
             else:
                 blobs[name].tensor = value
+        self._add_statistics(calls)
         show_held_views()  # running statistics
         return values
+
+    def _add_statistics(self, calls: Sequence[Call]) -> None:
+        """Add what the layers of a pass have to add to their running sums."""
+        layers = [call.step.layer for call in calls if call.step.layer.added]
+        running.add(layer.added for layer in layers if layer.added)
+        for layer in layers:
+            layer.added = None
 
     def _calls(self, plan: Plan, edges: bool, has_graph: bool) -> list[Call]:
         """The plan's calls, with layers joined where neither edges nor exact numerics need each; again after a look at a blob."""

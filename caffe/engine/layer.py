@@ -14,6 +14,7 @@ import torch
 from caffe.engine import fillers
 from caffe.engine.blob import Blob
 from caffe.engine.parameter import Parameter
+from caffe.engine.running import Added
 from caffe.errors import LayerError, nearest
 from caffe.formats.weight_files import Stored
 from caffe.proto import caffe_pb2
@@ -130,6 +131,8 @@ class Layer:
         self.bottom_names = list(param.bottom)
         self.device = device
         self.blobs: list[Parameter] = []
+        self.added: Added | None = None
+        """What the last forward pass adds to running sums; the executor adds it, and sets None."""
         self.made_once: dict[int, torch.Tensor] = {}
         """Tops that are made once, by number; afterwards they hold what the user wrote."""
 

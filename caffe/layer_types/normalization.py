@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine.layer import BIAS, WEIGHT, BlobSpec, Layer, Shape, register
+from caffe.engine.running import Added
 from caffe.proto import caffe_pb2
 
 
@@ -29,7 +30,7 @@ def normalize_batch(
     """
     channels = x.shape[1]
     count = x.numel() // max(1, channels)
-    mean, variance = x.new_zeros(channels), x.new_zeros(channels)
+    mean, variance = x.new_zeros(2, channels)
     # With momentum 1, PyTorch's running statistics are the batch's mean and unbiased variance.
     y = torch.batch_norm(x, scale, shift, mean, variance, True, 1.0, eps, torch.backends.cudnn.enabled)
     if biased:
@@ -105,6 +106,7 @@ class BatchNorm(Layer):
         channels = shape[1] if len(shape) > 1 else 1
         for size in (channels, channels, 1):
             self.add_blob((size,), caffe_pb2.FillerParameter())
+        self.one = torch.ones(1, device=self.device)
         for index, spec in enumerate(self.param.param):
             if spec.lr_mult:
                 raise self.error(
@@ -131,16 +133,13 @@ class BatchNorm(Layer):
         p = self.param.batch_norm_param
         if x.dim() == 1:
             return self.then_affine(x[:, None], scale, shift)[:, 0]
-        sums = [blob.tensor for blob in self.blobs]
         if not self.batch_statistics:
-            mean, variance, weight = sums
+            mean, variance, weight = (blob.tensor for blob in self.blobs)
             inverse = torch.where(weight == 0, weight, 1 / weight)
             mean, variance = mean * inverse, variance * inverse
             return functional.batch_norm(x, mean, variance, scale, shift, training=False, eps=p.eps)
         y, mean, variance = normalize_batch(x, scale, shift, p.eps, biased=False)
-        with torch.no_grad():
-            torch._foreach_mul_(sums, p.moving_average_fraction)
-            torch._foreach_add_(sums, [mean, variance, torch.ones_like(sums[2])])
+        self.added = Added(self.parameters(), [mean, variance, self.one], p.moving_average_fraction)
         return y
 
 

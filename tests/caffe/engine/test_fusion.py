@@ -402,3 +402,19 @@ def test_nets_whose_gradients_depend_on_chance_make_a_graph_at_once(write):
     definition.force_backward = True
     assert caffe.Net(definition, caffe.TEST)._runner._executor._makes_graphs
     assert made(write, NETS["residual"][0], caffe.TRAIN)._runner._executor._makes_graphs
+
+
+def test_layers_that_share_running_sums_add_to_them_one_after_the_other(write):
+    shared = (
+        " ".join(f'param {{ name: "s{i}" lr_mult: 0 }}' for i in range(3)) + " batch_norm_param { moving_average_fraction: 0.5 }"
+    )
+    text = layer("Power", "twice", "data", "twice", "power_param { scale: 2 shift: 1 }")
+    text += layer("BatchNorm", "a", "data", "a", shared) + layer("BatchNorm", "b", "twice", "b", shared)
+    net = caffe.Net(write("net.prototxt", f"{INPUT}\n{text}"), caffe.TRAIN)
+    net.blobs["data"].data[...] = np.random.default_rng(0).normal(size=net.blobs["data"].shape)
+    means = net.blobs["data"].data.mean((0, 2, 3))
+    for _ in range(2):
+        net.forward()
+    once = 0.5 * means + 2 * means + 1
+    np.testing.assert_allclose(net.params["a"][0].data, 0.25 * once + once, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(net.params["a"][2].data, 0.25 * 1.5 + 1.5)
