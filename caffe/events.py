@@ -47,6 +47,7 @@ level_too_high = Event("net.cpp:312", "The NetState level ({}) is above the max_
 stage_missing = Event("net.cpp:328", "The NetState did not contain stage '{}' specified by a rule in layer {}")
 stage_excluded = Event("net.cpp:343", "The NetState contained a not_stage '{}' specified by a rule in layer {}")
 source_layer_ignored = Event("net.cpp:744", "Ignoring source layer {}")
+fast_in_float32 = Event("common.cpp:1", "numerics fast computes as fp32: this processor has neither AVX512-BF16 nor AMX", WARNING)
 diff_not_kept = Event("blob.hpp:168", "The diff of a blob of shape {} was not kept; from now on it will be.", WARNING)
 
 # ---- debug_info: mean magnitudes

@@ -21,6 +21,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from caffe.engine import machine, memory, mode, running
 from caffe.engine.fusion import Fusion
+from caffe.engine.layer import Layer
 from caffe.engine.plan import BackwardPlan, BuiltNet, Call, Place, Plan, Step, is_in_graph
 from caffe.engine.side import Later, show_held_views
 from caffe.errors import Error, LayerError
@@ -35,6 +36,13 @@ UNSEEN = -1
 """Segment of layers that have not computed, and of those of a solver's pass."""
 WITHOUT_GRAPH = -1
 """Segments of passes that made no graph are numbered downwards from here."""
+
+
+def _in_type(product: torch.dtype, layer: Layer, bottoms: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The tops of a layer whose products are of a type, float32."""
+    with torch.autocast("cpu", product):
+        result = layer.forward(*bottoms)
+    return tuple(top.float() for top in ((result,) if isinstance(result, torch.Tensor) else result))
 
 
 @machine.in_numerics
@@ -194,7 +202,11 @@ class Executor:
         """The tops of a call, in the net's memory layout: tensors, or a Later."""
         step = call.step
         try:
-            result = (call.joined or step.layer.forward)(*bottoms)
+            result: Any
+            if step.layer.is_linear and not call.joined and (product := machine.product_type(self.net.device)) != torch.float32:
+                result = _in_type(product, step.layer, bottoms)
+            else:
+                result = (call.joined or step.layer.forward)(*bottoms)
         except NotReproducibleError as error:
             raise LayerError(step.layer.where, error.found, error.expected, error.do) from error
         except RuntimeError as error:
@@ -204,7 +216,7 @@ class Executor:
             shapes = ", ".join(str(tuple(bottom.shape)) for bottom in bottoms)
             found = f"cannot compute from bottoms of shapes {shapes}: {str(error).splitlines()[0]}"
             raise LayerError(step.layer.where, found) from error
-        tops = (result,) if isinstance(result, torch.Tensor) else result
+        tops: Sequence[Any] = (result,) if isinstance(result, torch.Tensor) else result
         if not step.bottoms:
             tops = [machine.entering(top) for top in tops]
         if not self.channels_last or (step.bottoms and not step.layer.begins_layout):

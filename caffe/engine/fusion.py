@@ -18,6 +18,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from caffe.engine import machine
 from caffe.engine.layer import Layer
 from caffe.engine.plan import Call, Step
 from caffe.engine.side import Later
@@ -226,6 +227,7 @@ class _Convolution:
 
     def _weights(self, x: Tensor, kernel: bool) -> tuple[Tensor, Tensor]:
         """Weights and bias, as the kernel takes them."""
+        product = machine.product_type(x.device)
 
         def fold(factor: Tensor, term: Tensor) -> tuple[Tensor, Tensor]:
             weight, *rest = (blob.tensor for blob in self._chain.head.layer.blobs)
@@ -233,21 +235,23 @@ class _Convolution:
             if self._chain.affine:
                 weight = weight * factor.float().view(-1, 1, 1, 1)
             bias = bias.float().expand(len(weight)).contiguous()
+            if kernel:
+                weight = weight.detach().to(product)
             if kernel and not self._folded.changes_unnoticed:
-                weight = _ONEDNN._reorder_convolution_weight(weight.detach(), *self._geometry, x.shape)
+                weight = _ONEDNN._reorder_convolution_weight(weight, *self._geometry, x.shape)
             elif self._chain.sum and not self._chain.affine:
                 weight = weight.clone()  # for a top that is computed later
             return weight, bias
 
-        return self._folded.get((tuple(x.shape), kernel), fold)
+        return self._folded.get((tuple(x.shape), kernel, product), fold)
 
     def _top(self, x: Tensor, weight: Tensor, bias: Tensor, act: Layer | None) -> Tensor:
         if not _has_kernel(x):
             y = self._layer.convolve(x, weight, bias)
             return y if act is None else _activated(act, y)
         name, numbers = (act.activation if act else None) or ("none", ())
-        y = _ONEDNN._convolution_pointwise(x, weight, bias, *self._geometry, name, numbers, "")
-        return cast(Tensor, y)
+        y = _ONEDNN._convolution_pointwise(x.to(weight.dtype), weight, bias, *self._geometry, name, numbers, "")
+        return cast(Tensor, y.float())
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._top(x, *self._weights(x, _has_kernel(x)), self._act)
@@ -256,7 +260,8 @@ class _Convolution:
         """The convolution's top, to be computed if it is looked at, and the sum with another blob."""
         weight, bias = self._weights(x, kernel := _has_kernel(x))
         # Of images of one pixel, a look would show the memory that is needed to compute the top later.
-        if not kernel or x.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
+        is_exact = weight.dtype == torch.float32
+        if not kernel or not is_exact or x.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
             top = self._top(x, weight, bias, None)
             return top, other + top if self._act is None else _activated(self._act, other + top)
         name, numbers = (self._act.activation if self._act else None) or (None, ())

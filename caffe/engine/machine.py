@@ -6,6 +6,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from caffe import events
 from caffe.engine import memory, mode
 from caffe.engine.allocator import keep_freed_memory
 from caffe.numerics import scope
@@ -43,6 +44,23 @@ def in_numerics(function: Callable[P, T]) -> Callable[P, T]:
 def entering(value: torch.Tensor) -> torch.Tensor:
     """Values that enter a net; in `reproducible`, without subnormal numbers and -0, which devices treat in their ways."""
     return settled(value) if mode.numerics() == "reproducible" and value.dtype == torch.float32 else value
+
+
+def product_type(device: torch.device) -> torch.dtype:
+    """What convolutions and inner products multiply: bfloat16 in `fast` on a CPU that is faster with it; sums are float32."""
+    if mode.numerics() != "fast" or device.type != "cpu":
+        return torch.float32
+    return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32, by AVX512-BF16 or AMX; if not, it is logged once."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    found = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    if not found:
+        events.fast_in_float32()
+    return found
 
 
 def _choose_kernels() -> None:

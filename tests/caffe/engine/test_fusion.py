@@ -1,6 +1,7 @@
 """Passes without gradients join layers: every blob has the values that the layers give one by one, and fewer operations run."""
 
 import collections
+import functools
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import caffe
+from caffe.engine import machine
 from caffe.proto import caffe_pb2
 from tests.caffe.layer_checks import reseed, rng
 
@@ -418,3 +420,65 @@ def test_layers_that_share_running_sums_add_to_them_one_after_the_other(write):
     once = 0.5 * means + 2 * means + 1
     np.testing.assert_allclose(net.params["a"][0].data, 0.25 * once + once, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(net.params["a"][2].data, 0.25 * 1.5 + 1.5)
+
+
+# ---- numerics: fast
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Let convolutions multiply bfloat16, whatever the processor."""
+    monkeypatch.setattr(machine, "_multiplies_bfloat16", lambda: True)
+    caffe.set_numerics("fast")
+    yield
+    caffe.set_numerics("fp32")
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize(
+    "name", ["batch norm, scale and ReLU", "groups, stride, dilation", "residual", "affine layers of vectors"]
+)
+def test_fast_multiplies_bfloat16_and_keeps_float32_between_layers(write, name):
+    net = made(write, NETS[name][0])
+    caffe.set_numerics("fp32")
+    expected = one_by_one(net)
+    caffe.set_numerics("fast")
+    for found in (one_by_one(net), (net._forward(0, len(net.layers) - 1), values(net))[1]):
+        for blob, array in expected.items():
+            assert found[blob].dtype == np.float32
+            np.testing.assert_allclose(found[blob], array, atol=0.03 * np.abs(array).max(), rtol=0, err_msg=blob)
+    assert any(np.abs(found[blob] - array).max() > 1e-5 for blob, array in expected.items()), "nothing was rounded"
+
+
+@pytest.mark.usefixtures("fast")
+def test_fast_trains_float32_weights(write):
+    nets = []
+    for numerics in ("fp32", "fast"):
+        caffe.set_numerics(numerics)
+        solver = solver_of(write, normalised("c"))
+        solver.step(2)
+        nets.append(solver.net)
+    for name, blobs in nets[0].params.items():
+        for index, blob in enumerate(blobs):
+            other = nets[1].params[name][index]
+            assert other.gradient_or_zeros().dtype == torch.float32
+            np.testing.assert_allclose(other.data, blob.data, atol=0.05 * max(0.1, np.abs(blob.data).max()), rtol=0, err_msg=name)
+
+
+def test_a_processor_without_bfloat16_computes_in_float32_and_says_so(write, monkeypatch):
+    said = []
+    monkeypatch.setattr(machine.events, "fast_in_float32", lambda: said.append(True))
+    monkeypatch.setattr(machine, "_multiplies_bfloat16", functools.cache(machine._multiplies_bfloat16.__wrapped__))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+    net = made(write, NETS["residual"][0])
+    net.forward()
+    expected = values(net)
+    caffe.set_numerics("fast")
+    try:
+        for _ in range(2):
+            net._forward(0, len(net.layers) - 1)
+    finally:
+        caffe.set_numerics("fp32")
+    for name, array in values(net).items():
+        np.testing.assert_array_equal(array, expected[name])
+    assert said == [True]

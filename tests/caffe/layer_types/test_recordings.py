@@ -23,7 +23,9 @@ HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 def assert_close(name, got, want, rtol, atol):
     if mode.numerics() == "fast" and HAS_BFLOAT16:
-        rtol, atol = 0, 0.05 * max(1e-3, np.abs(want).max(initial=0))
+        # Terms that cancel, as in the gradient of a bias before BatchNorm, leave their rounding.
+        least = 0.1 if name.startswith("param_diff") else 1e-3
+        rtol, atol = 0, 0.05 * max(least, np.abs(want).max(initial=0))
     np.testing.assert_allclose(np.asarray(got), want, rtol=rtol, atol=atol, err_msg=name)
 
 
