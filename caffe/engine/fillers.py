@@ -1,4 +1,4 @@
-"""Initial values of parameters: Caffe's seven fillers, by name.
+"""Initial values of parameters: Caffe's seven fillers, by name, and gaussian_unitball of happynear/caffe-windows.
 
 `fan_in` is count / first axis and `fan_out` count / second axis, as Caffe counts them, whatever the layer's type.
 """
@@ -65,6 +65,13 @@ def positive_unitball(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, w
     tensor.copy_(exact.rounded(rows / exact.total(rows, 1, keepdim=True)).view(tensor.shape))
 
 
+def gaussian_unitball(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
+    """Vectors of norm 1, one for each position of the first axis, in all directions alike."""
+    rows = torch.from_numpy(mode.generator.normal(0.0, 1.0, (tensor.shape[0], tensor[0].numel())))
+    norms = (exact.total(rows * rows, 1, keepdim=True) + 1e-12).sqrt()
+    tensor.copy_(exact.rounded(rows / norms).view(tensor.shape))
+
+
 def _fan(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter) -> float:
     fan_in = tensor.numel() / tensor.shape[0]
     fan_out = tensor.numel() / tensor.shape[1] if tensor.dim() > 1 else tensor.numel()
@@ -93,4 +100,5 @@ def bilinear(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str
     tensor.copy_((axis[:, None] * axis[None, :]).expand_as(tensor))
 
 
-FILLERS = {filler.__name__: filler for filler in (constant, uniform, gaussian, positive_unitball, xavier, msra, bilinear)}
+_ALL = constant, uniform, gaussian, positive_unitball, gaussian_unitball, xavier, msra, bilinear
+FILLERS = {filler.__name__: filler for filler in _ALL}

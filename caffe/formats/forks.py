@@ -119,7 +119,8 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         "TransformationParameter": "pad",
     },
     "happynear/caffe-windows": {
-        "LayerParameter": "general_contrastive_loss_param",
+        "ChannelScaleParameter": "global_scale max_global_scale min_global_scale init_global_scale",
+        "GeneralContrastiveParameter": "square max_positive_only add_intra_mae max_negative_margin",
         "SoftmaxParameter": "class_weight cutting_point hard_mining_label hard_ratio label_smooth_factor",
         "SolverParameter": "clip_weights clamp_weights_lower clamp_weights_upper",
         "TransformationParameter": "aspect_max aspect_min center_crop erase_ratio scale_max scale_min",
@@ -157,18 +158,12 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
             " sample_mode objectness iou_weighted pos_neg_weighted"
         ),
     },
-    "yeahkun/caffe-yolo": {"DataParameter": "side"},
-    "xiaolonw/caffe-video_triplet": {"ImageDataParameter": "pair_size", "LayerParameter": "rank_param"},
     "aaalgo/picpac": {"LayerParameter": "picpac_param"},
     "gustavla/autocolorize": {
         "LayerParameter": "extended_image_data_param sparse_histogram_extractor_param sparse_hypercolumn_extractor_param"
     },
     "CMU-Perceptual-Computing-Lab/caffe_train": {"LayerParameter": "cpm_transform_param imresize_param nms_param"},
-    "ZhiwenShao/JAANet": {
-        "LayerParameter": "au_mask_based_land_param",
-        "DataParameter": "get_mirror_crop",
-    },
-    "Mhaiyang/TMM2018_DRFN": {"LayerParameter": "pw_attend_param", "LossParameter": "class_weight_source"},
+    "Mhaiyang/TMM2018_DRFN": {"LossParameter": "class_weight_source"},
     "ctensmeyer/caffe (binarization)": {
         "LayerParameter": "image_transform_param doc_data_param weighted_fmeasure_loss_param",
         "SolverParameter": (

@@ -216,7 +216,8 @@ class Data(Prefetching):
 
     shuffle (yjxiong/caffe, intel/caffe) draws a new order for each epoch; each of n solvers that train together then reads all
     records in an order that only it uses. shuffle_pool_size s (Cysu/caffe): once s batches have been read in order, the records
-    of a batch are drawn from the s · batch_size in a pool, where the next records take their places.
+    of a batch are drawn from the s · batch_size in a pool, where the next records take their places. get_mirror_crop
+    (ZhiwenShao/JAANet): the second top is (N, 4, 1, 1), whether it is mirrored, crop_size, and the crop's upper and left edge.
     """
 
     reads = "database"
@@ -242,7 +243,8 @@ class Data(Prefetching):
         events.database_batch_shaped(",".join(map(str, self.top_shapes()[0])))
 
     def top_shapes(self) -> list[Shape]:
-        return [(self.batch_size, *self.transformer.shape(self.image)), (self.batch_size,)][: len(self.param.top)]
+        labels = (self.batch_size, 4, 1, 1) if self.param.data_param.get_mirror_crop else (self.batch_size,)
+        return [(self.batch_size, *self.transformer.shape(self.image)), labels][: len(self.param.top)]
 
     def pixels(self, record: bytes | memoryview) -> tuple[np.ndarray, int]:
         """Image and label of a record."""
@@ -287,4 +289,11 @@ class Data(Prefetching):
         records = map(self.pixels, self.records(position))
         while True:
             images, labels = zip(*itertools.islice(records, self.batch_size), strict=True)
-            yield self.transformer(list(images)), np.asarray(labels, np.float32)
+            batch = self.transformer(list(images))
+            yield batch, self.crops() if self.param.data_param.get_mirror_crop else np.asarray(labels, np.float32)
+
+    def crops(self) -> np.ndarray:
+        """How the last batch was mirrored and cropped, (N, 4, 1, 1)."""
+        windows = self.transformer.windows
+        side = np.full(len(windows.tops), self.param.transform_param.crop_size)
+        return np.stack((windows.mirrored, side, windows.tops, windows.lefts), 1).astype(np.float32)[:, :, None, None]

@@ -99,7 +99,8 @@ class ImageData(Prefetching):
 
     short_side (NVIDIA/caffe) resizes the shorter side to that length, and the other in proportion.
     shuffle draws a new order for each epoch; rand_skip skips a random number of lines, below it, at the start. Each of n
-    solvers that train together reads every n-th line or, with shuffle, all lines in an order that only it uses.
+    solvers that train together reads every n-th line or, with shuffle, all lines in an order that only it uses. pair_size p
+    (xiaolonw/caffe-video_triplet) keeps each p lines together when they are shuffled, and leaves out fewer that remain.
     """
 
     tops = (2, 2)
@@ -118,6 +119,8 @@ class ImageData(Prefetching):
         if p.shuffle:
             events.image_list_shuffled()
         self.skipped = self.rng.integers(p.rand_skip) if p.rand_skip else 0
+        if not 1 <= getattr(p, "pair_size", 1) <= len(self.lines):
+            raise self.error(f"pair_size {p.pair_size}", f"it must lie between 1 and the number of lines, {len(self.lines)}")
         if self.skipped >= len(self.lines):
             raise self.error(f"rand_skip {p.rand_skip}", f"there are {len(self.lines)} images")
         self.size = (p.new_height, p.new_width) if p.new_height else None
@@ -171,8 +174,11 @@ class ImageData(Prefetching):
     def ordered(self, position: int) -> Iterator[tuple[str, Any]]:
         """This solver's lines from `position` on, endlessly; seed and epoch determine each epoch's order."""
         solvers, rank = self.share() if self.seed is None else (1, 0)
-        numbers = itertools.count(position * solvers + rank + self.skipped, solvers)
-        return map(self.lines.__getitem__, positions(len(self.lines), numbers, self.seed, events.image_list_restarted))
+        numbers, again = itertools.tee(itertools.count(position * solvers + rank + self.skipped, solvers))
+        together = 1 if self.seed is None else getattr(self.settings_of(self.param), "pair_size", 1)
+        groups = (number // together for number in again)
+        ordered = positions(len(self.lines) // together, groups, self.seed, events.image_list_restarted)
+        return (self.lines[group * together + number % together] for number, group in zip(numbers, ordered, strict=False))
 
     def read(self, position: int) -> Iterator[Batch]:
         lines = self.ordered(position)

@@ -374,7 +374,7 @@ class Accuracy(_OfLabels):
     drawn_as = "loss"
 
     def setup(self, scores: Shape, labels: Shape) -> None:
-        p = self.param.accuracy_param
+        p = self.settings_of(self.param)
         self.find_classes(scores, labels, p.axis)
         self.ignored = p.ignore_label if p.HasField("ignore_label") else None
         if not 1 <= p.top_k <= scores[self.along]:
@@ -386,7 +386,7 @@ class Accuracy(_OfLabels):
     def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> Tops:
         own = scores.gather(self.along, target)
         # The label's own score is among those that are at least as high.
-        correct = (scores >= own).sum(self.along, keepdim=True) <= self.param.accuracy_param.top_k
+        correct = (scores >= own).sum(self.along, keepdim=True) <= self.settings_of(self.param).top_k
         if counted is None:
             counted = torch.ones_like(correct)
         correct = correct & counted

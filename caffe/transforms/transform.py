@@ -74,8 +74,9 @@ def crop_of(param: caffe_pb2.TransformationParameter, where: str) -> tuple[int, 
 class Transformer:
     """Applies a TransformationParameter to images of one batch.
 
-    rng     the random generator of crops and changes in training, and of mirrors in both phases
-    device  of the batches; to a GPU, images are copied as bytes, and augmented and converted to floats there
+    rng      the random generator of crops and changes in training, and of mirrors in both phases
+    windows  the crops and mirrors of the last batch
+    device   of the batches; to a GPU, images are copied as bytes, and augmented and converted to floats there
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Transformer:
             if field.name == "scale_factors":
                 raise Error(where, "transform_param has scale_factors", "only ImageSegData applies it", "leave it out")
         self.param, self.where, self.rng, self.device = param, where, rng, device
+        self.windows: Windows
         self.training = phase == caffe_pb2.TRAIN
         self.color = param.force_color if param.force_color or param.force_gray else None
         self.mean = read_mean(param.mean_file) if param.mean_file else None
@@ -166,7 +168,7 @@ class Transformer:
             images = [self.resize(image.transpose(1, 2, 0)).transpose(2, 0, 1) for image in images]
         elif self.resize:
             images = [self.resize(image) for image in images]
-        windows = self.draw(images)
+        self.windows = windows = self.draw(images)
         changes = self.augmentation.draw(len(images)) if self.augmentation else None
         if self.device.type == "cpu":
             return torch.from_numpy(self.normalize(self.crop(images, windows, changes), windows))

@@ -38,6 +38,29 @@ def mask_pooling(part: Part, x: str, masks: str) -> str:
     return part.add("Mul", x, masks)
 
 
+@converts("ChannelScale")
+def channel_scale(part: Part, x: str, scale: str) -> str:
+    if not part.param.channel_scale_param.do_forward:
+        return part.add("Identity", x)
+    factors = part.add("Reshape", scale, part.whole("shape", [-1, 1, *part.shapes[0][2:]]))
+    return part.add("Mul", x, factors)
+
+
+@converts("InnerDistance")
+def inner_distance(part: Part, x: str, *others: str) -> str:
+    p = part.param.inner_distance_param
+    if part.layer.first != 1:
+        raise part.error(f"axis {p.axis}", "distances of whole images are exported", "set axis: 1")
+    length = math.prod(part.shapes[0][1:])
+    rows = part.add("Reshape", x, part.whole("rows", [-1, 1, length]))
+    centres = part.add(
+        "Reshape", others[0] if part.layer.given else part.tensor("centers"), part.whole("centres", [1, -1, length])
+    )
+    difference = part.add("Sub", rows, centres)
+    terms = part.add("Abs", difference) if p.distance_type == "L1" else part.add("Mul", difference, difference)
+    return part.reduce("ReduceSum", terms, [2], keepdims=0)
+
+
 @converts("Division")
 def division(part: Part, x: str) -> list[str]:
     p = part.param.division_param

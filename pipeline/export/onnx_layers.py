@@ -14,7 +14,13 @@ _KINDS = {name: caffe.layer_type(name) for name in caffe.layer_type_list()}
 _COMPARING = [name for name, kind in _KINDS.items() if kind.is_loss or kind.compares_labels]
 NO_TARGETS = "an exported model has no targets to compare with"
 _COMPARING_TOO = ("DetectionEvaluate", "EvalDetection", "BoxAnnotatorOHEM", "LabelsequenceAccuracy", "SequenceAccuracy")
-_AUGMENTING = ("DataAugmentation", "DetectNetTransformation", "FlowAugmentation", "GenerateAugmentationParameters")
+_AUGMENTING = (
+    "AlignDataTransform",
+    "DataAugmentation",
+    "DetectNetTransformation",
+    "FlowAugmentation",
+    "GenerateAugmentationParameters",
+)
 _OF_LABELS = ("CombinedMargin", "CosinAddm", "LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct")
 NOT_EXPORTED = {
     **dict.fromkeys([name for name, kind in _KINDS.items() if kind.is_source], "a model's inputs come from its caller"),
@@ -23,6 +29,8 @@ NOT_EXPORTED = {
     **dict.fromkeys(_AUGMENTING, "an exported model takes images as they are"),
     **dict.fromkeys(("FLOWriter", "HDF5Output"), "a model writes no files"),
     "Python": "its code is in Python",
+    **dict.fromkeys(("AttPooling", "PwAttend"), "ONNX does not weight windows by their position"),
+    "AUMaskBasedLand": "it draws maps around landmarks, for the layers of a face's regions",
     "MultiStageMeanfield": "it filters on a lattice whose points depend on the image's colours, which ONNX cannot look up",
 }
 """Types without a converter, and why they have none."""

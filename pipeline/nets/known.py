@@ -172,7 +172,9 @@ FORKS = {
     "C3D (facebook/C3D)": ("Convolution3D", "Pooling3D", "VideoData"),
     "heatmap regression (tpfister/caffe-heatmap)": ("DataHeatmap", "EuclideanLossHeatmap"),
     "ArcFace or L-Softmax": ("CosinAddm", "CombinedMargin", "LargeMarginInnerProduct"),
-    "JÂA-Net (ZhiwenShao)": ("Combination", "Division"),
+    "JÂA-Net (ZhiwenShao)": ("AlignDataTransform", "AUMaskBasedLand", "Combination", "Division", "EuclideanLoss2"),
+    "NormFace (happynear/caffe-windows)": ("ChannelScale", "GeneralContrastiveLoss", "InnerDistance"),
+    "PiCANet (Liu et al. 2018)": ("AttPooling", "PwAttend"),
     "text recognition (CTPN, caffe_ocr, warp-ctc)": (
         *("Lstm", "Reverse", "Transpose", "CtcLoss", "WarpCTCLoss", "CTCGreedyDecoder", "ContinuationIndicator"),
     ),

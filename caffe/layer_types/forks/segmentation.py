@@ -1,4 +1,4 @@
-"""Sources of images and maps of labels: DeepLab's ImageSegData, HED's ImageLabelmapData."""
+"""Segmentation: sources of images and maps of labels (DeepLab's ImageSegData, HED's ImageLabelmapData), EltwiseAccuracy."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from caffe.engine.layer import Shape, register
 from caffe.errors import Error
 from caffe.layer_types.data import Batch
 from caffe.layer_types.files import IMAGE_LIST, ImageData, numbered_lines, read_listed
+from caffe.layer_types.loss import Accuracy
 from caffe.proto import caffe_pb2
 from caffe.transforms.segmentation import SegmentationTransformer
 from caffe.transforms.transform import crop_of
@@ -116,3 +117,13 @@ class ImageLabelmapData(ImageSegData):
         if edges.shape[1:] != image.shape[1:]:
             raise Error(line[1], "edges of {}×{}".format(*edges.shape[1:]), "the image has {}×{}".format(*image.shape[1:]))
         return image, (edges > 127).astype(np.uint8)
+
+
+@register("EltwiseAccuracy")
+class EltwiseAccuracy(Accuracy):
+    """Accuracy of maps: (scores (N, C, H, W), labels (N, 1, H, W)) → scalar (DeconvNet, Noh et al. 2015).
+
+    Among equal scores the fork takes the class of the greater number; here, as in Accuracy, the label's own ranks last.
+    """
+
+    tops = (1, 1)

@@ -139,6 +139,8 @@ CASES = [
     ("Transpose", "transpose_param { dim: 0 dim: 3 dim: 1 dim: 2 }"),
     ("GradientReversal", ""),
     ("GradientScaler", ""),
+    ("InnerDistance", "inner_distance_param { num_output: 5 }"),
+    ("InnerDistance", 'inner_distance_param { num_output: 5 distance_type: "L1" }'),
     ("ShuffleChannel", "shuffle_channel_param { group: 2 }"),
     ("Tile", "tile_param { axis: -1 tiles: 3 }"),
     ("Reduction", "reduction_param { axis: 1 operation: ASUM coeff: 0.5 }"),
@@ -416,6 +418,8 @@ SEVERAL = {
     + layer("Filter", "y", "data", "more", "chosen", more='top: "z"'),
     "Parameter": layer("Parameter", "p", more="parameter_param { shape { dim: 4 } }") + layer("Bias", "y", "data", "p"),
     "MaskPooling": image(2, 1, 7, 6, name="masks") + layer("MaskPooling", "y", "data", "masks"),
+    "ChannelScale": image(2, 1, 7, 6, name="factors") + layer("ChannelScale", "y", "data", "factors"),
+    "InnerDistance of given centres": image(5, 4, 7, 6, name="centres") + layer("InnerDistance", "y", "data", "centres"),
     "BilinearInterpolation": image(2, 1, 10, 3, name="like") + layer("BilinearInterpolation", "y", "data", "like"),
     "Reorg": image(2, 8, 4, 6, name="maps") + layer("Reorg", "y", "maps", more="reorg_param { stride: 2 }"),
     "Reorg, reversed": image(2, 8, 4, 6, name="maps")
