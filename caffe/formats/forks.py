@@ -152,11 +152,7 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
         "DataParameter": "huge_video_dataset limit_samples",
     },
     "zhaoweicai/mscnn": {
-        "LayerParameter": "detection_accuracy_param image_gt_data_param proposal_target_param",
-        "DetectionLossParameter": (
-            "cls_num coord_num lambda field_h field_w downsample_rate bb_smooth field_whr field_xyr bg_threshold bg_multiple"
-            " sample_mode objectness iou_weighted pos_neg_weighted"
-        ),
+        "ImageGtDataParameter": "mean_file mirror min_whaspect max_whaspect cache_images",
     },
     "aaalgo/picpac": {"LayerParameter": "picpac_param"},
     "gustavla/autocolorize": {

@@ -13,7 +13,10 @@ from pipeline.export.onnx_part import Part, converts
 _KINDS = {name: caffe.layer_type(name) for name in caffe.layer_type_list()}
 _COMPARING = [name for name, kind in _KINDS.items() if kind.is_loss or kind.compares_labels]
 NO_TARGETS = "an exported model has no targets to compare with"
-_COMPARING_TOO = ("DetectionEvaluate", "EvalDetection", "BoxAnnotatorOHEM", "LabelsequenceAccuracy", "SequenceAccuracy")
+_COMPARING_TOO = (
+    *("BboxAccuracy", "BoxAnnotatorOHEM", "DetectionAccuracy", "DetectionEvaluate", "EvalDetection", "LabelsequenceAccuracy"),
+    *("ProposalTarget", "SequenceAccuracy"),
+)
 _AUGMENTING = (
     "AlignDataTransform",
     "DataAugmentation",

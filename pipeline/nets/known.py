@@ -153,7 +153,9 @@ FORKS = {
     "PVANET or R-FCN": ("Proposal", "PSROIPooling", "BoxAnnotatorOHEM", "SoftmaxWithLossOHEM", "SmoothL1LossOHEM"),
     "Deformable ConvNets": ("DeformableConvolution", "ModulatedDeformableConvolution", "DeformablePSROIPooling"),
     "MNC (daijifeng001/caffe-mnc)": ("ROIWarping", "MaskResize", "MaskPooling"),
-    "MS-CNN or Cascade R-CNN (zhaoweicai)": ("BoxOutput", "DecodeBBox"),
+    "MS-CNN or Cascade R-CNN (zhaoweicai)": (
+        *("BboxAccuracy", "BoxOutput", "DecodeBBox", "DetectionAccuracy", "ImageGtData", "ProposalTarget"),
+    ),
     "DeepLab or PSPNet": ("Interp", "ImageSegData"),
     "SegNet (alexgkendall/caffe-segnet)": ("BN", "Upsample", "DenseImageData"),
     "MobileNet's depthwise convolution": ("DepthwiseConvolution", "ConvolutionDepthwise", "ReLU6"),

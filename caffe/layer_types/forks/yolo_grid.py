@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe.engine.layer import Layer, Shape, register
+from caffe.engine.layer import Layer, LayerClass, Shape, register
+from caffe.layer_types.forks.cascade_training import FieldDetectionLoss
 from caffe.layer_types.forks.detection import as_array
 from caffe.layer_types.forks.yolo import GivenGradient, one_hot
 from caffe.layer_types.forks.yolo_boxes import Boxes, overlaps
 from caffe.layer_types.loss import Loss
 from caffe.layer_types.utility import out_of_range
+from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
 
 
@@ -91,7 +93,7 @@ class _OfCells(Layer):
 
 @register("DetectionLoss")
 class DetectionLoss(_OfCells, Loss):
-    """YOLO's loss: (predictions (N, (C + 5 · B) · S²), true boxes (N, 7 · S²)) → scalar.
+    """YOLO's loss, with cls_num MS-CNN's: (predictions (N, (C + 5 · B) · S²), true boxes (N, 7 · S²)) → scalar.
 
     The weighted squared differences of classes, of the confidence from 1 and of the coordinates, of the box of each occupied cell
     that overlaps the true one most, or else is the nearest, are divided by the number of such cells, and those of all other
@@ -100,6 +102,10 @@ class DetectionLoss(_OfCells, Loss):
     """
 
     differentiable_bottoms = (0,)
+
+    @classmethod
+    def implementation(cls, param: caffe_pb2.LayerParameter, where: str) -> LayerClass:
+        return FieldDetectionLoss if param.detection_loss_param.HasField("cls_num") else cls
 
     def batch_dependence(self) -> str:
         return ""

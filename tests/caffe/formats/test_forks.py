@@ -84,7 +84,7 @@ def test_no_field_that_is_read_is_listed_as_a_forks():
         ("layer { picpac_param { } }", 'LayerParameter has no field "picpac_param"', "aaalgo/picpac has"),
         ("layer { transform_param { erase_ratio: 1 } }", 'TransformationParameter has no field "erase_ratio"',
          "happynear/caffe-windows has"),
-        ("layer { detection_loss_param { cls_num: 2 } }", 'DetectionLossParameter has no field "cls_num"',
+        ("layer { image_gt_data_param { min_whaspect: 1 } }", 'ImageGtDataParameter has no field "min_whaspect"',
          "zhaoweicai/mscnn has"),
         ("layers { type: VIDEO_WITH_VOXEL_TRUTH_DATA }", "V1LayerParameter.LayerType has no value VIDEO_WITH_VOXEL_TRUTH_DATA",
          "facebookarchive/C3D has"),
