@@ -156,7 +156,7 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
     },
     "aaalgo/picpac": {"LayerParameter": "picpac_param"},
     "gustavla/autocolorize": {
-        "LayerParameter": "extended_image_data_param sparse_histogram_extractor_param sparse_hypercolumn_extractor_param"
+        "ExtendedImageDataParameter": "fill_value key ucm2 color_perturbation",
     },
     "CMU-Perceptual-Computing-Lab/caffe_train": {"LayerParameter": "cpm_transform_param imresize_param nms_param"},
     "Mhaiyang/TMM2018_DRFN": {"LossParameter": "class_weight_source"},

@@ -33,6 +33,10 @@ NOT_EXPORTED = {
     **dict.fromkeys(("FLOWriter", "HDF5Output"), "a model writes no files"),
     "Python": "its code is in Python",
     **dict.fromkeys(("AttPooling", "PwAttend"), "ONNX does not weight windows by their position"),
+    **dict.fromkeys(
+        ("BgrToMunsell", "SparseHistogramExtractor", "SparseHypercolumnExtractor", "StripDecimals", "UniformToHistogram"),
+        "it samples images and places in training",
+    ),
     "AUMaskBasedLand": "it draws maps around landmarks, for the layers of a face's regions",
     "MultiStageMeanfield": "it filters on a lattice whose points depend on the image's colours, which ONNX cannot look up",
 }

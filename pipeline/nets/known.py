@@ -175,6 +175,10 @@ FORKS = {
     "heatmap regression (tpfister/caffe-heatmap)": ("DataHeatmap", "EuclideanLossHeatmap"),
     "ArcFace or L-Softmax": ("CosinAddm", "CombinedMargin", "LargeMarginInnerProduct"),
     "JÂA-Net (ZhiwenShao)": ("AlignDataTransform", "AUMaskBasedLand", "Combination", "Division", "EuclideanLoss2"),
+    "autocolorize (gustavla)": (
+        *("BgrToMunsell", "ExtendedImageData", "SoftmaxKLDLoss", "SparseHistogramExtractor", "SparseHypercolumnExtractor"),
+        *("StripDecimals", "UniformToHistogram"),
+    ),
     "NormFace (happynear/caffe-windows)": ("ChannelScale", "GeneralContrastiveLoss", "InnerDistance"),
     "PiCANet (Liu et al. 2018)": ("AttPooling", "PwAttend"),
     "text recognition (CTPN, caffe_ocr, warp-ctc)": (
