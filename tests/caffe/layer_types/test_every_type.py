@@ -17,6 +17,8 @@ MODULES = (
     *("engine.test_python_layer", "test_pycaffe"),
 )
 TYPES = caffe.layer_type_list()
+ALSO = "annotated_data_param", "extended_image_data_param", "normalize_param", "relu6_param"
+"""Fields that types have besides their settings, in forks."""
 
 
 def test_every_layer_type_has_a_test():
@@ -46,7 +48,7 @@ def test_the_declared_facts_of_a_type_are_consistent(name):
     settings = fields[kind.settings_field].message_type.fields_by_name if kind.settings_field else {}
     own = {field for field in fields if field.removesuffix("_param").replace("_", "") == name.lower()}
     own -= {caffe.layer_type(other).settings_field for other in TYPES if other.lower() == name.lower()} - {kind.settings_field}
-    assert own <= {kind.settings_field, "annotated_data_param", "normalize_param", "relu6_param"}  # further ones, of forks
+    assert own <= {kind.settings_field, *ALSO}
     param = caffe_pb2.LayerParameter(name="layer", type=name, bottom=["x"])
     assert kind.has_statistics(param) <= (kind.normalizes_batch and kind.statistics_setting in settings)
     assert kind.is_linear <= {"num_output", "bias_term", "axis"}.issubset(settings)
