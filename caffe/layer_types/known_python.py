@@ -3,12 +3,20 @@
 import importlib
 
 from caffe.engine.layer import Layer
-from caffe.layer_types.forks import detectnet_boxes, rcnn
+from caffe.layer_types.forks import detectnet_boxes, rcnn, rcnn_faces_and_text, rcnn_mnc
 
 KNOWN: dict[tuple[str, str], type[Layer]] = {
     ("rpn.proposal_layer", "ProposalLayer"): rcnn.ProposalLayer,
     ("rpn.anchor_target_layer", "AnchorTargetLayer"): rcnn.AnchorTargetLayer,
     ("rpn.proposal_target_layer", "ProposalTargetLayer"): rcnn.ProposalTargetLayer,
+    ("pylayer.proposal_layer", "ProposalLayer"): rcnn_mnc.MNCProposalLayer,
+    ("pylayer.anchor_target_layer", "AnchorTargetLayer"): rcnn.AnchorTargetLayer,
+    ("pylayer.proposal_target_layer", "ProposalTargetLayer"): rcnn_mnc.MNCProposalTargetLayer,
+    ("pylayer.mask_layer", "MaskLayer"): rcnn_mnc.MaskLayer,
+    ("pylayer.stage_bridge_layer", "StageBridgeLayer"): rcnn_mnc.StageBridgeLayer,
+    ("SSH.layers.proposal_layer", "ProposalLayer"): rcnn_faces_and_text.SSHProposalLayer,
+    ("SSH.layers.anchor_target_layer", "AnchorTargetLayer"): rcnn_faces_and_text.SSHAnchorTargetLayer,
+    ("layers.text_proposal_layer", "ProposalLayer"): rcnn_faces_and_text.TextProposalLayer,
     ("caffe.layers.detectnet.clustering", "ClusterGroundtruth"): detectnet_boxes.ClusterGroundtruth,
     ("caffe.layers.detectnet.clustering", "ClusterDetections"): detectnet_boxes.ClusterDetections,
     ("caffe.layers.detectnet.mean_ap", "ScoreDetections"): detectnet_boxes.ScoreDetections,

@@ -49,6 +49,9 @@ WEIGHT = Check(
 )
 SWITCH = Check("True or False", lambda value: isinstance(value, bool))
 SIZES = Check("a list of numbers larger than 0", lambda value: _are_numbers(value, None, _LEAST))
+FRACTIONS = Check(
+    "a list of numbers from 0 to 1", lambda value: _are_numbers(value, None, 0) and all(each <= 1 for each in value)
+)
 FOUR = Check("a list of 4 numbers", lambda value: _are_numbers(value, 4, -_ENDLESS))
 FOUR_POSITIVE = Check("a list of 4 numbers larger than 0", lambda value: _are_numbers(value, 4, _LEAST))
 
@@ -60,7 +63,7 @@ def settings(layer: Layer, known: Mapping[str, Setting]) -> SimpleNamespace:
     Raises LayerError if it is neither, if a name is unknown or missing, or if a value is not what the setting must be.
     """
     text = layer.param.python_param.param_str
-    given = _parsed(text)
+    given = parsed(text)
     example = ", ".join(f"'{name}': …" for name, setting in known.items() if setting.default is None)
     if not isinstance(given, dict):
         raise layer.error(f"param_str {text!r}", f'it must have settings by name: "{example or next(iter(known))}"')
@@ -76,7 +79,8 @@ def settings(layer: Layer, known: Mapping[str, Setting]) -> SimpleNamespace:
     return SimpleNamespace(**{name: given.get(name, setting.default) for name, setting in known.items()})
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """A param_str as what it says: a dictionary, or what YAML has of it; None if it is neither."""
     if not text.strip():
         return {}
     for form in (text, "{" + text + "}"):

@@ -59,10 +59,12 @@ class Proposal(Layer):
 
     bottoms = (3, 3)
     tops = (1, 2)
-    differentiable_bottoms = ()
+    differentiable_bottoms: tuple[int, ...] = ()
     make_anchors = staticmethod(anchors)
     keeps_small = True
     """Whether regions that are too small get the score 0; else they are left out."""
+    kept: np.ndarray
+    """Numbers of the anchors of the last image's regions."""
 
     def read_settings(self) -> caffe_pb2.ProposalParameter:
         """The layer's settings, checked."""
@@ -114,8 +116,12 @@ class Proposal(Layer):
         score = scores[count:].transpose(1, 2, 0).ravel() * large
         candidates = np.arange(len(score)) if self.keeps_small else np.flatnonzero(large)
         best = candidates[np.argsort(-score[candidates], kind="stable")][: p.pre_nms_topn]
-        kept = best[boxes.suppress(closed(moved[best]), p.nms_thresh)[: p.post_nms_topn]]
+        self.kept = kept = best[self.chosen(moved[best])]
         return np.insert(moved[kept], 0, image, 1).astype(np.float32), score[kept].astype(np.float32)
+
+    def chosen(self, candidates: Boxes) -> np.ndarray:
+        """Positions of the regions that are taken from candidates, best first."""
+        return boxes.suppress(closed(candidates), self.settings.nms_thresh)[: self.settings.post_nms_topn]
 
     @staticmethod
     def moved(anchor: Boxes, offsets: np.ndarray) -> Boxes:

@@ -6,6 +6,7 @@ it: `"{'feat_stride': 16, 'RPN_NMS_THRESH': 0.6}"`.
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class _Targets(Layer):
     """Base of the layers that compare regions of one image with its true boxes."""
 
     type = "Python"
-    differentiable_bottoms = ()
+    differentiable_bottoms: tuple[int, ...] = ()
 
     def require_boxes(self, shape: Shape, name: str, columns: str) -> None:
         """Raise LayerError unless the bottom has rows of 5 numbers."""
@@ -147,6 +148,12 @@ class AnchorTargetLayer(_Targets):
     tops = (4, 4)
 
     def setup(self, scores: Shape, truths: Shape, size: Shape, *_data: Shape) -> None:
+        self.settings = p = self.read_settings()
+        self.anchors = rounded_anchors(p.base_size, np.array(p.ratios, np.float32), np.array(p.scales, np.float32))
+        self.top_shapes(scores, truths, size, *_data)
+
+    def read_settings(self) -> SimpleNamespace:
+        """The settings of param_str."""
         known = ANCHORS | {
             "allowed_border": Setting(param_str.WHOLE, 0),
             "RPN_POSITIVE_OVERLAP": Setting(param_str.FRACTION, 0.7),
@@ -157,9 +164,7 @@ class AnchorTargetLayer(_Targets):
             "RPN_BBOX_INSIDE_WEIGHTS": Setting(param_str.FOUR, (1, 1, 1, 1)),
             "RPN_POSITIVE_WEIGHT": Setting(param_str.WEIGHT, -1),
         }
-        self.settings = p = param_str.settings(self, known)
-        self.anchors = rounded_anchors(p.base_size, np.array(p.ratios, np.float32), np.array(p.scales, np.float32))
-        self.top_shapes(scores, truths, size)
+        return param_str.settings(self, known)
 
     def top_shapes(self, scores: Shape, truths: Shape, size: Shape, *_data: Shape) -> list[Shape]:
         self.require_maps(scores)
@@ -176,11 +181,11 @@ class AnchorTargetLayer(_Targets):
         grid = anchor_grid(self.anchors, height, width, p.feat_stride).astype(np.float64)
         rows, columns = as_array(size).ravel()[:2]
         limits = np.array([columns, rows]) + p.allowed_border
-        inside = np.flatnonzero((grid[:, :2] >= -p.allowed_border).all(1) & (grid[:, 2:] < limits).all(1))
+        inside = self._inside(grid, limits)
         true = rows_of(truths)[:, :4]
         table, nearest, greatest = best_truths(grid[inside], true)
         labels = np.full(len(grid), -1.0)
-        labels[inside] = self._drawn(self._labels(table, greatest))
+        labels[inside] = self._drawn(self._labels(table, greatest), inside)
         targets = np.zeros_like(grid)
         if len(true):
             targets[inside] = encode(grid[inside], true[nearest])
@@ -189,6 +194,11 @@ class AnchorTargetLayer(_Targets):
         tops = [labels.reshape(by_anchor).transpose(2, 0, 1).reshape(1, 1, -1, width)]
         tops += [values.reshape(1, height, width, -1).transpose(0, 3, 1, 2) for values in (targets, *weights)]
         return tuple(torch.from_numpy(np.ascontiguousarray(top, np.float32)).to(scores.device) for top in tops)
+
+    def _inside(self, grid: Boxes, limits: Floats) -> np.ndarray:
+        """Numbers of the anchors in the image, to allowed_border pixels."""
+        border = self.settings.allowed_border
+        return np.flatnonzero((grid[:, :2] >= -border).all(1) & (grid[:, 2:] < limits).all(1))
 
     def _labels(self, table: Floats, greatest: Floats) -> Floats:
         """The label of each anchor, before some are drawn, from its overlaps with each true box and the greatest of them."""
@@ -201,8 +211,8 @@ class AnchorTargetLayer(_Targets):
             labels[background] = 0
         return labels
 
-    def _drawn(self, labels: Floats) -> Floats:
-        """The labels, of which those beyond RPN_BATCHSIZE are ignored."""
+    def _drawn(self, labels: Floats, inside: np.ndarray) -> Floats:
+        """The labels of the anchors `inside`, of which those beyond RPN_BATCHSIZE are ignored."""
         p = self.settings
         objects = sampled(np.flatnonzero(labels == 1), int(p.RPN_FG_FRACTION * p.RPN_BATCHSIZE))
         background = sampled(np.flatnonzero(labels == 0), p.RPN_BATCHSIZE - len(objects))
@@ -242,7 +252,12 @@ class ProposalTargetLayer(_Targets):
     bottoms = (2, 2)
     tops = (5, 5)
 
-    def setup(self, regions: Shape, truths: Shape) -> None:
+    def setup(self, regions: Shape, truths: Shape, *_size: Shape) -> None:
+        self.settings = self.read_settings()
+        self.top_shapes(regions, truths)
+
+    def read_settings(self) -> SimpleNamespace:
+        """The settings of param_str."""
         known = {
             "num_classes": Setting(param_str.COUNT),
             "BATCH_SIZE": Setting(param_str.COUNT_OR_ALL, 128),
@@ -255,10 +270,9 @@ class ProposalTargetLayer(_Targets):
             "BBOX_NORMALIZE_MEANS": Setting(param_str.FOUR, (0, 0, 0, 0)),
             "BBOX_NORMALIZE_STDS": Setting(param_str.FOUR_POSITIVE, (0.1, 0.1, 0.2, 0.2)),
         }
-        self.settings = param_str.settings(self, known)
-        self.top_shapes(regions, truths)
+        return param_str.settings(self, known)
 
-    def top_shapes(self, regions: Shape, truths: Shape) -> list[Shape]:
+    def top_shapes(self, regions: Shape, truths: Shape, *_size: Shape) -> list[Shape]:
         self.require_boxes(regions, "regions", "0, x1, y1, x2, y2: (R, 5)")
         self.require_truths(truths)
         p = self.settings
@@ -266,7 +280,7 @@ class ProposalTargetLayer(_Targets):
         count = most if p.BATCH_SIZE < 0 else min(most, p.BATCH_SIZE)
         return [(count, 5), (count, 1, 1, 1), *[(count, 4 * p.num_classes)] * 3]
 
-    def forward(self, regions: Tensor, truths: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, regions: Tensor, truths: Tensor, *_size: Tensor) -> tuple[Tensor, ...]:
         p, found, true = self.settings, rows_of(regions), rows_of(truths)
         if found[:, 0].any():
             do = "set the batch size to 1"
@@ -274,7 +288,8 @@ class ProposalTargetLayer(_Targets):
         candidates = np.concatenate([found, np.insert(true[:, :4], 0, 0, 1)])
         _, nearest, greatest = best_truths(candidates[:, 1:], true[:, :4])
         objects, background = self._drawn(greatest)
-        kept = np.concatenate([objects, background])
+        self.objects = len(objects)
+        self.kept = kept = np.concatenate([objects, background])
         classes, targets = np.zeros(len(kept), np.int64), np.zeros((len(kept), p.num_classes, 4))
         inside = np.zeros_like(targets)
         if len(objects):
