@@ -75,6 +75,7 @@ HINTS: dict[str, Hint] = {
     "LayerParameter.visualise": _WINDOW,
     "LayerParameter.visualise_channel": _WINDOW,
     "HeatmapDataParameter.num_channels": Hint("tpfister's (heatmap regression)", "the channels of images, which are always 3"),
+    "CPMTransformationParameter.visualize": Hint("OpenPose's", "a window that shows the images"),
     "VideoDataParameter.show_data": Hint("C3D's", "a window that shows the frames"),
     "VideoDataParameter.encoded": Hint("yjxiong's", "how frames are kept in memory"),
 }
@@ -158,7 +159,14 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
     "gustavla/autocolorize": {
         "ExtendedImageDataParameter": "fill_value key ucm2 color_perturbation",
     },
-    "CMU-Perceptual-Computing-Lab/caffe_train": {"LayerParameter": "cpm_transform_param imresize_param nms_param"},
+    "CMU-Perceptual-Computing-Lab/caffe_train": {
+        "LayerParameter": "imresize_param nms_param",
+        "CPMTransformationParameter": (
+            "scale mirror crop_size mean_file mean_value scale_cvg max_cvg_len min_cvg_len opaque_coverage coverage"
+            " bbox_norm_factor img_header force_color force_gray sigma_center clahe_tile_size clahe_clip_limit num_total_augs"
+            " aug_way gray transform_body_joint"
+        ),
+    },
     "Mhaiyang/TMM2018_DRFN": {"LossParameter": "class_weight_source"},
     "ctensmeyer/caffe (binarization)": {
         "LayerParameter": "image_transform_param doc_data_param weighted_fmeasure_loss_param",

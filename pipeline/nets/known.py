@@ -175,6 +175,7 @@ FORKS = {
     "heatmap regression (tpfister/caffe-heatmap)": ("DataHeatmap", "EuclideanLossHeatmap"),
     "ArcFace or L-Softmax": ("CosinAddm", "CombinedMargin", "LargeMarginInnerProduct"),
     "JÂA-Net (ZhiwenShao)": ("AlignDataTransform", "AUMaskBasedLand", "Combination", "Division", "EuclideanLoss2"),
+    "OpenPose (caffe_train)": ("CPMData",),
     "autocolorize (gustavla)": (
         *("BgrToMunsell", "ExtendedImageData", "SoftmaxKLDLoss", "SparseHistogramExtractor", "SparseHypercolumnExtractor"),
         *("StripDecimals", "UniformToHistogram"),
