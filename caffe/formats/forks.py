@@ -145,7 +145,7 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
     },
     "facebookarchive/C3D": {
         "ImageDataParameter": "num_truth_channels use_label use_byte_input is_flow truth_scale clip_min clip_max",
-        "V1LayerParameter.LayerType": "DECONVOLUTION3D VIDEO_WITH_VOXEL_TRUTH_DATA VOXEL_CUSTOM_LOSS",
+        "V1LayerParameter.LayerType": "VIDEO_WITH_VOXEL_TRUTH_DATA VOXEL_CUSTOM_LOSS",
     },
     "lmb-freiburg/flownet2": {
         "LayerParameter": "accum_param black_augmentation_param disparity_augmentation_param lpq_loss_param",
@@ -175,7 +175,6 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
             " max_nonfinite_test_loss"
         ),
     },
-    "yihui-he/caffe-pro (channel pruning)": {"ImageDataParameter": "new_dim bicubic"},
 }
 
 

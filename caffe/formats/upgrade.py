@@ -16,8 +16,8 @@ _RENAMED = {"NONE": "", "SOFTMAX_LOSS": "SoftmaxWithLoss"}
 _CAPITALS = {
     name.upper(): name
     for name in (
-        *("AbsVal", "ArgMax", "BN", "BNLL", "Convolution3D", "HDF5Data", "HDF5Output", "LRN", "MVN", "Pooling3D", "PReLU"),
-        *("ReLU", "ReLU6", "TanH"),
+        *("AbsVal", "ArgMax", "BN", "BNLL", "Convolution3D", "Deconvolution3D", "HDF5Data", "HDF5Output", "LRN", "MVN"),
+        *("Pooling3D", "PReLU", "ReLU", "ReLU6", "TanH"),
     )
 }
 
@@ -31,6 +31,7 @@ _TRANSFORMED = {
 # C3D 1.0's types: the messages that they share with other types, and those that they have of their own in the current format.
 _OF_C3D = {
     "Convolution3D": ("convolution_param", "convolution3d_param"),
+    "Deconvolution3D": ("convolution_param", "convolution3d_param"),
     "Pooling3D": ("pooling_param", "pooling3d_param"),
     "VideoData": ("image_data_param", "video_data_param"),
 }
@@ -73,7 +74,40 @@ def upgrade_net(net: caffe_pb2.NetParameter, path: str) -> list[str]:
         _upgrade_inputs(net, path)
     for layer in net.layer:
         _upgrade_batch_norm(layer)
+    _upgrade_text_boxes(net)
     return problems
+
+
+def _upgrade_text_boxes(net: caffe_pb2.NetParameter) -> None:
+    """Set vertical_offsets where the prior boxes are TextBoxes': the net predicts two boxes for each that SSD has at a place.
+
+    Its layer has SSD's name and settings. What decides are the convolutions, of the priors' maps, whose tops the boxes are
+    decoded from or compared with.
+    """
+    priors = {layer.bottom[0]: layer.prior_box_param for layer in net.layer if layer.type == "PriorBox" and layer.bottom}
+    if not priors or any(p.HasField("vertical_offsets") for p in priors.values()):
+        return
+    makers = {top: layer for layer in net.layer for top in layer.top if top not in layer.bottom}
+    names = [layer.bottom[0] for layer in net.layer if layer.type in ("DetectionOutput", "MultiBoxLoss") and layer.bottom]
+    outputs: dict[str, int] = {}
+    while names:
+        maker = makers.pop(names.pop(), None)
+        if maker is not None and maker.type in ("Concat", "Flatten", "Permute", "Reshape"):
+            names += maker.bottom
+        elif maker is not None and maker.type == "Convolution":
+            outputs[maker.bottom[0]] = maker.convolution_param.num_output
+    if all(outputs.get(name) == 8 * _boxes_at_a_place(p) for name, p in priors.items()):
+        for p in priors.values():
+            p.vertical_offsets = True
+
+
+def _boxes_at_a_place(p: caffe_pb2.PriorBoxParameter) -> int:
+    """Number of SSD's prior boxes at each position of a map."""
+    ratios: list[float] = [1.0]
+    for ratio in p.aspect_ratio:
+        if all(abs(ratio - known) >= 1e-6 for known in ratios):
+            ratios += [ratio, 1 / ratio] if p.flip and ratio else [ratio]
+    return len(p.width) or len(p.min_size) * len(ratios) + len(p.max_size)
 
 
 def upgrade_solver(solver: caffe_pb2.SolverParameter, path: str) -> None:

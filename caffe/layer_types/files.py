@@ -97,7 +97,8 @@ def read_listed(
 class ImageData(Prefetching):
     """Images and labels from a list of `path label` lines, repeated endlessly: → (N, C, H, W), (N,).
 
-    short_side (NVIDIA/caffe) resizes the shorter side to that length, and the other in proportion.
+    short_side (NVIDIA/caffe) resizes the shorter side to that length, and the other in proportion; so does new_dim
+    (yihui-he/caffe-pro), which rounds the other's length, with bicubic by cubic interpolation.
     shuffle draws a new order for each epoch; rand_skip skips a random number of lines, below it, at the start. Each of n
     solvers that train together reads every n-th line or, with shuffle, all lines in an order that only it uses. pair_size p
     (xiaolonw/caffe-video_triplet) keeps each p lines together when they are shuffled, and leaves out fewer that remain.
@@ -111,6 +112,8 @@ class ImageData(Prefetching):
         p = self.settings_of(self.param)
         if bool(p.new_height) != bool(p.new_width):
             raise self.error(f"new_height {p.new_height} and new_width {p.new_width}", "give both, or neither")
+        if sum(map(bool, (getattr(p, "new_dim", 0), getattr(p, "short_side", 0), p.new_height))) > 1:
+            raise self.error("several of new_dim, short_side and new_height", "only one may be given")
         events.image_list_opened(p.source)
         self.lines = self.read_list()
         events.images_listed(len(self.lines))
@@ -156,6 +159,11 @@ class ImageData(Prefetching):
         """The image of a line."""
         p = self.settings_of(self.param)
         image = read_listed(p.source, p.root_folder, line[0], p.is_color, self.size)
+        if side := getattr(p, "new_dim", 0):
+            height, width = (round(side * extent / min(image.shape[1:])) for extent in image.shape[1:])
+            how = cv2.INTER_CUBIC if p.bicubic else cv2.INTER_LINEAR
+            scaled = cv2.resize(image.transpose(1, 2, 0), (width, height), interpolation=how)
+            return scaled.reshape(height, width, -1).transpose(2, 0, 1)
         return self.with_short_side(image, getattr(p, "short_side", 0))
 
     @staticmethod

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from caffe.engine import mode
 from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, Tops, register
+from caffe.layer_types.volumes import VolumePooling
 from caffe.proto import caffe_pb2
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
@@ -262,7 +263,7 @@ class Pooling(Layer):
     padding is left out. AVE divides by the window's size within the padded bottom, AVE_EXC_PAD (Synopsys' fork; intel/caffe:
     avg_include_pad: false) by its size within the bottom. pad_l, pad_r, pad_t and pad_b (Synopsys) are the pads of each side.
     STOCHASTIC samples with probabilities proportional to the values in training and gives their expectation in testing (Zeiler
-    and Fergus 2013).
+    and Fergus 2013). Volumes (N, C, D, H, W), which BVLC Caffe refuses, are pooled by VolumePooling.
     """
 
     tops = (1, 2)
@@ -271,9 +272,13 @@ class Pooling(Layer):
     drawn_as = "pooling"
     known_shape: tuple[int, ...] | None = None
     """The bottom's shape that `fit` was last called for."""
+    volumes: VolumePooling | None = None
 
     def setup(self, shape: Shape) -> None:
         p = self.param.pooling_param
+        if len(shape) == 5:
+            self.volumes = VolumePooling(self)
+            return
         self.excludes_pad = p.pool == AVE_EXC_PAD or (p.pool == AVE and not p.avg_include_pad)
         self.method = AVE if self.excludes_pad else p.pool
         self.ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL if p.HasField("round_mode") else p.ceil_mode
@@ -319,14 +324,18 @@ class Pooling(Layer):
         return count
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
+        if self.volumes:
+            return [self.volumes.sizes(shape)]
         self.fit(shape)
         return [(*shape[:2], *self.sizes)] * len(self.param.top)
 
     def batch_dependence(self) -> str:
-        draws = self.method == caffe_pb2.PoolingParameter.STOCHASTIC and self.phase == caffe_pb2.TRAIN
+        draws = self.param.pooling_param.pool == caffe_pb2.PoolingParameter.STOCHASTIC and self.phase == caffe_pb2.TRAIN
         return "draws values at random" if draws else ""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.volumes:
+            return (self.volumes.pool(x),)
         if x.shape != self.known_shape:
             self.fit(x.shape)
         pad, width = self.inner_pad, x.shape[3]

@@ -1265,7 +1265,7 @@ class HingeLossParameter(_message.Message):
     def __init__(self, norm: _Optional[_Union[HingeLossParameter.Norm, str]] = ...) -> None: ...
 
 class ImageDataParameter(_message.Message):
-    __slots__ = ("source", "batch_size", "rand_skip", "shuffle", "new_height", "new_width", "is_color", "scale", "mean_file", "crop_size", "mirror", "root_folder", "label_type", "ignore_label", "short_side", "cache", "precache", "threads", "new_length", "show_data", "use_image", "sampling_rate", "use_temporal_jitter", "mean_value", "pair_size")
+    __slots__ = ("source", "batch_size", "rand_skip", "shuffle", "new_height", "new_width", "is_color", "scale", "mean_file", "crop_size", "mirror", "root_folder", "label_type", "ignore_label", "short_side", "cache", "precache", "threads", "new_length", "show_data", "use_image", "sampling_rate", "use_temporal_jitter", "mean_value", "pair_size", "new_dim", "bicubic")
     class LabelType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NONE: _ClassVar[ImageDataParameter.LabelType]
@@ -1299,6 +1299,8 @@ class ImageDataParameter(_message.Message):
     USE_TEMPORAL_JITTER_FIELD_NUMBER: _ClassVar[int]
     MEAN_VALUE_FIELD_NUMBER: _ClassVar[int]
     PAIR_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NEW_DIM_FIELD_NUMBER: _ClassVar[int]
+    BICUBIC_FIELD_NUMBER: _ClassVar[int]
     source: str
     batch_size: int
     rand_skip: int
@@ -1324,7 +1326,9 @@ class ImageDataParameter(_message.Message):
     use_temporal_jitter: bool
     mean_value: float
     pair_size: int
-    def __init__(self, source: _Optional[str] = ..., batch_size: _Optional[int] = ..., rand_skip: _Optional[int] = ..., shuffle: _Optional[bool] = ..., new_height: _Optional[int] = ..., new_width: _Optional[int] = ..., is_color: _Optional[bool] = ..., scale: _Optional[float] = ..., mean_file: _Optional[str] = ..., crop_size: _Optional[int] = ..., mirror: _Optional[bool] = ..., root_folder: _Optional[str] = ..., label_type: _Optional[_Union[ImageDataParameter.LabelType, str]] = ..., ignore_label: _Optional[int] = ..., short_side: _Optional[int] = ..., cache: _Optional[bool] = ..., precache: _Optional[bool] = ..., threads: _Optional[int] = ..., new_length: _Optional[int] = ..., show_data: _Optional[int] = ..., use_image: _Optional[bool] = ..., sampling_rate: _Optional[int] = ..., use_temporal_jitter: _Optional[bool] = ..., mean_value: _Optional[float] = ..., pair_size: _Optional[int] = ...) -> None: ...
+    new_dim: int
+    bicubic: bool
+    def __init__(self, source: _Optional[str] = ..., batch_size: _Optional[int] = ..., rand_skip: _Optional[int] = ..., shuffle: _Optional[bool] = ..., new_height: _Optional[int] = ..., new_width: _Optional[int] = ..., is_color: _Optional[bool] = ..., scale: _Optional[float] = ..., mean_file: _Optional[str] = ..., crop_size: _Optional[int] = ..., mirror: _Optional[bool] = ..., root_folder: _Optional[str] = ..., label_type: _Optional[_Union[ImageDataParameter.LabelType, str]] = ..., ignore_label: _Optional[int] = ..., short_side: _Optional[int] = ..., cache: _Optional[bool] = ..., precache: _Optional[bool] = ..., threads: _Optional[int] = ..., new_length: _Optional[int] = ..., show_data: _Optional[int] = ..., use_image: _Optional[bool] = ..., sampling_rate: _Optional[int] = ..., use_temporal_jitter: _Optional[bool] = ..., mean_value: _Optional[float] = ..., pair_size: _Optional[int] = ..., new_dim: _Optional[int] = ..., bicubic: _Optional[bool] = ...) -> None: ...
 
 class InfogainLossParameter(_message.Message):
     __slots__ = ("source", "axis")
@@ -2307,7 +2311,7 @@ class PermuteParameter(_message.Message):
     def __init__(self, order: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PriorBoxParameter(_message.Message):
-    __slots__ = ("min_size", "max_size", "aspect_ratio", "flip", "clip", "variance", "img_size", "img_h", "img_w", "step", "step_h", "step_w", "offset", "width", "height")
+    __slots__ = ("min_size", "max_size", "aspect_ratio", "flip", "clip", "variance", "vertical_offsets", "img_size", "img_h", "img_w", "step", "step_h", "step_w", "offset", "width", "height")
     class CodeType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         CORNER: _ClassVar[PriorBoxParameter.CodeType]
@@ -2322,6 +2326,7 @@ class PriorBoxParameter(_message.Message):
     FLIP_FIELD_NUMBER: _ClassVar[int]
     CLIP_FIELD_NUMBER: _ClassVar[int]
     VARIANCE_FIELD_NUMBER: _ClassVar[int]
+    VERTICAL_OFFSETS_FIELD_NUMBER: _ClassVar[int]
     IMG_SIZE_FIELD_NUMBER: _ClassVar[int]
     IMG_H_FIELD_NUMBER: _ClassVar[int]
     IMG_W_FIELD_NUMBER: _ClassVar[int]
@@ -2337,6 +2342,7 @@ class PriorBoxParameter(_message.Message):
     flip: bool
     clip: bool
     variance: _containers.RepeatedScalarFieldContainer[float]
+    vertical_offsets: bool
     img_size: int
     img_h: int
     img_w: int
@@ -2346,7 +2352,7 @@ class PriorBoxParameter(_message.Message):
     offset: float
     width: _containers.RepeatedScalarFieldContainer[float]
     height: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, min_size: _Optional[_Iterable[float]] = ..., max_size: _Optional[_Iterable[float]] = ..., aspect_ratio: _Optional[_Iterable[float]] = ..., flip: _Optional[bool] = ..., clip: _Optional[bool] = ..., variance: _Optional[_Iterable[float]] = ..., img_size: _Optional[int] = ..., img_h: _Optional[int] = ..., img_w: _Optional[int] = ..., step: _Optional[float] = ..., step_h: _Optional[float] = ..., step_w: _Optional[float] = ..., offset: _Optional[float] = ..., width: _Optional[_Iterable[float]] = ..., height: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, min_size: _Optional[_Iterable[float]] = ..., max_size: _Optional[_Iterable[float]] = ..., aspect_ratio: _Optional[_Iterable[float]] = ..., flip: _Optional[bool] = ..., clip: _Optional[bool] = ..., variance: _Optional[_Iterable[float]] = ..., vertical_offsets: _Optional[bool] = ..., img_size: _Optional[int] = ..., img_h: _Optional[int] = ..., img_w: _Optional[int] = ..., step: _Optional[float] = ..., step_h: _Optional[float] = ..., step_w: _Optional[float] = ..., offset: _Optional[float] = ..., width: _Optional[_Iterable[float]] = ..., height: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class BBoxRegParameter(_message.Message):
     __slots__ = ("bbox_mean", "bbox_std", "cls_aware")
@@ -4018,6 +4024,7 @@ class V1LayerParameter(_message.Message):
         UNPOOLING: _ClassVar[V1LayerParameter.LayerType]
         VIDEO_DATA: _ClassVar[V1LayerParameter.LayerType]
         ELTWISE_ACCURACY: _ClassVar[V1LayerParameter.LayerType]
+        DECONVOLUTION3D: _ClassVar[V1LayerParameter.LayerType]
     NONE: V1LayerParameter.LayerType
     ABSVAL: V1LayerParameter.LayerType
     ACCURACY: V1LayerParameter.LayerType
@@ -4068,6 +4075,7 @@ class V1LayerParameter(_message.Message):
     UNPOOLING: V1LayerParameter.LayerType
     VIDEO_DATA: V1LayerParameter.LayerType
     ELTWISE_ACCURACY: V1LayerParameter.LayerType
+    DECONVOLUTION3D: V1LayerParameter.LayerType
     class DimCheckMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STRICT: _ClassVar[V1LayerParameter.DimCheckMode]

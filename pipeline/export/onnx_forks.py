@@ -152,6 +152,13 @@ def convolution3d(part: Part, x: str) -> str:
     return part.add("Conv", x, *parameters, kernel_shape=layer.kernel, strides=layer.stride, pads=layer.pad * 2)
 
 
+@converts("Deconvolution3D")
+def deconvolution3d(part: Part, x: str) -> str:
+    layer = part.layer
+    parameters = [part.tensor(name, values.reshape(-1) if name == "bias" else values) for name, values in part.tensors.items()]
+    return part.add("ConvTranspose", x, *parameters, kernel_shape=layer.kernel, strides=layer.stride, pads=layer.pad * 2)
+
+
 @converts("Pooling3D")
 def pooling3d(part: Part, x: str) -> str:
     layer, extents, counts = part.layer, part.shapes[0][2:], part.tops[0][2:]

@@ -191,6 +191,8 @@ def _is_delicate(param: caffe_pb2.LayerParameter) -> bool:
 @converts("Pooling", single_precision=_is_delicate)
 def pooling(part: Part, x: str) -> str | list[str]:
     layer, extents, counts = part.layer, part.shapes[0][2:], part.tops[0][2:]
+    if layer.volumes:
+        raise part.error(f"a bottom of shape {part.shapes[0]}", "pooling of maps (N, C, H, W) is exported", "use Pooling3D")
     largest = layer.method == caffe_pb2.PoolingParameter.MAX
     if len(part.tops) > 1:
         if any(layer.beyond):

@@ -171,7 +171,7 @@ FORKS = {
         *("Correlation", "FlowWarp", "Downsample", "Mean", "L1Loss", "CustomData", "FloData", "ImgReader", "FLOWriter"),
         *("DataAugmentation", "GenerateAugmentationParameters", "FlowAugmentation", "Resample", "ChannelNorm"),
     ),
-    "C3D (facebook/C3D)": ("Convolution3D", "Pooling3D", "VideoData"),
+    "C3D (facebook/C3D)": ("Convolution3D", "Deconvolution3D", "Pooling3D", "VideoData"),
     "heatmap regression (tpfister/caffe-heatmap)": ("DataHeatmap", "EuclideanLossHeatmap"),
     "ArcFace or L-Softmax": ("CosinAddm", "CombinedMargin", "LargeMarginInnerProduct"),
     "JÂA-Net (ZhiwenShao)": ("AlignDataTransform", "AUMaskBasedLand", "Combination", "Division", "EuclideanLoss2"),

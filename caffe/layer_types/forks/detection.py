@@ -20,7 +20,8 @@ class PriorBox(Layer):
 
     First the boxes, as fractions of the image, position by position, for each min_size: a square of that size; a square of
     √(min_size · max_size); one of the first's area for each aspect ratio. Or those of `width` and `height`, in pixels
-    (OpenVINO's PriorBoxClustered). Then their variances. No gradient.
+    (OpenVINO's PriorBoxClustered). Then their variances. No gradient. vertical_offsets (TextBoxes, Liao et al. 2017): each box of
+    the sizes is followed by the same half a step below; a net read from a prototxt has it where the predictions are for so many.
     """
 
     bottoms = (2, 2)
@@ -81,7 +82,7 @@ class PriorBox(Layer):
             if p.max_size:
                 sizes.append((np.sqrt(size * int(p.max_size[index])),) * 2)
             sizes += [(size * root, size / root) for root in roots]
-        return np.array(sizes, np.float32)
+        return np.repeat(np.array(sizes, np.float32), 1 + p.vertical_offsets, 0)
 
     def top_shapes(self, shape: Shape, image: Shape) -> list[Shape]:
         return [(1, 2, shape[2] * shape[3] * len(self.sizes) * 4)]
@@ -102,6 +103,8 @@ class PriorBox(Layer):
             for extent, step in zip(extents, steps, strict=True)
         )
         centres = np.stack(np.broadcast_arrays(across, down[:, None]), -1)[:, :, None].astype(float)
+        if p.vertical_offsets:
+            centres = centres + np.array([[0, 0], [0, steps[0] / 2]] * (len(self.sizes) // 2))
         corners = np.concatenate((centres - self.sizes / 2, centres + self.sizes / 2), -1) / np.tile(image[::-1], 2)
         if p.clip:
             corners = corners.clip(0, 1)

@@ -23,7 +23,7 @@ _GREY, _COUNTED = 128, 255
 
 
 class Scene(NamedTuple):
-    """An image (height × width × 3), where it counts (height × width, 0 to 255), its person's centre and scale, and all joints."""
+    """An image (height × width × 3), where it counts (height × width, 0 to 255), its person's centre and scale, all joints."""
 
     image: np.ndarray
     mask: np.ndarray

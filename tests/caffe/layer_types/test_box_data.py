@@ -113,6 +113,22 @@ def test_lines_of_a_group_stay_together(write, tmp_path):
         caffe.Net(write("net.prototxt", text.replace("PAIR", "8")), caffe.TRAIN)
 
 
+@pytest.mark.parametrize(("bicubic", "how"), [("false", cv2.INTER_LINEAR), ("true", cv2.INTER_CUBIC)])
+def test_new_dim_is_the_length_of_the_shorter_side(write, bicubic, how):
+    pixels = np.random.default_rng(1).integers(0, 256, (21, 34, 3)).astype(np.uint8)
+    cv2.imwrite("a.png", pixels)
+    write("list.txt", "a.png 0\n")
+    text = f"""layer {{ name: "d" type: "ImageData" top: "x" top: "y"
+        image_data_param {{ source: "list.txt" batch_size: 1 new_dim: 10 bicubic: {bicubic} MORE }} }}"""
+    net = caffe.Net(write("net.prototxt", text.replace("MORE", "")), caffe.TEST)
+    net.forward()
+    expected = cv2.resize(pixels, (16, 10), interpolation=how).transpose(2, 0, 1)  # 16.19 columns
+    np.testing.assert_array_equal(net.blobs["x"].data[0], expected)
+    net.close()
+    with pytest.raises(caffe.LayerError, match="only one may be given"):
+        caffe.Net(write("net.prototxt", text.replace("MORE", "new_height: 9 new_width: 9")), caffe.TEST)
+
+
 def test_crops_as_a_top_say_what_was_cropped_and_mirrored(write):
     with DatabaseWriter("records", "lmdb") as put_record:
         for number in range(2):

@@ -708,3 +708,40 @@ def test_multibox_loss_refuses_an_invalid_true_box(write, row, found):
     with pytest.raises(caffe.LayerError) as error:
         net.forward()
     assert error.value.found == found
+
+
+# ---- TextBoxes
+
+TEXT = """
+layer { name: "map" type: "Input" top: "map" input_param { shape { dim: 1 dim: 2 dim: 2 dim: 3 } } }
+layer { name: "image" type: "Input" top: "image" input_param { shape { dim: 1 dim: 3 dim: 40 dim: 60 } } }
+layer { name: "loc" type: "Convolution" bottom: "map" top: "loc" convolution_param { num_output: OUTPUTS kernel_size: 1 } }
+layer { name: "perm" type: "Permute" bottom: "loc" top: "perm" permute_param { order: 0 order: 2 order: 3 order: 1 } }
+layer { name: "flat" type: "Flatten" bottom: "perm" top: "flat" }
+layer { name: "conf" type: "Convolution" bottom: "map" top: "conf" convolution_param { num_output: SCORES kernel_size: 1 } }
+layer { name: "conf_flat" type: "Flatten" bottom: "conf" top: "conf_flat" }
+layer { name: "prior" type: "PriorBox" bottom: "map" bottom: "image" top: "prior"
+  prior_box_param { min_size: 16 aspect_ratio: 2 aspect_ratio: 5 flip: false clip: false } }
+layer { name: "out" type: "DetectionOutput" bottom: "flat" bottom: "conf_flat" bottom: "prior" top: "out"
+  detection_output_param { num_classes: 2 nms_param { nms_threshold: 0.4 } } }
+"""
+
+
+def test_priors_are_textboxes_where_the_net_predicts_so_many(write):
+    net = caffe.Net(write("net.prototxt", TEXT.replace("OUTPUTS", "24").replace("SCORES", "12")), caffe.TEST)
+    net.forward()
+    boxes = net.blobs["prior"].data[0, 0].reshape(2, 3, 6, 4)
+    sizes = [(16, 16), (16 * 2**0.5, 16 / 2**0.5), (16 * 5**0.5, 16 / 5**0.5)]
+    for i, j, b in np.ndindex(2, 3, 3):
+        for lower in (0, 1):
+            x, y, (w, h) = (j + 0.5) * 20, (i + 0.5 + lower / 2) * 20, sizes[b]
+            expected = (x - w / 2) / 60, (y - h / 2) / 40, (x + w / 2) / 60, (y + h / 2) / 40
+            np.testing.assert_allclose(boxes[i, j, 2 * b + lower], expected, rtol=1e-5)
+
+
+def test_priors_are_ssds_where_the_net_predicts_one_for_each(write):
+    # As many scores as TextBoxes predicts boxes: eight classes.
+    text = TEXT.replace("OUTPUTS", "12").replace("SCORES", "24").replace("num_classes: 2", "num_classes: 8")
+    net = caffe.Net(write("net.prototxt", text), caffe.TEST)
+    assert net.blobs["prior"].shape == (1, 2, 2 * 3 * 3 * 4)
+    net.forward()

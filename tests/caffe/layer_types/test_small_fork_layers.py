@@ -137,6 +137,62 @@ def test_convolution3d_says_what_it_takes(write):
     assert layer_error(write, CONVOLUTION % "temporal_stride: 0", (1, 2, 4, 4, 4)).found == "stride 0"
 
 
+DECONVOLUTION = """type: "Deconvolution3D" convolution3d_param
+    { num_output: 3 kernel_size: 3 kernel_depth: 2 stride: 2 pad: 1 temporal_stride: 2 %s }"""
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@exercises("Deconvolution3D")
+def test_deconvolution3d(write, bias):
+    def spread(x, weight, *bias):
+        whole = np.zeros((1, 3, 6, 7, 5))
+        for c, t, i, j in np.ndindex(x.shape[1:]):
+            whole[0, :, 2 * t : 2 * t + 2, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += x[0, c, t, i, j] * weight[c]
+        return whole[:, :, :, 1:-1, 1:-1] + sum(values.reshape(1, 3, 1, 1, 1) for values in bias)
+
+    parameters = [draw(2, 3, 2, 3, 3), draw(1, 1, 1, 1, 3)][: 1 + bias]
+    check(write, DECONVOLUTION % ("" if bias else "bias_term: false"), spread, draw(1, 2, 3, 3, 2), params=parameters)
+
+
+def test_deconvolution3d_says_what_it_takes(write):
+    assert layer_error(write, DECONVOLUTION % "group: 2", (1, 2, 4, 4, 4)).found == "group 2"
+    assert layer_error(write, DECONVOLUTION % "temporal_pad: 1", (1, 2, 1, 1, 1)).expected == "nothing is left"
+
+
+VOLUMES = 'type: "Pooling" pooling_param { pool: %s kernel_size: 3 stride: 2 pad: %d }'
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+@pytest.mark.parametrize("method", ["MAX", "AVE"])
+def test_pooling_of_volumes(write, method, pad):
+    def pool(x):
+        counts = []
+        for extent in x.shape[2:]:
+            count = math.ceil((extent + 2 * pad - 3) / 2) + 1
+            counts.append(count - (pad > 0 and (count - 1) * 2 >= extent + pad))
+        y = np.zeros((*x.shape[:2], *counts))
+        for n, c, *place in np.ndindex(y.shape):
+            starts = [2 * index - pad for index in place]
+            window = x[n, c][tuple(slice(max(start, 0), start + 3) for start in starts)]
+            size = math.prod(min(start + 3, extent + pad) - start for start, extent in zip(starts, x.shape[2:], strict=True))
+            y[(n, c, *place)] = window.max() if method == "MAX" else window.sum() / size
+        return y
+
+    check(write, VOLUMES % (method, pad), pool, draw(2, 2, 5, 4, 6))
+    whole = f'type: "Pooling" pooling_param {{ pool: {method} global_pooling: true }}'
+    reduce = np.max if method == "MAX" else np.mean
+    check(write, whole, lambda x: reduce(x, axis=(2, 3, 4), keepdims=True), draw(2, 2, 3, 4, 2))
+
+
+def test_pooling_of_volumes_says_what_it_takes(write):
+    volume = (1, 2, 4, 4, 4)
+    assert "kernel_h" in layer_error(write, 'type: "Pooling" pooling_param { kernel_h: 2 kernel_w: 2 }', volume).found
+    assert "STOCHASTIC" in layer_error(write, VOLUMES % ("STOCHASTIC", 0), volume).found
+    assert "2 tops" in layer_error(write, VOLUMES % ("MAX", 0), volume, tops=2).found
+    assert "pad 3" in layer_error(write, VOLUMES % ("MAX", 3), volume).found
+    assert "the kernel must fit" in layer_error(write, VOLUMES % ("MAX", 0), (1, 2, 4, 1, 1)).expected
+
+
 POOLING = 'type: "Pooling3D" pooling3d_param { pool: %s kernel_size: 2 kernel_depth: 3 stride: 2 temporal_stride: 2 %s }'
 
 

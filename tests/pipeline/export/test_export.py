@@ -431,6 +431,13 @@ SEVERAL = {
         "x",
         more=("convolution3d_param { num_output: 2 kernel_size: 3 kernel_depth: 2 pad: 1 temporal_pad: 1 stride: 2 }"),
     ),
+    "Deconvolution3D": image(2, 3, 4, 5, 5, name="x")
+    + layer(
+        "Deconvolution3D",
+        "y",
+        "x",
+        more=("convolution3d_param { num_output: 2 kernel_size: 4 kernel_depth: 3 pad: 1 temporal_pad: 1 stride: 2 }"),
+    ),
     "Pooling3D": image(2, 3, 4, 6, 6, name="x")
     + layer("Pooling3D", "y", "x", more="pooling3d_param { pool: MAX kernel_size: 3 kernel_depth: 2 stride: 2 }"),
     "Pooling3D AVE": image(2, 3, 4, 6, 6, name="x")
