@@ -1,7 +1,9 @@
 """Deploy prototxts with the layers of published nets under their names, written here and with fewer channels; random weights."""
 
+import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 import caffe
@@ -28,8 +30,15 @@ def write(folder: Path, text: str, prototxt: str, weights: str, left_out: tuple[
     (folder / prototxt).write_text(text)
     net = set_random_weights(caffe.Net(str(folder / prototxt), caffe.TEST))
     for name, blobs in net.params.items():
+        if net.layer_dict[name].type == "Convolution":  # so that deep layers depend on the image
+            blobs[0].data[...] *= math.sqrt(2)
+            blobs[1].data[...] *= 0.1
+    spread_scores(net, 1 if net.name == "MobileNet-SSD" else 120)
+    for name, blobs in net.params.items():
         if name.endswith("_mbox_loc"):  # boxes near their priors, as after training
             blobs[0].data[...] *= 0.002
+        if name in ("fc8", "conv8_313"):  # no class is certain
+            blobs[0].data[...] *= 0.05 if name == "fc8" else 0.02
     net.save(str(folder / weights))
     if left_out:
         message = caffe_pb2.NetParameter()
@@ -41,6 +50,27 @@ def write(folder: Path, text: str, prototxt: str, weights: str, left_out: tuple[
 
 
 # ---- detectors
+
+
+def spread_scores(net: caffe.Net, largest: float) -> None:
+    """Let few places of an image be of another class than the background, as after training.
+
+    largest  largest value of the net's input
+    """
+    heads = [name for name in net.params if name.endswith("_mbox_conf")]
+    if heads:
+        patches = np.random.default_rng(0).uniform(-largest, largest, (12, 12, 3))
+        net.blobs["data"].data[...] = cv2.resize(patches, (300, 300), interpolation=cv2.INTER_CUBIC).transpose(2, 0, 1)
+        net.forward(end=heads[-1])
+    for name in heads:
+        scores, (weights, bias) = net.blobs[name].data[0], net.params[name]
+        priors = net.params[name.replace("_conf", "_loc")][1].count // 4
+        scale = 1 / scores.std()
+        weights.data[...] *= scale
+        bias.data[...] *= scale
+        scores = scale * scores.reshape(priors, -1, scores[0].size)
+        lead = scores[:, 1:].max(1) - scores[:, 0]
+        bias.data[:: scores.shape[1]] += lead.max() + 3
 
 
 def head(name: str, source: str, priors: int, classes: int, settings: str) -> str:

@@ -1,61 +1,66 @@
-"""The pages about published nets: their commands and scripts run, in order, on stand-ins of the nets with random weights."""
+"""The pages about published nets: their commands, scripts and pictures, on stand-ins of the nets with random weights."""
 
-import os
 import re
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 
-from tests import published_nets
+from tests import page_pictures
 from tests.conftest import ROOT
 
-BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = {
-    "openpose": (published_nets.openpose, ["joint 17: ("]),
-    "mobilenet_ssd": (published_nets.mobilenet_ssd, [" rows\n"]),
-    "face_detector": (published_nets.face_detector, [" rows\n"]),
-    "age_gender": (published_nets.age_gender, ["male: 0."]),
-    "colorization": (published_nets.colorization, []),
+PRINTED = {
+    "openpose": "joint 17: (",
+    "mobilenet_ssd": " rows\n",
+    "face_detector": " rows\n",
+    "age_gender": "male: 0.",
+    "colorization": "",
 }
-"""{page: (its stand-ins, what its last script prints)}."""
+"""{page: what its last script prints}."""
+ALIKE = 5
+"""Largest mean difference of the pixels, of 255, between a page's picture and the same drawn again: a box of another order."""
 
 
-def run(*command: str, folder) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_minloglevel": "2"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(scope="module", params=PRINTED)
+def followed(request, tmp_path_factory):
+    """A page, the folder in which its commands ran, and what they printed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, folder, list(page_pictures.follow(request.param, folder))
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_run(tmp_path, page):
-    stand_ins, said = PAGES[page]
-    stand_ins(tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
-    cv2.imwrite(str(tmp_path / "photo.jpg"), cv2.resize(pixels, (320, 240), interpolation=cv2.INTER_CUBIC))
-    blocks = BLOCK.findall((ROOT / f"docs/{page}.md").read_text())
-    assert {kind for kind, _ in blocks} == {"sh", "python"}
-    printed = ""
-    for kind, text in blocks:
-        if kind == "python":
-            (tmp_path / "script.py").write_text(text)
-            printed = run(sys.executable, "script.py", folder=tmp_path)
-            continue
-        for line in text.splitlines():
-            command, name, *words = line.split()
-            assert command == "roastery"
-            output = run(sys.executable, "-m", "pipeline.cli", name, *words, folder=tmp_path)
-            if name == "doctor":
-                assert f"docs/{page}.md has an example" in " ".join(output.split())
-                assert "missing" not in output
-                assert len(output.splitlines()) <= 24
-            else:
-                assert re.search(r"onnxruntime \S+ differs from the net by \d\.\de-\d\d", output)
-                assert re.search(r"OpenCV \S+ differs from onnxruntime by \d\.\de[-+]\d\d", output), output
-    for words in said:
-        assert words in printed
+def test_the_commands_of_a_page_run(followed):
+    page, folder, steps = followed
+    assert {words[0] for words, _ in steps} == {"python", "roastery"}
+    for words, output in steps:
+        if words[:2] == ["roastery", "doctor"]:
+            assert f"docs/{page}.md has an example" in " ".join(output.split())
+            assert "missing" not in output
+            assert len(output.splitlines()) <= 24
+        elif words[0] == "roastery":
+            assert re.search(r"onnxruntime \S+ differs from the net by \d\.\de-\d\d", output)
+            assert re.search(r"OpenCV \S+ differs from onnxruntime by \d\.\de[-+]\d\d", output), output
+    assert PRINTED[page] in steps[-1][1]
     if page == "colorization":
-        assert cv2.imread(str(tmp_path / "coloured.png")).shape == (240, 320, 3)
+        height, width = cv2.imread(str(folder / "photo.jpg")).shape[:2]
+        assert cv2.imread(str(folder / "coloured.png")).shape == (height, width, 3)
+
+
+def test_the_picture_of_a_page_is_the_one_that_its_commands_draw(followed):
+    page, folder, _ = followed
+    (shown,) = page_pictures.pictures_of(page)
+    drawn, kept = (cv2.imread(str(path)).astype(int) for path in (folder / shown.name, shown))
+    assert drawn.shape == kept.shape
+    assert np.abs(drawn - kept).mean() < ALIKE, "python -m tests.page_pictures draws it anew"
+    photograph = cv2.resize(cv2.imread(str(folder / "photo.jpg")).astype(float), drawn.shape[1::-1])
+    assert np.abs(drawn - photograph).max() > 100, "nothing is drawn on the photograph"
+
+
+def test_pictures_are_small_and_their_captions_say_that_the_weights_are_random():
+    shown = [path for page in PRINTED for path in page_pictures.pictures_of(page)]
+    assert sorted(shown) == sorted((ROOT / "docs/pictures").iterdir())
+    assert max(path.stat().st_size for path in shown) < 100_000
+    for page in PRINTED:
+        caption = (ROOT / f"docs/{page}.md").read_text().partition("](pictures/")[2].split("\n\n")[1]
+        assert "stand-in" in caption
+        assert "random" in caption
+        assert "public" in caption
