@@ -111,12 +111,24 @@ def table_label(wildcards):
     return in_order(result, table_texts.text_of(wildcards.table).title)
 
 
-# The report sorts categories by name.
-dataset_report = partial(in_report, "results/datasets/{dataset}", "Dataset {dataset}")
+def category_of(kind=""):
+    """Category of results of a "dataset", an "experiment" or all experiments, in the config's order, as `in_order` sorts."""
+
+    def category(wildcards):
+        order = ["All experiments"]
+        order += [f"Dataset {name}" for name in config["datasets"]]
+        order += [f"Experiment {name}" for name in config["experiments"]]
+        name = f"{kind.capitalize()} {wildcards[kind]}" if kind else order[0]
+        return " " * (len(order) - order.index(name)) + name
+
+    return category
+
+
+dataset_report = partial(in_report, "results/datasets/{dataset}", category_of("dataset"))
 experiment_report = partial(
-    in_report, "results/experiments/{experiment}", "Experiment {experiment}"
+    in_report, "results/experiments/{experiment}", category_of("experiment")
 )
-comparison_report = partial(in_report, "results/report", "All experiments")
+comparison_report = partial(in_report, "results/report", category_of())
 
 
 def of_each_experiment(path):

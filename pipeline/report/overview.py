@@ -108,7 +108,17 @@ def advice(row: Any, classes: pd.DataFrame, confusion: pd.DataFrame, metrics: pd
         if pair := most_confused(confusion, label):
             text += f"; {pair[1]} of them taken for {pair[0]}"
         found.append(f"{text}: look at its contact sheet, and at the surest mistakes.")
-    return found or ["Nothing stands out; the surest mistakes may show wrong labels."]
+    return found or [nothing_to_improve(classes, confusion)]
+
+
+def nothing_to_improve(classes: pd.DataFrame, confusion: pd.DataFrame) -> str:
+    """The advice for an experiment without a fault: its most frequent mistake, if it makes any."""
+    pairs = [(pair[1], label, pair[0]) for label in classes["class"] if (pair := most_confused(confusion, label))]
+    if not pairs:
+        return "No image is classified wrongly: only more, or harder, validation images can tell more."
+    count, label, other = max(pairs)
+    images = "1 image" if count == 1 else f"{count} images"
+    return f"Nothing stands out. Its most frequent mistake is {label} taken for {other} ({images}); see the surest mistakes."
 
 
 def result_of(row: Any) -> str:
