@@ -102,7 +102,7 @@ def check_train(path: Path) -> str:
         net.forward()
         net.backward()
 
-    _first_that_runs([partial(run, guess) for guess in stand_ins.GUESSES], path, TRAIN)
+    _first_that_runs([partial(run, guess) for guess in stand_ins.guesses(given)], path, TRAIN)
     known = caffe.layer_type_list()
     return "; ".join(
         sorted({f"data layer {each.type}" for each in given.layer if stand_ins.is_data(each) and each.type not in known})

@@ -11,7 +11,7 @@ from caffe.engine.topology import filtered
 from caffe.proto import caffe_pb2
 
 Shape = tuple[int, ...]
-KEPT = ("Input", "DummyData", "Parameter")
+KEPT = ("Input", "DummyData", "Parameter", "ContinuationIndicator")
 """Layers without bottoms that need no records."""
 _CLASSES = ("Data", "ImageData", "WindowData", "MemoryData", "VideoData")
 """Types whose second top is one class for each image."""
@@ -29,12 +29,14 @@ class Guess(NamedTuple):
     batch          most images in a batch; None: as many as the prototxt says
     channels       of an image
     height, width  of an image, where the prototxt gives none
+    unsaid         images in a batch, where the prototxt gives none
     """
 
     batch: int | None
     channels: int
     height: int
     width: int
+    unsaid: int = 1
 
 
 GUESSES = (
@@ -44,17 +46,31 @@ GUESSES = (
     Guess(2, 3, 32, 32),
     Guess(2, 2, 28, 28),
     Guess(1, 3, 360, 480),
+    Guess(2, 3, 448, 448),
+    Guess(20, 1, 161, 200, unsaid=20),
 )
-"""Tried in this order until a net runs: ImageNet's, MNIST's, CIFAR's, a pair of MNIST's, CamVid's; at first in small batches,
-but a net that cuts its batch in parts needs all of it."""
+"""Tried in this order until a net runs: ImageNet's, MNIST's, CIFAR's, a pair of MNIST's, CamVid's, YOLO's, spectrograms;
+at first in small batches, but a net that cuts its batch in parts needs all of it."""
+_STRIDES = 4, 8, 16
+"""Columns of an image for each step of a sequence, in nets that read text."""
+_LINE = 32
+"""Height of an image of a line of text."""
+
+
+def guesses(net: caffe_pb2.NetParameter) -> tuple[Guess, ...]:
+    """The guesses for a net: GUESSES, and for one that reads text in a number of steps images as long as that takes."""
+    indicators = [each.continuation_indicator_param for each in net.layer if each.type == "ContinuationIndicator"]
+    steps = max((each.time_step for each in indicators), default=0)
+    lines = [Guess(None, channels, _LINE, steps * stride) for stride in _STRIDES for channels in (3, 1)] if steps else []
+    return *lines, *GUESSES
 
 
 class Top(NamedTuple):
     """A top of a data layer.
 
     shape   None if only the layer that compares it with a prediction knows it
-    values  what it is filled with: image, class, box (of SSD), truths (of YOLO), region or rois (of R-CNN), objects (of
-            DetectNet), extent
+    values  what it is filled with: image, class, box (of SSD), truths (of YOLO), region or rois (of R-CNN), known (of MS-CNN),
+            objects (of DetectNet), extent, order (of a face's landmarks)
     """
 
     shape: Shape | None
@@ -69,8 +85,11 @@ def replaced(net: caffe_pb2.NetParameter, guess: Guess) -> tuple[caffe_pb2.NetPa
     net.state.phase = caffe_pb2.TRAIN
     training, _ = filtered(net, [layer.name for layer in net.layer])
     sources = [layer for layer in training.layer if is_data(layer)]
-    targets = {name for layer in training.layer if layer.type.endswith("Loss") for name in layer.bottom[1:]}
+    targets = {name for layer in training.layer if layer.type.endswith("Loss") for name in layer.bottom[1:]} | _compared(training)
     tops = {name: top for layer in sources for name, top in _tops(layer, guess, targets).items()}
+    for layer in training.layer:
+        if layer.type == "AlignDataTransform":
+            tops.update(_landmarks(layer, tops))
     for layer in training.layer:
         if layer.type == "DetectNetTransformation" and set(layer.bottom) <= set(tops):
             images, labels = (tops[name] for name in layer.bottom)
@@ -79,6 +98,21 @@ def replaced(net: caffe_pb2.NetParameter, guess: Guess) -> tuple[caffe_pb2.NetPa
     if any(top.shape is None for top in tops.values()):
         tops = _resolved(training, tops)
     return _with_inputs(training, tops), tops
+
+
+def _compared(net: caffe_pb2.NetParameter) -> set[str]:
+    """Bottoms after the first of layers in Python that no other layer takes: what a loss in Python compares with."""
+    others = {name for layer in net.layer if layer.type != "Python" for name in layer.bottom}
+    return {
+        name for layer in net.layer if layer.type == "Python" and len(layer.bottom) == 2 for name in layer.bottom[1:]
+    } - others
+
+
+def _landmarks(layer: caffe_pb2.LayerParameter, tops: dict[str, Top]) -> dict[str, Top]:
+    """JÂA-Net's 49 landmarks, crops, and the order of landmarks in a mirrored face."""
+    batch = next(top.shape[0] for top in tops.values() if top.shape and top.values == "image")
+    made = Top((batch, 98, 1, 1), "class"), Top((batch, 4, 1, 1), "class"), Top((batch, 49, 1, 1), "order")
+    return dict(zip(layer.bottom, made, strict=True))
 
 
 def is_data(layer: caffe_pb2.LayerParameter) -> bool:
@@ -99,7 +133,11 @@ def values_of(top: Top, rng: np.random.Generator) -> np.ndarray:
         return rng.standard_normal(top.shape, np.float32)
     if top.values == "class":
         return rng.integers(0, 2, top.shape).astype(np.float32)
+    if top.values == "order":
+        return np.broadcast_to(np.arange(1, top.shape[1] + 1, dtype=np.float32)[:, None, None], top.shape)
     rows = {"box": [0, 1, 0, 0.1, 0.1, 0.6, 0.6, 0], "region": [10, 10, 100, 100, 1], "rois": [0, 10, 10, 100, 100]}
+    if top.values == "known":
+        return np.array([0, 10, 10, 100, 100, 1, 0], np.float32).reshape(1, 7, 1, 1).repeat(top.shape[0], 0)
     if top.values == "objects":
         objects = np.zeros(top.shape, np.float32)
         objects[:, :, 0, :2] = _REGIONS, 16
@@ -122,6 +160,17 @@ def _tops(layer: caffe_pb2.LayerParameter, guess: Guess, targets: set[str]) -> d
         yolo = layer.annotated_data_param.yolo_data_type == 1
         labels = Top((batch, 1, 300, 5), "truths") if yolo else Top((1, 1, batch * _REGIONS, 8), "box")
         return dict(zip(names, (image, labels), strict=False))
+    if layer.type == "CPMData":
+        p = layer.cpm_transform_param
+        maps = Top((batch, 2 * (p.num_parts + 1), height // p.stride, width // p.stride), "image")
+        return dict(zip(names, (Top((batch, 6, height, width), "image"), maps), strict=True))
+    if layer.type == "BoxData":
+        labels = [Top((batch, 7 * side * side), "class") for side in layer.data_param.side or [7]]
+        return dict(zip(names, (image, *labels), strict=True))
+    if layer.type == "ImageGtData":
+        rates = layer.image_gt_data_param.downsample_rate
+        fields = [Top((batch, 6, round(height / rate), round(width / rate)), "class") for rate in rates]
+        return dict(zip(names, (image, *fields, Top((batch * _REGIONS, 7, 1, 1), "known")), strict=False))
     if len(names) == 2 and layer.type in (*_CLASSES, *_MAPS):
         return dict(
             zip(names, (image, Top((batch,) if layer.type in _CLASSES else (batch, 1, height, width), "class")), strict=True)
@@ -138,11 +187,15 @@ def _by_name(name: str, image: Top) -> Top:
 def _extent(layer: caffe_pb2.LayerParameter, guess: Guess) -> tuple[int, int, int]:
     """Images in a batch, height and width, of the first part of the prototxt that gives them."""
     settings = [value for field, value in layer.ListFields() if field.name.endswith("_param") and field.message_type]
-    batch = _first(settings, "batch_size") or 1
+    batch = _first(settings, "batch_size") or guess.unsaid
     resize = next(iter(layer.transform_param.resize_param), caffe_pb2.ResizeParameter())
     crop = _first(settings, "crop_size")
-    height = crop or resize.height or _first(settings, "new_height") or layer.memory_data_param.height or guess.height
-    width = crop or resize.width or _first(settings, "new_width") or layer.memory_data_param.width or guess.width
+    crop_height = _first(settings, "crop_height") or _first(settings, "crop_size_y")
+    crop_width = _first(settings, "crop_width") or _first(settings, "crop_size_x")
+    height = (
+        crop_height or crop or resize.height or _first(settings, "new_height") or layer.memory_data_param.height or guess.height
+    )
+    width = crop_width or crop or resize.width or _first(settings, "new_width") or layer.memory_data_param.width or guess.width
     return min(batch, guess.batch or batch), height, width
 
 
@@ -170,6 +223,10 @@ def _resolved(net: caffe_pb2.NetParameter, tops: dict[str, Top]) -> dict[str, To
     built = caffe.Net(_with_inputs(known, tops), caffe.TRAIN)
     shapes = {name: tuple(blob.shape) for name, blob in built.blobs.items()}
     found: dict[str, Shape] = {}
+    for layer in net.layer:
+        if layer.type == "Slice" and layer.slice_param.axis == 1 and layer.bottom[0] in tops:
+            last = layer.slice_param.slice_point[-1] if layer.slice_param.slice_point else len(layer.top) - 1
+            found.setdefault(layer.bottom[0], (batch, last + 1))
     for layer in net.layer:
         if len(layer.bottom) > 1 and layer.bottom[0] in shapes:
             for name in layer.bottom[1:]:
