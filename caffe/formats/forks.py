@@ -169,7 +169,14 @@ _UNSUPPORTED: dict[str, dict[str, str]] = {
     },
     "Mhaiyang/TMM2018_DRFN": {"LossParameter": "class_weight_source"},
     "ctensmeyer/caffe (binarization)": {
-        "LayerParameter": "image_transform_param doc_data_param weighted_fmeasure_loss_param",
+        "DocDataParameter": (
+            "weights rand_skip label_names missing_value weights_by_size no_wrap enforce_epochs in_order force_color"
+        ),
+        "ProbImageTransformParameter": (
+            "resize_params crop_params reflect_params gauss_noise_params rotate_params shear_params gauss_blur_params"
+            " unsharp_mask_params perspective_params elastic_deformation_params zero_border_params hsv_params"
+            " salt_pepper_params otsu_color_jitter_params linear_prob_weights color_jitter_prob_weights"
+        ),
         "SolverParameter": (
             "monitor_test monitor_test_id max_steps_without_improvement max_periods_without_improvement min_iters_per_period"
             " max_nonfinite_test_loss"

@@ -15,7 +15,7 @@ _COMPARING = [name for name, kind in _KINDS.items() if kind.is_loss or kind.comp
 NO_TARGETS = "an exported model has no targets to compare with"
 _COMPARING_TOO = (
     *("BboxAccuracy", "BoxAnnotatorOHEM", "DetectionAccuracy", "DetectionEvaluate", "EvalDetection", "LabelsequenceAccuracy"),
-    *("ProposalTarget", "SequenceAccuracy"),
+    *("PR", "ProposalTarget", "SequenceAccuracy"),
 )
 _AUGMENTING = (
     "AlignDataTransform",

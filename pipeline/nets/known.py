@@ -176,6 +176,7 @@ FORKS = {
     "ArcFace or L-Softmax": ("CosinAddm", "CombinedMargin", "LargeMarginInnerProduct"),
     "JÂA-Net (ZhiwenShao)": ("AlignDataTransform", "AUMaskBasedLand", "Combination", "Division", "EuclideanLoss2"),
     "OpenPose (caffe_train)": ("CPMData",),
+    "binarization (ctensmeyer/caffe)": ("DocData", "PR", "WeightedFmeasureLoss"),
     "autocolorize (gustavla)": (
         *("BgrToMunsell", "ExtendedImageData", "SoftmaxKLDLoss", "SparseHistogramExtractor", "SparseHypercolumnExtractor"),
         *("StripDecimals", "UniformToHistogram"),
