@@ -88,10 +88,11 @@ class Flatten(Layer):
 class Eltwise(Layer):
     """Product, weighted sum or maximum of bottoms of one shape.
 
-    As in Caffe, at equal maxima MAX passes the whole gradient to the later of the first two bottoms, else to the earliest.
+    As in Caffe, at equal maxima MAX passes the whole gradient to the later of the first two bottoms, else to the earliest. A
+    single bottom, which BVLC Caffe refuses, is taken as it is, in a SUM times its coeff (FlowNet's nets scale flow so).
     """
 
-    bottoms = (2, None)
+    bottoms = (1, None)
     drawn_as = "arrangement"
     is_elementwise = True
     keeps_output = False
@@ -117,7 +118,7 @@ class Eltwise(Layer):
         if p.operation == caffe_pb2.EltwiseParameter.PROD:
             return functools.reduce(torch.mul, others, first)
         if p.operation == caffe_pb2.EltwiseParameter.MAX:
-            result = torch.where(first > others[0], first, others[0])
+            result = torch.where(first > others[0], first, others[0]) if others else first
             for other in others[1:]:
                 result = torch.where(other > result, other, result)
             return result

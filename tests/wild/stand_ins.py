@@ -47,10 +47,15 @@ GUESSES = (
     Guess(2, 2, 28, 28),
     Guess(1, 3, 360, 480),
     Guess(2, 3, 448, 448),
+    Guess(2, 3, 256, 320),
+    Guess(2, 3, 12, 12, unsaid=2),
     Guess(20, 1, 161, 200, unsaid=20),
 )
-"""Tried in this order until a net runs: ImageNet's, MNIST's, CIFAR's, a pair of MNIST's, CamVid's, YOLO's, spectrograms;
-at first in small batches, but a net that cuts its batch in parts needs all of it."""
+"""Tried in this order until a net runs: ImageNet's, MNIST's, CIFAR's, a pair of MNIST's, CamVid's, YOLO's, multiples of 64,
+MTCNN's, spectrograms; at first in small batches, but a net that cuts its batch in parts needs all of it."""
+_SEQUENCES = "CtcLoss", "WarpCTCLoss"
+_SYMBOLS = 4
+"""Symbols of an image's text."""
 _STRIDES = 4, 8, 16
 """Columns of an image for each step of a sequence, in nets that read text."""
 _LINE = 32
@@ -86,7 +91,8 @@ def replaced(net: caffe_pb2.NetParameter, guess: Guess) -> tuple[caffe_pb2.NetPa
     training, _ = filtered(net, [layer.name for layer in net.layer])
     sources = [layer for layer in training.layer if is_data(layer)]
     targets = {name for layer in training.layer if layer.type.endswith("Loss") for name in layer.bottom[1:]} | _compared(training)
-    tops = {name: top for layer in sources for name, top in _tops(layer, guess, targets).items()}
+    texts = {layer.bottom[1] for layer in training.layer if layer.type in _SEQUENCES and len(layer.bottom) == 2}
+    tops = {name: top for layer in sources for name, top in _tops(layer, guess, targets, texts).items()}
     for layer in training.layer:
         if layer.type == "AlignDataTransform":
             tops.update(_landmarks(layer, tops))
@@ -151,7 +157,7 @@ def values_of(top: Top, rng: np.random.Generator) -> np.ndarray:
     return np.broadcast_to(np.array(row, np.float32), top.shape)
 
 
-def _tops(layer: caffe_pb2.LayerParameter, guess: Guess, targets: set[str]) -> dict[str, Top]:
+def _tops(layer: caffe_pb2.LayerParameter, guess: Guess, targets: set[str], texts: set[str]) -> dict[str, Top]:
     batch, height, width = _extent(layer, guess)
     channels = layer.memory_data_param.channels or guess.channels
     image = Top((batch, channels, height, width), "image")
@@ -171,7 +177,9 @@ def _tops(layer: caffe_pb2.LayerParameter, guess: Guess, targets: set[str]) -> d
         rates = layer.image_gt_data_param.downsample_rate
         fields = [Top((batch, 6, round(height / rate), round(width / rate)), "class") for rate in rates]
         return dict(zip(names, (image, *fields, Top((batch * _REGIONS, 7, 1, 1), "known")), strict=False))
-    if len(names) == 2 and layer.type in (*_CLASSES, *_MAPS):
+    if layer.type == "FloData":
+        return {names[0]: Top((batch, 2, height, width), "image")}
+    if len(names) == 2 and layer.type in (*_CLASSES, *_MAPS) and names[1] not in texts:
         return dict(
             zip(names, (image, Top((batch,) if layer.type in _CLASSES else (batch, 1, height, width), "class")), strict=True)
         )
@@ -231,7 +239,7 @@ def _resolved(net: caffe_pb2.NetParameter, tops: dict[str, Top]) -> dict[str, To
         if len(layer.bottom) > 1 and layer.bottom[0] in shapes:
             for name in layer.bottom[1:]:
                 if name in tops and tops[name].shape is None:
-                    found.setdefault(name, _target_shape(layer.type, shapes[layer.bottom[0]]))
+                    found.setdefault(name, _target_shape(layer.type, name, shapes[layer.bottom[0]]))
     return {name: top._replace(shape=top.shape or found.get(name, (batch,))) for name, top in tops.items()}
 
 
@@ -250,8 +258,12 @@ def _computable(net: caffe_pb2.NetParameter, tops: dict[str, Top]) -> Iterator[c
             yield copy
 
 
-def _target_shape(layer_type: str, scores: Shape) -> Shape:
-    """Shape of what a layer compares with scores of a shape."""
+def _target_shape(layer_type: str, name: str, scores: Shape) -> Shape:
+    """Shape of the bottom `name` that a layer compares with scores of a shape."""
+    if layer_type in _SEQUENCES:
+        return (scores[1], _SYMBOLS)
+    if layer_type == "Python" and "label" in name:
+        return (scores[0], 1)
     if caffe.layer_type(layer_type).compares_labels:
         return scores[:1] if len(scores) == 2 else (scores[0], 1, *scores[2:])
     return scores

@@ -44,6 +44,9 @@ CASES = {
     "Eltwise": [
         ("eltwise_param { operation: PROD }", [(2, 3), (2, 3), (2, 3)]),
         ("eltwise_param { operation: SUM coeff: 2 coeff: -0.5 }", [(2, 3), (2, 3)]),
+        ("eltwise_param { operation: SUM coeff: 0.3 }", [(2, 3)]),
+        ("eltwise_param { operation: PROD }", [(2, 3)]),
+        ("eltwise_param { operation: MAX }", [(2, 3)]),
         ("eltwise_param { operation: MAX }", [(2, 3), (2, 3), (2, 3)]),
     ],
     "Embed": [("embed_param { num_output: 3 input_dim: 5 weight_filler { type: 'xavier' } }", ["labels:5 (6,)"])],
