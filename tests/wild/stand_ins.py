@@ -161,6 +161,8 @@ def _tops(layer: caffe_pb2.LayerParameter, guess: Guess, targets: set[str], text
     batch, height, width = _extent(layer, guess)
     channels = layer.memory_data_param.channels or guess.channels
     image = Top((batch, channels, height, width), "image")
+    if layer.top[0] in targets:  # an image that a prediction is compared with
+        image = Top(None, "image")
     names = list(layer.top)
     if layer.type == "AnnotatedData":
         yolo = layer.annotated_data_param.yolo_data_type == 1

@@ -24,7 +24,7 @@ class DenseBlock(Layer):
     Blobs, one of a kind for each step: weights (growthRate, channels, 3, 3), scales, biases, means and variances (1, channels, 1,
     1); with use_BC then those of the 1 × 1 convolution and of the BN after it; and a last one (1,), not used. Convolutions are
     those of mathematics: kernels are stored turned by 180 degrees. Source: DenseBlock_layer.cu of Tongcheng/caffe, whose CPU code
-    averages otherwise.
+    averages otherwise. Channels are the bottom's, as in senlinuc/caffe_ocr, also where initChannel gives others.
     """
 
     keeps_output = False
@@ -50,8 +50,7 @@ class DenseBlock(Layer):
         self.require_maps(shape)
         if min(p.numTransition, p.growthRate) < 1:
             raise self.error(f"numTransition {p.numTransition} and growthRate {p.growthRate}", "both must be at least 1")
-        if shape[1] != p.initChannel:
-            raise self.error(f"a bottom of {shape[1]} channels", f"initChannel is {p.initChannel}")
+        self.channels = shape[1]
         geometry = (p.filter_H, p.filter_W, p.pad_h, p.pad_w, p.conv_verticalStride, p.conv_horizentalStride)
         if geometry != (3, 3, 1, 1, 1, 1):
             raise self.error(f"filters, pads and strides {geometry}", "the fork's block has 3 × 3 filters, pad 1 and stride 1")
@@ -59,7 +58,7 @@ class DenseBlock(Layer):
             raise self.error(f"dropout_amount {p.dropout_amount:g}", "it must lie within [0, 1)")
         one, zero = (caffe_pb2.FillerParameter(type="constant", value=value) for value in (1.0, 0.0))
         fillers = (p.Filter_Filler, p.BN_Scaler_Filler, p.BN_Bias_Filler, zero, one)
-        grown = [p.initChannel + step * p.growthRate for step in range(p.numTransition)]
+        grown = [self.channels + step * p.growthRate for step in range(p.numTransition)]
         wide = [4 * p.growthRate] * p.numTransition
         stages = [(wide if p.use_BC else grown, p.growthRate, 3, grown)]
         if p.use_BC:
@@ -77,8 +76,8 @@ class DenseBlock(Layer):
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
         p = self.param.denseblock_param
-        if shape[1] != p.initChannel:
-            raise self.error(f"a bottom of shape {shape}", f"it must have {p.initChannel} channels")
+        if shape[1] != self.channels:
+            raise self.error(f"a bottom of shape {shape}", f"it must have {self.channels} channels")
         return [(shape[0], shape[1] + p.numTransition * p.growthRate, *shape[2:])]
 
     def normalized(self, x: Tensor, parameters: list[Tensor], first: int) -> Tensor:

@@ -116,7 +116,6 @@ def test_dropout_leaves_out_new_channels_in_training(write):
     ("settings", "shape", "found"),
     [
         ("filter_H: 5", (1, 3, 4, 4), "filters, pads and strides (5, 3, 1, 1, 1, 1)"),
-        ("", (1, 4, 4, 4), "a bottom of 4 channels"),
         ("dropout_amount: 1", (1, 3, 4, 4), "dropout_amount 1"),
     ],
 )
@@ -124,3 +123,9 @@ def test_a_dense_block_says_what_it_takes(write, settings, shape, found):
     assert layer_error(write, layer(settings), shape).found == found
     none = 'type: "DenseBlock" denseblock_param { initChannel: 3 numTransition: 0 }'
     assert layer_error(write, none, (1, 3, 4, 4)).found == "numTransition 0 and growthRate 12"
+
+
+def test_a_dense_block_has_the_channels_of_its_bottom(write):
+    net = make_net(write, layer(""), [(1, CHANNELS + 2, 4, 4)])  # initChannel is CHANNELS
+    assert net.blobs["y0"].shape == (1, CHANNELS + 2 + STEPS * GROWTH, 4, 4)
+    assert net.params["layer"][1].shape[1] == CHANNELS + 2 + GROWTH
