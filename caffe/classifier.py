@@ -9,6 +9,7 @@ import numpy as np
 from caffe import io
 from caffe.engine import early
 from caffe.engine.net import Net
+from caffe.errors import Error
 from caffe.proto.caffe_pb2 import TEST
 
 Mean = np.ndarray | str | os.PathLike[str]
@@ -50,6 +51,7 @@ class Classifier(Net):
         inputs      N images, height × width × channels, from caffe.io.load_image
         oversample  average over ten crops (corners and centre, each also mirrored) instead of the centre crop alone
         """
+        check_images(inputs)
         scaled = np.stack([io.resize_image(image, self.image_dims) for image in inputs]).astype(np.float32)
         if oversample:
             crops = io.oversample(scaled, self.crop_dims)
@@ -61,6 +63,15 @@ class Classifier(Net):
         prepared = np.stack([self.transformer.preprocess(name, crop) for crop in crops]).astype(np.float32)
         predictions: np.ndarray = self.forward_all(**{name: prepared})[self.outputs[0]]
         return predictions.reshape((len(predictions) // 10, 10, -1)).mean(1) if oversample else predictions
+
+
+def check_images(inputs: Sequence[np.ndarray]) -> None:
+    """Raise an Error unless `inputs` are images, height × width × channels; a single image is not a list of them."""
+    for image in inputs:
+        if np.ndim(image) != 3:
+            found = f"an array of shape {np.shape(image)}" if np.ndim(image) else repr(image)
+            do = "write net.predict([caffe.io.load_image(FILE)]), with a list also of one image"
+            raise Error("predict", found, "each input is an image of height × width × channels", do)
 
 
 def create_transformer(net: Net, **settings: Any) -> io.Transformer:

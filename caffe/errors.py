@@ -67,6 +67,12 @@ class WeightsError(Error):
         return type(self), (self.where, self.found, self.expected, self.do, self.layers)
 
 
+class NameNotFoundError(Error, KeyError):
+    """A name that a net does not have; also a KeyError, as of any dictionary."""
+
+    __str__ = Exception.__str__  # a KeyError shows its message in quotes
+
+
 class OutOfMemoryError(Error, RuntimeError):
     """A net that needs more memory than there is; also a RuntimeError, as PyTorch's own is."""
 

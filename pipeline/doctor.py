@@ -1,7 +1,8 @@
 """Check the environment; or, with a prototxt, say what a net is, needs and can be converted to.
 
-Without arguments: packages, processor, GPU, engine, databases, Snakemake and disk space. With a deploy prototxt, and weights: the
-format's version, the fork, which layers run and can be exported, shapes, memory and operations, and how its images are prepared.
+Without arguments: packages, processor, GPU, where caffe is imported from, engine, databases, Snakemake and disk space. With a
+deploy prototxt, and weights: the format's version, the fork, which layers run and can be exported, shapes, memory and operations,
+and how its images are prepared.
 """
 
 import importlib.util
@@ -64,6 +65,16 @@ def lmdb() -> str:
     return "written and read in this folder"
 
 
+def imports() -> str:
+    """Which package `import caffe` is, and whether this folder is in a checkout of BVLC Caffe, whose scripts find another one."""
+    found = f"import caffe finds {Path(caffe.__file__).parent}"
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "python/caffe/pycaffe.py").is_file():
+            found += f"; {folder / 'python'} has another, of BVLC: scripts find it first by"
+            return f'{found} sys.path.insert(0, caffe_root + "python"), so leave that line out (docs/troubleshooting.md)'
+    return found
+
+
 def snakemake() -> str:
     if not shutil.which("snakemake"):
         raise InputError("snakemake", "no such command", do="activate the environment that Roastery is installed in")
@@ -81,7 +92,7 @@ def disk() -> str:
     return f"{free:.1f} GiB free in {Path.cwd()}"
 
 
-CHECKS = (versions, processor, gpu, engine, lmdb, snakemake, extras, disk)
+CHECKS = (versions, processor, gpu, imports, engine, lmdb, snakemake, extras, disk)
 """Each returns its finding, and raises if something necessary is missing or broken."""
 
 

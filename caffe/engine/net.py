@@ -16,6 +16,7 @@ from caffe.engine import weights as parameters
 from caffe.engine.blob import Blob
 from caffe.engine.builder import build
 from caffe.engine.layer import Layer
+from caffe.engine.names import ByName
 from caffe.engine.parameter import Parameter
 from caffe.engine.runner import Runner
 from caffe.errors import Error
@@ -82,10 +83,12 @@ class Net(early.EarlyCalls):
         self.graph = net.graph
         self.definition, self.name = net.definition, net.definition.name
         self.blobs, self.outputs = net.blobs, net.outputs
+        self.blobs.where = self.path
         self.blob_loss_weights, self.blob_needs_backward = net.blob_loss_weights, net.blob_needs_backward
         self.layers: list[Layer] = [step.layer for step in net.steps]
         self._layer_names: list[str] = [layer.param.name for layer in self.layers]
-        self.params = OrderedDict((layer.param.name, layer.blobs) for layer in self.layers if layer.blobs)
+        named = ((layer.param.name, layer.blobs) for layer in self.layers if layer.blobs)
+        self.params = ByName(named, self.path, "layer with parameters")
         self.bottom_names = OrderedDict((layer.param.name, list(layer.param.bottom)) for layer in self.layers)
         self.top_names = OrderedDict((layer.param.name, list(layer.param.top)) for layer in self.layers)
         self.inputs = [name for step in net.steps if step.layer.is_input for name in step.tops]

@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge
 from caffe.engine.blob import Blob
 from caffe.engine.graph import NetGraph
 from caffe.engine.layer import Layer
+from caffe.engine.names import ByName
 from caffe.proto import caffe_pb2
 
 Place = torch.Tensor | GradientEdge
@@ -84,7 +85,7 @@ class BuiltNet:
     definition: caffe_pb2.NetParameter
     device: torch.device
     steps: list[Step] = field(default_factory=list)
-    blobs: OrderedDict[str, Blob] = field(default_factory=OrderedDict)
+    blobs: ByName[Blob] = field(default_factory=lambda: ByName(kind="blob"))
     blob_loss_weights: OrderedDict[str, float] = field(default_factory=OrderedDict)
     """Weights of the blobs in the objective, by name; 0 for those that are not losses."""
     blob_needs_backward: dict[str, bool] = field(default_factory=dict)

@@ -62,6 +62,21 @@ def test_oversampling_averages_corner_and_centre_crops_and_their_mirrors(files):
         np.testing.assert_allclose(prediction, probabilities(files, preprocess(crops)).mean(0), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        (["cat.jpg"], "'cat.jpg'"),
+        (images((12, 10))[0], "an array of shape (10, 3)"),
+        ([np.zeros((4, 4))], "an array of shape (4, 4)"),
+    ],
+)
+def test_what_is_no_list_of_images_is_named(files, inputs, found):
+    with pytest.raises(caffe.Error) as error:
+        caffe.Classifier(*files).predict(inputs)
+    assert error.value.found == found
+    assert "net.predict([caffe.io.load_image(FILE)])" in error.value.do
+
+
 def test_without_image_dims_images_are_resized_to_the_input(files):
     net = classifier(files)
     assert list(net.image_dims) == list(net.crop_dims) == [8, 8]

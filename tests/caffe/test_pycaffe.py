@@ -1,5 +1,6 @@
 """pycaffe's public names: all exist, and the smaller ones behave as in pycaffe."""
 
+import copy
 import importlib
 import os
 import pickle
@@ -281,7 +282,32 @@ layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" loss_weight: 2 inne
     assert [blob.shape for blob in net._blobs] == [(2, 3), (2, 4)]
     assert (net._inputs, net._outputs, net._bottom_ids(1), net._top_ids(1)) == ([0], [1], [0], [1])
     assert net._blob_loss_weights == [0, 2]
+    names = caffe.pycaffe._Net_get_id_name(type(net)._top_ids, "_test_names").fget(net)
+    assert names == {"in": ["x"], "ip": ["y"]}
+    assert net._test_names is names
     assert [batch["x"].shape for batch in net._batch({"x": np.ones((3, 3))})] == [(2, 3), (2, 3)]
+
+
+def test_a_name_that_a_net_does_not_have_is_answered_with_the_nearest(write):
+    text = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }'
+    text += 'layer { name: "fc7" type: "InnerProduct" bottom: "data" top: "fc7" inner_product_param { num_output: 4 } }'
+    net = caffe.Net(path := write("net.prototxt", text), caffe.TEST)
+    for names, asked, said in (
+        (net.blobs, "dta", 'no blob "dta"; did you mean "data"?'),
+        (net.blobs, "prob", 'no blob "prob"; it has data, fc7'),
+        (net.params, "fc8", 'no layer with parameters "fc8"; it has fc7'),
+        (net.params, "fc77", 'no layer with parameters "fc77"; did you mean "fc7"?'),
+    ):
+        with pytest.raises(KeyError) as error:
+            names[asked]
+        assert str(error.value) == f"{path}: {said}"
+        assert isinstance(error.value, caffe.Error)
+        assert asked not in names
+        assert names.get(asked) is None
+    shapes = copy.deepcopy(net.params)
+    assert list(shapes) == list(net.params)
+    with pytest.raises(KeyError, match="it has fc7"):
+        shapes["x"]
 
 
 def test_a_missing_file_is_a_runtime_error_as_in_pycaffe(write):

@@ -58,9 +58,20 @@ def test_doctor_passes_in_the_test_environment(monkeypatch, tmp_path, capsys):
 def test_doctor_runs_every_check_and_fails_if_one_is_broken(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "LEAST_SPACE", 1 << 62)
-    with pytest.raises(caffe.Error, match="1 of 8 checks failed"):
+    with pytest.raises(caffe.Error, match="1 of 9 checks failed"):
         doctor.main([])
     assert "broken  disk: " in capsys.readouterr().out
+
+
+def test_doctor_names_the_caffe_of_a_checkout_that_scripts_would_find(monkeypatch, tmp_path):
+    (tmp_path / "examples").mkdir()
+    monkeypatch.chdir(tmp_path / "examples")
+    assert doctor.imports() == f"import caffe finds {ROOT / 'caffe'}"
+    (tmp_path / "python/caffe").mkdir(parents=True)
+    (tmp_path / "python/caffe/pycaffe.py").write_text("from ._caffe import Net")
+    said = doctor.imports()
+    assert f"{tmp_path / 'python'} has another, of BVLC" in said
+    assert 'sys.path.insert(0, caffe_root + "python"), so leave that line out' in said
 
 
 def test_another_caffe_that_comes_first_is_named(tmp_path):
