@@ -18,9 +18,9 @@ datasets:
     augmentation: {brightness: 0.2}
 experiments:
   base: {dataset: few, model: lenet, batch_size: 2, solver: {max_iter: 2}}
-  again: {dataset: few, model: lenet, batch_size: 2, solver: {max_iter: 2}}
+  again_from_scratch: {dataset: few, model: lenet, batch_size: 2, solver: {max_iter: 2}}
 """
-CATEGORIES = ["All experiments", "Dataset few", "Experiment base", "Experiment again"]
+CATEGORIES = ["All experiments", "Dataset few", "Experiment base", "Experiment again_from_scratch"]
 """In the config's order."""
 RESULTS = {
     "Dataset few": [
@@ -100,8 +100,12 @@ def test_the_report_begins_with_results(report, browser, size):
     page.goto(report.as_uri())
     first = page.locator(".overview")
     assert first.locator("table").is_visible()
+    box = first.locator("table").bounding_box()
+    assert box["x"] + box["width"] <= SIZES[size]["width"]
+    heights = first.locator("tr:not(:first-child)").evaluate_all("rows => rows.map(row => row.clientHeight)")
+    assert max(heights) < 45, "a short name is broken into two lines"
     assert first.locator("td", has_text="%").count() == 2
-    assert [title.partition(":")[0] for title in first.locator("h2").all_inner_texts()] == ["base", "again"]
+    assert [title.partition(":")[0] for title in first.locator("h2").all_inner_texts()] == ["base", "again_from_scratch"]
     assert first.locator("li").count() >= 2
     pictures = first.locator("img")
     assert pictures.count() == 1 + 3 * 2

@@ -45,6 +45,11 @@ STYLE = """
 .overview figure { margin: 0; flex: 1 1 14rem; max-width: 30rem }
 .overview figure img { width: 100%; background: white }
 .overview ul { list-style: disc; margin: .3rem 0 .8rem 1.2rem }
+@media (max-width: 40rem) {
+  .overview table { font-size: .8rem }
+  .overview th, .overview td { padding: .3rem .25rem }
+  .overview td.number { width: 1% }
+}
 """
 
 
