@@ -1,11 +1,13 @@
 """Run a step as a command: its arguments, errors and exit codes.
 
 Exit codes: 0; 1 after an error, with one line on standard error; 128 + N where signal N interrupted it (130 for Ctrl-C, 143 for
-SIGTERM), as shells have it.
+SIGTERM, 141 where the reader of its output has ended), as shells have it.
 """
 
 import argparse
 import contextlib
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -31,11 +33,25 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
+def _exit_if_unread() -> None:
+    """Exit without a message if whoever read the output, such as `head`, has ended."""
+    output = select.poll()
+    with contextlib.suppress(OSError):  # an output that is no file
+        output.register(sys.stdout, 0)  # errors alone, which a pipe without a reader has
+    if output.poll(0):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(128 + signal.SIGPIPE)
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Call a step's `main` with the command line; an Error becomes its one line, without a traceback, and exit code 1."""
     keep_freed_memory()
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        _exit_if_unread()
+        _fail(str(error))
     except caffe.Error as error:
         _fail(str(error))
     except OSError as error:  # a file that may not be read, a folder that may not be written

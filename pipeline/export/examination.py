@@ -53,7 +53,12 @@ def examine(net_file: Path, weights: Path | None) -> Iterator[tuple[str, str]]:
     text = "; ".join(f"{fork}: {', '.join(names)}" for fork, names in added.items())
     yield "fork", text or "none: only layers of BVLC Caffe"
     if missing:
-        named = [f"{layer.name} ({layer.type})" for layer in layers if layer.type in missing]
+        near = {name: caffe.nearest(name, caffe.layer_type_list()) for name in missing}
+        named = [
+            f"{layer.name} ({layer.type}{f'; {near[layer.type]}' if near[layer.type] else ''})"
+            for layer in layers
+            if layer.type in missing
+        ]
         yield "missing", f"{_some(named)}: no layer type of that name; write it as a Python layer, or crop the net before it"
     known = known_net(definition)
     if not missing:

@@ -3,10 +3,13 @@
 import json
 import shlex
 import subprocess
+import sys
 
 import pytest
 
 from pipeline import closure
+from pipeline.command import run
+from tests.conftest import ROOT
 from tests.pipeline.conftest import HOSTILE
 
 
@@ -21,6 +24,24 @@ def test_options_are_not_interpreted_by_the_shell(tmp_path, command):
     )
     assert json.loads(echoed.stdout) == text
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_command_whose_output_is_read_in_part_ends_without_a_message(write):
+    path = write("net.prototxt", 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 } } }')
+    words = shlex.join([sys.executable, "-m", "pipeline.cli", "doctor", path])
+    script = f"{words} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(monkeypatch, capsys):
+    def main(arguments):
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr(sys, "argv", ["step"])
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert (ended.value.code, capsys.readouterr().err) == (1, "error: of a worker\n")
 
 
 # ---- the code that a rule depends on

@@ -121,6 +121,8 @@ def test_missing_layer_types_are_listed_with_what_to_do_and_fail(write, capsys):
         doctor.main([str(path)])
     printed = " ".join(capsys.readouterr().out.split())
     assert "missing t (Telescope), u (Telescope): no layer type of that name; write it as a Python layer" in printed
+    said = report(write("net.prototxt", SMALL + layer("Sofmax", "prob", "fc")), None)["missing"]
+    assert said.startswith('prob (Sofmax; did you mean "Softmax"')
 
 
 def test_a_layer_that_cannot_be_exported_is_named_with_the_reason(write):
