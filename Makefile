@@ -110,8 +110,8 @@ wheel: env  ## build the package in dist/
 	rm -rf build
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
-bench: env  ## compare speed with the same nets by hand in PyTorch
-	$(BIN)/python benchmarks/train_step.py
+bench: env  ## compare speed and memory with PyTorch by hand, torch.compile, onnxruntime and the machine's floor; BENCH=… are options
+	$(BIN)/python benchmarks/speed.py --memory --csv build/bench/speed.csv --plot build/bench/speed.png $(BENCH)
 
 proto: env  ## regenerate caffe_pb2 after an edit of caffe.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. caffe/proto/caffe.proto

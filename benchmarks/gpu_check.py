@@ -166,11 +166,30 @@ def reproducible() -> str:
     return f"{', '.join(reproducible_nets.NETS)}: 20 iterations, the same bytes as on the CPU"
 
 
-def speed() -> str:
+def numerics() -> str:
     """A training iteration in each numerics."""
     command = [sys.executable, str(Path(__file__).with_name("numerics.py")), "--gpu", "--rounds", "5"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     return "; ".join(" ".join(line.split()) for line in done.stdout.splitlines())
+
+
+def against_pytorch() -> str:
+    """Forward and training steps of the eight nets of `make bench`, over those of the same nets by hand."""
+    import csv
+
+    with tempfile.TemporaryDirectory() as name:
+        figures = Path(name) / "speed.csv"
+        command = [sys.executable, str(Path(__file__).with_name("speed.py")), "--gpu", "--sides", "by hand", "floor"]
+        done = subprocess.run([*command, "--csv", str(figures)], capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            raise AssertionError(done.stderr.strip()[-300:])
+        with figures.open() as file:
+            rows = [row for row in csv.DictReader(file) if row["side"] != "caffe"]
+    best: dict[tuple[str, str, str], float] = {}
+    for row in rows:
+        key = row["net"], row["step"], row["side"].partition(",")[0]
+        best[key] = max(best.get(key, 0.0), float(row["ratio"]))  # the faster layout by hand has the larger ratio
+    return "; ".join(f"{net} {step} {ratio:.2f} of {side}" for (net, step, side), ratio in best.items())
 
 
 CHECKS: dict[str, Callable[[], str]] = {
@@ -179,8 +198,9 @@ CHECKS: dict[str, Callable[[], str]] = {
     "recorded solvers, fp32": solvers,
     "LeNet's recorded losses": trajectory,
     "reproducible": reproducible,
-    "training iterations": speed,
+    "training iterations": numerics,
     "LeNet on MNIST": lenet,
+    "time over PyTorch's": against_pytorch,
 }
 
 
