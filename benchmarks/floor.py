@@ -115,7 +115,7 @@ def count(net: caffe.Net, training: bool) -> list[Cost]:
     """The costs of the net's layers, in forward or, if `training`, in forward, backward and an SGD update with momentum."""
     costs = []
     for name, bottoms, tops, kind in _layers(net):
-        learned = [blob.data.size for blob in net.params.get(name, ())] if kind != "BatchNorm" else []
+        learned = [math.prod(blob.shape) for blob in net.params.get(name, ())] if kind != "BatchNorm" else []
         if kind in ("Input", "DummyData"):
             costs.append(Cost(normals=sum(tops)) if training else Cost())
         elif kind in ("Convolution", "InnerProduct"):
@@ -136,7 +136,9 @@ def count(net: caffe.Net, training: bool) -> list[Cost]:
 def _layers(net: caffe.Net) -> Iterator[tuple[str, list[int], list[int], str]]:
     """(name, sizes of bottoms, sizes of tops, type) of each layer; a label is a value per image."""
     for name, layer in net.layer_dict.items():
-        bottoms, tops = ([net.blobs[blob].data.size for blob in names[name]] for names in (net.bottom_names, net.top_names))
+        bottoms, tops = (
+            [math.prod(net.blobs[blob].shape) for blob in names[name]] for names in (net.bottom_names, net.top_names)
+        )
         yield name, bottoms, tops, layer.type
 
 

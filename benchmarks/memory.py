@@ -18,16 +18,16 @@ import torch
 ITERATIONS = 3
 
 
-def peaks(name: str, shape: tuple[int, ...], solver: Path, gpu: bool) -> dict[str, float]:
-    """{side: MB}: `caffe`, and by hand in both memory layouts. Raises RuntimeError with its message if a side fails."""
-    found = {}
-    for side in ("caffe", *by_hand.LAYOUTS):
-        words = [sys.executable, __file__, name, side, "--solver", str(solver), "--shape", *map(str, shape)]
-        done = subprocess.run(words + ["--gpu"] * gpu, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{side}: {(done.stderr.strip() or f'exit status {done.returncode}').splitlines()[-1]}")
-        found[side] = float(done.stdout)
-    return found
+SIDES = ("caffe", *by_hand.LAYOUTS)
+
+
+def peak_of(side: str, name: str, shape: tuple[int, ...], solver: Path, gpu: bool) -> float:
+    """MB of a side, in a new process. Raises RuntimeError with that process's message if it fails."""
+    words = [sys.executable, __file__, name, side, "--solver", str(solver), "--shape", *map(str, shape)]
+    done = subprocess.run(words + ["--gpu"] * gpu, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
+    return float(done.stdout)
 
 
 def train(name: str, side: str, shape: tuple[int, ...], solver: Path, gpu: bool) -> None:
@@ -57,7 +57,7 @@ def peak() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("net", choices=by_hand.NETS)
-    parser.add_argument("side", choices=("caffe", *by_hand.LAYOUTS))
+    parser.add_argument("side", choices=SIDES)
     parser.add_argument("--solver", type=Path, required=True, help="the solver of caffe's net")
     parser.add_argument("--shape", type=int, nargs=4, required=True, help="of a batch")
     parser.add_argument("--gpu", action="store_true")

@@ -64,7 +64,9 @@ class Benchmark:
         for step in steps:
             makers = (sides.in_forward if step == "forward" else sides.in_training)(subject, self.sides)
             self._step(name, step, makers)
-            torch._dynamo.reset()
+            del makers
+            if table.COMPILED in self.sides:
+                torch._dynamo.reset()
             gc.collect()
         if self.rates:
             for step in steps:
@@ -86,7 +88,7 @@ class Benchmark:
     def _try(
         self, name: str, step: str, makers: dict[str, sides.Make]
     ) -> tuple[dict[str, Callable[[], object]], dict[str, float], dict[str, str]]:
-        """Make the sides' passes and run each twice: {side: pass}, {side: milliseconds}, {side: why it is not measured}."""
+        """Make the sides' passes and try each: {side: pass}, {side: milliseconds}, {side: why it is not measured}."""
         passes: dict[str, Callable[[], object]] = {}
         trials: dict[str, float] = {}
         notes: dict[str, str] = {}
@@ -108,7 +110,7 @@ class Benchmark:
                     raise
                 notes[side] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 continue
-            passes[side], trials[side] = run, min(self.timed(run, 1))
+            passes[side], trials[side] = run, min(self.timed(run, 3))
         return passes, trials, notes
 
     def _floor(self, name: str, step: str, rates: floor.Rates) -> None:
@@ -122,11 +124,17 @@ class Benchmark:
         self._add(name, step, "floor", value=least, **figures)
 
     def _memory(self, name: str) -> None:
+        figures: dict[str, float] = {}
         with tempfile.TemporaryDirectory() as folder:
             solver = sides.write_solver(name, self.nets[name], Path(folder), self.gpu)
-            figures = memory.peaks(name, self.nets[name].shape, solver, self.gpu)
+            for side in memory.SIDES:
+                try:
+                    figures[side] = memory.peak_of(side, name, self.nets[name].shape, solver, self.gpu)
+                except RuntimeError as error:  # as a rule, there is not enough memory
+                    self._add(name, "memory", side, unit="MB", note=str(error))
         for side, value in figures.items():
-            self._add(name, "memory", side, unit="MB", value=value, ratio=figures["caffe"] / value)
+            ratio = {"ratio": figures["caffe"] / value} if "caffe" in figures else {}
+            self._add(name, "memory", side, unit="MB", value=value, **ratio)
 
     def _add(self, net: str, step: str, side: str, unit: str = "ms", note: str = "", **figures: float) -> None:
         row = Row(self.machine, net, self.nets[net].batch, step, side, unit, note=note, **figures)
