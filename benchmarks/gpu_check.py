@@ -184,7 +184,7 @@ def against_pytorch() -> str:
         if done.returncode:
             raise AssertionError(done.stderr.strip()[-300:])
         with figures.open() as file:
-            rows = [row for row in csv.DictReader(file) if row["side"] != "caffe"]
+            rows = [row for row in csv.DictReader(file) if row["side"] != "caffe" and row["ratio"]]
     best: dict[tuple[str, str, str], float] = {}
     for row in rows:
         key = row["net"], row["step"], row["side"].partition(",")[0]
