@@ -82,6 +82,10 @@ class Top(NamedTuple):
     values: str
 
 
+_OF_RCNN = {"im_info": Top((1, 3), "extent"), "gt_boxes": Top((_REGIONS, 5), "region"), "rois": Top((_REGIONS, 5), "rois")}
+"""Tops of R-CNNs' data layers."""
+
+
 def replaced(net: caffe_pb2.NetParameter, guess: Guess) -> tuple[caffe_pb2.NetParameter, dict[str, Top]]:
     """The layers of a net that training includes, with Input layers for its data layers; and what their blobs hold.
 
@@ -108,10 +112,8 @@ def replaced(net: caffe_pb2.NetParameter, guess: Guess) -> tuple[caffe_pb2.NetPa
 
 def _compared(net: caffe_pb2.NetParameter) -> set[str]:
     """Bottoms after the first of layers in Python that no other layer takes: what a loss in Python compares with."""
-    others = {name for layer in net.layer if layer.type != "Python" for name in layer.bottom}
-    return {
-        name for layer in net.layer if layer.type == "Python" and len(layer.bottom) == 2 for name in layer.bottom[1:]
-    } - others
+    others = {name for layer in net.layer if layer.type != "Python" for name in layer.bottom} | set(_OF_RCNN)
+    return {layer.bottom[1] for layer in net.layer if layer.type == "Python" and len(layer.bottom) == 2} - others
 
 
 def _landmarks(layer: caffe_pb2.LayerParameter, tops: dict[str, Top]) -> dict[str, Top]:
@@ -168,6 +170,9 @@ def _tops(layer: caffe_pb2.LayerParameter, guess: Guess, targets: set[str], text
         yolo = layer.annotated_data_param.yolo_data_type == 1
         labels = Top((batch, 1, 300, 5), "truths") if yolo else Top((1, 1, batch * _REGIONS, 8), "box")
         return dict(zip(names, (image, labels), strict=False))
+    if layer.type == "VideoData":
+        image = Top(_clip(layer.video_data_param, batch, height, width), "image")
+        return dict(zip(names, (image, Top((batch,), "class")), strict=True))
     if layer.type == "CPMData":
         p = layer.cpm_transform_param
         maps = Top((batch, 2 * (p.num_parts + 1), height // p.stride, width // p.stride), "image")
@@ -188,10 +193,17 @@ def _tops(layer: caffe_pb2.LayerParameter, guess: Guess, targets: set[str], text
     return {name: Top(None, "class") if name in targets else _by_name(name, image) for name in names}
 
 
+def _clip(p: caffe_pb2.VideoDataParameter, batch: int, height: int, width: int) -> Shape:
+    """Clips of C3D, or the frames of segments as channels."""
+    if not any(p.HasField(name) for name in ("num_segments", "modality", "name_pattern", "grayscale")):
+        return (batch, 3, p.new_length, height, width)
+    channels = 2 if p.modality == caffe_pb2.VideoDataParameter.FLOW else 3
+    return (batch, channels * p.new_length * p.num_segments, height, width)
+
+
 def _by_name(name: str, image: Top) -> Top:
     """A top of a data layer written in Python, or of another one whose tops the prototxt does not describe."""
-    of_rcnn = {"im_info": Top((1, 3), "extent"), "gt_boxes": Top((_REGIONS, 5), "region"), "rois": Top((_REGIONS, 5), "rois")}
-    return of_rcnn.get(name) or (Top(None, "class") if _TARGET.search(name) or name.startswith("bbox_") else image)
+    return _OF_RCNN.get(name) or (Top(None, "class") if _TARGET.search(name) or name.startswith("bbox_") else image)
 
 
 def _extent(layer: caffe_pb2.LayerParameter, guess: Guess) -> tuple[int, int, int]:

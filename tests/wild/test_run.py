@@ -46,10 +46,58 @@ layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
 layer { name: "loss" type: "RegionLoss" bottom: "conv" bottom: "label" top: "loss"
   region_loss_param { num_class: 2 num: 2 biases: 1 biases: 1 biases: 2 biases: 2 } }
 """
+SEQUENCES = """
+layer { name: "data" type: "Data" top: "data" top: "label" data_param { source: "nowhere" batch_size: 4 }
+  transform_param { crop_size: 8 } }
+layer { name: "steps" type: "Convolution" bottom: "data" top: "steps"
+  convolution_param { num_output: 6 kernel_h: 8 kernel_w: 1 } }
+layer { name: "turned" type: "Permute" bottom: "steps" top: "turned"
+  permute_param { order: 3 order: 0 order: 1 order: 2 } }
+layer { name: "indicator" type: "ContinuationIndicator" top: "indicator"
+  continuation_indicator_param { time_step: 8 batch_size: 4 } }
+layer { name: "rows" type: "Reshape" bottom: "turned" top: "rows" reshape_param { shape { dim: 8 dim: 4 dim: 6 } } }
+layer { name: "lstm" type: "LSTM" bottom: "rows" bottom: "indicator" top: "lstm" recurrent_param { num_output: 5
+  weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "CtcLoss" bottom: "lstm" bottom: "label" top: "loss" }
+"""
+REGIONS = """
+layer { name: "data" type: "Python" top: "data" top: "rois" top: "gt_boxes" python_param { module: "nowhere" layer: "Reader" } }
+layer { name: "sample" type: "Python" bottom: "rois" bottom: "gt_boxes" top: "regions" top: "labels" top: "bbox_targets"
+  top: "bbox_inside_weights" top: "bbox_outside_weights"
+  python_param { module: "rpn.proposal_target_layer" layer: "ProposalTargetLayer" param_str: "'num_classes': 3" } }
+layer { name: "pool" type: "ROIPooling" bottom: "data" bottom: "regions" top: "pool"
+  roi_pooling_param { pooled_h: 2 pooled_w: 2 spatial_scale: 1 } }
+layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip" inner_product_param { num_output: 3 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "labels" top: "loss" propagate_down: true
+  propagate_down: false }
+"""
+CLIPS = """
+layer { name: "data" type: "VideoData" top: "data" top: "label"
+  video_data_param { source: "nowhere" batch_size: 2 new_length: 5 num_segments: 3 modality: FLOW }
+  transform_param { crop_size: 12 } }
+layer { name: "segments" type: "Reshape" bottom: "data" top: "segments"
+  reshape_param { shape { dim: -1 dim: 10 dim: 12 dim: 12 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "segments" top: "ip" inner_product_param { num_output: 3 } }
+layer { name: "rows" type: "Reshape" bottom: "ip" top: "rows"
+  reshape_param { shape { dim: -1 dim: 1 dim: 3 dim: 3 } } }
+layer { name: "mean" type: "Pooling" bottom: "rows" top: "mean" pooling_param { pool: AVE kernel_h: 3 kernel_w: 1 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "mean" bottom: "label" top: "loss" loss_param { normalization: FULL }
+  softmax_param { axis: 3 } }
+"""
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"), [("solver", SOLVER), ("deploy", DEPLOY), ("train", TRAIN), ("train", TARGETS), ("train", YOLO)]
+    ("kind", "text"),
+    [
+        ("solver", SOLVER),
+        ("deploy", DEPLOY),
+        ("train", TRAIN),
+        ("train", TARGETS),
+        ("train", YOLO),
+        ("train", SEQUENCES),
+        ("train", REGIONS),
+        ("train", CLIPS),
+    ],
 )
 def test_a_file_without_its_data_or_nets_runs(write, tmp_path, kind, text):
     write("net.prototxt", text)

@@ -16,12 +16,12 @@ from caffe.proto import caffe_pb2
 
 @register("InnerDistance")
 class InnerDistance(Layer):
-    """Distances from learned or given centres: (x (d_0, …, d_axis-1, K)[, centres (N, …)][, labels]) → (d_0, …, d_axis-1, N).
+    """Distances from learned or given centres: x (d_0, …, d_axis-1, K), centres (N, …), labels → (d_0, …, d_axis-1, N).
 
-    distance_type L2 is Σ (x - c)², L1 Σ |x - c|. Without centres as a bottom, they are the blob (N, K), N being num_output;
-    `normalize` then scales each of them to norm 1 before each pass, where they stay while they learn. With update_center_only
-    the last bottom has a label for each vector, and of a distance only that from its label's centre moves the centre.
-    Source: NormFace (Wang et al. 2017, "agents") and inner_distance_layer of happynear/caffe-windows.
+    Centres and labels may lack. distance_type L2 is Σ (x - c)², L1 Σ |x - c|. Without centres as a bottom, they are the blob (N,
+    K), N being num_output; `normalize` then scales each of them to norm 1 before each pass, where they stay while they learn.
+    With update_center_only the last bottom has a label for each vector, and of a distance only that from its label's centre moves
+    the centre. Source: NormFace (Wang et al. 2017, "agents") and inner_distance_layer of happynear/caffe-windows.
     """
 
     learns = (BlobSpec("centers"),)
