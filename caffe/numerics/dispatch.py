@@ -44,6 +44,12 @@ class NotReproducibleError(Error):
 class Reproducible(TorchDispatchMode):  # type: ignore[no-untyped-call] # PyTorch lacks the types
     """While it is active, in this thread and in the backward passes that it begins, PyTorch computes reproducibly."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False, as nothing here is compiled: to hide the mode from its compiler, PyTorch would import that compiler at the first
+        operation, which takes half as long as the import of PyTorch itself, and call it at each."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.partition("::")[2]

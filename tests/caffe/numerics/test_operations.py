@@ -145,3 +145,13 @@ def test_no_negative_zero_comes_out_of_an_operation():
 
 def test_no_operation_is_both_ours_and_passed_on():
     assert not EXACT_ANYWHERE & OURS.keys()
+
+
+def test_pytorchs_compiler_is_not_imported():
+    code = (
+        "import sys, torch; from caffe.numerics.dispatch import Reproducible\n"
+        "with Reproducible(): torch.ones(2, 3) @ torch.ones(3, 2)\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
