@@ -147,10 +147,15 @@ def read_manifest(database: Path) -> Manifest | None:
 
 def open_database(path: str | Path, backend: int | None = None) -> LMDBFile | LevelDB:
     """Open a database. Raises InputError if it is not what its manifest says, see `digests`."""
-    manifest = read_manifest(Path(path))
-    if manifest and (expected := manifest.get("data_mdb")):
-        digests.verify(Path(path) / "data.mdb", expected, digests.fingerprint)
+    verify_database(Path(path))
     return caffe.open_db(path, backend)
+
+
+def verify_database(path: Path) -> None:
+    """Raise InputError if a database is not what its manifest says; one without a manifest is the user's, and passes."""
+    manifest = read_manifest(path)
+    if manifest and (expected := manifest.get("data_mdb")):
+        digests.verify(path / "data.mdb", expected, digests.fingerprint)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

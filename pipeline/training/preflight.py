@@ -14,8 +14,8 @@ from caffe.proto import caffe_pb2
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import write_table, written_whole
-from pipeline.formats.lists import read_image_list
-from pipeline.formats.records import open_database, read_manifest
+from pipeline.formats import digests
+from pipeline.formats.records import read_manifest, verify_database
 from pipeline.nets.solver_defaults import most_tested, slow_test
 from pipeline.options.flags import read_flags
 from pipeline.options.training import InitialWeights
@@ -75,15 +75,12 @@ def data_layers(net: caffe.Net) -> list[str]:
 def _records(net: caffe.Net) -> dict[str, Records]:
     """{layer: the records that it reads}, with the number of classes that the workflow's manifests have.
 
-    Raises InputError for a database or list that is damaged.
+    Raises InputError for a database or list that is not as it was written; the net has opened it already.
     """
     for name in data_layers(net):
         layer = net.layer_dict[name]
-        path = layer.settings_of(layer.param).source
-        if layer.reads == "database":
-            open_database(path)
-        else:
-            read_image_list(Path(path))
+        verify = verify_database if layer.reads == "database" else digests.check
+        verify(Path(layer.settings_of(layer.param).source))
     read = caffe.preflight.read_records(net, RECORDS)
     for name, records in read.items():
         if manifest := read_manifest(Path(records.name)):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import caffe
+from caffe.db import LMDBFile
 from caffe.proto import caffe_pb2
 from pipeline.training import preflight
 from pipeline.training.initial_weights import WeightFiles, copy_weights
@@ -48,6 +49,16 @@ def test_a_correct_training_has_no_findings(here, command):
     done = command("pipeline.training.preflight", "solver.prototxt", "--csv", "found.csv")
     assert (done.returncode, done.stdout) == (0, "solver.prototxt: nothing found\n"), done.stderr
     assert (here / "found.csv").read_text() == "kind,where,found,do\n"
+
+
+def test_databases_that_the_nets_have_opened_are_not_opened_again(here, monkeypatch):
+    opened, init = [], LMDBFile.__init__
+    monkeypatch.setattr(LMDBFile, "__init__", lambda file, source: opened.append(source) or init(file, source))
+    solver = caffe.get_solver("solver.prototxt")
+    assert sorted(opened) == ["lmdb/train", "lmdb/val"]
+    preflight.findings(solver, [], same_classes=False)
+    assert len(opened) == 2
+    solver.close()
 
 
 def test_all_findings_are_reported_at_once(here, command):
