@@ -1,34 +1,30 @@
 """Divide a dataset's source into shards, one job each: tables of url, label, split, group and sha256."""
 
+import itertools
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
-
 from pipeline.command import run, step_parser
-from pipeline.files import written_whole
+from pipeline.files import write_table, written_whole
 from pipeline.options.dataset import ShardOptions
 from pipeline.options.flags import read_flags
 from pipeline.sources import folders, tables
 
 
-def write_shards(tables: Iterable[pd.DataFrame], folder: Path, size: int) -> tuple[int, set[str]]:
-    """Write `folder`/00000.csv and so on, of `size` images each, whole; return the number of images, and the classes.
-
-    tables  the rows, in chunks
-    """
-    images, classes = 0, set[str]()
+def write_shards(rows: Iterable[tables.Row], folder: Path, size: int) -> tuple[int, set[str]]:
+    """Write `folder`/00000.csv and so on, of `size` images each, whole; return the number of images, and the classes."""
+    images, classes, rows = 0, set[str](), iter(rows)
     with written_whole(folder) as part:
         part.mkdir()
-        for table in tables:
-            classes.update(table.label)
-            while len(table):
-                number, start = divmod(images, size)
-                rows = table[: size - start]
-                rows.to_csv(part / f"{number:05d}.csv", mode="a", header=not start, index=False)
-                images, table = images + len(rows), table[len(rows) :]
+        for number in itertools.count():
+            shard = list(itertools.islice(rows, size))
+            if not shard:
+                break
+            write_table(part / f"{number:05d}.csv", tables.Row._fields, shard)
+            images += len(shard)
+            classes.update(row.label for row in shard)
     return images, classes
 
 
@@ -53,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--names", type=Path, help="a text file for the shards' names, a line each")
     a = parser.parse_args(argv)
     options = read_flags(a, ShardOptions)
-    images, classes = write_shards(tables.chunks(options.source), a.target, options.shard_size)
+    images, classes = write_shards(tables.rows(options.source), a.target, options.shard_size)
     names = sorted(path.stem for path in a.target.glob("*.csv"))
     if a.names:
         with written_whole(a.names) as part:

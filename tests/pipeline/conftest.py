@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from pipeline.dataset.duplicates import fingerprint
-from pipeline.sources.tables import Source, chunks
+from pipeline.sources.tables import Source, rows
 from tests.conftest import ROOT
 
 
@@ -180,4 +180,4 @@ def _environment() -> dict[str, str]:
 
 def read_source(source: Source) -> pd.DataFrame:
     """The whole table of a source."""
-    return pd.concat(chunks(source), ignore_index=True)
+    return pd.DataFrame(rows(source), dtype=object)

@@ -6,6 +6,7 @@ import pytest
 from pipeline.dataset.download import read_shard
 from pipeline.sources import tables
 from pipeline.sources.shards import write_shards
+from pipeline.sources.tables import Row
 
 
 def test_a_list_is_split_into_shards_in_its_order(command, write, tmp_path):
@@ -30,16 +31,14 @@ def test_classes_that_differ_only_in_spelling_are_reported(command, write):
 
 def test_a_shorter_list_removes_the_shards_of_a_longer_one(tmp_path):
     for count in (5, 1):
-        write_shards([pd.DataFrame({"url": ["http://x/a.jpg"] * count, "label": "a"})], tmp_path / "list", 2)
+        write_shards([Row("http://x/a.jpg", "a")] * count, tmp_path / "list", 2)
     assert [path.name for path in (tmp_path / "list").iterdir()] == ["00000.csv"]
 
 
 def test_a_shard_round_trips(tmp_path):
-    table = pd.DataFrame(
-        {"url": ["http://x/a,b.jpg"], "label": ["007"], "split": ["val"], "group": ["g"], "sha256": [""]}, dtype=object
-    )
-    write_shards([table], tmp_path / "list", 1)
-    assert read_shard(tmp_path / "list/00000.csv") == table.to_dict("records")
+    row = Row("http://x/a,b.jpg", "007", "val", "g")
+    write_shards([row], tmp_path / "list", 1)
+    assert read_shard(tmp_path / "list/00000.csv") == [row._asdict()]
 
 
 def test_a_shard_size_of_0_is_refused(fails, tmp_path):
@@ -71,7 +70,7 @@ def test_a_list_that_is_read_in_chunks_gives_the_same_shards(tmp_path, monkeypat
     written = []
     for size in (10_000, 4):
         monkeypatch.setattr("pipeline.sources.tables.CHUNK", size)
-        images, classes = write_shards(tables.chunks(tables.Source(list=path, sample=sample)), tmp_path / "list", 5)
+        images, classes = write_shards(tables.rows(tables.Source(list=path, sample=sample)), tmp_path / "list", 5)
         assert (images, len(classes)) == (sample or 23, 3)
         written.append([shard.read_text() for shard in sorted((tmp_path / "list").iterdir())])
         assert len(written[-1]) == (2 if sample else 5)

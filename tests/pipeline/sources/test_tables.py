@@ -212,7 +212,14 @@ BAD = {
         "file with a header",
     ),
     "a text list in Latin-1": ({"list": "a.txt"}, {"a.txt": "http://x a\nhttp://y \udcf6\n"}, "a.txt:2", "it has to be UTF-8"),
-    "more fields than the header": ({"list": "a.csv"}, {"a.csv": "url\nhttp://x,a,b\n"}, "a.csv", "file with a header"),
+    "more fields than the header": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x,a,b\n"}, "a.csv:2", "file with a header"),
+    "a quotation mark that is not closed": (
+        {"list": "a.csv"},
+        {"a.csv": 'url,label\n"http://x,a\n'},
+        "a.csv",
+        "file with a header",
+    ),
+    "fewer fields than the header": ({"list": "a.csv"}, {"a.csv": "url,label\nhttp://x\n"}, "a.csv:2", "each image has one"),
     "invalid parquet": ({"list": "a.parquet"}, {"a.parquet": "PAR1"}, "a.parquet", "file with a header"),
     "invalid gzip": ({"list": "a.csv.gz"}, {"a.csv.gz": "url\n"}, "a.csv.gz", "file with a header"),
     "a text list of paths without a root": (
