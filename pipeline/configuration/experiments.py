@@ -1,5 +1,6 @@
 """Mistakes in a config's experiments that its schema cannot express, except those of their weights."""
 
+import functools
 from typing import Any
 
 import caffe
@@ -32,7 +33,7 @@ def problems(experiment: dict[str, Any], datasets: dict[str, Any]) -> list[str]:
     if isinstance(dataset, str) and template:
         found += _image_problems(experiment, template, _shape(mapping(datasets.get(dataset))))
         found += _layer_problems(experiment, template)
-        found += _skip_problems(experiment, template)
+        found += _skip_problems(experiment)
     if template and template.pairs:
         found += _pair_problems(experiment)
     if experiment.get("batch_norm") == "freeze":
@@ -93,8 +94,7 @@ def _layer_problems(experiment: dict[str, Any], template: models.Template) -> li
     strategy, freeze_to, features = (experiment.get(key) for key in ("strategy", "freeze_to", "features"))
     if not (features or freeze_to or strategy in strategies.FITTED):
         return []  # building a net takes time
-    last = models.Last(last_layer(experiment), 1)
-    built = template.built(last, deploy=strategy in strategies.FITTED)
+    built = _built(experiment["model"], last_layer(experiment), strategy in strategies.FITTED)
     try:
         if isinstance(freeze_to, str):
             strategies.frozen(built, "full", freeze_to)
@@ -116,7 +116,13 @@ def _layer_problems(experiment: dict[str, Any], template: models.Template) -> li
     return found
 
 
-def _skip_problems(experiment: dict[str, Any], template: models.Template) -> list[str]:
+@functools.cache
+def _built(model: str, last: str, deploy: bool = False) -> models.Built:
+    """A net, which is only read: the experiments of a sweep have one and the same."""
+    return models.template(model).built(models.Last(last, 1), deploy)
+
+
+def _skip_problems(experiment: dict[str, Any]) -> list[str]:
     skipped, strategy = experiment.get("skip_layers"), experiment.get("strategy")
     if not skipped or not isinstance(skipped, list):
         return []
@@ -124,7 +130,7 @@ def _skip_problems(experiment: dict[str, Any], template: models.Template) -> lis
         return ["skip_layers: no effect without weights"]
     if strategy in strategies.FITTED:
         return [f"skip_layers: strategy: {strategy} reads all layers of the weights; choose another strategy"]
-    layers = [layer.name for layer in template.built(models.Last(last_layer(experiment), 1)).layers]
+    layers = [layer.name for layer in _built(experiment["model"], last_layer(experiment)).layers]
     return [f"skip_layers: {problem}" for name in skipped if isinstance(name, str) for problem in unknown(name, layers)]
 
 
@@ -155,7 +161,7 @@ def _batch_norm_problems(experiment: dict[str, Any], template: models.Template |
     if not experiment.get("weights"):
         return ["batch_norm: freeze keeps the statistics of the weights, but there are no weights; give weights, or use learn"]
     try:
-        layers = template.built(models.Last(template.last, 1)).layers if template else []
+        layers = _built(experiment["model"], template.last).layers if template else []
         if template and not any(caffe.layer_type(layer.type).has_statistics(layer) for layer in layers):
             return [f"batch_norm: no effect, {experiment['model']} has no BatchNorm; remove it"]
     except caffe.Error as error:

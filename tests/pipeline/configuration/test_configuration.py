@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from pipeline import configuration
-from pipeline.configuration import check_config
+from pipeline.configuration import check_config, experiments
 from pipeline.configuration.keys import KINDS
 from pipeline.errors import InputError
-from pipeline.nets.models import TEMPLATES
+from pipeline.nets.models import TEMPLATES, Published
 from pipeline.options.dataset import FetchOptions
 from tests.conftest import ROOT
 
@@ -89,6 +89,17 @@ def test_duplicate_keys_are_reported_with_their_lines(write):
         f"{path}: experiments: given again in line {line}; rename one of them, or remove it",
         f"{path}: experiments.breeds.model: given again in line {line + 1}; rename one of them, or remove it",
     ]
+
+
+def test_a_net_is_built_once_for_all_experiments_that_have_it(monkeypatch):
+    experiments._built.cache_clear()
+    built, build = [], Published.built
+    monkeypatch.setattr(Published, "built", lambda net, last, deploy=False: built.append(last) or build(net, last, deploy))
+    rates = [0.1, 0.01, 0.001]
+    config = copy.deepcopy(GOOD)
+    config["experiments"]["breeds"] |= {"features": ["ip1"], "freeze_to": "conv1", "solver": {"base_lr": rates}}
+    assert len(check_config(config, "my.yaml")["experiments"]) == len(rates)
+    assert len(built) == 1
 
 
 def test_the_embedded_example_is_valid():
