@@ -54,6 +54,7 @@ from caffe.formats.prototxt import read_net as read_net
 from caffe.formats.prototxt import read_prototxt as read_prototxt
 from caffe.formats.prototxt import read_solver as read_solver
 from caffe.formats.prototxt import write_prototxt as write_prototxt
+from caffe.formats.stored import read_mean as read_mean
 from caffe.glog import init_log as init_log
 from caffe.glog import log as log
 from caffe.glog import log_to_file as log_to_file

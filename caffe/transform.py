@@ -1,5 +1,5 @@
 """`caffe.transform`: image preprocessing as `transform_param` configures it."""
 
-from caffe.transforms.transform import Transformer, Windows, read_mean, workers
+from caffe.transforms.transform import Transformer, Windows, workers
 
-__all__ = ["Transformer", "Windows", "read_mean", "workers"]
+__all__ = ["Transformer", "Windows", "workers"]

@@ -59,3 +59,9 @@ def read_array(path: str, what: str, do: str) -> np.ndarray:
     if int(np.prod(shape)) != values.size or not values.size:
         raise FileError(path, f"not a {what}: {values.size} values for shape {shape}", do=do)
     return values.reshape(shape)
+
+
+def read_mean(path: str) -> np.ndarray:
+    """Read the mean image in a binaryproto: channels × height × width, float32."""
+    array = read_array(path, "mean file", "compute it with compute_image_mean, or correct transform_param.mean_file")
+    return array.reshape(array.shape[-3:])

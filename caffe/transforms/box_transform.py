@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from caffe.errors import Error
+from caffe.formats.stored import read_mean
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms import boxes
 from caffe.transforms.boxes import Boxes
 from caffe.transforms.resizing import RESIZE, Resizing
-from caffe.transforms.transform import mean_values, read_mean
+from caffe.transforms.transform import mean_values
 
 OF_OTHER_FORKS = frozenset((*range(20101, 20120), *range(20501, 20504)))
 """Field numbers of DeepLab's, NVIDIA's, yjxiong's and Intel's fields, which know no boxes."""

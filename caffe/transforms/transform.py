@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from caffe.errors import Error
-from caffe.formats.stored import read_array
+from caffe.formats.stored import read_mean
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.augmentation import Augmentation, Changes
@@ -39,12 +39,6 @@ WORKERS = min(8, os.cpu_count() or 1)
 def workers() -> ThreadPoolExecutor:
     """The thread pool that all readers of the process share."""
     return ThreadPoolExecutor(WORKERS, thread_name_prefix="images")
-
-
-def read_mean(path: str) -> np.ndarray:
-    """Read the mean image in a binaryproto: channels × height × width, float32."""
-    array = read_array(path, "mean file", "compute it with compute_image_mean, or correct transform_param.mean_file")
-    return array.reshape(array.shape[-3:])
 
 
 def mean_values(param: caffe_pb2.TransformationParameter, channels: int, where: str) -> np.ndarray:

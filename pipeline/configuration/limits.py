@@ -1,11 +1,14 @@
 """Mistakes in a config file that its schema cannot express: repeated keys, NaN, names that are too long for a file system."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
+if TYPE_CHECKING:
+    import yaml
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Most bytes of a file's name and of a path, on most file systems and Linux."""
@@ -13,6 +16,7 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095
 
 def repeated(path: Path) -> Iterator[str]:
     """Keys that a file gives twice in one mapping; YAML silently takes the last one."""
+    import yaml  # steps that only read a checked config need it not
 
     def within(node: yaml.Node, key: str) -> Iterator[str]:
         if isinstance(node, yaml.MappingNode):

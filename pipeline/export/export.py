@@ -19,7 +19,6 @@ import onnxruntime
 from safetensors.numpy import save
 
 import caffe
-from caffe.transform import read_mean
 from pipeline.command import run, step_parser
 from pipeline.dataset.mean import channel_means
 from pipeline.export import agreement, onnx_graph
@@ -112,7 +111,7 @@ def metadata_of(preprocessing_file: Path | None, labels: Path | None) -> dict[st
     if preprocessing_file:
         metadata["preprocessing"] = json.dumps(read_json(preprocessing_file))
         if mean_file := preprocessing.read(preprocessing_file).transform.mean_file:
-            metadata["mean"] = json.dumps(channel_means(read_mean(mean_file)))
+            metadata["mean"] = json.dumps(channel_means(caffe.read_mean(mean_file)))
     if labels:
         metadata["classes"] = json.dumps(read_labels(labels), ensure_ascii=False)
     return metadata

@@ -1,17 +1,20 @@
 """Read tables and JSON that other steps have written. What was cut off or edited is an InputError that names the file."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
 from pipeline.formats import digests
 from pipeline.formats.digests import AGAIN
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
@@ -30,6 +33,8 @@ def read_table(path: Path, numbers: Iterable[str] = (), **how: Any) -> pd.DataFr
     numbers  columns that it must have, of numbers or empty
     how      for pandas.read_csv
     """
+    import pandas as pd  # slow to import, and most steps read no tables, or their rows
+
     numbers = list(numbers)
     _whole(path, how.get("encoding_errors", "strict"))
     try:
@@ -45,16 +50,25 @@ def read_table(path: Path, numbers: Iterable[str] = (), **how: Any) -> pd.DataFr
 
 def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
     """The rows of a CSV file, which must have these columns; bytes that are not UTF-8 are kept, since paths may have them."""
+    names, rows = read_cells(path)
+    if rows:
+        _require(path, "column", columns, names)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def read_cells(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The columns and the rows of a CSV file, all as text; bytes that are not UTF-8 are kept, since paths may have them."""
     text = _whole(path, errors="surrogateescape")
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        names, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row] or [[]]
     except csv.Error as error:
         raise InputError(path, f"not a table ({error})", do=AGAIN) from None
+    if not names:
+        raise InputError(path, "only empty lines", do=AGAIN)
     for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
+        if len(row) != len(names):
             raise InputError(f"{path}: row {number}", "another number of fields than columns", do=AGAIN)
-        _require(path, "column", columns, row)
-    return rows
+    return names, rows
 
 
 def _whole(path: Path, errors: str = "strict") -> str:

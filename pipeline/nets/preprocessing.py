@@ -1,5 +1,7 @@
 """How an image becomes a net's input: written beside the nets, and read by the steps that give them image files."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +12,6 @@ from google.protobuf import json_format
 
 import caffe
 from caffe.proto import caffe_pb2
-from caffe.transform import Transformer
 from pipeline.dataset.resize import resize, size_of
 from pipeline.errors import InputError
 from pipeline.formats.images import content_of, decode
@@ -76,15 +77,15 @@ class Preprocessing:
     # Cached, as they read the mean.
 
     @cached_property
-    def _center(self) -> Transformer:
-        return Transformer(self.transform, caffe.TEST, "preprocessing", caffe.Generator(0))
+    def _center(self) -> caffe.transform.Transformer:
+        return caffe.transform.Transformer(self.transform, caffe.TEST, "preprocessing", caffe.Generator(0))
 
     @cached_property
-    def _whole(self) -> Transformer:
+    def _whole(self) -> caffe.transform.Transformer:
         param = caffe_pb2.TransformationParameter()
         param.CopyFrom(self.transform)
         param.ClearField("crop_size")
-        return Transformer(param, caffe.TEST, "preprocessing", caffe.Generator(0))
+        return caffe.transform.Transformer(param, caffe.TEST, "preprocessing", caffe.Generator(0))
 
 
 class Fitted:

@@ -1,13 +1,15 @@
 """Mistakes in options, one line each: the key, the value, what is allowed, the most similar name."""
 
-import math
-from typing import Any
+from __future__ import annotations
 
-import jsonschema
-import yaml
+import math
+from typing import TYPE_CHECKING, Any
 
 import caffe
 from pipeline.options.base import PATH
+
+if TYPE_CHECKING:
+    import jsonschema
 
 KINDS = {
     "object": "a mapping",
@@ -24,6 +26,8 @@ NO_PATH = ': a path has {}no control characters, and no "-" at its beginning, as
 
 def problems(values: dict[str, Any], schema: dict[str, Any]) -> list[str]:
     """One line for each value that violates the schema: the key, the value, what is allowed."""
+    import jsonschema  # slow to import, and steps with right options need it not
+
     validator = jsonschema.Draft202012Validator(schema)
     return [problem for error in validator.iter_errors(values) for problem in _explained(error)]
 
@@ -70,4 +74,6 @@ def number_hint(value: object) -> str:
         number = math.nan
     if not math.isfinite(number):
         return ""
+    import yaml
+
     return f"write {yaml.safe_dump(int(number) if number.is_integer() else number).split()[0]}"

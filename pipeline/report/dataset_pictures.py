@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import caffe
-from caffe.transform import read_mean
 from pipeline.command import run, step_parser
 from pipeline.figures import COLOURS, STYLE, save, save_png
 from pipeline.files import plain_name, written_whole
@@ -118,7 +117,7 @@ def write(dataset: Path, folder: Path) -> None:
     entries = {split: read_image_list(dataset / f"lists/{split}.txt", len(names)) for split in ("train", "val")}
     counts = {split: Counter(label for _, label in listed) for split, listed in entries.items()}
     images = first_of_each(dataset / "lmdb/train", len(names), COLUMNS * ROWS)
-    mean = read_mean(str(dataset / "mean.binaryproto"))
+    mean = caffe.read_mean(str(dataset / "mean.binaryproto"))
     with written_whole(folder) as part:
         (part / "sheets").mkdir(parents=True)
         for number, (name, thumbnails) in enumerate(zip(names, images, strict=True)):

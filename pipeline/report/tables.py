@@ -5,16 +5,16 @@ Each page is one file, works without network, and is a plain table where scripts
 
 import base64
 import html
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
 
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import written_whole
 from pipeline.formats.digests import AGAIN
-from pipeline.formats.tables import read_table
+from pipeline.formats.tables import read_cells
 from pipeline.report.table_texts import TableText, page_name, text_of
 
 ROWS = 1000
@@ -122,20 +122,22 @@ def page(path: Path, about: TableText, of: str) -> str:
 
     Raises InputError if the file is not a table, or lacks the column whose largest values come first.
     """
-    table = read_table(path, dtype=object, keep_default_na=False, encoding_errors="surrogateescape")
-    shown, first = table[:ROWS], ""
+    columns, rows = read_cells(path)
+    first = ""
     if about.largest:
-        if about.largest not in table:
-            raise InputError(path, f"no column {about.largest}", f"it has {', '.join(table.columns)}", AGAIN)
-        order = pd.to_numeric(table[about.largest], errors="coerce").sort_values(ascending=False, kind="stable").index
-        shown, first = table.loc[order[:ROWS]], f" The rows with the largest {about.largest} come first."
+        if about.largest not in columns:
+            raise InputError(path, f"no column {about.largest}", f"it has {', '.join(columns)}", AGAIN)
+        largest = columns.index(about.largest)
+        rows.sort(key=lambda row: _downwards(row[largest]))
+        first = f" The rows with the largest {about.largest} come first."
+    shown = rows[:ROWS]
     title = _escape(f"{of}: {about.title}")
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n<style>{STYLE}</style>\n'
         f"<h1>{title}</h1>\n<p>{_escape(about.text + first)}</p>\n"
-        f'<div class="tools">{_source(path, len(shown), len(table))}</div>\n'
-        f'<div class="wide"><table>\n{_rows(shown)}</table></div>\n<script>{SCRIPT}</script>\n</html>\n'
+        f'<div class="tools">{_source(path, len(shown), len(rows))}</div>\n'
+        f'<div class="wide"><table>\n{_rows(columns, shown)}</table></div>\n<script>{SCRIPT}</script>\n</html>\n'
     )
 
 
@@ -154,14 +156,20 @@ def _source(path: Path, shown: int, rows: int) -> str:
     return f"<span>{some or 'Save as '}{link}</span>"
 
 
-def _rows(table: pd.DataFrame) -> str:
-    """The rows of the table, its head first; columns of numbers alone have the class `n`."""
+def _downwards(cell: str) -> float:
+    """What sorts cells by their numbers, the largest first, and those without one last."""
+    value = float(cell) if cell and NUMBER.fullmatch(cell) else math.nan
+    return math.inf if math.isnan(value) else -value
+
+
+def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The rows of a table, its head first; columns of numbers alone have the class `n`."""
     marks = []
-    for column in table.columns:
-        values = table[column]
-        marks.append(' class="n"' if values.str.fullmatch(NUMBER).all() and (values != "").any() else "")
-    lines = ["".join(f"<th{mark}>{_escape(name)}</th>" for name, mark in zip(table.columns, marks, strict=True))]
-    for row in table.itertuples(index=False, name=None):
+    for number in range(len(columns)):
+        values = [row[number] for row in rows]
+        marks.append(' class="n"' if any(values) and all(map(NUMBER.fullmatch, values)) else "")
+    lines = ["".join(f"<th{mark}>{_escape(name)}</th>" for name, mark in zip(columns, marks, strict=True))]
+    for row in rows:
         lines.append("".join(_cell(value, mark) for value, mark in zip(row, marks, strict=True)))
     head, *body = (f"<tr>{line}</tr>\n" for line in lines)
     return f"<thead>{head}</thead>\n<tbody>\n{''.join(body)}</tbody>\n"

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
-
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline.command import run, step_parser
@@ -19,7 +17,8 @@ from pipeline.options.flags import read_flags
 from pipeline.options.training import DownloadWeightsOptions
 from pipeline.sources import fetch
 
-COLUMNS = ["layer", "shapes", "start", "learned", "weights", "why"]
+COLUMNS = ("layer", "shapes", "start", "learned", "weights", "why")
+"""Columns of `layer_table`."""
 
 
 def download_weights(url: str, sha256: str, path: Path) -> None:
@@ -84,16 +83,17 @@ def copy_weights(net: caffe.Net, weights: WeightFiles, skip: Sequence[str] = ())
     return copied
 
 
-def layer_table(net: caffe.Net, copied: Sequence[CopiedFile]) -> pd.DataFrame:
+def layer_table(net: caffe.Net, copied: Sequence[CopiedFile]) -> list[list[object]]:
     """A row for each layer of the net with weights, then for each layer of the files that the net does not have.
 
+    layer    its name
     shapes   of its parameters
     start    copied; filled, by its fillers; or left out
     learned  whether its learning rate is not 0
     weights  the file that has the layer
     why      why it was not copied
     """
-    rows = []
+    rows: list[list[object]] = []
     for name, blobs in net.params.items():
         sources = [file for file in copied if name in file.copied]
         skipping = [file for file in copied if name in file.skipped]
@@ -106,7 +106,7 @@ def layer_table(net: caffe.Net, copied: Sequence[CopiedFile]) -> pd.DataFrame:
         rows.append([name, shapes, start, is_learned(net.layer_dict[name].param), path, why])
     for file in copied:
         rows += [[name, "", "left out", False, file.path, "the net has no layer of this name"] for name in file.ignored]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return rows
 
 
 def is_learned(layer: caffe_pb2.LayerParameter) -> bool:

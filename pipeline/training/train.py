@@ -14,6 +14,8 @@ With --checkpoint, an interrupted training resumes when it is run again, and end
 that folder (files/, snapshots/) until training has ended.
 """
 
+from __future__ import annotations
+
 import contextlib
 import glob
 import json
@@ -22,16 +24,15 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from tqdm import tqdm
 
 import caffe
 from caffe.proto import caffe_pb2
 from pipeline import devices
 from pipeline.command import run, step_parser
-from pipeline.files import written_whole
+from pipeline.files import write_table, written_whole
 from pipeline.formats import digests
 from pipeline.formats.tables import read_json, read_table
 from pipeline.interruption import catch_signals
@@ -46,6 +47,9 @@ from pipeline.training.initial_weights import WeightFiles
 from pipeline.training.monitor import Monitor
 from pipeline.training.schedule import MINUTES
 from pipeline.training.session import Session
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RESULTS = FINAL, BEST, SUMS, METRICS, SECONDS, SUMMARY, MACHINE, LAYERS, PREFLIGHT = (
     *("final.caffemodel", "best.caffemodel", digests.SUMS, "metrics.csv", "seconds.csv"),
@@ -76,13 +80,23 @@ def train(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Train, and write the files to `folder`; return the metrics and best.json.
 
-    Columns of the metrics: those of the solver's `on_metrics` except seconds, empty where not measured, and since_best. With a
-    checkpoint folder, nothing is written to `folder` before training has ended. Raises Interrupted if the process is asked to
-    stop before then, DivergenceError on a NaN or infinite loss.
+    Columns of the metrics: those of the solver's `on_metrics` except seconds, empty where not measured, and since_best. Raises
+    what `run_training` does.
+    """
+    best = run_training(solver_file, folder, weights, settings)
+    return read_table(folder / METRICS), best
+
+
+def run_training(solver_file: Path, folder: Path, weights: WeightFiles, settings: Settings = Settings()) -> dict[str, Any]:
+    """Train, and write the files to `folder`; return best.json.
+
+    With a checkpoint folder, nothing is written to `folder` before training has ended. Raises Interrupted if the process is asked
+    to stop before then, DivergenceError on a NaN or infinite loss.
     """
     kept = settings.checkpoint
     if not kept:
-        return _train(solver_file, folder, weights, settings, folder)
+        _train(solver_file, folder, weights, settings, folder)
+        return read_json(folder / SUMMARY)
     with catch_signals() as interruption:
         files = [*weights.files, *([weights.fitted] if weights.fitted else [])]
         options = settings.options  # same_classes changes no result
@@ -98,12 +112,12 @@ def train(
             checkpoints.publish(folder)
             if not settings.keep:
                 checkpoints.remove()
-    return read_table(folder / METRICS), read_json(folder / SUMMARY)
+    return read_json(folder / SUMMARY)
 
 
 def _train(
     solver_file: Path, folder: Path, weights: WeightFiles, settings: Settings, target: Path, session: Session | None = None
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+) -> None:
     """Train as `train` does, for the folder `target`; in a session, all is written elsewhere first, the files to `folder`."""
     solver_param = caffe.read_solver(solver_file)
     device = Device(gpu=solver_param.solver_mode == caffe_pb2.SolverParameter.GPU, numerics=solver_param.numerics or "fp32")
@@ -122,7 +136,7 @@ def _train(
         parts = {name: stack.enter_context(written_whole(folder / name)) for name in RESULTS}
         parts[MACHINE].write_text(json.dumps(devices.machine(device.gpu), indent=1) + "\n")
         preflight.write(findings, parts[PREFLIGHT])
-        initial_weights.layer_table(solver.net, copied).to_csv(parts[LAYERS], index=False)
+        write_table(parts[LAYERS], initial_weights.COLUMNS, initial_weights.layer_table(solver.net, copied))
         prefix = Path(solver.param.snapshot_prefix)
         if not session:
             prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +164,6 @@ def _train(
         digests.write_sums(parts[SUMS], files)
     if session:
         session.checkpoints.finish(prefix.parent)
-    return pd.DataFrame(monitor.rows).drop(columns="seconds", errors="ignore"), monitor.summary()
 
 
 def _prepare(folder: Path, failed: Path | None, checkpoint: Checkpoint | None) -> None:
@@ -248,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     scratch = a.chosen and read_strategy(a.chosen)[0] == "scratch"
     weights = WeightFiles() if scratch else WeightFiles(a.weights, a.fitted)
     settings = Settings(read_flags(a, TrainOptions), a.failed, a.checkpoint, a.minutes, a.keep_results)
-    _, best = train(a.solver, a.folder, weights, settings)
+    best = run_training(a.solver, a.folder, weights, settings)
     final = a.folder / "final.caffemodel"
     if best["test_accuracy"] is None:
         print(final)

@@ -31,7 +31,7 @@ OURS = [
     *("nearest", "read_net", "read_solver", "write_prototxt", "allocator", "augmentation", "datum", "db", "transform"),
     *("DivergenceError", "check_bottoms", "layer_places", "layer_type", "NetGraph", "open_db", "written_whole"),
     *("parse_datum", "pixels_of", "Generator", "set_numerics", "softmax", "disk_errors", "DiskError", "preflight"),
-    *("set_phase_test", "set_phase_train", "read_prototxt"),
+    *("set_phase_test", "set_phase_train", "read_prototxt", "read_mean"),
 ]
 
 

@@ -1,9 +1,12 @@
 """Options as JSON: what a rule passes reaches the step unchanged, whatever it contains."""
 
+import ast
 import json
 import shlex
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +50,12 @@ def test_a_pipe_that_breaks_elsewhere_is_an_error(monkeypatch, capsys):
 # ---- the code that a rule depends on
 
 
+def forget():
+    """Have the modules read again, as another process does."""
+    closure._content.cache_clear()
+    closure._imports.cache_clear()
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package of a step, what it imports, what that imports inside a function, and a module that nothing imports."""
@@ -63,9 +72,9 @@ def package(tmp_path, monkeypatch):
     for name, text in texts.items():
         (folder / name).write_text(text)
     monkeypatch.setattr(closure, "ROOT", folder)
-    closure._imports.cache_clear()
+    forget()
     yield folder
-    closure._imports.cache_clear()
+    forget()
 
 
 def test_the_code_of_a_step_is_everything_that_it_imports(package):
@@ -78,9 +87,85 @@ def test_the_code_digest_changes_only_when_an_imported_module_is_edited(package,
     before = closure.code_of("pipeline.step")
     path = package / f"{edited}.py"
     path.touch()
+    forget()
     assert closure.code_of("pipeline.step") == before
     path.write_text(path.read_text() + "# edited\n")
+    forget()
     assert (closure.code_of("pipeline.step") != before) == seen
+
+
+def test_the_imports_of_a_module_are_those_that_python_sees():
+    for path in closure.ROOT.rglob("*.py"):
+        text, parsed = path.read_text(), set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                parsed |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                parsed |= {f"{node.module}.{alias.name}" for alias in node.names}
+        found = set(closure._candidates(text))
+        assert {name for name in parsed if name.startswith("pipeline.")} == {
+            name for name in found if name.startswith("pipeline.")
+        }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pipeline.a",
+        "import json, pipeline.a as b",
+        "if x:\n    from pipeline import (\n        a as c,  # why, and how\n    )\n",
+    ],
+)
+def test_an_import_is_found_however_it_is_written(text):
+    assert "pipeline.a" in set(closure._candidates(text))
+
+
+def test_each_module_is_read_once_for_the_digests_of_all_steps(monkeypatch):
+    forget()
+    read, read_bytes = Counter(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.update([path]) or read_bytes(path))
+    for step in ("dataset.resize", "dataset.label", "training.train", "report.plots"):
+        closure.code_of(f"pipeline.{step}")
+    assert len(read) > 30
+    assert set(read.values()) == {1}
+
+
+WITHOUT_A_NET = (
+    *("sources.digits", "sources.shards", "sources.published", "sources.databases", "dataset.download", "dataset.resize"),
+    *("dataset.label", "dataset.database", "dataset.mean", "nets.prototxt", "training.initial_weights", "export.surgery"),
+    *("report.tables", "report.manifest"),
+)
+DRAWS = ("augmentation_examples", "comparison", "dataset_pictures", "evaluation", "neighbours", "overview", "plots")
+
+
+def imported(step):
+    """The packages that are imported when a step starts."""
+    code = f"import sys, pipeline.{step}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize("step", WITHOUT_A_NET)
+def test_a_step_without_a_net_starts_without_the_slow_packages(step):
+    assert not imported(step) & {"torch", "pandas", "pyarrow", "matplotlib", "scipy", "sklearn", "jsonschema", "onnx"}
+
+
+@pytest.mark.parametrize("step", DRAWS)
+def test_a_step_that_draws_starts_without_pytorch(step):
+    assert not imported(f"report.{step}") & {"torch", "sklearn", "jsonschema", "onnx"}
+
+
+def test_garbage_is_not_collected_while_a_step_is_imported():
+    code = (
+        "import sys, gc; sys.argv[0] = '-m'; from pipeline.command import run; print(gc.isenabled());"
+        "run(lambda _: print(gc.isenabled(), gc.get_freeze_count() > 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "True"]
+
+
+def test_garbage_is_collected_where_the_steps_are_imported_by_a_program():
+    code = "import gc, pipeline.dataset.resize, caffe; caffe.Net; print(gc.isenabled())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 def test_the_resize_step_depends_on_the_decoder():

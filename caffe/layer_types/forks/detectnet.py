@@ -9,6 +9,7 @@ from torch import Tensor
 
 from caffe.engine import mode
 from caffe.engine.layer import Layer, Shape, register
+from caffe.formats.stored import read_mean
 from caffe.layer_types.forks.detection import as_array
 from caffe.numerics import scalars
 from caffe.proto import caffe_pb2
@@ -16,7 +17,7 @@ from caffe.transforms import boxes
 from caffe.transforms.boxes import Boxes
 from caffe.transforms.colours import with_hue_and_saturation
 from caffe.transforms.cubic import resized_cubic, rotated
-from caffe.transforms.transform import mean_values, read_mean
+from caffe.transforms.transform import mean_values
 
 LABEL_LENGTH, CLASS = 16, 5
 """Numbers of a label, of which the first four are x, y, width and height in pixels; and which of them is the class."""
