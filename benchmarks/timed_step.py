@@ -53,8 +53,8 @@ class Imports:
 
 
 def main() -> None:
-    sys.argv = sys.argv[1:]
-    module = sys.argv[0]
+    module = sys.argv[1]
+    sys.argv = ["-m", *sys.argv[2:]]  # as Python has it while it locates the module
     sys.path[0] = str(Path.cwd())  # as `python -m` has it
     from pipeline import command
 
