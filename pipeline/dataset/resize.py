@@ -1,12 +1,14 @@
 """Resize a folder of images to one size, without lossy compression, and list those that cannot be decoded.
 
 Written to a folder: pixels.npy (images × height × width × 3, BGR, or without the last axis for gray; uint8), which later steps
-map into memory, and images.csv: path, reason, height and width of the file, and fingerprint (hexadecimal), for every file in the
-order of pixels.npy. The reason is empty for a decoded image; else, `empty`, `damaged` or `not_an_image`, the pixels are 0.
+map into memory, and images.csv: path, reason, height and width of the file, fingerprint and SHA-256 of the pixels (hexadecimal),
+for every file in the order of pixels.npy. The reason is empty for a decoded image; else, `empty`, `damaged` or `not_an_image`,
+the pixels are 0 and have no digest. SHA256SUMS has the digest of images.csv: so each image can be checked alone, when it is read.
 """
 
 import csv
 import errno
+import hashlib
 import math
 import os
 import time
@@ -76,24 +78,26 @@ def resize_folder(source: Path, target: Path, options: ResizeOptions, threads: i
             begin, size = pixels.tell(), math.prod(shape[1:])
             _reserve(pixels.fileno(), begin + size * len(paths))
 
-            def resize_file(position: int) -> tuple[str, int, int, str]:
+            def resize_file(position: int) -> tuple[str, int, int, str, str]:
                 content = content_of(paths[position])
                 image = decode(content, color, size_of(options))
                 if image is None:
-                    return why_unreadable(content), 0, 0, ""
+                    return why_unreadable(content), 0, 0, "", ""
                 resized = resize(image, options)
                 written = os.pwrite(pixels.fileno(), resized.data, begin + position * size)
                 if written < size:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-                return "", *(jpeg_size(content) or image.shape[:2]), fingerprint(resized).hex()
+                height, width = jpeg_size(content) or image.shape[:2]
+                # Here the pixels are in the processor's cache; so later steps check the images that they read, and no others.
+                return "", height, width, fingerprint(resized).hex(), hashlib.sha256(resized.data).hexdigest()
 
             work = pool.map(resize_file, range(len(paths)))
             rows = list(progress(work, total=len(paths), desc=f"resize {source.name}"))
         with (part / TABLE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", "reason", "height", "width", "fingerprint"])
+            writer.writerow(["path", "reason", "height", "width", "fingerprint", "sha256"])
             writer.writerows((path.name, *row) for path, row in zip(paths, rows, strict=True))
-        digests.seal(part)
+        digests.write_sums(part / digests.SUMS, {TABLE: part / TABLE})
     return Counter(reason for reason, *_ in rows)
 
 

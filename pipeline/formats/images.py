@@ -1,8 +1,8 @@
 """Read images: decode files, complete or not at all, and map the resize step's pixels into memory."""
 
 import functools
+import hashlib
 import os
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -91,6 +91,19 @@ def write_png(path: Path, image: np.ndarray) -> None:
     path.write_bytes(content.data)
 
 
+class Shard(NamedTuple):
+    """The table of a resized shard.
+
+    positions  {path: position in pixels.npy} of the images that were decoded
+    digests    SHA-256 of each image's pixels, by position, 32 bytes each; empty without SHA256SUMS: used as it is
+    length     images in pixels.npy
+    """
+
+    positions: dict[str, int]
+    digests: bytes
+    length: int
+
+
 class Resized:
     """What the resize step wrote to `root`, a folder for each shard: `resized["00000/cat.jpg"]` is cat.jpg of shard 00000.
 
@@ -99,36 +112,58 @@ class Resized:
 
     def __init__(self, root: Path):
         self.root = root
-        self._positions: dict[str, dict[str, int]] = {}
-        self._lock = threading.Lock()
+        self._shards: dict[str, Shard] = {}
         self._pixels = functools.lru_cache(MAPPED)(self._map)
 
     def _map(self, name: str) -> np.ndarray:
-        """All pixels of a shard, mapped into memory."""
-        with self._lock:  # one thread reads all of it
-            digests.check(self.root / name / PIXELS)
-        pixels: np.ndarray = np.load(self.root / name / PIXELS, mmap_mode="r")
+        """All pixels of a shard, mapped into memory. Raises InputError if the file is not what the table describes."""
+        path, length = self.root / name / PIXELS, self.table(name).length
+        try:
+            pixels: np.ndarray = np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            raise InputError(path, "no such file", do="run the resize step first, or correct the path") from None
+        except OSError:
+            raise
+        except Exception as error:  # cut off, or a damaged header, of which NumPy raises many kinds of errors
+            raise InputError(path, f"cannot be mapped into memory ({error})", do=digests.AGAIN) from None
+        if pixels.dtype != np.uint8 or not pixels.flags.c_contiguous or len(pixels) != length:
+            found = f"{pixels.dtype} of shape {'×'.join(map(str, pixels.shape))}"
+            raise InputError(path, found, f"{TABLE} describes uint8 of {length} images", digests.AGAIN)
         return pixels
 
     def rows(self, name: str) -> list[dict[str, str]]:
-        """The table of a shard."""
+        """The rows of a shard's table."""
         folder = self.root / name
         if not (folder / TABLE).is_file():
             raise InputError(folder, "no resized images", do="run the resize step first, or correct the path")
-        return read_rows(folder / TABLE, "path", "reason", "height", "width", "fingerprint")
+        return read_rows(folder / TABLE, "path", "reason", "height", "width", "fingerprint", "sha256")
+
+    def table(self, name: str) -> Shard:
+        """The positions and digests of a shard's images."""
+        if name not in self._shards:
+            rows = self.rows(name)
+            positions = {row["path"]: position for position, row in enumerate(rows) if not row["reason"]}
+            is_sealed = (self.root / name / digests.SUMS).is_file()
+            sums = b"".join(bytes.fromhex(row["sha256"]).ljust(32, b"\0") for row in rows) if is_sealed else b""
+            self._shards[name] = Shard(positions, sums, len(rows))
+        return self._shards[name]
 
     def shard(self, name: str) -> tuple[dict[str, int], np.ndarray]:
-        """{path: position} of a shard's images, and all pixels, mapped into memory."""
-        if name not in self._positions:
-            positions = {row["path"]: position for position, row in enumerate(self.rows(name)) if not row["reason"]}
-            self._positions[name] = positions
-        return self._positions[name], self._pixels(name)
+        """{path: position} of a shard's images, and all pixels, mapped into memory, unchecked."""
+        return self.table(name).positions, self._pixels(name)
 
     def pixels(self, path: str) -> np.ndarray:
-        """The image at a path; raises KeyError if it was not decoded."""
-        shard, _, name = path.partition("/")
-        positions, pixels = self.shard(shard)
-        image: np.ndarray = pixels[positions[name]]
+        """The image at a path; raises KeyError if it was not decoded, InputError if it is not what the resize step wrote."""
+        name, _, file = path.partition("/")
+        table = self.table(name)
+        position = table.positions[file]
+        image: np.ndarray = self._pixels(name)[position]
+        if table.digests:
+            expected, found = table.digests[32 * position : 32 * (position + 1)], hashlib.sha256(image.data).digest()
+            if found != expected:
+                where, said = self.root / name / PIXELS, f"the SHA-256 of {file}'s pixels is {found.hex()[:12]}…"
+                do = f"{digests.AGAIN}, or remove {where.with_name(digests.SUMS)} to use it as it is"
+                raise InputError(where, said, f"{TABLE} has {expected.hex()[:12]}…", do)
         return image
 
     def __getitem__(self, path: str) -> np.ndarray | None:

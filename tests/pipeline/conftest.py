@@ -1,5 +1,6 @@
 """Shared by tests of the steps: real commands, small photographs, a small dataset, and a check of how a step fails."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -141,7 +142,10 @@ def write_resized(folder: Path, images: dict[str, np.ndarray | None]) -> None:
     np.save(folder / "pixels.npy", [np.zeros(shape, np.uint8) if image is None else image for image in images.values()])
     reasons = ["" if image is not None else "damaged" for image in images.values()]
     prints = ["" if image is None else fingerprint(image).hex() for image in images.values()]
-    table = pd.DataFrame({"path": list(images), "reason": reasons, "height": 8, "width": 8, "fingerprint": prints})
+    sums = ["" if image is None else hashlib.sha256(image.tobytes()).hexdigest() for image in images.values()]
+    table = pd.DataFrame(
+        {"path": list(images), "reason": reasons, "height": 8, "width": 8, "fingerprint": prints, "sha256": sums}
+    )
     table.to_csv(folder / "images.csv", index=False)
 
 

@@ -1,4 +1,6 @@
+import hashlib
 import io
+import random
 
 import cv2
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.dataset.resize import resize, resize_folder
+from pipeline.errors import InputError
 from pipeline.formats.images import Resized, Size, decode, jpeg_size
 from pipeline.options.dataset import ImageSize, Mode, ResizeOptions
 
@@ -90,6 +93,52 @@ def test_the_result_does_not_depend_on_the_number_of_threads(folder, tmp_path):
         resize_folder(folder, tmp_path / f"out{threads}", ResizeOptions(size=ImageSize(height=16, width=16)), threads)
     for name in ("pixels.npy", "images.csv"):
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out4" / name).read_bytes()
+
+
+@pytest.fixture
+def shard(folder, tmp_path):
+    """A shard of three images, of which the last cannot be decoded, as out."""
+    (folder / "wide.jpg").write_bytes(b"")
+    resize_folder(folder, tmp_path / "out", ResizeOptions(size=ImageSize(height=16, width=16)))
+    return tmp_path / "out"
+
+
+def test_the_table_has_the_digest_of_each_images_pixels(shard):
+    table = pd.read_csv(shard / "images.csv", keep_default_na=False)
+    pixels = np.load(shard / "pixels.npy")
+    assert list(table.sha256) == [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels[:2]] + [""]
+    assert (shard / "SHA256SUMS").read_text().endswith("  images.csv\n")
+    for name, image in zip(("clear.png", "tall.png"), pixels, strict=False):
+        np.testing.assert_array_equal(Resized(shard.parent)[f"out/{name}"], image)
+
+
+def test_an_edited_pixel_is_named_where_its_image_is_read(shard):
+    pixels = np.load(shard / "pixels.npy")
+    pixels[1, 3, 4, 2] ^= 1
+    np.save(shard / "pixels.npy", pixels)
+    assert Resized(shard.parent)["out/clear.png"] is not None
+    with pytest.raises(InputError, match=r"out/pixels.npy: the SHA-256 of tall.png's pixels is .* images.csv has .*SHA256SUMS"):
+        Resized(shard.parent)["out/tall.png"]
+    (shard / "SHA256SUMS").unlink()
+    np.testing.assert_array_equal(Resized(shard.parent)["out/tall.png"], pixels[1])
+
+
+def test_a_shard_that_was_cut_off_is_named_at_any_length(shard):
+    content = (shard / "pixels.npy").read_bytes()
+    for length in (*range(0, 140, 7), len(content) // 2, len(content) - 1):
+        (shard / "pixels.npy").write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"out/pixels.npy: .*delete it"):
+            Resized(shard.parent)["out/clear.png"]
+
+
+def test_a_damaged_header_is_named_or_changes_nothing(shard):
+    content, expected, rng = (shard / "pixels.npy").read_bytes(), Resized(shard.parent)["out/clear.png"].copy(), random.Random(0)
+    for place in 5 * list(range(128)):
+        (shard / "pixels.npy").write_bytes(content[:place] + rng.randbytes(1) + content[place + 1 :])
+        try:
+            np.testing.assert_array_equal(Resized(shard.parent)["out/clear.png"], expected)
+        except InputError as error:
+            assert error.where.endswith("out/pixels.npy")
 
 
 def test_resized_images_can_be_exported_as_png(command, folder, tmp_path):
