@@ -23,8 +23,10 @@ from pipeline.formats import digests
 from pipeline.formats.tables import read_json
 from pipeline.progress import progress
 
-BATCH = 32
-"""Records per transaction."""
+BATCH = 16
+"""Records per transaction: few, so that they are still in the processor's cache when they are written to the file."""
+COMPARED = 16
+"""Of so many records that are read back, one is compared by hash with what was written."""
 MAP_SIZE = 1 << 28
 """Initial size of a database's map, in bytes; doubled when it is full."""
 Entry = tuple[bytes, bytes | memoryview, bytes]
@@ -106,29 +108,32 @@ def map_batches(convert: Callable[[Item], Result], items: Iterable[Item], thread
 def write_database(batches: Batches, database: Path, classes: int, threads: int = 1, channels: str = "BGR") -> Manifest:
     """Write batches to `database`, whole; return the manifest.
 
-    The records are read back and compared by hash before the database is moved to its path.
+    The records are read back before the database is moved to its path: each is parsed, one of COMPARED is compared by hash.
     """
-    expected, count = hashlib.sha256(), 0
+    expected, sample, count = hashlib.sha256(), hashlib.sha256(), 0
     with written_whole(database) as part:
         with closing(lmdb.open(str(part), map_size=MAP_SIZE, sync=False)) as environment:
             with progress(desc=database.name) as bar:
                 for batch in batches:
                     _put(environment, batch)
-                    expected.update(b"".join(digest for _, _, digest in batch))
+                    sums = [digest for _, _, digest in batch]
+                    expected.update(b"".join(sums))
+                    sample.update(b"".join(sums[-count % COMPARED :: COMPARED]))
                     count += len(batch)
                     bar.update(len(batch))
-            with ThreadPoolExecutor(1) as disk:  # read back from memory while it is written to disk
-                on_disk = disk.submit(environment.sync, True)
-                shapes, written = _read_back(environment, database, classes, threads)
+            with ThreadPoolExecutor(2) as beside:  # read back from memory while it is written to disk
+                on_disk = beside.submit(environment.sync, True)
+                fingerprint = beside.submit(digests.fingerprint, part / "data.mdb")
+                shapes, *written = _read_back(environment, database, classes, threads)
                 on_disk.result()
-        if written != expected.hexdigest():
+        if written != [count, sample.digest()]:
             raise InputError(database, "records read back differ from those written", do="check the disk, then build it again")
         if len(shapes) > 1:
             found = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes))
             raise InputError(database, f"records of {found}", "all must have one shape", "resize the images alike")
     shape = list(shapes.pop())
     manifest: Manifest = {"images": count, "classes": classes, "shape": shape, "sha256": expected.hexdigest()}
-    manifest["data_mdb"] = digests.fingerprint(database / "data.mdb")
+    manifest["data_mdb"] = fingerprint.result()
     if channels == "RGB":
         manifest["channels"] = "RGB"
     return manifest
@@ -169,24 +174,33 @@ def channels_of(database: Path) -> str:
     return manifest.get("channels", "BGR") if manifest else "BGR"
 
 
-def _read_back(environment: lmdb.Environment, database: Path, classes: int, threads: int) -> tuple[set[tuple[int, ...]], str]:
-    """The shapes of all records, and the hash of all digests. Raises InputError for a label out of range or a bad record."""
-    written, shapes = hashlib.sha256(), set[tuple[int, ...]]()
+def _read_back(
+    environment: lmdb.Environment, database: Path, classes: int, threads: int
+) -> tuple[set[tuple[int, ...]], int, bytes]:
+    """The shapes of all records, their number, and the hash of the digests of one of COMPARED.
 
-    def check(entry: tuple[memoryview, memoryview]) -> tuple[tuple[int, ...], bytes]:
-        key, value = entry
+    Raises InputError for a label out of range or a bad record.
+    """
+    sample, shapes, count = hashlib.sha256(), set[tuple[int, ...]](), 0
+
+    def check(entry: tuple[int, tuple[memoryview, memoryview]]) -> tuple[tuple[int, ...], bytes]:
+        number, (key, value) = entry
         where = f"{database}: {bytes(key).decode(errors='replace')}"
         datum = caffe.parse_datum(value)
         if not 0 <= datum.label < classes:
             raise InputError(where, f"label {datum.label}", f"there are {classes} classes (0–{classes - 1})")
-        return caffe.pixels_of(datum, None, where).shape, digest(key, value)
+        return caffe.pixels_of(datum, None, where).shape, b"" if number % COMPARED else digest(key, value)
 
     # Closed first, even after an error: the threads read the transaction's memory.
-    with environment.begin(buffers=True) as transaction, closing(map_batches(check, transaction.cursor(), threads)) as batches:
+    with (
+        environment.begin(buffers=True) as transaction,
+        closing(map_batches(check, enumerate(transaction.cursor()), threads)) as batches,
+    ):
         for batch in batches:
             shapes.update(shape for shape, _ in batch)
-            written.update(b"".join(digest for _, digest in batch))
-    return shapes, written.hexdigest()
+            sample.update(b"".join(digest for _, digest in batch))
+            count += len(batch)
+    return shapes, count, sample.digest()
 
 
 def _put(environment: lmdb.Environment, batch: list[Entry]) -> None:

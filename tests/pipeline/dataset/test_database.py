@@ -12,6 +12,7 @@ from caffe.proto import caffe_pb2
 from pipeline.dataset import resize
 from pipeline.dataset.database import build
 from pipeline.errors import InputError
+from pipeline.formats import records as records_module
 from pipeline.formats.images import Resized, open_images
 from pipeline.formats.records import digest, encode_datum, write_database
 from pipeline.options.dataset import Augmentation, DatabaseOptions, ImageSize, ResizeOptions
@@ -246,6 +247,23 @@ def test_a_database_with_an_invalid_record_is_not_written(tmp_path, datum, found
     with pytest.raises(caffe.Error) as error:
         write_database([[(b"k", value, digest(b"k", value))]], tmp_path / "db", 3)
     assert found in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lose", [slice(0, 7), slice(1, None)])
+def test_records_that_are_not_read_back_as_written_are_refused(tmp_path, monkeypatch, lose):
+    put = records_module._put
+
+    def put_others(environment, batch):
+        """Lose a record of each batch, or edit the first one."""
+        changed = [(key, value.replace(b"ab", b"aB"), digest) for key, value, digest in batch[:1]] if lose.start else []
+        put(environment, changed + batch[lose])
+
+    monkeypatch.setattr(records_module, "_put", put_others)
+    values = [caffe_pb2.Datum(channels=1, height=1, width=2, data=b"ab", label=1).SerializeToString()] * 8
+    batch = [(key, value, digest(key, value)) for key, value in zip((f"{n}".encode() for n in range(8)), values, strict=True)]
+    with pytest.raises(InputError, match="db: records read back differ from those written"):
+        write_database([batch, [(b"a" + key, value, digest(b"a" + key, value)) for key, value, _ in batch]], tmp_path / "db", 3)
     assert list(tmp_path.iterdir()) == []
 
 
