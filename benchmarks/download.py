@@ -4,10 +4,10 @@
     python benchmarks/download.py FOLDER --img2dataset peer/bin/img2dataset [--count 2000] [--rounds 3]
 
 FOLDER has photographs (*.jpg, recursively), which a local server process serves under COUNT names. The steps: a download for each
-1,000 URLs, as many at once as there are processors, then a resize of each, with as many threads. img2dataset: as many processes,
-32 threads each, shards of 1,000, else its defaults (JPEG files of quality 95, a JSON beside each). It has no squash mode: both
-scale the shorter side to 256 (`area`) and crop the middle of the longer (`center_crop`, our `crop`). Rounds alternate; prints
-median images/s and the ratio of the steps' to img2dataset's.
+1,000 URLs and its resize, with the threads of the rules: one where there are many shards, which then run side by side, as many at
+once as there are processors. img2dataset: as many processes, 32 threads each, shards of 1,000, else its defaults (JPEG files of
+quality 95, a JSON beside each). It has no squash mode: both scale the shorter side to 256 (`area`) and crop the middle of the longer
+(`center_crop`, our `crop`). Rounds alternate; prints median images/s and the ratio of the steps' to img2dataset's.
 """
 
 from __future__ import annotations
@@ -67,15 +67,25 @@ def serve(folder: Path, ready: multiprocessing.Queue[int]) -> None:
 
 
 def steps(folder: Path) -> None:
-    """Download and resize every shard."""
+    """Download and resize every shard, with the threads that rules/common_datasets.smk gives a resize."""
     shards = sorted(path.stem for path in (folder / "list").iterdir())
-    with ThreadPoolExecutor(THREADS) as pool:
-        flags = [(f"list/{shard}.csv", f"download/{shard}", "--table", f"download/{shard}.csv") for shard in shards]
-        command = (sys.executable, "-m", "pipeline.dataset.download", "--allow-private")
-        list(pool.map(lambda arguments: run(folder, *command, *arguments), flags))
-    fit = ("--resize-mode", "crop", "--interpolation", "area", "--threads", str(THREADS))
-    for shard in shards:
+    threads = min(THREADS, max(1, 8 // len(shards)))
+    fit = ("--resize-mode", "crop", "--interpolation", "area", "--threads", str(threads))
+
+    def download(shard: str) -> None:
+        command, table = (sys.executable, "-m", "pipeline.dataset.download", "--allow-private"), f"download/{shard}.csv"
+        run(folder, *command, f"list/{shard}.csv", f"download/{shard}", "--table", table)
+
+    def resize(shard: str) -> None:
         run(folder, sys.executable, "-m", "pipeline.dataset.resize", f"download/{shard}", f"resize/{shard}", *fit)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        if threads == 1:
+            list(pool.map(lambda shard: (download(shard), resize(shard)), shards))
+        else:
+            list(pool.map(download, shards))
+            for shard in shards:
+                resize(shard)
 
 
 def peer(folder: Path, command: Path) -> None:

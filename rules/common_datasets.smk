@@ -27,6 +27,12 @@ def of_shards(path):
     return paths
 
 
+def threads_of_shard(wildcards):
+    """Threads function: fewer where there are more shards, which are resized side by side, and while others are downloaded."""
+    with checkpoints.shards.get(dataset=wildcards.dataset).output.names.open() as names:
+        return max(1, 8 // len(names.read().split()))
+
+
 def list_of_shard(wildcards):
     """Input function: a shard's list, a file, so that a longer source list does not download old shards again."""
     checkpoints.shards.get(dataset=wildcards.dataset)

@@ -5,7 +5,8 @@ rule resize:
         images=directory("results/datasets/{dataset}/resize/{shard}"),
     log:
         "logs/datasets/{dataset}/resize/{shard}.log",
-    threads: 8
+    threads: threads_of_shard
+    priority: 1  # before further downloads
     resources:
         mem_mb=grown(1000),
         runtime=grown(30),

@@ -43,6 +43,16 @@ def test_a_longer_list_downloads_only_what_is_new(snakemake, tmp_path):
     assert "Nothing to be done" in snakemake(MEAN)[1]
 
 
+def test_shards_are_resized_while_others_are_downloaded(snakemake, tmp_path):
+    standins.listed_pictures(tmp_path, 20)
+    code, output = workflows.snakemake(tmp_path, "--printshellcmds", "--", MEAN)
+    assert code == 0, output
+    order = [step for line in output.splitlines() for step in ("download", "resize") if f"-m pipeline.dataset.{step} " in line]
+    assert sorted(order) == 5 * ["download"] + 5 * ["resize"]
+    assert order.index("resize") < len(order) - 1 - order[::-1].index("download")
+    assert {line.rpartition("--threads ")[2][0] for line in workflows.commands(output, "dataset.resize")} == {"1"}
+
+
 @pytest.mark.usefixtures("snakemake")
 @pytest.mark.parametrize("quiet", [(), ("--quiet", "rules", "host")])
 def test_the_error_of_a_failing_step_reaches_the_terminal(tmp_path, quiet):
