@@ -25,19 +25,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image
-
 from pipeline.command import run, step_parser
 from pipeline.errors import InputError
 from pipeline.files import disk_errors, plain_name, write_table, written_whole
-from pipeline.formats.images import Size, content_of, decode
+from pipeline.formats.images import Size, content_of, decode, jpeg_size
 from pipeline.options.dataset import DownloadOptions, FetchOptions
 from pipeline.options.flags import read_flags
 from pipeline.progress import progress
 from pipeline.sources import fetch
 from pipeline.sources.fetch import FetchError
 
-Image.MAX_IMAGE_PIXELS = None  # this step has its own limit
 EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
 LISTED = ("url", "label", "split", "group", "sha256")
 """Columns of a shard; only the first is required."""
@@ -199,16 +196,27 @@ async def _download_one(
 def check_image(path: Path, max_pixels: int) -> str:
     """The file extension of an image's format. Raises FetchError if it is not an image or has too many pixels."""
     content = content_of(path)
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            kind, (width, height) = image.format, image.size
-    except Exception:  # Pillow's readers raise many kinds of errors
-        raise FetchError("not_an_image") from None
+    kind, (height, width) = _kind_and_size(content)
     if width * height > max_pixels:
         raise FetchError("too_many_pixels")
     if decode(content, color=True, least=Size(1, 1)) is None:
         raise FetchError("not_an_image")
-    return EXTENSIONS.get(kind or "", ".img")
+    return EXTENSIONS.get(kind, ".img")
+
+
+def _kind_and_size(content: bytes) -> tuple[str, Size]:
+    """Pillow's name of an image's format, and its size. Raises FetchError if it is not an image."""
+    if size := jpeg_size(content):
+        return "JPEG", size  # most images, at a tenth of the cost of opening them by Pillow
+
+    from PIL import Image  # slow to import
+
+    Image.MAX_IMAGE_PIXELS = None  # this step has its own limit
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.format or "", Size(image.height, image.width)
+    except Exception:  # Pillow's readers raise many kinds of errors
+        raise FetchError("not_an_image") from None
 
 
 def main(argv: list[str] | None = None) -> None:
