@@ -3,8 +3,9 @@
 Records are raw pixels, channels × height × width, uint8, BGR or gray, or PNG or JPEG files; keys are `%08d_path`. Both are as
 convert_imageset writes them; channels may be RGB instead, as in CIFAR's own databases. Augmented copies of the images follow
 epoch by epoch: the first copies of all images, then the second ones. Later steps depend on the manifest, as Snakemake sees no
-change inside a database; it has, as JSON, images, classes, shape, the sha256 of the digests of all keys and records, and channels
-if they are RGB.
+change inside a database; it has, as JSON, images, classes, shape, the sha256 of the digests of all records, and channels if they
+are RGB. A record's digest is that of its key and value; of a resized image as it is, that of its key, label and pixels' digest,
+which the resize step has computed and this step compares.
 """
 
 from pathlib import Path
@@ -57,13 +58,14 @@ def records(source: Path, images: Resized | Files, options: DatabaseOptions, cla
         if first is not None and image.shape != first.shape:
             found = f"{name} is {'×'.join(map(str, image.shape))}"
             raise InputError(where, found, f"the first image is {'×'.join(map(str, first.shape))}", "resize them alike first")
+        pixels = images.digest(name) if isinstance(images, Resized) and encode == "raw" else b""
         if copy and param is not None:
-            image = augment(image, param, (options.seed, number))
+            image, pixels = augment(image, param, (options.seed, number)), b""
         if options.channels == "RGB" and image.ndim == 3:
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            image, pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB), b""
         key = f"{number:08d}_{name}".encode(errors="surrogateescape")
         value = encode_datum(image, label, encode, room[number // BATCH % 2, number % BATCH])
-        return key, value, digest(key, value)
+        return key, value, digest(key, b"%d %b" % (label, pixels) if pixels else value)
 
     entries = enumerate(
         (copy, line, name, label)

@@ -166,6 +166,12 @@ class Resized:
                 raise InputError(where, said, f"{TABLE} has {expected.hex()[:12]}…", do)
         return image
 
+    def digest(self, path: str) -> bytes:
+        """SHA-256 of an image's pixels, after `pixels` has checked them; empty if the shard has no SHA256SUMS."""
+        name, _, file = path.partition("/")
+        table = self.table(name)
+        return table.digests[32 * table.positions[file] :][:32]
+
     def __getitem__(self, path: str) -> np.ndarray | None:
         try:
             return self.pixels(path)

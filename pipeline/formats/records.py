@@ -30,7 +30,7 @@ COMPARED = 16
 MAP_SIZE = 1 << 28
 """Initial size of a database's map, in bytes; doubled when it is full."""
 Entry = tuple[bytes, bytes | memoryview, bytes]
-"""Key, record, digest of both."""
+"""Key, record, and a digest that changes with either of them."""
 Batches = Iterable[list[Entry]]
 """Entries in the order of their keys, a batch at a time."""
 Item = TypeVar("Item")
@@ -116,9 +116,9 @@ def write_database(batches: Batches, database: Path, classes: int, threads: int 
             with progress(desc=database.name) as bar:
                 for batch in batches:
                     _put(environment, batch)
-                    sums = [digest for _, _, digest in batch]
-                    expected.update(b"".join(sums))
-                    sample.update(b"".join(sums[-count % COMPARED :: COMPARED]))
+                    expected.update(b"".join(digest for _, _, digest in batch))
+                    for key, value, _ in batch[-count % COMPARED :: COMPARED]:
+                        sample.update(digest(key, value))
                     count += len(batch)
                     bar.update(len(batch))
             with ThreadPoolExecutor(2) as beside:  # read back from memory while it is written to disk

@@ -104,6 +104,17 @@ def test_the_manifests_hash_changes_with_a_single_pixel(command, listed):
     assert manifests[0] == manifests[1] == {"images": 9, "classes": 3, "shape": [3, 8, 8]}
 
 
+def test_the_manifests_hash_changes_with_a_pixel_or_label_of_a_sealed_shard(tmp_path, picture):
+    (tmp_path / "in").mkdir()
+    hashes = set()
+    for seed, label in ((0, 0), (1, 0), (0, 1), (0, 0)):
+        cv2.imwrite(str(tmp_path / "in/a.png"), picture(seed))
+        resize.resize_folder(tmp_path / "in", tmp_path / "resize/00000", ResizeOptions(size=ImageSize(height=16, width=16)))
+        (tmp_path / "all.txt").write_text(f"00000/a.png {label}\n")
+        hashes.add(build(tmp_path / "all.txt", Resized(tmp_path / "resize"), tmp_path / "db", DatabaseOptions(), 2)["sha256"])
+    assert len(hashes) == 3
+
+
 def test_a_database_grows_beyond_its_initial_size_over_many_transactions(listed, monkeypatch):
     monkeypatch.setattr("pipeline.formats.records.MAP_SIZE", 1 << 14)
     monkeypatch.setattr("pipeline.formats.records.BATCH", 2)
