@@ -6,8 +6,8 @@
 FOLDER has photographs (*.jpg, recursively), which a local server process serves under COUNT names. The steps: a download for each
 1,000 URLs and its resize, with the threads of the rules: one where there are many shards, which then run side by side, as many at
 once as there are processors. img2dataset: as many processes, 32 threads each, shards of 1,000, else its defaults (JPEG files of
-quality 95, a JSON beside each). It has no squash mode: both scale the shorter side to 256 (`area`) and crop the middle of the longer
-(`center_crop`, our `crop`). Rounds alternate; prints median images/s and the ratio of the steps' to img2dataset's.
+quality 95, a JSON beside each). It has no squash mode: both scale the shorter side to 256 (`area`) and crop the middle of the
+longer (`center_crop`, our `crop`). Rounds alternate; prints median images/s and the ratio of the steps' to img2dataset's.
 """
 
 from __future__ import annotations
