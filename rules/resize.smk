@@ -5,8 +5,8 @@ rule resize:
         images=directory("results/datasets/{dataset}/resize/{shard}"),
     log:
         "logs/datasets/{dataset}/resize/{shard}.log",
-    threads: threads_of_shard
     priority: 1  # before further downloads
+    threads: threads_of_shard
     resources:
         mem_mb=grown(1000),
         runtime=grown(30),
