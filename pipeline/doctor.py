@@ -67,7 +67,8 @@ def lmdb() -> str:
 
 def imports() -> str:
     """Which package `import caffe` is, and whether this folder is in a checkout of BVLC Caffe, whose scripts find another one."""
-    found = f"import caffe finds {Path(caffe.__file__).parent}"
+    spec = importlib.util.find_spec("caffe")
+    found = f"import caffe finds {Path(spec.origin or '').parent if spec else 'nothing'}"
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "python/caffe/pycaffe.py").is_file():
             found += f"; {folder / 'python'} has another, of BVLC: scripts find it first by"

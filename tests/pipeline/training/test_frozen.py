@@ -55,6 +55,8 @@ CASES = {
     "Embed": "embed_param { input_dim: 2 num_output: 3 }",
     "Parameter": "parameter_param { shape { dim: 6 dim: 3 } }",
     "Convolution3D": "convolution3d_param { num_output: 3 kernel_size: 2 kernel_depth: 1 }",
+    "Deconvolution3D": "convolution3d_param { num_output: 3 kernel_size: 2 kernel_depth: 1 }",
+    "InnerDistance": "inner_distance_param { num_output: 3 }",
     "DeformableConvolution": 'bottom: "offsets" deformable_convolution_param { num_output: 3 kernel_size: 3 }',
     "ModulatedDeformableConvolution": (
         'bottom: "offsets" bottom: "masks" modulated_deformable_convolution_param { num_output: 3 kernel_size: 3 }'
@@ -69,6 +71,10 @@ CASES = {
 """{a type, or "TYPE, variant": its settings, and the bottoms after the first}."""
 NEVER_FROZEN = {"DataAugmentation", "DenseBlock"}
 """Types whose statistics change in each pass of training: their forks have no setting that keeps them."""
+
+
+VOLUMES = {"Convolution3D", "Deconvolution3D"}
+"""Types that take volumes."""
 
 
 class Shifted(caffe.Layer):
@@ -98,7 +104,8 @@ def kind_of(case):
 def build(case):
     """A net of the layer `body` and a classifier `head` that reads it, or its bottom where it is a loss."""
     kind = kind_of(case)
-    bottom = {"Embed": 'bottom: "index"', "Convolution3D": 'bottom: "volumes"', "Parameter": ""}.get(kind, 'bottom: "data"')
+    others = {"Embed": 'bottom: "index"', "Parameter": ""}
+    bottom = 'bottom: "volumes"' if kind in VOLUMES else others.get(kind, 'bottom: "data"')
     net = caffe_pb2.NetParameter()
     text_format.Parse(f'{BEFORE} layer {{ name: "body" type: "{kind}" {bottom} top: "y" {CASES[case]} }}', net)
     head = net.layer.add(name="head", type="InnerProduct", bottom=["data" if kind == "CenterLoss" else "y"], top=["head"])
