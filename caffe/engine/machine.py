@@ -58,6 +58,7 @@ def _multiplies_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 faster than float32, by AVX512-BF16 or AMX; if not, it is logged once."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     found = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    found = found and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not where its vector code is turned off
     if not found:
         events.fast_in_float32()
     return found

@@ -225,4 +225,4 @@ class DetectionAccuracy(_OfFields):
 
 
 def _mean(values: Tensor) -> Tensor:
-    return values.mean() if values.numel() else values.new_tensor(-1.0)
+    return values.mean() if values.numel() else values.new_full((), -1.0)

@@ -63,7 +63,8 @@ class InnerDistance(Layer):
         rows = x.reshape(-1, centres.shape[1])
         difference = rows[:, None] - centres
         if p.update_center_only:
-            own = torch.nn.functional.one_hot(self.checked(others[-1], len(centres)), len(centres)).to(x.dtype)[..., None]
+            labels = self.checked(others[-1], len(centres))[:, None]
+            own = (labels == torch.arange(len(centres), device=x.device)).to(x.dtype)[..., None]
             difference = rows[:, None] - (centres * own + (centres * (1 - own)).detach())
         distances = difference.square() if p.distance_type == "L2" else difference.abs()
         return distances.sum(2).reshape(*x.shape[: self.first], len(centres))

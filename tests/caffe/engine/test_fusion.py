@@ -111,13 +111,13 @@ def randomise(net, seed):
     """Set inputs and parameters without a NumPy view, after which nothing would be kept."""
     reseed(seed)
     for name in net.inputs:
-        net.blobs[name].tensor = torch.from_numpy(rng.normal(size=net.blobs[name].shape).astype(np.float32))
+        net.blobs[name].tensor = torch.from_numpy(rng.normal(size=net.blobs[name].shape).astype(np.float32)).to(net.device)
     for name, blobs in net.params.items():
         for index, blob in enumerate(blobs):
             values = rng.normal(size=blob.shape)
             if net.layer_dict[name].type == "BatchNorm" and index:
                 values = np.abs(values) + 0.5
-            blob.tensor = torch.from_numpy(values.astype(np.float32))
+            blob.tensor = torch.from_numpy(values.astype(np.float32)).to(net.device)
 
 
 def one_by_one(net):
@@ -264,6 +264,7 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.own_device
 def test_folded_weights_are_computed_once(write):
     net = residual(write)
     net.forward()
@@ -425,6 +426,9 @@ def test_layers_that_share_running_sums_add_to_them_one_after_the_other(write):
 # ---- numerics: fast
 
 
+needs_bfloat16 = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no kernels for bfloat16")
+
+
 @pytest.fixture
 def fast(monkeypatch):
     """Let convolutions multiply bfloat16, whatever the processor."""
@@ -434,6 +438,8 @@ def fast(monkeypatch):
     caffe.set_numerics("fp32")
 
 
+@needs_bfloat16
+@pytest.mark.own_device
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize(
     "name", ["batch norm, scale and ReLU", "groups, stride, dilation", "residual", "affine layers of vectors"]
@@ -450,6 +456,8 @@ def test_fast_multiplies_bfloat16_and_keeps_float32_between_layers(write, name):
     assert any(np.abs(found[blob] - array).max() > 1e-5 for blob, array in expected.items()), "nothing was rounded"
 
 
+@needs_bfloat16
+@pytest.mark.own_device
 @pytest.mark.usefixtures("fast")
 def test_fast_trains_float32_weights(write):
     nets = []
@@ -465,6 +473,7 @@ def test_fast_trains_float32_weights(write):
             np.testing.assert_allclose(other.data, blob.data, atol=0.05 * max(0.1, np.abs(blob.data).max()), rtol=0, err_msg=name)
 
 
+@pytest.mark.own_device
 def test_a_processor_without_bfloat16_computes_in_float32_and_says_so(write, monkeypatch):
     said = []
     monkeypatch.setattr(machine.events, "fast_in_float32", lambda: said.append(True))
