@@ -73,7 +73,8 @@ class Executor:
         state = net.definition.state
         computed_once = any(step.layer.runs_user_code or step.layer.batch_dependence() for step in steps)
         self._tests = state.phase == caffe_pb2.TEST
-        self._makes_graphs = not self._tests or net.definition.force_backward or computed_once
+        self._learns = any(step.needs_backward for step in steps)
+        self._makes_graphs = self._learns and (not self._tests or net.definition.force_backward or computed_once)
         self._fusion = Fusion(_in_numerics)
         self._plan = functools.cache(lambda first, last: Plan(net, steps[first : last + 1]))
         self._backward_plan = functools.cache(lambda first, last: BackwardPlan(steps[first : last + 1], last))
@@ -266,6 +267,8 @@ class Executor:
         Gradients of parameters are added to what is there; those of blobs replace it. Layers that have not computed yet pass the
         gradients at their blobs' present values, as in Caffe: zeros, unless they were set.
         """
+        if not self._learns:
+            return
         self._makes_graphs = True
         for segment, group in itertools.groupby(range(len(self.steps)), key=lambda index: self.steps[index].segment):
             if segment < UNSEEN:

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import caffe
 from caffe.engine import machine
-from caffe.proto import caffe_pb2
 from tests.caffe.layer_checks import reseed, rng
 
 INPUT = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 6 dim: 9 dim: 7 } } }'
@@ -395,16 +394,23 @@ def test_data_are_not_read_again_for_a_backward_pass(write):
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
 
 
-def test_nets_whose_gradients_depend_on_chance_make_a_graph_at_once(write):
-    definition = caffe_pb2.NetParameter()
+def test_nets_make_a_graph_at_once_where_a_gradient_is_wanted(write):
+    def makes_graphs(text, phase=caffe.TEST, more=""):
+        return made(write, text, phase, more=more)._runner._executor._makes_graphs
+
+    text = NETS["residual"][0]
+    by_chance = layer("BatchNorm", "n", "pool", "n", "batch_norm_param { use_global_stats: false }")
+    assert not makes_graphs(text + LOSS)
+    assert makes_graphs(text + LOSS, more="force_backward: true")
+    assert makes_graphs(text + LOSS, caffe.TRAIN)
+    assert makes_graphs(text + LOSS + by_chance)
+    assert not makes_graphs(text, caffe.TRAIN), "no layer needs a gradient"
     net = residual(write)
-    definition.CopyFrom(net.definition)
-    assert not net._runner._executor._makes_graphs
     net.forward()
-    assert not net.blobs["pool"].tensor.requires_grad
-    definition.force_backward = True
-    assert caffe.Net(definition, caffe.TEST)._runner._executor._makes_graphs
-    assert made(write, NETS["residual"][0], caffe.TRAIN)._runner._executor._makes_graphs
+    before = values(net)
+    net.backward()
+    assert not any(blob.diff.any() for blobs in net.params.values() for blob in blobs)
+    assert_close(values(net), before)
 
 
 def test_layers_that_share_running_sums_add_to_them_one_after_the_other(write):
