@@ -21,6 +21,9 @@ EXTRAS = PROJECT["optional-dependencies"]
 OWNERS = {
     module: {canonicalize_name(name) for name in names} for module, names in importlib.metadata.packages_distributions().items()
 }
+for pin in map(Requirement, re.findall(r"^[^#].*;.*$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)):
+    if not pin.marker.evaluate():  # this version of Python has no wheel of it
+        OWNERS.setdefault(pin.name, {canonicalize_name(pin.name)})
 
 SCRIPT = """
 import caffe, pathlib
