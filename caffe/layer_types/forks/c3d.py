@@ -37,53 +37,51 @@ class _Volumes(Layer):
         return counts
 
 
-@register("Convolution3D")
-class Convolution3D(_Volumes):
-    """C3D's convolution: (N, C, L, H, W) × (O, C, k_l, k, k) → (N, O, L', H', W'); the bias is (1, 1, 1, 1, O)."""
+class _Convolving(_Volumes):
+    """Base of C3D's convolutions: weights, and a bias (1, 1, 1, 1, O)."""
 
     learns = (WEIGHT, BIAS)
     keeps_output = False
     drawn_as = "convolution"
+    called = ""
+    """What errors call it."""
 
     def setup(self, shape: Shape) -> None:
         p = self.param.convolution3d_param
         self.read_geometry(shape, p.temporal_pad)
         self.require_positive("num_output")
         if p.group != 1:
-            raise self.error(f"group {p.group}", "C3D's convolution has no groups")
-        self.add_blob((p.num_output, shape[1], *self.kernel), p.weight_filler)
+            raise self.error(f"group {p.group}", f"C3D's {self.called} has no groups")
+        channels = (shape[1], p.num_output) if self.is_transposed else (p.num_output, shape[1])
+        self.add_blob((*channels, *self.kernel), p.weight_filler)
         if p.bias_term:
             self.add_blob((1, 1, 1, 1, p.num_output), p.bias_filler)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, *bias = self.parameters()
+        convolve = functional.conv_transpose3d if self.is_transposed else functional.conv3d
+        return convolve(x, weight, bias[0].flatten() if bias else None, self.stride, self.pad)
+
+
+@register("Convolution3D")
+class Convolution3D(_Convolving):
+    """C3D's convolution: (N, C, L, H, W) × (O, C, k_l, k, k) → (N, O, L', H', W'); the bias is (1, 1, 1, 1, O)."""
+
+    called = "convolution"
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
         return [(shape[0], self.param.convolution3d_param.num_output, *self.counts(shape, rounds_up=False))]
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight, *bias = self.parameters()
-        return functional.conv3d(x, weight, bias[0].flatten() if bias else None, self.stride, self.pad)
-
 
 @register("Deconvolution3D", "convolution3d_param")
-class Deconvolution3D(_Volumes):
+class Deconvolution3D(_Convolving):
     """C3D's transposed convolution: (N, C, L, H, W) × (C, O, k_l, k, k) → (N, O, L', H', W'); the bias is (1, 1, 1, 1, O).
 
     L' = (L - 1) · temporal_stride + kernel_depth - 2 · temporal_pad, and likewise H' and W'. Voxels to voxels, Tran et al. 2016.
     """
 
-    learns = (WEIGHT, BIAS)
-    keeps_output = False
     is_transposed = True
-    drawn_as = "convolution"
-
-    def setup(self, shape: Shape) -> None:
-        p = self.param.convolution3d_param
-        self.read_geometry(shape, p.temporal_pad)
-        self.require_positive("num_output")
-        if p.group != 1:
-            raise self.error(f"group {p.group}", "C3D's transposed convolution has no groups")
-        self.add_blob((shape[1], p.num_output, *self.kernel), p.weight_filler)
-        if p.bias_term:
-            self.add_blob((1, 1, 1, 1, p.num_output), p.bias_filler)
+    called = "transposed convolution"
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
         geometry = zip(shape[2:], self.kernel, self.stride, self.pad, strict=True)
@@ -91,10 +89,6 @@ class Deconvolution3D(_Volumes):
         if min(extents) < 1:
             raise self.error(f"kernel {self.kernel} with pad {self.pad} on a bottom of shape {shape}", "nothing is left")
         return [(shape[0], self.param.convolution3d_param.num_output, *extents)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, *bias = self.parameters()
-        return functional.conv_transpose3d(x, weight, bias[0].flatten() if bias else None, self.stride, self.pad)
 
 
 @register("Pooling3D")
