@@ -16,7 +16,7 @@ from caffe import events
 from caffe.engine import fillers, mode
 from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error
-from caffe.formats.datum import parse_datum, pixels_of
+from caffe.formats.datum import Record, parse_datum, pixels_of
 from caffe.formats.db import open_db
 from caffe.formats.lmdb_file import LMDBFile
 from caffe.layer_types.order import pooled, positions
@@ -248,12 +248,16 @@ class Data(Prefetching):
 
     def pixels(self, record: bytes | memoryview) -> tuple[np.ndarray, int]:
         """Image and label of a record."""
-        source = self.param.data_param.source
+        datum = self.datum(record)
+        return pixels_of(datum, self.color, self.param.data_param.source), datum.label
+
+    def datum(self, record: bytes | memoryview) -> Record | caffe_pb2.Datum:
+        """A record as a Datum; raises Error for one that is none."""
         try:
-            datum = parse_datum(record)
+            return parse_datum(record)
         except Exception as error:
-            raise Error(source, f"a record that is not a Datum ({error})", do="rebuild the database") from error
-        return pixels_of(datum, self.color, source), datum.label
+            found = f"a record that is not a Datum ({error})"
+            raise Error(self.param.data_param.source, found, do="rebuild the database") from error
 
     def order_seed(self) -> int | None:
         """A seed that determines the order of the records; None is that of their keys."""

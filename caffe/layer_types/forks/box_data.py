@@ -9,7 +9,7 @@ import numpy as np
 
 from caffe.engine.layer import Shape, register
 from caffe.errors import Error
-from caffe.formats.datum import parse_datum, pixels_of
+from caffe.formats.datum import pixels_of
 from caffe.layer_types.data import Batch, Data
 from caffe.proto import caffe_pb2
 from caffe.transforms.boxes import Boxes
@@ -56,10 +56,7 @@ class BoxData(Data):
     def labelled(self, record: bytes | memoryview) -> tuple[np.ndarray, Boxes]:
         """Image and boxes (M, 6) of a record."""
         source = self.param.data_param.source
-        try:
-            datum = parse_datum(record)
-        except Exception as error:
-            raise Error(source, f"a record that is not a Datum ({error})", do="rebuild the database") from error
+        datum = self.datum(record)
         values = np.array(datum.float_data, np.float32)
         if not len(values) or len(values) % 6:
             raise Error(
