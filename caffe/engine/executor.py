@@ -33,9 +33,7 @@ NOTED = 3
 
 
 UNSEEN = -1
-"""Segment of layers that have not computed, and of those of a solver's pass."""
-WITHOUT_GRAPH = -1
-"""Segments of passes that made no graph are numbered downwards from here."""
+"""Segment of layers that have not computed, and of those of a solver's pass; passes that made no graph have numbers below."""
 
 
 def _in_type(product: torch.dtype, layer: Layer, bottoms: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -70,9 +68,8 @@ class Executor:
             for slot, value in step.layer.made_once.items():
                 net.blobs[step.tops[slot]].tensor = value
         self._join()
-        state = net.definition.state
         computed_once = any(step.layer.runs_user_code or step.layer.batch_dependence() for step in steps)
-        self._tests = state.phase == caffe_pb2.TEST
+        self._tests = net.definition.state.phase == caffe_pb2.TEST
         self._learns = any(step.needs_backward for step in steps)
         self._makes_graphs = self._learns and (not self._tests or net.definition.force_backward or computed_once)
         self._fusion = Fusion(_in_numerics)
@@ -110,7 +107,7 @@ class Executor:
         self._objectives = []
         plan = self._plan(first, last)
         for step in self.steps[first : last + 1]:
-            step.segment = self._segments if edges else WITHOUT_GRAPH - self._segments
+            step.segment = self._segments if edges else UNSEEN - self._segments
             step.places = ()  # they hold the memory of the last pass
         with torch.set_grad_enabled(edges):
             self._run(plan, edges)

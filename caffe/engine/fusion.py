@@ -151,7 +151,7 @@ class _Folded:
         """
         memories = [blob.memory for layer in self._layers for blob in layer.blobs]
         versions = [(memory.order, memory.leaf._version) for memory in memories]
-        if versions != self._versions or any(memory.data.seen for memory in memories):
+        if versions != self._versions or self.changes_unnoticed:
             self._kept.clear()
             self._versions = versions
         if key not in self._kept:
