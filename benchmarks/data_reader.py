@@ -12,27 +12,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
+from pathlib import Path
 
 import lmdb
+import noise
 import numpy as np
 from google.protobuf import json_format
 
 from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import open_db
+from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transforms.transform import Transformer
 
 CHANGES = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "min_area": 0.3, "max_aspect": 1.33, "rotation": 10}
-
-
-def write(path: str, records: int) -> None:
-    """Write a database of noise."""
-    pixels = np.random.default_rng(0).integers(0, 256, 256 * 256 * 3 + records, dtype=np.uint8)
-    with lmdb.open(path, map_size=1 << 34) as environment, environment.begin(write=True) as transaction:
-        for number in range(records):
-            data = pixels[number : number + 256 * 256 * 3].tobytes()
-            datum = caffe_pb2.Datum(channels=3, height=256, width=256, data=data, label=number % 1000)
-            transaction.put(b"%08d" % number, datum.SerializeToString(), append=True)
 
 
 def batches(path: str, size: int) -> Iterator[list[np.ndarray]]:
@@ -45,7 +38,7 @@ def batches(path: str, size: int) -> Iterator[list[np.ndarray]]:
 
 def reader(path: str, size: int) -> Iterator[np.ndarray]:
     """Transformed batches of bytes."""
-    transformer = Transformer(transformation(), caffe_pb2.TRAIN, "", np.random.default_rng(1))
+    transformer = Transformer(transformation(), caffe_pb2.TRAIN, "", Generator(1))
     for images in batches(path, size):
         yield transformer.crop(images, transformer.draw(images))
 
@@ -56,7 +49,7 @@ def floats(path: str, size: int, augmentation: dict[str, float] | None = None) -
     param.mean_value.extend([104, 117, 123])
     if augmentation:
         json_format.ParseDict(augmentation, param.augmentation_param)
-    transformer = Transformer(param, caffe_pb2.TRAIN, "", np.random.default_rng(1))
+    transformer = Transformer(param, caffe_pb2.TRAIN, "", Generator(1))
     for images in batches(path, size):
         yield transformer(images)
 
@@ -89,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each; the median counts")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write(folder, a.records)
+        noise.write(Path(folder), a.records, 256)
         ways: dict[str, Callable[[], Iterator[object]]] = {
             "to bytes": lambda: reader(folder, a.batch),
             "to bytes, loop": lambda: loop(folder, a.batch),

@@ -25,7 +25,7 @@ from pathlib import Path
 os.environ.setdefault("GLOG_minloglevel", "2")
 
 import alternating
-import lmdb
+import noise
 import numpy as np
 
 import caffe
@@ -38,16 +38,8 @@ SOLVER = 'net: "{net}" base_lr: 1e-9 lr_policy: "fixed" momentum: 0.9 weight_dec
 
 
 def write(path: Path, records: int, size: int) -> Path:
-    """A database of noise, size × size pixels of three channels, and its mean."""
-    count = size * size * 3
-    pixels = np.random.default_rng(0).integers(0, 256, count + records, dtype=np.uint8)
-    with lmdb.open(str(path), map_size=1 << 36) as environment:
-        for start in range(0, records, 1000):
-            with environment.begin(write=True) as transaction:
-                for number in range(start, min(start + 1000, records)):
-                    data = pixels[number : number + count].tobytes()
-                    datum = caffe_pb2.Datum(channels=3, height=size, width=size, data=data, label=number % 10)
-                    transaction.put(b"%08d" % number, datum.SerializeToString(), append=True)
+    """A database of noise, and its mean beside it."""
+    noise.write(path, records, size)
     mean = caffe.io.array_to_blobproto(np.full((1, 3, size, size), 120, np.float32))
     path.with_suffix(".binaryproto").write_bytes(mean.SerializeToString())
     return path
