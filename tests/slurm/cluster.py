@@ -133,9 +133,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _stop_restarted(folder: Path) -> None:
-    """Stop a controller that a test started after the first one was killed."""
+    """Stop a controller that a test started after the first one was killed, and wait until it has written its state."""
     with contextlib.suppress(OSError, ValueError):
-        os.kill(int((folder / "slurmctld.pid").read_text()), signal.SIGTERM)
+        number = int((folder / "slurmctld.pid").read_text())
+        os.kill(number, signal.SIGTERM)
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            os.kill(number, 0)
+            time.sleep(0.1)
 
 
 def _wait(folder: Path) -> None:

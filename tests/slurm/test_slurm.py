@@ -152,14 +152,14 @@ def digests(folder: Path) -> list[str]:
 
 def wait_for_training(folder: Path, build: subprocess.Popen[str]) -> int:
     """The number of the job that trains, once it does."""
-    for _ in range(600):
+    for _ in range(1200):
         assert build.poll() is None, (folder / "output").read_text()[-4000:]
         running = [number for number, state in jobs().items() if state == "RUNNING"]
         log = folder / "results/experiments/base/checkpoint/files/train.log"
         if running and log.exists() and "Iteration 100 (" in log.read_text():
             return running[-1]
         time.sleep(0.5)
-    pytest.fail("no training within five minutes")
+    pytest.fail("no training within ten minutes")
 
 
 def cancel(folder: Path, number: int) -> None:
@@ -183,24 +183,24 @@ def kill_controller(folder: Path, number: int) -> None:
 
 
 def nothing(folder: Path, number: int) -> None:
-    """The job meets its own time limit."""
+    """Jobs meet their own time limits."""
 
 
 SIGNAL = "slurm_extra='--signal=TERM@20'"
-LIMITED = ("--set-resources", "train:runtime=0", f"train:{SIGNAL}", "prototxt:runtime=1", f"prototxt:{SIGNAL}")
-"""One minute for both, and the signal 20 s before its end."""
+LIMITED = ("--set-resources", "train:runtime=attempt-1", f"train:{SIGNAL}", "prototxt:runtime=1", f"prototxt:{SIGNAL}")
+"""One minute for both, one more at each attempt, as slow machines need; and the signal 20 s before the end."""
 
 
 @pytest.mark.parametrize("fault", [cancel, drain, kill_controller, nothing], ids=lambda fault: fault.__name__)
 def test_a_fault_of_the_cluster_only_delays(fault, clone, undisturbed, tmp_path):
     folder = Path(shutil.copytree(undisturbed[0], tmp_path / "workflow", symlinks=True))
     where = ["-s", ROOT / "Snakefile", "--workflow-profile", ROOT / "profiles/slurm", "--retries", "9", *QUICK]
+    before = max(jobs(), default=0)
     build = clone.start("snakemake", *where, *(LIMITED if fault is nothing else ()), "--", WEIGHTS, cwd=folder)
-    training = wait_for_training(folder, build)
-    fault(folder, training)
-    assert build.wait(600) == 0, (folder / "output").read_text()[-4000:]
+    fault(folder, wait_for_training(folder, build))
+    assert build.wait(900) == 0, (folder / "output").read_text()[-4000:]
     assert digests(folder) == undisturbed[1]
-    ended = [state for number, state in jobs().items() if number >= training]
+    ended = [state for number, state in jobs().items() if number > before]
     assert ended[-1] == "COMPLETED"
     if fault is not kill_controller:
         assert set(ended[:-1]) & {"CANCELLED", "TIMEOUT", "FAILED"}, ended
