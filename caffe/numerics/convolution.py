@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from caffe.numerics import exact
-from caffe.numerics.exact import BLOCK, Sliced
+from caffe.numerics.exact import BLOCK, QUICK_BLOCK, SAMPLE, Sliced
+
+TOGETHER = 128
+"""Columns that are multiplied together, at least: with few, a matrix library spends its time on copies of the rows."""
 
 Index = tuple[EllipsisType | slice, ...]
 
@@ -67,10 +70,10 @@ class Geometry:
 
 
 class _Windows(Sliced):
-    """Images as the right side of a product. Numbers are groups × channels of a group × padded size × images, with one scale."""
+    """Images as the right side of a product. Numbers are groups × channels of a group × padded size × images."""
 
-    def __init__(self, g: Geometry, x: Tensor):
-        """x: N × C × size."""
+    def __init__(self, g: Geometry, x: Tensor, of_each: bool):
+        """x: N × C × size. of_each: whether each image has a scale of its own, or all have one."""
         self.g, self.out = g, g.positions(x.shape[2:])
         # The first axis is as long as the windows reach, in whole strides.
         self.rows = (g.dilation[0] * (g.kernel[0] - 1)) // g.stride[0] + self.out[0]
@@ -78,27 +81,33 @@ class _Windows(Sliced):
         pads = [0, 0, *(pad for pair in reversed(list(zip(g.padding, ends, strict=True))) for pad in pair)]
         padded = torch.nn.functional.pad(exact.flushed(x).movedim(0, -1), pads).contiguous()
         values = padded.view(g.groups, -1, *padded.shape[1:])
-        high, low, scale, special = exact.slices(values, tuple(range(values.dim())))
-        super().__init__(high, low, scale.reshape(1, 1, 1), special, values)
+        super().__init__(values, tuple(range(values.dim() - of_each)))
+        self._last: tuple[Tensor, Tensor] | None = None
 
     @property
     def row(self) -> int:
         """Terms of a row of a kernel, in all channels of a group."""
-        return self.high.shape[1] * math.prod(self.g.kernel[1:])
+        return self.values.shape[1] * math.prod(self.g.kernel[1:])
 
     @property
     def length(self) -> int:
         """Positions along all axes but the first, in all images."""
-        return math.prod(self.out[1:]) * self.high.shape[-1]
+        return math.prod(self.out[1:]) * self.values.shape[-1]
 
     def unfolded(self, numbers: Tensor) -> Tensor:
-        """Images unfolded along all axes but the first: groups × terms of a row × stride × (rows · positions of a row)."""
-        g, steps = self.g, numbers.stride()
-        across = [step * dilation for step, dilation in zip(steps[3:-1], g.dilation[1:], strict=True)]
-        along = [step * stride for step, stride in zip(steps[3:-1], g.stride[1:], strict=True)]
-        shape = (*numbers.shape[:2], *g.kernel[1:], g.stride[0], self.rows, *self.out[1:], numbers.shape[-1])
-        view = numbers.as_strided(shape, (*steps[:2], *across, steps[2], steps[2] * g.stride[0], *along, steps[-1]))
-        return view.reshape(g.groups, self.row, g.stride[0], -1)
+        """Images unfolded along all axes but the first: groups × terms of a row × stride × (rows · positions of a row).
+
+        The last are kept, as a product's sample and the product are of the same numbers.
+        """
+        if self._last is None or self._last[0] is not numbers:
+            self._last = None
+            g, steps = self.g, numbers.stride()
+            across = [step * dilation for step, dilation in zip(steps[3:-1], g.dilation[1:], strict=True)]
+            along = [step * stride for step, stride in zip(steps[3:-1], g.stride[1:], strict=True)]
+            shape = (*numbers.shape[:2], *g.kernel[1:], g.stride[0], self.rows, *self.out[1:], numbers.shape[-1])
+            view = numbers.as_strided(shape, (*steps[:2], *across, steps[2], steps[2] * g.stride[0], *along, steps[-1]))
+            self._last = numbers, view.reshape(g.groups, self.row, g.stride[0], -1)
+        return self._last[1]
 
     def of_row(self, unfolded: Tensor, number: int) -> Tensor:
         """What that row of a kernel meets: groups × terms of a row × (positions · images)."""
@@ -116,13 +125,13 @@ class _Windows(Sliced):
         """Where the windows of some positions begin in `values`; positions are in the order of columns."""
         steps = self.values.stride()
         along = [step * stride for step, stride in zip(steps[2:-1], self.g.stride, strict=True)]
-        return self._places(numbers, (*self.out, self.high.shape[-1]), [*along, steps[-1]])
+        return self._places(numbers, (*self.out, self.values.shape[-1]), [*along, steps[-1]])
 
     def offsets_in(self, numbers: Tensor) -> Tensor:
         """Where in a window some terms lie; terms are ordered by the row of the kernel, then by channel."""
         steps, (first, *others) = self.values.stride(), self.g.kernel
         down, *across = [step * dilation for step, dilation in zip(steps[2:-1], self.g.dilation, strict=True)]
-        return self._places(numbers, (first, self.high.shape[1], *others), [down, steps[1], *across])
+        return self._places(numbers, (first, self.values.shape[1], *others), [down, steps[1], *across])
 
     def _gathered(self, group: Tensor, first: Tensor, second: Tensor) -> Tensor:
         places = (group * self.values.stride(0) + first)[:, None] + second
@@ -132,21 +141,43 @@ class _Windows(Sliced):
 class _AsColumns(_Windows):
     """A column for each window: the rows of kernels times the windows are a convolution."""
 
-    def dot(self, left: Tensor, numbers: Tensor, into: list[Tensor] | None = None) -> list[Tensor]:
+    def __init__(self, g: Geometry, x: Tensor):
+        super().__init__(g, x, of_each=True)
+
+    def dot(self, left: Tensor, numbers: Tensor, into: list[Tensor] | None = None, block: int = BLOCK) -> list[Tensor]:
         unfolded, totals = self.unfolded(numbers), list(into or [])
-        block, room = -1, 0
-        for number, start in itertools.product(range(self.g.kernel[0]), range(0, self.row, BLOCK)):
-            end = min(start + BLOCK, self.row)
+        at, room = -1, 0
+        for number, start in itertools.product(range(self.g.kernel[0]), range(0, self.row, block)):
+            end = min(start + block, self.row)
             if end - start > room:
-                block, room = block + 1, BLOCK
+                at, room = at + 1, block
             room -= end - start
             terms = slice(number * self.row + start, number * self.row + end)
             here = self.of_row(unfolded, number)[:, start:end]
-            if block < len(totals):
-                exact.times(left[..., terms], here, totals[block])
+            if at < len(totals):
+                exact.times(left[..., terms], here, totals[at])
             else:
                 totals.append(exact.times(left[..., terms], here))
         return totals
+
+    def sample(self, left: Tensor) -> Tensor:
+        """Of some terms of the rows in the middle of the kernel, for those at its ends meet the padding; of all columns of it."""
+        wanted = max(SAMPLE // 4, min(SAMPLE, left.shape[-1] // 8))
+        count = min(self.g.kernel[0], -(-wanted // self.row))
+        first, step = (self.g.kernel[0] - count) // 2, _coprime(count * self.row // wanted, math.prod(self.g.kernel[1:]))
+        unfolded = self.unfolded(self.wide)
+        rows = [left[..., n * self.row : (n + 1) * self.row : step] for n in range(first, first + count)]
+        windows = [self.of_row(unfolded, n)[:, ::step] for n in range(first, first + count)]
+        return exact.times(torch.cat(rows, -1), torch.cat(windows, -2).abs_())
+
+    def is_zero(self) -> Tensor:
+        """Of whole images only."""
+        return (self.bounds == 0).flatten().repeat(math.prod(self.out))
+
+    def scaled(self, total: Tensor, rows: Tensor) -> Tensor:
+        images = self.values.shape[-1]
+        total.view(*total.shape[:-1], -1, images).mul_(rows[..., None] * self.scale.reshape(images))
+        return total
 
     def terms(self, batch: tuple[Tensor, ...], columns: Tensor, shape: Sequence[int]) -> Tensor:
         every = torch.arange(self.g.kernel[0] * self.row, device=columns.device)
@@ -156,20 +187,44 @@ class _AsColumns(_Windows):
 class _AsRows(_Windows):
     """A row for each window: a gradient's rows times the windows are the gradient for the kernels."""
 
-    def dot(self, left: Tensor, numbers: Tensor, into: list[Tensor] | None = None) -> list[Tensor]:
-        unfolded, starts = self.unfolded(numbers), range(0, left.shape[-1], BLOCK)
+    def __init__(self, g: Geometry, x: Tensor):
+        super().__init__(g, x, of_each=False)
+
+    def dot(self, left: Tensor, numbers: Tensor, into: list[Tensor] | None = None, block: int = BLOCK) -> list[Tensor]:
+        unfolded, starts = self.unfolded(numbers), range(0, left.shape[-1], block)
         shape = (*left.shape[:-1], self.g.kernel[0] * self.row)
         totals = into or [left.new_zeros(shape) for _ in starts]
-        for number in range(self.g.kernel[0]):
-            rows, columns = self.of_row(unfolded, number).transpose(1, 2), slice(number * self.row, (number + 1) * self.row)
+        together = max(1, TOGETHER // self.row)
+        for first in range(0, self.g.kernel[0], together):
+            numbers_of = range(first, min(first + together, self.g.kernel[0]))
+            parts = [self.of_row(unfolded, number) for number in numbers_of]
+            rows = (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).transpose(1, 2)
+            columns = slice(first * self.row, first * self.row + rows.shape[-1])
             for start, total in zip(starts, totals, strict=True):
-                here = slice(start, start + BLOCK)
+                here = slice(start, start + block)
                 exact.times(left[..., here], rows[:, here], total[..., columns])
         return totals
+
+    def sample(self, left: Tensor) -> Tensor:
+        """Of some windows, of all images."""
+        step, unfolded = _coprime(left.shape[-1] // QUICK_BLOCK + 1, self.values.shape[-1]), self.unfolded(self.wide)
+        rows = [self.of_row(unfolded, number)[..., ::step] for number in range(self.g.kernel[0])]
+        return exact.times(left[..., ::step], torch.cat(rows, 1).abs_().transpose(1, 2))
+
+    def is_zero(self) -> Tensor:
+        """Of whole channels only: groups × 1 × terms of a window."""
+        channels = ~self.values.flatten(2).any(-1)
+        row = channels[:, :, None].expand(-1, -1, math.prod(self.g.kernel[1:])).flatten(1)
+        return row.repeat(1, self.g.kernel[0])[:, None]
 
     def terms(self, batch: tuple[Tensor, ...], columns: Tensor, shape: Sequence[int]) -> Tensor:
         every = torch.arange(self.out[0] * self.length, device=columns.device)
         return self._gathered(batch[0], self.offsets_in(columns), self.positions_in(every))
+
+
+def _coprime(step: int, period: int) -> int:
+    """The least step of at least this one, and at least 1, that meets every place of the period."""
+    return next(each for each in itertools.count(max(1, step)) if math.gcd(each, period) == 1)
 
 
 def _kernels(g: Geometry, weight: Tensor) -> Tensor:

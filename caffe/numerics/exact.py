@@ -1,14 +1,19 @@
 """Sums and products of float32 numbers whose bits depend on the numbers alone: not on order, threads, vector width or device.
 
-A float32 number is scaled by a power of two taken from the largest magnitude of its row (or column) and split into two integers
-of 20 bits, held in float64. Each partial sum of up to 4096 products of such integers is an integer below 2^53, which float64
-holds exactly, so that any order of summing gives the same. high · high and the two cross products are added and rounded once;
-blocks of 4096 are added in their order.
+A float32 number is scaled by a power of two taken from the largest magnitude of its row (or column) and split into integers,
+held in float64, whose products' partial sums are integers of at most 2^53. float64 holds those exactly, so that any order of
+summing gives the same; they are combined in a fixed order and rounded once to float32. There are two ways, here for rows bounded
+by A and columns bounded by B, both powers of two, and K terms:
 
-Error of an entry of a product over K terms, for rows bounded by A and columns by B (powers of two): below
-1.25 · K · 2^-40 · A · B, and so below float32's own bound, K · 2^-24 · Σ|a·b|, unless the entry is below 2^-15 · A · B. Where
-many are, as in gradients for weights, a third slice lowers both by 2^-20. The few that are still below are computed once more
-from the exact float64 products of their terms, added in a fixed order.
+- quick: two products, in blocks of 1024 terms. Rows are two slices of 15 bits, columns one of 28. An entry's error is below
+  (2^-31 + R · 2^-29) · K · A · B, where R · A is the mean of the row's magnitudes, and so below half of float32's own bound,
+  K · 2^-24 · Σ|a·b|, if Σ|a·b| is at least (2^-6 + R · 2^-4) · A · B. Whether it is, some of its terms tell, without their signs.
+- thorough: three products, in blocks of 4096 terms. Rows and columns are two slices of 20 bits. The error is below
+  1.25 · K · 2^-40 · A · B, and so below half of float32's bound unless the entry is below 2^-14 · A · B. Where many are, a third
+  slice lowers both by 2^-20.
+
+A product is thorough if there are many entries of which the first does not tell. The few entries of either way that may have a
+larger error are computed once more, from the exact float64 products of their terms, added in a fixed order.
 
 Infinite and NaN operands give what IEEE 754 says, with one NaN. Numbers below 2^-125 become 0 (see `settled`).
 """
@@ -16,17 +21,22 @@ Infinite and NaN operands give what IEEE 754 says, with one NaN. Numbers below 2
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 BITS = 20
-"""Bits of a slice."""
+"""Bits of a slice in a thorough product."""
 BLOCK = 4096
-"""Terms of a partial sum: 2 · BITS + log2(BLOCK) is 52."""
-SMALL = 2.0 ** (2 * BITS - 15)
-"""Below this multiple of the scales, an entry is computed once more."""
+"""Terms of a thorough product's partial sum: 2 · BITS + log2(BLOCK) is 52."""
+SMALL = 2.0 ** (2 * BITS - 14)
+"""Below this multiple of the scales, an entry of a thorough product is computed once more."""
+NARROW, WIDE = 15, 28
+"""Bits of a row's slices and of a column's one in a quick product."""
+QUICK_BLOCK = 1024
+"""Terms of a quick product's partial sum: NARROW + WIDE + log2(QUICK_BLOCK) is 53."""
+SAMPLE = 256
+"""Terms, at most, that tell whether an entry's error is below half of float32's bound; QUICK_BLOCK at most."""
 FLUSHED = 2.0**-125
 """Numbers below are 0. Twice the smallest normal number: processors differ in whether a result that rounds to that is flushed."""
 SUBNORMAL = 2.0**-126 - 2.0**-149
@@ -36,7 +46,9 @@ LEAST = -320
 PIECE = 1 << 20
 """Numbers of an operand or a result that are computed together, so that their float64 copies stay in a processor's cache."""
 MANY = 64
-"""If more than one entry of so many is below, a third slice takes less time than the terms of each."""
+"""If more than one entry of so many has a larger error, more slices take less time than the terms of each."""
+FEW = 4
+"""If at most one row of so many has entries that a sample does not tell about, all terms of these rows are looked at."""
 TERMS = 1 << 22
 """Terms of small entries in memory at once."""
 
@@ -66,51 +78,80 @@ def exponents(magnitudes: Tensor) -> Tensor:
     return ((magnitudes.double().view(torch.int64) >> 52) - 1022).clamp_min_(LEAST)
 
 
-@dataclass
 class Sliced:
-    """Numbers as scale · (high + low / 2^BITS), with integers of BITS bits in float64: a matrix, … × rows × columns.
+    """Numbers with a scale of each row or column, and their slices as they are asked for: a matrix, … × rows × columns.
 
-    high     the larger parts
-    low      None if all are 0, as for bytes
-    scale    powers of two, broadcast to the matrix
-    special  whether there are infinite or NaN values, which are 0 in the slices
     values   the numbers, float32
+    special  whether there are infinite or NaN values, which are 0 in the slices
+    scale    powers of two that bound the magnitudes, broadcast to the numbers
 
-    As a product's right side it may be more than its numbers: the windows of an image (`caffe.numerics.convolution`). `dot` and
-    `terms` are all that a product asks of it.
+    As a product's right side it may be more than its numbers: the windows of an image (`caffe.numerics.convolution`). `dot`,
+    `sample`, `terms` and `scaled` are all that a product asks of it.
     """
 
-    high: Tensor
-    low: Tensor | None
-    scale: Tensor
-    special: bool
-    values: Tensor
+    def __init__(self, values: Tensor, axes: int | tuple[int, ...]):
+        """Numbers that differ in `axes` only have one scale; values are flushed."""
+        self.values = self.finite = values
+        self.bounds = values.abs().amax(axes, keepdim=True)
+        self.special = not bool(self.bounds.isfinite().all())
+        if self.special:
+            self.finite = values.nan_to_num(0.0, 0.0, 0.0)
+            self.bounds = self.finite.abs().amax(axes, keepdim=True)
+        self.exponents = exponents(self.bounds)
+
+    @functools.cached_property
+    def scale(self) -> Tensor:
+        return power_of_two(self.exponents)
+
+    def cut(self, bits: int, *more: int) -> tuple[Tensor, ...]:
+        """The numbers over `scale` as integers of so many bits, and what they leave, times 2^bits, as further ones."""
+        rest = self.finite.double() * power_of_two(bits - self.exponents)
+        parts = []
+        for following in more:
+            parts.append(rest.round())
+            rest.sub_(parts[-1]).mul_(2.0**following)
+        return *parts, rest.round_()
+
+    @functools.cached_property
+    def wide(self) -> Tensor:
+        """The slice of a quick product's right side."""
+        return self.cut(WIDE)[0]
+
+    @functools.cached_property
+    def narrow(self) -> Tensor:
+        """The slices of a quick product's left side: the rows of the second are below those of the first."""
+        return torch.cat(self.cut(NARROW, NARROW), -2)
+
+    @functools.cached_property
+    def fine(self) -> tuple[Tensor, Tensor | None]:
+        """The slices of a thorough product; None if all numbers of the second are 0, as for bytes."""
+        high, low = self.cut(BITS, BITS)
+        return high, low if bool(low.any()) else None
 
     @functools.cached_property
     def both(self) -> Tensor:
-        """The rows of `high`, and below them those of `low`, for a product's left side."""
-        return torch.cat([self.high, torch.zeros_like(self.high) if self.low is None else self.low], -2)
+        """The rows of the slices of a thorough product's left side, one below the other."""
+        high, low = self.fine
+        return torch.cat([high, torch.zeros_like(high) if low is None else low], -2)
 
     def third(self) -> Tensor:
-        """What high + low / 2^BITS leaves, times 2^(2 · BITS), as integers."""
-        values = self.values
-        if self.special:
-            values = values.nan_to_num(0.0, 0.0, 0.0)
-        rest = values.double() / self.scale  # by a tensor, and so exact
-        rest.sub_(self.high)
-        if self.low is not None:
-            rest.sub_(self.low * 2.0**-BITS)
-        return rest.mul_(2.0 ** (2 * BITS)).round_()
+        """What a thorough product's slices leave, times 2^(2 · BITS), as integers."""
+        return self.cut(BITS, BITS, BITS)[2]
 
-    def dot(self, left: Tensor, numbers: Tensor, into: list[Tensor] | None = None) -> list[Tensor]:
-        """left @ numbers: a product for each block of at most BLOCK terms, added to those of `into`, if given.
+    def dot(self, left: Tensor, numbers: Tensor, into: list[Tensor] | None = None, block: int = BLOCK) -> list[Tensor]:
+        """left @ numbers: a product for each block of so many terms at most, added to those of `into`, if given.
 
-        numbers  of the shape of `high`
+        numbers  of the shape of `values`
         """
-        starts = range(0, numbers.shape[-2], BLOCK)
-        spans = [slice(start, start + BLOCK) for start in starts]
+        starts = range(0, numbers.shape[-2], block)
+        spans = [slice(start, start + block) for start in starts]
         totals: Sequence[Tensor | None] = into or [None] * len(spans)
         return [times(left[..., here], numbers[..., here, :], total) for here, total in zip(spans, totals, strict=True)]
+
+    def sample(self, left: Tensor) -> Tensor:
+        """left @ the magnitudes of `wide`, of a few of their terms."""
+        some = slice(None, None, -(-left.shape[-1] // SAMPLE))
+        return times(left[..., some], self.wide[..., some, :].abs())
 
     def terms(self, batch: tuple[Tensor, ...], columns: Tensor, shape: Sequence[int]) -> Tensor:
         """The numbers of some columns, columns × terms.
@@ -119,24 +160,20 @@ class Sliced:
         """
         return self.values.expand(*shape, *self.values.shape[-2:]).transpose(-1, -2)[*batch, columns]
 
+    def scaled(self, total: Tensor, rows: Tensor) -> Tensor:
+        """A product, in place, times the scales of its rows and of these columns, which are powers of two within 2^±400."""
+        if self.scale.numel() == 1:
+            return total.mul_(rows * self.scale.reshape(()))
+        return total.mul_(rows).mul_(self.scale)
 
-def slices(values: Tensor, axes: int | tuple[int, ...]) -> tuple[Tensor, Tensor | None, Tensor, bool]:
-    """(high, low, scale, special) of flushed numbers, with one scale for all that differ in `axes` only; as in Sliced."""
-    bounds = values.abs().amax(axes, keepdim=True)
-    if special := not bool(bounds.isfinite().all()):
-        values = values.nan_to_num(0.0, 0.0, 0.0)
-        bounds = values.abs().amax(axes, keepdim=True)
-    e = exponents(bounds)
-    scaled = values.double() * power_of_two(BITS - e)
-    high = scaled.round()
-    low = scaled.sub_(high).mul_(2.0**BITS).round_()
-    return high, low if bool(low.any()) else None, power_of_two(e - BITS), special
+    def is_zero(self) -> Tensor:
+        """Which columns have no number but 0, broadcast to a product's entries."""
+        return self.bounds == 0
 
 
 def sliced(values: Tensor, axis: int) -> Sliced:
-    """Slice a matrix with one scale for each row (axis -1, the terms of a product's left side) or column (axis -2)."""
-    values = flushed(values)
-    return Sliced(*slices(values, axis), values)
+    """A matrix with one scale for each row (axis -1, the terms of a product's left side) or column (axis -2)."""
+    return Sliced(flushed(values), axis)
 
 
 def times(a: Tensor, b: Tensor, total: Tensor | None = None) -> Tensor:
@@ -164,31 +201,75 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def sum_of_products(a: Sliced, b: Sliced) -> Tensor:
     """The product of sliced matrices, float64; the scale of `a` has one column and that of `b` one row."""
-    count = a.high.shape[-2]
-    products = b.dot(a.both, b.high)
-    highs, crosses = [each[..., :count, :] for each in products], [each[..., count:, :] for each in products]
-    if b.low is not None:
-        b.dot(a.high, b.low, crosses)
-    # Times a power of two, and so rounded once, fused or not.
-    total = _added([high.add_(cross, alpha=2.0**-BITS) for high, cross in zip(highs, crosses, strict=True)])
-    small = total.abs() < SMALL
-    places = small.nonzero()
-    if MANY * len(places) > total.numel():
-        small &= _added(b.dot((a.values != 0).float(), (b.values != 0).float())) > 0  # counts, exact in float32
-        if MANY * int(small.sum()) > total.numel():
-            total = torch.where(small, total + _third(a, b), total)
-            small &= total.abs() < SMALL * 2.0**-BITS
-        places = small.nonzero()
-    if b.scale.numel() == 1:
-        total.mul_(a.scale * b.scale.reshape(()))  # both are powers of two, within 2^±300
+    unsure = _unsure(a, b)
+    if unsure is not None and _many(unsure) and _many(unsure := unsure & (overlap := _overlap(a.values, b))):
+        total, unsure = _thorough(a, b, overlap)
+        b.scaled(total, a.scale * 2.0 ** (-2 * BITS))
     else:
-        total.mul_(a.scale).mul_(b.scale)
-    if len(places):
-        _recompute(total, places, a, b)
+        total = b.scaled(_quick(a, b), a.scale * 2.0 ** -(NARROW + WIDE))
+    if unsure is not None:
+        _recompute(total, unsure.nonzero(), a, b)
     if a.special or b.special:
         plain = _added(b.dot(a.values.double(), b.values.double()))
         total = torch.where(plain.isfinite(), total, plain)
     return total
+
+
+def _unsure(a: Sliced, b: Sliced) -> Tensor | None:
+    """Which entries of a quick product may have a larger error than half of float32's bound; None if none has."""
+    magnitudes = a.narrow[..., : a.values.shape[-2], :].abs()
+    mean = (magnitudes.sum(-1, keepdim=True) / magnitudes.shape[-1] + 0.5) * 2.0**-NARROW  # integers, exact in any order
+    enough = 2.0 ** (25 + NARROW + WIDE) * (2.0 ** (-2 * NARROW - 1) + mean * 2.0 ** (-WIDE - 1))
+    # Slices may have been rounded up, by half a unit: so much less the rows count, and so much more the columns must give.
+    magnitudes.sub_(1).clamp_min_(0)
+    enough += magnitudes.shape[-1] * 2.0 ** (NARROW - 1)
+    told = b.sample(magnitudes)
+    if not told.numel() or bool((told.amin(-1, keepdim=True) >= enough).all()):
+        return None
+    unsure = (told < enough) & ~((a.bounds == 0) | b.is_zero())
+    rows = unsure.any(-1).view(-1, unsure.shape[-2]).any(0).nonzero()[:, 0]
+    if FEW * len(rows) <= unsure.shape[-2]:  # such as those of a gradient that is 0 in most places
+        some = unsure[..., rows, :]
+        some &= _added(b.dot(magnitudes[..., rows, :], b.wide.abs(), block=QUICK_BLOCK)) < enough[..., rows, :]
+        some &= _overlap(a.values[..., rows, :], b)
+        unsure[..., rows, :] = some
+    return unsure
+
+
+def _overlap(rows: Tensor, b: Sliced) -> Tensor:
+    """Which entries of a product have a term that is not 0, by counts, which float32 holds exactly."""
+    return _added(b.dot((rows != 0).float(), (b.values != 0).float())) > 0
+
+
+def _quick(a: Sliced, b: Sliced) -> Tensor:
+    """The product of two slices with one, before it is scaled."""
+    count = a.values.shape[-2]
+    products = b.dot(a.narrow, b.wide, block=QUICK_BLOCK)
+    return _added([each[..., :count, :].add_(each[..., count:, :], alpha=2.0**-NARROW) for each in products])
+
+
+def _thorough(a: Sliced, b: Sliced, overlap: Tensor) -> tuple[Tensor, Tensor]:
+    """The product of two slices with two, or of three, before it is scaled; and which entries are to be computed once more.
+
+    overlap  which have a term that is not 0
+    """
+    count = a.values.shape[-2]
+    high, low = b.fine
+    products = b.dot(a.both, high)
+    highs, crosses = [each[..., :count, :] for each in products], [each[..., count:, :] for each in products]
+    if low is not None:
+        b.dot(a.fine[0], low, crosses)
+    # Times a power of two, and so rounded once, fused or not.
+    total = _added([high.add_(cross, alpha=2.0**-BITS) for high, cross in zip(highs, crosses, strict=True)])
+    small = (total.abs() < SMALL) & overlap
+    if _many(small):
+        total = torch.where(small, total + _third(a, b), total)
+        small &= total.abs() < SMALL * 2.0**-BITS
+    return total, small
+
+
+def _many(entries: Tensor) -> bool:
+    return MANY * int(entries.sum()) > entries.numel()
 
 
 def _added(blocks: list[Tensor]) -> Tensor:
@@ -202,9 +283,10 @@ def _added(blocks: list[Tensor]) -> Tensor:
 def _third(a: Sliced, b: Sliced) -> Tensor:
     """What a third slice of each operand adds to their product, before it is scaled."""
     # Blocks of one pair each: the sum of three may need 54 bits.
-    pairs = [(a.high, b.third()), (a.third(), b.high)]
-    if b.low is not None:
-        pairs.append((a.both[..., a.high.shape[-2] :, :], b.low))
+    (a_high, a_low), (b_high, b_low) = a.fine, b.fine
+    pairs = [(a_high, b.third()), (a.third(), b_high)]
+    if a_low is not None and b_low is not None:
+        pairs.append((a_low, b_low))
     sums = zip(*(b.dot(left, numbers) for left, numbers in pairs), strict=True)
     return _added([functools.reduce(Tensor.add_, each) for each in sums]).mul_(2.0 ** (-2 * BITS))
 

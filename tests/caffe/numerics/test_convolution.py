@@ -31,17 +31,16 @@ def unfolded(g: Geometry, x: torch.Tensor) -> torch.Tensor:
 
 @each
 @pytest.mark.parametrize("block", [4096, 5])
-def test_products_are_those_of_unfolded_images(g, block, monkeypatch):
-    monkeypatch.setattr(convolution, "BLOCK", block)
+def test_products_are_those_of_unfolded_images(g, block):
     x, draw = images(), torch.Generator().manual_seed(2)
     expected = unfolded(g, x).double()
     for windows, matrix in ((convolution._AsColumns(g, x), expected), (convolution._AsRows(g, x), expected.transpose(1, 2))):
         left = torch.randn(g.groups, 3, matrix.shape[1], dtype=torch.float64, generator=draw)
         numbers = windows.values.double()
-        blocks = windows.dot(left, numbers)
+        blocks = windows.dot(left, numbers, block=block)
         assert (len(blocks) > 1) == (matrix.shape[1] > block)
         torch.testing.assert_close(sum(blocks), left @ matrix)
-        again = windows.dot(left, numbers, [each.clone() for each in blocks])
+        again = windows.dot(left, numbers, [each.clone() for each in blocks], block)
         torch.testing.assert_close(sum(again), 2 * (left @ matrix))
 
 
@@ -70,6 +69,33 @@ def test_small_entries_have_the_precision_of_float32(g):
     terms = of_weights(gradient.double().abs(), x.double().abs(), weight.shape, settings)
     error = (convolution.weight_gradient(g, gradient, x, weight.shape).double() - expected).abs()
     assert bool((error <= 2.0**-23 * terms).all())
+
+
+@each
+def test_images_that_are_mostly_zero_have_the_precision_of_float32(g):
+    """With an image, a channel and a kernel that are 0, and a gradient that is 0 in most places."""
+    draw = torch.Generator().manual_seed(6)
+    x = images() * (torch.rand(2, 6, 11, 9, generator=draw) < 0.2)
+    weight = torch.randn(6, 6 // g.groups, *g.kernel, generator=draw)
+    x[:, 2], x[1], weight[4] = 0, 0, 0
+    settings = (None, g.stride, g.padding, g.dilation, g.groups)
+    y = torch.nn.functional.conv2d(x.double(), weight.double(), *settings)
+    terms = torch.nn.functional.conv2d(x.double().abs(), weight.double().abs(), *settings)
+    assert bool(((convolution.forward(g, x, weight).double() - y).abs() <= 2.0**-22 * terms).all())
+    gradient = torch.randn(y.shape, generator=draw) * (torch.rand(y.shape, generator=draw) < 0.05)
+    expected = of_weights(gradient.double(), x.double(), weight.shape, settings)
+    terms = of_weights(gradient.double().abs(), x.double().abs(), weight.shape, settings)
+    error = (convolution.weight_gradient(g, gradient, x, weight.shape).double() - expected).abs()
+    assert bool((error <= 2.0**-22 * terms).all())
+
+
+def test_a_dark_image_beside_a_bright_one_is_as_precise(monkeypatch):
+    """Each image has a scale of its own, so that neither needs the thorough way."""
+    monkeypatch.setattr(exact, "_thorough", None)
+    g = Geometry((3, 3), (1, 1), (0, 0), (1, 1), 1)
+    x, weight = images() * torch.tensor([1.0, 1e-9])[:, None, None, None], torch.randn(4, 6, 3, 3)
+    y, terms = (torch.nn.functional.conv2d(f(x.double()), f(weight.double())) for f in (torch.clone, torch.abs))
+    assert bool(((convolution.forward(g, x, weight).double() - y).abs() <= 2.0**-22 * terms).all())
 
 
 def of_weights(gradient: torch.Tensor, x: torch.Tensor, shape: torch.Size, settings: tuple) -> torch.Tensor:
