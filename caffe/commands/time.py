@@ -93,7 +93,9 @@ def _create_net(arguments: argparse.Namespace) -> Net:
 
 def _forward(net: Net) -> float:
     if any(net.blob_loss_weights.values()):
-        return float(net.forward_loss())
+        loss = float(net.forward_loss())
+        net.settle()
+        return loss
     net._forward(0, len(net.layers) - 1)
     return 0.0
 

@@ -111,6 +111,13 @@ class Executor:
             step.places = ()  # they hold the memory of the last pass
         with torch.set_grad_enabled(edges):
             self._run(plan, edges)
+        self.settle()
+
+    def settle(self) -> None:
+        """Raise the errors that a GPU has found in the values of the passes before, such as labels out of range."""
+        for step in self.steps:
+            if step.layer.doubts:
+                step.layer.settle()
 
     @machine.in_numerics
     def train_forward(self) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from caffe.engine import fillers
 from caffe.engine.blob import Blob
+from caffe.engine.host_copy import HostCopy
 from caffe.engine.parameter import Parameter
 from caffe.engine.running import Added
 from caffe.errors import LayerError, nearest
@@ -124,6 +125,9 @@ class Layer:
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
+    doubts: Sequence[HostCopy] = ()
+    """What `settle` looks at."""
+
     def __init__(self, param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device):
         self.param = param
         self.phase = phase
@@ -217,6 +221,9 @@ class Layer:
     def then_affine(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
         """The top, multiplied by `scale` and increased by `shift` along the second axis, both (C,), as one operation."""
         raise NotImplementedError
+
+    def settle(self) -> None:
+        """Raise LayerError for what a GPU has found in values of the last passes, `doubts`, and forget them."""
 
     def batch_dependence(self) -> str:
         """Why gradients depend on which records form a batch, or on chance, as a phrase; "" if they do not.

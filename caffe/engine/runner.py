@@ -75,13 +75,21 @@ class Runner:
         return functools.reduce(operator.add, terms) if terms else torch.zeros(())
 
     def backward_params(self) -> None:
-        """One full backward pass for the parameters; other blobs' diffs are kept only if some `diff` was read before."""
+        """One full backward pass for the parameters; other blobs' diffs are kept only if some `diff` was read before.
+
+        Raises what the forward pass has found out on a GPU, where nobody has waited for it.
+        """
         if self._shows_training:
             self.backward(self._last, 0)
         else:
             self._executor.train_backward()
             for side in self._passing:
                 side.forgotten = True
+        self.settle()
+
+    def settle(self) -> None:
+        """Raise the errors that a GPU has found in the values of the passes before, such as labels out of range."""
+        self._executor.settle()
 
     def loss_of(self, first: int, last: int) -> float:
         """The weighted sum of the losses that layers `first` to `last` have computed."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe import events
+from caffe.engine.host_copy import HostCopy
 from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.formats.stored import read_array
 from caffe.layer_types.utility import out_of_range
@@ -78,6 +79,7 @@ class _OfLabels(Layer):
     """Base of layers that compare the scores along a class axis with one label for each of the other positions."""
 
     along: int
+    classes: int
     ignored: int | None = None
 
     bottoms = (2, 2)
@@ -102,8 +104,11 @@ class _OfLabels(Layer):
         if self.ignored is not None:
             counted = target != self.ignored
             target = target * counted
-        if target.is_cuda:  # where an index out of range would end the process
-            self._check_range(target, classes)
+        if target.is_cuda and not torch.compiler.is_exporting():
+            # There an index out of range would end the process, and a look at it would wait for the GPU.
+            self.doubts = [*self.doubts, HostCopy(torch.stack(target.aminmax()))]
+            target = target.clamp(0, classes - 1)
+            self.classes = classes
         try:
             return self.compare(scores, target, counted)
         except RuntimeError:
@@ -117,6 +122,11 @@ class _OfLabels(Layer):
         counted  whether each target counts, i.e. is not ignored; None if all count
         """
         raise NotImplementedError
+
+    def settle(self) -> None:
+        bounds, self.doubts = [copy.wait() for copy in self.doubts], ()
+        for each in bounds:
+            self._check_range(each, self.classes)
 
     def _check_range(self, target: Tensor, classes: int) -> None:
         if (label := out_of_range(target, classes)) is not None:

@@ -11,6 +11,7 @@ import torch
 
 from caffe import events
 from caffe.engine import machine, mode
+from caffe.engine.host_copy import HostCopy
 from caffe.engine.net import Net
 from caffe.engine.side import show_held_views
 from caffe.errors import FileError, SolverError
@@ -157,9 +158,10 @@ class Solver:
                 on_start()
             losses = []
             for _ in range(p.iter_size):
-                losses.append(self.net.forward_loss())
+                losses.append(HostCopy(self.net.forward_loss()))
                 self.net.backward_params()
-            loss = losses[0] if p.iter_size == 1 else machine.in_numerics(torch.mean)(torch.stack(losses))
+            values = [loss.wait() for loss in losses]
+            loss = values[0] if p.iter_size == 1 else machine.in_numerics(torch.mean)(torch.stack(values))
             self._check_loss(self._losses.append(loss))
             display = p.display != 0 and self.iter % p.display == 0
             if display:

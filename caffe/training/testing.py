@@ -17,16 +17,16 @@ def mean_outputs(net: Net, batches: int, with_loss: bool) -> dict[str, torch.Ten
     with_loss  also log the mean of the weighted loss
     """
     totals: dict[str, torch.Tensor] = {}
-    loss = 0.0
+    losses: list[torch.Tensor] = []
     for _ in range(batches):
-        batch_loss = net.forward_loss()
-        loss += float(batch_loss) if with_loss else 0.0
+        losses.append(net.forward_loss().clone())
         for name in net.outputs:
             value = net.blobs[name].tensor
             totals[name] = totals[name] + value if name in totals else value.clone()
+    net.settle()
     means = {name: total / batches for name, total in totals.items()}
     if with_loss and batches:
-        events.test_loss(loss / batches)
+        events.test_loss(sum(torch.stack(losses).tolist()) / batches)
     log_outputs(events.test_output, net, means)
     return means
 

@@ -38,8 +38,13 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 GROUPING = ("stack", "cat", "_foreach", "batch_norm", "convolution", "mm", "scatter", "gather", "index_add")
 """Operations that take not even a single number from the host."""
 
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim", "bincount"}
+"""Operations whose result the host has to wait for."""
+
 copied: Counter[str] = Counter()
 """Number of copies, "to host" and "to device"."""
+waited: Counter[str] = Counter()
+"""Number of operations for which the host would wait until the GPU has done all that it was given."""
 _tags: dict[int, tuple[StorageWeakRef, torch.device]] = {}
 _local = threading.local()
 _device_of = torch.Tensor.device.__get__  # type: ignore[attr-defined]
@@ -89,6 +94,8 @@ class _Operations(TorchDispatchMode):
         on_gpu = {device_of(tensor) for tensor in given} - {CPU}
         if on_gpu and name not in COPIES:
             self._check(str(func), name, given, on_gpu)
+        if on_gpu and name in WAITING:
+            waited[name] += 1
         storages = {tensor.untyped_storage()._cdata for tensor in given}
         result = func(*args, **kwargs)
         if name.startswith("_foreach_") and name.endswith("_"):
@@ -97,6 +104,8 @@ class _Operations(TorchDispatchMode):
             device = device_of(given[0])
             if name == "copy_" and device != device_of(given[1]):
                 copied["to host" if device == CPU else "to device"] += 1
+                waits = device == CPU and not (kwargs.get("non_blocking") or args[2:3] == (True,))
+                waited["copy to host"] += waits
         elif on_gpu:
             device = next(iter(on_gpu))
         else:
@@ -148,6 +157,7 @@ class _Functions(TorchFunctionMode):
             if func is torch.Tensor.to:
                 return self._to(*args, **kwargs)
             # Operations that autograd or a dispatch mode calls have PyTorch's own idea of where their tensors are.
+            kwargs.pop("pin_memory", None)
             device = None if isinstance(func, torch._ops.OpOverload) else _device(kwargs.get("device"))
             if device is None:
                 return func(*args, **kwargs)
@@ -176,6 +186,7 @@ class _Functions(TorchFunctionMode):
         if device_of(tensor) == device:
             return tensor
         copied["to host" if device == CPU else "to device"] += 1
+        waited["copy to host"] += device == CPU
         with _set(target=device):
             return tensor.clone()
 
@@ -221,6 +232,8 @@ def gpus(count: int = 1) -> Iterator[None]:
         "set_device": set_device,
         "current_device": lambda: current[0],
         "synchronize": lambda *_: None,
+        "current_stream": lambda device=None: None,
+        "Event": lambda **_: types.SimpleNamespace(record=lambda stream=None: None, synchronize=lambda: None),
         "get_device_name": lambda device=0: f"Pretend {device}",
         "get_device_properties": properties,
         "get_rng_state": lambda device=0: torch.zeros(16, dtype=torch.uint8),
@@ -238,6 +251,7 @@ def gpus(count: int = 1) -> Iterator[None]:
         stack.enter_context(mock.patch.object(Reproducible, "__torch_dispatch__", in_functions(Reproducible.__torch_dispatch__)))
         stack.enter_context(_modes())
         copied.clear()
+        waited.clear()
         yield
 
 

@@ -258,7 +258,8 @@ def test_a_training_without_views_copies_no_parameters(folder):
         solver.step(3)
         return dict(pretend.copied)
 
-    assert run_on_gpu(without_views) == {"to device": 3}  # the images of each iteration
+    # The images of each iteration; its loss and the bounds of its labels.
+    assert run_on_gpu(without_views) == {"to device": 3, "to host": 6}
 
 
 def test_the_copy_of_a_view_that_nobody_holds_is_given_up(folder):
