@@ -218,7 +218,8 @@ def sum_of_products(a: Sliced, b: Sliced) -> Tensor:
 def _unsure(a: Sliced, b: Sliced) -> Tensor | None:
     """Which entries of a quick product may have a larger error than half of float32's bound; None if none has."""
     magnitudes = a.narrow[..., : a.values.shape[-2], :].abs()
-    mean = (magnitudes.sum(-1, keepdim=True) / magnitudes.shape[-1] + 0.5) * 2.0**-NARROW  # integers, exact in any order
+    # The sum is of integers, and exact in any order; CUDA would divide by multiplying with a reciprocal of its own.
+    mean = (magnitudes.sum(-1, keepdim=True) * (1 / magnitudes.shape[-1]) + 0.5) * 2.0**-NARROW
     enough = 2.0 ** (25 + NARROW + WIDE) * (2.0 ** (-2 * NARROW - 1) + mean * 2.0 ** (-WIDE - 1))
     # Slices may have been rounded up, by half a unit: so much less the rows count, and so much more the columns must give.
     magnitudes.sub_(1).clamp_min_(0)
