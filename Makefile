@@ -68,8 +68,10 @@ rebuild-check: env  ## build the example three times: with all cores, with one, 
 	$(BIN)/python -m pipeline.report.verify config/example.manifest.json .rebuild/first/results/manifest.json --kinds $(SAME)
 	rm -rf .rebuild
 
-example-manifest: demo  ## record the example's results and accuracies in config/, after a demo
+example-manifest: demo  ## record the example's results and accuracies in config/ and its metrics in docs/, after a demo
 	$(BIN)/python -m pipeline.report.manifest results config/example.manifest.json --config $(call FIXED,.) --kinds $(SAME)
+	for each in base scratch finetuned; do for kind in metrics.csv train.log; do \
+	  cp results/experiments/$$each/train/$$kind docs/logs/digits_$$each.$${kind#*.}; done; done
 
 gpu-check: env  ## check and measure this machine's GPU, in at most 8 minutes
 	$(BIN)/python benchmarks/gpu_check.py
