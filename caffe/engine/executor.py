@@ -115,9 +115,13 @@ class Executor:
 
     def settle(self) -> None:
         """Raise the errors that a GPU has found in the values of the passes before, such as labels out of range."""
-        for step in self.steps:
-            if step.layer.doubts:
-                step.layer.settle()
+        doubting = [step.layer for step in self.steps if step.layer.doubts]
+        try:
+            for layer in doubting:
+                layer.settle()
+        finally:
+            for layer in doubting:
+                layer.doubts = ()
 
     @machine.in_numerics
     def train_forward(self) -> None:

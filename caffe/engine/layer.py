@@ -13,12 +13,12 @@ import torch
 
 from caffe.engine import fillers
 from caffe.engine.blob import Blob
-from caffe.engine.host_copy import HostCopy
 from caffe.engine.parameter import Parameter
 from caffe.engine.running import Added
 from caffe.errors import LayerError, nearest
 from caffe.formats.weight_files import Stored
 from caffe.proto import caffe_pb2
+from caffe.transfers import LateCopy
 
 _TYPES: dict[str, type[Layer]] = {}
 _FIELDS = {name.removesuffix("_param").replace("_", ""): name for name in caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name}
@@ -125,7 +125,7 @@ class Layer:
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
-    doubts: Sequence[HostCopy] = ()
+    doubts: Sequence[LateCopy] = ()
     """What `settle` looks at."""
 
     def __init__(self, param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device):

@@ -10,6 +10,7 @@ from caffe.engine import mode
 from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, register
 from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
+from caffe.transfers import upload
 
 
 @register("InnerProduct")
@@ -145,5 +146,5 @@ class Dropout(Layer):
             return x if p.scale_train else x * keep
         if keep == 0:  # Caffe multiplies 0 by an infinite scale
             return x * 0.0
-        kept = torch.from_numpy(mode.generator.chosen(keep, tuple(x.shape))).to(x.device)
+        kept = upload(torch.from_numpy(mode.generator.chosen(keep, tuple(x.shape))), x.device)
         return x * (kept * (1 / keep)) if p.scale_train else x * kept

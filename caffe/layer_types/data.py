@@ -22,6 +22,7 @@ from caffe.formats.lmdb_file import LMDBFile
 from caffe.layer_types.order import pooled, positions
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
+from caffe.transfers import upload
 from caffe.transforms.transform import Transformer
 
 Batch = tuple[np.ndarray | Tensor, ...]
@@ -207,7 +208,7 @@ class Prefetching(Records):
             self._thread = None
             raise item
         batch, self._position, self._generator = item
-        return tuple(torch.as_tensor(top).to(self.device) for top in batch[: len(self.param.top)])
+        return tuple(upload(torch.as_tensor(top), self.device) for top in batch[: len(self.param.top)])
 
 
 @register("Data")

@@ -21,6 +21,7 @@ from caffe.layer_types.data import Batch, Prefetching, Records, Source
 from caffe.layer_types.order import positions
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
+from caffe.transfers import upload
 from caffe.transforms.random_crops import resized
 from caffe.transforms.transform import Transformer
 
@@ -339,7 +340,7 @@ class HDF5Data(Records):
         self.position += self.batch_size
         columns = zip(*itertools.islice(self.rows, self.batch_size), strict=True)
         try:
-            return tuple(torch.from_numpy(np.stack(column)).to(self.device) for column in columns)
+            return tuple(upload(torch.from_numpy(np.stack(column)), self.device) for column in columns)
         except ValueError as error:
             raise self.error(
                 f"rows of different shapes in one batch ({error})", "rows of all files must have one shape"
@@ -427,4 +428,4 @@ class MemoryData(Source):
             raise self.error("no data", do="call net.set_input_arrays(data, labels) first")
         rows = slice(self.position, self.position + self.param.memory_data_param.batch_size)
         self.position = rows.stop % len(self.data)
-        return torch.tensor(self.data[rows], device=self.device), torch.tensor(self.labels[rows], device=self.device)
+        return upload(torch.tensor(self.data[rows]), self.device), upload(torch.tensor(self.labels[rows]), self.device)

@@ -8,15 +8,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe import events
-from caffe.engine.host_copy import HostCopy
 from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.formats.stored import read_array
 from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
+from caffe.transfers import LateCopy
 
 LOSS = caffe_pb2.LossParameter
 LOG_THRESHOLD = 1e-20
 FLT_MIN = torch.finfo(torch.float32).tiny
+DOUBTS = 64
+"""Passes whose labels nobody has looked at, at most."""
 
 
 def at_least(value: Tensor, least: float) -> Tensor:
@@ -104,9 +106,11 @@ class _OfLabels(Layer):
         if self.ignored is not None:
             counted = target != self.ignored
             target = target * counted
-        if target.is_cuda and not torch.compiler.is_exporting():
+        if target.is_cuda and target.numel() and not torch.compiler.is_exporting():
             # There an index out of range would end the process, and a look at it would wait for the GPU.
-            self.doubts = [*self.doubts, HostCopy(torch.stack(target.aminmax()))]
+            if len(self.doubts) >= DOUBTS:
+                self.settle()
+            self.doubts = [*self.doubts, LateCopy(torch.stack(target.aminmax()))]
             target = target.clamp(0, classes - 1)
             self.classes = classes
         try:

@@ -229,6 +229,8 @@ def _unsure(a: Sliced, b: Sliced) -> Tensor | None:
         return None
     unsure = (told < enough) & ~((a.bounds == 0) | b.is_zero())
     rows = unsure.any(-1).view(-1, unsure.shape[-2]).any(0).nonzero()[:, 0]
+    if not len(rows):
+        return None
     if FEW * len(rows) <= unsure.shape[-2]:  # such as those of a gradient that is 0 in most places
         some = unsure[..., rows, :]
         some &= _added(b.dot(magnitudes[..., rows, :], b.wide.abs(), block=QUICK_BLOCK)) < enough[..., rows, :]

@@ -11,7 +11,6 @@ import torch
 
 from caffe import events
 from caffe.engine import machine, mode
-from caffe.engine.host_copy import HostCopy
 from caffe.engine.net import Net
 from caffe.engine.side import show_held_views
 from caffe.errors import FileError, SolverError
@@ -24,6 +23,7 @@ from caffe.training.groups import Groups, Tensors
 from caffe.training.losses import RecentLosses
 from caffe.training.metrics import Metrics
 from caffe.training.plateau import Plateau
+from caffe.transfers import LateCopy
 
 
 @runtime_checkable
@@ -130,6 +130,7 @@ class Solver:
             return
         if p.display and self.iter % p.display == 0:
             self._losses.append(self.net.forward_loss())
+            self.net.settle()
             smoothed = self._losses.mean()
             events.last_loss_displayed(self.iter, smoothed)
             self._metrics.note_training(smoothed)
@@ -158,7 +159,7 @@ class Solver:
                 on_start()
             losses = []
             for _ in range(p.iter_size):
-                losses.append(HostCopy(self.net.forward_loss()))
+                losses.append(LateCopy(self.net.forward_loss()))
                 self.net.backward_params()
             values = [loss.wait() for loss in losses]
             loss = values[0] if p.iter_size == 1 else machine.in_numerics(torch.mean)(torch.stack(values))

@@ -15,6 +15,7 @@ from caffe.errors import Error
 from caffe.formats.stored import read_mean
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
+from caffe.transfers import upload
 from caffe.transforms.augmentation import Augmentation, Changes
 from caffe.transforms.batch_augmentation import augment_batch
 from caffe.transforms.random_crops import FixedCrops, RandomResize
@@ -167,9 +168,9 @@ class Transformer:
         if self.device.type == "cpu":
             return torch.from_numpy(self.normalize(self.crop(images, windows, changes), windows))
         if self.augmentation and changes and len({image.shape for image in images}) == 1:
-            augmented = augment_batch(self.augmentation, torch.from_numpy(np.stack(images)).to(self.device), changes)
+            augmented = augment_batch(self.augmentation, upload(torch.from_numpy(np.stack(images)), self.device), changes)
             return self.normalize_on_device(self.crop_on_device(augmented, windows), windows)
-        return self.normalize_on_device(torch.from_numpy(self.crop(images, windows, changes)).to(self.device), windows)
+        return self.normalize_on_device(upload(torch.from_numpy(self.crop(images, windows, changes)), self.device), windows)
 
     def draw(self, images: list[np.ndarray]) -> Windows:
         """Draw crops, random in training and central in testing, and mirrors."""
@@ -258,8 +259,14 @@ class Transformer:
         """Row and column indices of the windows' pixels: N × 1 × height × 1 and N × 1 × 1 × width."""
         rows = windows.tops[:, None] + np.arange(height)
         columns = np.where(windows.mirrored[:, None], np.arange(width)[::-1], np.arange(width)) + windows.lefts[:, None]
-        down, across = (torch.from_numpy(indices).to(self.device) for indices in (rows, columns))
+        down, across = (upload(torch.from_numpy(indices), self.device) for indices in (rows, columns))
         return down[:, None, :, None], across[:, None, None, :]
+
+    @functools.cached_property
+    def mean_on_device(self) -> torch.Tensor:
+        """The mean image, or the mean of each channel."""
+        mean = torch.tensor(list(self.param.mean_value)) if self.mean is None else torch.from_numpy(self.mean)
+        return upload(mean, self.device)
 
     def crop_on_device(self, images: torch.Tensor, windows: Windows) -> torch.Tensor:
         """`crop` of images of one size, batch × channels × height × width, on the device."""
@@ -277,7 +284,7 @@ class Transformer:
             placed = windows._replace(tops=nowhere, lefts=nowhere) if self.mean_is_cropped else windows
             rows, columns = self.window_indices(placed, *pixels.shape[2:])
             channels = torch.arange(pixels.shape[1], device=self.device)[:, None, None]
-            batch -= torch.from_numpy(self.mean).to(self.device)[channels, rows, columns]
+            batch -= self.mean_on_device[channels, rows, columns]
         elif self.param.mean_value:
-            batch -= torch.tensor(list(self.param.mean_value), device=self.device)[:, None, None]
+            batch -= self.mean_on_device[:, None, None]
         return batch.mul_(self.param.scale) if self.param.scale != 1 else batch

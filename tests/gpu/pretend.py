@@ -84,6 +84,13 @@ def _device(value: Any) -> torch.device | None:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
+def _note_copy(target: torch.device, non_blocking: bool) -> None:
+    """Count a copy, and whether its thread waits for it; those that read ahead may."""
+    name = "to host" if target == CPU else "to device"
+    copied[name] += 1
+    waited[f"copy {name}"] += not non_blocking and threading.current_thread() is threading.main_thread()
+
+
 class _Operations(TorchDispatchMode):
     """Checks where each operation's tensors are, and places its results."""
 
@@ -103,9 +110,7 @@ class _Operations(TorchDispatchMode):
         if name in COPIES and given:
             device = device_of(given[0])
             if name == "copy_" and device != device_of(given[1]):
-                copied["to host" if device == CPU else "to device"] += 1
-                waits = device == CPU and not (kwargs.get("non_blocking") or args[2:3] == (True,))
-                waited["copy to host"] += waits
+                _note_copy(device, bool(kwargs.get("non_blocking") or args[2:3] == (True,)))
         elif on_gpu:
             device = next(iter(on_gpu))
         else:
@@ -150,6 +155,8 @@ class _Functions(TorchFunctionMode):
         if func in (torch.Tensor.numpy, torch.Tensor.__array__) and device_of(args[0]) != CPU:
             raise TypeError(f"can't convert {device_of(args[0])} device type tensor to numpy. Use Tensor.cpu() to copy it first")
         with _set(inside=(getattr(_local, "inside", 0) or 0) + 1):
+            if func is torch.Tensor.pin_memory:
+                return args[0]
             if func is torch.Tensor.cpu:
                 return self._moved(args[0], CPU)
             if func is torch.Tensor.cuda:
@@ -170,6 +177,7 @@ class _Functions(TorchFunctionMode):
 
     def _to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         target, rest = device_of(tensor), []
+        non_blocking = bool(kwargs.pop("non_blocking", False))
         for value in (*args, kwargs.pop("device", None)):
             if isinstance(value, Tensor):
                 target = device_of(value)
@@ -179,14 +187,13 @@ class _Functions(TorchFunctionMode):
             elif value is not None:
                 rest.append(value)
         here = torch.Tensor.to(tensor, *rest, **kwargs) if rest or kwargs else tensor
-        return self._moved(here, target)
+        return self._moved(here, target, non_blocking)
 
     @staticmethod
-    def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    def _moved(tensor: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
         if device_of(tensor) == device:
             return tensor
-        copied["to host" if device == CPU else "to device"] += 1
-        waited["copy to host"] += device == CPU
+        _note_copy(device, non_blocking)
         with _set(target=device):
             return tensor.clone()
 

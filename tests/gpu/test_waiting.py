@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import caffe
-from caffe.engine.host_copy import HostCopy
 from caffe.errors import LayerError
 from caffe.proto import caffe_pb2
 from caffe.training.diagnosis import DivergenceError
+from caffe.transfers import LateCopy
 from tests.gpu import pretend
 
 pytestmark = pytest.mark.own_device
@@ -94,7 +94,68 @@ def test_a_label_out_of_range_is_named_after_the_iteration_that_has_met_it(gpu):
         solver.test_all()
     with pytest.raises(LayerError, match="label 3"):
         solver.net.forward()
-    assert not any(layer.doubts for layer in solver.net.layers)
+    assert not any(layer.doubts for net in (solver.net, *solver.test_nets) for layer in net.layers)
+
+
+def test_labels_that_were_mended_raise_nothing_more(gpu):
+    """Two layers have met the label out of range; the first raises."""
+    solver = gpu([0, 1, 2, 3])
+    net = solver.test_nets[0]
+    for _ in range(2):
+        with pytest.raises(LayerError, match="label 3"):
+            net.forward()
+    for name in net.blobs:
+        if name.startswith("label"):  # and its splits
+            net.blobs[name].data[...] = 1
+    net.forward(start="conv")
+
+
+def test_the_loss_that_is_displayed_at_the_end_is_of_labels_within_range(gpu):
+    with pytest.raises(LayerError, match="label 3"):
+        gpu([0, 1, 2, 3], solver=" max_iter: 0 display: 1").solve()
+
+
+def test_passes_that_nobody_looks_at_keep_few_labels(gpu):
+    net = gpu([0, 1, 2, 1]).net
+    for _ in range(70):
+        net.forward_loss()
+    assert 0 < max(len(layer.doubts) for layer in net.layers) <= 64
+
+
+def test_a_batch_without_images_has_no_label_out_of_range(tmp_path):
+    """That a Filter has left."""
+    inputs = "".join(
+        f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ {dims} }} }} }}'
+        for name, dims in {"scores": "dim: 2 dim: 3", "label": "dim: 2", "chosen": "dim: 2"}.items()
+    )
+    (tmp_path / "net.prototxt").write_text(
+        inputs
+        + 'layer { name: "filter" type: "Filter" bottom: "scores" bottom: "label" bottom: "chosen" top: "some" top: "labels" }'
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "some" bottom: "labels" top: "loss" }'
+    )
+    with pretend.gpus():
+        caffe.set_mode_gpu()
+        net = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST)
+        assert float(net.forward()["loss"]) == 0
+        caffe.set_mode_cpu()
+
+
+def test_losses_of_an_iteration_are_kept_apart_though_somebody_holds_a_view(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "data" type: "DummyData" top: "data"'
+        'dummy_data_param { shape { dim: 9 } data_filler { type: "gaussian" } } }'
+        'layer { name: "loss" type: "Reduction" bottom: "data" top: "loss" loss_weight: 1 }'
+    )
+    (tmp_path / "solver.prototxt").write_text('net: "net.prototxt" lr_policy: "fixed" base_lr: 1 iter_size: 2 random_seed: 3')
+    losses = []
+    for looks in (False, True):
+        solver = caffe.get_solver("solver.prototxt")
+        held = solver.net.blobs["loss"].data if looks else None
+        solver.step(1)
+        losses.append(solver._losses.values())
+        assert held is None or held.shape == ()
+    assert losses[0] == losses[1]
 
 
 def test_an_ignored_label_may_be_out_of_range(gpu):
@@ -114,10 +175,12 @@ def test_a_loss_that_is_nan_is_reported_with_its_iteration_and_layer_before_weig
 
 def test_a_copy_on_the_host_is_of_the_moment():
     value = torch.tensor(3.0)
-    assert HostCopy(value).wait().data_ptr() == value.data_ptr()
+    copy = LateCopy(value)
+    value.add_(1).sub_(1)
+    assert float(copy.wait()) == 3
     with pretend.gpus():
         on_gpu = value.to("cuda:0")
-        copy = HostCopy(on_gpu)
+        copy = LateCopy(on_gpu)
         on_gpu.add_(1)
         assert not copy.wait().is_cuda
         assert float(copy.wait()) == 3
