@@ -129,8 +129,8 @@ def test_a_batch_without_images_has_no_label_out_of_range(tmp_path):
         for name, dims in {"scores": "dim: 2 dim: 3", "label": "dim: 2", "chosen": "dim: 2"}.items()
     )
     (tmp_path / "net.prototxt").write_text(
-        inputs
-        + 'layer { name: "filter" type: "Filter" bottom: "scores" bottom: "label" bottom: "chosen" top: "some" top: "labels" }'
+        inputs + 'layer { name: "filter" type: "Filter" bottom: "scores" bottom: "label" bottom: "chosen"'
+        ' top: "some" top: "labels" }'
         'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "some" bottom: "labels" top: "loss" }'
     )
     with pretend.gpus():
