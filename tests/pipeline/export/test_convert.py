@@ -138,12 +138,18 @@ def test_a_model_that_chooses_other_rows_is_not_written(write, tmp_path, monkeyp
 TRACED = {name: text for name, text in TEXTS.items() if is_traced(text)}
 
 
+traces = pytest.mark.own_device
+"""torch.export computes with tensors that are shapes alone, which no pretend device can follow; nets are converted on the CPU."""
+
+
+@traces
 @pytest.mark.parametrize("text", TRACED.values(), ids=TRACED)
 def test_a_pytorch_program_computes_what_the_net_computes(write, tmp_path, text):
     made = net(write, text)
     assert torch_program.write_program(made, tmp_path / "model.pt2", {}, 0.02, None) < 1e-5
 
 
+@traces
 def test_a_setting_that_cannot_be_traced_is_named_and_nothing_is_written(write, tmp_path):
     made = net(write, TEXTS["ROIAlign, a sample for each position"])
     with pytest.raises(InputError, match=r'layer "y": no sampling_ratio, but how many values .*; convert it to .onnx'):
@@ -159,6 +165,7 @@ def test_every_exported_layer_type_is_traced_or_has_a_reason():
     assert all(torch_program.NOT_TRACED.values())
 
 
+@traces
 def test_a_pytorch_program_needs_neither_caffe_nor_roastery_and_takes_any_batch(small, tmp_path):
     converted("out.pt2")
     np.save("images.npy", agreement.random_inputs(small, 4)["data"])
@@ -173,6 +180,7 @@ def test_a_pytorch_program_needs_neither_caffe_nor_roastery_and_takes_any_batch(
     np.testing.assert_allclose(np.load("prob.npy"), expected, rtol=1e-5, atol=1e-7)
 
 
+@traces
 def test_the_net_computes_as_before_after_an_export_to_pytorch(small):
     inputs = agreement.random_inputs(small)
     before = agreement.compute(small, inputs, ["prob"])
@@ -181,6 +189,7 @@ def test_the_net_computes_as_before_after_an_export_to_pytorch(small):
     assert small.params["conv"][0].data.shape == (4, 3, 3, 3)
 
 
+@traces
 def test_a_pytorch_program_with_another_output_is_not_written(small, tmp_path, monkeypatch):
     right = torch_program.program
 
@@ -207,6 +216,7 @@ def test_an_export_that_fails_without_a_message_names_the_error(small, tmp_path,
     assert not (tmp_path / "out.pt2").exists()
 
 
+@traces
 def test_layers_whose_names_differ_in_a_dot_keep_their_own_weights(write, tmp_path):
     more = "inner_product_param { num_output: 2 }"
     text = image(1, 3) + layer("InnerProduct", "a.b", "data", more=more) + layer("InnerProduct", "a_b", "data", more=more)
