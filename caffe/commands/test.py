@@ -34,7 +34,7 @@ def score(arguments: argparse.Namespace) -> None:
     loss = 0.0
     for batch in range(arguments.iterations):
         loss += float(net.forward_loss())
-        net.settle()
+        net.check_deferred()
         for name in net.outputs:
             values = net.blobs[name].data.reshape(-1).astype(np.float64)
             totals[name] = totals[name] + values

@@ -94,7 +94,7 @@ def _create_net(arguments: argparse.Namespace) -> Net:
 def _forward(net: Net) -> float:
     if any(net.blob_loss_weights.values()):
         loss = float(net.forward_loss())
-        net.settle()
+        net.check_deferred()
         return loss
     net._forward(0, len(net.layers) - 1)
     return 0.0

@@ -111,17 +111,17 @@ class Executor:
             step.places = ()  # they hold the memory of the last pass
         with torch.set_grad_enabled(edges):
             self._run(plan, edges)
-        self.settle()
+        self.check_deferred()
 
-    def settle(self) -> None:
+    def check_deferred(self) -> None:
         """Raise the errors that a GPU has found in the values of the passes before, such as labels out of range."""
-        doubting = [step.layer for step in self.steps if step.layer.doubts]
+        waiting = [step.layer for step in self.steps if step.layer.deferred]
         try:
-            for layer in doubting:
-                layer.settle()
+            for layer in waiting:
+                layer.check_deferred()
         finally:
-            for layer in doubting:
-                layer.doubts = ()
+            for layer in waiting:
+                layer.deferred = ()
 
     @machine.in_numerics
     def train_forward(self) -> None:

@@ -125,8 +125,8 @@ class Layer:
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
-    doubts: Sequence[LateCopy] = ()
-    """What `settle` looks at."""
+    deferred: Sequence[LateCopy] = ()
+    """Values on a GPU that `check_deferred` has still to check, such as the range of the labels."""
 
     def __init__(self, param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device):
         self.param = param
@@ -222,8 +222,8 @@ class Layer:
         """The top, multiplied by `scale` and increased by `shift` along the second axis, both (C,), as one operation."""
         raise NotImplementedError
 
-    def settle(self) -> None:
-        """Raise LayerError for what a GPU has found in values of the last passes, `doubts`, and forget them."""
+    def check_deferred(self) -> None:
+        """Check the values in `deferred`, and empty it. Raises LayerError for the first that is wrong."""
 
     def batch_dependence(self) -> str:
         """Why gradients depend on which records form a batch, or on chance, as a phrase; "" if they do not.

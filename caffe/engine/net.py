@@ -186,9 +186,9 @@ class Net(early.EarlyCalls):
         """One full backward pass for the parameters; other blobs' diffs are kept only if some `diff` was read before."""
         self._runner.backward_params()
 
-    def settle(self) -> None:
+    def check_deferred(self) -> None:
         """Raise the errors that a GPU has found in the values of `forward_loss`, if no `backward_params` follows."""
-        self._runner.settle()
+        self._runner.check_deferred()
 
     def forward_all(self, blobs: Collection[str] | None = None, **kwargs: np.ndarray) -> dict[str, np.ndarray]:
         """Forward over more inputs than a batch holds: {name: array} of outputs with one row for each input."""

@@ -85,11 +85,11 @@ class Runner:
             self._executor.train_backward()
             for side in self._passing:
                 side.forgotten = True
-        self.settle()
+        self.check_deferred()
 
-    def settle(self) -> None:
+    def check_deferred(self) -> None:
         """Raise the errors that a GPU has found in the values of the passes before, such as labels out of range."""
-        self._executor.settle()
+        self._executor.check_deferred()
 
     def loss_of(self, first: int, last: int) -> float:
         """The weighted sum of the losses that layers `first` to `last` have computed."""

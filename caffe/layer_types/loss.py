@@ -17,8 +17,8 @@ from caffe.transfers import LateCopy
 LOSS = caffe_pb2.LossParameter
 LOG_THRESHOLD = 1e-20
 FLT_MIN = torch.finfo(torch.float32).tiny
-DOUBTS = 64
-"""Passes whose labels nobody has looked at, at most."""
+MOST_DEFERRED = 64
+"""Largest number of passes whose labels are not checked yet."""
 
 
 def at_least(value: Tensor, least: float) -> Tensor:
@@ -108,9 +108,9 @@ class _OfLabels(Layer):
             target = target * counted
         if target.is_cuda and target.numel() and not torch.compiler.is_exporting():
             # There an index out of range would end the process, and a look at it would wait for the GPU.
-            if len(self.doubts) >= DOUBTS:
-                self.settle()
-            self.doubts = [*self.doubts, LateCopy(torch.stack(target.aminmax()))]
+            if len(self.deferred) >= MOST_DEFERRED:
+                self.check_deferred()
+            self.deferred = [*self.deferred, LateCopy(torch.stack(target.aminmax()))]
             target = target.clamp(0, classes - 1)
             self.classes = classes
         try:
@@ -127,8 +127,8 @@ class _OfLabels(Layer):
         """
         raise NotImplementedError
 
-    def settle(self) -> None:
-        bounds, self.doubts = [copy.wait() for copy in self.doubts], ()
+    def check_deferred(self) -> None:
+        bounds, self.deferred = [copy.wait() for copy in self.deferred], ()
         for each in bounds:
             self._check_range(each, self.classes)
 

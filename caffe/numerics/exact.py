@@ -86,7 +86,7 @@ class Sliced:
     scale    powers of two that bound the magnitudes, broadcast to the numbers
 
     As a product's right side it may be more than its numbers: the windows of an image (`caffe.numerics.convolution`). `dot`,
-    `sample`, `terms` and `scaled` are all that a product asks of it.
+    `sample`, `terms`, `scaled` and `is_zero` are all that a product asks of it.
     """
 
     def __init__(self, values: Tensor, axes: int | tuple[int, ...]):
@@ -167,7 +167,7 @@ class Sliced:
         return total.mul_(rows).mul_(self.scale)
 
     def is_zero(self) -> Tensor:
-        """Which columns have no number but 0, broadcast to a product's entries."""
+        """Mask of the columns that are all zeros, broadcast to a product's entries."""
         return self.bounds == 0
 
 

@@ -130,7 +130,7 @@ class Solver:
             return
         if p.display and self.iter % p.display == 0:
             self._losses.append(self.net.forward_loss())
-            self.net.settle()
+            self.net.check_deferred()
             smoothed = self._losses.mean()
             events.last_loss_displayed(self.iter, smoothed)
             self._metrics.note_training(smoothed)

@@ -19,13 +19,15 @@ def mean_outputs(net: Net, batches: int, with_loss: bool) -> dict[str, torch.Ten
     totals: dict[str, torch.Tensor] = {}
     losses: list[torch.Tensor] = []
     for _ in range(batches):
-        losses.append(net.forward_loss().clone())
+        loss = net.forward_loss()
+        if with_loss:
+            losses.append(loss.clone())
         for name in net.outputs:
             value = net.blobs[name].tensor
             totals[name] = totals[name] + value if name in totals else value.clone()
-    net.settle()
+    net.check_deferred()
     means = {name: total / batches for name, total in totals.items()}
-    if with_loss and batches:
+    if losses:
         events.test_loss(sum(torch.stack(losses).tolist()) / batches)
     log_outputs(events.test_output, net, means)
     return means

@@ -94,7 +94,7 @@ def test_a_label_out_of_range_is_named_after_the_iteration_that_has_met_it(gpu):
         solver.test_all()
     with pytest.raises(LayerError, match="label 3"):
         solver.net.forward()
-    assert not any(layer.doubts for net in (solver.net, *solver.test_nets) for layer in net.layers)
+    assert not any(layer.deferred for net in (solver.net, *solver.test_nets) for layer in net.layers)
 
 
 def test_labels_that_were_mended_raise_nothing_more(gpu):
@@ -119,7 +119,7 @@ def test_passes_that_nobody_looks_at_keep_few_labels(gpu):
     net = gpu([0, 1, 2, 1]).net
     for _ in range(70):
         net.forward_loss()
-    assert 0 < max(len(layer.doubts) for layer in net.layers) <= 64
+    assert 0 < max(len(layer.deferred) for layer in net.layers) <= 64
 
 
 def test_a_batch_without_images_has_no_label_out_of_range(tmp_path):
