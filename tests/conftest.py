@@ -27,9 +27,10 @@ def _device(request, monkeypatch):
         yield
         return
     import caffe
-    from caffe.engine import mode
+    from caffe.engine import captured, mode
     from tests.gpu import pretend
 
+    monkeypatch.setattr(captured, "FIRST", 0)  # most tests train for a few iterations
     with pretend.gpus(2):
         caffe.set_device(0)
         caffe.set_mode_gpu()

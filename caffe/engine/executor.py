@@ -13,13 +13,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.autograd.graph import get_gradient_edge
 
 from caffe.engine import machine, memory, mode, running
+from caffe.engine.captured import CapturedPasses
 from caffe.engine.fusion import Fusion
 from caffe.engine.layer import Layer
 from caffe.engine.plan import BackwardPlan, BuiltNet, Call, Place, Plan, Step, is_in_graph
@@ -27,6 +28,7 @@ from caffe.engine.side import Later, show_held_views
 from caffe.errors import Error, LayerError
 from caffe.numerics.dispatch import NotReproducibleError
 from caffe.proto import caffe_pb2
+from caffe.transfers import from_outside
 
 NOTED = 3
 """The first passes, where memory runs out if it does, note which layer backward has reached; later ones save the time."""
@@ -41,6 +43,11 @@ def _in_type(product: torch.dtype, layer: Layer, bottoms: Sequence[torch.Tensor]
     with torch.autocast("cpu", product):
         result = layer.forward(*bottoms)
     return tuple(top.float() for top in ((result,) if isinstance(result, torch.Tensor) else result))
+
+
+def _tops_of(source: Layer) -> tuple[torch.Tensor, ...]:
+    result = source.forward()
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
 @machine.in_numerics
@@ -74,6 +81,7 @@ class Executor:
         self._makes_graphs = self._learns and (not self._tests or net.definition.force_backward or computed_once)
         self._fusion = Fusion(_in_numerics)
         self._plan = functools.cache(lambda first, last: Plan(net, steps[first : last + 1]))
+        self._training = CapturedPasses(net, self._computed_training, self._add_gradients)
         self._backward_plan = functools.cache(lambda first, last: BackwardPlan(steps[first : last + 1], last))
 
     def _join(self) -> None:
@@ -126,16 +134,28 @@ class Executor:
     @machine.in_numerics
     def train_forward(self) -> None:
         """Compute the whole net, to be followed by `train_backward`."""
-        last = len(self.steps) - 1
-        values = self._run(self._plan(0, last), edges=False)
+        plan = self._plan(0, len(self.steps) - 1)
+        plan.release()
+        values = self._training.forward()
         for step in self.steps:
             step.segment = UNSEEN
-        self._objectives = [(name, values[name]) for _, _, name in self._backward_plan(0, last).roots]
+        self._show(plan, values)
 
-    def _run(self, plan: Plan, edges: bool) -> dict[str, torch.Tensor]:
+    def _computed_training(self) -> dict[str, torch.Tensor]:
+        """The values of the whole net, and in `_objectives` those whose gradients `_add_gradients` adds."""
+        last = len(self.steps) - 1
+        values = self._computed(self._plan(0, last), edges=False)
+        self._objectives = [(name, values[name]) for _, _, name in self._backward_plan(0, last).roots]
+        return values
+
+    def _run(self, plan: Plan, edges: bool) -> None:
         plan.release()
+        self._show(plan, self._computed(plan, edges))
+
+    def _computed(self, plan: Plan, edges: bool) -> dict[str, Any]:
+        """The values of a plan's blobs: tensors, or a Later."""
         self._passes += 1
-        values = {name: self._entering(name, edges) for name in plan.entering}
+        values: dict[str, Any] = {name: self._entering(name, edges) for name in plan.entering}
         entries: dict[str, Place] = dict(values)
         for name in plan.changed:
             values[name] = values[name].clone()
@@ -164,6 +184,11 @@ class Executor:
                 step.entries, step.places = entries, tops
                 if step.overwritten:
                     step.places = [get_gradient_edge(top) if slot in step.overwritten else top for slot, top in enumerate(tops)]
+        self._add_statistics(calls)
+        return values
+
+    def _show(self, plan: Plan, values: Mapping[str, Any]) -> None:
+        """Let the blobs have the values of a plan, computed or replayed."""
         blobs = self.net.blobs
         for name in plan.made:
             value = values[name]
@@ -171,9 +196,7 @@ class Executor:
                 blobs[name].put_later(value)
             else:
                 blobs[name].tensor = value
-        self._add_statistics(calls)
         show_held_views()  # running statistics
-        return values
 
     def _add_statistics(self, calls: Sequence[Call]) -> None:
         """Add what the layers of a pass have to add to their running sums."""
@@ -202,7 +225,8 @@ class Executor:
 
     def _entering(self, name: str, edges: bool) -> torch.Tensor:
         """A blob's current values, as the beginning of a segment."""
-        value = machine.entering(self.net.blobs[name].tensor)
+        (value,) = from_outside(lambda: (self.net.blobs[name].tensor,))
+        value = machine.entering(value)
         if self.channels_last:
             value = _channels_last(value)
         return value.detach().requires_grad_() if edges and self.net.blob_needs_backward[name] else value
@@ -214,6 +238,8 @@ class Executor:
             result: Any
             if step.layer.is_linear and not call.joined and (product := machine.product_type(self.net.device)) != torch.float32:
                 result = _in_type(product, step.layer, bottoms)
+            elif step.layer.is_source:
+                result = from_outside(functools.partial(_tops_of, step.layer))
             else:
                 result = (call.joined or step.layer.forward)(*bottoms)
         except NotReproducibleError as error:
@@ -237,6 +263,10 @@ class Executor:
     @machine.in_numerics
     def train_backward(self) -> None:
         """Add the gradients of the whole net to those of its parameters, and free the graph's memory."""
+        self._training.backward()
+        show_held_views()
+
+    def _add_gradients(self) -> None:
         roots = []
         for name, value in self._objectives:
             seed = self.net.blobs[name].gradient
@@ -246,7 +276,6 @@ class Executor:
         if roots:
             with self._naming_layer():
                 torch.autograd.backward(roots)
-        show_held_views()
 
     @contextlib.contextmanager
     def _naming_layer(self) -> Iterator[None]:

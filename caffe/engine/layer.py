@@ -22,6 +22,8 @@ from caffe.transfers import LateCopy
 
 _TYPES: dict[str, type[Layer]] = {}
 _FIELDS = {name.removesuffix("_param").replace("_", ""): name for name in caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name}
+MOST_DEFERRED = 64
+"""Largest number of values of a layer that are not checked yet."""
 Shape = tuple[int, ...]
 _Value = TypeVar("_Value")
 LayerClass: TypeAlias = "type[Layer]"
@@ -122,6 +124,9 @@ class Layer:
     """Whether `then_affine` computes it with an affine layer after it, in training."""
     can_be_folded = False
     """Whether it is a convolution of images whose weights can take up affine layers that follow."""
+    is_capturable = False
+    """Whether passes over batches of one shape are the same operations on tensors, none of which the host waits for, so that a
+    CUDA graph can repeat them. Types do not inherit it: each says so when it is registered."""
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
@@ -222,6 +227,12 @@ class Layer:
         """The top, multiplied by `scale` and increased by `shift` along the second axis, both (C,), as one operation."""
         raise NotImplementedError
 
+    def defer(self, value: LateCopy) -> None:
+        """Let `check_deferred` check a value; the earlier ones are checked now if they are many, as nobody else does."""
+        if len(self.deferred) >= MOST_DEFERRED:
+            self.check_deferred()
+        self.deferred = [*self.deferred, value]
+
     def check_deferred(self) -> None:
         """Check the values in `deferred`, and empty it. Raises LayerError for the first that is wrong."""
 
@@ -302,14 +313,16 @@ class Layer:
         return [*values] * (count // len(values))
 
 
-def register(name: str, settings_field: str = "") -> Callable[[type[Layer]], type[Layer]]:
+def register(name: str, settings_field: str = "", *, is_capturable: bool = False) -> Callable[[type[Layer]], type[Layer]]:
     """Class decorator: make a layer type known under `name`.
 
     settings_field  the type's `settings_field`; by default named like the type, else the base class's
+    is_capturable   the type's `is_capturable`
     """
 
     def decorate(layer_type: type[Layer]) -> type[Layer]:
         layer_type.type = name
+        layer_type.is_capturable = is_capturable
         layer_type.settings_field = settings_field or _FIELDS.get(name.lower(), layer_type.settings_field)
         _TYPES[name] = layer_type
         return layer_type

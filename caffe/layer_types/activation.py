@@ -16,7 +16,7 @@ class Elementwise(Layer):
     is_elementwise = True
 
 
-@register("ReLU")
+@register("ReLU", is_capturable=True)
 class ReLU(Elementwise):
     """y = x where x > 0, else negative_slope · x; at most 6 with relu6 (Synopsys' fork); shape of x."""
 
@@ -36,7 +36,7 @@ class ReLU(Elementwise):
         return torch.relu_(x) if self.overwrites else torch.relu(x)
 
 
-@register("PReLU")
+@register("PReLU", is_capturable=True)
 class PReLU(Layer):
     """y = x where x > 0, else a · x with a slope a learned for each channel, or one for all (He et al. 2015); shape of x.
 
@@ -59,7 +59,7 @@ class PReLU(Layer):
         return functional.prelu(x, slope.reshape(-1))
 
 
-@register("ELU")
+@register("ELU", is_capturable=True)
 class ELU(Elementwise):
     """y = x where x > 0, else alpha (e^x - 1) (Clevert et al. 2015); shape of x."""
 
@@ -67,7 +67,7 @@ class ELU(Elementwise):
         return functional.elu(x, self.param.elu_param.alpha)
 
 
-@register("Sigmoid")
+@register("Sigmoid", is_capturable=True)
 class Sigmoid(Elementwise):
     """y = 1 / (1 + e^-x); shape of x."""
 
@@ -75,7 +75,7 @@ class Sigmoid(Elementwise):
         return torch.sigmoid(x)
 
 
-@register("TanH")
+@register("TanH", is_capturable=True)
 class TanH(Elementwise):
     """y = tanh x; shape of x."""
 
@@ -83,7 +83,7 @@ class TanH(Elementwise):
         return torch.tanh(x)
 
 
-@register("Swish")
+@register("Swish", is_capturable=True)
 class Swish(Elementwise):
     """y = x / (1 + e^(-beta x)) (Ramachandran et al. 2017); shape of x."""
 
@@ -92,7 +92,7 @@ class Swish(Elementwise):
         return functional.silu(x) if beta == 1 else x * torch.sigmoid(beta * x)
 
 
-@register("BNLL")
+@register("BNLL", is_capturable=True)
 class BNLL(Elementwise):
     """Binomial normal log likelihood: y = log(1 + e^x); shape of x."""
 
@@ -100,7 +100,7 @@ class BNLL(Elementwise):
         return functional.softplus(x)
 
 
-@register("AbsVal")
+@register("AbsVal", is_capturable=True)
 class AbsVal(Elementwise):
     """y = |x|; shape of x."""
 
@@ -108,7 +108,7 @@ class AbsVal(Elementwise):
         return x.abs()
 
 
-@register("Clip")
+@register("Clip", is_capturable=True)
 class Clip(Elementwise):
     """y = x, clamped to min and max; shape of x."""
 
@@ -125,7 +125,7 @@ class Clip(Elementwise):
         return x.clamp(p.min, p.max)
 
 
-@register("Threshold")
+@register("Threshold", is_capturable=True)
 class Threshold(Elementwise):
     """y = 1 where x > threshold, else 0; shape of x. No gradient."""
 
@@ -144,7 +144,7 @@ def _log_base(layer: Layer, base: float) -> float:
     return scalars.log(base)
 
 
-@register("Exp")
+@register("Exp", is_capturable=True)
 class Exp(Elementwise):
     """y = base ^ (shift + scale · x), where base -1 is e; shape of x."""
 
@@ -157,7 +157,7 @@ class Exp(Elementwise):
         return torch.exp(self.inner * x) * self.outer
 
 
-@register("Log")
+@register("Log", is_capturable=True)
 class Log(Elementwise):
     """y = log of (shift + scale · x) to a base, where base -1 is e; shape of x."""
 
@@ -171,7 +171,7 @@ class Log(Elementwise):
         return torch.log(p.scale * x + p.shift) / self.log_base
 
 
-@register("Power")
+@register("Power", is_capturable=True)
 class Power(Elementwise):
     """y = (shift + scale · x) ^ power; shape of x.
 

@@ -1,5 +1,6 @@
 """Layers of fully connected nets: InnerProduct, Embed, Dropout, Parameter."""
 
+import functools
 import math
 
 import torch
@@ -10,10 +11,10 @@ from caffe.engine import mode
 from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, register
 from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
-from caffe.transfers import upload
+from caffe.transfers import from_outside, upload
 
 
-@register("InnerProduct")
+@register("InnerProduct", is_capturable=True)
 class InnerProduct(Layer):
     """Fully connected: (d_0, …, d_axis-1, K) × (N, K)ᵀ → (d_0, …, d_axis-1, N); K is the product of the axes from `axis` on.
 
@@ -100,7 +101,7 @@ class Embed(Layer):
         return rows + bias[0] if bias else rows
 
 
-@register("Parameter")
+@register("Parameter", is_capturable=True)
 class Parameter(Layer):
     """A learned blob of the given shape as a top; initially 0, or as blob_filler says (happynear/caffe-windows)."""
 
@@ -119,7 +120,7 @@ class Parameter(Layer):
         return blob.view_as(blob)
 
 
-@register("Dropout")
+@register("Dropout", is_capturable=True)
 class Dropout(Layer):
     """In training, zero values with probability dropout_ratio and divide the others by 1 - dropout_ratio; else identity.
 
@@ -146,5 +147,10 @@ class Dropout(Layer):
             return x if p.scale_train else x * keep
         if keep == 0:  # Caffe multiplies 0 by an infinite scale
             return x * 0.0
-        kept = upload(torch.from_numpy(mode.generator.chosen(keep, tuple(x.shape))), x.device)
+        (kept,) = from_outside(functools.partial(_chosen, keep, tuple(x.shape), x.device))
         return x * (kept * (1 / keep)) if p.scale_train else x * kept
+
+
+def _chosen(keep: float, shape: Shape, device: torch.device) -> tuple[Tensor]:
+    """Which values are kept, 1 or 0."""
+    return (upload(torch.from_numpy(mode.generator.chosen(keep, shape)), device),)

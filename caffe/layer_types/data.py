@@ -22,11 +22,11 @@ from caffe.formats.lmdb_file import LMDBFile
 from caffe.layer_types.order import pooled, positions
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
-from caffe.transfers import upload
+from caffe.transfers import Sent, SideStream
 from caffe.transforms.transform import Transformer
 
 Batch = tuple[np.ndarray | Tensor, ...]
-Item = tuple[Batch, int, Mapping[str, Any]] | Exception
+Item = tuple[Sent, int, Mapping[str, Any]] | Exception
 """A batch, the position after it and the state of the random generator; or what reading raised."""
 
 
@@ -125,6 +125,7 @@ class Prefetching(Records):
 
     def setup(self, *shapes: Shape) -> None:
         self._thread: threading.Thread | None = None
+        self._stream: SideStream | None = None
         self.rng = Generator(mode.generator.seed())
         self._position = 0
         self._generator: Mapping[str, Any] | None = None
@@ -178,13 +179,14 @@ class Prefetching(Records):
     def _start(self) -> None:
         if self._generator is not None:
             self.rng.state = self._generator
+        self._stream = self._stream or SideStream(self.device)
         self._stop = threading.Event()
         self._queue: queue.Queue[Item] = queue.Queue(maxsize=max(1, self.ahead))
-        arguments = (self._position, self._queue, self._stop)
+        arguments = (self._position, self._queue, self._stop, self._stream)
         self._thread = threading.Thread(target=self._work, args=arguments, daemon=True, name=f"read {self.param.name}")
         self._thread.start()
 
-    def _work(self, position: int, batches: queue.Queue[Item], stop: threading.Event) -> None:
+    def _work(self, position: int, batches: queue.Queue[Item], stop: threading.Event, stream: SideStream) -> None:
         def put(item: Item) -> None:
             while not stop.is_set():
                 with contextlib.suppress(queue.Full):
@@ -192,11 +194,12 @@ class Prefetching(Records):
                     return
 
         try:
-            for batch in self.read(position):
-                position += self.batch_size
-                put((batch, position, self.rng.state))
-                if stop.is_set():
-                    return
+            with stream.working():
+                for batch in self.read(position):
+                    position += self.batch_size
+                    put((Sent(batch[: len(self.param.top)], self.device), position, self.rng.state))
+                    if stop.is_set():
+                        return
         except Exception as error:  # raised in the thread that waits for the batch
             put(error)
 
@@ -208,7 +211,7 @@ class Prefetching(Records):
             self._thread = None
             raise item
         batch, self._position, self._generator = item
-        return tuple(upload(torch.as_tensor(top), self.device) for top in batch[: len(self.param.top)])
+        return batch.received()
 
 
 @register("Data")

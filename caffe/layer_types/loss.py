@@ -17,8 +17,6 @@ from caffe.transfers import LateCopy
 LOSS = caffe_pb2.LossParameter
 LOG_THRESHOLD = 1e-20
 FLT_MIN = torch.finfo(torch.float32).tiny
-MOST_DEFERRED = 64
-"""Largest number of passes whose labels are not checked yet."""
 
 
 def at_least(value: Tensor, least: float) -> Tensor:
@@ -108,9 +106,7 @@ class _OfLabels(Layer):
             target = target * counted
         if target.is_cuda and target.numel() and not torch.compiler.is_exporting():
             # There an index out of range would end the process, and a look at it would wait for the GPU.
-            if len(self.deferred) >= MOST_DEFERRED:
-                self.check_deferred()
-            self.deferred = [*self.deferred, LateCopy(torch.stack(target.aminmax()))]
+            self.defer(LateCopy(torch.stack(target.aminmax())))
             target = target.clamp(0, classes - 1)
             self.classes = classes
         try:
@@ -171,7 +167,7 @@ class _SoftmaxLoss(torch.autograd.Function):
         return difference.mul_(share if weights is None else weights * share), None, None, None, None, None
 
 
-@register("SoftmaxWithLoss", "softmax_param")
+@register("SoftmaxWithLoss", "softmax_param", is_capturable=True)
 class SoftmaxWithLoss(_OfLabels, Loss):
     """Multinomial logistic loss of a softmax over `axis`: (scores, labels) → scalar; the probabilities as a second top.
 
@@ -220,7 +216,7 @@ class SoftmaxWithLoss(_OfLabels, Loss):
         return (loss, probability)[: len(self.param.top)]
 
 
-@register("EuclideanLoss")
+@register("EuclideanLoss", is_capturable=True)
 class EuclideanLoss(Loss):
     """Half the mean over the batch of the squared distance between two bottoms of equal count: → scalar."""
 
@@ -245,7 +241,7 @@ class _OfImages(_OfLabels, Loss):
         return super().forward(scores.flatten(1), labels)
 
 
-@register("MultinomialLogisticLoss")
+@register("MultinomialLogisticLoss", is_capturable=True)
 class MultinomialLogisticLoss(_OfImages):
     """-log of the label's probability, clamped to 1e-20, as a mean over images: (probabilities, labels) → scalar."""
 
@@ -253,7 +249,7 @@ class MultinomialLogisticLoss(_OfImages):
         return -at_least(scores.gather(1, target), LOG_THRESHOLD).log().sum() / scores.shape[0]
 
 
-@register("InfogainLoss")
+@register("InfogainLoss", is_capturable=True)
 class InfogainLoss(_OfLabels, Loss):
     """Σ over classes of -H[label, class] log p(class), p a softmax along `axis`: (scores, labels[, H]) → scalar[, probabilities].
 
@@ -295,7 +291,7 @@ class InfogainLoss(_OfLabels, Loss):
         return (loss, torch.softmax(scores.detach(), self.along))[: len(self.param.top)]
 
 
-@register("HingeLoss")
+@register("HingeLoss", is_capturable=True)
 class HingeLoss(_OfImages):
     """Mean over images of the hinge losses max(0, 1 - s) of the label's score s and max(0, 1 + s) of the others'.
 
@@ -310,7 +306,7 @@ class HingeLoss(_OfImages):
         return missed.sum() / scores.shape[0]
 
 
-@register("SigmoidCrossEntropyLoss")
+@register("SigmoidCrossEntropyLoss", is_capturable=True)
 class SigmoidCrossEntropyLoss(Loss):
     """-t log σ(x) - (1 - t) log(1 - σ(x)), summed, for targets t from 0 to 1: (scores, targets) → scalar.
 
@@ -348,7 +344,7 @@ class _Contrast(torch.autograd.Function):
         return difference * factor * (gradient / difference.shape[0]), None, None
 
 
-@register("ContrastiveLoss")
+@register("ContrastiveLoss", is_capturable=True)
 class ContrastiveLoss(Loss):
     """Contrastive loss of feature pairs (Hadsell et al. 2006): (a (N, C), b (N, C), 1 if similar else 0 (N,)) → scalar.
 
@@ -374,7 +370,7 @@ class ContrastiveLoss(Loss):
         return torch.where(alike, squares, (p.margin - squares).clamp_min(0)).sum() / (2 * difference.shape[0])
 
 
-@register("Accuracy")
+@register("Accuracy", is_capturable=True)
 class Accuracy(_OfLabels):
     """Fraction of positions whose label is among the top_k highest scores: (scores, labels) → scalar.
 

@@ -40,7 +40,7 @@ def normalize_batch(
     return y, mean, variance
 
 
-@register("BatchNorm")
+@register("BatchNorm", is_capturable=True)
 class BatchNorm(Layer):
     """y = (x - mean) / √(variance + eps) for each channel (Ioffe and Szegedy 2015); shape of x.
 
@@ -224,7 +224,7 @@ class _AlongAxes(Layer):
         return factor.reshape(factor.shape + self.trailing) if self.trailing else factor
 
 
-@register("Scale")
+@register("Scale", is_capturable=True)
 class Scale(_AlongAxes):
     """y = s · x, with bias_term + b; s is the second bottom, or learned; shape of x.
 
@@ -258,7 +258,7 @@ class Scale(_AlongAxes):
         return x * self.expand(factor)
 
 
-@register("Bias")
+@register("Bias", is_capturable=True)
 class Bias(_AlongAxes):
     """y = x + b; b is the second bottom, or learned, with axes like Scale's factor; shape of x."""
 
@@ -291,7 +291,7 @@ class _Standardised(torch.autograd.Function):
         return through.div_(deviation), None
 
 
-@register("MVN")
+@register("MVN", is_capturable=True)
 class MVN(Layer):
     """Mean-variance normalisation: (x - mean) / (standard deviation + eps) of each channel of each image; shape of x.
 

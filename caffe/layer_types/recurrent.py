@@ -153,7 +153,7 @@ def _lstm_step(cell: Tensor, gates: Tensor, mark: Tensor) -> tuple[Tensor, Tenso
     return cell, torch.sigmoid(leaving) * torch.tanh(cell)
 
 
-@register("LSTMUnit")
+@register("LSTMUnit", is_capturable=True)
 class LSTMUnit(Layer):
     """One LSTM step: cells (1, N, D), gate pre-activations (1, N, 4 D), cont (1, N) → cells, hidden states (1, N, D)."""
 

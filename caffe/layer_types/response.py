@@ -101,7 +101,7 @@ def _pieces(rows: Tensor, step: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
-@register("LRN")
+@register("LRN", is_capturable=True)
 class LRN(Layer):
     """Local response normalisation (Krizhevsky et al. 2012): y = x / (k + alpha / n · Σ x²)^beta, shape of x.
 

@@ -27,7 +27,7 @@ def _axis(layer: Layer, legacy: str, axes: int) -> int:
     return layer.axis(getattr(p, legacy if p.HasField(legacy) else "axis"), axes)
 
 
-@register("Concat")
+@register("Concat", is_capturable=True)
 class Concat(Layer):
     """Concatenation along `axis`; all other axes must be equal."""
 
@@ -50,7 +50,7 @@ class Concat(Layer):
         return torch.cat(bottoms, self.along) if len(bottoms) > 1 else bottoms[0].view_as(bottoms[0])
 
 
-@register("Split")
+@register("Split", is_capturable=True)
 class Split(Layer):
     """Copy the bottom for each of its consumers; nets insert it if a blob has several. The tops' gradients are summed."""
 
@@ -63,7 +63,7 @@ class Split(Layer):
         return tuple(x.view_as(x) for _ in self.param.top)
 
 
-@register("Flatten")
+@register("Flatten", is_capturable=True)
 class Flatten(Layer):
     """Merge the axes from `axis` to `end_axis` into one."""
 
@@ -84,7 +84,7 @@ class Flatten(Layer):
         return x.flatten(self.first, self.last)
 
 
-@register("Eltwise")
+@register("Eltwise", is_capturable=True)
 class Eltwise(Layer):
     """Product, weighted sum or maximum of bottoms of one shape.
 
@@ -129,7 +129,7 @@ class Eltwise(Layer):
         return result
 
 
-@register("Silence")
+@register("Silence", is_capturable=True)
 class Silence(Layer):
     """Consumes blobs that no other layer reads, so that they are not outputs of the net."""
 
@@ -144,7 +144,7 @@ class Silence(Layer):
         return ()
 
 
-@register("Softmax")
+@register("Softmax", is_capturable=True)
 class Softmax(Layer):
     """y = e^x / Σ e^x along `axis`; shape of the bottom."""
 
@@ -161,7 +161,7 @@ class Softmax(Layer):
         return torch.softmax(x, self.along)
 
 
-@register("Slice")
+@register("Slice", is_capturable=True)
 class Slice(Layer):
     """Split the bottom along `axis` at `slice_point`, or into equal parts, one for each top."""
 
@@ -194,7 +194,7 @@ class Slice(Layer):
         return tuple(x.split(self.extents(x.shape[self.along]), self.along))
 
 
-@register("Reshape")
+@register("Reshape", is_capturable=True)
 class Reshape(Layer):
     """The same values in another shape: dim 0 copies the bottom's axis, -1 is inferred.
 
@@ -232,7 +232,7 @@ class Reshape(Layer):
         return x.reshape(*self.top_shapes(tuple(x.shape)))
 
 
-@register("Tile")
+@register("Tile", is_capturable=True)
 class Tile(Layer):
     """Repeat the bottom `tiles` times along `axis`."""
 
@@ -249,7 +249,7 @@ class Tile(Layer):
         return x.repeat(times)
 
 
-@register("ArgMax")
+@register("ArgMax", is_capturable=True)
 class ArgMax(Layer):
     """Indices of the top_k largest values along `axis`, or of each image. Of equal values the last comes first.
 
@@ -287,7 +287,7 @@ class ArgMax(Layer):
         return rows.reshape(*rows.shape, *(1,) * (x.dim() - 3))
 
 
-@register("Reduction")
+@register("Reduction", is_capturable=True)
 class Reduction(Layer):
     """Sum, sum of magnitudes, sum of squares or mean over all axes from `axis` on, times coeff."""
 
@@ -360,7 +360,7 @@ class Filter(Layer):
         return tuple(x.index_select(0, chosen) for x in data)
 
 
-@register("Crop")
+@register("Crop", is_capturable=True)
 class Crop(Layer):
     """Crop the first bottom to the second's extents from `axis` on, at `offset`: one for all of those axes, or one for each."""
 

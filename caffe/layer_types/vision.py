@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -12,6 +13,7 @@ from caffe.engine import mode
 from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, Tops, register
 from caffe.layer_types.volumes import VolumePooling
 from caffe.proto import caffe_pb2
+from caffe.transfers import from_outside, upload
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -188,7 +190,7 @@ def _convolve_pairs(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Shap
     return y.reshape(*y.shape[:2], 2 * y.shape[2], outputs).permute(0, 3, 1, 2)
 
 
-@register("Convolution")
+@register("Convolution", is_capturable=True)
 class Convolution(_Convolving):
     """Cross-correlation with learned kernels: (…, C, d_1, …, d_n) × (O, C / group, k_1, …, k_n) → (…, O, e_1, …, e_n).
 
@@ -216,7 +218,7 @@ class Convolution(_Convolving):
         return convolution(x, weight, bias, self.stride, self.pad, self.dilation, self.group)
 
 
-@register("Deconvolution", "convolution_param")
+@register("Deconvolution", "convolution_param", is_capturable=True)
 class Deconvolution(_Convolving):
     """The gradient of a Convolution as a forward pass: (…, C, d_1, …, d_n) × (C, O / group, k_1, …, k_n) → (…, O, e_1, …, e_n).
 
@@ -239,7 +241,7 @@ class Deconvolution(_Convolving):
         return transposed(x, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
 
 
-@register("Im2col", "convolution_param")
+@register("Im2col", "convolution_param", is_capturable=True)
 class Im2col(_Windows):
     """The windows of a convolution as columns: (N, C, H, W) → (N, C · k_h · k_w, H', W')."""
 
@@ -255,7 +257,7 @@ class Im2col(_Windows):
         return columns.view(*columns.shape[:2], *self.extents(x.shape[2:]))
 
 
-@register("Pooling")
+@register("Pooling", is_capturable=True)
 class Pooling(Layer):
     """Maximum, mean or random value of every window: (N, C, H, W) → (N, C, H', W'); MAX has the positions as a second top.
 
@@ -406,9 +408,14 @@ class Pooling(Layer):
         total = windows.sum(-1, keepdim=True)
         if self.phase == caffe_pb2.TEST:
             return (windows * windows).sum(-1) / total[..., 0].clamp_min(torch.finfo(x.dtype).tiny)
-        threshold = torch.from_numpy(mode.generator.random(tuple(total.shape))).to(total) * total
+        (numbers,) = from_outside(functools.partial(_random, tuple(total.shape), x.device))
+        threshold = numbers.to(total) * total
         drawn = (windows.cumsum(-1) >= threshold).to(torch.uint8).argmax(-1, keepdim=True)
         return windows.gather(-1, drawn)[..., 0]
+
+
+def _random(shape: Shape, device: torch.device) -> tuple[Tensor]:
+    return (upload(torch.from_numpy(mode.generator.random(shape)), device),)
 
 
 @register("SPP")

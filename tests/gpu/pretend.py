@@ -5,17 +5,21 @@
         …
 
 Each storage carries the device that it pretends to be on. As with CUDA, an operation on tensors of different devices raises
-RuntimeError, and NumPy reads no tensor of a GPU. Copies between host and device are counted by direction. What this cannot show:
-kernels, their times and their roundings, the memory of a card, NCCL.
+RuntimeError, and NumPy reads no tensor of a GPU. Copies between host and device are counted by direction. A CUDA graph repeats
+the operations that were captured on their memory, and nothing else; capturing computes nothing, and waiting is then an error. An
+operation of a stream on what another has written, without having waited for it, is an error, too. What this cannot show: kernels,
+their times and their roundings, the memory of a card, NCCL.
 """
 
 import contextlib
+import functools
 import runpy
 import sys
 import threading
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -25,7 +29,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from caffe.numerics.dispatch import Reproducible
@@ -45,17 +49,94 @@ copied: Counter[str] = Counter()
 """Number of copies, "to host" and "to device"."""
 waited: Counter[str] = Counter()
 """Number of operations for which the host would wait until the GPU has done all that it was given."""
-_tags: dict[int, tuple[StorageWeakRef, torch.device]] = {}
+_tags: dict[int, "_Tag"] = {}
+_pruning = threading.Lock()
 _local = threading.local()
 _device_of = torch.Tensor.device.__get__  # type: ignore[attr-defined]
 _is_cuda = torch.Tensor.is_cuda.__get__  # type: ignore[attr-defined]
 _is_cpu = torch.Tensor.is_cpu.__get__  # type: ignore[attr-defined]
 
 
+class Stream:
+    """A CUDA stream: counts its operations, and knows up to which operation of each other stream it has waited."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.count = 0
+        self.seen: dict[Stream, int] = {}
+
+    def wait_event(self, event: "Event") -> None:
+        """Order what follows after what the event has recorded."""
+        for stream, count in event.seen.items():
+            self.seen[stream] = max(count, self.seen.get(stream, 0))
+
+    def wait_stream(self, stream: "Stream") -> None:
+        """Order what follows after all that another stream was given."""
+        event = Event()
+        event.record(stream)
+        self.wait_event(event)
+
+    def has_seen(self, stream: "Stream", count: int) -> bool:
+        """Whether what follows is ordered after an operation of a stream."""
+        return stream is self or self.seen.get(stream, 0) >= count
+
+
+class Event:
+    """A CUDA event: what a stream has done, and has waited for, when it was recorded."""
+
+    def __init__(self, **_: Any) -> None:
+        self.seen: dict[Stream, int] = {}
+
+    def record(self, stream: Stream | None = None) -> None:
+        stream = stream or current_stream()
+        self.seen = {**stream.seen, stream: stream.count}
+
+    def synchronize(self) -> None:
+        pass
+
+
+DEFAULT = Stream()
+"""The stream of threads that choose none."""
+
+
+def current_stream(device: Any = None) -> Stream:
+    return getattr(_local, "stream", None) or DEFAULT
+
+
+@dataclass
+class _Tag:
+    """What is known of a storage on a GPU: the stream that has allocated it, others that use it, and who has written it last."""
+
+    reference: StorageWeakRef
+    device: torch.device
+    home: Stream
+    written: tuple[Stream, int]
+    used_in: set[Stream] = field(default_factory=set)
+
+
+def _tag(tensor: Tensor) -> _Tag | None:
+    tag = _tags.get(tensor.untyped_storage()._cdata)
+    return tag if tag and not tag.reference.expired() else None
+
+
 def device_of(tensor: Tensor) -> torch.device:
     """Where a tensor pretends to be."""
-    entry = _tags.get(tensor.untyped_storage()._cdata)
-    return entry[1] if entry and not entry[0].expired() else CPU
+    tag = _tag(tensor)
+    return tag.device if tag else CPU
+
+
+def _order(func: Any, args: tuple[Any, ...], given: list[Tensor]) -> None:
+    """Check that the current stream has waited for what it reads or overwrites, and note what it writes."""
+    stream = current_stream()
+    stream.count += 1
+    for tag in filter(None, map(_tag, given)):
+        if not stream.has_seen(*tag.written):
+            raise RuntimeError(f"{func} uses a tensor that another stream has written, and has not waited for it")
+        if tag.home is not DEFAULT and tag.home is not stream and stream not in tag.used_in:
+            raise RuntimeError(f"{func} uses memory of another stream, which may use it again: record_stream is missing")
+    for argument, value in zip(func._schema.arguments, args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            for tag in filter(None, map(_tag, _tensors(value))):
+                tag.written = stream, stream.count
 
 
 def _place(tensor: Tensor, device: torch.device) -> Tensor:
@@ -63,9 +144,11 @@ def _place(tensor: Tensor, device: torch.device) -> Tensor:
     _tags.pop(storage._cdata, None)
     if device.type == "cuda":
         if len(_tags) > 20_000:
-            for key in [key for key, (reference, _) in _tags.copy().items() if reference.expired()]:
-                _tags.pop(key, None)  # other threads do the same
-        _tags[storage._cdata] = StorageWeakRef(storage), device
+            with _pruning:  # what one thread drops may at once be another's new storage
+                for key in [key for key, tag in _tags.copy().items() if tag.reference.expired()]:
+                    del _tags[key]
+        stream = current_stream()
+        _tags[storage._cdata] = _Tag(StorageWeakRef(storage), device, stream, (stream, stream.count))
     return tensor
 
 
@@ -84,8 +167,74 @@ def _device(value: Any) -> torch.device | None:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
+class Graph:
+    """A CUDA graph: the operations that were captured, with the tensors that they read and write."""
+
+    def __init__(self) -> None:
+        self._operations: list[tuple[Callable[[], Any], list[Tensor]]] = []
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._made: set[int] = set()
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[None]:
+        """Capture the operations of this thread in a block."""
+        with _set(graph=self):
+            yield
+        with _below_autograd():
+            for tensor, values in self._before.values():
+                tensor.copy_(values)
+            for _, results in self._operations:
+                for result in results:
+                    result.fill_(float("nan") if result.is_floating_point() else 0)
+        self._before.clear()
+
+    def note_given(self, func: Any, args: tuple[Any, ...]) -> None:
+        """Keep the values that an operation is about to change, which capturing leaves as they are."""
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in _tensors(value):
+                    key = tensor.untyped_storage()._cdata
+                    if key not in self._made and key not in self._before:
+                        whole = torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
+                        self._before[key] = whole, whole.clone()
+
+    def note(self, operation: Callable[[], Any], results: list[Tensor]) -> None:
+        """Capture an operation, and those of its results whose memory it has made."""
+        self._made.update(result.untyped_storage()._cdata for result in results)
+        self._operations.append((operation, results))
+
+    def replay(self) -> None:
+        """Repeat the operations."""
+        with _below_autograd():
+            for operation, results in self._operations:
+                made = {each.untyped_storage()._cdata for each in results}
+                if not made:
+                    operation()
+                    continue
+                new = _tensors(operation())
+                for result, values in zip(results, new[-len(results) :], strict=True):
+                    result.copy_(values)
+
+
+@contextlib.contextmanager
+def _below_autograd() -> Iterator[None]:
+    """Let operations reach their kernels alone: no mode sees them, and no tensor counts that it was changed."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+    no_autograd, no_count = torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(keys)
+    with torch._C.DisableTorchFunction(), _disable_current_modes(), no_autograd, no_count:
+        yield
+
+
+def _refuse_in_graph(operation: str) -> None:
+    """Raise what CUDA raises for what a graph cannot contain."""
+    if getattr(_local, "graph", None) is not None:
+        raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({operation})")
+
+
 def _note_copy(target: torch.device, non_blocking: bool) -> None:
     """Count a copy, and whether its thread waits for it; those that read ahead may."""
+    if not non_blocking:
+        _refuse_in_graph("a copy that is waited for")
     name = "to host" if target == CPU else "to device"
     copied[name] += 1
     waited[f"copy {name}"] += not non_blocking and threading.current_thread() is threading.main_thread()
@@ -102,9 +251,17 @@ class _Operations(TorchDispatchMode):
         if on_gpu and name not in COPIES:
             self._check(str(func), name, given, on_gpu)
         if on_gpu and name in WAITING:
+            _refuse_in_graph(name)
             waited[name] += 1
+        _order(func, args, given)
         storages = {tensor.untyped_storage()._cdata for tensor in given}
+        graph = getattr(_local, "graph", None)
+        if graph is not None:
+            graph.note_given(func, args)
         result = func(*args, **kwargs)
+        made = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in storages]
+        if graph is not None:
+            graph.note(functools.partial(func, *args, **kwargs), made)
         if name.startswith("_foreach_") and name.endswith("_"):
             increment_version(args[0])  # as CUDA's kernels do
         if name in COPIES and given:
@@ -117,9 +274,8 @@ class _Operations(TorchDispatchMode):
             # Zeros that autograd makes for a gradient nobody gave.
             is_autograd = not given and torch._C._current_graph_task_id() != -1 and not getattr(_local, "inside", 0)
             device = torch.device("cuda", torch.cuda.current_device()) if is_autograd else CPU
-        for tensor in _tensors(result):
-            if tensor.untyped_storage()._cdata not in storages:
-                _place(tensor, getattr(_local, "target", None) or device)
+        for tensor in made:
+            _place(tensor, getattr(_local, "target", None) or device)
         return result
 
     @staticmethod
@@ -155,6 +311,8 @@ class _Functions(TorchFunctionMode):
         if func in (torch.Tensor.numpy, torch.Tensor.__array__) and device_of(args[0]) != CPU:
             raise TypeError(f"can't convert {device_of(args[0])} device type tensor to numpy. Use Tensor.cpu() to copy it first")
         with _set(inside=(getattr(_local, "inside", 0) or 0) + 1):
+            if func is torch.Tensor.pin_memory or kwargs.get("pin_memory"):
+                _refuse_in_graph("pinned memory")
             if func is torch.Tensor.pin_memory:
                 return args[0]
             if func is torch.Tensor.cpu:
@@ -232,6 +390,10 @@ def gpus(count: int = 1) -> Iterator[None]:
         number = (_device(device) or CPU).index or 0
         return types.SimpleNamespace(name=f"Pretend {number}", uuid=f"pretend-{number}", total_memory=1 << 34, major=9, minor=0)
 
+    def record_stream(tensor: Tensor, stream: Stream) -> None:
+        if tag := _tag(tensor):
+            tag.used_in.add(stream)
+
     replaced = {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
@@ -239,18 +401,25 @@ def gpus(count: int = 1) -> Iterator[None]:
         "set_device": set_device,
         "current_device": lambda: current[0],
         "synchronize": lambda *_: None,
-        "current_stream": lambda device=None: None,
-        "Event": lambda **_: types.SimpleNamespace(record=lambda stream=None: None, synchronize=lambda: None),
+        "current_stream": current_stream,
+        "Stream": Stream,
+        "Event": Event,
         "get_device_name": lambda device=0: f"Pretend {device}",
         "get_device_properties": properties,
         "get_rng_state": lambda device=0: torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda state, device=0: None,
+        "CUDAGraph": Graph,
+        "graph": lambda graph, **_: graph.captured(),
+        "graph_pool_handle": lambda: None,
+        "stream": lambda stream: _set(stream=stream),
+        "max_memory_allocated": lambda device=0: 1 << 30,
         "mem_get_info": lambda device=0: (1 << 29, 1 << 34),
         "memory_reserved": lambda device=0: 15 << 30,
     }
     with contextlib.ExitStack() as stack:
         for name, value in replaced.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", record_stream))
         stack.enter_context(
             mock.patch.object(torch.autograd, "_engine_run_backward", in_functions(torch.autograd._engine_run_backward))
         )

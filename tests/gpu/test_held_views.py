@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import caffe
-from caffe.engine import side
+from caffe.engine import captured, side
 from tests.gpu import pretend
 
 pytestmark = pytest.mark.own_device
@@ -236,8 +236,10 @@ def run_on_gpu(sequence):
             caffe.set_mode_cpu()
 
 
+@pytest.mark.parametrize("first", [0, captured.FIRST], ids=["captured", "computed"])
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda sequence: sequence.__name__)
-def test_a_gpu_gives_what_the_cpu_gives(folder, sequence):
+def test_a_gpu_gives_what_the_cpu_gives(folder, monkeypatch, sequence, first):
+    monkeypatch.setattr(captured, "FIRST", first)
     on_cpu, on_gpu = run(sequence), run_on_gpu(sequence)
     assert len(on_cpu) == len(on_gpu) > 0
     for number, (expected, got) in enumerate(zip(on_cpu, on_gpu, strict=True)):
@@ -253,7 +255,7 @@ def test_looking_does_not_change_a_training(folder, sequence):
 
 def test_a_training_without_views_copies_no_parameters(folder):
     def without_views(solver):
-        solver.step(1)
+        solver.step(captured.FIRST + 1)
         pretend.copied.clear()
         solver.step(3)
         return dict(pretend.copied)

@@ -72,3 +72,45 @@ def test_threads_have_the_pretend_gpu_too():
         thread.join()
     assert devices == ["cuda"]
     assert not torch.cuda.is_available()
+
+
+def test_streams_wait_for_each_other():
+    with pretend.gpus():
+        side, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        x = torch.ones(3, device="cuda")
+        with torch.cuda.stream(side), pytest.raises(RuntimeError, match="has not waited"):
+            x + 1
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            y = x + 1
+            made = torch.cuda.Event()
+            made.record()
+            later = x + 2
+        with pytest.raises(RuntimeError, match="has not waited"):
+            y * 2
+        here.wait_event(made)
+        with pytest.raises(RuntimeError, match="record_stream"):
+            y * 2
+        y.record_stream(here)
+        assert (y * 2).tolist() == [4, 4, 4]
+        with pytest.raises(RuntimeError, match="has not waited"):
+            later + 1
+
+
+def test_a_graph_computes_nothing_while_it_is_captured_and_refuses_to_wait():
+    with pretend.gpus():
+        x, y = torch.ones(3, device="cuda"), torch.zeros(3, device="cuda")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            z = x * 2
+            y.add_(z)
+        assert y.tolist() == [0, 0, 0]
+        assert z.isnan().all()
+        for count in (1, 2):
+            graph.replay()
+            assert (y.tolist(), z.tolist()) == ([2.0 * count] * 3, [2, 2, 2])
+        x.fill_(5)
+        graph.replay()
+        assert y.tolist() == [14, 14, 14]
+        with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(RuntimeError, match="capturing"):
+            x.sum().item()

@@ -1,0 +1,293 @@
+"""Passes captured as CUDA graphs give what computed passes give, and give way where something differs from pass to pass."""
+
+import numpy as np
+import pytest
+import torch
+
+import caffe
+from caffe.engine import captured
+from caffe.errors import LayerError
+from caffe.layer_types.activation import ReLU
+from caffe.layer_types.common import Dropout
+from caffe.training.diagnosis import DivergenceError
+from tests.gpu import pretend
+from tests.gpu.test_waiting import gpu as gpu  # the fixture
+
+pytestmark = pytest.mark.own_device
+
+LABELS = [0, 1, 2, 1, 0, 2]
+INPUT = """
+layer { name: "x" type: "Input" top: "x" top: "label" input_param { shape { dim: 4 dim: 6 } shape { dim: 4 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 3
+  weight_filler { type: "xavier" } } }
+layer { name: "again" type: "InnerProduct" bottom: "x" top: "again" param { name: "w" } inner_product_param { num_output: 3
+  weight_filler { type: "xavier" } } }
+layer { name: "more" type: "InnerProduct" bottom: "again" top: "more" inner_product_param { num_output: 3
+  weight_filler { type: "xavier" } } }
+layer { name: "sum" type: "Eltwise" bottom: "ip" bottom: "more" top: "sum" }
+LAYER
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "sum" bottom: "label" top: "loss" }
+"""
+
+
+def passes(solver):
+    return solver.net._runner._executor._training
+
+
+def is_captured(solver):
+    return passes(solver)._captured is not None
+
+
+def state(solver):
+    """Every parameter, and the last losses."""
+    return [*(blob.data.copy() for layer in solver.net.layers for blob in layer.blobs), *solver._losses.values()]
+
+
+def assert_same(first, second):
+    assert len(first) == len(second) > 0
+    for mine, other in zip(first, second, strict=True):
+        assert np.array_equal(mine, other)
+
+
+@pytest.fixture
+def both(gpu, monkeypatch):
+    """both(train, loss, solver) trains without graphs and with them; returns both states, and the second solver."""
+
+    def run(train, loss="", solver="momentum: 0.9 average_loss: 20", labels=LABELS):
+        states = []
+        for switch in ("0", "1"):
+            monkeypatch.setenv(captured.SWITCH, switch)
+            made = gpu(labels, loss, solver)
+            seen = train(made)
+            states.append([*(seen or []), *state(made)])
+            if switch == "0":
+                assert not is_captured(made)
+        return *states, made
+
+    return run
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """small(layer) makes a solver of a net whose inputs are set from Python, with a layer in it."""
+    monkeypatch.chdir(tmp_path)
+    with pretend.gpus():
+        caffe.set_mode_gpu()
+
+        def make(layer="", solver=""):
+            (tmp_path / "net.prototxt").write_text(INPUT.replace("LAYER", layer))
+            (tmp_path / "solver.prototxt").write_text(
+                f'net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 average_loss: 20 random_seed: 3 {solver}'
+            )
+            made = caffe.get_solver("solver.prototxt")
+            made.net.blobs["x"].data[...] = np.random.default_rng(0).normal(size=(4, 6))
+            made.net.blobs["label"].data[...] = [0, 1, 2, 1]
+            return made
+
+        yield make
+        caffe.set_mode_cpu()
+
+
+@pytest.mark.parametrize("loss", ["", "loss_param { ignore_label: 2 }"], ids=["all labels", "one ignored"])
+@pytest.mark.parametrize("rule", ["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"])
+def test_a_training_is_the_same_with_graphs(both, rule, loss):
+    momentum = "" if rule in ("AdaGrad", "RMSProp") else "momentum: 0.9"
+    plain, graphs, solver = both(lambda solver: solver.step(9), loss, f'type: "{rule}" {momentum} average_loss: 20')
+    assert is_captured(solver)
+    assert_same(plain, graphs)
+
+
+def test_tests_and_snapshots_in_between_change_nothing(both):
+    def train(solver):
+        for _ in range(4):
+            solver.step(2)
+            solver.test_all()
+            path = solver.snapshot()
+        solver.restore(path.replace("caffemodel", "solverstate"))
+        solver.step(6)
+
+    plain, graphs, solver = both(train)
+    assert is_captured(solver)
+    assert_same(plain, graphs)
+
+
+def test_gradients_of_several_passes_add_up(both):
+    plain, graphs, solver = both(lambda solver: solver.step(5), solver="momentum: 0.9 iter_size: 3 average_loss: 20")
+    assert is_captured(solver)
+    assert_same(plain, graphs)
+
+
+def test_a_look_shows_the_last_pass(both):
+    def train(solver):
+        seen = []
+        held = solver.net.params["bn"][0].data  # a running sum, which a replay changes in place
+        for _ in range(8):
+            solver.step(1)
+            seen += [held.copy(), solver.net.blobs["ip"].data.copy(), solver.net.blobs["conv"].data.copy()]
+        return seen
+
+    plain, graphs, solver = both(train)
+    assert is_captured(solver)
+    assert_same(plain, graphs)
+
+
+def test_weights_and_numerics_may_be_changed_in_between(both):
+    def train(solver):
+        solver.step(5)
+        solver.net.params["conv"][0].data[...] *= 0.5
+        solver.step(2)
+        caffe.set_numerics("fast")
+        solver.step(2)
+        caffe.set_numerics("fp32")
+        solver.step(6)
+
+    plain, graphs, solver = both(train)
+    assert is_captured(solver)
+    assert_same(plain, graphs)
+
+
+@pytest.mark.parametrize("of", ["a parameter", "a blob"])
+def test_whoever_looks_at_gradients_gets_them(both, of):
+    def train(solver):
+        solver.step(6)
+        seen = []
+        for _ in range(3):
+            solver.step(1)
+            seen.append((solver.net.params["ip"][0] if of == "a parameter" else solver.net.blobs["pool"]).diff.copy())
+        return seen
+
+    plain, graphs, _ = both(train)
+    assert_same(plain, graphs)
+    assert np.any(graphs[1])
+
+
+def test_a_look_at_a_gradient_after_a_replay_is_not_of_the_next(both):
+    def train(solver):
+        for _ in range(5):
+            solver.net.clear_param_diffs()
+            solver.net.forward_loss()
+            solver.net.backward_params()
+        first = solver.net.params["ip"][0].diff
+        before = first.copy()
+        solver.net.forward_loss()
+        solver.net.backward_params()  # adds to it
+        return [before, first.copy()]
+
+    plain, graphs, _ = both(train)
+    assert_same(plain, graphs)
+
+
+def test_a_label_out_of_range_is_named_in_a_replay(gpu):
+    labels = [0, 1, 2, 1] * 7
+    labels[9] = 3  # in the order of the keys, as text, the last
+    solver = gpu(labels)
+    solver.step(6)
+    assert is_captured(solver)
+    with pytest.raises(LayerError, match=r'"loss".*label 3.*3 classes \(0 to 2\)'):
+        solver.step(1)
+
+
+def test_a_nan_is_named_with_its_iteration_and_layer_in_a_replay(gpu):
+    solver = gpu(LABELS)
+    solver.step(6)
+    solver.net.params["conv"][1].data[...] = np.nan
+    weights = solver.net.params["ip"][0].data.copy()
+    with pytest.raises(DivergenceError, match=r'loss is nan at iteration 6.*first in layer "conv": its parameter 1'):
+        solver.step(2)
+    assert np.array_equal(solver.net.params["ip"][0].data, weights)
+
+
+def test_inputs_may_be_set_from_python_and_change_their_shape(small, monkeypatch):
+    states = []
+    for switch in ("0", "1"):
+        monkeypatch.setenv(captured.SWITCH, switch)
+        solver = small()
+        for images in (4, 4, 2, 4):
+            solver.net.blobs["x"].reshape(images, 6)
+            solver.net.blobs["label"].reshape(images)
+            for _ in range(5):
+                solver.net.blobs["x"].data[...] += 0.1
+                solver.step(1)
+        states.append(state(solver))
+    assert is_captured(solver)
+    assert_same(*states)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        'layer { name: "odd" type: "Filter" bottom: "sum" bottom: "label" top: "some" top: "chosen" }',
+        'layer { name: "odd" type: "LSTM" bottom: "x" bottom: "label" top: "odd" recurrent_param { num_output: 2 } }',
+    ],
+    ids=["Filter", "LSTM"],
+)
+def test_layers_that_do_not_say_so_are_computed(layer):
+    kind = layer.split('type: "')[1].split('"')[0]
+    assert not caffe.layer_type(kind).is_capturable
+
+
+def test_types_do_not_inherit_it():
+    types = {name: caffe.layer_type(name) for name in caffe.layer_type_list()}
+    forks = [kind for kind in types.values() if ".forks." in kind.__module__]
+    assert forks
+    assert not any(kind.is_capturable for kind in forks)
+    assert not any(kind.is_capturable for kind in types.values() if kind.runs_user_code)
+
+
+def test_a_layer_that_waits_is_computed_and_it_is_said_once(both, monkeypatch, capfd):
+    monkeypatch.setenv("GLOG_minloglevel", "1")
+    forward = ReLU.forward
+    monkeypatch.setattr(ReLU, "forward", lambda self, x: forward(self, x) if float(x.sum()) else x)
+    plain, graphs, solver = both(lambda solver: solver.step(7))
+    assert not is_captured(solver)
+    assert_same(plain, graphs)
+    said = [line for line in capfd.readouterr().err.splitlines() if "CUDA graphs" in line]
+    assert len(said) == 1
+    assert "not permitted when stream is capturing" in said[0]
+
+
+def test_a_layer_that_counts_passes_is_found_out(both, monkeypatch, capfd):
+    """Its gradients would be those of the pass that was captured for ever."""
+    monkeypatch.setenv("GLOG_minloglevel", "1")
+
+    def forward(self, x):
+        self.passes = getattr(self, "passes", 0) + 1
+        return x * self.passes
+
+    monkeypatch.setattr(Dropout, "forward", forward)
+    _, _, solver = both(lambda solver: solver.step(7))
+    assert not is_captured(solver)
+    assert "replayed, they give other gradients" in capfd.readouterr().err
+
+
+def test_memory_that_runs_out_in_a_capture_leaves_a_training_as_it_is(both, monkeypatch):
+    from tests.gpu.test_memory import _Full
+
+    def train(solver):
+        solver.step(captured.FIRST)
+        compute = passes(solver)._captured_passes
+
+        def full(*arguments):
+            with _Full("convolution"):
+                return compute(*arguments)
+
+        passes(solver)._captured_passes = full
+        solver.step(4)
+
+    plain, graphs, solver = both(train)
+    assert not is_captured(solver)
+    assert_same(plain, graphs)
+
+
+def test_large_nets_are_computed(gpu, monkeypatch):
+    solver = gpu(LABELS)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 6 << 30)
+    solver.step(6)
+    assert not is_captured(solver)
+
+
+def test_the_switch_turns_it_off(gpu, monkeypatch):
+    monkeypatch.setenv(captured.SWITCH, "0")
+    solver = gpu(LABELS)
+    solver.step(6)
+    assert not is_captured(solver)
