@@ -6,29 +6,44 @@ A plain copy waits until the GPU has done all that it was given before; meanwhil
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Values = tuple[Tensor, ...]
-Make = Callable[[], Values]
+Tensors = tuple[Tensor, ...]
+Make = Callable[[], Tensors]
 
-
-class _Pass(NamedTuple):
-    """A pass whose inputs are not simply made: what `from_outside` does in it, and whether it is captured instead of computed."""
-
-    take: Callable[[Make], Values]
-    is_captured: bool = False
-
-
-_pass: ContextVar[_Pass | None] = ContextVar("pass", default=None)
+_take: ContextVar[Callable[[Make], Tensors] | None] = ContextVar("take", default=None)
 
 
 def upload(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device."""
-    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+    """A tensor on a device, where it may be already."""
+    on_gpu = device.type == "cuda" and not value.is_cuda
+    return value.pin_memory().to(device, non_blocking=True) if on_gpu else value.to(device)
+
+
+class LateCopy:
+    """A copy on the host of a tensor as it is now, for later.
+
+    One that was asked for after the forward pass has arrived long before the backward pass, which was started since, has ended.
+    """
+
+    def __init__(self, value: Tensor):
+        self._arrived: torch.cuda.Event | None = None
+        if value.is_cuda:
+            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value.detach(), non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record(torch.cuda.current_stream(value.device))
+        else:
+            self._value = value.detach().clone()
+
+    def wait(self) -> Tensor:
+        """The copy, once it has arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._value
 
 
 class Sent:
@@ -42,7 +57,7 @@ class Sent:
             self._made = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._made.record(torch.cuda.current_stream(device))
 
-    def received(self) -> Values:
+    def received(self) -> Tensors:
         """The tensors; the current stream, not the host, waits until they are there."""
         if self._made is not None:
             stream = torch.cuda.current_stream(self._device)
@@ -65,14 +80,14 @@ class SideStream:
         return torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext()
 
 
-def from_outside(make: Make) -> Values:
+def from_outside(make: Make) -> Tensors:
     """What `make` gives a pass from outside its net, as tensors on the net's device: a batch, the choices of a Dropout.
 
     It must hold everything that is different in each pass and is not in a blob: where passes are captured as a CUDA graph, `make`
     is called before each replay, and the graph reads its values from memory that stays.
     """
-    current = _pass.get()
-    return current.take(make) if current else make()
+    take = _take.get()
+    return take(make) if take else make()
 
 
 class Inputs:
@@ -80,71 +95,47 @@ class Inputs:
 
     def __init__(self) -> None:
         self._makers: list[Make] = []
-        self._kept: list[Values] = []
+        self._kept: list[Tensors] = []
 
     @contextlib.contextmanager
     def collected(self) -> Iterator[None]:
         """Make what a pass in this block asks for, and remember how it was made."""
 
-        def take(make: Make) -> Values:
+        def take(make: Make) -> Tensors:
             made = make()
             self._makers.append(make)
             self._kept.append(tuple(value.detach().clone() for value in made))
             return made
 
-        with _entering(_Pass(take)):
+        with _taking(take):
             yield
 
     @contextlib.contextmanager
-    def given(self, values: Iterable[Values] | None = None, is_captured: bool = False) -> Iterator[None]:
-        """Give a pass in this block the values kept, or others."""
+    def given(self, values: Iterable[Tensors] | None = None) -> Iterator[None]:
+        """Give a pass in this block the values kept, or others; what is not among them is made."""
         rest = iter(self._kept if values is None else values)
-        with _entering(_Pass(lambda make: next(rest), is_captured)):
+        with _taking(lambda make: given if (given := next(rest, None)) is not None else make()):
             yield
 
-    def refill(self) -> list[Values] | None:
-        """Make everything anew. None; or, if the shapes are others than before, the new values, and those kept stay."""
-        made = [make() for make in self._makers]
-        pairs = [pair for kept, new in zip(self._kept, made, strict=True) for pair in zip(kept, new, strict=True)]
-        if any(kept.shape != new.shape or kept.dtype != new.dtype for kept, new in pairs):
-            return made
-        for kept, new in pairs:
-            kept.copy_(new.detach())
-        return None
+    def refill(self) -> list[Tensors]:
+        """Make everything anew in the memory that stays. Or, if something has another shape than before, leave that memory as it
+        is, and return the values up to that one.
+        """
+        made: list[Tensors] = []
+        for make, kept in zip(self._makers, self._kept, strict=True):
+            made.append(make())
+            if any(old.shape != new.shape or old.dtype != new.dtype for old, new in zip(kept, made[-1], strict=True)):
+                return made
+        for kept, new in zip(self._kept, made, strict=True):
+            for old, value in zip(kept, new, strict=True):
+                old.copy_(value.detach())
+        return []
 
 
 @contextlib.contextmanager
-def _entering(new: _Pass) -> Iterator[None]:
-    before = _pass.set(new)
+def _taking(take: Callable[[Make], Tensors]) -> Iterator[None]:
+    before = _take.set(take)
     try:
         yield
     finally:
-        _pass.reset(before)
-
-
-class LateCopy:
-    """A copy on the host of a tensor as it is now, for later.
-
-    One that was asked for after the forward pass has arrived long before the backward pass, which was started since, has ended.
-    In a pass that is captured there are no values yet: nothing is copied, and `source` is what each replay's copies are of.
-    """
-
-    def __init__(self, value: Tensor):
-        self.source = value.detach()
-        self._arrived: torch.cuda.Event | None = None
-        current = _pass.get()
-        if current and current.is_captured:
-            return
-        if value.is_cuda:
-            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-            self._value.copy_(self.source, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(torch.cuda.current_stream(value.device))
-        else:
-            self._value = self.source.clone()
-
-    def wait(self) -> Tensor:
-        """The copy, once it has arrived."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._value
+        _take.reset(before)

@@ -31,6 +31,7 @@ def _device(request, monkeypatch):
     from tests.gpu import pretend
 
     monkeypatch.setattr(captured, "FIRST", 0)  # most tests train for a few iterations
+    monkeypatch.setattr(captured, "_failed", {})
     with pretend.gpus(2):
         caffe.set_device(0)
         caffe.set_mode_gpu()

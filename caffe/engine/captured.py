@@ -9,8 +9,10 @@ A graph repeats operations on the same memory. What differs from pass to pass th
 `reproducible`, after a look at gradients and for inputs of other shapes, passes are computed, one operation at a time.
 """
 
+import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,8 @@ from caffe.engine import mode
 from caffe.engine.layer import Layer
 from caffe.engine.plan import BuiltNet
 from caffe.errors import Error
-from caffe.transfers import Inputs, LateCopy
+from caffe.proto import caffe_pb2
+from caffe.transfers import Inputs
 
 FIRST = 3
 """Passes that are computed before one is captured: cuDNN chooses its algorithms, and memory is known to suffice."""
@@ -33,12 +36,18 @@ TRIES = 3
 """How often passes are captured in all, if parameters move or other things change."""
 LARGEST_SHARE = 1 / 3
 """Part of a GPU's memory that the passes of a net may take to be captured: a graph keeps its memory when it does not run."""
-TOLERANCE = 1e-3
-"""Largest distance of a replayed loss or gradient from the computed one, over its norm; without TF32 there is none."""
+TOLERANCE, NOISE = 1e-3, 1e-4
+"""Largest distance of a replayed loss or gradient from the computed one: over its own norm, and over that of all, as gradients
+that cancel out to 0, such as those of a bias before BatchNorm, are rounding errors."""
 SWITCH = "CAFFE_CUDA_GRAPHS"
 """Environment variable; 0 turns this off."""
 
+_WAITING = frozenset(
+    "_local_scalar_dense _unique2 bincount equal is_nonzero masked_select nonzero unique_consecutive unique_dim".split()  # noqa: SIM905
+)
+"""Operations whose result the host has to wait for."""
 Values = dict[str, Any]
+Results = list[Tensor | None]
 
 
 @dataclass
@@ -50,8 +59,8 @@ class _Captured:
     values         {blob: its value after it}
     gradients      the parameters' leaves, and their gradients after it
     changed        tensors that the forward pass changes in place: running sums
-    late           layers with values to be checked, and those values
-    used           tensors from before, whose memory the graphs use
+    deferred       layers with values to be checked, and those values
+    used           memory from before that the graphs use
     """
 
     circumstances: list[object]
@@ -59,29 +68,29 @@ class _Captured:
     values: Values
     gradients: list[tuple[Tensor, Tensor]]
     changed: list[Tensor]
-    late: list[tuple[Layer, list[Tensor]]]
-    used: list[Tensor]
+    deferred: list[tuple[Layer, list[Tensor]]]
+    used: list[torch.UntypedStorage]
     graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph]
 
     def forward(self) -> Values:
         self.graphs[0].replay()
         increment_version(self.changed)
-        for layer, values in self.late:
+        for layer, values in self.deferred:
             for value in values:
-                layer.defer(LateCopy(value))
+                layer.defer(value)
         return self.values
 
     def backward(self) -> None:
         """Add to the gradients that the parameters have."""
-        before = [_apart(leaf.grad, gradient) for leaf, gradient in self.gradients]
+        before = [_copied_from(gradient, leaf.grad) for leaf, gradient in self.gradients]
         self.graphs[1].replay()
         with torch.no_grad():
             for (leaf, gradient), sum_before in zip(self.gradients, before, strict=True):
                 leaf.grad = gradient if sum_before is None else sum_before.add_(gradient)
 
 
-def _apart(value: Tensor | None, memory: Tensor) -> Tensor | None:
-    """A gradient outside the memory that a replay overwrites."""
+def _copied_from(memory: Tensor, value: Tensor | None) -> Tensor | None:
+    """A value; a copy, if it lies in memory that a replay overwrites."""
     return value.clone() if value is not None and value.data_ptr() == memory.data_ptr() else value
 
 
@@ -97,8 +106,9 @@ class CapturedPasses:
         self._layers = [step.layer for step in net.steps]
         self._parameters = [blob for layer in self._layers for blob in layer.blobs if blob.owner is blob]
         self._losses = [name for name, weight in net.blob_loss_weights.items() if weight]
-        is_capturable = all(layer.is_capturable or layer.is_source for layer in self._layers)
-        self._tries = TRIES if net.device.type == "cuda" and is_capturable and os.environ.get(SWITCH) != "0" else 0
+        trains = net.device.type == "cuda" and net.definition.state.phase == caffe_pb2.TRAIN
+        is_capturable = all(layer.is_capturable or (layer.is_source and not layer.blobs) for layer in self._layers)
+        self._tries = TRIES if trains and is_capturable and os.environ.get(SWITCH) != "0" else 0
         self._passes = 0
         self._captured: _Captured | None = None
         self._replays = False
@@ -107,10 +117,12 @@ class CapturedPasses:
         """The values of the net's blobs."""
         self._replays = False
         if self._captured and self._captured.circumstances != self._circumstances():
-            self._captured, self._passes = None, 0
+            self._forget()
         if self._captured:
-            if others := self._captured.inputs.refill():
-                with self._captured.inputs.given(others):
+            inputs = self._captured.inputs
+            if others := inputs.refill():
+                self._forget()
+                with inputs.given(others):
                     return self._compute()
             self._replays = True
             return self._captured.forward()
@@ -126,9 +138,13 @@ class CapturedPasses:
         else:
             self._add_gradients()
 
+    def _forget(self) -> None:
+        """Free the graphs; passes are computed, before others are captured."""
+        self._captured, self._passes = None, 0
+
     def _circumstances(self) -> list[object]:
         """What the graphs were captured with, after taking back what users have written into parameters and diffs of losses."""
-        found: list[object] = [mode.numerics(), torch.is_grad_enabled()]
+        found: list[object] = [mode.numerics(), mode.solver_count(), torch.is_grad_enabled()]
         for parameter in self._parameters:
             memory = parameter.memory
             memory.data.fetch()
@@ -139,7 +155,8 @@ class CapturedPasses:
     def _may_capture(self) -> bool:
         device = self._net.device
         return (
-            mode.numerics() != "reproducible"  # whose operations look at their results
+            device not in _failed
+            and mode.numerics() != "reproducible"  # whose operations look at their results
             and mode.solver_count() == 1  # several exchange gradients in their backward pass
             and torch.is_grad_enabled()
             and not any(parameter.memory.diff.seen for parameter in self._parameters)
@@ -150,31 +167,50 @@ class CapturedPasses:
         """Capture both passes, and check that they give what computing gives; if not, or if they cannot be captured, compute."""
         self._tries -= 1
         inputs, circumstances = Inputs(), self._circumstances()
-        statistics = [blob.tensor for layer in self._layers if layer.has_statistics(layer.param) for blob in layer.blobs]
-        kept = [each.clone() for each in statistics]
-        leaves = [parameter.leaf for parameter in self._parameters if parameter.leaf.requires_grad]
+        leaves = list(dict.fromkeys(each.memory.leaf for each in self._parameters if each.memory.leaf.requires_grad))
         gradients = [leaf.grad for leaf in leaves]
+        restore = self._remembered_statistics()
+        captured, failure = None, ""
         try:
             with inputs.collected():
-                computed = self._results(leaves, self._compute, self._add_gradients)
-            _restore(statistics, kept)
+                computed = self._losses_and_gradients(leaves, self._compute, self._add_gradients)
+            restore()
             try:
+                with inputs.given(), _NoWaiting():  # type: ignore[no-untyped-call] # PyTorch lacks the types
+                    again = self._losses_and_gradients(leaves, self._compute, self._add_gradients)
+                _compare(computed, again, "computed a second time")
+                restore()
                 captured = self._captured_passes(circumstances, inputs, leaves)
-                _compare(computed, self._results(leaves, captured.forward, captured.backward))
+                for result in (*(captured.values[name] for name in self._losses), *(each for _, each in captured.gradients)):
+                    result.fill_(torch.nan)
+                _compare(computed, self._losses_and_gradients(leaves, captured.forward, captured.backward), "replayed")
             except (Error, RuntimeError) as error:
-                self._tries = 0
-                events.passes_not_captured(str(error).splitlines()[0])
-                _restore(statistics, kept)
-                with inputs.given():
-                    return self._compute()
+                captured, failure = None, _reason(error)
         finally:
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf.grad = gradient
-        self._captured, self._replays = captured, True
-        return captured.values
+        if captured is not None:
+            self._captured, self._replays = captured, True
+            return captured.values
+        self._tries = 0
+        events.passes_not_captured(failure)
+        restore()
+        with inputs.given():
+            return self._compute()  # by now, the error's traceback and the graphs' memory are gone
 
-    def _results(self, leaves: list[Tensor], forward: Callable[[], Values], backward: Callable[[], None]) -> list[Tensor | None]:
-        """Losses and gradients of passes."""
+    def _remembered_statistics(self) -> Callable[[], None]:
+        """Remember the running statistics; the result brings them back."""
+        statistics = [blob.tensor for layer in self._layers if layer.has_statistics(layer.param) for blob in layer.blobs]
+        kept = [each.clone() for each in statistics]
+
+        def restore() -> None:
+            for tensor, value in zip(statistics, kept, strict=True):
+                tensor.copy_(value)
+
+        return restore
+
+    def _losses_and_gradients(self, leaves: list[Tensor], forward: Callable[[], Values], backward: Callable[[], None]) -> Results:
+        """What two passes give."""
         for leaf in leaves:
             leaf.grad = None
         values = forward()
@@ -184,75 +220,117 @@ class CapturedPasses:
         return [*losses, *(leaf.grad for leaf in leaves)]
 
     def _captured_passes(self, circumstances: list[object], inputs: Inputs, leaves: list[Tensor]) -> _Captured:
-        """Graphs of both passes, which have not run yet. Raises RuntimeError if an operation waits for the GPU."""
-        graphs, pool = (torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()), torch.cuda.graph_pool_handle()
-        before = [layer.deferred for layer in self._layers]
-        for layer in self._layers:
-            layer.deferred = ()
+        """Graphs of both passes, which have not run yet."""
+        graphs, watch, device = (torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()), _Watch(), self._net.device
         for leaf in leaves:
             leaf.grad = None
-        watch = _Watch()
+        for layer in self._layers:
+            layer.captured = []
         try:
-            # PyTorch leaves its own stream as the current one, if a capture ends by an error.
-            with torch.cuda.stream(torch.cuda.current_stream(self._net.device)), watch:
-                with inputs.given(is_captured=True), _captured_in(graphs[0], pool):
+            with inputs.given(), watch:
+                with _captured_in(graphs[0], device):
                     values = {name: value.detach() for name, value in self._compute().items()}
-                with _captured_in(graphs[1], pool):
+                with _captured_in(graphs[1], device):
                     self._add_gradients()
-            late = [(layer, [copy.source for copy in layer.deferred]) for layer in self._layers if layer.deferred]
+            deferred = [(layer, layer.captured) for layer in self._layers if layer.captured]
         finally:
-            for layer, waiting in zip(self._layers, before, strict=True):
-                layer.deferred = waiting
+            for layer in self._layers:
+                layer.captured = None
         pairs = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
-        return _Captured(circumstances, inputs, values, pairs, watch.changed, late, watch.used, graphs)
+        return _Captured(circumstances, inputs, values, pairs, watch.changed, deferred, list(watch.used.values()), graphs)
 
 
-def _captured_in(graph: torch.cuda.CUDAGraph, pool: Any) -> torch.cuda.graph:
-    """A context whose operations a graph repeats. Meanwhile, other threads may allocate memory, as those that read ahead do."""
-    return torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+_failed: dict[torch.device, object] = {}
+"""GPUs on which a capture has failed, and the graph: PyTorch's allocator still asks it what it captures."""
+
+
+@contextlib.contextmanager
+def _captured_in(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
+    """A block whose operations a graph repeats.
+
+    It has its own memory: that of tensors which live on between the graphs is then not used again by the second. Other threads
+    may allocate memory meanwhile, as those that read ahead do.
+    """
+    pool = torch.cuda.graph_pool_handle()
+    capture = torch.cuda.graph(graph, pool=pool, stream=_stream(device), capture_error_mode="thread_local")
+    try:
+        # PyTorch leaves the capture's stream as the current one, if a capture ends by an error.
+        with torch.cuda.stream(torch.cuda.current_stream(device)), capture:
+            yield
+    except BaseException:
+        _failed[device] = graph
+        with contextlib.suppress(AttributeError, RuntimeError, TypeError):  # and its allocator in the capture's memory
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+        raise
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream in which a GPU's passes are captured; PyTorch's own is of the first GPU that captures."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+class _NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call] # PyTorch lacks the types
+    """Raises RuntimeError for operations that wait for the GPU: in a capture, they would leave PyTorch's allocator in its memory.
+
+    CUDA's own check is of the whole process, with the threads that read ahead.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.partition("::")[2]
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        if any(each.is_cuda for each in given):
+            chooses = name.strip("_").startswith("index") and any(each.dtype in (torch.bool, torch.uint8) for each in given[1:])
+            if name in _WAITING or chooses:
+                raise RuntimeError(f"{name} waits for the GPU")
+        return func(*args, **kwargs)
+
+
+def _reason(error: BaseException) -> str:
+    """Why passes were not captured: the error that names a layer, if there is one among those that led to each other."""
+    chain = [error]
+    while chain[-1].__context__ is not None:
+        chain.append(chain[-1].__context__)
+    named = next((each for each in chain if isinstance(each, Error)), chain[-1])
+    return (str(named) or type(named).__name__).splitlines()[0]
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # PyTorch lacks the types
-    """Notes which tensors from before operations use, and which of them they change."""
+    """Notes which memory from before operations use, and which tensors of it they change."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # PyTorch lacks the types
-        self.used: list[Tensor] = []
+        self.used: dict[int, torch.UntypedStorage] = {}
         self.changed: list[Tensor] = []
         self._made: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self.used += self._from_before(given)
+        given = {_key(each): each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        self.used |= {key: each.untyped_storage() for key, each in given.items() if key not in self._made}
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                self.changed += self._from_before(each for each in tree_leaves(value) if isinstance(each, Tensor))
+                changed = [each for each in tree_leaves(value) if isinstance(each, Tensor)]
+                self.changed += [each for each in changed if _key(each) not in self._made]
         result = func(*args, **kwargs)
-        storages = {_storage(each) for each in given}
-        self._made |= {_storage(each) for each in tree_leaves(result) if isinstance(each, Tensor)} - storages
+        self._made |= {_key(each) for each in tree_leaves(result) if isinstance(each, Tensor)} - given.keys()
         return result
 
-    def _from_before(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        return [each for each in tensors if _storage(each) not in self._made]
 
-
-def _storage(tensor: Tensor) -> int:
+def _key(tensor: Tensor) -> int:
+    """What identifies a tensor's memory."""
     return int(tensor.untyped_storage()._cdata)
 
 
-def _restore(tensors: list[Tensor], values: list[Tensor]) -> None:
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
-
-
-def _compare(computed: list[Tensor | None], replayed: list[Tensor | None]) -> None:
-    """Raise RuntimeError unless replayed losses and gradients are those computed, where these are finite."""
-    for mine, other in zip(computed, replayed, strict=True):
+def _compare(computed: Results, others: Results, how: str) -> None:
+    """Raise RuntimeError unless other losses and gradients, gained as `how` says, are those computed, where these are finite."""
+    total = torch.stack([torch.linalg.vector_norm(each) for each in computed if each is not None] or [torch.zeros(())]).norm()
+    for mine, other in zip(computed, others, strict=True):
         if mine is None or other is None:
             is_same = mine is other
         else:
-            distance = torch.linalg.vector_norm(other - mine)
-            is_same = not bool(mine.isfinite().all()) or bool(distance <= TOLERANCE * torch.linalg.vector_norm(mine))
+            distance, norm = torch.linalg.vector_norm(other - mine), torch.linalg.vector_norm(mine)
+            is_same = not bool(mine.isfinite().all()) or bool(distance <= TOLERANCE * norm + NOISE * total)
         if not is_same:
-            raise RuntimeError("replayed, they give other gradients")
+            raise RuntimeError(f"{how}, they give other gradients")

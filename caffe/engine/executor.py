@@ -136,10 +136,9 @@ class Executor:
         """Compute the whole net, to be followed by `train_backward`."""
         plan = self._plan(0, len(self.steps) - 1)
         plan.release()
-        values = self._training.forward()
         for step in self.steps:
-            step.segment = UNSEEN
-        self._show(plan, values)
+            step.segment, step.places, step.entries = UNSEEN, (), {}  # they hold the memory of the last pass
+        self._show(plan, self._training.forward())
 
     def _computed_training(self) -> dict[str, torch.Tensor]:
         """The values of the whole net, and in `_objectives` those whose gradients `_add_gradients` adds."""
@@ -195,7 +194,7 @@ class Executor:
             if isinstance(value, Later):
                 blobs[name].put_later(value)
             else:
-                blobs[name].tensor = value
+                blobs[name].tensor = value.detach() if name in plan.changed else value  # those are not released
         show_held_views()  # running statistics
 
     def _add_statistics(self, calls: Sequence[Call]) -> None:

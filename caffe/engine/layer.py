@@ -126,12 +126,14 @@ class Layer:
     """Whether it is a convolution of images whose weights can take up affine layers that follow."""
     is_capturable = False
     """Whether passes over batches of one shape are the same operations on tensors, none of which the host waits for, so that a
-    CUDA graph can repeat them. Types do not inherit it: each says so when it is registered."""
+    CUDA graph can repeat them. Classes do not inherit it: a type says so when it is registered."""
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
     deferred: Sequence[LateCopy] = ()
     """Values on a GPU that `check_deferred` has still to check, such as the range of the labels."""
+    captured: list[torch.Tensor] | None = None
+    """Set while a pass is captured as a CUDA graph: where `defer` puts the values, which each replay makes anew."""
 
     def __init__(self, param: caffe_pb2.LayerParameter, phase: int, where: str, device: torch.device):
         self.param = param
@@ -144,6 +146,10 @@ class Layer:
         """What the last forward pass adds to running sums; the executor adds it, and sets None."""
         self.made_once: dict[int, torch.Tensor] = {}
         """Tops that are made once, by number; afterwards they hold what the user wrote."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.is_capturable = False
 
     @classmethod
     def implementation(cls, param: caffe_pb2.LayerParameter, where: str) -> LayerClass:
@@ -227,11 +233,14 @@ class Layer:
         """The top, multiplied by `scale` and increased by `shift` along the second axis, both (C,), as one operation."""
         raise NotImplementedError
 
-    def defer(self, value: LateCopy) -> None:
-        """Let `check_deferred` check a value; the earlier ones are checked now if they are many, as nobody else does."""
+    def defer(self, value: torch.Tensor) -> None:
+        """Let `check_deferred` check a value on a GPU; the earlier ones are checked now if they are many, as nobody else does."""
+        if self.captured is not None:
+            self.captured.append(value)
+            return
         if len(self.deferred) >= MOST_DEFERRED:
             self.check_deferred()
-        self.deferred = [*self.deferred, value]
+        self.deferred = [*self.deferred, LateCopy(value)]
 
     def check_deferred(self) -> None:
         """Check the values in `deferred`, and empty it. Raises LayerError for the first that is wrong."""

@@ -32,6 +32,7 @@ class InnerProduct(Layer):
     def setup(self, shape: Shape) -> None:
         p = self.param.inner_product_param
         self.require_positive("num_output")
+        self.is_capturable = self.is_capturable and not p.normalize  # a pass changes the weights
         self.first = self.axis(p.axis, len(shape))
         self.inputs = math.prod(shape[self.first :])
         self.add_blob((self.inputs, p.num_output) if p.transpose else (p.num_output, self.inputs), p.weight_filler)

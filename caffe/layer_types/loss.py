@@ -12,7 +12,6 @@ from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.formats.stored import read_array
 from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
-from caffe.transfers import LateCopy
 
 LOSS = caffe_pb2.LossParameter
 LOG_THRESHOLD = 1e-20
@@ -106,7 +105,7 @@ class _OfLabels(Layer):
             target = target * counted
         if target.is_cuda and target.numel() and not torch.compiler.is_exporting():
             # There an index out of range would end the process, and a look at it would wait for the GPU.
-            self.defer(LateCopy(torch.stack(target.aminmax())))
+            self.defer(torch.stack(target.aminmax()))
             target = target.clamp(0, classes - 1)
             self.classes = classes
         try:
@@ -387,6 +386,7 @@ class Accuracy(_OfLabels):
         p = self.settings_of(self.param)
         self.find_classes(scores, labels, p.axis)
         self.ignored = p.ignore_label if p.HasField("ignore_label") else None
+        self.is_capturable = self.is_capturable and len(self.param.top) < 2  # the accuracies of classes are waited for
         if not 1 <= p.top_k <= scores[self.along]:
             raise self.error(f"top_k {p.top_k}", f"there are {scores[self.along]} classes")
 

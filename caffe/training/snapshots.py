@@ -84,7 +84,7 @@ def run_of(nets: Iterable[Net], losses: list[float]) -> caffe_pb2.RunState:
     """
     run = caffe_pb2.RunState(random=json.dumps(mode.generator.state), loss=losses)
     run.generator = torch.get_rng_state().numpy().tobytes()
-    if mode.device().type == "cuda":
+    if mode.device().type == "cuda" and mode.numerics() != "reproducible":  # where nothing draws from it, and states are equal
         run.gpu_generator = torch.cuda.get_rng_state(mode.device()).numpy().tobytes()
     for index, net in enumerate(nets):
         for layer in net.layers:

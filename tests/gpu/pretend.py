@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from caffe.engine import captured
 from caffe.numerics.dispatch import Reproducible
 
 CPU = torch.device("cpu")
@@ -51,6 +52,8 @@ waited: Counter[str] = Counter()
 """Number of operations for which the host would wait until the GPU has done all that it was given."""
 _tags: dict[int, "_Tag"] = {}
 _pruning = threading.Lock()
+_pools: list[object] = []
+"""Memory of graphs."""
 _local = threading.local()
 _device_of = torch.Tensor.device.__get__  # type: ignore[attr-defined]
 _is_cuda = torch.Tensor.is_cuda.__get__  # type: ignore[attr-defined]
@@ -176,10 +179,16 @@ class Graph:
         self._made: set[int] = set()
 
     @contextlib.contextmanager
-    def captured(self) -> Iterator[None]:
+    def captured(self, pool: object = None) -> Iterator[None]:
         """Capture the operations of this thread in a block."""
-        with _set(graph=self):
-            yield
+        if pool in _pools:
+            raise NotImplementedError("graphs that share memory: which of it the second uses again is not known here")
+        _pools.append(pool)
+        try:
+            with _set(graph=self):
+                yield
+        except RuntimeError as error:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from error
         with _below_autograd():
             for tensor, values in self._before.values():
                 tensor.copy_(values)
@@ -314,6 +323,8 @@ class _Functions(TorchFunctionMode):
             if func is torch.Tensor.pin_memory or kwargs.get("pin_memory"):
                 _refuse_in_graph("pinned memory")
             if func is torch.Tensor.pin_memory:
+                if device_of(args[0]) != CPU:
+                    raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
                 return args[0]
             if func is torch.Tensor.cpu:
                 return self._moved(args[0], CPU)
@@ -409,8 +420,8 @@ def gpus(count: int = 1) -> Iterator[None]:
         "get_rng_state": lambda device=0: torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda state, device=0: None,
         "CUDAGraph": Graph,
-        "graph": lambda graph, **_: graph.captured(),
-        "graph_pool_handle": lambda: None,
+        "graph": lambda graph, pool=None, **_: graph.captured(pool or object()),
+        "graph_pool_handle": object,
         "stream": lambda stream: _set(stream=stream),
         "max_memory_allocated": lambda device=0: 1 << 30,
         "mem_get_info": lambda device=0: (1 << 29, 1 << 34),
@@ -424,7 +435,8 @@ def gpus(count: int = 1) -> Iterator[None]:
             mock.patch.object(torch.autograd, "_engine_run_backward", in_functions(torch.autograd._engine_run_backward))
         )
         stack.enter_context(mock.patch.object(threading.Thread, "run", in_modes(threading.Thread.run)))
-        stack.enter_context(mock.patch.object(Reproducible, "__torch_dispatch__", in_functions(Reproducible.__torch_dispatch__)))
+        for looks in (Reproducible, captured._NoWaiting):
+            stack.enter_context(mock.patch.object(looks, "__torch_dispatch__", in_functions(looks.__torch_dispatch__)))
         stack.enter_context(_modes())
         copied.clear()
         waited.clear()
