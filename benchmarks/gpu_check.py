@@ -211,11 +211,8 @@ def against_pytorch() -> str:
             raise AssertionError(done.stderr.strip()[-300:])
         with figures.open() as file:
             rows = [row for row in csv.DictReader(file) if row["side"] != "caffe" and row["ratio"]]
-    best: dict[tuple[str, str, str], float] = {}
-    for row in rows:
-        key = row["net"], row["step"], row["side"].partition(",")[0]
-        best[key] = max(best.get(key, 0.0), float(row["ratio"]))  # the faster layout by hand has the larger ratio
-    return "; ".join(f"{net} {step} {ratio:.2f} of {side}" for (net, step, side), ratio in best.items())
+    # By hand in both layouts: whether the engine's is the faster one is not known before.
+    return "; ".join(f"{row['net']} {row['step']} {float(row['ratio']):.2f} of {row['side']}" for row in rows)
 
 
 CHECKS: dict[str, Callable[[], str]] = {

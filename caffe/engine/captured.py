@@ -12,19 +12,20 @@ A graph repeats operations on the same memory. What differs from pass to pass th
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
+from torch.autograd.graph import get_gradient_edge, increment_version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from caffe import events
 from caffe.engine import mode
 from caffe.engine.layer import Layer
+from caffe.engine.parameter import Memory
 from caffe.engine.plan import BuiltNet
 from caffe.errors import Error
 from caffe.proto import caffe_pb2
@@ -72,6 +73,13 @@ class _Captured:
     used: list[torch.UntypedStorage]
     graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph]
 
+    def clear(self, losses: Iterable[str]) -> None:
+        """Let losses and gradients be NaN until a replay: a graph without operations would leave what is there."""
+        old = {each._cdata for each in self.used}
+        for result in (*(self.values[name] for name in losses), *(gradient for _, gradient in self.gradients)):
+            if _key(result) not in old:
+                result.fill_(torch.nan)
+
     def forward(self) -> Values:
         self.graphs[0].replay()
         increment_version(self.changed)
@@ -82,16 +90,20 @@ class _Captured:
 
     def backward(self) -> None:
         """Add to the gradients that the parameters have."""
-        before = [_copied_from(gradient, leaf.grad) for leaf, gradient in self.gradients]
+        overwritten = {gradient: gradient.clone() for leaf, gradient in self.gradients if _is_at(gradient, leaf.grad)}
         self.graphs[1].replay()
         with torch.no_grad():
-            for (leaf, gradient), sum_before in zip(self.gradients, before, strict=True):
-                leaf.grad = gradient if sum_before is None else sum_before.add_(gradient)
+            for leaf, gradient in self.gradients:
+                if gradient in overwritten:
+                    gradient.add_(overwritten[gradient])
+                elif leaf.grad is None:
+                    leaf.grad = gradient
+                else:
+                    leaf.grad.add_(gradient)
 
 
-def _copied_from(memory: Tensor, value: Tensor | None) -> Tensor | None:
-    """A value; a copy, if it lies in memory that a replay overwrites."""
-    return value.clone() if value is not None and value.data_ptr() == memory.data_ptr() else value
+def _is_at(memory: Tensor, value: Tensor | None) -> bool:
+    return value is not None and value.data_ptr() == memory.data_ptr()
 
 
 class CapturedPasses:
@@ -104,7 +116,6 @@ class CapturedPasses:
     def __init__(self, net: BuiltNet, forward: Callable[[], Values], backward: Callable[[], None]):
         self._net, self._compute, self._add_gradients = net, forward, backward
         self._layers = [step.layer for step in net.steps]
-        self._parameters = [blob for layer in self._layers for blob in layer.blobs if blob.owner is blob]
         self._losses = [name for name, weight in net.blob_loss_weights.items() if weight]
         trains = net.device.type == "cuda" and net.definition.state.phase == caffe_pb2.TRAIN
         is_capturable = all(layer.is_capturable or (layer.is_source and not layer.blobs) for layer in self._layers)
@@ -117,11 +128,11 @@ class CapturedPasses:
         """The values of the net's blobs."""
         self._replays = False
         if self._captured and self._captured.circumstances != self._circumstances():
-            self._forget()
+            self.forget()
         if self._captured:
             inputs = self._captured.inputs
             if others := inputs.refill():
-                self._forget()
+                self.forget()
                 with inputs.given(others):
                     return self._compute()
             self._replays = True
@@ -138,19 +149,26 @@ class CapturedPasses:
         else:
             self._add_gradients()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Free the graphs; passes are computed, before others are captured."""
         self._captured, self._passes = None, 0
 
     def _circumstances(self) -> list[object]:
         """What the graphs were captured with, after taking back what users have written into parameters and diffs of losses."""
         found: list[object] = [mode.numerics(), mode.solver_count(), torch.is_grad_enabled()]
-        for parameter in self._parameters:
-            memory = parameter.memory
+        for memory in self._memories():
             memory.data.fetch()
             found += [memory.order, memory.leaf.requires_grad, memory.diff.seen]
         seeds = [self._net.blobs[name].gradient for name in self._losses]
         return found + [None if seed is None else seed.data_ptr() for seed in seeds]
+
+    def _memories(self) -> Iterable[Memory]:
+        """The parameters' memories, each once."""
+        return {id(blob.memory): blob.memory for layer in self._layers for blob in layer.blobs}.values()
+
+    def _leaves(self) -> list[Tensor]:
+        """The parameters whose gradients are computed."""
+        return [memory.leaf for memory in self._memories() if memory.leaf.requires_grad]
 
     def _may_capture(self) -> bool:
         device = self._net.device
@@ -159,7 +177,8 @@ class CapturedPasses:
             and mode.numerics() != "reproducible"  # whose operations look at their results
             and mode.solver_count() == 1  # several exchange gradients in their backward pass
             and torch.is_grad_enabled()
-            and not any(parameter.memory.diff.seen for parameter in self._parameters)
+            and not any(memory.diff.seen for memory in self._memories())
+            and not any(leaf._post_accumulate_grad_hooks or _is_in_a_graph(leaf) for leaf in self._leaves())
             and torch.cuda.max_memory_allocated(device) < LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
         )
 
@@ -167,7 +186,7 @@ class CapturedPasses:
         """Capture both passes, and check that they give what computing gives; if not, or if they cannot be captured, compute."""
         self._tries -= 1
         inputs, circumstances = Inputs(), self._circumstances()
-        leaves = list(dict.fromkeys(each.memory.leaf for each in self._parameters if each.memory.leaf.requires_grad))
+        leaves = self._leaves()
         gradients = [leaf.grad for leaf in leaves]
         restore = self._remembered_statistics()
         captured, failure = None, ""
@@ -181,10 +200,9 @@ class CapturedPasses:
                 _compare(computed, again, "computed a second time")
                 restore()
                 captured = self._captured_passes(circumstances, inputs, leaves)
-                for result in (*(captured.values[name] for name in self._losses), *(each for _, each in captured.gradients)):
-                    result.fill_(torch.nan)
+                captured.clear(self._losses)
                 _compare(computed, self._losses_and_gradients(leaves, captured.forward, captured.backward), "replayed")
-            except (Error, RuntimeError) as error:
+            except Exception as error:  # computing has not raised it
                 captured, failure = None, _reason(error)
         finally:
             for leaf, gradient in zip(leaves, gradients, strict=True):
@@ -259,9 +277,17 @@ def _captured_in(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[
             yield
     except BaseException:
         _failed[device] = graph
-        with contextlib.suppress(AttributeError, RuntimeError, TypeError):  # and its allocator in the capture's memory
-            torch._C._cuda_endAllocateToPool(device.index, pool)
+        _free(graph, device, pool)
         raise
+
+
+def _free(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
+    """Free the memory of a capture that has ended by an error, which may have left PyTorch's allocator in it."""
+    with contextlib.suppress(AttributeError, RuntimeError, TypeError):
+        torch._C._cuda_endAllocateToPool(device.index, pool)  # RuntimeError if it was not left there
+        torch._C._cuda_releasePool(device.index, pool)
+    with contextlib.suppress(RuntimeError):
+        graph.reset()
 
 
 @functools.cache
@@ -281,10 +307,18 @@ class _NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call] # PyTorch 
         name = func._schema.name.partition("::")[2]
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         if any(each.is_cuda for each in given):
+            copies = name in ("copy_", "_to_copy") and not _is_late(args, kwargs)
             chooses = name.strip("_").startswith("index") and any(each.dtype in (torch.bool, torch.uint8) for each in given[1:])
-            if name in _WAITING or chooses:
+            if name in _WAITING or chooses or copies:
                 raise RuntimeError(f"{name} waits for the GPU")
         return func(*args, **kwargs)
+
+
+def _is_late(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a copy stays on its device, or is not waited for."""
+    source = args[1] if len(args) > 1 else args[0]
+    target = args[0].device if len(args) > 1 else torch.device(kwargs.get("device") or source.device)
+    return target.type == source.device.type or bool(kwargs.get("non_blocking") or args[2:3] == (True,))
 
 
 def _reason(error: BaseException) -> str:
@@ -318,6 +352,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # PyTorch lack
         return result
 
 
+def _is_in_a_graph(leaf: Tensor) -> bool:
+    """Whether a pass of another net, or of a user, still has a place for its gradient, which is bound to that pass's stream."""
+    metadata: Any = get_gradient_edge(leaf).node.metadata
+    metadata["seen"] = True
+    return "seen" in cast(Any, get_gradient_edge(leaf).node.metadata)  # another's, if nobody holds that one
+
+
 def _key(tensor: Tensor) -> int:
     """What identifies a tensor's memory."""
     return int(tensor.untyped_storage()._cdata)
@@ -325,7 +366,8 @@ def _key(tensor: Tensor) -> int:
 
 def _compare(computed: Results, others: Results, how: str) -> None:
     """Raise RuntimeError unless other losses and gradients, gained as `how` says, are those computed, where these are finite."""
-    total = torch.stack([torch.linalg.vector_norm(each) for each in computed if each is not None] or [torch.zeros(())]).norm()
+    norms = torch.stack([torch.linalg.vector_norm(each) for each in computed if each is not None] or [torch.zeros(())])
+    total = norms[norms.isfinite()].norm()
     for mine, other in zip(computed, others, strict=True):
         if mine is None or other is None:
             is_same = mine is other
@@ -333,4 +375,4 @@ def _compare(computed: Results, others: Results, how: str) -> None:
             distance, norm = torch.linalg.vector_norm(other - mine), torch.linalg.vector_norm(mine)
             is_same = not bool(mine.isfinite().all()) or bool(distance <= TOLERANCE * norm + NOISE * total)
         if not is_same:
-            raise RuntimeError(f"{how}, they give other gradients")
+            raise RuntimeError(f"{how}, they give other losses or gradients")

@@ -66,7 +66,7 @@ class Executor:
         self._objectives: list[tuple[str, torch.Tensor]] = []
         self._passes = 0
         self._reached = ""
-        # Two-dimensional convolutions are faster channels-last, on CPUs and GPUs.
+        # Two-dimensional convolutions are faster channels-last on CPUs, and by a GPU's tensor cores.
         self.channels_last = any(step.layer.begins_layout and len(step.layer.blobs[0].shape) == 4 for step in steps)
         if self.channels_last:
             for step in steps:
@@ -139,6 +139,10 @@ class Executor:
         for step in self.steps:
             step.segment, step.places, step.entries = UNSEEN, (), {}  # they hold the memory of the last pass
         self._show(plan, self._training.forward())
+
+    def forget_captured(self) -> None:
+        """Free what is kept to replay a solver's passes."""
+        self._training.forget()
 
     def _computed_training(self) -> dict[str, torch.Tensor]:
         """The values of the whole net, and in `_objectives` those whose gradients `_add_gradients` adds."""

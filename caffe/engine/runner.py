@@ -63,6 +63,7 @@ class Runner:
         callbacks = self.callbacks.values()
         self._shows_training = self.debug_info or any(callbacks) or any(side.seen for side in self._diffs)
         if self._shows_training:
+            self._executor.forget_captured()
             self.forward(0, self._last)
         else:
             self._executor.train_forward()
@@ -71,7 +72,8 @@ class Runner:
     @machine.in_numerics
     def _loss(self) -> torch.Tensor:
         losses = [(self._net.blobs[name].tensor, weight) for name, weight in self._net.blob_loss_weights.items() if weight]
-        terms = [value if value.dim() == 0 and weight == 1 else value.sum() * weight for value, weight in losses]
+        # A copy, as the next pass may overwrite the blob.
+        terms = [value.clone() if value.dim() == 0 and weight == 1 else value.sum() * weight for value, weight in losses]
         return functools.reduce(operator.add, terms) if terms else torch.zeros(())
 
     def backward_params(self) -> None:

@@ -21,13 +21,13 @@ for _module in ("chosen", "elementwise", "products", "reductions", "scattered", 
 
 EXACT_ANYWHERE = frozenset(
     """
-    _local_scalar_dense _reshape_alias _to_copy _unsafe_view abs alias all amax amin any argmax argmin as_strided
+    _local_scalar_dense _pin_memory _reshape_alias _to_copy _unsafe_view abs alias all amax amin any argmax argmin as_strided
     bitwise_and bitwise_not bitwise_or cat ceil clamp clamp_max clamp_min clone constant_pad_nd copy detach diagonal
     embedding empty empty_like empty_strided eq equal expand fill flip floor fmod frexp full full_like gather ge gt
     hardshrink hardshrink_backward hardtanh hardtanh_backward im2col index index_fill index_select is_nonzero
-    isfinite isin isinf isnan le lift_fresh logical_and logical_not logical_or lt masked_fill masked_scatter masked_select
-    max max_pool2d_with_indices min nan_to_num ne new_empty new_empty_strided new_full new_ones
-    new_zeros nonzero ones ones_like permute reflection_pad2d relu repeat roll scalar_tensor select select_backward
+    is_pinned isfinite isin isinf isnan le lift_fresh logical_and logical_not logical_or lt masked_fill masked_scatter
+    masked_select max max_pool2d_with_indices min nan_to_num ne new_empty new_empty_strided new_full new_ones
+    new_zeros nonzero ones ones_like permute record_stream reflection_pad2d relu repeat roll scalar_tensor select select_backward
     sgn sign slice slice_backward split split_with_sizes squeeze stack t take threshold_backward transpose tril
     triu trunc unbind unfold unsqueeze upsample_nearest2d view where zero zeros zeros_like
     """.split()  # noqa: SIM905, it is a page otherwise

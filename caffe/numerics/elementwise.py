@@ -18,13 +18,18 @@ from caffe.numerics.registry import OURS, RefusedError, constant, in_double, lik
 
 
 def in_pieces(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function of each element, computed piece by piece where its arrays are large, of one shape, and contiguous."""
+    """A function of each element, computed piece by piece on a CPU where its arrays are large, of one shape, and contiguous."""
 
     @functools.wraps(function)
     def computed(*given: Any, **options: Any) -> Tensor:
         arrays = [each for each in given if isinstance(each, Tensor) and each.dim()]
         first = arrays[0] if arrays else None
-        if first is None or first.numel() <= PIECE or any(a.shape != first.shape or not a.is_contiguous() for a in arrays):
+        if (
+            first is None
+            or first.is_cuda
+            or first.numel() <= PIECE
+            or any(a.shape != first.shape or not a.is_contiguous() for a in arrays)
+        ):
             return function(*given, **options)
         flat = [each.view(-1) if isinstance(each, Tensor) and each.dim() else each for each in given]
         result: Tensor | None = None

@@ -73,7 +73,7 @@ def by_images(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def computed(*given: Any) -> Tensor:
         images = max((each for each in given if isinstance(each, Tensor)), key=Tensor.numel)
         step = max(1, PIECE // 4 // max(1, images[:1].numel()))
-        if images.dim() < 4 or len(images) <= step:
+        if images.dim() < 4 or images.is_cuda or len(images) <= step:
             return function(*given)
         starts = range(0, len(images), step)
         return torch.cat(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import backends
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from caffe.numerics.dispatch import Reproducible
 
@@ -27,8 +28,8 @@ def computing(numerics: str) -> Iterator[None]:
     such numbers, for which processors take a hundred times longer: from some initial weights, LeNet trained ten times slower
     than from others.
     """
-    if getattr(_active, "is_inside", False):
-        yield
+    if getattr(_active, "is_inside", False) or any(isinstance(each, Reproducible) for each in _get_current_dispatch_mode_stack()):
+        yield  # the second, in a thread of autograd
         return
     flushed = _SMALLEST * 0.5 == 0.0
     _active.is_inside = True
@@ -38,7 +39,7 @@ def computing(numerics: str) -> Iterator[None]:
             if numerics == "reproducible":
                 stack.enter_context(Reproducible())  # type: ignore[no-untyped-call] # PyTorch lacks the types
             if numerics != "fp32" or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-                stack.enter_context(_settings(numerics == "fast"))
+                stack.enter_context(_settings(numerics))
             yield
     finally:
         torch.set_flush_denormal(flushed)
@@ -46,26 +47,39 @@ def computing(numerics: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _settings(fast: bool) -> Iterator[None]:
+def _settings(numerics: str) -> Iterator[None]:
     """Full precision and deterministic algorithms, or what is fastest."""
+    fast = numerics == "fast"
+    has_cudnn = backends.cudnn.enabled
     precisions = [each.fp32_precision for each in _ON_GPU + _ON_CPU]
     algorithms = backends.cudnn.benchmark, backends.cudnn.deterministic
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = _filling.fill_uninitialized_memory  # which would write all memory twice
     _filling.fill_uninitialized_memory = False
+    older = torch._C._get_cudnn_allow_tf32(), torch._C._get_cublas_allow_tf32()
+    _allow_tf32(fast, fast)
     for names, name in ((_ON_GPU, "tf32"), (_ON_CPU, "bf16")):
         for each in names:
             each.fp32_precision = name if fast else "ieee"
     backends.cudnn.benchmark, backends.cudnn.deterministic = fast, not fast
+    backends.cudnn.enabled = numerics != "reproducible"  # whose batch_norm would be cuDNN's
     _set_deterministic(not fast, True)
     try:
         yield
     finally:
+        _allow_tf32(*older)
         for each, precision in zip(_ON_GPU + _ON_CPU, precisions, strict=True):
             each.fp32_precision = precision
         backends.cudnn.benchmark, backends.cudnn.deterministic = algorithms
+        backends.cudnn.enabled = has_cudnn
         _set_deterministic(*deterministic)
         _filling.fill_uninitialized_memory = filled
+
+
+def _allow_tf32(cudnn: bool, cublas: bool) -> None:
+    """The older settings, which say the same: PyTorch refuses to read them if they contradict the newer."""
+    torch._C._set_cudnn_allow_tf32(cudnn)
+    torch._C._set_cublas_allow_tf32(cublas)
 
 
 def _set_deterministic(enabled: bool, warn_only: bool) -> None:

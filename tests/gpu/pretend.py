@@ -26,10 +26,12 @@ from unittest import mock
 import torch
 import torch.autograd
 from torch import Tensor
+from torch._decomp.decompositions import _upsample_linear_vec as _decomposed
 from torch.autograd.graph import increment_version
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
 from caffe.engine import captured
@@ -212,6 +214,10 @@ class Graph:
         self._made.update(result.untyped_storage()._cdata for result in results)
         self._operations.append((operation, results))
 
+    def reset(self) -> None:
+        """Free the memory."""
+        self._operations.clear()
+
     def replay(self) -> None:
         """Repeat the operations."""
         with _below_autograd():
@@ -259,6 +265,12 @@ class _Operations(TorchDispatchMode):
         on_gpu = {device_of(tensor) for tensor in given} - {CPU}
         if on_gpu and name not in COPIES:
             self._check(str(func), name, given, on_gpu)
+        if name in ("_pin_memory", "is_pinned"):
+            return args[0] if name == "_pin_memory" else False
+        if name == "record_stream":
+            if tag := _tag(args[0]):
+                tag.used_in.add(current_stream())
+            return None
         if on_gpu and name in WAITING:
             _refuse_in_graph(name)
             waited[name] += 1
@@ -325,7 +337,13 @@ class _Functions(TorchFunctionMode):
             if func is torch.Tensor.pin_memory:
                 if device_of(args[0]) != CPU:
                     raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
-                return args[0]
+                torch.ops.aten.is_pinned.default(args[0])
+                return torch.ops.aten._pin_memory.default(args[0])
+            if func in (torch.batch_norm, functional.batch_norm) and device_of(args[0]) != CPU:
+                self._refuse_cudnn(func, args)
+            is_resized = func is functional.interpolate and device_of(args[0]) != CPU and kwargs["mode"] == "bilinear"
+            if is_resized and torch.are_deterministic_algorithms_enabled():  # what PyTorch does for other devices than the CPU
+                return _decomposed(args[0], args[1], kwargs["align_corners"], None)
             if func is torch.Tensor.cpu:
                 return self._moved(args[0], CPU)
             if func is torch.Tensor.cuda:
@@ -338,11 +356,22 @@ class _Functions(TorchFunctionMode):
             if device is None:
                 return func(*args, **kwargs)
             kwargs["device"] = CPU
+            if func in (torch.tensor, torch.as_tensor) and device.type == "cuda":
+                _refuse_in_graph("a tensor of numbers on the host")
             with _set(target=device):
                 result = func(*args, **kwargs)
             if func is torch.as_tensor and isinstance(args[0], Tensor):
                 return self._moved(result, device)
             return _place(result, device) if isinstance(result, Tensor) else result
+
+    @staticmethod
+    def _refuse_cudnn(func: Any, args: tuple[Any, ...]) -> None:
+        """In `reproducible`, refuse what on CUDA is cuDNN's batch_norm, not PyTorch's."""
+        x, *rest = args
+        affine, is_cudnn = (rest[:2], args[8]) if func is torch.batch_norm else (rest[2:4], torch.backends.cudnn.enabled)
+        is_active = any(isinstance(each, Reproducible) for each in _get_current_dispatch_mode_stack())
+        if is_active and is_cudnn and x.dim() > 2 and len(affine) == 2 and all(each is not None for each in affine):
+            raise RuntimeError("cudnn_batch_norm is not the same on every machine")
 
     def _to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         target, rest = device_of(tensor), []
@@ -402,8 +431,7 @@ def gpus(count: int = 1) -> Iterator[None]:
         return types.SimpleNamespace(name=f"Pretend {number}", uuid=f"pretend-{number}", total_memory=1 << 34, major=9, minor=0)
 
     def record_stream(tensor: Tensor, stream: Stream) -> None:
-        if tag := _tag(tensor):
-            tag.used_in.add(stream)
+        torch.ops.aten.record_stream.default(tensor, torch.Stream("cpu"))
 
     replaced = {
         "is_available": lambda: True,

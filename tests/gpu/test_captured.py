@@ -263,7 +263,7 @@ def test_a_layer_that_counts_passes_is_found_out(both, monkeypatch, capfd):
     monkeypatch.setattr(Dropout, "forward", forward)
     _, _, solver = both(lambda solver: solver.step(7))
     assert not is_captured(solver)
-    assert "computed a second time, they give other gradients" in capfd.readouterr().err
+    assert "computed a second time, they give other losses or gradients" in capfd.readouterr().err
 
 
 def test_memory_that_runs_out_in_a_capture_leaves_a_training_as_it_is(both, monkeypatch):
@@ -319,7 +319,7 @@ def test_a_graph_without_operations_is_found_out(both, monkeypatch, capfd):
     plain, graphs, solver = both(lambda solver: solver.step(7))
     assert not is_captured(solver)
     assert_same(plain, graphs)
-    assert "replayed, they give other gradients" in capfd.readouterr().err
+    assert "replayed, they give other losses or gradients" in capfd.readouterr().err
 
 
 def test_a_pass_of_the_users_before_the_training_does_not_hinder(gpu):
@@ -395,3 +395,84 @@ def test_memory_of_two_graphs_is_apart_on_the_pretend_gpu():
             pass
         with pytest.raises(RuntimeError, match="cannot pin"):
             torch.zeros(2, device="cuda").pin_memory()
+
+
+def test_a_loss_may_be_a_parameter(small, monkeypatch):
+    layer = 'layer { name: "p" type: "Parameter" top: "p" loss_weight: 0.1 parameter_param { shape { dim: 1 } } }'
+    states = []
+    for switch in ("0", "1"):
+        monkeypatch.setenv(captured.SWITCH, switch)
+        solver = small(layer)
+        solver.step(6)
+        states.append(state(solver))
+    assert is_captured(solver)
+    assert_same(*states)
+    assert np.isfinite(solver.net.params["p"][0].data).all()
+
+
+def test_losses_of_passes_are_kept_apart(gpu):
+    net = gpu(LABELS).net
+    losses = [net.forward_loss() for _ in range(7)]
+    assert len({float(loss) for loss in losses}) == 7
+
+
+def test_a_pass_of_a_net_with_the_same_weights_delays_a_capture_until_it_is_gone(gpu):
+    solver = gpu(LABELS)
+    test = solver.test_nets[0]
+    test.forward()
+    test.backward()
+    solver.step(6)
+    assert not is_captured(solver)
+    solver.test_all()  # frees the graph of the backward pass
+    for step in test._runner._executor.steps:
+        step.places, step.entries = (), {}
+    solver.step(1)
+    assert is_captured(solver)
+
+
+def test_errors_of_any_kind_in_a_capture_leave_a_training_as_it_is(both, monkeypatch):
+    def train(solver):
+        solver.step(captured.FIRST)
+        watched = solver.net._runner._executor._training._captured_passes
+
+        def failing(*arguments):
+            watched(*arguments)
+            raise ValueError("that only a capture raises")
+
+        monkeypatch.setattr(passes(solver), "_captured_passes", failing)
+        solver.step(4)
+
+    plain, graphs, solver = both(train)
+    assert not is_captured(solver)
+    assert_same(plain, graphs)
+
+
+def test_memory_of_a_parameter_that_another_owned_may_move(small):
+    layer = 'layer { name: "second" type: "InnerProduct" bottom: "x" top: "second" param { name: "w" } inner_product_param { '
+    layer += 'num_output: 3 } } layer { name: "off" type: "Silence" bottom: "second" }'
+    solver = small(layer)
+    solver.step(6)
+    assert is_captured(solver)
+    solver.net.params["second"][0].reshape(2, 6)
+    solver.net.params["second"][0].reshape(3, 6)
+    solver.step(1)
+    assert not is_captured(solver)
+
+
+def test_graphs_are_freed_once_somebody_looks_at_gradients(gpu):
+    solver = gpu(LABELS)
+    solver.step(5)
+    assert is_captured(solver)
+    _ = solver.net.blobs["pool"].diff
+    solver.step(1)
+    assert not is_captured(solver)
+
+
+def test_one_result_that_is_nan_does_not_hide_the_others():
+    nan, one = torch.tensor([torch.nan]), torch.ones(3)
+    captured._compare([nan, one, None], [nan, one, None], "again")
+    with pytest.raises(RuntimeError, match="again, they give other losses or gradients"):
+        captured._compare([nan, one, None], [nan, one + 1, None], "again")
+    with pytest.raises(RuntimeError):
+        captured._compare([one], [None], "again")
+    captured._compare([], [], "again")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from caffe.engine import mode
 from caffe.engine.layer import Layer, Shape, register
 from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
@@ -47,7 +48,14 @@ class Interp(Layer):
         ((*_, height, width),) = self.top_shapes(tuple(x.shape))
         if p.pad_beg or p.pad_end:
             x = x[:, :, -p.pad_beg : x.shape[2] + p.pad_end, -p.pad_beg : x.shape[3] + p.pad_end]
-        return functional.interpolate(x, (height, width), mode="bilinear", align_corners=True)
+        return bilinear(x, height, width)
+
+
+def bilinear(x: Tensor, height: int, width: int) -> Tensor:
+    """Images of another size, corners aligned."""
+    if mode.numerics() == "reproducible":  # `interpolate` takes it apart on a GPU, into operations that are not
+        return torch._C._nn.upsample_bilinear2d(x, [height, width], True, None)
+    return functional.interpolate(x, (height, width), mode="bilinear", align_corners=True)
 
 
 @register("Upsample")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine.layer import Layer, Shape, register
+from caffe.layer_types.forks.resampling import bilinear
 from caffe.layer_types.loss import Loss
 from caffe.proto import caffe_pb2
 
@@ -151,7 +152,7 @@ class BilinearInterpolation(Layer):
         return [(*shape[:2], *like[2:])]
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        return functional.interpolate(x, like.shape[2:], mode="bilinear", align_corners=True)
+        return bilinear(x, *like.shape[2:])
 
 
 @register("Norm")
