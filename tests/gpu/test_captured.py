@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import caffe
+from caffe import glog
 from caffe.engine import captured
 from caffe.errors import LayerError
 from caffe.layer_types.activation import ReLU
@@ -33,6 +34,14 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "sum" bottom: "label" top: 
 @pytest.fixture(autouse=True)
 def _no_failures(monkeypatch):
     monkeypatch.setattr(captured, "_failed", {})
+
+
+@pytest.fixture
+def warnings_logged(monkeypatch, capfd):
+    """warnings_logged() gives the log's warnings since the last call, whatever another test has set."""
+    monkeypatch.setattr(glog._State, "level", glog.WARNING)
+    monkeypatch.setattr(glog._State, "stderr", True)
+    return lambda: capfd.readouterr().err
 
 
 def passes(solver):
@@ -239,22 +248,20 @@ def test_types_do_not_inherit_it():
     assert not any(kind.is_capturable for kind in types.values() if kind.runs_user_code)
 
 
-def test_a_layer_that_waits_is_computed_and_it_is_said_once(both, monkeypatch, capfd):
-    monkeypatch.setenv("GLOG_minloglevel", "1")
+def test_a_layer_that_waits_is_computed_and_it_is_said_once(both, monkeypatch, warnings_logged):
     forward = ReLU.forward
     monkeypatch.setattr(ReLU, "forward", lambda self, x: forward(self, x) if float(x.sum()) else x)
     plain, graphs, solver = both(lambda solver: solver.step(7))
     assert not is_captured(solver)
     assert_same(plain, graphs)
-    said = [line for line in capfd.readouterr().err.splitlines() if "CUDA graphs" in line]
+    said = [line for line in warnings_logged().splitlines() if "CUDA graphs" in line]
     assert len(said) == 1
     assert 'layer "relu"' in said[0]
     assert "_local_scalar_dense waits for the GPU" in said[0]
 
 
-def test_a_layer_that_counts_passes_is_found_out(both, monkeypatch, capfd):
+def test_a_layer_that_counts_passes_is_found_out(both, monkeypatch, warnings_logged):
     """Its gradients would be those of the pass that was captured for ever."""
-    monkeypatch.setenv("GLOG_minloglevel", "1")
 
     def forward(self, x):
         self.passes = getattr(self, "passes", 0) + 1
@@ -263,7 +270,7 @@ def test_a_layer_that_counts_passes_is_found_out(both, monkeypatch, capfd):
     monkeypatch.setattr(Dropout, "forward", forward)
     _, _, solver = both(lambda solver: solver.step(7))
     assert not is_captured(solver)
-    assert "computed a second time, they give other losses or gradients" in capfd.readouterr().err
+    assert "computed a second time, they give other losses or gradients" in warnings_logged()
 
 
 def test_memory_that_runs_out_in_a_capture_leaves_a_training_as_it_is(both, monkeypatch):
@@ -299,27 +306,25 @@ def test_the_switch_turns_it_off(gpu, monkeypatch):
     assert not is_captured(solver)
 
 
-def test_a_wait_that_is_only_found_in_a_capture_leaves_a_training_as_it_is(both, monkeypatch, capfd):
-    monkeypatch.setenv("GLOG_minloglevel", "1")
+def test_a_wait_that_is_only_found_in_a_capture_leaves_a_training_as_it_is(both, monkeypatch, warnings_logged):
     forward = ReLU.forward
     monkeypatch.setattr(ReLU, "forward", lambda self, x: forward(self, x) if x.detach().cpu().numel() else x)
     plain, graphs, solver = both(lambda solver: solver.step(7))
     assert not is_captured(solver)
     assert_same(plain, graphs)
-    assert "not permitted when stream is capturing" in capfd.readouterr().err
+    assert "not permitted when stream is capturing" in warnings_logged()
     solver.net._runner._executor._training._tries = 1
     solver.step(1)
     assert not is_captured(solver)  # after a failed one, none is captured on that GPU
 
 
-def test_a_graph_without_operations_is_found_out(both, monkeypatch, capfd):
+def test_a_graph_without_operations_is_found_out(both, monkeypatch, warnings_logged):
     """As where a stream of another GPU is captured."""
-    monkeypatch.setenv("GLOG_minloglevel", "1")
     monkeypatch.setattr(pretend.Graph, "replay", lambda self: None)
     plain, graphs, solver = both(lambda solver: solver.step(7))
     assert not is_captured(solver)
     assert_same(plain, graphs)
-    assert "replayed, they give other losses or gradients" in capfd.readouterr().err
+    assert "replayed, they give other losses or gradients" in warnings_logged()
 
 
 def test_a_pass_of_the_users_before_the_training_does_not_hinder(gpu):
