@@ -56,24 +56,34 @@ def _settings(numerics: str) -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = _filling.fill_uninitialized_memory  # which would write all memory twice
     _filling.fill_uninitialized_memory = False
-    older = torch._C._get_cudnn_allow_tf32(), torch._C._get_cublas_allow_tf32()
-    _allow_tf32(fast, fast)
+    older = _older_settings()
+    if older is not None:
+        _allow_tf32(fast, fast)
     for names, name in ((_ON_GPU, "tf32"), (_ON_CPU, "bf16")):
         for each in names:
             each.fp32_precision = name if fast else "ieee"
     backends.cudnn.benchmark, backends.cudnn.deterministic = fast, not fast
-    backends.cudnn.enabled = numerics != "reproducible"  # whose batch_norm would be cuDNN's
+    backends.cudnn.enabled = has_cudnn and numerics != "reproducible"  # whose batch_norm would be cuDNN's
     _set_deterministic(not fast, True)
     try:
         yield
     finally:
-        _allow_tf32(*older)
+        if older is not None:
+            _allow_tf32(*older)
         for each, precision in zip(_ON_GPU + _ON_CPU, precisions, strict=True):
             each.fp32_precision = precision
         backends.cudnn.benchmark, backends.cudnn.deterministic = algorithms
         backends.cudnn.enabled = has_cudnn
         _set_deterministic(*deterministic)
         _filling.fill_uninitialized_memory = filled
+
+
+def _older_settings() -> tuple[bool, bool] | None:
+    """Whether cuDNN and cuBLAS may use TF32, by PyTorch's older settings; None if a user has set others by the newer ones."""
+    try:
+        return torch._C._get_cudnn_allow_tf32(), torch._C._get_cublas_allow_tf32()
+    except RuntimeError:
+        return None
 
 
 def _allow_tf32(cudnn: bool, cublas: bool) -> None:

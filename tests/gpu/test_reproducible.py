@@ -81,6 +81,22 @@ def test_pytorchs_older_settings_can_be_read_in_a_pass_and_are_restored(numerics
     assert (torch.backends.cudnn.allow_tf32, torch._C._get_cublas_allow_tf32(), torch.backends.cudnn.enabled) == before
 
 
+@pytest.mark.parametrize("numerics", ["reproducible", "fp32", "fast"])
+def test_settings_of_the_users_are_kept(numerics, monkeypatch):
+    """Of the newer kind, which the older ones then contradict; and cuDNN turned off."""
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32"
+    try:
+        with scope.computing(numerics):
+            assert torch.ones(2).sum() == 2
+        assert products.fp32_precision == "tf32"
+        assert not torch.backends.cudnn.enabled
+    finally:
+        products.fp32_precision = before
+
+
 def test_a_net_that_user_code_runs_in_a_backward_pass_does_not_make_the_numerics_twice():
     """A GPU's backward pass is in a thread of its own."""
     with scope.computing("reproducible"):
