@@ -90,6 +90,12 @@ def from_outside(make: Make) -> Tensors:
     return take(make) if take else make()
 
 
+def array_from_outside(make: Callable[[], np.ndarray], device: torch.device) -> Tensor:
+    """An array that `make` draws anew for each pass, on a device."""
+    (value,) = from_outside(lambda: (upload(torch.from_numpy(make()), device),))
+    return value
+
+
 class Inputs:
     """What enters a net's pass from outside, in the order in which the layers ask for it, in memory that stays."""
 

@@ -42,11 +42,11 @@ def _in_type(product: torch.dtype, layer: Layer, bottoms: Sequence[torch.Tensor]
     """The tops of a layer whose products are of a type, float32."""
     with torch.autocast("cpu", product):
         result = layer.forward(*bottoms)
-    return tuple(top.float() for top in ((result,) if isinstance(result, torch.Tensor) else result))
+    return tuple(top.float() for top in _tops(result))
 
 
-def _tops_of(source: Layer) -> tuple[torch.Tensor, ...]:
-    result = source.forward()
+def _tops(result: Any) -> tuple[Any, ...]:
+    """All tops of a layer, tensors or a Later, from the result of its `forward`."""
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
@@ -242,7 +242,7 @@ class Executor:
             if step.layer.is_linear and not call.joined and (product := machine.product_type(self.net.device)) != torch.float32:
                 result = _in_type(product, step.layer, bottoms)
             elif step.layer.is_source:
-                result = from_outside(functools.partial(_tops_of, step.layer))
+                result = from_outside(lambda: _tops(step.layer.forward()))
             else:
                 result = (call.joined or step.layer.forward)(*bottoms)
         except NotReproducibleError as error:
@@ -254,7 +254,7 @@ class Executor:
             shapes = ", ".join(str(tuple(bottom.shape)) for bottom in bottoms)
             found = f"cannot compute from bottoms of shapes {shapes}: {str(error).splitlines()[0]}"
             raise LayerError(step.layer.where, found) from error
-        tops: Sequence[Any] = (result,) if isinstance(result, torch.Tensor) else result
+        tops: Sequence[Any] = _tops(result)
         if not step.bottoms:
             tops = [machine.entering(top) for top in tops]
         if not self.channels_last or (step.bottoms and not step.layer.begins_layout):

@@ -11,7 +11,7 @@ from caffe.engine import mode
 from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, register
 from caffe.layer_types.utility import out_of_range
 from caffe.proto import caffe_pb2
-from caffe.transfers import from_outside, upload
+from caffe.transfers import array_from_outside
 
 
 @register("InnerProduct", is_capturable=True)
@@ -148,10 +148,5 @@ class Dropout(Layer):
             return x if p.scale_train else x * keep
         if keep == 0:  # Caffe multiplies 0 by an infinite scale
             return x * 0.0
-        (kept,) = from_outside(functools.partial(_chosen, keep, tuple(x.shape), x.device))
+        kept = array_from_outside(functools.partial(mode.generator.chosen, keep, tuple(x.shape)), x.device)
         return x * (kept * (1 / keep)) if p.scale_train else x * kept
-
-
-def _chosen(keep: float, shape: Shape, device: torch.device) -> tuple[Tensor]:
-    """Which values are kept, 1 or 0."""
-    return (upload(torch.from_numpy(mode.generator.chosen(keep, shape)), device),)

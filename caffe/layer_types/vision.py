@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -13,7 +12,7 @@ from caffe.engine import mode
 from caffe.engine.layer import BIAS, WEIGHT, Layer, Shape, Tops, register
 from caffe.layer_types.volumes import VolumePooling
 from caffe.proto import caffe_pb2
-from caffe.transfers import from_outside, upload
+from caffe.transfers import array_from_outside
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -408,14 +407,11 @@ class Pooling(Layer):
         total = windows.sum(-1, keepdim=True)
         if self.phase == caffe_pb2.TEST:
             return (windows * windows).sum(-1) / total[..., 0].clamp_min(torch.finfo(x.dtype).tiny)
-        (numbers,) = from_outside(functools.partial(_random, tuple(total.shape), x.device))
+        drawn_for = tuple(total.shape)
+        numbers = array_from_outside(lambda: mode.generator.random(drawn_for), x.device)
         threshold = numbers.to(total) * total
         drawn = (windows.cumsum(-1) >= threshold).to(torch.uint8).argmax(-1, keepdim=True)
         return windows.gather(-1, drawn)[..., 0]
-
-
-def _random(shape: Shape, device: torch.device) -> tuple[Tensor]:
-    return (upload(torch.from_numpy(mode.generator.random(shape)), device),)
 
 
 @register("SPP")

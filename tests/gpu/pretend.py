@@ -138,10 +138,14 @@ def _order(func: Any, args: tuple[Any, ...], given: list[Tensor]) -> None:
             raise RuntimeError(f"{func} uses a tensor that another stream has written, and has not waited for it")
         if tag.home is not DEFAULT and tag.home is not stream and stream not in tag.used_in:
             raise RuntimeError(f"{func} uses memory of another stream, which may use it again: record_stream is missing")
-    for argument, value in zip(func._schema.arguments, args, strict=False):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            for tag in filter(None, map(_tag, _tensors(value))):
-                tag.written = stream, stream.count
+    for tag in filter(None, map(_tag, _written(func, args))):
+        tag.written = stream, stream.count
+
+
+def _written(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors that an operation changes in place."""
+    pairs = zip(func._schema.arguments, args, strict=False)
+    return _tensors([value for argument, value in pairs if argument.alias_info is not None and argument.alias_info.is_write])
 
 
 def _place(tensor: Tensor, device: torch.device) -> Tensor:
@@ -201,13 +205,11 @@ class Graph:
 
     def note_given(self, func: Any, args: tuple[Any, ...]) -> None:
         """Keep the values that an operation is about to change, which capturing leaves as they are."""
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                for tensor in _tensors(value):
-                    key = tensor.untyped_storage()._cdata
-                    if key not in self._made and key not in self._before:
-                        whole = torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
-                        self._before[key] = whole, whole.clone()
+        for tensor in _written(func, args):
+            key = tensor.untyped_storage()._cdata
+            if key not in self._made and key not in self._before:
+                whole = torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
+                self._before[key] = whole, whole.clone()
 
     def note(self, operation: Callable[[], Any], results: list[Tensor]) -> None:
         """Capture an operation, and those of its results whose memory it has made."""
