@@ -345,7 +345,8 @@ class _Functions(TorchFunctionMode):
                 self._refuse_cudnn(func, args)
             is_resized = func is functional.interpolate and device_of(args[0]) != CPU and kwargs["mode"] == "bilinear"
             if is_resized and torch.are_deterministic_algorithms_enabled():  # what PyTorch does for other devices than the CPU
-                return _decomposed(args[0], args[1], kwargs["align_corners"], None)
+                with self:  # its own tensors are to be on the device too
+                    return _decomposed(args[0], kwargs["size"], kwargs["align_corners"], None)
             if func is torch.Tensor.cpu:
                 return self._moved(args[0], CPU)
             if func is torch.Tensor.cuda:
