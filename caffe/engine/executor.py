@@ -165,11 +165,15 @@ class Executor:
         for step in plan.inputs:
             step.places = [entries[name] for name in step.tops]
         has_graph = torch.is_grad_enabled()
+        product = machine.product_type(self.net.device)
         calls = self._calls(plan, edges, has_graph)
         for call in calls:
             step = call.step
-            bottoms = [values[name] if propagates else values[name].detach() for name, propagates in call.sources]
-            tops = self._compute(call, bottoms)
+            if has_graph:
+                bottoms = [values[name] if propagates else values[name].detach() for name, propagates in call.sources]
+            else:
+                bottoms = [values[name] for name, _ in call.sources]
+            tops = self._compute(call, bottoms, product)
             if step.layer.made_once:
                 tops = [
                     self._entering(step.tops[slot], edges) if slot in step.layer.made_once else top
@@ -192,19 +196,19 @@ class Executor:
 
     def _show(self, plan: Plan, values: Mapping[str, Any]) -> None:
         """Let the blobs have the values of a plan, computed or replayed."""
-        blobs = self.net.blobs
-        for name in plan.made:
+        for name, blob in plan.made.items():
             value = values[name]
             if isinstance(value, Later):
-                blobs[name].put_later(value)
+                blob.put_later(value)
             else:
-                blobs[name].tensor = value.detach() if name in plan.changed else value  # those are not released
+                blob.tensor = value.detach() if name in plan.changed else value  # those are not released
         show_held_views()  # running statistics
 
     def _add_statistics(self, calls: Sequence[Call]) -> None:
         """Add what the layers of a pass have to add to their running sums."""
         layers = [call.step.layer for call in calls if call.step.layer.added]
-        running.add(layer.added for layer in layers if layer.added)
+        if layers:
+            running.add(layer.added for layer in layers if layer.added)
         for layer in layers:
             layer.added = None
 
@@ -234,17 +238,19 @@ class Executor:
             value = _channels_last(value)
         return value.detach().requires_grad_() if edges and self.net.blob_needs_backward[name] else value
 
-    def _compute(self, call: Call, bottoms: Sequence[torch.Tensor]) -> Sequence[Any]:
-        """The tops of a call, in the net's memory layout: tensors, or a Later."""
+    def _compute(self, call: Call, bottoms: Sequence[torch.Tensor], product: torch.dtype) -> Sequence[Any]:
+        """The tops of a call, in the net's memory layout: tensors, or a Later. Linear layers multiply values of a type."""
         step = call.step
         try:
             result: Any
-            if step.layer.is_linear and not call.joined and (product := machine.product_type(self.net.device)) != torch.float32:
+            if call.joined:
+                result = call.joined(*bottoms)
+            elif product is not torch.float32 and step.layer.is_linear:
                 result = _in_type(product, step.layer, bottoms)
             elif step.layer.is_source:
                 result = from_outside(lambda: _tops(step.layer.forward()))
             else:
-                result = (call.joined or step.layer.forward)(*bottoms)
+                result = step.layer.forward(*bottoms)
         except NotReproducibleError as error:
             raise LayerError(step.layer.where, error.found, error.expected, error.do) from error
         except RuntimeError as error:

@@ -47,7 +47,7 @@ class Fusion:
         position = 0
         while position < len(calls):
             chain = _Chain.at(calls, position, is_looked_at)
-            result.append(self._call(chain) if chain.length > 1 else calls[position])
+            result.append(self._call(chain) if chain.is_worth_joining else calls[position])
             position += chain.length
         return result
 
@@ -98,6 +98,11 @@ class _Chain:
     def length(self) -> int:
         return 1 + len(self.affine) + (self.act is not None) + (self.sum is not None)
 
+    @property
+    def is_worth_joining(self) -> bool:
+        """Whether it is several layers, or a convolution on a CPU, whose kernel takes weights in a layout of its own."""
+        return self.length > 1 or (self.head.layer.can_be_folded and self.head.layer.device.type == "cpu")
+
     @classmethod
     def at(cls, calls: Sequence[Call], position: int, is_looked_at: Callable[[str], bool]) -> _Chain:
         """The chain that begins with a call; of length 1 if nothing can be joined to it."""
@@ -141,29 +146,31 @@ class _Folded:
 
     def __init__(self, layers: Sequence[Layer]):
         self._layers = layers
+        self._blobs = [blob for layer in layers for blob in layer.blobs]
         self._kept: dict[object, tuple[Tensor, Tensor]] = {}
-        self._versions: list[tuple[int, int]] = []
+        self._state: list[tuple[int, int, bool]] = []
 
     def get(self, key: object, fold: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """What `fold` makes of the factor and the term of each channel; kept by `key` as long as no blob of the layers changes.
 
         If somebody holds NumPy views of a blob, it may change unnoticed, and nothing is kept.
         """
-        memories = [blob.memory for layer in self._layers for blob in layer.blobs]
-        versions = [(memory.order, memory.leaf._version) for memory in memories]
-        if versions != self._versions or self.changes_unnoticed:
+        memories = [blob.memory for blob in self._blobs]
+        state = [(memory.order, memory.leaf._version, memory.data.seen) for memory in memories]
+        if state != self._state or self.changes_unnoticed:
             self._kept.clear()
-            self._versions = versions
-        if key not in self._kept:
+            self._state = state
+        found = self._kept.get(key)
+        if found is None:
             if len(self._kept) >= FOLDED_KEPT:
                 self._kept.clear()
-            self._kept[key] = fold(*self._affine())
-        return self._kept[key]
+            found = self._kept[key] = fold(*self._affine())
+        return found
 
     @property
     def changes_unnoticed(self) -> bool:
         """Whether somebody holds NumPy views of the weights."""
-        return any(blob.memory.data.seen for layer in self._layers for blob in layer.blobs)
+        return any(seen for *_, seen in self._state)
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """Factor and term of each channel of all affine layers together, float64: (C,), or (1,) without any."""
@@ -224,10 +231,16 @@ class _Convolution:
         self._layer = cast(_Geometry, chain.head.layer)
         self._geometry = self._layer.pad, self._layer.stride, self._layer.dilation, self._layer.group
         self._act = chain.act.layer if chain.act else None
+        self._device = chain.head.layer.device
+        self._computes = self._device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+    def _has_kernel(self, x: Tensor) -> bool:
+        """Whether oneDNN convolves these images."""
+        return self._computes and x.dtype is torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
 
     def _weights(self, x: Tensor, kernel: bool) -> tuple[Tensor, Tensor]:
         """Weights and bias, as the kernel takes them."""
-        product = machine.product_type(x.device)
+        product = machine.product_type(self._device)
 
         def fold(factor: Tensor, term: Tensor) -> tuple[Tensor, Tensor]:
             weight, *rest = (blob.tensor for blob in self._chain.head.layer.blobs)
@@ -243,33 +256,30 @@ class _Convolution:
                 weight = weight.clone()  # for a top that is computed later
             return weight, bias
 
-        return self._folded.get((tuple(x.shape), kernel, product), fold)
+        return self._folded.get((x.shape, kernel, product), fold)
 
-    def _top(self, x: Tensor, weight: Tensor, bias: Tensor, act: Layer | None) -> Tensor:
-        if not _has_kernel(x):
-            y = self._layer.convolve(x, weight, bias)
-            return y if act is None else _activated(act, y)
+    def _top(self, x: Tensor, weight: Tensor, bias: Tensor, kernel: bool, act: Layer | None) -> Tensor:
+        if not kernel:
+            top = self._layer.convolve(x, weight, bias)
+            return top if act is None else _activated(act, top)
         name, numbers = (act.activation if act else None) or ("none", ())
-        y = _ONEDNN._convolution_pointwise(x.to(weight.dtype), weight, bias, *self._geometry, name, numbers, "")
-        return cast(Tensor, y.float())
+        is_single = weight.dtype is torch.float32
+        x = x if is_single else x.to(weight.dtype)
+        y: Tensor = _ONEDNN._convolution_pointwise(x, weight, bias, *self._geometry, name, numbers, "")
+        return y if is_single else y.float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._top(x, *self._weights(x, _has_kernel(x)), self._act)
+        kernel = self._has_kernel(x)
+        return self._top(x, *self._weights(x, kernel), kernel, self._act)
 
     def and_sum(self, x: Tensor, other: Tensor) -> tuple[Tensor | Later, Tensor]:
         """The convolution's top, to be computed if it is looked at, and the sum with another blob."""
-        weight, bias = self._weights(x, kernel := _has_kernel(x))
+        weight, bias = self._weights(x, kernel := self._has_kernel(x))
         # Of images of one pixel, a look would show the memory that is needed to compute the top later.
         is_exact = weight.dtype == torch.float32
         if not kernel or not is_exact or x.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
-            top = self._top(x, weight, bias, None)
+            top = self._top(x, weight, bias, kernel, None)
             return top, other + top if self._act is None else _activated(self._act, other + top)
         name, numbers = (self._act.activation if self._act else None) or (None, ())
         y = _ONEDNN._convolution_pointwise.binary(x, other, weight, bias, *self._geometry, "add", 1.0, name, numbers, "")
-        return Later(tuple(y.shape), lambda: self._in_numerics(lambda: self._top(x, weight, bias, None))), y
-
-
-def _has_kernel(x: Tensor) -> bool:
-    """Whether oneDNN convolves these images."""
-    is_image = x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
-    return is_image and x.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return Later(tuple(y.shape), lambda: self._in_numerics(lambda: self._top(x, weight, bias, kernel, None))), y

@@ -35,8 +35,12 @@ def in_numerics(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def computed(*arguments: P.args, **options: P.kwargs) -> T:
-        with memory.explained(), scope.computing(mode.numerics()):
-            return function(*arguments, **options)
+        try:
+            with scope.computing(mode.numerics()):
+                return function(*arguments, **options)
+        except RuntimeError as error:
+            memory.raise_shortage(error, "")
+            raise
 
     return computed
 

@@ -157,8 +157,9 @@ class Parameter(Blob):
 
     def graph_tensor(self) -> torch.Tensor:
         """The values as layers use them: the leaf, whose gradient is `diff`."""
-        self.memory.data.fetch()
-        leaf = self.leaf
+        memory = self.owner._memory
+        memory.data.fetch()
+        leaf = memory.leaf
         return leaf if leaf.shape == self._shape else leaf.view(self._shape)
 
     def lay_out(self, memory_format: torch.memory_format) -> None:

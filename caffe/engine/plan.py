@@ -99,7 +99,7 @@ class Plan:
     inputs    the layers whose tops the caller sets
     calls     what computes the others
     entering  names of the blobs whose current values are read
-    made      names of the blobs that are computed; those that are also read are `changed` in place
+    made      the blobs that are computed, by name; names of those that are also read, and so `changed` in place
     """
 
     def __init__(self, net: BuiltNet, steps: list[Step]):
@@ -113,10 +113,10 @@ class Plan:
         self.unseen: list[str] = []
         """Blobs that nobody may look at for it."""
         self.entering = [name for step in self.inputs for name in step.tops]
-        self.made: list[str] = []
+        self.made: dict[str, Blob] = {}
         for step in computing:
             self.entering += [name for name in dict.fromkeys(step.bottoms) if name not in (*self.made, *self.entering)]
-            self.made += [name for name in step.tops if name not in self.made]
+            self.made |= {name: net.blobs[name] for name in step.tops}
         self.changed = [name for name in self.made if name in self.entering]
         fresh = [name for name in self.made if name not in self.entering]
         # The diff of a loss is its weight, where the backward pass begins.

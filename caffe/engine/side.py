@@ -49,6 +49,8 @@ class Side:
         if self._tensor is None or not self.seen:
             self._tensor = tensor
             self.forgotten = False
+            if self._host is None:
+                return
         elif tensor is None:
             self._tensor.zero_()
         elif self._tensor.shape == tensor.shape:
@@ -158,6 +160,8 @@ _held: "weakref.WeakSet[HostCopy]" = weakref.WeakSet()
 
 def show_held_views() -> None:
     """Let the views that are held show what a pass or an update has changed in place on a GPU."""
+    if not _held:
+        return
     for copy in list(_held):
         if copy.is_held:
             copy.show()

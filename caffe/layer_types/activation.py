@@ -20,19 +20,18 @@ class Elementwise(Layer):
 class ReLU(Elementwise):
     """y = x where x > 0, else negative_slope · x; at most 6 with relu6 (Synopsys' fork); shape of x."""
 
-    @property
-    def activation(self) -> tuple[str, tuple[float, ...]] | None:
+    def setup(self, *shapes: Shape) -> None:
         p = self.param.relu_param
-        if p.relu6:
-            return None if p.negative_slope else ("hardtanh", (0.0, 6.0))
-        return ("leaky_relu", (p.negative_slope,)) if p.negative_slope else ("relu", ())
+        self.slope, self.relu6 = p.negative_slope, p.relu6
+        self.activation = ("leaky_relu", (self.slope,)) if self.slope else ("relu", ())
+        if self.relu6:
+            self.activation = None if self.slope else ("hardtanh", (0.0, 6.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        slope = self.param.relu_param.negative_slope
-        if self.param.relu_param.relu6:
-            return functional.leaky_relu(x, slope).clamp_max(6) if slope else functional.relu6(x)
-        if slope:
-            return functional.leaky_relu(x, slope)
+        if self.relu6:
+            return functional.leaky_relu(x, self.slope).clamp_max(6) if self.slope else functional.relu6(x)
+        if self.slope:
+            return functional.leaky_relu(x, self.slope)
         return torch.relu_(x) if self.overwrites else torch.relu(x)
 
 

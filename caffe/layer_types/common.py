@@ -33,6 +33,7 @@ class InnerProduct(Layer):
         p = self.param.inner_product_param
         self.require_positive("num_output")
         self.is_capturable = self.is_capturable and not p.normalize  # a pass changes the weights
+        self.normalizes, self.transposes = p.normalize, p.transpose
         self.first = self.axis(p.axis, len(shape))
         self.inputs = math.prod(shape[self.first :])
         self.add_blob((self.inputs, p.num_output) if p.transpose else (p.num_output, self.inputs), p.weight_filler)
@@ -51,9 +52,9 @@ class InnerProduct(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, *bias = self.parameters()
-        if self.param.inner_product_param.normalize:
+        if self.normalizes:
             weight = self.normalized(weight)
-        if self.param.inner_product_param.transpose:
+        if self.transposes:
             weight = weight.t()
         rows = x.flatten(self.first)
         if rows.shape[-1] != self.inputs:
@@ -62,7 +63,7 @@ class InnerProduct(Layer):
 
     def normalized(self, weight: Tensor) -> Tensor:
         """The weights with those of each output scaled to norm 1; changed in place if they learn."""
-        inputs = 0 if self.param.inner_product_param.transpose else 1
+        inputs = 0 if self.transposes else 1
         with torch.no_grad():
             norms = (weight.square().sum(inputs, keepdim=True) + 1e-6).sqrt()
             if self.phase == caffe_pb2.TRAIN and self.blobs[0].leaf.requires_grad:

@@ -206,7 +206,7 @@ class Convolution(_Convolving):
     @property
     def can_be_folded(self) -> bool:
         is_plain = self.begins_layout and len(self.kernel) == 2 and self.channel_axis == 1 and len(self.param.bottom) == 1
-        return is_plain and not self.sides and not self.takes_pairs
+        return is_plain and not self.sides
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # A gradient that is rounded once for each half of the pairs would not be a GPU's.

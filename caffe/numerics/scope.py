@@ -20,30 +20,54 @@ _filling: Any = torch.utils.deterministic
 _active = threading.local()
 
 
-@contextlib.contextmanager
-def computing(numerics: str) -> Iterator[None]:
-    """Let PyTorch compute in one of NUMERICS; nothing changes within another such scope.
+def is_computing() -> bool:
+    """Whether this thread is in a scope already, its own or that of the pass whose gradients it computes."""
+    return getattr(_active, "is_inside", False) or any(
+        isinstance(each, Reproducible) for each in _get_current_dispatch_mode_stack()
+    )
+
+
+class computing:
+    """A block in which PyTorch computes in one of NUMERICS; nothing changes within another one.
 
     Numbers below 1.2e-38 are taken as 0. Softmax probabilities of well separated classes and the histories of dead units become
     such numbers, for which processors take a hundred times longer: from some initial weights, LeNet trained ten times slower
     than from others.
     """
-    if getattr(_active, "is_inside", False) or any(isinstance(each, Reproducible) for each in _get_current_dispatch_mode_stack()):
-        yield  # the second, in a thread of autograd
-        return
-    flushed = _SMALLEST * 0.5 == 0.0
-    _active.is_inside = True
-    torch.set_flush_denormal(True)
-    try:
-        with contextlib.ExitStack() as stack:
-            if numerics == "reproducible":
-                stack.enter_context(Reproducible())  # type: ignore[no-untyped-call] # PyTorch lacks the types
-            if numerics != "fp32" or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-                stack.enter_context(_settings(numerics))
-            yield
-    finally:
-        torch.set_flush_denormal(flushed)
-        _active.is_inside = False
+
+    def __init__(self, numerics: str):
+        self._numerics = numerics
+        self._is_inside = False
+        self._stack: contextlib.ExitStack | None = None
+
+    def __enter__(self) -> None:
+        self._is_inside = is_computing()
+        if self._is_inside:
+            return
+        self._flushed = _SMALLEST * 0.5 == 0.0
+        _active.is_inside = True
+        torch.set_flush_denormal(True)
+        try:
+            if self._numerics != "fp32" or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                self._stack = contextlib.ExitStack()
+                if self._numerics == "reproducible":
+                    self._stack.enter_context(Reproducible())  # type: ignore[no-untyped-call] # PyTorch lacks the types
+                self._stack.enter_context(_settings(self._numerics))
+        except BaseException:
+            self._leave()
+            raise
+
+    def __exit__(self, *error: Any) -> None:
+        if not self._is_inside:
+            self._leave()
+
+    def _leave(self) -> None:
+        try:
+            if self._stack is not None:
+                self._stack.close()
+        finally:
+            torch.set_flush_denormal(self._flushed)
+            _active.is_inside = False
 
 
 @contextlib.contextmanager

@@ -5,15 +5,17 @@ In the formulas g is the gradient with decay, r the rate times lr_mult, m the mo
 
 import math
 import os
+from collections.abc import Callable
 
 import torch
+from torch.autograd.graph import increment_version
 
 from caffe.errors import SolverError
 from caffe.formats import prototxt
 from caffe.numerics import scalars
 from caffe.proto import caffe_pb2
 from caffe.training import policies
-from caffe.training.groups import Tensors
+from caffe.training.groups import Group, Tensors
 from caffe.training.solver import Solver
 
 
@@ -26,6 +28,20 @@ class SGDSolver(Solver):
         torch._foreach_mul_(histories[0], policies.momentum(self.param, self.iter))
         torch._foreach_add_(histories[0], gradients, alpha=rate)
         return histories[0]
+
+    def fused_update(self, group: Group, gradients: Tensors, rate: float, decay: float) -> Tensors | None:
+        momentum = policies.momentum(self.param, self.iter)
+        pairs = zip(gradients, group.data, strict=True)
+        if not momentum or not rate or any(gradient.stride() != values.stride() for gradient, values in pairs):
+            return None
+        # PyTorch's rule has the rate outside the history. With a rate of 1 it is Caffe's, of gradients and decay times the rate.
+        scale = torch.full((), self.param.iter_size / rate, device=group.data[0].device)
+        numbers = {"weight_decay": rate * decay, "momentum": momentum, "lr": 1.0, "dampening": 0.0}
+        switches = {"nesterov": False, "maximize": False, "is_first_step": False}
+        fused: Callable[..., None] = torch._fused_sgd_
+        fused(group.data, gradients, group.histories[0], **numbers, **switches, grad_scale=scale)
+        increment_version(group.data)  # which this operation leaves out
+        return group.histories[0]
 
 
 class NesterovSolver(Solver):
