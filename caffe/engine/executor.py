@@ -23,7 +23,7 @@ from caffe.engine import machine, memory, mode, running
 from caffe.engine.captured import CapturedPasses
 from caffe.engine.fusion import Fusion
 from caffe.engine.layer import Layer
-from caffe.engine.plan import BackwardPlan, BuiltNet, Call, Place, Plan, Step, is_in_graph
+from caffe.engine.plan import BackwardPlan, BuiltNet, Call, Joined, Place, Plan, Step, is_in_graph
 from caffe.engine.side import Later, show_held_views
 from caffe.errors import Error, LayerError
 from caffe.numerics.dispatch import NotReproducibleError
@@ -216,19 +216,17 @@ class Executor:
         """The plan's calls, with layers joined where neither edges nor exact numerics need each; again after a look at a blob."""
         if edges or mode.numerics() == "reproducible":
             return plan.calls
-        if has_graph:
-            plan.joined_in_training = plan.joined_in_training or self._fusion.joined_in_training(plan.calls)
-            return plan.joined_in_training
-        if not self._tests:
+        if not has_graph and not self._tests:
             return plan.calls
 
         def is_looked_at(name: str) -> bool:
             return self.net.blobs[name].data_side.seen
 
-        if plan.joined is None or any(map(is_looked_at, plan.unseen)):
-            plan.joined = self._fusion.joined(plan.calls, is_looked_at)
-            plan.unseen = [name for call in plan.joined if len(call.tops) > 1 for name in (call.tops[0], *call.step.bottoms)]
-        return plan.joined
+        found = plan.joined.get(has_graph)
+        if found is None or any(map(is_looked_at, found.unseen)):
+            join = self._fusion.joined_in_training if has_graph else self._fusion.joined
+            found = plan.joined[has_graph] = Joined(join(plan.calls, is_looked_at))
+        return found.calls
 
     def _entering(self, name: str, edges: bool) -> torch.Tensor:
         """A blob's current values, as the beginning of a segment."""
@@ -302,7 +300,7 @@ class Executor:
         def note(gradients: tuple[torch.Tensor, ...]) -> None:
             self._reached = step.layer.where
 
-        for node in {top.grad_fn for top in tops}:
+        for node in {top.grad_fn for top in tops if isinstance(top, torch.Tensor)}:
             if node is not None:
                 node.register_prehook(note)
 

@@ -51,19 +51,38 @@ class Fusion:
             position += chain.length
         return result
 
-    def joined_in_training(self, calls: Sequence[Call]) -> list[Call]:
-        """Calls that compute the same, and its gradients: a Scale in place after BatchNorm is a part of it."""
+    def joined_in_training(self, calls: Sequence[Call], is_looked_at: Callable[[str], bool]) -> list[Call]:
+        """Calls that compute the same, and its gradients: a Scale in place after BatchNorm is a part of it, and so is the Eltwise
+        that adds another blob to their top.
+        """
         result: list[Call] = []
         for call in calls:
-            before = result[-1] if result else None
-            if before and not before.joined and before.step.layer.takes_affine and _is_in_place(call.step, before.tops[0]):
-                affine = call.step.layer.per_channel()
-                if affine and affine[0] is not None:
-                    joined = functools.partial(_then_affine, before.step.layer, call.step.layer)
-                    result[-1] = Call(before.step, before.sources, before.tops, joined)
-                    continue
-            result.append(call)
+            joined = self._normalising(result[-1], call, is_looked_at) if result else None
+            if joined:
+                result[-1] = joined
+            else:
+                result.append(call)
         return result
+
+    def _normalising(self, before: Call, call: Call, is_looked_at: Callable[[str], bool]) -> Call | None:
+        """BatchNorm, with a Scale if there is one, and the layer after them as one call; None if that layer is another."""
+        normalising, top = before.step.layer, before.tops[0]
+        if not normalising.takes_affine or len(before.tops) > 1:
+            return None
+        if not before.joined and _is_in_place(call.step, top):
+            affine = call.step.layer.per_channel()
+            if affine and affine[0] is not None:
+                return Call(
+                    before.step, before.sources, before.tops, functools.partial(_then_affine, normalising, call.step.layer)
+                )
+        other = _added_to(call.step, top)
+        # A GPU's graphs reuse the memory of what the top is computed from.
+        if other and normalising.device.type == "cpu" and not any(map(is_looked_at, (top, *before.step.bottoms))):
+            scaling = before.joined.args[1] if isinstance(before.joined, functools.partial) else None
+            with_sum = functools.partial(_then_sum, normalising, scaling, self._compute)
+            passes = call.sources[call.step.bottoms.index(other)][1]
+            return Call(before.step, [*before.sources, (other, passes)], [top, *call.tops], with_sum)
+        return None
 
     def _call(self, chain: _Chain) -> Call:
         layers = [step.layer for step in (chain.head, *chain.affine)]
@@ -198,9 +217,28 @@ def _affine(chain: _Chain, folded: _Folded) -> Callable[..., Tensor]:
     return compute
 
 
-def _then_affine(normalising: Layer, affine: Layer, x: Tensor) -> Tensor:
-    scale, *shift = affine.parameters()
+def _then_affine(normalising: Layer, affine: Layer | None, x: Tensor) -> Tensor:
+    scale, *shift = affine.parameters() if affine else [None]
     return normalising.then_affine(x, scale, shift[0] if shift else None)
+
+
+def _then_sum(
+    normalising: Layer, affine: Layer | None, in_numerics: Callable[[Callable[[], Tensor]], Tensor], x: Tensor, other: Tensor
+) -> tuple[Tensor | Later, Tensor]:
+    """The normalised values, to be computed again if they are looked at, and their sum with another blob in their memory.
+
+    Their gradient does not need them, but it needs x.
+    """
+    y = _then_affine(normalising, affine, x)
+    if not normalising.added or x.dim() < 2:  # by running statistics, which may change
+        return y, y + other
+    first = x.detach()
+    scale, *shift = [blob.tensor.clone() for blob in affine.blobs] if affine else [None]
+
+    def again() -> Tensor:
+        return normalising.normalised(first, scale, shift[0] if shift else None)
+
+    return Later(tuple(y.shape), lambda: in_numerics(again)), y.add_(other)
 
 
 def _along_channels(values: Tensor, x: Tensor) -> Tensor:

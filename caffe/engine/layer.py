@@ -229,8 +229,12 @@ class Layer:
         """
         return None
 
-    def then_affine(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+    def then_affine(self, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
         """The top, multiplied by `scale` and increased by `shift` along the second axis, both (C,), as one operation."""
+        raise NotImplementedError
+
+    def normalised(self, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
+        """What `then_affine` gives by the batch's statistics, for a second time: nothing is added to running sums."""
         raise NotImplementedError
 
     def defer(self, value: torch.Tensor) -> None:

@@ -71,6 +71,16 @@ class Call:
         return cls(step, list(zip(step.bottoms, step.propagates, strict=True)), step.tops)
 
 
+class Joined:
+    """Calls of a pass that joins layers; `unseen` are the blobs that nobody may look at for it."""
+
+    def __init__(self, calls: list[Call]):
+        self.calls = calls
+        self.unseen = [
+            name for call in calls if call.joined and len(call.tops) > 1 for name in (call.tops[0], *call.step.bottoms)
+        ]
+
+
 @dataclass
 class BuiltNet:
     """A net whose layers are set up, for the executor.
@@ -106,12 +116,8 @@ class Plan:
         self.inputs = [step for step in steps if step.layer.is_input]
         computing = [step for step in steps if not step.layer.is_input]
         self.calls = [Call.of(step) for step in computing]
-        self.joined: list[Call] | None = None
-        """The calls of a pass that joins layers, once there was one."""
-        self.joined_in_training: list[Call] | None = None
-        """Likewise, of a solver's pass."""
-        self.unseen: list[str] = []
-        """Blobs that nobody may look at for it."""
+        self.joined: dict[bool, Joined] = {}
+        """The calls of a pass that joins layers, once there was one, by whether it makes a graph, as a solver's does."""
         self.entering = [name for step in self.inputs for name in step.tops]
         self.made: dict[str, Blob] = {}
         for step in computing:

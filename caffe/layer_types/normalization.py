@@ -142,6 +142,9 @@ class BatchNorm(Layer):
         self.added = Added(self.parameters(), [mean, variance, self.one], p.moving_average_fraction)
         return y
 
+    def normalised(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        return normalize_batch(x, scale, shift, self.param.batch_norm_param.eps, biased=False)[0]
+
 
 class _ScaledBatchNorm(BatchNorm):
     """BatchNorm of NVIDIA's fork with scale_bias: y = scale · (x - mean) / √(variance + eps) + bias; shape of x.

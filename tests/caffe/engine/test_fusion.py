@@ -126,10 +126,15 @@ def one_by_one(net):
     return {name: blob.peek().copy() for name, blob in net.blobs.items()}
 
 
-def calls(net):
+def joined(net, in_training=False):
+    """The calls of the last whole pass that joined layers; none if no pass did."""
+    found = net._runner._executor._plan(0, len(net.layers) - 1).joined.get(in_training)
+    return found.calls if found else []
+
+
+def calls(net, in_training=False):
     """What the last whole pass computed: the tops of each operation."""
-    executor = net._runner._executor
-    return ["+".join(call.tops) for call in executor._plan(0, len(net.layers) - 1).joined if call.step.layer.type != "Split"]
+    return ["+".join(call.tops) for call in joined(net, in_training) if call.step.layer.type != "Split"]
 
 
 def values(net):
@@ -226,8 +231,7 @@ def test_a_training_is_tested_with_the_weights_that_it_has(write):
             solver.step(3)
             test_net.forward_loss()
             found = test_net.blobs["ip"].peek().copy()
-            executor = test_net._runner._executor
-            assert any(call.joined for call in executor._plan(0, len(test_net.layers) - 1).joined)
+            assert any(call.joined for call in joined(test_net))
             first = test_net._layer_index("data") + 1
             for index in range(first, len(test_net.layers)):
                 test_net._forward(index, index)
@@ -281,7 +285,7 @@ def test_reproducible_numerics_join_nothing(write):
     caffe.set_numerics("reproducible")
     try:
         net._forward(0, len(net.layers) - 1)
-        assert net._runner._executor._plan(0, len(net.layers) - 1).joined is None
+        assert not joined(net)
     finally:
         caffe.set_numerics("fp32")
     assert_close(values(net), expected)
@@ -298,6 +302,12 @@ AFTER = {
 }
 
 
+def assert_same_parameters(net, other):
+    for name, blobs in other.params.items():
+        for index, blob in enumerate(blobs):
+            np.testing.assert_allclose(net.params[name][index].data, blob.data, rtol=1e-4, atol=1e-5, err_msg=f"{name}[{index}]")
+
+
 @pytest.mark.parametrize("name", AFTER)
 def test_a_training_with_joined_layers_learns_the_same(write, name):
     nets = []
@@ -307,14 +317,9 @@ def test_a_training_with_joined_layers_learns_the_same(write, name):
             solver.net.after_forward(lambda index: None)
         solver.step(4)
         nets.append(solver.net)
-    joined, alone = nets
-    executor = joined._runner._executor
-    assert sum(call.joined is not None for call in executor._plan(0, len(joined.layers) - 1).joined_in_training) == 1
-    for name, blobs in alone.params.items():
-        for index, blob in enumerate(blobs):
-            np.testing.assert_allclose(
-                joined.params[name][index].data, blob.data, rtol=1e-4, atol=1e-5, err_msg=f"{name}[{index}]"
-            )
+    together, alone = nets
+    assert sum(call.joined is not None for call in joined(together, in_training=True)) == 1
+    assert_same_parameters(together, alone)
     assert np.abs(alone.params["c"][0].data).max() > 0
 
 
@@ -322,8 +327,59 @@ def test_a_scale_that_is_not_of_channels_stays(write):
     after = layer("BatchNorm", "n", "c", "c") + layer("Scale", "s", "c", "c", "scale_param { axis: 2 num_axes: 1 }")
     solver = solver_of(write, after)
     solver.step(1)
-    plan = solver.net._runner._executor._plan(0, len(solver.net.layers) - 1)
-    assert not any(call.joined for call in plan.joined_in_training)
+    assert not any(call.joined for call in joined(solver.net, in_training=True))
+
+
+def summed(after, bottoms):
+    """A convolution `a`, the layers `after` it, and a sum of `bottoms` that others read."""
+    filled = 'kernel_size: 1 weight_filler { type: "gaussian" std: 0.3 }'
+    read = layer("ReLU", "r", "sum", "sum") + convolution("d", "sum", 2, f"{filled}")
+    return convolution("a", "c", 6, filled) + after + layer("Eltwise", "sum", bottoms, "sum") + read
+
+
+NORMALISED = layer("BatchNorm", "n", "a", "a") + layer("Scale", "s", "a", "a", "scale_param { bias_term: true }")
+SUMS = {
+    "scaled": summed(NORMALISED, "c a"),
+    "scaled, first": summed(NORMALISED, "a c"),
+    "not scaled": summed(layer("BatchNorm", "n", "a", "a"), "c a"),
+    "normalised out of place": summed(layer("BatchNorm", "n", "a", "b"), "c b"),
+    "stored statistics": summed(layer("BatchNorm", "n", "a", "a", "batch_norm_param { use_global_stats: true }"), "c a"),
+}
+
+
+@pytest.mark.own_device
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sum_in_training_takes_the_memory_of_what_it_adds(write, name):
+    def run(watched):
+        solver = solver_of(write, SUMS[name])
+        if watched:
+            solver.net.after_forward(lambda index: None)
+        solver.step(3)
+        return solver.net
+
+    together, alone = run(watched=False), run(watched=True)
+    top = "b" if "out of place" in name else "a"
+    assert f"{top}+sum" in calls(together, in_training=True)
+    assert_close(values(together), values(alone))  # after the update, which has changed the Scale
+    for name, blobs in alone.params.items():
+        for index, blob in enumerate(blobs):
+            np.testing.assert_allclose(
+                together.params[name][index].data, blob.data, rtol=1e-4, atol=1e-5, err_msg=f"{name}[{index}]"
+            )
+
+
+@pytest.mark.own_device
+def test_what_a_sum_adds_is_kept_once_it_was_looked_at(write):
+    solver = solver_of(write, SUMS["scaled"])
+    solver.step(1)
+    view = solver.net.blobs["a"].data
+    before = view.copy()
+    solver.step(1)
+    assert "a+sum" not in calls(solver.net, in_training=True)
+    other = solver_of(write, SUMS["scaled"])
+    other.step(2)
+    assert not np.array_equal(view, before)
+    np.testing.assert_allclose(view, other.net.blobs["a"].data, rtol=1e-4, atol=1e-5)
 
 
 # ---- backward after a pass without a graph
