@@ -48,7 +48,8 @@ def test_the_profile_for_other_schedulers_asks_qsub_for_what_rules_need(tmp_path
     program(tmp_path / "bin", "qsub", QSUB)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{workflows.environment()['PATH']}")
     where = ["-s", ROOT / "Snakefile", "--configfile", "config.yaml", "--workflow-profile", ROOT / "profiles/cluster"]
-    words = [sys.executable, "-m", "snakemake", *map(str, where), "--cores", "2", "--", "results/datasets/few/mean.json"]
+    often = ["--seconds-between-status-checks", "1", "--cores", "2"]
+    words = [sys.executable, "-m", "snakemake", *map(str, where), *often, "--", "results/datasets/few/mean.json"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "results/datasets/few/mean.json").read_text())["shape"] == [3, 16, 16]

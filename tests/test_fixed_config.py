@@ -34,6 +34,7 @@ def folder(tmp_path):
 
 def test_an_edit_of_the_config_during_a_build_does_not_affect_cluster_jobs(folder):
     cluster = ("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "./submit", "--jobs", "1")
+    cluster += ("--seconds-between-status-checks", "1")
     code, output = workflows.snakemake(folder, *cluster, "--latency-wait", "60", "--", MEAN)
     assert code == 0, output
     assert (folder / "config.yaml").read_text() != CONFIG

@@ -31,6 +31,9 @@ def build_nets(net, tmp_path, shape=(3, 320, 320), **fields):
     dataset = Dataset("lmdb/train", "lmdb/val", "mean.binaryproto", shape, 7, 500, 90)
     experiment = PrototxtOptions(name="e", model="mine", last=f"{net.last}_dogs", last_lr_mult=10, batch_size=4, **fields)
     written = nets(net, dataset, experiment)
+    for layer in written["deploy"].layer:  # to draw as many numbers as CaffeNet has takes long
+        for settings in (layer.convolution_param, layer.inner_product_param):
+            settings.ClearField("weight_filler")
     caffe.write_prototxt(tmp_path / "deploy.prototxt", written["deploy"])
     return written, caffe.Net(str(tmp_path / "deploy.prototxt"), caffe.TEST)
 
