@@ -109,7 +109,7 @@ class Blob:
         self.data_side.put(value)
 
     def put_later(self, values: Later) -> None:
-        """Replace the values, which nobody has a view of, by ones that are computed when they are needed."""
+        """Replace the values by ones that are computed when they are needed: now, if somebody has a view of them."""
         self._shape = values.shape
         self.data_side.put_later(values)
 

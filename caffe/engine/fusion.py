@@ -24,6 +24,7 @@ from caffe.engine.plan import Call, Step
 from caffe.engine.side import Later
 
 _ONEDNN = torch.ops.mkldnn
+InNumerics = Callable[[Callable[[], Tensor]], Tensor]
 FOLDED_KEPT = 2
 """Shapes of a convolution's bottom for which its folded weights are kept."""
 
@@ -34,7 +35,7 @@ class Fusion:
     compute  runs a function in the net's numerics
     """
 
-    def __init__(self, compute: Callable[[Callable[[], Tensor]], Tensor]):
+    def __init__(self, compute: InNumerics):
         self._compute = compute
         self._folded: dict[tuple[int, ...], _Folded] = {}
 
@@ -79,7 +80,7 @@ class Fusion:
         # A GPU's graphs reuse the memory of what the top is computed from.
         if other and normalising.device.type == "cpu" and not any(map(is_looked_at, (top, *before.step.bottoms))):
             scaling = before.joined.args[1] if isinstance(before.joined, functools.partial) else None
-            with_sum = functools.partial(_then_sum, normalising, scaling, self._compute)
+            with_sum = functools.partial(_then_sum, normalising, scaling, call.step.layer, self._compute)
             passes = call.sources[call.step.bottoms.index(other)][1]
             return Call(before.step, [*before.sources, (other, passes)], [top, *call.tops], with_sum)
         return None
@@ -167,7 +168,7 @@ class _Folded:
         self._layers = layers
         self._blobs = [blob for layer in layers for blob in layer.blobs]
         self._kept: dict[object, tuple[Tensor, Tensor]] = {}
-        self._state: list[tuple[int, int, bool]] = []
+        self._versions: list[tuple[int, int]] = []
 
     def get(self, key: object, fold: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """What `fold` makes of the factor and the term of each channel; kept by `key` as long as no blob of the layers changes.
@@ -175,10 +176,10 @@ class _Folded:
         If somebody holds NumPy views of a blob, it may change unnoticed, and nothing is kept.
         """
         memories = [blob.memory for blob in self._blobs]
-        state = [(memory.order, memory.leaf._version, memory.data.seen) for memory in memories]
-        if state != self._state or self.changes_unnoticed:
+        versions = [] if self.changes_unnoticed else [(memory.order, memory.leaf._version) for memory in memories]
+        if versions != self._versions or not versions:
             self._kept.clear()
-            self._state = state
+            self._versions = versions
         found = self._kept.get(key)
         if found is None:
             if len(self._kept) >= FOLDED_KEPT:
@@ -188,8 +189,8 @@ class _Folded:
 
     @property
     def changes_unnoticed(self) -> bool:
-        """Whether somebody holds NumPy views of the weights."""
-        return any(seen for *_, seen in self._state)
+        """Whether somebody holds NumPy views of the weights, or they were made in PyTorch's inference mode."""
+        return any(blob.memory.data.seen or blob.memory.leaf.is_inference() for blob in self._blobs)
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """Factor and term of each channel of all affine layers together, float64: (C,), or (1,) without any."""
@@ -223,14 +224,16 @@ def _then_affine(normalising: Layer, affine: Layer | None, x: Tensor) -> Tensor:
 
 
 def _then_sum(
-    normalising: Layer, affine: Layer | None, in_numerics: Callable[[Callable[[], Tensor]], Tensor], x: Tensor, other: Tensor
+    normalising: Layer, affine: Layer | None, summing: Layer, in_numerics: InNumerics, x: Tensor, other: Tensor
 ) -> tuple[Tensor | Later, Tensor]:
     """The normalised values, to be computed again if they are looked at, and their sum with another blob in their memory.
 
     Their gradient does not need them, but it needs x.
     """
     y = _then_affine(normalising, affine, x)
-    if not normalising.added or x.dim() < 2:  # by running statistics, which may change
+    summing.require_same_shape(tuple(y.shape), tuple(other.shape))
+    # Running statistics may change before the look, and row-major values may be a blob's, which a look shows.
+    if not normalising.added or x.is_contiguous():
         return y, y + other
     first = x.detach()
     scale, *shift = [blob.tensor.clone() for blob in affine.blobs] if affine else [None]
@@ -264,17 +267,19 @@ class _Geometry(Protocol):
 class _Convolution:
     """A convolution with folded weights, and what its kernel computes after it."""
 
-    def __init__(self, chain: _Chain, folded: _Folded, in_numerics: Callable[[Callable[[], Tensor]], Tensor]):
+    def __init__(self, chain: _Chain, folded: _Folded, in_numerics: InNumerics):
         self._chain, self._folded, self._in_numerics = chain, folded, in_numerics
         self._layer = cast(_Geometry, chain.head.layer)
         self._geometry = self._layer.pad, self._layer.stride, self._layer.dilation, self._layer.group
         self._act = chain.act.layer if chain.act else None
         self._device = chain.head.layer.device
+        self._channels = chain.head.layer.blobs[0].shape[1] * self._layer.group
         self._computes = self._device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
     def _has_kernel(self, x: Tensor) -> bool:
         """Whether oneDNN convolves these images."""
-        return self._computes and x.dtype is torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
+        is_image = x.dim() == 4 and x.shape[1] == self._channels and x.dtype is torch.float32
+        return self._computes and is_image and x.is_contiguous(memory_format=torch.channels_last)
 
     def _weights(self, x: Tensor, kernel: bool) -> tuple[Tensor, Tensor]:
         """Weights and bias, as the kernel takes them."""
@@ -307,6 +312,9 @@ class _Convolution:
         return y if is_single else y.float()
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._chain.length == 1 and self._folded.changes_unnoticed:  # nothing to fold, and nothing to keep
+            (top,) = self._chain.head.layer.forward(x)
+            return top
         kernel = self._has_kernel(x)
         return self._top(x, *self._weights(x, kernel), kernel, self._act)
 
@@ -317,7 +325,16 @@ class _Convolution:
         is_exact = weight.dtype == torch.float32
         if not kernel or not is_exact or x.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
             top = self._top(x, weight, bias, kernel, None)
+            self._check_sum(top, other)
             return top, other + top if self._act is None else _activated(self._act, other + top)
         name, numbers = (self._act.activation if self._act else None) or (None, ())
-        y = _ONEDNN._convolution_pointwise.binary(x, other, weight, bias, *self._geometry, "add", 1.0, name, numbers, "")
+        try:
+            y = _ONEDNN._convolution_pointwise.binary(x, other, weight, bias, *self._geometry, "add", 1.0, name, numbers, "")
+        except RuntimeError:
+            self._check_sum(self._top(x, weight, bias, kernel, None), other)
+            raise
+        self._check_sum(y, other)
         return Later(tuple(y.shape), lambda: self._in_numerics(lambda: self._top(x, weight, bias, kernel, None))), y
+
+    def _check_sum(self, top: Tensor, other: Tensor) -> None:
+        cast(Step, self._chain.sum).layer.require_same_shape(tuple(top.shape), tuple(other.shape))

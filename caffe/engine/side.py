@@ -35,8 +35,11 @@ class Side:
         self._later: Later | None = None
 
     def put_later(self, later: Later) -> None:
-        """Replace the values, which nobody has a view of, by ones that are computed when they are needed."""
-        self._tensor, self._later, self.forgotten = None, later, False
+        """Replace the values by ones that are computed when they are needed: now, if somebody has a view of them."""
+        if self.seen:
+            self.put(later.compute())
+        else:
+            self._tensor, self._later, self.forgotten = None, later, False
 
     def _settle(self) -> None:
         if self._later is not None:

@@ -280,8 +280,10 @@ class Solver:
             gradients = group.gradients()
             decay = policies.weight_decay(p, self.iter) * group.decay_mult
             by_norms = p.local_lr_auto or p.larc
+            # The one-pass operation rounds by the place in memory, and processes that train one net may differ in layouts.
+            may_fuse = mode.numerics() != "reproducible" and mode.solver_count() == 1
             updates = None
-            if not by_norms and (p.regularization_type == "L2" or not decay) and mode.numerics() != "reproducible":
+            if may_fuse and not by_norms and (p.regularization_type == "L2" or not decay):
                 updates = self.fused_update(group, gradients, rate * group.lr_mult, decay)
             if updates is None:
                 updates = self._update(group, gradients, rate, decay)

@@ -18,6 +18,9 @@ from caffe.training import policies
 from caffe.training.groups import Group, Tensors
 from caffe.training.solver import Solver
 
+LEAST_RATE = 1e-30
+"""The update in one pass divides by a rate, which must be a float32 as well."""
+
 
 class SGDSolver(Solver):
     """h = m h + r g; subtracts h."""
@@ -31,11 +34,16 @@ class SGDSolver(Solver):
 
     def fused_update(self, group: Group, gradients: Tensors, rate: float, decay: float) -> Tensors | None:
         momentum = policies.momentum(self.param, self.iter)
-        pairs = zip(gradients, group.data, strict=True)
-        if not momentum or not rate or any(gradient.stride() != values.stride() for gradient, values in pairs):
+        layouts = zip(gradients, group.data, group.histories[0], strict=True)
+        if (
+            type(self).update is not SGDSolver.update
+            or not momentum
+            or not LEAST_RATE < abs(rate) < 1 / LEAST_RATE
+            or any(len({values.stride() for values in same}) > 1 for same in layouts)
+        ):
             return None
         # PyTorch's rule has the rate outside the history. With a rate of 1 it is Caffe's, of gradients and decay times the rate.
-        scale = torch.full((), self.param.iter_size / rate, device=group.data[0].device)
+        scale = torch.full((), self.param.iter_size / rate, dtype=torch.float32, device=group.data[0].device)
         numbers = {"weight_decay": rate * decay, "momentum": momentum, "lr": 1.0, "dampening": 0.0}
         switches = {"nesterov": False, "maximize": False, "is_first_step": False}
         fused: Callable[..., None] = torch._fused_sgd_

@@ -382,6 +382,65 @@ def test_what_a_sum_adds_is_kept_once_it_was_looked_at(write):
     np.testing.assert_allclose(view, other.net.blobs["a"].data, rtol=1e-4, atol=1e-5)
 
 
+VECTORS = (
+    layer("InnerProduct", "a", "data", "a", "inner_product_param { num_output: 6 weight_filler { type: 'xavier' } }")
+    + layer("BatchNorm", "n", "a", "b")
+    + layer("Eltwise", "sum", "b data", "c")
+)
+
+
+@pytest.mark.parametrize("change", ["a", "data"])
+def test_values_that_a_sum_adds_are_those_of_the_pass(write, change):
+    """A look at row-major values shows memory that is written later: by the user, or by the next batch."""
+    data = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 dim: 6 } } }'
+    loss = layer("EuclideanLoss", "loss", "c data", "loss")
+    net = write("net.prototxt", data + VECTORS + loss)
+    found = []
+    for watched in (False, True):
+        caffe.set_random_seed(3)
+        solver = caffe.get_solver(write("solver.prototxt", f'net: "{net}" base_lr: 0.1 lr_policy: "fixed"'))
+        if watched:
+            solver.net.after_forward(lambda index: None)
+        reseed("sum")
+        solver.net.blobs["data"].data[...] = rng.normal(size=(4, 6))
+        solver.step(1)
+        solver.net.blobs[change].data[...] = 0
+        found.append(solver.net.blobs["b"].data.copy())
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+
+
+def test_a_view_of_what_a_sum_adds_that_is_made_within_the_pass_follows(write, monkeypatch):
+    solver = solver_of(write, SUMS["scaled"])
+    views = []
+    loss = solver.net.layers[-1]
+    forward = loss.forward
+
+    def looking(*bottoms):
+        views.append(solver.net.blobs["a"].data)
+        return forward(*bottoms)
+
+    monkeypatch.setattr(loss, "forward", looking)
+    solver.step(3)
+    assert views[0].any()
+    np.testing.assert_array_equal(views[0], solver.net.blobs["a"].data)
+
+
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+def test_bottoms_of_a_sum_that_do_not_fit_are_named(write, phase):
+    other = 'layer { name: "o" type: "Input" top: "o" input_param { shape { dim: 2 dim: 6 dim: 9 dim: 7 } } }'
+    net = made(write, other + convolution("a", "data", 6) + NORMALISED + layer("Eltwise", "sum", "o a", "sum"), phase)
+    net.blobs["o"].reshape(2, 6, 9, 1)
+    with pytest.raises(caffe.Error, match=r'layer "sum": bottoms of shapes \(2, 6, 9, 7\), \(2, 6, 9, 1\)'):
+        net.forward_loss() if phase == caffe.TRAIN else net._forward(0, len(net.layers) - 1)
+
+
+def test_images_of_another_number_of_channels_are_told(write):
+    net = made(write, convolution("a", "data", 6))
+    net.blobs["data"].reshape(2, 1, 9, 7)
+    with pytest.raises(caffe.Error, match="to have 6 channels, but got 1"):
+        net._forward(0, len(net.layers) - 1)
+
+
 # ---- backward after a pass without a graph
 
 

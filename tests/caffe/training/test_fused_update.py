@@ -21,6 +21,7 @@ RATES = {
     "falling": 'lr_policy: "step" stepsize: 2 gamma: 0.3 base_lr: 0.1',
     "unscaled loss": 'lr_policy: "fixed" base_lr: 1e-12',
     "rate 0": 'lr_policy: "fixed" base_lr: 0',
+    "subnormal rate": 'lr_policy: "exp" gamma: 1e-10 base_lr: 1e-31',
 }
 
 
@@ -49,7 +50,7 @@ def test_it_subtracts_what_separate_operations_subtract(tmp_path, monkeypatch, r
     monkeypatch.setattr(SGDSolver, "fused_update", lambda *args: updates.append(fused(*args)) or updates[-1])
     values = trained(tmp_path, settings)
     assert updates
-    assert all((each is None) == (rate == "rate 0") for each in updates)
+    assert all((each is None) == (rate in ("rate 0", "subnormal rate")) for each in updates)
     monkeypatch.setattr(SGDSolver, "fused_update", lambda *args: None)
     for one, other in zip(values, trained(tmp_path, settings), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-7 * np.abs(other).max())
@@ -69,3 +70,28 @@ def test_it_is_left_out(tmp_path, monkeypatch, numerics, momentum):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch._fused_sgd_", None)
     trained(tmp_path, f"{RATES['fixed']} momentum: {momentum}")
+
+
+def test_several_processes_leave_it_out(tmp_path, monkeypatch):
+    """It rounds by the place in memory, and a process that looks at its weights has them in another layout."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch._fused_sgd_", None)
+    monkeypatch.setattr("caffe.engine.mode.solver_count", lambda: 2)
+    trained(tmp_path, f"{RATES['fixed']} momentum: 0.9")
+
+
+def test_a_rule_that_is_derived_from_sgd_is_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.prototxt").write_text(NET)
+    (tmp_path / "solver.prototxt").write_text(f'net: "net.prototxt" snapshot_prefix: "s" momentum: 0.9 {RATES["fixed"]}')
+
+    class Halved(caffe.SGDSolver):
+        def update(self, gradients, histories, rate):
+            return [gradient * rate / 2 for gradient in gradients]
+
+    solver = Halved("solver.prototxt")
+    before = solver.net.params["conv"][0].data.copy()
+    solver.step(1)
+    update = solver.net.params["conv"][0].diff
+    assert not solver.history[0].any()
+    np.testing.assert_allclose(before - solver.net.params["conv"][0].data, update, atol=1e-7)
