@@ -67,9 +67,10 @@ class Fusion:
 
     def _normalising(self, before: Call, call: Call, is_looked_at: Callable[[str], bool]) -> Call | None:
         """BatchNorm, with a Scale if there is one, and the layer after them as one call; None if that layer is another."""
-        normalising, top = before.step.layer, before.tops[0]
+        normalising = before.step.layer
         if not normalising.takes_affine or len(before.tops) > 1:
             return None
+        (top,) = before.tops
         if not before.joined and _is_in_place(call.step, top):
             affine = call.step.layer.per_channel()
             if affine and affine[0] is not None:

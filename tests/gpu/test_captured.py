@@ -82,6 +82,22 @@ def both(gpu, monkeypatch):
 
 
 @pytest.fixture
+def twice(monkeypatch):
+    """twice(train) trains without graphs and with them, to the same parameters and losses; returns the second solver."""
+
+    def run(train):
+        states = []
+        for switch in ("0", "1"):
+            monkeypatch.setenv(captured.SWITCH, switch)
+            solver = train()
+            states.append(state(solver))
+        assert_same(*states)
+        return solver
+
+    return run
+
+
+@pytest.fixture
 def small(tmp_path, monkeypatch):
     """small(layer) makes a solver of a net whose inputs are set from Python, with a layer in it."""
     monkeypatch.chdir(tmp_path)
@@ -211,10 +227,8 @@ def test_a_nan_is_named_with_its_iteration_and_layer_in_a_replay(gpu):
     assert np.array_equal(solver.net.params["ip"][0].data, weights)
 
 
-def test_inputs_may_be_set_from_python_and_change_their_shape(small, monkeypatch):
-    states = []
-    for switch in ("0", "1"):
-        monkeypatch.setenv(captured.SWITCH, switch)
+def test_inputs_may_be_set_from_python_and_change_their_shape(small, twice):
+    def train():
         solver = small()
         for images in (4, 4, 2, 4):
             solver.net.blobs["x"].reshape(images, 6)
@@ -222,9 +236,9 @@ def test_inputs_may_be_set_from_python_and_change_their_shape(small, monkeypatch
             for _ in range(5):
                 solver.net.blobs["x"].data[...] += 0.1
                 solver.step(1)
-        states.append(state(solver))
-    assert is_captured(solver)
-    assert_same(*states)
+        return solver
+
+    assert is_captured(twice(train))
 
 
 @pytest.mark.parametrize(
@@ -351,36 +365,32 @@ def test_a_pass_of_the_users_before_the_training_does_not_hinder(gpu):
     ],
     ids=["Dropout", "normalised weights", "NVIDIA's BatchNorm", "accuracy of classes", "stochastic pooling"],
 )
-def test_layers_with_a_state_or_chance_give_what_they_give_without_graphs(small, monkeypatch, layer):
-    states = []
-    for switch in ("0", "1"):
-        monkeypatch.setenv(captured.SWITCH, switch)
+def test_layers_with_a_state_or_chance_give_what_they_give_without_graphs(small, twice, layer):
+    def train():
         solver = small(layer)
         for images in (4, 2, 4):
             solver.net.blobs["x"].reshape(images, 6)
             solver.net.blobs["label"].reshape(images)
             solver.step(6)
-        states.append(state(solver))
-        if switch == "1":
-            assert is_captured(solver) == (not any(word in layer for word in ("normalize", "scale_bias", '"each"')))
-    assert_same(*states)
+        return solver
+
+    assert is_captured(twice(train)) == (not any(word in layer for word in ("normalize", "scale_bias", '"each"')))
 
 
-def test_a_net_with_a_shared_parameter_is_the_same_with_graphs(small, monkeypatch):
+def test_a_net_with_a_shared_parameter_is_the_same_with_graphs(small, twice):
     layer = "".join(
         f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" param {{ name: "shared" }} '
         'inner_product_param { num_output: 3 weight_filler { type: "xavier" } } } '
         for name, bottom in (("third", "more"), ("fourth", "third"))
     )
     layer += 'layer { name: "near" type: "EuclideanLoss" bottom: "fourth" bottom: "sum" top: "near" loss_weight: 0.1 }'
-    states = []
-    for switch in ("0", "1"):
-        monkeypatch.setenv(captured.SWITCH, switch)
+
+    def train():
         solver = small(layer, "iter_size: 2")
         solver.step(7)
-        states.append(state(solver))
-    assert is_captured(solver)
-    assert_same(*states)
+        return solver
+
+    assert is_captured(twice(train))
 
 
 def test_classes_do_not_inherit_that_they_can_be_captured():
@@ -402,16 +412,16 @@ def test_memory_of_two_graphs_is_apart_on_the_pretend_gpu():
             torch.zeros(2, device="cuda").pin_memory()
 
 
-def test_a_loss_may_be_a_parameter(small, monkeypatch):
+def test_a_loss_may_be_a_parameter(small, twice):
     layer = 'layer { name: "p" type: "Parameter" top: "p" loss_weight: 0.1 parameter_param { shape { dim: 1 } } }'
-    states = []
-    for switch in ("0", "1"):
-        monkeypatch.setenv(captured.SWITCH, switch)
+
+    def train():
         solver = small(layer)
         solver.step(6)
-        states.append(state(solver))
+        return solver
+
+    solver = twice(train)
     assert is_captured(solver)
-    assert_same(*states)
     assert np.isfinite(solver.net.params["p"][0].data).all()
 
 

@@ -344,6 +344,7 @@ SUMS = {
     "not scaled": summed(layer("BatchNorm", "n", "a", "a"), "c a"),
     "normalised out of place": summed(layer("BatchNorm", "n", "a", "b"), "c b"),
     "stored statistics": summed(layer("BatchNorm", "n", "a", "a", "batch_norm_param { use_global_stats: true }"), "c a"),
+    "after a layer without tops": 'layer { name: "off" type: "Silence" bottom: "c" }' + summed(NORMALISED, "c a"),
 }
 
 
