@@ -3,7 +3,8 @@
     python benchmarks/data_reader.py [--records 4096] [--batch 256] [--seconds 5]
 
 The database is written to a temporary folder and stays in the page cache. Also: the same with mean values subtracted (float32, a
-net's input on a CPU), with data augmentation, and a plain loop (lmdb, Protocol Buffers, NumPy) as the baseline.
+net's input on a CPU), with data augmentation, and a plain loop (lmdb, Protocol Buffers, NumPy) as the baseline; and a Data layer
+of records that are JPEGs, against decoding them one after the other.
 """
 
 import argparse
@@ -14,11 +15,13 @@ from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
+import cv2
 import lmdb
 import noise
 import numpy as np
-from google.protobuf import json_format
+from google.protobuf import json_format, text_format
 
+import caffe
 from caffe.formats.datum import parse_datum, pixels_of
 from caffe.formats.db import open_db
 from caffe.numerics.generator import Generator
@@ -70,6 +73,31 @@ def loop(path: str, size: int) -> Iterator[np.ndarray]:
             yield batch
 
 
+def compressed(path: Path, records: int) -> str:
+    """The path of an LMDB of JPEGs of 256 × 256 pixels, smooth ones."""
+    draw = np.random.default_rng(2)
+    with lmdb.open(str(path), map_size=1 << 36) as environment, environment.begin(write=True) as transaction:
+        for number in range(records):
+            pixels = cv2.resize(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8), (256, 256), interpolation=cv2.INTER_CUBIC)
+            data = cv2.imencode(".jpg", pixels)[1].tobytes()
+            datum = caffe_pb2.Datum(channels=3, height=256, width=256, data=data, encoded=True)
+            transaction.put(b"%08d" % number, datum.SerializeToString(), append=True)
+    return str(path)
+
+
+def layer(path: str, size: int, together: bool) -> Iterator[object]:
+    """Batches of a net's Data layer, whose compressed images are decoded by several threads or one after the other."""
+    settings = (
+        f'data_param {{ source: "{path}" batch_size: {size} backend: LMDB }} transform_param {{ crop_size: 227 mirror: true }}'
+    )
+    definition = caffe_pb2.NetParameter()
+    text_format.Parse(f'layer {{ name: "data" type: "Data" top: "data" top: "label" {settings} }}', definition)
+    net = caffe.Net(definition, caffe.TRAIN)
+    net.layers[0].is_encoded = together
+    while True:
+        yield net.forward()
+
+
 def transformation() -> caffe_pb2.TransformationParameter:
     return caffe_pb2.TransformationParameter(crop_size=227, mirror=True)
 
@@ -83,11 +111,14 @@ def main() -> None:
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         noise.write(Path(folder), a.records, 256)
+        jpegs = compressed(Path(folder) / "jpegs", a.records // 4)
         ways: dict[str, Callable[[], Iterator[object]]] = {
             "to bytes": lambda: reader(folder, a.batch),
             "to bytes, loop": lambda: loop(folder, a.batch),
             "to floats minus mean": lambda: floats(folder, a.batch),
             "augmented, to floats": lambda: floats(folder, a.batch, CHANGES),
+            "JPEGs, Data layer": lambda: layer(jpegs, a.batch, True),
+            "JPEGs, one by one": lambda: layer(jpegs, a.batch, False),
         }
         running = {name: way() for name, way in ways.items()}
         rates: dict[str, list[float]] = {name: [] for name in ways}

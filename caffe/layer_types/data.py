@@ -1,10 +1,12 @@
 """Data layers: Input, DummyData, Data; and the base of those that read ahead on a thread."""
 
+import atexit
 import contextlib
 import itertools
 import json
 import queue
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,7 +25,7 @@ from caffe.layer_types.order import pooled, positions
 from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transfers import Sent, SideStream
-from caffe.transforms.transform import Transformer
+from caffe.transforms.transform import Transformer, workers
 
 Batch = tuple[np.ndarray | Tensor, ...]
 Item = tuple[Sent, int, Mapping[str, Any]] | Exception
@@ -185,6 +187,7 @@ class Prefetching(Records):
         arguments = (self._position, self._queue, self._stop, self._stream)
         self._thread = threading.Thread(target=self._work, args=arguments, daemon=True, name=f"read {self.param.name}")
         self._thread.start()
+        _reading.add(self)
 
     def _work(self, position: int, batches: queue.Queue[Item], stop: threading.Event, stream: SideStream) -> None:
         def put(item: Item) -> None:
@@ -212,6 +215,16 @@ class Prefetching(Records):
             raise item
         batch, self._position, self._generator = item
         return batch.received()
+
+
+_reading: weakref.WeakSet[Prefetching] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_reading() -> None:
+    """End the threads that read: one that is in a library's C++ code when the interpreter goes would abort the process."""
+    for layer in list(_reading):
+        layer.close()
 
 
 @register("Data")
@@ -243,7 +256,9 @@ class Data(Prefetching):
         if self.param.transform_param.bgr2rgb:
             raise self.error("bgr2rgb", "of intel/caffe's layers only ImageData applies it", "leave it out")
         self.color = True if p.force_encoded_color else self.transformer.color
-        self.image = self.pixels(next(self.database.values()))[0].shape
+        first = next(self.database.values())
+        self.is_encoded = self.datum(first).encoded
+        self.image = self.pixels(first)[0].shape
         events.database_batch_shaped(",".join(map(str, self.top_shapes()[0])))
 
     def top_shapes(self) -> list[Shape]:
@@ -294,9 +309,11 @@ class Data(Prefetching):
         return "shuffles its records" if self.seed is not None else super().batch_dependence()
 
     def read(self, position: int) -> Iterator[Batch]:
-        records = map(self.pixels, self.records(position))
+        records = self.records(position)
+        # Pixels are only looked up, compressed images decoded, which worker threads share.
+        each = workers().map if self.is_encoded else map
         while True:
-            images, labels = zip(*itertools.islice(records, self.batch_size), strict=True)
+            images, labels = zip(*each(self.pixels, itertools.islice(records, self.batch_size)), strict=True)
             batch = self.transformer(list(images))
             yield batch, self.crops() if self.param.data_param.get_mirror_crop else np.asarray(labels, np.float32)
 

@@ -3,7 +3,6 @@
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 from caffe.transfers import upload
 from caffe.transforms.random_crops import resized
-from caffe.transforms.transform import Transformer
+from caffe.transforms.transform import Transformer, workers
 
 IMAGE_LIST, HDF5_LIST = "image list", "list of HDF5 files"
 _HOW = {
@@ -191,10 +190,9 @@ class ImageData(Prefetching):
 
     def read(self, position: int) -> Iterator[Batch]:
         lines = self.ordered(position)
-        with ThreadPoolExecutor(2) as pool:
-            while True:
-                batch = list(itertools.islice(lines, self.batch_size))
-                yield self.transformer(list(pool.map(self.pixels, batch))), self.labels(batch)
+        while True:
+            batch = list(itertools.islice(lines, self.batch_size))
+            yield self.transformer(list(workers().map(self.pixels, batch))), self.labels(batch)
 
 
 @register("DenseImageData")

@@ -1,11 +1,13 @@
 """Layers that read files, databases and memory, compared with recorded batches of BVLC Caffe and with hand-made ones."""
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import h5py
+import lmdb
 import numpy as np
 import pytest
 
@@ -40,6 +42,55 @@ def test_batches_equal_those_of_bvlc_caffe(path, data, write):
         for top in ("data", "label"):
             np.testing.assert_allclose(net.blobs[top].data, recorded[f"{top}_{number}"], atol=2.01)
     net.close()
+
+
+ENDING = """
+import atexit, sys, threading
+readers = []
+atexit.register(lambda: print(len(readers), any(thread.is_alive() for thread in readers)))  # called after caffe's own
+import caffe
+net = caffe.Net(sys.argv[1], caffe.TEST)
+net.forward()
+readers += [thread for thread in threading.enumerate() if thread.name.startswith("read ")]
+"""
+
+
+def test_a_script_that_ends_while_a_layer_reads_ends_its_thread_first(data, write):
+    net = write("net.prototxt", str(np.load(BATCHES[0])["prototxt"]))
+    done = subprocess.run([sys.executable, "-c", ENDING, net], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1 False\n"), done.stderr
+
+
+@pytest.mark.parametrize("compressed", [0, 5, 12])
+def test_records_are_read_in_order_whether_they_are_compressed_or_not(tmp_path, write, compressed):
+    images = [np.full((3, 4, 6), 20 * number, np.uint8) for number in range(12)]
+    with lmdb.open(str(tmp_path / "db"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        for number, image in enumerate(images):
+            datum = caffe.io.array_to_datum(image, number)
+            if number >= 12 - compressed:
+                datum.data, datum.encoded = cv2.imencode(".png", image.transpose(1, 2, 0))[1].tobytes(), True
+            transaction.put(b"%03d" % number, datum.SerializeToString())
+    source = f'data_param {{ source: "{tmp_path}/db" backend: LMDB batch_size: 5 }}'
+    net = net_of(write, f'layer {{ name: "d" type: "Data" top: "x" top: "y" {source} }}')
+    for start in range(0, 30, 5):
+        net.forward()
+        expected = [number % 12 for number in range(start, start + 5)]
+        np.testing.assert_array_equal(net.blobs["y"].data, expected)
+        np.testing.assert_array_equal(net.blobs["x"].data, [images[number] for number in expected])
+    net.close()
+
+
+def test_a_damaged_compressed_record_is_named(tmp_path, write):
+    good = cv2.imencode(".png", np.zeros((4, 6, 3), np.uint8))[1].tobytes()
+    with lmdb.open(str(tmp_path / "db"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        for number, content in enumerate((good, good, b"no image")):
+            datum = caffe.proto.caffe_pb2.Datum(channels=3, height=4, width=6, data=content, encoded=True)
+            transaction.put(b"%03d" % number, datum.SerializeToString())
+    source = f'data_param {{ source: "{tmp_path}/db" backend: LMDB batch_size: 2 }}'
+    net = net_of(write, f'layer {{ name: "d" type: "Data" top: "x" top: "y" {source} }}')
+    net.forward()
+    with pytest.raises(caffe.Error, match="an encoded record that cannot be decoded"):
+        net.forward()
 
 
 def test_a_leveldb_without_plyvel_names_the_extra_to_install(data, write, monkeypatch):
