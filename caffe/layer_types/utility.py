@@ -114,6 +114,8 @@ class Eltwise(Layer):
         return p.operation == caffe_pb2.EltwiseParameter.SUM and all(coefficient == 1 for coefficient in p.coeff)
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        if any(other.shape != first.shape for other in others):
+            self.require_same_shape(*(tuple(bottom.shape) for bottom in (first, *others)))
         p = self.param.eltwise_param
         if p.operation == caffe_pb2.EltwiseParameter.PROD:
             return functools.reduce(torch.mul, others, first)
