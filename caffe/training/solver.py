@@ -19,7 +19,7 @@ from caffe.formats.files import check_exists
 from caffe.numerics import NUMERICS
 from caffe.proto import caffe_pb2
 from caffe.training import diagnosis, local_rates, policies, snapshots, solver_nets, testing
-from caffe.training.groups import Group, Groups, Tensors
+from caffe.training.groups import Groups, Tensors
 from caffe.training.losses import RecentLosses
 from caffe.training.metrics import Metrics
 from caffe.training.plateau import Plateau
@@ -278,33 +278,21 @@ class Solver:
         for group in self._groups.groups:
             group.arrange()
             gradients = group.gradients()
-            decay = policies.weight_decay(p, self.iter) * group.decay_mult
+            if p.iter_size > 1:
+                torch._foreach_mul_(gradients, 1 / p.iter_size)
             by_norms = p.local_lr_auto or p.larc
-            # The one-pass operation rounds by the place in memory, and processes that train one net may differ in layouts.
-            may_fuse = mode.numerics() != "reproducible" and mode.solver_count() == 1
-            updates = None
-            if may_fuse and not by_norms and (p.regularization_type == "L2" or not decay):
-                updates = self.fused_update(group, gradients, rate * group.lr_mult, decay)
-            if updates is None:
-                updates = self._update(group, gradients, rate, decay)
-                torch._foreach_sub_(group.data, updates)
+            factors = local_rates.factors(p, rate, self.iter, group.data, gradients) if by_norms else []
+            decay = policies.weight_decay(p, self.iter) * group.decay_mult
+            if decay:
+                penalties = group.data if p.regularization_type == "L2" else torch._foreach_sign(group.data)
+                torch._foreach_add_(gradients, penalties, alpha=decay)
+            if by_norms:
+                torch._foreach_mul_(gradients, factors)
+            updates = self.update(gradients, group.histories, rate if by_norms else rate * group.lr_mult)
+            torch._foreach_sub_(group.data, updates)
             group.show_updates(updates)
         self._groups.clear_frozen()
         show_held_views()
-
-    def _update(self, group: Group, gradients: Tensors, rate: float, decay: float) -> Tensors:
-        """What to subtract from each parameter of a group."""
-        p = self.param
-        if p.iter_size > 1:
-            torch._foreach_mul_(gradients, 1 / p.iter_size)
-        by_norms = p.local_lr_auto or p.larc
-        factors = local_rates.factors(p, rate, self.iter, group.data, gradients) if by_norms else []
-        if decay:
-            penalties = group.data if p.regularization_type == "L2" else torch._foreach_sign(group.data)
-            torch._foreach_add_(gradients, penalties, alpha=decay)
-        if by_norms:
-            torch._foreach_mul_(gradients, factors)
-        return self.update(gradients, group.histories, rate if by_norms else rate * group.lr_mult)
 
     def _note_steps(self) -> None:
         """Log the steps that this iteration reaches, and store their number for snapshots."""
@@ -327,14 +315,6 @@ class Solver:
         histories  `self.histories` lists of an array for each parameter; changed in place
         """
         raise NotImplementedError
-
-    def fused_update(self, group: Group, gradients: Tensors, rate: float, decay: float) -> Tensors | None:
-        """Change a group's parameters with L2 weight decay, and return what was subtracted, in one pass over memory.
-
-        gradients  the sums over iter_size batches, one for each parameter; may be changed
-        Returns None, and has changed nothing, if there is no such operation.
-        """
-        return None
 
     # ---- testing
 

@@ -5,21 +5,16 @@ In the formulas g is the gradient with decay, r the rate times lr_mult, m the mo
 
 import math
 import os
-from collections.abc import Callable
 
 import torch
-from torch.autograd.graph import increment_version
 
 from caffe.errors import SolverError
 from caffe.formats import prototxt
 from caffe.numerics import scalars
 from caffe.proto import caffe_pb2
 from caffe.training import policies
-from caffe.training.groups import Group, Tensors
+from caffe.training.groups import Tensors
 from caffe.training.solver import Solver
-
-LEAST_RATE = 1e-30
-"""The update in one pass divides by a rate, which must be a float32 as well."""
 
 
 class SGDSolver(Solver):
@@ -31,25 +26,6 @@ class SGDSolver(Solver):
         torch._foreach_mul_(histories[0], policies.momentum(self.param, self.iter))
         torch._foreach_add_(histories[0], gradients, alpha=rate)
         return histories[0]
-
-    def fused_update(self, group: Group, gradients: Tensors, rate: float, decay: float) -> Tensors | None:
-        momentum = policies.momentum(self.param, self.iter)
-        layouts = zip(gradients, group.data, group.histories[0], strict=True)
-        if (
-            type(self).update is not SGDSolver.update
-            or not momentum
-            or not LEAST_RATE < abs(rate) < 1 / LEAST_RATE
-            or any(len({values.stride() for values in same}) > 1 for same in layouts)
-        ):
-            return None
-        # PyTorch's rule has the rate outside the history. With a rate of 1 it is Caffe's, of gradients and decay times the rate.
-        scale = torch.full((), self.param.iter_size / rate, dtype=torch.float32, device=group.data[0].device)
-        numbers = {"weight_decay": rate * decay, "momentum": momentum, "lr": 1.0, "dampening": 0.0}
-        switches = {"nesterov": False, "maximize": False, "is_first_step": False}
-        fused: Callable[..., None] = torch._fused_sgd_
-        fused(group.data, gradients, group.histories[0], **numbers, **switches, grad_scale=scale)
-        increment_version(group.data)  # which this operation leaves out
-        return group.histories[0]
 
 
 class NesterovSolver(Solver):

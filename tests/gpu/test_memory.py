@@ -81,7 +81,7 @@ def test_a_backward_pass_names_the_layer(solver, operation, layer, alone):
 
 
 def test_an_update_says_so_too(solver):
-    with _Full("_fused_sgd_"), pytest.raises(OutOfMemoryError, match=r"^out of memory: 1\.50 GiB more are needed"):
+    with _Full("_foreach_sub_"), pytest.raises(OutOfMemoryError, match=r"^out of memory: 1\.50 GiB more are needed"):
         solver.step(1)
 
 
