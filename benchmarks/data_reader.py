@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
+os.environ.setdefault("GLOG_minloglevel", "2")
+
 import cv2
 import lmdb
 import noise
