@@ -362,11 +362,7 @@ def test_a_sum_in_training_takes_the_memory_of_what_it_adds(write, name):
     top = "b" if "out of place" in name else "a"
     assert f"{top}+sum" in calls(together, in_training=True)
     assert_close(values(together), values(alone))  # after the update, which has changed the Scale
-    for name, blobs in alone.params.items():
-        for index, blob in enumerate(blobs):
-            np.testing.assert_allclose(
-                together.params[name][index].data, blob.data, rtol=1e-4, atol=1e-5, err_msg=f"{name}[{index}]"
-            )
+    assert_same_parameters(together, alone)
 
 
 @pytest.mark.own_device
