@@ -313,7 +313,8 @@ class _Convolution:
         return y if is_single else y.float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._chain.length == 1 and self._folded.changes_unnoticed:  # nothing to fold, and nothing to keep
+        is_single = machine.product_type(self._device) is torch.float32
+        if is_single and self._chain.length == 1 and self._folded.changes_unnoticed:  # nothing to fold, and nothing to keep
             (top,) = self._chain.head.layer.forward(x)
             return top
         kernel = self._has_kernel(x)

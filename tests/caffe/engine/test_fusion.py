@@ -577,6 +577,18 @@ def test_fast_multiplies_bfloat16_and_keeps_float32_between_layers(write, name):
 @needs_bfloat16
 @pytest.mark.own_device
 @pytest.mark.usefixtures("fast")
+def test_a_look_at_the_weights_does_not_change_what_fast_multiplies(write):
+    net = made(write, convolution("a", "data", 6))
+    net.forward()
+    before = net.blobs["a"].data.copy()
+    assert net.params["a"][0].data.any()
+    net.forward()
+    np.testing.assert_allclose(net.blobs["a"].data, before, rtol=1e-4, atol=1e-4)
+
+
+@needs_bfloat16
+@pytest.mark.own_device
+@pytest.mark.usefixtures("fast")
 def test_fast_trains_float32_weights(write):
     nets = []
     for numerics in ("fp32", "fast"):
