@@ -199,18 +199,18 @@ def loss_of(scores: torch.Tensor | tuple[torch.Tensor, ...], label: torch.Tensor
 
 
 def training_step(module: nn.Module, shape: tuple[int, ...], layout: torch.memory_format, compiled: bool = False) -> Step:
-    """Forward, backward and an update by SGD with momentum, on a new Gaussian batch for each pass.
+    """Forward, backward and an update by SGD with momentum, on a Gaussian batch that all passes see.
 
     The learning rate is almost 0: weights do not grow, and no number becomes subnormal.
     """
     module.train().to(memory_format=layout)  # type: ignore[call-overload] # missing in PyTorch's annotations
     device = next(module.parameters()).device
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-9, momentum=0.9, weight_decay=0.0005)
+    data = torch.empty(shape, device=device).normal_(0, 50).contiguous(memory_format=layout)
     label = torch.ones(shape[0], dtype=torch.long, device=device)
     compute = torch.compile(module, dynamic=False) if compiled else module
 
     def step() -> torch.Tensor:
-        data = torch.empty(shape, device=device).normal_(0, 50).contiguous(memory_format=layout)
         optimizer.zero_grad()
         loss = loss_of(compute(data), label)
         torch.autograd.backward(loss)

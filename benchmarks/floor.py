@@ -34,12 +34,10 @@ class Rates:
 
     operations  additions and multiplications in float32 per second, in the fastest of matrix products and convolutions
     copies      {bytes read and written: bytes per second}
-    normals     Gaussian random numbers per second
     """
 
     operations: float
     copies: dict[int, float]
-    normals: float
 
     def bytes_per_second(self, moved: float) -> float:
         """The rate at which so many bytes are moved, between those measured."""
@@ -50,25 +48,23 @@ class Rates:
         small, large = next(iter(self.copies.values())), list(self.copies.values())[-1]
         return (
             f"{self.operations / 1e9:.0f} GFLOP/s in products; {small / 1e9:.1f} GB/s copying {SIZES[0] >> 10} KiB, "
-            f"{large / 1e9:.1f} GB/s copying {SIZES[-1] >> 20} MiB; {self.normals / 1e6:.0f} M normal numbers/s"
+            f"{large / 1e9:.1f} GB/s copying {SIZES[-1] >> 20} MiB"
         )
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations, bytes moved, and Gaussian numbers drawn by a layer."""
+    """Operations and bytes moved by a layer."""
 
     operations: float = 0.0
     bytes: float = 0.0
-    normals: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.operations + other.operations, self.bytes + other.bytes, self.normals + other.normals)
+        return Cost(self.operations + other.operations, self.bytes + other.bytes)
 
     def seconds(self, rates: Rates) -> float:
         """The least time."""
-        moved = self.bytes / rates.bytes_per_second(self.bytes)
-        return max(self.operations / rates.operations, moved, self.normals / rates.normals)
+        return max(self.operations / rates.operations, self.bytes / rates.bytes_per_second(self.bytes))
 
 
 def measure_rates(device: torch.device) -> Rates:
@@ -97,8 +93,7 @@ def measure_rates(device: torch.device) -> Rates:
     for size in SIZES:
         source, target = (torch.zeros(size // FLOAT, device=device) for _ in range(2))
         copies[2 * size] = 2 * size / seconds(lambda: target.copy_(source))  # noqa: B023
-    drawn = torch.empty(1 << 20, device=device)
-    return Rates(max(operations), copies, drawn.numel() / seconds(drawn.normal_))
+    return Rates(max(operations), copies)
 
 
 def floor(costs: list[Cost], rates: Rates) -> float:
@@ -116,15 +111,13 @@ def count(net: caffe.Net, training: bool) -> list[Cost]:
     costs = []
     for name, bottoms, tops, kind in _layers(net):
         learned = [math.prod(blob.shape) for blob in net.params.get(name, ())] if kind != "BatchNorm" else []
-        if kind in ("Input", "DummyData"):
-            costs.append(Cost(normals=sum(tops)) if training else Cost())
-        elif kind in ("Convolution", "InnerProduct"):
+        if kind in ("Convolution", "InnerProduct"):
             costs.append(_product(net, name, bottoms + tops, learned[0], training))
         elif kind == "BatchNorm":
             # The sums of a batch are only known after it: x is read again to be normalised, and in backward with the gradient.
             moved = 5 if training else 0
             costs.append(Cost(bytes=FLOAT * moved * sum(tops)))
-        elif kind not in ("Concat", "Split") and not _is_in_place(net, name):
+        elif kind not in ("Input", "Concat", "Split") and not _is_in_place(net, name):
             # In backward, the gradients of all these, and at least one of the values: which was the largest, what was normalised.
             moved = 2 * (sum(bottoms) + sum(tops)) + sum(tops) if training else sum(bottoms) + sum(tops)
             costs.append(Cost(bytes=FLOAT * moved))

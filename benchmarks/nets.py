@@ -38,23 +38,18 @@ NETS = {
 }
 
 
-def training(name: str, measured: Measured, new_data: bool = True) -> caffe_pb2.NetParameter:
-    """The net from `data` and `label` to its losses, those of auxiliary heads included.
+def training(name: str, measured: Measured, dropout: bool = True) -> caffe_pb2.NetParameter:
+    """The net from its inputs `data` and `label` to its losses, those of auxiliary heads included.
 
-    new_data  whether DummyData draws a new Gaussian batch for each pass, with labels of 1; False: both are inputs, and the net
-              has no Dropout, so that its results can be compared
+    dropout  False: without Dropout, so that results can be compared
     """
     template = models.template(name)
     built = template.built(Last(template.last, measured.classes))
-    n, shapes = caffe.NetSpec(), [{"dim": measured.shape}, {"dim": measured.shape[:1]}]
-    if new_data:
-        filler = [{"type": "gaussian", "std": STD}, {"type": "constant", "value": 1.0}]
-        n.data, n.label = L.DummyData(shape=shapes, data_filler=filler, ntop=2)
-    else:
-        n.data, n.label = L.Input(shape=shapes, ntop=2)
+    n = caffe.NetSpec()
+    n.data, n.label = L.Input(shape=[{"dim": measured.shape}, {"dim": measured.shape[:1]}], ntop=2)
     net = n.to_proto()
     net.name = name
-    net.layer.extend(layer for layer in built.layers if new_data or layer.type != "Dropout")
+    net.layer.extend(layer for layer in built.layers if dropout or layer.type != "Dropout")
     for number, (scores, weight) in enumerate(built.heads, 1):
         net.layer.add(
             name=f"loss{number}", type="SoftmaxWithLoss", bottom=[scores, "label"], top=[f"loss{number}"], loss_weight=[weight]

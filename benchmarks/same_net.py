@@ -72,7 +72,7 @@ def compare(name: str, measured: nets.Measured, module: nn.Module) -> tuple[caff
     """
     small = replace(measured, batch=2)
     caffe.set_random_seed(1)
-    net = caffe.Net(nets.training(name, small, new_data=False), caffe.TRAIN)
+    net = caffe.Net(nets.training(name, small, dropout=False), caffe.TRAIN)
     draw = np.random.default_rng(1)
     data = draw.standard_normal(small.shape, np.float32)  # small: Caffe's losses are at most 87
     label = np.arange(2) % measured.classes

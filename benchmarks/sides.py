@@ -57,6 +57,11 @@ def write_solver(name: str, measured: nets.Measured, folder: Path, gpu: bool, fi
     return path
 
 
+def images(measured: nets.Measured) -> np.ndarray:
+    """A Gaussian batch, always the same."""
+    return nets.STD * np.random.default_rng(2).standard_normal(measured.shape, np.float32)
+
+
 def in_training(subject: Subject, sides: tuple[str, ...]) -> dict[str, Make]:
     """Makers of forward, backward and update, by side."""
 
@@ -65,6 +70,8 @@ def in_training(subject: Subject, sides: tuple[str, ...]) -> dict[str, Make]:
             path = write_solver(subject.name, subject.measured, Path(folder), subject.device.type == "cuda", filled=False)
             solver = caffe.get_solver(str(path))
         solver.net.copy_from(subject.weights)
+        solver.net.blobs["data"].data[...] = images(subject.measured)
+        solver.net.blobs["label"].data[...] = 1
         return lambda: solver.step(1)
 
     def hand(layout: torch.memory_format, compiled: bool = False) -> Callable[[], object]:
@@ -75,8 +82,7 @@ def in_training(subject: Subject, sides: tuple[str, ...]) -> dict[str, Make]:
 
 def in_forward(subject: Subject, sides: tuple[str, ...]) -> dict[str, Make]:
     """Makers of forward of one batch, whose passes return the scores."""
-    draw = np.random.default_rng(2)
-    data = (nets.STD * draw.standard_normal(subject.measured.shape)).astype(np.float32)
+    data = images(subject.measured)
     net = caffe.Net(nets.without_fillers(nets.forward(subject.name, subject.measured)), caffe.TEST)
     net.copy_from(subject.weights)
     net.blobs["data"].data[...] = data

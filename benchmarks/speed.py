@@ -4,7 +4,7 @@
 
 Each net is one of the project's templates; first it is checked that the net by hand is the same (benchmarks/same_net.py). Then
 the sides take turns, and the medians of all passes are compared. Forward is that of the deployed net, from an input to scores;
-training is forward, backward and an update on a new Gaussian batch for each pass, with auxiliary heads. By hand the faster of
+training is forward, backward and an update on a batch that is always the same, with auxiliary heads. By hand the faster of
 PyTorch's two memory layouts counts, and torch.compile gets that one. The floor is explained in benchmarks/floor.py. --memory also
 compares the peak memory in training, each side in its own process. A figure is followed by the ratio: what `caffe` takes over it;
 below 1, `caffe` is faster or smaller. With --gpu, passes are timed by CUDA events.
