@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from caffe import events
-from caffe.engine import mode
+from caffe.engine import machine, mode
 from caffe.engine.layer import Layer
 from caffe.engine.parameter import Memory
 from caffe.engine.plan import BuiltNet
@@ -40,6 +40,8 @@ LARGEST_SHARE = 1 / 3
 TOLERANCE, NOISE = 1e-3, 1e-4
 """Largest distance of a replayed loss or gradient from the computed one: over its own norm, and over that of all, as gradients
 that cancel out to 0, such as those of a bias before BatchNorm, are rounding errors."""
+IN_BFLOAT16 = 16
+"""How many times as far they may be where products are of bfloat16."""
 SWITCH = "CAFFE_CUDA_GRAPHS"
 """Environment variable; 0 turns this off."""
 
@@ -188,6 +190,7 @@ class CapturedPasses:
         inputs, circumstances = Inputs(), self._circumstances()
         leaves = self._leaves()
         gradients = [leaf.grad for leaf in leaves]
+        slack = 1 if machine.product_type(self._net.device) is torch.float32 else IN_BFLOAT16
         restore = self._remembered_statistics()
         captured, failure = None, ""
         try:
@@ -197,11 +200,11 @@ class CapturedPasses:
             try:
                 with inputs.given(), _NoWaiting():  # type: ignore[no-untyped-call] # PyTorch lacks the types
                     again = self._losses_and_gradients(leaves, self._compute, self._add_gradients)
-                _compare(computed, again, "computed a second time")
+                _compare(computed, again, "computed a second time", slack)
                 restore()
                 captured = self._captured_passes(circumstances, inputs, leaves)
                 captured.clear(self._losses)
-                _compare(computed, self._losses_and_gradients(leaves, captured.forward, captured.backward), "replayed")
+                _compare(computed, self._losses_and_gradients(leaves, captured.forward, captured.backward), "replayed", slack)
             except Exception as error:  # computing has not raised it
                 captured, failure = None, _reason(error)
         finally:
@@ -364,8 +367,11 @@ def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _compare(computed: Results, others: Results, how: str) -> None:
-    """Raise RuntimeError unless other losses and gradients, gained as `how` says, are those computed, where these are finite."""
+def _compare(computed: Results, others: Results, how: str, slack: float = 1) -> None:
+    """Raise RuntimeError unless other losses and gradients, gained as `how` says, are those computed, where these are finite.
+
+    slack  factor of the distance that they may have
+    """
     norms = torch.stack([torch.linalg.vector_norm(each) for each in computed if each is not None] or [torch.zeros(())])
     total = norms[norms.isfinite()].norm()
     for mine, other in zip(computed, others, strict=True):
@@ -373,6 +379,6 @@ def _compare(computed: Results, others: Results, how: str) -> None:
             is_same = mine is other
         else:
             distance, norm = torch.linalg.vector_norm(other - mine), torch.linalg.vector_norm(mine)
-            is_same = not bool(mine.isfinite().all()) or bool(distance <= TOLERANCE * norm + NOISE * total)
+            is_same = not bool(mine.isfinite().all()) or bool(distance <= slack * (TOLERANCE * norm + NOISE * total))
         if not is_same:
             raise RuntimeError(f"{how}, they give other losses or gradients")

@@ -22,7 +22,6 @@ from torch.autograd.graph import get_gradient_edge
 from caffe.engine import machine, memory, mode, running
 from caffe.engine.captured import CapturedPasses
 from caffe.engine.fusion import Fusion
-from caffe.engine.layer import Layer
 from caffe.engine.plan import BackwardPlan, BuiltNet, Call, Joined, Place, Plan, Step, is_in_graph
 from caffe.engine.side import Later, show_held_views
 from caffe.errors import Error, LayerError
@@ -38,11 +37,14 @@ UNSEEN = -1
 """Segment of layers that have not computed, and of those of a solver's pass; passes that made no graph have numbers below."""
 
 
-def _in_type(product: torch.dtype, layer: Layer, bottoms: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """The tops of a layer whose products are of a type, float32."""
-    with torch.autocast("cpu", product):
-        result = layer.forward(*bottoms)
-    return tuple(top.float() for top in _tops(result))
+def _in_type(product: torch.dtype, call: Call, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Bottoms as a call takes them, where products are of a type: a linear layer's in that type, others' in theirs or float32."""
+    layer = call.step.layer
+    if call.joined:
+        return bottoms
+    if not layer.takes_bfloat16:
+        return [bottom.float() for bottom in bottoms]
+    return [bottom.to(product) for bottom in bottoms] if layer.is_linear else bottoms
 
 
 def _tops(result: Any) -> tuple[Any, ...]:
@@ -166,6 +168,7 @@ class Executor:
             step.places = [entries[name] for name in step.tops]
         has_graph = torch.is_grad_enabled()
         product = machine.product_type(self.net.device)
+        narrows = product is not torch.float32
         calls = self._calls(plan, edges, has_graph)
         for call in calls:
             step = call.step
@@ -173,7 +176,11 @@ class Executor:
                 bottoms = [values[name] if propagates else values[name].detach() for name, propagates in call.sources]
             else:
                 bottoms = [values[name] for name, _ in call.sources]
-            tops = self._compute(call, bottoms, product)
+            if narrows:
+                bottoms = _in_type(product, call, bottoms)
+            tops = self._compute(call, bottoms)
+            if narrows and edges:
+                tops = [top.float() for top in tops]
             if step.layer.made_once:
                 tops = [
                     self._entering(step.tops[slot], edges) if slot in step.layer.made_once else top
@@ -198,6 +205,8 @@ class Executor:
         """Let the blobs have the values of a plan, computed or replayed."""
         for name, blob in plan.made.items():
             value = values[name]
+            if isinstance(value, torch.Tensor) and value.dtype is torch.bfloat16:
+                value = Later(tuple(value.shape), value.detach().float)
             if isinstance(value, Later):
                 blob.put_later(value)
             else:
@@ -236,15 +245,13 @@ class Executor:
             value = _channels_last(value)
         return value.detach().requires_grad_() if edges and self.net.blob_needs_backward[name] else value
 
-    def _compute(self, call: Call, bottoms: Sequence[torch.Tensor], product: torch.dtype) -> Sequence[Any]:
-        """The tops of a call, in the net's memory layout: tensors, or a Later. Linear layers multiply values of a type."""
+    def _compute(self, call: Call, bottoms: Sequence[torch.Tensor]) -> Sequence[Any]:
+        """The tops of a call, in the net's memory layout: tensors, or a Later."""
         step = call.step
         try:
             result: Any
             if call.joined:
                 result = call.joined(*bottoms)
-            elif product is not torch.float32 and step.layer.is_linear:
-                result = _in_type(product, step.layer, bottoms)
             elif step.layer.is_source:
                 result = from_outside(lambda: _tops(step.layer.forward()))
             else:

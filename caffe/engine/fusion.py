@@ -213,7 +213,7 @@ def _affine(chain: _Chain, folded: _Folded) -> Callable[..., Tensor]:
 
     def compute(x: Tensor) -> Tensor:
         factor, term = folded.get(x.dim(), lambda *pair: tuple(_along_channels(each.float(), x) for each in pair))
-        y = torch.addcmul(term, x, factor)
+        y = torch.addcmul(term, x.float(), factor)
         return y if chain.act is None else _activated(chain.act.layer, y)
 
     return compute
@@ -279,7 +279,7 @@ class _Convolution:
 
     def _has_kernel(self, x: Tensor) -> bool:
         """Whether oneDNN convolves these images."""
-        is_image = x.dim() == 4 and x.shape[1] == self._channels and x.dtype is torch.float32
+        is_image = x.dim() == 4 and x.shape[1] == self._channels and x.dtype in (torch.float32, torch.bfloat16)
         return self._computes and is_image and x.is_contiguous(memory_format=torch.channels_last)
 
     def _weights(self, x: Tensor, kernel: bool) -> tuple[Tensor, Tensor]:
@@ -303,14 +303,13 @@ class _Convolution:
         return self._folded.get((x.shape, kernel, product), fold)
 
     def _top(self, x: Tensor, weight: Tensor, bias: Tensor, kernel: bool, act: Layer | None) -> Tensor:
+        x = x.to(weight.dtype)
         if not kernel:
             top = self._layer.convolve(x, weight, bias)
             return top if act is None else _activated(act, top)
         name, numbers = (act.activation if act else None) or ("none", ())
-        is_single = weight.dtype is torch.float32
-        x = x if is_single else x.to(weight.dtype)
         y: Tensor = _ONEDNN._convolution_pointwise(x, weight, bias, *self._geometry, name, numbers, "")
-        return y if is_single else y.float()
+        return y
 
     def __call__(self, x: Tensor) -> Tensor:
         is_single = machine.product_type(self._device) is torch.float32

@@ -124,6 +124,10 @@ class Layer:
     """Whether `then_affine` computes it with an affine layer after it, in training."""
     can_be_folded = False
     """Whether it is a convolution of images whose weights can take up affine layers that follow."""
+    takes_bfloat16 = False
+    """Whether `forward` also takes bottoms in bfloat16, of which `fast` makes products; a linear layer then always gets them so.
+    Classes do not inherit it.
+    """
     is_capturable = False
     """Whether passes over batches of one shape are the same operations on tensors, none of which the host waits for, so that a
     CUDA graph can repeat them. Classes do not inherit it: a type says so when it is registered."""
@@ -150,6 +154,7 @@ class Layer:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.is_capturable = False
+        cls.takes_bfloat16 = bool(vars(cls).get("takes_bfloat16"))
 
     @classmethod
     def implementation(cls, param: caffe_pb2.LayerParameter, where: str) -> LayerClass:
@@ -289,9 +294,10 @@ class Layer:
         fillers.fill(blob.tensor, filler, self.where)
         self.blobs.append(blob)
 
-    def parameters(self) -> list[torch.Tensor]:
-        """The learned parameters as tensors of the autograd graph."""
-        return [blob.graph_tensor() for blob in self.blobs]
+    def parameters(self, like: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """The learned parameters as tensors of the autograd graph, of the type of `like`."""
+        tensors = [blob.graph_tensor() for blob in self.blobs]
+        return tensors if like is None or like.dtype is torch.float32 else [tensor.to(like.dtype) for tensor in tensors]
 
     def error(self, found: str, expected: str = "", do: str = "") -> LayerError:
         """An error that names this layer."""

@@ -51,15 +51,18 @@ def entering(value: torch.Tensor) -> torch.Tensor:
 
 
 def product_type(device: torch.device) -> torch.dtype:
-    """What convolutions and inner products multiply: bfloat16 in `fast` on a CPU that is faster with it; sums are float32."""
-    if mode.numerics() != "fast" or device.type != "cpu":
-        return torch.float32
-    return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+    """What convolutions and inner products multiply: bfloat16 in `fast` where that is faster; sums are float32."""
+    return torch.bfloat16 if mode.numerics() == "fast" and _multiplies_bfloat16(device) else torch.float32
 
 
 @functools.cache
-def _multiplies_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 faster than float32, by AVX512-BF16 or AMX; if not, it is logged once."""
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 faster than float32: by AVX512-BF16 or AMX, or by tensor cores since NVIDIA's Ampere.
+
+    If a CPU does not, it is logged once.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.get_device_properties(device).major >= 8)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     found = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     found = found and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not where its vector code is turned off

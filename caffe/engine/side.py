@@ -12,7 +12,7 @@ from torch.nn import functional
 
 @dataclass
 class Later:
-    """Values that are computed when somebody looks at them."""
+    """Values that are computed when somebody looks at them, and become float32 then."""
 
     shape: tuple[int, ...]
     compute: Callable[[], torch.Tensor]
@@ -37,14 +37,14 @@ class Side:
     def put_later(self, later: Later) -> None:
         """Replace the values by ones that are computed when they are needed: now, if somebody has a view of them."""
         if self.seen:
-            self.put(later.compute())
+            self.put(later.compute().float())
         else:
             self._tensor, self._later, self.forgotten = None, later, False
 
     def _settle(self) -> None:
         if self._later is not None:
             later, self._later = self._later, None
-            self._tensor = later.compute()
+            self._tensor = later.compute().float()
 
     def put(self, tensor: torch.Tensor | None) -> None:
         """Replace the values; None is zeros, for which no memory is used before a look."""

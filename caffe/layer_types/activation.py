@@ -20,6 +20,8 @@ class Elementwise(Layer):
 class ReLU(Elementwise):
     """y = x where x > 0, else negative_slope · x; at most 6 with relu6 (Synopsys' fork); shape of x."""
 
+    takes_bfloat16 = True
+
     def setup(self, *shapes: Shape) -> None:
         p = self.param.relu_param
         self.slope, self.relu6 = p.negative_slope, p.relu6

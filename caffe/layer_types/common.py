@@ -25,6 +25,7 @@ class InnerProduct(Layer):
     learns = (WEIGHT, BIAS)
     keeps_output = False
     is_linear = True
+    takes_bfloat16 = True
     gives_maps = False
     is_classifier = True
     drawn_as = "inner product"
@@ -34,6 +35,8 @@ class InnerProduct(Layer):
         self.require_positive("num_output")
         self.is_capturable = self.is_capturable and not p.normalize  # a pass changes the weights
         self.normalizes, self.transposes = p.normalize, p.transpose
+        if p.normalize:  # its weights, in their own type
+            self.takes_bfloat16 = False
         self.first = self.axis(p.axis, len(shape))
         self.inputs = math.prod(shape[self.first :])
         self.add_blob((self.inputs, p.num_output) if p.transpose else (p.num_output, self.inputs), p.weight_filler)
@@ -51,7 +54,7 @@ class InnerProduct(Layer):
         return [(*shape[: self.first], self.param.inner_product_param.num_output)]
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, *bias = self.parameters()
+        weight, *bias = self.parameters(x)
         if self.normalizes:
             weight = self.normalized(weight)
         if self.transposes:
@@ -133,6 +136,7 @@ class Dropout(Layer):
     keeps_shape = True
     copies_values = True
     is_elementwise = True
+    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         ratio = self.param.dropout_param.dropout_ratio

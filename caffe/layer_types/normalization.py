@@ -30,7 +30,7 @@ def normalize_batch(
     """
     channels = x.shape[1]
     count = x.numel() // max(1, channels)
-    mean, variance = x.new_zeros(2, channels)
+    mean, variance = x.new_zeros(2, channels, dtype=torch.float32 if x.dtype is torch.bfloat16 else x.dtype)
     # With momentum 1, PyTorch's running statistics are the batch's mean and unbiased variance.
     y = torch.batch_norm(x, scale, shift, mean, variance, True, 1.0, eps, torch.backends.cudnn.enabled)
     if biased:
@@ -56,6 +56,7 @@ class BatchNorm(Layer):
     normalizes_batch = True
     statistics_setting = "use_global_stats"
     takes_affine = True
+    takes_bfloat16 = True
 
     def __new__(cls, param: caffe_pb2.LayerParameter, *_arguments: Any) -> BatchNorm:
         return super().__new__(_ScaledBatchNorm if cls.is_scaled(param) else cls)
@@ -156,6 +157,7 @@ class _ScaledBatchNorm(BatchNorm):
 
     passes = 0
     takes_affine = False
+    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         p = self.param.batch_norm_param

@@ -28,8 +28,9 @@ class _Windows:
         self._half = size // 2
         self.step = max(1, PIECE // max(1, self._channels)) if rows.device.type == "cpu" else max(1, count)
         length = min(self.step, count)
-        self._padded = rows.new_zeros(length, self._channels + 2 * self._half)
-        self._sums = rows.new_empty(length, self._channels)
+        dtype = torch.float32 if rows.dtype is torch.bfloat16 else rows.dtype
+        self._padded = rows.new_zeros(length, self._channels + 2 * self._half, dtype=dtype)
+        self._sums = rows.new_empty(length, self._channels, dtype=dtype)
 
     def terms(self, count: int) -> Tensor:
         """The numbers that the next sums are of, to be written into: count × channels."""
@@ -68,7 +69,7 @@ class _AcrossChannels(torch.autograd.Function):
         for here in _pieces(rows, windows.step):
             values = rows[here]
             scale = windows.scale(values, alpha / size, k)
-            y[here].copy_(values).mul_(_power(scale, -beta))
+            y[here].copy_(_power(scale, -beta).mul_(values))
         return _images(y, x)
 
     @staticmethod
@@ -78,12 +79,12 @@ class _AcrossChannels(torch.autograd.Function):
         rows, gradients = _rows(x), _rows(gradient)
         windows, result = _Windows(rows, size), torch.empty_like(rows)
         for here in _pieces(rows, windows.step):
-            values, direct = rows[here], result[here]
+            values = rows[here]
             scale = windows.scale(values, alpha / size, k)
-            direct.copy_(gradients[here]).mul_(_power(scale, -beta))
+            direct = _power(scale, -beta).mul_(gradients[here])
             windows.terms(len(values)).copy_(direct).mul_(values).div_(scale)
             through = windows.sums(len(values)).mul_(values)
-            direct.sub_(through.mul_(2 * alpha * beta / size))
+            result[here].copy_(direct.sub_(through.mul_(2 * alpha * beta / size)))
         return _images(result, x), None, None, None, None
 
 
@@ -110,9 +111,12 @@ class LRN(Layer):
 
     keeps_shape = True
     rescales = True
+    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         p = self.param.lrn_param
+        if p.norm_region != caffe_pb2.LRNParameter.ACROSS_CHANNELS:
+            self.takes_bfloat16 = False
         if p.local_size % 2 == 0:
             raise self.error(f"local_size {p.local_size}", "it must be odd")
         self.require_maps(shape)

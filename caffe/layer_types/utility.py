@@ -34,6 +34,7 @@ class Concat(Layer):
     bottoms = (1, None)
     drawn_as = "arrangement"
     is_channelwise = True
+    takes_bfloat16 = True
 
     def setup(self, *shapes: Shape) -> None:
         self.along = _axis(self, "concat_dim", len(shapes[0]))
@@ -58,6 +59,7 @@ class Split(Layer):
     tops = (1, None)
     drawn_as = "arrangement"
     copies_values = True
+    takes_bfloat16 = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(x.view_as(x) for _ in self.param.top)
@@ -70,6 +72,7 @@ class Flatten(Layer):
     drawn_as = "arrangement"
     copies_values = True
     gives_maps = False
+    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         p = self.param.flatten_param
@@ -96,9 +99,12 @@ class Eltwise(Layer):
     drawn_as = "arrangement"
     is_elementwise = True
     keeps_output = False
+    takes_bfloat16 = True
 
     def setup(self, *shapes: Shape) -> None:
         p = self.param.eltwise_param
+        if not self.only_adds or len(shapes) > 2:  # rounded once
+            self.takes_bfloat16 = False
         if p.coeff and len(p.coeff) != len(shapes):
             raise self.error(f"{len(p.coeff)} values of coeff", f"there are {len(shapes)} bottoms")
         if p.coeff and p.operation == caffe_pb2.EltwiseParameter.PROD:
@@ -170,6 +176,7 @@ class Slice(Layer):
     tops = (1, None)
     drawn_as = "arrangement"
     is_channelwise = True
+    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         self.along = _axis(self, "slice_dim", len(shape))
@@ -205,6 +212,7 @@ class Reshape(Layer):
 
     drawn_as = "arrangement"
     copies_values = True
+    takes_bfloat16 = True
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
         p = self.param.reshape_param

@@ -20,6 +20,8 @@ MAX = caffe_pb2.PoolingParameter.MAX
 AVE = caffe_pb2.PoolingParameter.AVE
 AVE_EXC_PAD = caffe_pb2.PoolingParameter.AVE_EXC_PAD
 LOWEST = torch.finfo(torch.float32).min
+THIN = 8
+"""Channels of a group below which gradients take longer in bfloat16."""
 
 
 def spatial(layer: Layer, name: str, axes: int, default: int | None) -> Shape:
@@ -123,6 +125,9 @@ class _Convolving(_Windows):
         outer, inner = (channels, p.num_output) if self.is_transposed else (p.num_output, channels)
         self.add_blob((outer, inner // p.group, *self.kernel), p.weight_filler)
         self.group = p.group
+        # For the gradients of thin groups, oneDNN's kernels for bfloat16 take up to a hundred times as long as those for float32.
+        if p.group > 1 and channels // p.group < THIN:
+            self.takes_bfloat16 = False
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
 
@@ -143,7 +148,7 @@ class _Convolving(_Windows):
         return [(*leading, self.param.convolution_param.num_output, *self.extents(bottom))] * len(shapes)
 
     def forward(self, *bottoms: Tensor) -> Tops:
-        weight, *rest = self.parameters()
+        weight, *rest = self.parameters(bottoms[0])
         bias = rest[0] if rest else None
         if self.sides:
             bottoms = tuple(functional.pad(x, self.sides) for x in bottoms)
@@ -197,6 +202,7 @@ class Convolution(_Convolving):
     """
 
     is_classifier = True
+    takes_bfloat16 = True
 
     def setup(self, *shapes: Shape) -> None:
         super().setup(*shapes)
@@ -225,6 +231,7 @@ class Deconvolution(_Convolving):
     """
 
     is_transposed = True
+    takes_bfloat16 = True
 
     def extents(self, bottom: Shape) -> list[int]:
         axes = zip(bottom, self.kernel, self.stride, self.pad, self.dilation, strict=True)
@@ -271,6 +278,7 @@ class Pooling(Layer):
     keeps_output = False
     gives_maps = True
     drawn_as = "pooling"
+    takes_bfloat16 = True
     known_shape: tuple[int, ...] | None = None
     """The bottom's shape that `fit` was last called for."""
     volumes: VolumePooling | None = None
@@ -278,12 +286,14 @@ class Pooling(Layer):
     def setup(self, shape: Shape) -> None:
         p = self.param.pooling_param
         if len(shape) == 5:
-            self.volumes = VolumePooling(self)
+            self.volumes, self.takes_bfloat16 = VolumePooling(self), False
             return
         self.excludes_pad = p.pool == AVE_EXC_PAD or (p.pool == AVE and not p.avg_include_pad)
         self.method = AVE if self.excludes_pad else p.pool
         self.ceil = p.round_mode == caffe_pb2.PoolingParameter.CEIL if p.HasField("round_mode") else p.ceil_mode
         self.gives_positions = len(self.param.top) > 1
+        if self.gives_positions or p.pool == caffe_pb2.PoolingParameter.STOCHASTIC:
+            self.takes_bfloat16 = False
         self.require_maps(shape)
         if self.gives_positions and p.pool != MAX:
             raise self.error("two tops", "only MAX pooling has a second top, the positions")

@@ -429,6 +429,17 @@ def gpus(count: int = 1) -> Iterator[None]:
 
         return call
 
+    def in_dispatch(dispatch: Callable[..., Any]) -> Callable[..., Any]:
+        """Autograd's own copies, into another type, name the device that it has seen, the processor; they stay on theirs."""
+
+        def call(mode: Any, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if func is torch.ops.aten._to_copy.default and torch._C._current_graph_task_id() != -1:
+                kwargs.pop("device", None)
+            return in_functions(dispatch)(mode, func, types, args, kwargs)
+
+        return call
+
     def properties(device: Any = 0) -> types.SimpleNamespace:
         number = (_device(device) or CPU).index or 0
         return types.SimpleNamespace(name=f"Pretend {number}", uuid=f"pretend-{number}", total_memory=1 << 34, major=9, minor=0)
@@ -467,7 +478,7 @@ def gpus(count: int = 1) -> Iterator[None]:
         )
         stack.enter_context(mock.patch.object(threading.Thread, "run", in_modes(threading.Thread.run)))
         for looks in (Reproducible, captured._NoWaiting):
-            stack.enter_context(mock.patch.object(looks, "__torch_dispatch__", in_functions(looks.__torch_dispatch__)))
+            stack.enter_context(mock.patch.object(looks, "__torch_dispatch__", in_dispatch(looks.__torch_dispatch__)))
         stack.enter_context(_modes())
         copied.clear()
         waited.clear()

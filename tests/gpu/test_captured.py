@@ -176,6 +176,21 @@ def test_weights_and_numerics_may_be_changed_in_between(both):
     assert_same(plain, graphs)
 
 
+def test_products_of_bfloat16_are_captured(both):
+    def train(solver):
+        caffe.set_numerics("fast")
+        solver.step(captured.FIRST + 4)
+        conv = solver.net.blobs["conv"].data.copy()
+        caffe.set_numerics("fp32")
+        return [conv]
+
+    plain, graphs, solver = both(train)
+    assert is_captured(solver)
+    assert_same(plain, graphs)
+    assert plain[0].dtype == np.float32
+    assert np.array_equal(plain[0], torch.from_numpy(plain[0]).bfloat16().float().numpy())
+
+
 @pytest.mark.parametrize("of", ["a parameter", "a blob"])
 def test_whoever_looks_at_gradients_gets_them(both, of):
     def train(solver):
@@ -490,4 +505,7 @@ def test_one_result_that_is_nan_does_not_hide_the_others():
         captured._compare([nan, one, None], [nan, one + 1, None], "again")
     with pytest.raises(RuntimeError):
         captured._compare([one], [None], "again")
+    with pytest.raises(RuntimeError):
+        captured._compare([one], [1.01 * one], "again")
+    captured._compare([one], [1.01 * one], "again", captured.IN_BFLOAT16)
     captured._compare([], [], "again")

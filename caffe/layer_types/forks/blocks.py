@@ -22,6 +22,8 @@ class ReLU6(Elementwise):
     relu_param, or relu6_param as in eric612/MobileNet-YOLO: negative_slope (0)
     """
 
+    takes_bfloat16 = True
+
     def forward(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope or self.param.relu6_param.negative_slope
         if slope:
@@ -55,6 +57,7 @@ class ShuffleChannel(Layer):
     """Channel shuffle: channel i of group g becomes channel i · group + g (Zhang et al. 2017); shape of x."""
 
     keeps_shape = True
+    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         self.group = self.param.shuffle_channel_param.group

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import caffe
 from caffe.engine import machine
+from caffe.numerics import scope
 from tests.caffe.layer_checks import reseed, rng
 
 INPUT = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 6 dim: 9 dim: 7 } } }'
@@ -238,8 +239,8 @@ def test_a_training_is_tested_with_the_weights_that_it_has(write):
             np.testing.assert_allclose(found, test_net.blobs["ip"].peek(), rtol=1e-4, atol=1e-5)
 
 
-def solver_of(write, after, more=""):
-    """A solver of a convolution, the layers `after` it in place, and a classifier, on random images."""
+def solver_of(write, after, more="", last="c"):
+    """A solver of a convolution, the layers `after` it, and a classifier of the blob `last`, on random images."""
     filled = 'weight_filler { type: "xavier" }'
     shapes = "shape { dim: 4 dim: 3 dim: 8 dim: 8 } shape { dim: 4 }"
     fillers = 'data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 }'
@@ -247,7 +248,7 @@ def solver_of(write, after, more=""):
         f'layer {{ name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param {{ {shapes} {fillers} }} }}'
         + convolution("c", "data", 6, f"kernel_size: 3 {filled}")
         + after
-        + layer("InnerProduct", "ip", "c", "ip", f"inner_product_param {{ num_output: 3 {filled} }}")
+        + layer("InnerProduct", "ip", last, "ip", f"inner_product_param {{ num_output: 3 {filled} }}")
         + layer("SoftmaxWithLoss", "loss", "ip label", "loss")
     )
     net = write("net.prototxt", text)
@@ -550,7 +551,7 @@ needs_bfloat16 = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_support
 @pytest.fixture
 def fast(monkeypatch):
     """Let convolutions multiply bfloat16, whatever the processor."""
-    monkeypatch.setattr(machine, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(machine, "_multiplies_bfloat16", lambda device: True)
     caffe.set_numerics("fast")
     yield
     caffe.set_numerics("fp32")
@@ -562,7 +563,7 @@ def fast(monkeypatch):
 @pytest.mark.parametrize(
     "name", ["batch norm, scale and ReLU", "groups, stride, dilation", "residual", "affine layers of vectors"]
 )
-def test_fast_multiplies_bfloat16_and_keeps_float32_between_layers(write, name):
+def test_fast_multiplies_bfloat16_and_shows_float32(write, name):
     net = made(write, NETS[name][0])
     caffe.set_numerics("fp32")
     expected = one_by_one(net)
@@ -572,6 +573,96 @@ def test_fast_multiplies_bfloat16_and_keeps_float32_between_layers(write, name):
             assert found[blob].dtype == np.float32
             np.testing.assert_allclose(found[blob], array, atol=0.03 * np.abs(array).max(), rtol=0, err_msg=blob)
     assert any(np.abs(found[blob] - array).max() > 1e-5 for blob, array in expected.items()), "nothing was rounded"
+
+
+BETWEEN = {
+    "ReLU": layer("ReLU", "r", "c", "last"),
+    "leaky ReLU": layer("ReLU", "r", "c", "last", "relu_param { negative_slope: 0.1 }"),
+    "ReLU up to 6": layer("ReLU6", "r", "c", "last"),
+    "maxima": layer("Pooling", "p", "c", "last", "pooling_param { kernel_size: 3 stride: 2 }"),
+    "means": layer("Pooling", "p", "c", "last", "pooling_param { pool: AVE kernel_size: 3 stride: 2 }"),
+    "responses": layer("LRN", "n", "c", "last", "lrn_param { local_size: 3 alpha: 0.5 beta: 0.75 }"),
+    "batch norm": layer("BatchNorm", "n", "c", "last"),
+    "batch norm and scale": layer("BatchNorm", "n", "c", "last")
+    + layer("Scale", "s", "last", "last", "scale_param { bias_term: true }"),
+    "residual": convolution("d", "c", 6) + layer("Eltwise", "e", "c d", "last"),
+    "branches": convolution("d", "c", 4) + layer("Concat", "e", "c d", "last"),
+    "shuffled slices": 'layer { name: "s" type: "Slice" bottom: "c" top: "left" top: "right" }\n'
+    + layer("Concat", "e", "right left", "both")
+    + layer("ShuffleChannel", "m", "both", "last", "shuffle_channel_param { group: 2 }"),
+    "vectors": layer("Flatten", "f", "c", "f")
+    + layer("Reshape", "r", "f", "last", "reshape_param { shape { dim: 0 dim: 8 dim: -1 } }"),
+}
+"""Layers of which `last` is the top, between two products that pass bfloat16 to each other."""
+
+
+def types_of_passes(net):
+    """{blob: type in which a pass has it}, of the passes that follow."""
+    types, executor = {}, net._runner._executor
+    show = executor._show
+
+    def noted(plan, values):
+        types.update((name, value.dtype) for name, value in values.items() if isinstance(value, torch.Tensor))
+        show(plan, values)
+
+    executor._show = noted
+    return types
+
+
+@needs_bfloat16
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("name", BETWEEN)
+def test_products_pass_bfloat16_to_each_other_in_fast(write, name):
+    nets, views, types = [], [], {}
+    for numerics in ("fp32", "fast"):
+        caffe.set_numerics(numerics)
+        solver = solver_of(write, BETWEEN[name], last="last")
+        types[numerics] = types_of_passes(solver.net)
+        solver.step(1)
+        views.append({blob: solver.net.blobs[blob].data for blob in solver.net.blobs})
+        solver.step(1)
+        nets.append(solver.net)
+    assert set(types["fp32"].values()) == {torch.float32}
+    assert types["fast"]["last"] is torch.bfloat16
+    assert types["fast"]["loss"] is torch.float32
+    for blob, mine in views[0].items():
+        other = views[1][blob]
+        assert other.dtype == np.float32
+        np.testing.assert_allclose(other, mine, atol=0.03 * np.abs(mine).max(), rtol=0, err_msg=blob)
+    for layer_name, blobs in nets[0].params.items():
+        for blob, other in zip(blobs, nets[1].params[layer_name], strict=True):
+            np.testing.assert_allclose(
+                other.diff, blob.diff, atol=0.05 * max(0.01, np.abs(blob.diff).max()), rtol=0, err_msg=layer_name
+            )
+
+
+@needs_bfloat16
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize(
+    "after",
+    [
+        layer("Power", "p", "c", "last", "power_param { power: 2 }"),
+        layer("Pooling", "p", "c", "last", "pooling_param { pool: STOCHASTIC kernel_size: 2 }"),
+        layer("LRN", "p", "c", "last", "lrn_param { norm_region: WITHIN_CHANNEL local_size: 3 }"),
+        layer("Eltwise", "p", "c c", "last", "eltwise_param { coeff: 2 coeff: 3 }"),
+        convolution("p", "c", 6, "kernel_size: 3 group: 6 weight_filler { type: 'xavier' }", top="last"),
+    ],
+    ids=["power", "random pooling", "responses of pixels", "weighted sum", "thin groups"],
+)
+def test_other_layers_take_float32_in_fast(write, after):
+    solver = solver_of(write, after, last="last")
+    types = types_of_passes(solver.net)
+    solver.step(1)
+    assert types["c"] is torch.bfloat16
+    assert types["last"] is torch.float32
+
+
+def test_a_subclass_of_a_layer_that_takes_bfloat16_gets_float32():
+    class Mine(caffe.layer_type("ReLU")):
+        """Of a user, who may expect float32."""
+
+    assert caffe.layer_type("ReLU").takes_bfloat16
+    assert not Mine.takes_bfloat16
 
 
 @needs_bfloat16
@@ -609,6 +700,7 @@ def test_a_processor_without_bfloat16_computes_in_float32_and_says_so(write, mon
     monkeypatch.setattr(machine.events, "fast_in_float32", lambda: said.append(True))
     monkeypatch.setattr(machine, "_multiplies_bfloat16", functools.cache(machine._multiplies_bfloat16.__wrapped__))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+    monkeypatch.setattr(scope, "_ON_CPU", ())  # a setting that such a processor does not follow
     net = made(write, NETS["residual"][0])
     net.forward()
     expected = values(net)
