@@ -5,7 +5,10 @@ are one affine map and all colour changes one matrix, so that an image is resamp
 channels (BGR, or RGB with `rgb`), and keep their size.
 """
 
-from dataclasses import dataclass
+import functools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -45,6 +48,16 @@ class Changes:
     blurs: np.ndarray | None
     noises: np.ndarray | None
     seeds: np.ndarray
+    _places: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """What `places` has computed, for all images at once, by height and width."""
+
+    def places(self, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the map of an image of that size leads, as `warped` takes it."""
+        assert self.matrices is not None
+        found = self._places.get((height, width))
+        if found is None:
+            found = self._places[height, width] = places(pixel_matrices(self.matrices, height, width), height, width)
+        return found[0][index], found[1][index]
 
     def noise(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
         """The noise of an image of that shape."""
@@ -56,10 +69,10 @@ class Augmentation:
     """Draws and applies the changes of an AugmentationParameter; errors call it `where`."""
 
     def __init__(self, param: caffe_pb2.AugmentationParameter, where: str, rng: Generator):
-        for field, value in param.ListFields():
-            top = 1 if field.name in SHARES else np.inf
+        for setting, value in param.ListFields():
+            top = 1 if setting.name in SHARES else np.inf
             if not 0 <= value <= top:
-                raise Error(where, f"augmentation_param.{field.name} {value:g}", f"it must be between 0 and {top:g}")
+                raise Error(where, f"augmentation_param.{setting.name} {value:g}", f"it must be between 0 and {top:g}")
         if param.min_area == 0 or param.max_aspect < 1:
             found = f"augmentation_param.min_area {param.min_area:g} and max_aspect {param.max_aspect:g}"
             raise Error(where, found, "min_area must be above 0, max_aspect at least 1")
@@ -92,12 +105,13 @@ class Augmentation:
             return None
         area = uniform(p.min_area, 1, count)
         widest = scalars.log(p.max_aspect)
-        bound = np.array([min(widest, -scalars.log(share)) for share in area])  # a crop is no wider or higher than the image
-        aspect = np.array([scalars.exp(change) for change in bound * uniform(-1, 1, count)])
+        bound = np.minimum(widest, -scalars.logs(area))  # a crop is no wider or higher than the image
+        aspect = scalars.exps(bound * uniform(-1, 1, count))
         sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], 1)
         offset = uniform(-1, 1, (count, 2)) * (1 - sides) / 2 + uniform(-p.translation, p.translation, (count, 2))
         flipped = np.where(self.rng.random((count, 2)) < (p.horizontal_flip, p.vertical_flip), -1.0, 1.0)
-        (cosine, sine), (across, down) = (_cosines_and_sines(uniform(-limit, limit, count)) for limit in (p.rotation, p.shear))
+        angles = (uniform(-limit, limit, count) / 360 for limit in (p.rotation, p.shear))
+        (cosine, sine), (across, down) = map(scalars.cosines_and_sines, angles)
         turn = np.stack([cosine, -sine, sine, cosine], 1).reshape(-1, 2, 2)
         turn[:, :, 1] += turn[:, :, 0] * (down / across)[:, None]
         return np.concatenate([sides[:, :, None] * turn * flipped[:, None, :], offset[:, :, None]], 2)
@@ -105,19 +119,18 @@ class Augmentation:
     def apply(self, image: np.ndarray, changes: Changes, index: int) -> np.ndarray:
         """Apply the changes of that index to an image, channels × height × width; may return the same array if unchanged."""
         self.check(image.shape[0], image.dtype == np.uint8)
-        pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+        pixels = image[0] if len(image) == 1 else cv2.merge(tuple(image))
         if changes.factors is not None or changes.shifts is not None:
-            pixels = cv2.transform(pixels, self.colour_matrix(np.array(cv2.mean(pixels)[: len(image)]), changes, index))
+            pixels = cv2.transform(pixels, self.colour_matrix(cv2.mean(pixels)[: len(image)], changes, index))
         if changes.matrices is not None:
-            height, width = image.shape[1:]
-            pixels = warped(pixels, pixel_matrix(changes.matrices[index], height, width))
+            pixels = warped(pixels, *changes.places(index, *image.shape[1:]))
         if changes.blurs is not None and (sigma := changes.blurs[index]) > LEAST_BLUR:
             side = 2 * blur_radius(sigma) + 1
             pixels = cv2.GaussianBlur(pixels, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
         if changes.noises is not None:
             noisy = pixels + changes.noise(index, image.shape).transpose(1, 2, 0).reshape(pixels.shape)
             pixels = np.rint(noisy).clip(0, 255).astype(np.uint8)
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return pixels[None] if pixels.ndim == 2 else np.array(cv2.split(pixels))
 
     def check(self, channels: int, is_bytes: bool) -> None:
         """Raise Error for images that cannot be augmented."""
@@ -125,55 +138,65 @@ class Augmentation:
             found = f"augmentation_param for images of {channels} channels" + ("" if is_bytes else " of floats")
             raise Error(self.where, found, "it needs images of 1 or 3 channels of bytes", "leave it out")
 
-    def colour_matrix(self, mean: np.ndarray, changes: Changes, index: int) -> np.ndarray:
+    def colour_matrix(self, mean: Sequence[float], changes: Changes, index: int) -> np.ndarray:
         """Affine colour transformation, channels × (channels + 1), for an image of that mean colour.
 
         Brightness scales, contrast then scales the difference from the mean gray, saturation that from each pixel's gray; gray
         images have no saturation.
         """
         channels = len(mean)
-        gray = self._luminance if channels == 3 else np.ones(1)
-        brightness, contrast, saturation = np.ones(3) if changes.factors is None else changes.factors[index]
-        matrix = brightness * contrast * np.eye(channels)
-        if channels == 3:
-            matrix = (saturation * np.eye(3) + (1 - saturation) * gray) @ matrix
-        term = np.full(channels, brightness * (1 - contrast) * dot(gray, mean))
-        if changes.shifts is not None and channels == 3:
-            term += changes.shifts[index]
-        return np.concatenate([matrix, term[:, None]], 1)
+        brightness, contrast, saturation = (1.0, 1.0, 1.0) if changes.factors is None else changes.factors[index].tolist()
+        gray = self._luminance.tolist() if channels == 3 else [1.0]
+        scale, share = brightness * contrast, 1 - saturation
+        term = brightness * (1 - contrast) * functools.reduce(operator.add, map(operator.mul, gray, mean))
+        if channels == 1:
+            return np.array([[scale, term]])
+        matrix = [
+            [(saturation + share * weight if row == column else share * weight) * scale for column, weight in enumerate(gray)]
+            + [term]
+            for row in range(3)
+        ]
+        found = np.array(matrix)
+        if changes.shifts is not None:
+            found[:, 3] += changes.shifts[index]
+        return found
 
 
 LEAST_BLUR = 0.2
 """Standard deviation in pixels below which a blur is invisible."""
 
 
-def warped(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """An image whose pixel (x, y) is that of `pixels` at `matrix` · (x, y, 1), bilinear, to 1/32 of a pixel; borders reflect.
+def places(matrices: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Maps between pixels, N × 2 × 3, in 1/32 of a pixel as sums of two parts: by column, N × 2 × 1 × width, and by row."""
+    scaled = (matrices * 32)[:, :, :, None, None]
+    return scaled[:, :, 0] * np.arange(width), scaled[:, :, 1] * np.arange(height)[:, None] + scaled[:, :, 2]
+
+
+def warped(pixels: np.ndarray, by_column: np.ndarray, by_row: np.ndarray) -> np.ndarray:
+    """An image whose pixels are those of `pixels` at the places by column and by row, bilinear; borders reflect.
 
     By OpenCV's `remap` with whole numbers, as its `warpAffine` rounds differently where a processor lacks fused additions.
     """
     height, width = pixels.shape[:2]
-    across, down = np.arange(width)[None, :], np.arange(height)[:, None]
-    x, y = (np.rint(row[0] * 32 * across + (row[1] * 32 * down + row[2] * 32)).astype(np.int32) for row in matrix)
-    places = np.stack([x >> 5, y >> 5], -1).astype(np.int16)
-    shares = ((y & 31) << 5 | (x & 31)).astype(np.uint16)
-    return cv2.remap(pixels, places, shares, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    exact = by_column + by_row
+    both = np.rint(exact, out=exact).astype(np.int32)
+    whole = np.empty((height, width, 2), np.int16)
+    np.right_shift(both, 5, out=whole.transpose(2, 0, 1), casting="unsafe")
+    both &= 31
+    shares = (both[1] << 5 | both[0]).astype(np.uint16)
+    return cv2.remap(pixels, whole, shares, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
-def pixel_matrix(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Convert a map relative to the centre, translated by fractions of the sides, to one between pixel coordinates."""
-    linear, centre = matrix[:, :2], np.array([width - 1, height - 1]) / 2
-    return np.concatenate([linear, (matrix[:, 2] * (width, height) + centre - dot(linear, centre))[:, None]], 1)
+def pixel_matrices(matrices: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Convert maps relative to the centre, translated by fractions of the sides, to ones between pixel coordinates; N × 2 × 3."""
+    linear, centre = matrices[:, :, :2], np.array([width - 1, height - 1]) / 2
+    terms = matrices[:, :, 2] * (width, height) + centre - dot(linear, centre)
+    return np.concatenate([linear, terms[:, :, None]], 2)
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Sums of products over the last axis, of at most 7 terms: in their order, where BLAS may fuse products and sums."""
     return np.asarray((a * b).sum(-1))
-
-
-def _cosines_and_sines(degrees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    both = [scalars.cosine_and_sine(angle / 360) for angle in degrees]
-    return np.array([pair[0] for pair in both]), np.array([pair[1] for pair in both])
 
 
 def blur_radius(sigma: float) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from caffe.transforms.augmentation import LEAST_BLUR, Augmentation, Changes, blur_radius, pixel_matrix
+from caffe.transforms.augmentation import LEAST_BLUR, Augmentation, Changes, blur_radius, pixel_matrices
 
 
 def augment_batch(augmentation: Augmentation, images: torch.Tensor, changes: Changes) -> torch.Tensor:
@@ -17,12 +17,12 @@ def augment_batch(augmentation: Augmentation, images: torch.Tensor, changes: Cha
     pixels = images.float()
     if changes.factors is not None or changes.shifts is not None:
         means = pixels.mean((2, 3)).cpu().double().numpy()
-        colours = to_device([augmentation.colour_matrix(mean, changes, index) for index, mean in enumerate(means)])
+        colours = to_device([augmentation.colour_matrix(mean, changes, index) for index, mean in enumerate(means.tolist())])
         pixels = torch.baddbmm(colours[:, :, -1:], colours[:, :, :-1], pixels.flatten(2)).view_as(pixels)
         pixels = pixels.round_().clamp_(0, 255)
     if changes.matrices is not None:
         # grid_sample's coordinates are -1 and 1 at the centres of the outermost pixels.
-        to_pixels = np.stack([pixel_matrix(matrix, height, width) for matrix in changes.matrices])
+        to_pixels = pixel_matrices(changes.matrices, height, width)
         to_grid = np.array([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
         ys, xs = np.mgrid[:height, :width].reshape(2, -1)
         places = to_device(np.stack([xs, ys, np.ones_like(xs)], 1))

@@ -36,6 +36,12 @@ WORKERS = min(8, os.cpu_count() or 1)
 """Number of threads that process the images of a batch."""
 
 
+TOGETHER = 1 << 16
+"""Values of small images from which the mean is subtracted at once: they stay in the cache."""
+ALONE = 1 << 19
+"""Values of a batch up to which one thread crops and normalises all: others would take longer to be told."""
+
+
 @functools.cache
 def workers() -> ThreadPoolExecutor:
     """The thread pool that all readers of the process share."""
@@ -201,13 +207,22 @@ class Transformer:
                 image = self.augmentation.apply(image, changes, index)
             top, left = windows.tops[index], windows.lefts[index]
             window = image[:, top : top + height, left : left + width]
+            if len(image) == 3 and image.strides[0] == image.itemsize and image.dtype == batch.dtype == np.uint8:
+                cv2.split(
+                    window.transpose(1, 2, 0), list(target)
+                )  # decoded, pixel after pixel; an assignment takes three times as long
+                window = target
             if windows.mirrored[index] and image.dtype == batch.dtype:
                 for plane, into in zip(window, target, strict=True):
                     cv2.flip(plane, 1, into)
-            else:
+            elif window is not target:
                 target[...] = window[:, :, ::-1] if windows.mirrored[index] else window
 
-        self._for_each(crop_one, len(images))
+        is_whole = not (changes or any(self.crop_extents) or windows.mirrored.any())
+        if is_whole and batch.size <= ALONE and all(image.flags.c_contiguous for image in images):
+            np.concatenate(images, out=batch.reshape(-1, height, width), casting="unsafe")
+        else:
+            self._for_each(crop_one, len(images), batch[0].size)
         self.negate_flow(batch, windows)
         return batch
 
@@ -228,24 +243,36 @@ class Transformer:
         mean = np.asarray(given, np.float32)[:, None, None] if given else None
         height, width = pixels.shape[2:]
 
-        def normalize_one(index: int) -> None:
-            target, under = batch[index], mean
-            target[...] = pixels[index]
+        def normalize_some(number: int) -> None:
+            first = number * together
+            here = slice(first, first + together)
+            target, under = batch[here], mean
+            target[...] = pixels[here]
             if self.mean is not None:
-                top, left = (0, 0) if self.mean_is_cropped else (windows.tops[index], windows.lefts[index])
+                top, left = (0, 0) if self.mean_is_cropped else (windows.tops[first], windows.lefts[first])
                 under = self.mean[:, top : top + height, left : left + width]
-                under = under[:, :, ::-1] if windows.mirrored[index] else under
+                under = under[:, :, ::-1] if windows.mirrored[first] else under
             if under is not None:
                 target -= under
             if self.param.scale != 1:
                 target *= np.float32(self.param.scale)
 
-        self._for_each(normalize_one, len(pixels))
+        size = batch[0].size
+        is_one_mean = self.mean is None or not (any(self.crop_extents) or windows.mirrored.any())
+        together = max(1, TOGETHER // max(1, size)) if is_one_mean else 1
+        self._for_each(normalize_some, -(-len(pixels) // together), size * together)
         return batch
 
     @staticmethod
-    def _for_each(function: Callable[[int], None], count: int) -> None:
-        """Call function(0) … function(count - 1), every n-th of them on each of n workers."""
+    def _for_each(function: Callable[[int], None], count: int, size: int) -> None:
+        """Call function(0) … function(count - 1), every n-th of them on each of n workers; small work is not shared.
+
+        size  number of values that a call computes
+        """
+        if count * size <= ALONE:
+            for index in range(count):
+                function(index)
+            return
 
         def call_some(worker: int) -> None:
             for index in range(worker, count, WORKERS):

@@ -126,6 +126,18 @@ def test_scalar_functions_are_those_of_the_c_library_to_the_last_bits():
         assert scalars.cosine_and_sine(turns) == pytest.approx(expected, abs=2e-15)
 
 
+def test_functions_of_arrays_give_the_bits_of_scalar_ones():
+    draw = np.random.default_rng(0)
+    x = np.append(draw.uniform(-700, 700, 2000), 0)
+    assert scalars.exps(x).tolist() == [scalars.exp(each) for each in x.tolist()]
+    x = np.append(np.exp(draw.uniform(-300, 300, 2000)), [1, 0.5, math.sqrt(0.5)])
+    assert scalars.logs(x).tolist() == [scalars.log(each) for each in x.tolist()]
+    turns = np.append(draw.uniform(-3, 3, 2000), [0, 0.125, -0.25, 0.5])
+    assert list(zip(*map(np.ndarray.tolist, scalars.cosines_and_sines(turns)), strict=True)) == [
+        scalars.cosine_and_sine(each) for each in turns.tolist()
+    ]
+
+
 def test_edges_of_scalar_functions():
     assert (scalars.exp(-746), scalars.exp(710), scalars.exp(0)) == (0, math.inf, 1)
     assert math.isnan(scalars.exp(math.nan))
