@@ -138,6 +138,10 @@ class Prefetching(Records):
         """Where images are transformed: a GPU interpolates with other roundings than the CPU."""
         return torch.device("cpu") if mode.numerics() == "reproducible" else self.device
 
+    def use_channels_last(self) -> None:
+        if isinstance(transformer := getattr(self, "transformer", None), Transformer):
+            transformer.pixel_after_pixel = True
+
     def read(self, position: int) -> Iterator[Batch]:
         """Yield the tops of batch after batch endlessly, starting at the record `position`; subclasses define it."""
         raise NotImplementedError

@@ -48,16 +48,19 @@ class Changes:
     blurs: np.ndarray | None
     noises: np.ndarray | None
     seeds: np.ndarray
-    _places: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    """What `places` has computed, for all images at once, by height and width."""
+    _kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """What `places` has computed for all images at once, by height and width."""
 
     def places(self, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the map of an image of that size leads, as `warped` takes it."""
         assert self.matrices is not None
-        found = self._places.get((height, width))
+        is_small = height * width * len(self.matrices) <= SMALL
+        found = self._kept.get((height, width))
         if found is None:
-            found = self._places[height, width] = places(pixel_matrices(self.matrices, height, width), height, width)
-        return found[0][index], found[1][index]
+            found = parts(pixel_matrices(self.matrices, height, width), height, width)
+            self._kept[height, width] = found = places(*found) if is_small else found
+        one, other = found[0][index], found[1][index]
+        return (one, other) if is_small else places(one, other)
 
     def noise(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
         """The noise of an image of that shape."""
@@ -162,28 +165,33 @@ class Augmentation:
         return found
 
 
+SMALL = 1 << 18
+"""Pixels of a batch up to which the places of all are computed at once."""
 LEAST_BLUR = 0.2
 """Standard deviation in pixels below which a blur is invisible."""
 
 
-def places(matrices: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def parts(matrices: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Maps between pixels, N × 2 × 3, in 1/32 of a pixel as sums of two parts: by column, N × 2 × 1 × width, and by row."""
     scaled = (matrices * 32)[:, :, :, None, None]
     return scaled[:, :, 0] * np.arange(width), scaled[:, :, 1] * np.arange(height)[:, None] + scaled[:, :, 2]
 
 
-def warped(pixels: np.ndarray, by_column: np.ndarray, by_row: np.ndarray) -> np.ndarray:
-    """An image whose pixels are those of `pixels` at the places by column and by row, bilinear; borders reflect.
+def places(by_column: np.ndarray, by_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sums of the parts: whole pixels, x and y, int16, … × height × width × 2, and 32nds of both, 32 y + x, uint16."""
+    exact = by_column + by_row
+    both = np.rint(exact, out=exact).astype(np.int32)
+    whole = np.empty((*both.shape[:-3], *both.shape[-2:], 2), np.int16)
+    np.right_shift(both, 5, out=np.moveaxis(whole, -1, -3), casting="unsafe")
+    both &= 31
+    return whole, (both[..., 1, :, :] << 5 | both[..., 0, :, :]).astype(np.uint16)
+
+
+def warped(pixels: np.ndarray, whole: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """An image whose pixels are those of `pixels` at `places`, bilinear; borders reflect.
 
     By OpenCV's `remap` with whole numbers, as its `warpAffine` rounds differently where a processor lacks fused additions.
     """
-    height, width = pixels.shape[:2]
-    exact = by_column + by_row
-    both = np.rint(exact, out=exact).astype(np.int32)
-    whole = np.empty((height, width, 2), np.int16)
-    np.right_shift(both, 5, out=whole.transpose(2, 0, 1), casting="unsafe")
-    both &= 31
-    shares = (both[1] << 5 | both[0]).astype(np.uint16)
     return cv2.remap(pixels, whole, shares, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 

@@ -56,6 +56,30 @@ def mean_values(param: caffe_pb2.TransformationParameter, channels: int, where: 
     return np.resize(given, channels)
 
 
+def _copy(window: np.ndarray, target: np.ndarray, mirrored: bool) -> None:
+    """Copy an image to an array of its shape, mirrored or not; either may have its channels first or last in memory."""
+    if len(window) == 3 and window.dtype == target.dtype == np.uint8:
+        pixels, into = window.transpose(1, 2, 0), target.transpose(1, 2, 0)
+        is_by_pixel, goes_by_pixel = (array.strides[2] == 1 for array in (pixels, into))
+        if is_by_pixel != goes_by_pixel:  # OpenCV takes a third of the time of an assignment
+            if goes_by_pixel:
+                cv2.merge(tuple(window), into)
+            else:
+                cv2.split(pixels, list(target))
+            window, pixels = target, into
+        if goes_by_pixel:
+            if mirrored:
+                cv2.flip(pixels, 1, into)
+            elif pixels is not into:
+                into[...] = pixels
+            return
+    if mirrored and window.dtype == target.dtype:
+        for plane, other in zip(window, target, strict=True):
+            cv2.flip(plane, 1, other)
+    elif window is not target:
+        target[...] = window[:, :, ::-1] if mirrored else window
+
+
 class Windows(NamedTuple):
     """Crop position of each image of a batch, and whether it is then mirrored: arrays of N."""
 
@@ -77,6 +101,7 @@ class Transformer:
 
     rng      the random generator of crops and changes in training, and of mirrors in both phases
     windows  the crops and mirrors of the last batch
+    pixel_after_pixel  may be set: batches of bytes on a CPU are made channels-last, for nets that compute so
     device   of the batches; to a GPU, images are copied as bytes, and augmented and converted to floats there
     """
 
@@ -99,6 +124,8 @@ class Transformer:
                 raise Error(where, "transform_param has scale_factors", "only ImageSegData applies it", "leave it out")
         self.param, self.where, self.rng, self.device = param, where, rng, device
         self.windows: Windows
+        self.pixel_after_pixel = False
+        self._kept_means: dict[tuple[bool, tuple[int, ...]], tuple[np.ndarray, ...] | None] = {}
         self.training = phase == caffe_pb2.TRAIN
         self.color = param.force_color if param.force_color or param.force_gray else None
         self.mean = read_mean(param.mean_file) if param.mean_file else None
@@ -197,29 +224,26 @@ class Transformer:
     # ---- on the CPU
 
     def crop(self, images: list[np.ndarray], windows: Windows, changes: Changes | None = None) -> np.ndarray:
-        """Augment, crop and mirror the images: batch × channels × height × width, of the images' type."""
-        batch = np.empty((len(images), *self.cropped(images[0].shape)), images[0].dtype)
-        height, width = batch.shape[2:]
+        """Augment, crop and mirror the images: batch × channels × height × width, of the images' type.
+
+        In memory the channels come last if `pixel_after_pixel` is set, for images of three channels of bytes.
+        """
+        channels, height, width = self.cropped(images[0].shape)
+        dtype = images[0].dtype
+        if self.pixel_after_pixel and channels == 3 and dtype == np.uint8 and self.device.type == "cpu":
+            batch = np.empty((len(images), height, width, channels), dtype).transpose(0, 3, 1, 2)
+        else:
+            batch = np.empty((len(images), channels, height, width), dtype)
 
         def crop_one(index: int) -> None:
-            image, target = images[index], batch[index]
+            image = images[index]
             if self.augmentation and changes:
                 image = self.augmentation.apply(image, changes, index)
             top, left = windows.tops[index], windows.lefts[index]
-            window = image[:, top : top + height, left : left + width]
-            if len(image) == 3 and image.strides[0] == image.itemsize and image.dtype == batch.dtype == np.uint8:
-                cv2.split(
-                    window.transpose(1, 2, 0), list(target)
-                )  # decoded, pixel after pixel; an assignment takes three times as long
-                window = target
-            if windows.mirrored[index] and image.dtype == batch.dtype:
-                for plane, into in zip(window, target, strict=True):
-                    cv2.flip(plane, 1, into)
-            elif window is not target:
-                target[...] = window[:, :, ::-1] if windows.mirrored[index] else window
+            _copy(image[:, top : top + height, left : left + width], batch[index], bool(windows.mirrored[index]))
 
         is_whole = not (changes or any(self.crop_extents) or windows.mirrored.any())
-        if is_whole and batch.size <= ALONE and all(image.flags.c_contiguous for image in images):
+        if is_whole and batch.size <= ALONE and all(array.flags.c_contiguous for array in (batch, *images)):
             np.concatenate(images, out=batch.reshape(-1, height, width), casting="unsafe")
         else:
             self._for_each(crop_one, len(images), batch[0].size)
@@ -238,22 +262,23 @@ class Transformer:
 
     def normalize(self, pixels: np.ndarray, windows: Windows) -> np.ndarray:
         """Subtract the mean, cropped and mirrored like the image, and scale; float32."""
-        batch = np.empty(pixels.shape, np.float32)
-        given = self.param.mean_value
-        mean = np.asarray(given, np.float32)[:, None, None] if given else None
+        batch = np.empty_like(pixels, np.float32)
         height, width = pixels.shape[2:]
+        means = self._means(pixels[0])
+        is_whole = not any(self.crop_extents) or self.mean_is_cropped or self.mean is None
 
         def normalize_some(number: int) -> None:
             first = number * together
             here = slice(first, first + together)
-            target, under = batch[here], mean
+            target = batch[here]
             target[...] = pixels[here]
-            if self.mean is not None:
-                top, left = (0, 0) if self.mean_is_cropped else (windows.tops[first], windows.lefts[first])
-                under = self.mean[:, top : top + height, left : left + width]
-                under = under[:, :, ::-1] if windows.mirrored[first] else under
-            if under is not None:
-                target -= under
+            if means:
+                mean = means[int(windows.mirrored[first])]
+                if not is_whole:
+                    top, left = windows.tops[first], windows.lefts[first]
+                    left = mean.shape[2] - left - width if windows.mirrored[first] else left
+                    mean = mean[:, top : top + height, left : left + width]
+                target -= mean
             if self.param.scale != 1:
                 target *= np.float32(self.param.scale)
 
@@ -262,6 +287,20 @@ class Transformer:
         together = max(1, TOGETHER // max(1, size)) if is_one_mean else 1
         self._for_each(normalize_some, -(-len(pixels) // together), size * together)
         return batch
+
+    def _means(self, image: np.ndarray) -> tuple[np.ndarray, ...] | None:
+        """What is subtracted from images and from mirrored ones, in the order of an image in memory; None if nothing is."""
+        is_by_pixel = image.strides[0] == image.itemsize and len(image) > 1
+        key = is_by_pixel, image.shape
+        if key not in self._kept_means:
+            mean = self.mean
+            if self.param.mean_value:
+                mean = np.asarray(self.param.mean_value, np.float32)[:, None, None]
+                mean = np.broadcast_to(mean, (len(image), 1, image.shape[2])) if is_by_pixel else mean
+            order, back = ((1, 2, 0), (2, 0, 1)) if is_by_pixel else ((0, 1, 2), (0, 1, 2))
+            pair = () if mean is None else (mean, mean[:, :, ::-1])
+            self._kept_means[key] = tuple(np.ascontiguousarray(each.transpose(order)).transpose(back) for each in pair) or None
+        return self._kept_means[key]
 
     @staticmethod
     def _for_each(function: Callable[[int], None], count: int, size: int) -> None:

@@ -240,15 +240,15 @@ def test_damaged_records_are_parsed_or_refused_as_by_protobuf():
 
 WARPED = """
 import hashlib, numpy, caffe
-from caffe.transforms.augmentation import places, warped
+from caffe.transforms.augmentation import parts, places, warped
 draw = numpy.random.RandomState(1)
 made = hashlib.sha256()
 for channels in (1, 3):
     pixels = draw.randint(0, 256, (227, 227, channels)).astype(numpy.uint8).squeeze()
     for _ in range(10):
         matrix = draw.uniform([[0.5, -0.5, -60], [-0.5, 0.5, -60]], [[1.1, 0.5, 60], [0.5, 1.1, 60]])
-        by_column, by_row = places(matrix[None], 227, 227)
-        made.update(warped(pixels, by_column[0], by_row[0]))
+        whole, shares = places(*parts(matrix[None], 227, 227))
+        made.update(warped(pixels, whole[0], shares[0]))
 print(made.hexdigest())
 """
 

@@ -2,16 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 
 import caffe
 from caffe.proto import caffe_pb2
 from caffe.transforms import transform
 
 
-def transformed(images, **param):
+def transformed(images, by_pixel=False, **param):
     """The batch that a Transformer makes in training, with the same crops and mirrors each time."""
     transformer = transform.Transformer(caffe_pb2.TransformationParameter(**param), caffe.TRAIN, "here", caffe.Generator(3))
-    return transformer(images).numpy()
+    transformer.pixel_after_pixel = by_pixel
+    batch = transformer(images)
+    memory = torch.channels_last if by_pixel and batch.shape[1] == 3 else torch.contiguous_format
+    assert batch.is_contiguous(memory_format=memory)
+    return batch.numpy()
 
 
 def expected(images, crop=0, mirror=False, mean=0.0, scale=1.0):
@@ -32,6 +37,7 @@ def expected(images, crop=0, mirror=False, mean=0.0, scale=1.0):
 @pytest.mark.parametrize("count", [1, 7, 150])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("alone", [True, False], ids=["one thread", "workers"])
+@pytest.mark.parametrize("by_pixel", [True, False], ids=["channels last", "channels first"])
 @pytest.mark.parametrize(
     ("param", "given"),
     [
@@ -42,7 +48,7 @@ def expected(images, crop=0, mirror=False, mean=0.0, scale=1.0):
     ],
     ids=["as they are", "mean and scale", "mirrored", "cropped"],
 )
-def test_images_are_transformed_alike_in_any_layout(monkeypatch, count, channels, alone, param, given):
+def test_images_are_transformed_alike_in_any_layout(monkeypatch, count, channels, alone, by_pixel, param, given):
     if not alone:
         monkeypatch.setattr(transform, "ALONE", 0)
     pixels = np.random.default_rng(1).integers(0, 256, (count, 30, 24, channels), np.uint8)
@@ -50,7 +56,7 @@ def test_images_are_transformed_alike_in_any_layout(monkeypatch, count, channels
     stored = [np.ascontiguousarray(image) for image in decoded]  # channel after channel, as records have them
     batch = expected(stored, **given)
     for images in (decoded, stored):
-        assert np.array_equal(transformed(images, **param), batch)
+        assert np.array_equal(transformed(images, by_pixel, **param), batch)
 
 
 def test_a_mean_image_is_cropped_and_mirrored_like_its_image(tmp_path):
@@ -64,5 +70,6 @@ def test_a_mean_image_is_cropped_and_mirrored_like_its_image(tmp_path):
         ({"mirror": True}, {"mirror": True}),
         ({"crop_size": 6, "mirror": True}, {"crop": 6, "mirror": True}),
     ):
-        found = transformed(images, mean_file=str(path), **param)
-        assert np.array_equal(found, expected(images, mean=mean[0], **given))
+        for by_pixel in (False, True):
+            found = transformed(images, by_pixel, mean_file=str(path), **param)
+            assert np.array_equal(found, expected(images, mean=mean[0], **given))
