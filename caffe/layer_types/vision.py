@@ -353,7 +353,7 @@ class Pooling(Layer):
         if self.pads_first:
             x = functional.pad(x, self._margins(), value=-math.inf if self.method == MAX else 0.0)
         elif any(self.beyond):
-            x = functional.pad(x, (0, self.beyond[1], 0, self.beyond[0]), value=LOWEST)
+            x = functional.pad(x.float(), (0, self.beyond[1], 0, self.beyond[0]), value=LOWEST)  # infinite in bfloat16
         tops: tuple[Tensor, ...]
         if self.gives_positions:
             top, positions = functional.max_pool2d(x, self.window, self.stride, pad, ceil_mode=self.ceil, return_indices=True)

@@ -125,7 +125,7 @@ class Transformer:
         self.param, self.where, self.rng, self.device = param, where, rng, device
         self.windows: Windows
         self.pixel_after_pixel = False
-        self._kept_means: dict[tuple[bool, tuple[int, ...]], tuple[np.ndarray, ...] | None] = {}
+        self._kept_means: dict[tuple[bool, int, int], tuple[np.ndarray, ...] | None] = {}
         self.training = phase == caffe_pb2.TRAIN
         self.color = param.force_color if param.force_color or param.force_gray else None
         self.mean = read_mean(param.mean_file) if param.mean_file else None
@@ -291,7 +291,7 @@ class Transformer:
     def _means(self, image: np.ndarray) -> tuple[np.ndarray, ...] | None:
         """What is subtracted from images and from mirrored ones, in the order of an image in memory; None if nothing is."""
         is_by_pixel = image.strides[0] == image.itemsize and len(image) > 1
-        key = is_by_pixel, image.shape
+        key = is_by_pixel, len(image), image.shape[2] if is_by_pixel else 0
         if key not in self._kept_means:
             mean = self.mean
             if self.param.mean_value:

@@ -33,9 +33,8 @@ class Npy:
 
     def add(self, start: int, rows: np.ndarray, entries: Entries) -> None:
         """Write the features, images × shape, of the images from position `start` on, which follow those before."""
-        self.file.write(
-            np.ascontiguousarray(rows, DTYPE).data
-        )  # a mapped file takes 50 times as long: a page fault for each page
+        # Into a mapped file, a page fault for each page would take 50 times as long.
+        self.file.write(np.ascontiguousarray(rows, DTYPE).data)
 
 
 class Parquet:

@@ -657,6 +657,15 @@ def test_other_layers_take_float32_in_fast(write, after):
     assert types["last"] is torch.float32
 
 
+@needs_bfloat16
+@pytest.mark.own_device
+@pytest.mark.usefixtures("fast")
+def test_the_maximum_of_no_pixels_is_the_lowest_float32_in_fast(write):
+    net = made(write, convolution("c", "data", 6) + layer("Pooling", "p", "c", "p", "pooling_param { kernel_size: 1 stride: 5 }"))
+    net._forward(0, len(net.layers) - 1)
+    assert net.blobs["p"].data.min() == np.finfo(np.float32).min
+
+
 def test_a_subclass_of_a_layer_that_takes_bfloat16_gets_float32():
     class Mine(caffe.layer_type("ReLU")):
         """Of a user, who may expect float32."""

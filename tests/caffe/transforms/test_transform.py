@@ -59,6 +59,16 @@ def test_images_are_transformed_alike_in_any_layout(monkeypatch, count, channels
         assert np.array_equal(transformed(images, by_pixel, **param), batch)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1), (2, 3)])
+def test_tiny_images_are_transformed_alike(size):
+    pixels = np.random.default_rng(1).integers(0, 256, (9, *size, 3), np.uint8)
+    decoded = [image.transpose(2, 0, 1) for image in pixels]
+    for images in (decoded, [np.ascontiguousarray(image) for image in decoded]):
+        for by_pixel in (False, True):
+            found = transformed(images, by_pixel, mirror=True, mean_value=[3.0])
+            assert np.array_equal(found, expected(images, mirror=True, mean=3))
+
+
 def test_a_mean_image_is_cropped_and_mirrored_like_its_image(tmp_path):
     draw = np.random.default_rng(1)
     images = list(draw.integers(0, 256, (40, 3, 9, 8), np.uint8))
