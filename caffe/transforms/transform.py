@@ -58,6 +58,7 @@ def mean_values(param: caffe_pb2.TransformationParameter, channels: int, where: 
 
 def _copy(window: np.ndarray, target: np.ndarray, mirrored: bool) -> None:
     """Copy an image to an array of its shape, mirrored or not; either may have its channels first or last in memory."""
+    mirrored = mirrored and window.shape[2] > 1  # OpenCV takes no single pixel for an image of three channels
     if len(window) == 3 and window.dtype == target.dtype == np.uint8:
         pixels, into = window.transpose(1, 2, 0), target.transpose(1, 2, 0)
         is_by_pixel, goes_by_pixel = (array.strides[2] == 1 for array in (pixels, into))
