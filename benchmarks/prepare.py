@@ -1,8 +1,8 @@
 """Convert photographs to an LMDB, by the pipeline's steps and by a single process like convert_imageset.
 
-    python benchmarks/prepare.py FOLDER [--rounds 3]
+    python benchmarks/prepare.py FOLDER [--small 1000] [--large 200] [--rounds 3]
 
-FOLDER has photographs (*.jpg, recursively), which are resized to 1,000 JPEGs of 500 × 375 and 200 of 3,000 × 2,000. The steps are
+FOLDER has photographs (*.jpg, recursively), which are resized to JPEGs of 500 × 375 and of 3,000 × 2,000. The steps are
 resize, label and database, a process each, after a download (not timed, as convert_imageset has none). Rounds alternate; prints
 median seconds and the ratio of the loop's to the steps'.
 """
@@ -108,10 +108,13 @@ def measure(source: Path, count: int, width: int, height: int, rounds: int) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--small", type=int, default=1000, help="number of photographs of 500 × 375; 0 for none")
+    parser.add_argument("--large", type=int, default=200, help="number of photographs of 3,000 × 2,000; 0 for none")
     parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    measure(arguments.folder, 1000, 500, 375, arguments.rounds)
-    measure(arguments.folder, 200, 3000, 2000, arguments.rounds)
+    a = parser.parse_args()
+    for count, width, height in ((a.small, 500, 375), (a.large, 3000, 2000)):
+        if count:
+            measure(a.folder, count, width, height, a.rounds)
 
 
 if __name__ == "__main__":
