@@ -151,6 +151,7 @@ class Augmentation:
         brightness, contrast, saturation = (1.0, 1.0, 1.0) if changes.factors is None else changes.factors[index].tolist()
         gray = self._luminance.tolist() if channels == 3 else [1.0]
         scale, share = brightness * contrast, 1 - saturation
+        # In the order of the channels; `sum` would round otherwise from Python 3.12 on.
         term = brightness * (1 - contrast) * functools.reduce(operator.add, map(operator.mul, gray, mean))
         if channels == 1:
             return np.array([[scale, term]])
