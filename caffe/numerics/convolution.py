@@ -79,9 +79,11 @@ class _Windows(Sliced):
         self.rows = (g.dilation[0] * (g.kernel[0] - 1)) // g.stride[0] + self.out[0]
         ends = [self.rows * g.stride[0] - x.shape[2] - g.padding[0], *g.padding[1:]]
         pads = [0, 0, *(pad for pair in reversed(list(zip(g.padding, ends, strict=True))) for pad in pair)]
-        padded = torch.nn.functional.pad(exact.flushed(x).movedim(0, -1), pads).contiguous()
+        x = exact.flushed(x)
+        padded = torch.nn.functional.pad(x.movedim(0, -1), pads).contiguous()
         values = padded.view(g.groups, -1, *padded.shape[1:])
-        super().__init__(values, tuple(range(values.dim() - of_each)))
+        bounds = x.abs().amax(tuple(range(of_each, x.dim())))  # takes less time than where images are last
+        super().__init__(values, tuple(range(values.dim() - of_each)), bounds.view(*[1] * (values.dim() - bounds.dim()), *bounds.shape))
         self._last: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -165,10 +167,12 @@ class _AsColumns(_Windows):
         wanted = max(SAMPLE // 4, min(SAMPLE, left.shape[-1] // 8))
         count = min(self.g.kernel[0], -(-wanted // self.row))
         first, step = (self.g.kernel[0] - count) // 2, _coprime(count * self.row // wanted, math.prod(self.g.kernel[1:]))
-        unfolded = self.unfolded(self.wide)
-        rows = [left[..., n * self.row : (n + 1) * self.row : step] for n in range(first, first + count)]
-        windows = [self.of_row(unfolded, n)[:, ::step] for n in range(first, first + count)]
-        return exact.times(torch.cat(rows, -1), torch.cat(windows, -2).abs_())
+        unfolded, total = self.unfolded(self.wide), None
+        for number in range(first, first + count):
+            rows = left[..., number * self.row : (number + 1) * self.row : step]
+            total = exact.times(rows, self.of_row(unfolded, number)[:, ::step].abs(), total)
+        assert total is not None
+        return total
 
     def is_zero(self) -> Tensor:
         """Of whole images only."""
@@ -232,14 +236,16 @@ def _kernels(g: Geometry, weight: Tensor) -> Tensor:
     return weight.transpose(1, 2).reshape(g.groups, weight.shape[0] // g.groups, -1)
 
 
-def forward(g: Geometry, x: Tensor, weight: Tensor) -> Tensor:
-    """The convolution without bias: N × C × size with outputs × (C / groups) × kernel."""
+def forward(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution: N × C × size with outputs × (C / groups) × kernel, plus a number for each output."""
     out = g.positions(x.shape[2:])
     rows = exact.sliced(_kernels(g, weight), -1)
     parts = []
     for here in g.chunks(len(x), x.shape[1], weight.shape[0], x.shape[2:]):
         y = exact.rounded(exact.sum_of_products(rows, _AsColumns(g, x[here])))
-        parts.append(y.reshape(weight.shape[0], *out, -1).movedim(-1, 0))
+        y = y.reshape(weight.shape[0], -1)
+        y = y if bias is None else exact.settled(y.add_(bias[:, None]))
+        parts.append(y.view(weight.shape[0], *out, -1).movedim(-1, 0))
     return torch.cat(parts).contiguous() if parts else x.new_zeros(0, weight.shape[0], *out)
 
 

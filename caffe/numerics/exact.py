@@ -89,10 +89,10 @@ class Sliced:
     `sample`, `terms`, `scaled` and `is_zero` are all that a product asks of it.
     """
 
-    def __init__(self, values: Tensor, axes: int | tuple[int, ...]):
-        """Numbers that differ in `axes` only have one scale; values are flushed."""
+    def __init__(self, values: Tensor, axes: int | tuple[int, ...], bounds: Tensor | None = None):
+        """Numbers that differ in `axes` only have one scale; values are flushed. bounds: their largest magnitudes, if known."""
         self.values = self.finite = values
-        self.bounds = values.abs().amax(axes, keepdim=True)
+        self.bounds = values.abs().amax(axes, keepdim=True) if bounds is None else bounds
         self.special = not bool(self.bounds.isfinite().all())
         if self.special:
             self.finite = values.nan_to_num(0.0, 0.0, 0.0)
@@ -105,7 +105,7 @@ class Sliced:
 
     def cut(self, bits: int, *more: int) -> tuple[Tensor, ...]:
         """The numbers over `scale` as integers of so many bits, and what they leave, times 2^bits, as further ones."""
-        rest = self.finite.double() * power_of_two(bits - self.exponents)
+        rest = self.finite.to(torch.float64, copy=True).mul_(power_of_two(bits - self.exponents))
         parts = []
         for following in more:
             parts.append(rest.round())
@@ -317,13 +317,26 @@ def total(values: Tensor, axes: int | tuple[int, ...], keepdim: bool = False) ->
 
     Each term is rounded to a unit of 2^-61 of the largest magnitude times the number of terms; the integers are added exactly.
     """
-    axes = (axes,) if isinstance(axes, int) else axes
+    axes = tuple(axis % values.dim() for axis in ((axes,) if isinstance(axes, int) else axes))
     count = math.prod(values.shape[axis] for axis in axes)
     if not count:
         return values.double().sum(axes, keepdim)
-    sums = added(values, axes, count, lambda terms: terms.sum(axes, keepdim=True))
-    kept = [size for axis, size in enumerate(sums.shape) if axis not in {axis % sums.dim() for axis in axes}]
-    return sums if keepdim else sums.reshape(kept)
+    # Some at a time, as their float64 copies are large.
+    parts = values.split(max(1, PIECE // 8 // max(1, values[:1].numel()))) if 0 in axes else (values,)
+    bounds = functools.reduce(torch.maximum, (flushed(part).abs().amax(axes, keepdim=True) for part in parts))
+    if bool(bounds.isfinite().all()):
+        shift = _shift(count)
+        scale = power_of_two(shift - exponents(bounds))
+        whole = [(flushed(part).double() * scale).round_().to(torch.int64).sum(axes, keepdim=True) for part in parts]
+        sums = from_integers(functools.reduce(Tensor.add_, whole), power_of_two(exponents(bounds) - shift))
+    else:
+        sums = added(values, axes, count, lambda terms: terms.sum(axes, keepdim=True))
+    return sums if keepdim else sums.reshape([size for axis, size in enumerate(sums.shape) if axis not in axes])
+
+
+def _shift(count: int) -> int:
+    """So many numbers times 2^this, below 1 in magnitude, have a sum of 63 bits."""
+    return 61 - math.ceil(math.log2(count))
 
 
 def added(values: Tensor, axes: tuple[int, ...], count: int, add: Callable[[Tensor], Tensor], twice: bool = False) -> Tensor:
@@ -338,7 +351,7 @@ def added(values: Tensor, axes: tuple[int, ...], count: int, add: Callable[[Tens
     special = not bool(values.isfinite().all())
     finite = values.nan_to_num(0.0, 0.0, 0.0) if special else values
     e = exponents(finite.abs().amax(axes, keepdim=True))
-    shift = 61 - math.ceil(math.log2(count))
+    shift = _shift(count)
     scaled = finite.double() * power_of_two(shift - e)
     whole = scaled.round()
     unit = power_of_two(e - shift)

@@ -41,9 +41,8 @@ def _convolution(
         axes = zip(x.shape[2:], g.kernel, g.stride, g.padding, g.dilation, output_padding, strict=True)
         size = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + more for n, k, s, p, d, more in axes]
         y = convolution.input_gradient(g, x, weight, size)
-    else:
-        y = convolution.forward(g, x, weight)
-    return y if bias is None else settled(y + bias.view(-1, *[1] * len(g.kernel)))
+        return y if bias is None else settled(y + bias.view(-1, *[1] * len(g.kernel)))
+    return convolution.forward(g, x, weight, bias)
 
 
 @ours("convolution_backward")
