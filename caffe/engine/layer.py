@@ -125,12 +125,10 @@ class Layer:
     can_be_folded = False
     """Whether it is a convolution of images whose weights can take up affine layers that follow."""
     takes_bfloat16 = False
-    """Whether `forward` also takes bottoms in bfloat16, of which `fast` makes products; a linear layer then always gets them so.
-    Classes do not inherit it.
-    """
+    """Whether `forward` also takes bottoms in bfloat16, of which `fast` makes products; a linear layer then always gets those."""
     is_capturable = False
     """Whether passes over batches of one shape are the same operations on tensors, none of which the host waits for, so that a
-    CUDA graph can repeat them. Classes do not inherit it: a type says so when it is registered."""
+    CUDA graph can repeat them."""
     overwrites = False
     """Set by the executor on a layer whose top is its bottom and whose `forward` may write into it."""
 
@@ -151,10 +149,10 @@ class Layer:
         self.made_once: dict[int, torch.Tensor] = {}
         """Tops that are made once, by number; afterwards they hold what the user wrote."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, *, is_capturable: bool = False, takes_bfloat16: bool = False, **options: Any) -> None:
+        """Two attributes that are not inherited, as `forward` of a derived class may be another."""
         super().__init_subclass__(**options)
-        cls.is_capturable = False
-        cls.takes_bfloat16 = bool(vars(cls).get("takes_bfloat16"))
+        cls.is_capturable, cls.takes_bfloat16 = is_capturable, takes_bfloat16
 
     @classmethod
     def implementation(cls, param: caffe_pb2.LayerParameter, where: str) -> LayerClass:
@@ -332,16 +330,14 @@ class Layer:
         return [*values] * (count // len(values))
 
 
-def register(name: str, settings_field: str = "", *, is_capturable: bool = False) -> Callable[[type[Layer]], type[Layer]]:
+def register(name: str, settings_field: str = "") -> Callable[[type[Layer]], type[Layer]]:
     """Class decorator: make a layer type known under `name`.
 
     settings_field  the type's `settings_field`; by default named like the type, else the base class's
-    is_capturable   the type's `is_capturable`
     """
 
     def decorate(layer_type: type[Layer]) -> type[Layer]:
         layer_type.type = name
-        layer_type.is_capturable = is_capturable
         layer_type.settings_field = settings_field or _FIELDS.get(name.lower(), layer_type.settings_field)
         _TYPES[name] = layer_type
         return layer_type

@@ -55,6 +55,11 @@ def product_type(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if mode.numerics() == "fast" and _multiplies_bfloat16(device) else torch.float32
 
 
+def sum_type(x: torch.Tensor) -> torch.dtype:
+    """What sums of x are: float32 of bfloat16."""
+    return torch.float32 if x.dtype is torch.bfloat16 else x.dtype
+
+
 @functools.cache
 def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 faster than float32: by AVX512-BF16 or AMX, or by tensor cores since NVIDIA's Ampere.

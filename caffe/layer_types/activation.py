@@ -16,11 +16,9 @@ class Elementwise(Layer):
     is_elementwise = True
 
 
-@register("ReLU", is_capturable=True)
-class ReLU(Elementwise):
+@register("ReLU")
+class ReLU(Elementwise, is_capturable=True, takes_bfloat16=True):
     """y = x where x > 0, else negative_slope · x; at most 6 with relu6 (Synopsys' fork); shape of x."""
-
-    takes_bfloat16 = True
 
     def setup(self, *shapes: Shape) -> None:
         p = self.param.relu_param
@@ -37,8 +35,8 @@ class ReLU(Elementwise):
         return torch.relu_(x) if self.overwrites else torch.relu(x)
 
 
-@register("PReLU", is_capturable=True)
-class PReLU(Layer):
+@register("PReLU")
+class PReLU(Layer, is_capturable=True):
     """y = x where x > 0, else a · x with a slope a learned for each channel, or one for all (He et al. 2015); shape of x.
 
     Blob: the slopes (C,), or () with channel_shared; initially 0.25.
@@ -60,32 +58,32 @@ class PReLU(Layer):
         return functional.prelu(x, slope.reshape(-1))
 
 
-@register("ELU", is_capturable=True)
-class ELU(Elementwise):
+@register("ELU")
+class ELU(Elementwise, is_capturable=True):
     """y = x where x > 0, else alpha (e^x - 1) (Clevert et al. 2015); shape of x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.elu(x, self.param.elu_param.alpha)
 
 
-@register("Sigmoid", is_capturable=True)
-class Sigmoid(Elementwise):
+@register("Sigmoid")
+class Sigmoid(Elementwise, is_capturable=True):
     """y = 1 / (1 + e^-x); shape of x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
 
 
-@register("TanH", is_capturable=True)
-class TanH(Elementwise):
+@register("TanH")
+class TanH(Elementwise, is_capturable=True):
     """y = tanh x; shape of x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
 
 
-@register("Swish", is_capturable=True)
-class Swish(Elementwise):
+@register("Swish")
+class Swish(Elementwise, is_capturable=True):
     """y = x / (1 + e^(-beta x)) (Ramachandran et al. 2017); shape of x."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,24 +91,24 @@ class Swish(Elementwise):
         return functional.silu(x) if beta == 1 else x * torch.sigmoid(beta * x)
 
 
-@register("BNLL", is_capturable=True)
-class BNLL(Elementwise):
+@register("BNLL")
+class BNLL(Elementwise, is_capturable=True):
     """Binomial normal log likelihood: y = log(1 + e^x); shape of x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.softplus(x)
 
 
-@register("AbsVal", is_capturable=True)
-class AbsVal(Elementwise):
+@register("AbsVal")
+class AbsVal(Elementwise, is_capturable=True):
     """y = |x|; shape of x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
 
 
-@register("Clip", is_capturable=True)
-class Clip(Elementwise):
+@register("Clip")
+class Clip(Elementwise, is_capturable=True):
     """y = x, clamped to min and max; shape of x."""
 
     def setup(self, shape: Shape) -> None:
@@ -126,8 +124,8 @@ class Clip(Elementwise):
         return x.clamp(p.min, p.max)
 
 
-@register("Threshold", is_capturable=True)
-class Threshold(Elementwise):
+@register("Threshold")
+class Threshold(Elementwise, is_capturable=True):
     """y = 1 where x > threshold, else 0; shape of x. No gradient."""
 
     differentiable_bottoms = ()
@@ -145,8 +143,8 @@ def _log_base(layer: Layer, base: float) -> float:
     return scalars.log(base)
 
 
-@register("Exp", is_capturable=True)
-class Exp(Elementwise):
+@register("Exp")
+class Exp(Elementwise, is_capturable=True):
     """y = base ^ (shift + scale · x), where base -1 is e; shape of x."""
 
     def setup(self, shape: Shape) -> None:
@@ -158,8 +156,8 @@ class Exp(Elementwise):
         return torch.exp(self.inner * x) * self.outer
 
 
-@register("Log", is_capturable=True)
-class Log(Elementwise):
+@register("Log")
+class Log(Elementwise, is_capturable=True):
     """y = log of (shift + scale · x) to a base, where base -1 is e; shape of x."""
 
     def setup(self, shape: Shape) -> None:
@@ -172,8 +170,8 @@ class Log(Elementwise):
         return torch.log(p.scale * x + p.shift) / self.log_base
 
 
-@register("Power", is_capturable=True)
-class Power(Elementwise):
+@register("Power")
+class Power(Elementwise, is_capturable=True):
     """y = (shift + scale · x) ^ power; shape of x.
 
     Caffe: where power · scale is 0 the output is constant and the gradient 0, whatever x is.

@@ -14,8 +14,8 @@ from caffe.proto import caffe_pb2
 from caffe.transfers import array_from_outside
 
 
-@register("InnerProduct", is_capturable=True)
-class InnerProduct(Layer):
+@register("InnerProduct")
+class InnerProduct(Layer, is_capturable=True, takes_bfloat16=True):
     """Fully connected: (d_0, …, d_axis-1, K) × (N, K)ᵀ → (d_0, …, d_axis-1, N); K is the product of the axes from `axis` on.
 
     With `transpose` the weights are stored as (K, N). With `normalize` (happynear/caffe-windows) each output's weights are
@@ -25,7 +25,6 @@ class InnerProduct(Layer):
     learns = (WEIGHT, BIAS)
     keeps_output = False
     is_linear = True
-    takes_bfloat16 = True
     gives_maps = False
     is_classifier = True
     drawn_as = "inner product"
@@ -106,8 +105,8 @@ class Embed(Layer):
         return rows + bias[0] if bias else rows
 
 
-@register("Parameter", is_capturable=True)
-class Parameter(Layer):
+@register("Parameter")
+class Parameter(Layer, is_capturable=True):
     """A learned blob of the given shape as a top; initially 0, or as blob_filler says (happynear/caffe-windows)."""
 
     learns = (WEIGHT,)
@@ -125,8 +124,8 @@ class Parameter(Layer):
         return blob.view_as(blob)
 
 
-@register("Dropout", is_capturable=True)
-class Dropout(Layer):
+@register("Dropout")
+class Dropout(Layer, is_capturable=True, takes_bfloat16=True):
     """In training, zero values with probability dropout_ratio and divide the others by 1 - dropout_ratio; else identity.
 
     scale_train: false (py-faster-rcnn's fork) divides nothing in training, and multiplies by 1 - dropout_ratio in testing.
@@ -136,7 +135,6 @@ class Dropout(Layer):
     keeps_shape = True
     copies_values = True
     is_elementwise = True
-    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         ratio = self.param.dropout_param.dropout_ratio

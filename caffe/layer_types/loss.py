@@ -166,8 +166,8 @@ class _SoftmaxLoss(torch.autograd.Function):
         return difference.mul_(share if weights is None else weights * share), None, None, None, None, None
 
 
-@register("SoftmaxWithLoss", "softmax_param", is_capturable=True)
-class SoftmaxWithLoss(_OfLabels, Loss):
+@register("SoftmaxWithLoss", "softmax_param")
+class SoftmaxWithLoss(_OfLabels, Loss, is_capturable=True):
     """Multinomial logistic loss of a softmax over `axis`: (scores, labels) → scalar; the probabilities as a second top.
 
     Normalised as loss_param says: by the labels that are not ignored (VALID, the default), by all, by the batch size, or by 1.
@@ -215,8 +215,8 @@ class SoftmaxWithLoss(_OfLabels, Loss):
         return (loss, probability)[: len(self.param.top)]
 
 
-@register("EuclideanLoss", is_capturable=True)
-class EuclideanLoss(Loss):
+@register("EuclideanLoss")
+class EuclideanLoss(Loss, is_capturable=True):
     """Half the mean over the batch of the squared distance between two bottoms of equal count: → scalar."""
 
     bottoms = (2, 2)
@@ -240,16 +240,16 @@ class _OfImages(_OfLabels, Loss):
         return super().forward(scores.flatten(1), labels)
 
 
-@register("MultinomialLogisticLoss", is_capturable=True)
-class MultinomialLogisticLoss(_OfImages):
+@register("MultinomialLogisticLoss")
+class MultinomialLogisticLoss(_OfImages, is_capturable=True):
     """-log of the label's probability, clamped to 1e-20, as a mean over images: (probabilities, labels) → scalar."""
 
     def compare(self, scores: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         return -at_least(scores.gather(1, target), LOG_THRESHOLD).log().sum() / scores.shape[0]
 
 
-@register("InfogainLoss", is_capturable=True)
-class InfogainLoss(_OfLabels, Loss):
+@register("InfogainLoss")
+class InfogainLoss(_OfLabels, Loss, is_capturable=True):
     """Σ over classes of -H[label, class] log p(class), p a softmax along `axis`: (scores, labels[, H]) → scalar[, probabilities].
 
     H (classes × classes) is the third bottom, or a binaryproto named by infogain_loss_param.source; the identity makes it a
@@ -290,8 +290,8 @@ class InfogainLoss(_OfLabels, Loss):
         return (loss, torch.softmax(scores.detach(), self.along))[: len(self.param.top)]
 
 
-@register("HingeLoss", is_capturable=True)
-class HingeLoss(_OfImages):
+@register("HingeLoss")
+class HingeLoss(_OfImages, is_capturable=True):
     """Mean over images of the hinge losses max(0, 1 - s) of the label's score s and max(0, 1 + s) of the others'.
 
     (scores, labels) → scalar; norm L2 sums their squares.
@@ -305,8 +305,8 @@ class HingeLoss(_OfImages):
         return missed.sum() / scores.shape[0]
 
 
-@register("SigmoidCrossEntropyLoss", is_capturable=True)
-class SigmoidCrossEntropyLoss(Loss):
+@register("SigmoidCrossEntropyLoss")
+class SigmoidCrossEntropyLoss(Loss, is_capturable=True):
     """-t log σ(x) - (1 - t) log(1 - σ(x)), summed, for targets t from 0 to 1: (scores, targets) → scalar.
 
     Divided by the batch size unless loss_param says otherwise; targets equal to ignore_label are left out.
@@ -343,8 +343,8 @@ class _Contrast(torch.autograd.Function):
         return difference * factor * (gradient / difference.shape[0]), None, None
 
 
-@register("ContrastiveLoss", is_capturable=True)
-class ContrastiveLoss(Loss):
+@register("ContrastiveLoss")
+class ContrastiveLoss(Loss, is_capturable=True):
     """Contrastive loss of feature pairs (Hadsell et al. 2006): (a (N, C), b (N, C), 1 if similar else 0 (N,)) → scalar.
 
     legacy_version: max(0, margin - d²) for dissimilar pairs, as in Caffe's first version.
@@ -369,8 +369,8 @@ class ContrastiveLoss(Loss):
         return torch.where(alike, squares, (p.margin - squares).clamp_min(0)).sum() / (2 * difference.shape[0])
 
 
-@register("Accuracy", is_capturable=True)
-class Accuracy(_OfLabels):
+@register("Accuracy")
+class Accuracy(_OfLabels, is_capturable=True):
     """Fraction of positions whose label is among the top_k highest scores: (scores, labels) → scalar.
 
     A second top has the accuracy of each class, 0 for a class without labels. As in Caffe, a score equal to the label's own ranks

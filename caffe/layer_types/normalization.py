@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from caffe.engine import machine
 from caffe.engine.layer import BIAS, WEIGHT, BlobSpec, Layer, Shape, register
 from caffe.engine.running import Added
 from caffe.proto import caffe_pb2
@@ -30,7 +31,7 @@ def normalize_batch(
     """
     channels = x.shape[1]
     count = x.numel() // max(1, channels)
-    mean, variance = x.new_zeros(2, channels, dtype=torch.float32 if x.dtype is torch.bfloat16 else x.dtype)
+    mean, variance = x.new_zeros(2, channels, dtype=machine.sum_type(x))
     # With momentum 1, PyTorch's running statistics are the batch's mean and unbiased variance.
     y = torch.batch_norm(x, scale, shift, mean, variance, True, 1.0, eps, torch.backends.cudnn.enabled)
     if biased:
@@ -40,8 +41,8 @@ def normalize_batch(
     return y, mean, variance
 
 
-@register("BatchNorm", is_capturable=True)
-class BatchNorm(Layer):
+@register("BatchNorm")
+class BatchNorm(Layer, is_capturable=True, takes_bfloat16=True):
     """y = (x - mean) / √(variance + eps) for each channel (Ioffe and Szegedy 2015); shape of x.
 
     In training mean and variance are the batch's, and are added to running sums that decay by moving_average_fraction; in
@@ -56,7 +57,6 @@ class BatchNorm(Layer):
     normalizes_batch = True
     statistics_setting = "use_global_stats"
     takes_affine = True
-    takes_bfloat16 = True
 
     def __new__(cls, param: caffe_pb2.LayerParameter, *_arguments: Any) -> BatchNorm:
         return super().__new__(_ScaledBatchNorm if cls.is_scaled(param) else cls)
@@ -147,7 +147,7 @@ class BatchNorm(Layer):
         return normalize_batch(x, scale, shift, self.param.batch_norm_param.eps, biased=False)[0]
 
 
-class _ScaledBatchNorm(BatchNorm):
+class _ScaledBatchNorm(BatchNorm, takes_bfloat16=True):
     """BatchNorm of NVIDIA's fork with scale_bias: y = scale · (x - mean) / √(variance + eps) + bias; shape of x.
 
     Running averages are of the mean and of the biased variance + eps; the first two batches replace them.
@@ -157,7 +157,6 @@ class _ScaledBatchNorm(BatchNorm):
 
     passes = 0
     takes_affine = False
-    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         p = self.param.batch_norm_param
@@ -229,8 +228,8 @@ class _AlongAxes(Layer):
         return factor.reshape(factor.shape + self.trailing) if self.trailing else factor
 
 
-@register("Scale", is_capturable=True)
-class Scale(_AlongAxes):
+@register("Scale")
+class Scale(_AlongAxes, is_capturable=True):
     """y = s · x, with bias_term + b; s is the second bottom, or learned; shape of x.
 
     s has the shape of `num_axes` axes of x from `axis` on (-1: all of them), and is broadcast over the others.
@@ -263,8 +262,8 @@ class Scale(_AlongAxes):
         return x * self.expand(factor)
 
 
-@register("Bias", is_capturable=True)
-class Bias(_AlongAxes):
+@register("Bias")
+class Bias(_AlongAxes, is_capturable=True):
     """y = x + b; b is the second bottom, or learned, with axes like Scale's factor; shape of x."""
 
     @classmethod
@@ -296,8 +295,8 @@ class _Standardised(torch.autograd.Function):
         return through.div_(deviation), None
 
 
-@register("MVN", is_capturable=True)
-class MVN(Layer):
+@register("MVN")
+class MVN(Layer, is_capturable=True):
     """Mean-variance normalisation: (x - mean) / (standard deviation + eps) of each channel of each image; shape of x.
 
     across_channels: one mean and deviation for all channels of an image. normalize_variance: false only subtracts the mean.

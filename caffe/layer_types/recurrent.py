@@ -153,8 +153,8 @@ def _lstm_step(cell: Tensor, gates: Tensor, mark: Tensor) -> tuple[Tensor, Tenso
     return cell, torch.sigmoid(leaving) * torch.tanh(cell)
 
 
-@register("LSTMUnit", is_capturable=True)
-class LSTMUnit(Layer):
+@register("LSTMUnit")
+class LSTMUnit(Layer, is_capturable=True):
     """One LSTM step: cells (1, N, D), gate pre-activations (1, N, 4 D), cont (1, N) → cells, hidden states (1, N, D)."""
 
     bottoms = (3, 3)

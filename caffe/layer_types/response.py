@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from caffe.engine import machine
 from caffe.engine.layer import Layer, Shape, register
 from caffe.proto import caffe_pb2
 
@@ -28,7 +29,7 @@ class _Windows:
         self._half = size // 2
         self.step = max(1, PIECE // max(1, self._channels)) if rows.device.type == "cpu" else max(1, count)
         length = min(self.step, count)
-        dtype = torch.float32 if rows.dtype is torch.bfloat16 else rows.dtype
+        dtype = machine.sum_type(rows)
         self._padded = rows.new_zeros(length, self._channels + 2 * self._half, dtype=dtype)
         self._sums = rows.new_empty(length, self._channels, dtype=dtype)
 
@@ -102,8 +103,8 @@ def _pieces(rows: Tensor, step: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
-@register("LRN", is_capturable=True)
-class LRN(Layer):
+@register("LRN")
+class LRN(Layer, is_capturable=True, takes_bfloat16=True):
     """Local response normalisation (Krizhevsky et al. 2012): y = x / (k + alpha / n · Σ x²)^beta, shape of x.
 
     The sum runs over `local_size` channels, or over a square window within the channel, where k is 1.
@@ -111,7 +112,6 @@ class LRN(Layer):
 
     keeps_shape = True
     rescales = True
-    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         p = self.param.lrn_param

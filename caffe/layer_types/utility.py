@@ -27,14 +27,13 @@ def _axis(layer: Layer, legacy: str, axes: int) -> int:
     return layer.axis(getattr(p, legacy if p.HasField(legacy) else "axis"), axes)
 
 
-@register("Concat", is_capturable=True)
-class Concat(Layer):
+@register("Concat")
+class Concat(Layer, is_capturable=True, takes_bfloat16=True):
     """Concatenation along `axis`; all other axes must be equal."""
 
     bottoms = (1, None)
     drawn_as = "arrangement"
     is_channelwise = True
-    takes_bfloat16 = True
 
     def setup(self, *shapes: Shape) -> None:
         self.along = _axis(self, "concat_dim", len(shapes[0]))
@@ -51,28 +50,26 @@ class Concat(Layer):
         return torch.cat(bottoms, self.along) if len(bottoms) > 1 else bottoms[0].view_as(bottoms[0])
 
 
-@register("Split", is_capturable=True)
-class Split(Layer):
+@register("Split")
+class Split(Layer, is_capturable=True, takes_bfloat16=True):
     """Copy the bottom for each of its consumers; nets insert it if a blob has several. The tops' gradients are summed."""
 
     keeps_shape = True
     tops = (1, None)
     drawn_as = "arrangement"
     copies_values = True
-    takes_bfloat16 = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(x.view_as(x) for _ in self.param.top)
 
 
-@register("Flatten", is_capturable=True)
-class Flatten(Layer):
+@register("Flatten")
+class Flatten(Layer, is_capturable=True, takes_bfloat16=True):
     """Merge the axes from `axis` to `end_axis` into one."""
 
     drawn_as = "arrangement"
     copies_values = True
     gives_maps = False
-    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         p = self.param.flatten_param
@@ -87,8 +84,8 @@ class Flatten(Layer):
         return x.flatten(self.first, self.last)
 
 
-@register("Eltwise", is_capturable=True)
-class Eltwise(Layer):
+@register("Eltwise")
+class Eltwise(Layer, is_capturable=True, takes_bfloat16=True):
     """Product, weighted sum or maximum of bottoms of one shape.
 
     As in Caffe, at equal maxima MAX passes the whole gradient to the later of the first two bottoms, else to the earliest. A
@@ -99,7 +96,6 @@ class Eltwise(Layer):
     drawn_as = "arrangement"
     is_elementwise = True
     keeps_output = False
-    takes_bfloat16 = True
 
     def setup(self, *shapes: Shape) -> None:
         p = self.param.eltwise_param
@@ -137,8 +133,8 @@ class Eltwise(Layer):
         return result
 
 
-@register("Silence", is_capturable=True)
-class Silence(Layer):
+@register("Silence")
+class Silence(Layer, is_capturable=True):
     """Consumes blobs that no other layer reads, so that they are not outputs of the net."""
 
     bottoms = (1, None)
@@ -152,8 +148,8 @@ class Silence(Layer):
         return ()
 
 
-@register("Softmax", is_capturable=True)
-class Softmax(Layer):
+@register("Softmax")
+class Softmax(Layer, is_capturable=True):
     """y = e^x / Σ e^x along `axis`; shape of the bottom."""
 
     keeps_shape = True
@@ -169,14 +165,13 @@ class Softmax(Layer):
         return torch.softmax(x, self.along)
 
 
-@register("Slice", is_capturable=True)
-class Slice(Layer):
+@register("Slice")
+class Slice(Layer, is_capturable=True, takes_bfloat16=True):
     """Split the bottom along `axis` at `slice_point`, or into equal parts, one for each top."""
 
     tops = (1, None)
     drawn_as = "arrangement"
     is_channelwise = True
-    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         self.along = _axis(self, "slice_dim", len(shape))
@@ -203,8 +198,8 @@ class Slice(Layer):
         return tuple(x.split(self.extents(x.shape[self.along]), self.along))
 
 
-@register("Reshape", is_capturable=True)
-class Reshape(Layer):
+@register("Reshape")
+class Reshape(Layer, is_capturable=True, takes_bfloat16=True):
     """The same values in another shape: dim 0 copies the bottom's axis, -1 is inferred.
 
     Only `num_axes` axes from `axis` on are replaced (-1: all that follow); those before and after stay.
@@ -212,7 +207,6 @@ class Reshape(Layer):
 
     drawn_as = "arrangement"
     copies_values = True
-    takes_bfloat16 = True
 
     def top_shapes(self, shape: Shape) -> list[Shape]:
         p = self.param.reshape_param
@@ -242,8 +236,8 @@ class Reshape(Layer):
         return x.reshape(*self.top_shapes(tuple(x.shape)))
 
 
-@register("Tile", is_capturable=True)
-class Tile(Layer):
+@register("Tile")
+class Tile(Layer, is_capturable=True):
     """Repeat the bottom `tiles` times along `axis`."""
 
     def setup(self, shape: Shape) -> None:
@@ -259,8 +253,8 @@ class Tile(Layer):
         return x.repeat(times)
 
 
-@register("ArgMax", is_capturable=True)
-class ArgMax(Layer):
+@register("ArgMax")
+class ArgMax(Layer, is_capturable=True):
     """Indices of the top_k largest values along `axis`, or of each image. Of equal values the last comes first.
 
     Without axis the top is (N, 1, top_k), or with out_max_val (N, 2, top_k): indices and values. With axis, its extent becomes
@@ -297,8 +291,8 @@ class ArgMax(Layer):
         return rows.reshape(*rows.shape, *(1,) * (x.dim() - 3))
 
 
-@register("Reduction", is_capturable=True)
-class Reduction(Layer):
+@register("Reduction")
+class Reduction(Layer, is_capturable=True):
     """Sum, sum of magnitudes, sum of squares or mean over all axes from `axis` on, times coeff."""
 
     def setup(self, shape: Shape) -> None:
@@ -370,8 +364,8 @@ class Filter(Layer):
         return tuple(x.index_select(0, chosen) for x in data)
 
 
-@register("Crop", is_capturable=True)
-class Crop(Layer):
+@register("Crop")
+class Crop(Layer, is_capturable=True):
     """Crop the first bottom to the second's extents from `axis` on, at `offset`: one for all of those axes, or one for each."""
 
     bottoms = (2, 2)

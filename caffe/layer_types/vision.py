@@ -194,15 +194,14 @@ def _convolve_pairs(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Shap
     return y.reshape(*y.shape[:2], 2 * y.shape[2], outputs).permute(0, 3, 1, 2)
 
 
-@register("Convolution", is_capturable=True)
-class Convolution(_Convolving):
+@register("Convolution")
+class Convolution(_Convolving, is_capturable=True, takes_bfloat16=True):
     """Cross-correlation with learned kernels: (…, C, d_1, …, d_n) × (O, C / group, k_1, …, k_n) → (…, O, e_1, …, e_n).
 
     Axes before `axis` are independent; at most 3 spatial axes. e = (d + 2 pad - dilation (k - 1) - 1) / stride + 1, rounded down.
     """
 
     is_classifier = True
-    takes_bfloat16 = True
 
     def setup(self, *shapes: Shape) -> None:
         super().setup(*shapes)
@@ -223,15 +222,14 @@ class Convolution(_Convolving):
         return convolution(x, weight, bias, self.stride, self.pad, self.dilation, self.group)
 
 
-@register("Deconvolution", "convolution_param", is_capturable=True)
-class Deconvolution(_Convolving):
+@register("Deconvolution", "convolution_param")
+class Deconvolution(_Convolving, is_capturable=True, takes_bfloat16=True):
     """The gradient of a Convolution as a forward pass: (…, C, d_1, …, d_n) × (C, O / group, k_1, …, k_n) → (…, O, e_1, …, e_n).
 
     e = stride (d - 1) + dilation (k - 1) + 1 - 2 pad.
     """
 
     is_transposed = True
-    takes_bfloat16 = True
 
     def extents(self, bottom: Shape) -> list[int]:
         axes = zip(bottom, self.kernel, self.stride, self.pad, self.dilation, strict=True)
@@ -247,8 +245,8 @@ class Deconvolution(_Convolving):
         return transposed(x, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
 
 
-@register("Im2col", "convolution_param", is_capturable=True)
-class Im2col(_Windows):
+@register("Im2col", "convolution_param")
+class Im2col(_Windows, is_capturable=True):
     """The windows of a convolution as columns: (N, C, H, W) → (N, C · k_h · k_w, H', W')."""
 
     def setup(self, shape: Shape) -> None:
@@ -263,8 +261,8 @@ class Im2col(_Windows):
         return columns.view(*columns.shape[:2], *self.extents(x.shape[2:]))
 
 
-@register("Pooling", is_capturable=True)
-class Pooling(Layer):
+@register("Pooling")
+class Pooling(Layer, is_capturable=True, takes_bfloat16=True):
     """Maximum, mean or random value of every window: (N, C, H, W) → (N, C, H', W'); MAX has the positions as a second top.
 
     H' is rounded up unless round_mode: FLOOR (forks: ceil_mode: false), and a last window that starts beyond the bottom and its
@@ -278,7 +276,6 @@ class Pooling(Layer):
     keeps_output = False
     gives_maps = True
     drawn_as = "pooling"
-    takes_bfloat16 = True
     known_shape: tuple[int, ...] | None = None
     """The bottom's shape that `fit` was last called for."""
     volumes: VolumePooling | None = None

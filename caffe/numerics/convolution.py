@@ -83,7 +83,8 @@ class _Windows(Sliced):
         padded = torch.nn.functional.pad(x.movedim(0, -1), pads).contiguous()
         values = padded.view(g.groups, -1, *padded.shape[1:])
         bounds = x.abs().amax(tuple(range(of_each, x.dim())))  # takes less time than where images are last
-        super().__init__(values, tuple(range(values.dim() - of_each)), bounds.view(*[1] * (values.dim() - bounds.dim()), *bounds.shape))
+        bounds = bounds.view(*[1] * (values.dim() - bounds.dim()), *bounds.shape)
+        super().__init__(values, tuple(range(values.dim() - of_each)), bounds)
         self._last: tuple[Tensor, Tensor] | None = None
 
     @property

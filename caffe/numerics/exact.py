@@ -322,7 +322,7 @@ def total(values: Tensor, axes: int | tuple[int, ...], keepdim: bool = False) ->
     if not count:
         return values.double().sum(axes, keepdim)
     # Some at a time, as their float64 copies are large.
-    parts = values.split(max(1, PIECE // 8 // max(1, values[:1].numel()))) if 0 in axes else (values,)
+    parts = torch.split(values, max(1, PIECE // 8 // max(1, values[:1].numel()))) if 0 in axes else (values,)
     bounds = functools.reduce(torch.maximum, (flushed(part).abs().amax(axes, keepdim=True) for part in parts))
     if bool(bounds.isfinite().all()):
         shift = _shift(count)

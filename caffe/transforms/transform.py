@@ -34,8 +34,6 @@ _RESIZES: dict[type[Drawn], frozenset[str]] = {
 """What changes sizes, and the fields that ask for it."""
 WORKERS = min(8, os.cpu_count() or 1)
 """Number of threads that process the images of a batch."""
-
-
 TOGETHER = 1 << 16
 """Values of small images from which the mean is subtracted at once: they stay in the cache."""
 ALONE = 1 << 19
@@ -56,12 +54,17 @@ def mean_values(param: caffe_pb2.TransformationParameter, channels: int, where: 
     return np.resize(given, channels)
 
 
+def _is_by_pixel(image: np.ndarray) -> bool:
+    """Whether an image, channels × height × width, has its channels last in memory."""
+    return len(image) > 1 and image.strides[0] == image.itemsize
+
+
 def _copy(window: np.ndarray, target: np.ndarray, mirrored: bool) -> None:
     """Copy an image to an array of its shape, mirrored or not; either may have its channels first or last in memory."""
     mirrored = mirrored and window.shape[2] > 1  # OpenCV takes no single pixel for an image of three channels
     if len(window) == 3 and window.dtype == target.dtype == np.uint8:
         pixels, into = window.transpose(1, 2, 0), target.transpose(1, 2, 0)
-        is_by_pixel, goes_by_pixel = (array.strides[2] == 1 for array in (pixels, into))
+        is_by_pixel, goes_by_pixel = _is_by_pixel(window), _is_by_pixel(target)
         if is_by_pixel != goes_by_pixel:  # OpenCV takes a third of the time of an assignment
             if goes_by_pixel:
                 cv2.merge(tuple(window), into)
@@ -266,7 +269,8 @@ class Transformer:
         batch = np.empty_like(pixels, np.float32)
         height, width = pixels.shape[2:]
         means = self._means(pixels[0])
-        is_whole = not any(self.crop_extents) or self.mean_is_cropped or self.mean is None
+        is_cut = self.mean is not None and any(self.crop_extents) and not self.mean_is_cropped
+        is_one_mean = self.mean is None or not (is_cut or windows.mirrored.any())
 
         def normalize_some(number: int) -> None:
             first = number * together
@@ -275,7 +279,7 @@ class Transformer:
             target[...] = pixels[here]
             if means:
                 mean = means[int(windows.mirrored[first])]
-                if not is_whole:
+                if is_cut:
                     top, left = windows.tops[first], windows.lefts[first]
                     left = mean.shape[2] - left - width if windows.mirrored[first] else left
                     mean = mean[:, top : top + height, left : left + width]
@@ -284,19 +288,18 @@ class Transformer:
                 target *= np.float32(self.param.scale)
 
         size = batch[0].size
-        is_one_mean = self.mean is None or not (any(self.crop_extents) or windows.mirrored.any())
         together = max(1, TOGETHER // max(1, size)) if is_one_mean else 1
         self._for_each(normalize_some, -(-len(pixels) // together), size * together)
         return batch
 
     def _means(self, image: np.ndarray) -> tuple[np.ndarray, ...] | None:
         """What is subtracted from images and from mirrored ones, in the order of an image in memory; None if nothing is."""
-        is_by_pixel = image.strides[0] == image.itemsize and len(image) > 1
+        is_by_pixel = _is_by_pixel(image)
         key = is_by_pixel, len(image), image.shape[2] if is_by_pixel else 0
         if key not in self._kept_means:
             mean = self.mean
             if self.param.mean_value:
-                mean = np.asarray(self.param.mean_value, np.float32)[:, None, None]
+                mean = mean_values(self.param, len(image), self.where)[:, None, None]
                 mean = np.broadcast_to(mean, (len(image), 1, image.shape[2])) if is_by_pixel else mean
             order, back = ((1, 2, 0), (2, 0, 1)) if is_by_pixel else ((0, 1, 2), (0, 1, 2))
             pair = () if mean is None else (mean, mean[:, :, ::-1])

@@ -432,11 +432,13 @@ def gpus(count: int = 1) -> Iterator[None]:
     def in_dispatch(dispatch: Callable[..., Any]) -> Callable[..., Any]:
         """Autograd's own copies, into another type, name the device that it has seen, the processor; they stay on theirs."""
 
+        inside = in_functions(dispatch)
+
         def call(mode: Any, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
             kwargs = dict(kwargs or {})
             if func is torch.ops.aten._to_copy.default and torch._C._current_graph_task_id() != -1:
                 kwargs.pop("device", None)
-            return in_functions(dispatch)(mode, func, types, args, kwargs)
+            return inside(mode, func, types, args, kwargs)
 
         return call
 

@@ -16,13 +16,11 @@ from caffe.proto import caffe_pb2
 
 
 @register("ReLU6", "relu_param")
-class ReLU6(Elementwise):
+class ReLU6(Elementwise, takes_bfloat16=True):
     """y = min(max(x, 0), 6), with negative_slope · x instead of 0 if it is given (MobileNet); shape of x.
 
     relu_param, or relu6_param as in eric612/MobileNet-YOLO: negative_slope (0)
     """
-
-    takes_bfloat16 = True
 
     def forward(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope or self.param.relu6_param.negative_slope
@@ -53,11 +51,10 @@ class ConvolutionDepthwise(DepthwiseConvolution):
 
 
 @register("ShuffleChannel")
-class ShuffleChannel(Layer):
+class ShuffleChannel(Layer, takes_bfloat16=True):
     """Channel shuffle: channel i of group g becomes channel i · group + g (Zhang et al. 2017); shape of x."""
 
     keeps_shape = True
-    takes_bfloat16 = True
 
     def setup(self, shape: Shape) -> None:
         self.group = self.param.shuffle_channel_param.group

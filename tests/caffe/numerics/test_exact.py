@@ -129,6 +129,19 @@ def test_infinite_and_nan_operands_give_what_ieee_says():
     assert math.isnan(exact.total(torch.tensor([math.inf, -math.inf]), 0).item())
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 9), st.integers(1, 8), st.sampled_from([(0,), (1,), (0, 2), (-3, 1, 2)]))
+def test_a_total_is_the_same_in_pieces(seed, count, piece, axes):
+    x = numbers(seed, count, 3, 4, spread=40)
+    x[count - 1, 0, 0] = 2.0**-140  # subnormal
+    whole = exact.total(x, axes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "PIECE", 8 * 3 * 4 * piece)
+        assert torch.equal(exact.total(x, axes), whole)
+        x[count - 1, 2, 3] = math.inf
+        assert exact.total(x, axes).isinf().any()
+
+
 def test_there_are_no_subnormal_numbers_no_negative_zero_and_one_nan():
     given_bits = torch.tensor(
         [0x00000001, 0x007FFFFF, -0x80000000, 0x00800001, 0x7FC00001, -0x400000, 0x3F800000], dtype=torch.int32
