@@ -18,7 +18,7 @@ from caffe import events
 from caffe.engine import fillers, mode
 from caffe.engine.layer import Layer, Shape, register
 from caffe.errors import Error
-from caffe.formats.datum import Record, parse_datum, pixels_of
+from caffe.formats.datum import Parser, Record, pixels_of
 from caffe.formats.db import open_db
 from caffe.formats.lmdb_file import LMDBFile
 from caffe.layer_types.order import pooled, positions
@@ -249,6 +249,7 @@ class Data(Prefetching):
         self.database = open_db(p.source, p.backend if p.HasField("backend") else None, self.where)
         opened = events.lmdb_opened if isinstance(self.database, LMDBFile) else events.leveldb_opened
         opened(p.source)
+        self._as_datum = Parser()
 
     def setup(self, *shapes: Shape) -> None:
         super().setup()
@@ -277,7 +278,7 @@ class Data(Prefetching):
     def datum(self, record: bytes | memoryview) -> Record | caffe_pb2.Datum:
         """A record as a Datum; raises Error for one that is none."""
         try:
-            return parse_datum(record)
+            return self._as_datum(record)
         except Exception as error:
             found = f"a record that is not a Datum ({error})"
             raise Error(self.param.data_param.source, found, do="rebuild the database") from error

@@ -212,11 +212,12 @@ class Transformer:
     def draw(self, images: list[np.ndarray]) -> Windows:
         """Draw crops, random in training and central in testing, and mirrors."""
         channels, height, width = shape = self.cropped(images[0].shape)
-        for image in images:
-            if image.shape != images[0].shape and (len(image) != channels or self.cropped(image.shape) != shape):
-                found = f"an image of shape {image.shape} in a batch of {images[0].shape}"
+        sizes = [image.shape for image in images]
+        for size in {*sizes} - {sizes[0]}:
+            if size[0] != channels or self.cropped(size) != shape:
+                found = f"an image of shape {size} in a batch of {sizes[0]}"
                 raise Error(self.where, found, do="resize them to one size, or set crop_size")
-        room = np.array([image.shape[1:] for image in images], int) - np.array((height, width))
+        room = np.array(sizes, int)[:, 1:] - np.array((height, width))
         if room.min() < 0:
             raise Error(
                 self.where, f"a crop of {height}×{width} on a smaller image", "the crop must fit", "give allow_upscale: true"
@@ -247,8 +248,13 @@ class Transformer:
             _copy(image[:, top : top + height, left : left + width], batch[index], bool(windows.mirrored[index]))
 
         is_whole = not (changes or any(self.crop_extents) or windows.mirrored.any())
-        if is_whole and batch.size <= ALONE and all(array.flags.c_contiguous for array in (batch, *images)):
-            np.concatenate(images, out=batch.reshape(-1, height, width), casting="unsafe")
+        if is_whole and batch.size <= ALONE and all(image.flags.c_contiguous for image in images):
+            planes = batch if batch.flags.c_contiguous else np.empty(batch.shape, dtype)
+            np.concatenate(images, out=planes.reshape(-1, height, width), casting="unsafe")
+            if planes is not batch:  # all images as one, whose rows are images
+                rows = planes.reshape(len(images), channels, -1)
+                into = batch.transpose(0, 2, 3, 1).reshape(len(images), -1, channels)
+                cv2.merge([rows[:, channel] for channel in range(channels)], into)
         else:
             self._for_each(crop_one, len(images), batch[0].size)
         self.negate_flow(batch, windows)

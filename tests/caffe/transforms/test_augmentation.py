@@ -221,10 +221,20 @@ def test_parsed_records_agree_with_protobuf(fields):
         assert kind(value) == kind(meant)
 
 
+def test_records_that_begin_alike_differ_in_what_follows():
+    parse = datum.Parser()
+    for label, encoded, data in ((1, False, b"abcdef"), (300, False, b"ghijkl"), (0, True, b"mnopqr"), (2, False, b"too long")):
+        record = caffe_pb2.Datum(channels=3, height=2, width=1, data=data, label=label, encoded=encoded).SerializeToString()
+        found = parse(memoryview(record))
+        assert (found.channels, bytes(found.data), found.label, found.encoded) == (3, data, label, encoded)
+
+
 def test_damaged_records_are_parsed_or_refused_as_by_protobuf():
     whole = caffe_pb2.Datum(channels=3, height=2, width=1, data=b"abcdef", label=7).SerializeToString()
     rng = np.random.default_rng(0)
+    parse = datum.Parser()
     for _ in range(2000):
+        assert parse(whole).label == 7
         damaged = bytearray(whole[: rng.integers(len(whole) + 1)])
         if damaged:
             damaged[rng.integers(len(damaged))] = rng.integers(256)
@@ -232,9 +242,9 @@ def test_damaged_records_are_parsed_or_refused_as_by_protobuf():
             meant = caffe_pb2.Datum.FromString(bytes(damaged))
         except DecodeError:
             with pytest.raises(DecodeError):
-                datum.parse_datum(bytes(damaged))
+                parse(bytes(damaged))
         else:
-            found = datum.parse_datum(bytes(damaged))
+            found = parse(bytes(damaged))
             assert (found.channels, bytes(found.data), found.label) == (meant.channels, meant.data, meant.label)
 
 
