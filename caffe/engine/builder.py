@@ -183,4 +183,4 @@ def _decide_backward(net: BuiltNet) -> None:
             step.needs_backward = reachable is None or bool(reachable) or bool(layer.blobs)
         for blob in layer.blobs:
             if blob.owner is blob:
-                blob.leaf.requires_grad_(step.needs_backward and (force or blob.lr_mult != 0))
+                blob.learn(step.needs_backward and (force or blob.lr_mult != 0))

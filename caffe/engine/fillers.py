@@ -3,15 +3,17 @@
 `fan_in` is count / first axis and `fan_out` count / second axis, as Caffe counts them, whatever the layer's type.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from caffe.engine import mode
 from caffe.errors import LayerError
 from caffe.numerics import exact
+from caffe.numerics.generator import Generator
 from caffe.proto import caffe_pb2
 
 NORM = caffe_pb2.FillerParameter
@@ -27,33 +29,73 @@ def fill(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) ->
         FILLERS[filler.type](tensor, filler, where)
 
 
+class Distribution(NamedTuple):
+    """Random numbers that do not depend on each other: uniform between two bounds, or normal with a mean and a deviation."""
+
+    name: Literal["uniform", "normal"]
+    first: float
+    second: float
+
+    def fill(self, tensor: torch.Tensor, generator: Generator) -> None:
+        """Overwrite `tensor` by numbers, drawn some at a time."""
+        draw = generator.uniform if self.name == "uniform" else generator.normal
+        values = torch.empty(tensor.numel())
+        for some in torch.split(values, AT_ONCE):
+            some.copy_(exact.rounded(torch.from_numpy(draw(self.first, self.second, len(some)))))
+        tensor.copy_(values.view(tensor.shape))
+
+    def integers(self, count: int) -> int:
+        """How many integers of a generator `fill` takes for so many numbers."""
+        return count if self.name == "uniform" else (count + 1) // 2
+
+
+def later(shape: tuple[int, ...], filler: caffe_pb2.FillerParameter) -> Callable[[torch.Tensor], None] | None:
+    """What fills a large parameter by the random numbers that `fill` would give it now; None for small ones and other fillers.
+
+    To draw CaffeNet's weights takes longer than to read them from a file, after which nobody needs those drawn.
+    """
+    count = math.prod(shape)
+    if filler.type not in _DISTRIBUTIONS or count < AT_ONCE or (filler.type == "gaussian" and filler.sparse >= 0):
+        return None
+    distribution = _DISTRIBUTIONS[filler.type](torch.Size(shape), filler)
+    return functools.partial(distribution.fill, generator=mode.generator.ahead(distribution.integers(count)))
+
+
 def constant(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
     tensor.fill_(filler.value)
 
 
-def _drawn(shape: tuple[int, ...], draw: Callable[[int], np.ndarray]) -> torch.Tensor:
-    """float32 numbers that `draw` returns, some at a time."""
-    values = torch.empty(math.prod(shape))
-    for some in torch.split(values, AT_ONCE):
-        some.copy_(exact.rounded(torch.from_numpy(draw(len(some)))))
-    return values.view(shape)
+def _uniform(shape: torch.Size, filler: caffe_pb2.FillerParameter) -> Distribution:
+    return Distribution("uniform", filler.min, filler.max)
 
 
-def _uniform(tensor: torch.Tensor, low: float, high: float) -> None:
-    tensor.copy_(_drawn(tensor.shape, lambda count: mode.generator.uniform(low, high, count)))
+def _gaussian(shape: torch.Size, filler: caffe_pb2.FillerParameter) -> Distribution:
+    return Distribution("normal", filler.mean, filler.std)
 
 
-def _normal(tensor: torch.Tensor, mean: float, deviation: float) -> None:
-    tensor.copy_(_drawn(tensor.shape, lambda count: mode.generator.normal(mean, deviation, count)))
+def _xavier(shape: torch.Size, filler: caffe_pb2.FillerParameter) -> Distribution:
+    """Glorot and Bengio 2010: uniform with variance 1 / fan."""
+    limit = math.sqrt(3 / _fan(shape, filler))
+    return Distribution("uniform", -limit, limit)
 
 
-def uniform(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
-    _uniform(tensor, filler.min, filler.max)
+def _msra(shape: torch.Size, filler: caffe_pb2.FillerParameter) -> Distribution:
+    """He et al. 2015: normal with variance 2 / fan."""
+    return Distribution("normal", 0, math.sqrt(2 / _fan(shape, filler)))
 
 
-def gaussian(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
-    _normal(tensor, filler.mean, filler.std)
-    if filler.sparse >= 0:
+def _fan(shape: torch.Size, filler: caffe_pb2.FillerParameter) -> float:
+    fan_in = shape.numel() / shape[0]
+    fan_out = shape.numel() / shape[1] if len(shape) > 1 else shape.numel()
+    return {NORM.AVERAGE: (fan_in + fan_out) / 2, NORM.FAN_OUT: fan_out}.get(filler.variance_norm, fan_in)
+
+
+_DISTRIBUTIONS = {"uniform": _uniform, "gaussian": _gaussian, "xavier": _xavier, "msra": _msra}
+
+
+def random(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
+    _DISTRIBUTIONS[filler.type](tensor.shape, filler).fill(tensor, mode.generator)
+    if filler.type == "gaussian" and filler.sparse >= 0:
         # Each output (first axis) keeps `sparse` weights on average.
         keep = min(1.0, filler.sparse / tensor.shape[0])
         kept = torch.from_numpy(mode.generator.chosen(keep, tuple(tensor.shape)))
@@ -72,23 +114,6 @@ def gaussian_unitball(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, w
     tensor.copy_(exact.rounded(rows / norms).view(tensor.shape))
 
 
-def _fan(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter) -> float:
-    fan_in = tensor.numel() / tensor.shape[0]
-    fan_out = tensor.numel() / tensor.shape[1] if tensor.dim() > 1 else tensor.numel()
-    return {NORM.AVERAGE: (fan_in + fan_out) / 2, NORM.FAN_OUT: fan_out}.get(filler.variance_norm, fan_in)
-
-
-def xavier(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
-    """Glorot and Bengio 2010: uniform with variance 1 / fan."""
-    limit = math.sqrt(3 / _fan(tensor, filler))
-    _uniform(tensor, -limit, limit)
-
-
-def msra(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
-    """He et al. 2015: normal with variance 2 / fan."""
-    _normal(tensor, 0, math.sqrt(2 / _fan(tensor, filler)))
-
-
 def bilinear(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
     """Weights of a deconvolution that upsamples: a separable triangle."""
     if tensor.dim() != 4 or tensor.shape[2] != tensor.shape[3]:
@@ -100,5 +125,5 @@ def bilinear(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str
     tensor.copy_((axis[:, None] * axis[None, :]).expand_as(tensor))
 
 
-_ALL = constant, uniform, gaussian, positive_unitball, gaussian_unitball, xavier, msra, bilinear
-FILLERS = {filler.__name__: filler for filler in _ALL}
+_OTHERS = constant, positive_unitball, gaussian_unitball, bilinear
+FILLERS = dict.fromkeys(_DISTRIBUTIONS, random) | {filler.__name__: filler for filler in _OTHERS}

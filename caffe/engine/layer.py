@@ -289,7 +289,10 @@ class Layer:
     def add_blob(self, shape: tuple[int, ...], filler: caffe_pb2.FillerParameter) -> None:
         """Declare a learned parameter, filled as `filler` says."""
         blob = Parameter(shape, self.device)
-        fillers.fill(blob.tensor, filler, self.where)
+        if fill := fillers.later(blob.shape, filler):
+            blob.fill_later(fill)
+        else:
+            fillers.fill(blob.tensor, filler, self.where)
         self.blobs.append(blob)
 
     def parameters(self, like: torch.Tensor | None = None) -> list[torch.Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from caffe.engine.blob import Blob
 from caffe.engine.side import Side, resized, show_held_views
 
 _orders = itertools.count()
+_filling = threading.Lock()
 
 
 class Memory:
@@ -23,18 +25,30 @@ class Memory:
     def __init__(self, leaf: torch.Tensor):
         self.rows_only = False
         """Whether the values stay row-major, as NumPy views and views of another shape need them."""
+        self.fill: Callable[[torch.Tensor], None] | None = None
+        """What gives the values when they are first asked for."""
         self.replace(leaf)
+
+    @property
+    def leaf(self) -> torch.Tensor:
+        """The values as a leaf of the autograd graph."""
+        if self.fill is not None:
+            with _filling:
+                if self.fill is not None:
+                    self.fill(self._leaf.detach())
+                    self.fill = None
+        return self._leaf
 
     def replace(self, leaf: torch.Tensor) -> None:
         """Take other values, without a gradient."""
-        self.leaf = leaf
+        self._leaf = leaf
         self.diff = Side()
         self.update: torch.Tensor | None = None
         """What a solver has just subtracted, which `diff` then shows."""
         self._moved()
 
     def _moved(self) -> None:
-        self.data = Side(self.leaf.detach())
+        self.data = Side(self._leaf.detach())
         self.order = next(_orders)
         """A new number each time that the values move in memory."""
 
@@ -117,8 +131,18 @@ class Parameter(Blob):
 
     @tensor.setter
     def tensor(self, value: torch.Tensor) -> None:
+        value = value.broadcast_to(self._shape)
+        self.memory.fill = None
         self.tensor.copy_(value)
         show_held_views()
+
+    def fill_later(self, fill: Callable[[torch.Tensor], None]) -> None:
+        """Let `fill` overwrite the values when they are first asked for, unless others are assigned before."""
+        self.memory.fill = fill
+
+    def learn(self, yes: bool) -> None:
+        """Let gradients be computed, or not."""
+        self.memory._leaf.requires_grad_(yes)
 
     @property
     def data(self) -> np.ndarray:

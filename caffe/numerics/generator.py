@@ -41,6 +41,13 @@ class Generator:
     def state(self, state: Mapping[str, Any]) -> None:
         self._start(state["key"], state["position"])
 
+    def ahead(self, count: int) -> "Generator":
+        """A generator for the next `count` integers, which this one passes over, in no time."""
+        other = Generator.__new__(Generator)
+        other._start(self._key, self._position)
+        self._start(self._key, self._position + count)
+        return other
+
     def raw(self, count: int) -> np.ndarray:
         """`count` integers of 64 bits, uint64."""
         self._position += count
