@@ -55,7 +55,7 @@ def later(shape: tuple[int, ...], filler: caffe_pb2.FillerParameter) -> Callable
     To draw CaffeNet's weights takes longer than to read them from a file, after which nobody needs those drawn.
     """
     count = math.prod(shape)
-    if filler.type not in _DISTRIBUTIONS or count < AT_ONCE or (filler.type == "gaussian" and filler.sparse >= 0):
+    if filler.type not in _DISTRIBUTIONS or count < AT_ONCE or _is_sparse(filler):
         return None
     distribution = _DISTRIBUTIONS[filler.type](torch.Size(shape), filler)
     return functools.partial(distribution.fill, generator=mode.generator.ahead(distribution.integers(count)))
@@ -93,9 +93,13 @@ def _fan(shape: torch.Size, filler: caffe_pb2.FillerParameter) -> float:
 _DISTRIBUTIONS = {"uniform": _uniform, "gaussian": _gaussian, "xavier": _xavier, "msra": _msra}
 
 
+def _is_sparse(filler: caffe_pb2.FillerParameter) -> bool:
+    return filler.type == "gaussian" and filler.sparse >= 0
+
+
 def random(tensor: torch.Tensor, filler: caffe_pb2.FillerParameter, where: str) -> None:
     _DISTRIBUTIONS[filler.type](tensor.shape, filler).fill(tensor, mode.generator)
-    if filler.type == "gaussian" and filler.sparse >= 0:
+    if _is_sparse(filler):
         # Each output (first axis) keeps `sparse` weights on average.
         keep = min(1.0, filler.sparse / tensor.shape[0])
         kept = torch.from_numpy(mode.generator.chosen(keep, tuple(tensor.shape)))

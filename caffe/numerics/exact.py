@@ -90,7 +90,7 @@ class Sliced:
     """
 
     def __init__(self, values: Tensor, axes: int | tuple[int, ...], bounds: Tensor | None = None):
-        """Numbers that differ in `axes` only have one scale; values are flushed. bounds: their largest magnitudes, if known."""
+        """Numbers that differ in `axes` only have one scale; values are flushed. bounds: their largest magnitudes, or more."""
         self.values = self.finite = values
         self.bounds = values.abs().amax(axes, keepdim=True) if bounds is None else bounds
         self.special = not bool(self.bounds.isfinite().all())
@@ -325,10 +325,10 @@ def total(values: Tensor, axes: int | tuple[int, ...], keepdim: bool = False) ->
     parts = torch.split(values, max(1, PIECE // 8 // max(1, values[:1].numel()))) if 0 in axes else (values,)
     bounds = functools.reduce(torch.maximum, (flushed(part).abs().amax(axes, keepdim=True) for part in parts))
     if bool(bounds.isfinite().all()):
-        shift = _shift(count)
-        scale = power_of_two(shift - exponents(bounds))
+        shift, e = _shift(count), exponents(bounds)
+        scale = power_of_two(shift - e)
         whole = [(flushed(part).double() * scale).round_().to(torch.int64).sum(axes, keepdim=True) for part in parts]
-        sums = from_integers(functools.reduce(Tensor.add_, whole), power_of_two(exponents(bounds) - shift))
+        sums = from_integers(functools.reduce(Tensor.add_, whole), power_of_two(e - shift))
     else:
         sums = added(values, axes, count, lambda terms: terms.sum(axes, keepdim=True))
     return sums if keepdim else sums.reshape([size for axis, size in enumerate(sums.shape) if axis not in axes])
