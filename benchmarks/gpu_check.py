@@ -149,12 +149,12 @@ def lenet() -> str:
 def graphs() -> str:
     """LeNet on MNIST with its passes captured as CUDA graphs and without: the same weights; milliseconds of an iteration."""
     import caffe
-    from caffe.engine import captured
+    from caffe.engine import cuda_graphs
     from tests.caffe.training import reproducible_nets
 
     digests, seconds = [], []
     for switch in ("0", "1"):
-        os.environ[captured.SWITCH] = switch
+        os.environ[cuda_graphs.SWITCH] = switch
         with tempfile.TemporaryDirectory() as name:
             os.chdir(name)
             _lenet(Path(name))

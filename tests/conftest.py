@@ -27,11 +27,11 @@ def _device(request, monkeypatch):
         yield
         return
     import caffe
-    from caffe.engine import captured, mode
+    from caffe.engine import cuda_graphs, mode
     from tests.gpu import pretend
 
-    monkeypatch.setattr(captured, "FIRST", 0)  # most tests train for a few iterations
-    monkeypatch.setattr(captured, "_failed", {})
+    monkeypatch.setattr(cuda_graphs, "FIRST", 0)  # most tests train for a few iterations
+    monkeypatch.setattr(cuda_graphs, "failed", {})
     with pretend.gpus(2):
         caffe.set_device(0)
         caffe.set_mode_gpu()

@@ -9,10 +9,7 @@ A graph repeats operations on the same memory. What differs from pass to pass th
 `reproducible`, after a look at gradients and for inputs of other shapes, passes are computed, one operation at a time.
 """
 
-import contextlib
-import functools
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,32 +20,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from caffe import events
-from caffe.engine import machine, mode
+from caffe.engine import cuda_graphs, machine, mode
 from caffe.engine.layer import Layer
 from caffe.engine.parameter import Memory
 from caffe.engine.plan import BuiltNet
-from caffe.errors import Error
 from caffe.proto import caffe_pb2
 from caffe.transfers import Inputs
 
-FIRST = 3
-"""Passes that are computed before one is captured: cuDNN chooses its algorithms, and memory is known to suffice."""
-TRIES = 3
-"""How often passes are captured in all, if parameters move or other things change."""
-LARGEST_SHARE = 1 / 3
-"""Part of a GPU's memory that the passes of a net may take to be captured: a graph keeps its memory when it does not run."""
 TOLERANCE, NOISE = 1e-3, 1e-4
 """Largest distance of a replayed loss or gradient from the computed one: over its own norm, and over that of all, as gradients
 that cancel out to 0, such as those of a bias before BatchNorm, are rounding errors."""
 IN_BFLOAT16 = 16
 """How many times as far they may be where products are of bfloat16."""
-SWITCH = "CAFFE_CUDA_GRAPHS"
-"""Environment variable; 0 turns this off."""
-
-_WAITING = frozenset(
-    "_local_scalar_dense _unique2 bincount equal is_nonzero masked_select nonzero unique_consecutive unique_dim".split()  # noqa: SIM905
-)
-"""Operations whose result the host has to wait for."""
 Values = dict[str, Any]
 Results = list[Tensor | None]
 
@@ -119,9 +102,9 @@ class CapturedPasses:
         self._net, self._compute, self._add_gradients = net, forward, backward
         self._layers = [step.layer for step in net.steps]
         self._losses = [name for name, weight in net.blob_loss_weights.items() if weight]
-        trains = net.device.type == "cuda" and net.definition.state.phase == caffe_pb2.TRAIN
+        trains = net.definition.state.phase == caffe_pb2.TRAIN and cuda_graphs.are_used(net.device)
         is_capturable = all(layer.is_capturable or (layer.is_source and not layer.blobs) for layer in self._layers)
-        self._tries = TRIES if trains and is_capturable and os.environ.get(SWITCH) != "0" else 0
+        self._tries = cuda_graphs.TRIES if trains and is_capturable else 0
         self._passes = 0
         self._captured: _Captured | None = None
         self._replays = False
@@ -142,7 +125,7 @@ class CapturedPasses:
         if not self._tries:
             return self._compute()
         self._passes += 1
-        return self._capture() if self._passes > FIRST and self._may_capture() else self._compute()
+        return self._capture() if self._passes > cuda_graphs.FIRST and self._may_capture() else self._compute()
 
     def backward(self) -> None:
         """Add the gradients of the last `forward` to those of the parameters."""
@@ -175,13 +158,12 @@ class CapturedPasses:
     def _may_capture(self) -> bool:
         device = self._net.device
         return (
-            device not in _failed
+            cuda_graphs.may_capture(device)
             and mode.numerics() != "reproducible"  # whose operations look at their results
             and mode.solver_count() == 1  # several exchange gradients in their backward pass
             and torch.is_grad_enabled()
             and not any(memory.diff.seen for memory in self._memories())
             and not any(leaf._post_accumulate_grad_hooks or _is_in_a_graph(leaf) for leaf in self._leaves())
-            and torch.cuda.max_memory_allocated(device) < LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
         )
 
     def _capture(self) -> Values:
@@ -198,7 +180,7 @@ class CapturedPasses:
                 computed = self._losses_and_gradients(leaves, self._compute, self._add_gradients)
             restore()
             try:
-                with inputs.given(), _NoWaiting():  # type: ignore[no-untyped-call] # PyTorch lacks the types
+                with inputs.given(), cuda_graphs.NoWaiting():  # type: ignore[no-untyped-call] # PyTorch lacks the types
                     again = self._losses_and_gradients(leaves, self._compute, self._add_gradients)
                 _compare(computed, again, "computed a second time", slack)
                 restore()
@@ -206,7 +188,7 @@ class CapturedPasses:
                 captured.clear(self._losses)
                 _compare(computed, self._losses_and_gradients(leaves, captured.forward, captured.backward), "replayed", slack)
             except Exception as error:  # computing has not raised it
-                captured, failure = None, _reason(error)
+                captured, failure = None, cuda_graphs.reason(error)
         finally:
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf.grad = gradient
@@ -249,9 +231,9 @@ class CapturedPasses:
             layer.captured = []
         try:
             with inputs.given(), watch:
-                with _captured_in(graphs[0], device):
+                with cuda_graphs.captured_in(graphs[0], device):
                     values = {name: value.detach() for name, value in self._compute().items()}
-                with _captured_in(graphs[1], device):
+                with cuda_graphs.captured_in(graphs[1], device):
                     self._add_gradients()
             deferred = [(layer, layer.captured) for layer in self._layers if layer.captured]
         finally:
@@ -259,78 +241,6 @@ class CapturedPasses:
                 layer.captured = None
         pairs = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
         return _Captured(circumstances, inputs, values, pairs, watch.changed, deferred, list(watch.used.values()), graphs)
-
-
-_failed: dict[torch.device, object] = {}
-"""GPUs on which a capture has failed, and the graph: PyTorch's allocator still asks it what it captures."""
-
-
-@contextlib.contextmanager
-def _captured_in(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
-    """A block whose operations a graph repeats.
-
-    It has its own memory: that of tensors which live on between the graphs is then not used again by the second. Other threads
-    may allocate memory meanwhile, as those that read ahead do.
-    """
-    pool = torch.cuda.graph_pool_handle()
-    capture = torch.cuda.graph(graph, pool=pool, stream=_stream(device), capture_error_mode="thread_local")
-    try:
-        # PyTorch leaves the capture's stream as the current one, if a capture ends by an error.
-        with torch.cuda.stream(torch.cuda.current_stream(device)), capture:
-            yield
-    except BaseException:
-        _failed[device] = graph
-        _free(graph, device, pool)
-        raise
-
-
-def _free(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
-    """Free the memory of a capture that has ended by an error, which may have left PyTorch's allocator in it."""
-    with contextlib.suppress(AttributeError, RuntimeError, TypeError):
-        torch._C._cuda_endAllocateToPool(device.index, pool)  # RuntimeError if it was not left there
-        torch._C._cuda_releasePool(device.index, pool)
-    with contextlib.suppress(RuntimeError):
-        graph.reset()
-
-
-@functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream in which a GPU's passes are captured; PyTorch's own is of the first GPU that captures."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-class _NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call] # PyTorch lacks the types
-    """Raises RuntimeError for operations that wait for the GPU: in a capture, they would leave PyTorch's allocator in its memory.
-
-    CUDA's own check is of the whole process, with the threads that read ahead.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        name = func._schema.name.partition("::")[2]
-        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        if any(each.is_cuda for each in given):
-            copies = name in ("copy_", "_to_copy") and not _is_late(args, kwargs)
-            chooses = name.strip("_").startswith("index") and any(each.dtype in (torch.bool, torch.uint8) for each in given[1:])
-            if name in _WAITING or chooses or copies:
-                raise RuntimeError(f"{name} waits for the GPU")
-        return func(*args, **kwargs)
-
-
-def _is_late(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a copy stays on its device, or is not waited for."""
-    source = args[1] if len(args) > 1 else args[0]
-    target = args[0].device if len(args) > 1 else torch.device(kwargs.get("device") or source.device)
-    return target.type == source.device.type or bool(kwargs.get("non_blocking") or args[2:3] == (True,))
-
-
-def _reason(error: BaseException) -> str:
-    """Why passes were not captured: the error that names a layer, if there is one among those that led to each other."""
-    chain = [error]
-    while chain[-1].__context__ is not None:
-        chain.append(chain[-1].__context__)
-    named = next((each for each in chain if isinstance(each, Error)), chain[-1])
-    return (str(named) or type(named).__name__).splitlines()[0]
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # PyTorch lacks the types

@@ -19,10 +19,11 @@ from caffe.formats.files import check_exists
 from caffe.numerics import NUMERICS
 from caffe.proto import caffe_pb2
 from caffe.training import diagnosis, local_rates, policies, snapshots, solver_nets, testing
-from caffe.training.groups import Groups, Tensors
+from caffe.training.groups import Group, Groups, Tensors
 from caffe.training.losses import RecentLosses
 from caffe.training.metrics import Metrics
 from caffe.training.plateau import Plateau
+from caffe.training.updates import Rate, Updates
 from caffe.transfers import LateCopy
 
 
@@ -82,6 +83,7 @@ class Solver:
             net.debug_info = net.debug_info or self.param.debug_info
         self._groups = Groups(self.net.learnable_params(), self.histories)
         self.history = self._groups.history
+        self._updates = Updates(self._groups.groups, self._change, self.net.device)
         events.solver_initialized()
 
     def _use_numerics(self) -> None:
@@ -275,24 +277,36 @@ class Solver:
         p = self.param
         if p.clip_gradients >= 0:
             self._groups.clip_gradients(p.clip_gradients)
-        for group in self._groups.groups:
-            group.arrange()
-            gradients = group.gradients()
-            if p.iter_size > 1:
-                torch._foreach_mul_(gradients, 1 / p.iter_size)
-            by_norms = p.local_lr_auto or p.larc
-            factors = local_rates.factors(p, rate, self.iter, group.data, gradients) if by_norms else []
-            decay = policies.weight_decay(p, self.iter) * group.decay_mult
-            if decay:
-                penalties = group.data if p.regularization_type == "L2" else torch._foreach_sign(group.data)
-                torch._foreach_add_(gradients, penalties, alpha=decay)
-            if by_norms:
-                torch._foreach_mul_(gradients, factors)
-            updates = self.update(gradients, group.histories, rate if by_norms else rate * group.lr_mult)
-            torch._foreach_sub_(group.data, updates)
-            group.show_updates(updates)
+        if by_norms := p.local_lr_auto or p.larc:
+            rates = [rate] * len(self._groups.groups)
+        else:
+            rates = [rate * group.lr_mult * self.rate_factor() for group in self._groups.groups]
+        self._updates.apply(rates, None if by_norms else self._constants())
         self._groups.clear_frozen()
         show_held_views()
+
+    def _constants(self) -> object:
+        """All that an update depends on besides parameters, gradients, histories and rates."""
+        p = self.param
+        of_rules = (self.momentum(), p.momentum2, p.delta, p.rms_decay)
+        return p.iter_size, p.regularization_type, policies.weight_decay(p, self.iter), of_rules
+
+    def _change(self, group: Group, gradients: Tensors, rate: Rate) -> Tensors:
+        """Change a group's parameters and histories by gradients, which are changed too; returns what is subtracted."""
+        p = self.param
+        if p.iter_size > 1:
+            torch._foreach_mul_(gradients, 1 / p.iter_size)
+        by_norms = p.local_lr_auto or p.larc
+        factors = local_rates.factors(p, self.learning_rate(), self.iter, group.data, gradients) if by_norms else []
+        decay = policies.weight_decay(p, self.iter) * group.decay_mult
+        if decay:
+            penalties = group.data if p.regularization_type == "L2" else torch._foreach_sign(group.data)
+            torch._foreach_add_(gradients, penalties, alpha=decay)
+        if by_norms:
+            torch._foreach_mul_(gradients, factors)
+        updates = self.update(gradients, group.histories, rate)
+        torch._foreach_sub_(group.data, updates)
+        return updates
 
     def _note_steps(self) -> None:
         """Log the steps that this iteration reaches, and store their number for snapshots."""
@@ -308,13 +322,23 @@ class Solver:
                 events.step_reached(self.iter, number)
         self.current_step = reached
 
-    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: Rate) -> Tensors:
         """Returns what to subtract from each parameter of a group.
 
         gradients  one for each parameter; may be changed
         histories  `self.histories` lists of an array for each parameter; changed in place
+        rate       times lr_mult and `rate_factor`; on a GPU a tensor of one number, as all else that changes with the iteration
+                   must be where the update is captured as a CUDA graph
         """
         raise NotImplementedError
+
+    def momentum(self) -> float:
+        """The momentum of the current iteration."""
+        return self.param.momentum
+
+    def rate_factor(self) -> float:
+        """What the rule multiplies the rate by in the current iteration."""
+        return 1.0
 
     # ---- testing
 

@@ -15,6 +15,7 @@ from caffe.proto import caffe_pb2
 from caffe.training import policies
 from caffe.training.groups import Tensors
 from caffe.training.solver import Solver
+from caffe.training.updates import Rate
 
 
 class SGDSolver(Solver):
@@ -22,9 +23,12 @@ class SGDSolver(Solver):
 
     type = "SGD"
 
-    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
-        torch._foreach_mul_(histories[0], policies.momentum(self.param, self.iter))
-        torch._foreach_add_(histories[0], gradients, alpha=rate)
+    def momentum(self) -> float:
+        return policies.momentum(self.param, self.iter)
+
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: Rate) -> Tensors:
+        torch._foreach_mul_(histories[0], self.momentum())
+        _add(histories[0], gradients, rate)
         return histories[0]
 
 
@@ -33,11 +37,11 @@ class NesterovSolver(Solver):
 
     type = "Nesterov"
 
-    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
-        momentum = self.param.momentum
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: Rate) -> Tensors:
+        momentum = self.momentum()
         updates = torch._foreach_mul(histories[0], -momentum)
         torch._foreach_mul_(histories[0], momentum)
-        torch._foreach_add_(histories[0], gradients, alpha=rate)
+        _add(histories[0], gradients, rate)
         torch._foreach_add_(updates, histories[0], alpha=1 + momentum)
         return updates
 
@@ -48,7 +52,7 @@ class AdaGradSolver(Solver):
     type = "AdaGrad"
     has_momentum = False
 
-    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: Rate) -> Tensors:
         torch._foreach_addcmul_(histories[0], gradients, gradients)
         return _scaled(gradients, histories[0], self.param.delta, rate)
 
@@ -64,7 +68,7 @@ class RMSPropSolver(Solver):
         if not 0 <= self.param.rms_decay < 1:
             raise SolverError(self.path, f"rms_decay {self.param.rms_decay:g}", "it must be at least 0 and below 1")
 
-    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: Rate) -> Tensors:
         _mean_square(histories[0], gradients, self.param.rms_decay)
         return _scaled(gradients, histories[0], self.param.delta, rate)
 
@@ -75,8 +79,8 @@ class AdaDeltaSolver(Solver):
     type = "AdaDelta"
     histories = 2
 
-    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
-        momentum, delta = self.param.momentum, self.param.delta
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: Rate) -> Tensors:
+        momentum, delta = self.momentum(), self.param.delta
         of_gradients, of_updates = histories
         _mean_square(of_gradients, gradients, momentum)
         scales = torch._foreach_add(of_updates, delta)
@@ -97,15 +101,26 @@ class AdamSolver(Solver):
     type = "Adam"
     histories = 2
 
-    def update(self, gradients: Tensors, histories: list[Tensors], rate: float) -> Tensors:
+    def update(self, gradients: Tensors, histories: list[Tensors], rate: Rate) -> Tensors:
         first, second = histories
-        momentum, momentum2 = self.param.momentum, self.param.momentum2
+        momentum = self.momentum()
         torch._foreach_mul_(first, momentum)
         torch._foreach_add_(first, gradients, alpha=1 - momentum)
-        _mean_square(second, gradients, momentum2)
+        _mean_square(second, gradients, self.param.momentum2)
+        return _scaled(torch._foreach_mul(first, 1.0), second, self.param.delta, rate)
+
+    def rate_factor(self) -> float:
         t = self.iter + 1
-        correction = math.sqrt(1 - scalars.power(momentum2, t)) / (1 - scalars.power(momentum, t))
-        return _scaled(torch._foreach_mul(first, 1.0), second, self.param.delta, rate * correction)
+        return math.sqrt(1 - scalars.power(self.param.momentum2, t)) / (1 - scalars.power(self.momentum(), t))
+
+
+def _add(sums: Tensors, values: Tensors, rate: Rate) -> None:
+    """sums = sums + rate · values, in place; `values` are changed where the rate is a tensor."""
+    if isinstance(rate, float):
+        torch._foreach_add_(sums, values, alpha=rate)
+    else:
+        torch._foreach_mul_(values, rate)
+        torch._foreach_add_(sums, values)
 
 
 def _mean_square(means: Tensors, values: Tensors, momentum: float) -> None:
@@ -114,7 +129,7 @@ def _mean_square(means: Tensors, values: Tensors, momentum: float) -> None:
     torch._foreach_addcmul_(means, values, values, value=1 - momentum)
 
 
-def _scaled(values: Tensors, squares: Tensors, delta: float, rate: float) -> Tensors:
+def _scaled(values: Tensors, squares: Tensors, delta: float, rate: Rate) -> Tensors:
     """rate · values / (√squares + delta), in place."""
     roots = torch._foreach_sqrt(squares)
     torch._foreach_add_(roots, delta)

@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
-from caffe.engine import captured
+from caffe.engine import cuda_graphs
 from caffe.numerics.dispatch import Reproducible
 
 CPU = torch.device("cpu")
@@ -479,7 +479,7 @@ def gpus(count: int = 1) -> Iterator[None]:
             mock.patch.object(torch.autograd, "_engine_run_backward", in_functions(torch.autograd._engine_run_backward))
         )
         stack.enter_context(mock.patch.object(threading.Thread, "run", in_modes(threading.Thread.run)))
-        for looks in (Reproducible, captured._NoWaiting):
+        for looks in (Reproducible, cuda_graphs.NoWaiting):
             stack.enter_context(mock.patch.object(looks, "__torch_dispatch__", in_dispatch(looks.__torch_dispatch__)))
         stack.enter_context(_modes())
         copied.clear()

@@ -6,7 +6,7 @@ import torch
 
 import caffe
 from caffe import glog
-from caffe.engine import captured
+from caffe.engine import captured, cuda_graphs
 from caffe.errors import LayerError
 from caffe.layer_types.activation import ReLU
 from caffe.layer_types.common import Dropout
@@ -33,7 +33,7 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "sum" bottom: "label" top: 
 
 @pytest.fixture(autouse=True)
 def _no_failures(monkeypatch):
-    monkeypatch.setattr(captured, "_failed", {})
+    monkeypatch.setattr(cuda_graphs, "failed", {})
 
 
 @pytest.fixture
@@ -50,6 +50,10 @@ def passes(solver):
 
 def is_captured(solver):
     return passes(solver)._captured is not None
+
+
+def is_update_captured(solver):
+    return solver._updates._captured is not None
 
 
 def state(solver):
@@ -70,12 +74,13 @@ def both(gpu, monkeypatch):
     def run(train, loss="", solver="momentum: 0.9 average_loss: 20", labels=LABELS):
         states = []
         for switch in ("0", "1"):
-            monkeypatch.setenv(captured.SWITCH, switch)
+            monkeypatch.setenv(cuda_graphs.SWITCH, switch)
             made = gpu(labels, loss, solver)
             seen = train(made)
             states.append([*(seen or []), *state(made)])
             if switch == "0":
                 assert not is_captured(made)
+                assert not is_update_captured(made)
         return *states, made
 
     return run
@@ -88,7 +93,7 @@ def twice(monkeypatch):
     def run(train):
         states = []
         for switch in ("0", "1"):
-            monkeypatch.setenv(captured.SWITCH, switch)
+            monkeypatch.setenv(cuda_graphs.SWITCH, switch)
             solver = train()
             states.append(state(solver))
         assert_same(*states)
@@ -122,8 +127,14 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rule", ["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"])
 def test_a_training_is_the_same_with_graphs(both, rule, loss):
     momentum = "" if rule in ("AdaGrad", "RMSProp") else "momentum: 0.9"
-    plain, graphs, solver = both(lambda solver: solver.step(9), loss, f'type: "{rule}" {momentum} average_loss: 20')
+
+    def train(solver):
+        solver.param.lr_policy, solver.param.gamma = "exp", 0.9
+        solver.step(9)
+
+    plain, graphs, solver = both(train, loss, f'type: "{rule}" {momentum} average_loss: 20')
     assert is_captured(solver)
+    assert is_update_captured(solver)
     assert_same(plain, graphs)
 
 
@@ -179,7 +190,7 @@ def test_weights_and_numerics_may_be_changed_in_between(both):
 def test_products_of_bfloat16_are_captured(both):
     def train(solver):
         caffe.set_numerics("fast")
-        solver.step(captured.FIRST + 4)
+        solver.step(cuda_graphs.FIRST + 4)
         conv = solver.net.blobs["conv"].data.copy()
         caffe.set_numerics("fp32")
         return [conv]
@@ -306,7 +317,7 @@ def test_memory_that_runs_out_in_a_capture_leaves_a_training_as_it_is(both, monk
     from tests.gpu.test_memory import _Full
 
     def train(solver):
-        solver.step(captured.FIRST)
+        solver.step(cuda_graphs.FIRST)
         compute = passes(solver)._captured_passes
 
         def full(*arguments):
@@ -329,7 +340,7 @@ def test_large_nets_are_computed(gpu, monkeypatch):
 
 
 def test_the_switch_turns_it_off(gpu, monkeypatch):
-    monkeypatch.setenv(captured.SWITCH, "0")
+    monkeypatch.setenv(cuda_graphs.SWITCH, "0")
     solver = gpu(LABELS)
     solver.step(6)
     assert not is_captured(solver)
@@ -462,7 +473,7 @@ def test_a_pass_of_a_net_with_the_same_weights_delays_a_capture_until_it_is_gone
 
 def test_errors_of_any_kind_in_a_capture_leave_a_training_as_it_is(both, monkeypatch):
     def train(solver):
-        solver.step(captured.FIRST)
+        solver.step(cuda_graphs.FIRST)
         watched = solver.net._runner._executor._training._captured_passes
 
         def failing(*arguments):
@@ -509,3 +520,107 @@ def test_one_result_that_is_nan_does_not_hide_the_others():
         captured._compare([one], [1.01 * one], "again")
     captured._compare([one], [1.01 * one], "again", captured.IN_BFLOAT16)
     captured._compare([], [], "again")
+
+
+@pytest.mark.parametrize("rule", ["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"])
+def test_an_update_is_the_cpus_to_rounding(gpu, rule):
+    """A rate that is a tensor is rounded to float32 before it is multiplied, as one that is a number."""
+    momentum = "" if rule in ("AdaGrad", "RMSProp") else "momentum: 0.9"
+    states = []
+    for mode in (caffe.set_mode_gpu, caffe.set_mode_cpu):
+        mode()
+        solver = gpu(LABELS, "", f'type: "{rule}" {momentum} average_loss: 20')
+        solver.step(7)
+        states.append(state(solver))
+    for mine, other in zip(*states, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
+
+
+def test_history_and_diff_are_shown_after_replayed_updates(both):
+    def train(solver):
+        seen = []
+        for _ in range(8):
+            solver.step(1)
+            seen += [solver.net.params["ip"][0].peek(diff=True).copy(), *(each.clone().numpy() for each in cpu(solver.history))]
+        solver.net.params["conv"][0].data[...] *= 0.5  # the first look moves it
+        solver.step(1)
+        assert not is_update_captured(solver)
+        solver.step(8)
+        return seen
+
+    def cpu(tensors):
+        return [each.cpu() for each in tensors]
+
+    plain, graphs, solver = both(train)
+    assert is_update_captured(solver)
+    assert_same(plain, graphs)
+
+
+@pytest.mark.parametrize(
+    ("solver", "is_used"),
+    [
+        ("clip_gradients: 0.01", True),
+        ('regularization_type: "L1" iter_size: 2', True),
+        ('momentum_policy: "poly" max_momentum: 0.99 max_iter: 20', False),
+        ('weight_decay_policy: "poly" max_weight_decay: 0.2 max_iter: 20', False),
+        ("local_lr_auto: true", False),
+    ],
+)
+def test_whatever_else_changes_with_the_iteration_is_not_kept_in_a_graph(both, solver, is_used):
+    plain, graphs, last = both(lambda solver: solver.step(12), solver=f"momentum: 0.9 average_loss: 20 {solver}")
+    assert is_captured(last)
+    assert is_update_captured(last) == is_used
+    assert_same(plain, graphs)
+
+
+def test_settings_of_a_solver_may_be_changed_in_between(both):
+    def train(solver):
+        solver.step(6)
+        solver.param.momentum = 0.5
+        solver.step(6)
+        solver.param.weight_decay = 0.2
+        solver.step(6)
+
+    plain, graphs, solver = both(train)
+    assert is_update_captured(solver)
+    assert_same(plain, graphs)
+
+
+def test_an_update_that_waits_is_computed_and_it_is_said_once(both, monkeypatch, warnings_logged):
+    def update(self, gradients, histories, rate):
+        torch._foreach_mul_(gradients, rate)
+        assert float(gradients[0].sum()) < 100
+        return gradients
+
+    monkeypatch.setattr(caffe.SGDSolver, "update", update)
+    plain, graphs, solver = both(lambda solver: solver.step(9))
+    assert is_captured(solver)
+    assert not is_update_captured(solver)
+    assert_same(plain, graphs)
+    assert warnings_logged().count("update is not captured as a CUDA graph: _local_scalar_dense waits for the GPU") == 1
+
+
+def test_a_graph_without_operations_is_found_out_in_updates(both, monkeypatch, warnings_logged):
+    replay, none = pretend.Graph.replay, []
+
+    def train(solver):
+        solver.step(cuda_graphs.FIRST + 1)
+        monkeypatch.setattr(pretend.Graph, "replay", lambda self: replay(self) if len(self._operations) > 12 else none.append(1))
+        solver.step(5)
+        monkeypatch.setattr(pretend.Graph, "replay", replay)
+
+    plain, graphs, solver = both(train)
+    assert none
+    assert not is_update_captured(solver)
+    assert_same(plain, graphs)
+    assert "replayed, it gives other parameters" in warnings_logged()
+
+
+def test_an_update_that_changes_nothing_is_not_captured(gpu, monkeypatch):
+    """Whether its graph has operations could not be seen."""
+    monkeypatch.setattr(caffe.SGDSolver, "update", lambda self, gradients, histories, rate: torch._foreach_mul(gradients, 0.0))
+    solver = gpu(LABELS)
+    solver.param.weight_decay = 0
+    solver.step(8)
+    assert is_captured(solver)
+    assert not is_update_captured(solver)

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import caffe
-from caffe.engine import captured, memory
+from caffe.engine import cuda_graphs, memory
 from caffe.errors import OutOfMemoryError
 from tests.gpu import pretend
 
@@ -87,7 +87,7 @@ def test_an_update_says_so_too(solver):
 
 def test_a_later_pass_says_that_it_is_the_backward_pass(solver):
     """A replayed one needs no new memory."""
-    solver.step(captured.FIRST)
+    solver.step(cuda_graphs.FIRST)
     with _Full("tanh_backward"), pytest.raises(OutOfMemoryError, match=r"^backward: out of memory"):
         solver.step(1)
 

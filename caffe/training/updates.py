@@ -1,0 +1,133 @@
+"""A solver's update of all parameters: computed, or on a GPU replayed as a CUDA graph.
+
+It is some ten operations on all parameters at once, whose starts take the host longer than the GPU takes for those of a small
+net. What changes from iteration to iteration, the rates, are numbers on the GPU, which a graph reads.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from caffe import events
+from caffe.engine import cuda_graphs, mode
+from caffe.training.groups import Group, Tensors
+
+Rate = float | Tensor
+Change = Callable[[Group, Tensors, Rate], Tensors]
+
+
+@dataclass
+class _Captured:
+    """An update as a graph, and what that subtracts from the parameters of each group."""
+
+    graph: torch.cuda.CUDAGraph
+    updates: list[Tensors]
+
+
+class Updates:
+    """The updates of a solver's groups.
+
+    change  changes a group's parameters and histories by its gradients and a rate; returns what it has subtracted
+    """
+
+    def __init__(self, groups: Sequence[Group], change: Change, device: torch.device):
+        self._groups, self._change, self._device = groups, change, device
+        self._tries = cuda_graphs.TRIES if cuda_graphs.are_used(device) else 0
+        self._rates: list[Tensor] = []
+        self._computed = 0
+        self._circumstances: list[object] = []
+        """What must be the same for a replay."""
+        self._captured: _Captured | None = None
+
+    def apply(self, rates: Sequence[float], constants: object) -> None:
+        """Change the parameters of all groups, and let their diffs show what was subtracted.
+
+        rates      one for each group
+        constants  whatever else `change` reads; None if it needs values from the GPU, or others each time
+        """
+        for group in self._groups:
+            group.arrange()
+        gradients = [group.gradients() for group in self._groups]
+        if self._device.type == "cuda" and mode.numerics() != "reproducible":
+            updates = self._on_gpu(gradients, rates, constants)
+        else:
+            updates = self._compute(gradients, rates)
+        for group, subtracted in zip(self._groups, updates, strict=True):
+            group.show_updates(subtracted)
+
+    def _compute(self, gradients: Sequence[Tensors], rates: Sequence[Rate]) -> list[Tensors]:
+        return [self._change(*each) for each in zip(self._groups, gradients, rates, strict=True)]
+
+    def _on_gpu(self, gradients: Sequence[Tensors], rates: Sequence[float], constants: object) -> list[Tensors]:
+        """The update with rates on the GPU, so that its numbers do not depend on whether it is replayed."""
+        self._rates = self._rates or [torch.zeros((), device=self._device) for _ in rates]
+        for kept, rate in zip(self._rates, rates, strict=True):
+            kept.fill_(rate)
+        if not self._tries or constants is None:
+            return self._compute(gradients, self._rates)
+        circumstances = [constants, mode.numerics(), *(group.orders for group in self._groups), _places(gradients)]
+        is_same, self._circumstances = circumstances == self._circumstances, circumstances
+        if not is_same:
+            self._captured = None
+        if self._captured:
+            self._captured.graph.replay()
+            increment_version([values for group in self._groups for values in group.data])
+            return self._captured.updates
+        self._computed += 1
+        if is_same and self._computed > cuda_graphs.FIRST and cuda_graphs.may_capture(self._device):
+            return self._capture(gradients)
+        return self._compute(gradients, self._rates)
+
+    def _capture(self, gradients: Sequence[Tensors]) -> list[Tensors]:
+        """Compute the update, and capture it if a replay gives the same to the bit."""
+        self._tries -= 1
+        state = [*_flat(gradients), *_flat(values for group in self._groups for values in (group.data, *group.histories))]
+        before = _clones(state)
+        updates = self._compute(gradients, self._rates)
+        after = _clones([*state, *_flat(updates)])
+        if _are_same(before, after[: len(state)]):
+            return updates  # a graph without operations would give that, too
+        try:
+            _put(before, state)
+            with cuda_graphs.NoWaiting():  # type: ignore[no-untyped-call] # PyTorch lacks the types
+                self._compute(gradients, self._rates)
+            _put(before, state)
+            graph = torch.cuda.CUDAGraph()
+            with cuda_graphs.captured_in(graph, self._device):
+                replayed = self._compute(gradients, self._rates)
+            graph.replay()
+            if not _are_same([*state, *_flat(replayed)], after):
+                raise RuntimeError("replayed, it gives other parameters")
+        except Exception as error:  # computing has not raised it
+            self._tries = 0
+            _put(after[: len(state)], state)
+            events.update_not_captured(cuda_graphs.reason(error))
+            return updates
+        self._captured = _Captured(graph, replayed)
+        return replayed
+
+
+def _flat(groups: Iterable[Tensors]) -> list[Tensor]:
+    return [each for group in groups for each in group]
+
+
+def _places(gradients: Sequence[Tensors]) -> list[object]:
+    """Where gradients lie in memory, and how."""
+    return [(each.data_ptr(), each.stride()) for each in _flat(gradients)]
+
+
+def _clones(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [each.clone() for each in tensors]
+
+
+def _put(values: Iterable[Tensor], tensors: Iterable[Tensor]) -> None:
+    for value, tensor in zip(values, tensors, strict=True):
+        tensor.copy_(value)
+
+
+def _are_same(first: Iterable[Tensor], second: Iterable[Tensor]) -> bool:
+    """Whether all have the same bits, those of NaN too."""
+    return all(torch.equal(mine.view(torch.int32), other.view(torch.int32)) for mine, other in zip(first, second, strict=True))
