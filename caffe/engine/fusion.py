@@ -4,6 +4,8 @@ In testing, BatchNorm, Scale and Bias multiply each channel by a number and add 
 place are folded into its weights, and ones in a row into one; a ReLU in place, and an Eltwise that adds another blob, are left to
 the convolution's own kernel where oneDNN computes it.
 
+A convolution of concatenated channels is the sum of convolutions of the parts (`caffe.engine.parts`).
+
 Every blob keeps its values. What a layer has overwritten in place is not a blob's value, and a top that an Eltwise alone has read
 is computed when somebody looks at it (`Later`); from then on it is always computed.
 """
@@ -18,12 +20,14 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from caffe.engine import machine
+from caffe.engine import machine, parts
 from caffe.engine.layer import Layer
 from caffe.engine.plan import Call, Step
 from caffe.engine.side import Later
 
 _ONEDNN = torch.ops.mkldnn
+_Weights = tuple[list[Tensor], Tensor]
+"""What multiplies, for each part of the bottom, and what is added."""
 InNumerics = Callable[[Callable[[], Tensor]], Tensor]
 FOLDED_KEPT = 2
 """Shapes of a convolution's bottom for which its folded weights are kept."""
@@ -50,7 +54,7 @@ class Fusion:
             chain = _Chain.at(calls, position, is_looked_at)
             result.append(self._call(chain) if chain.is_worth_joining else calls[position])
             position += chain.length
-        return result
+        return parts.read(result, is_looked_at)
 
     def joined_in_training(self, calls: Sequence[Call], is_looked_at: Callable[[str], bool]) -> list[Call]:
         """Calls that compute the same, and its gradients: a Scale in place after BatchNorm is a part of it, and so is the Eltwise
@@ -83,7 +87,8 @@ class Fusion:
             scaling = before.joined.args[1] if isinstance(before.joined, functools.partial) else None
             with_sum = functools.partial(_then_sum, normalising, scaling, call.step.layer, self._compute)
             passes = call.sources[call.step.bottoms.index(other)][1]
-            return Call(before.step, [*before.sources, (other, passes)], [top, *call.tops], with_sum)
+            unseen = (top, *before.step.bottoms)
+            return Call(before.step, [*before.sources, (other, passes)], [top, *call.tops], with_sum, unseen)
         return None
 
     def _call(self, chain: _Chain) -> Call:
@@ -92,11 +97,14 @@ class Fusion:
         folded = self._folded.setdefault(key, _Folded(layers))
         names = [*chain.head.bottoms, *([chain.other] if chain.other else [])]
         tops = [chain.head.tops[0], *(chain.sum.tops if chain.sum else [])]
-        compute: Callable[..., object] = _affine(chain, folded)
+        call = Call(chain.head, [(name, False) for name in names], tops, _affine(chain, folded))
         if chain.head.layer.can_be_folded:
             convolution = _Convolution(chain, folded, self._compute)
-            compute = convolution.and_sum if chain.sum else convolution
-        return Call(chain.head, [(name, False) for name in names], tops, compute)
+            if chain.sum:
+                call.joined, call.unseen = convolution.and_sum, (tops[0], *chain.head.bottoms)
+            else:
+                call.joined, call.of_parts, call.most_parts = convolution, convolution.of_parts, convolution.most_parts
+        return call
 
 
 @dataclass
@@ -168,10 +176,10 @@ class _Folded:
     def __init__(self, layers: Sequence[Layer]):
         self._layers = layers
         self._blobs = [blob for layer in layers for blob in layer.blobs]
-        self._kept: dict[object, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[object, _Weights] = {}
         self._versions: list[tuple[int, int]] = []
 
-    def get(self, key: object, fold: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def get(self, key: object, fold: Callable[[Tensor, Tensor], _Weights]) -> _Weights:
         """What `fold` makes of the factor and the term of each channel; kept by `key` as long as no blob of the layers changes.
 
         If somebody holds NumPy views of a blob, it may change unnoticed, and nothing is kept.
@@ -212,7 +220,9 @@ def _affine(chain: _Chain, folded: _Folded) -> Callable[..., Tensor]:
     """y = factor · x + term for each channel, and a ReLU."""
 
     def compute(x: Tensor) -> Tensor:
-        factor, term = folded.get(x.dim(), lambda *pair: tuple(_along_channels(each.float(), x) for each in pair))
+        (factor,), term = folded.get(
+            x.dim(), lambda *pair: ([_along_channels(pair[0].float(), x)], _along_channels(pair[1].float(), x))
+        )
         y = torch.addcmul(term, x.float(), factor)
         return y if chain.act is None else _activated(chain.act.layer, y)
 
@@ -286,21 +296,30 @@ class _Convolution:
         """Weights and bias, as the kernel takes them."""
         product = machine.product_type(self._device)
 
-        def fold(factor: Tensor, term: Tensor) -> tuple[Tensor, Tensor]:
-            weight, *rest = (blob.tensor for blob in self._chain.head.layer.blobs)
-            bias = (rest[0] * factor if rest else 0) + term
-            if self._chain.affine:
-                weight = weight * factor.float().view(-1, 1, 1, 1)
-            bias = bias.float().expand(len(weight)).contiguous()
+        def fold(factor: Tensor, term: Tensor) -> tuple[list[Tensor], Tensor]:
+            weight, bias = self._plain_weights(factor, term)
             if kernel:
-                weight = weight.detach().to(product)
-            if kernel and not self._folded.changes_unnoticed:
-                weight = _ONEDNN._reorder_convolution_weight(weight, *self._geometry, x.shape)
-            elif self._chain.sum and not self._chain.affine:
+                weight = self._laid_out(weight.detach().to(product), x)
+            if self._chain.sum and not self._chain.affine and (not kernel or self._folded.changes_unnoticed):
                 weight = weight.clone()  # for a top that is computed later
-            return weight, bias
+            return [weight], bias
 
-        return self._folded.get((x.shape, kernel, product), fold)
+        (weight,), bias = self._folded.get((x.shape, kernel, product), fold)
+        return weight, bias
+
+    def _plain_weights(self, factor: Tensor, term: Tensor) -> tuple[Tensor, Tensor]:
+        weight, *rest = (blob.tensor for blob in self._chain.head.layer.blobs)
+        bias = (rest[0] * factor if rest else 0) + term
+        if self._chain.affine:
+            weight = weight * factor.float().view(-1, 1, 1, 1)
+        return weight, bias.float().expand(len(weight)).contiguous()
+
+    def _laid_out(self, weight: Tensor, x: Tensor) -> Tensor:
+        """Weights in the kernel's layout, unless they may change unnoticed."""
+        if self._folded.changes_unnoticed:
+            return weight
+        laid_out: Tensor = _ONEDNN._reorder_convolution_weight(weight, *self._geometry, x.shape)
+        return laid_out
 
     def _top(self, x: Tensor, weight: Tensor, bias: Tensor, kernel: bool, act: Layer | None) -> Tensor:
         x = x.to(weight.dtype)
@@ -318,6 +337,33 @@ class _Convolution:
             return top
         kernel = self._has_kernel(x)
         return self._top(x, *self._weights(x, kernel), kernel, self._act)
+
+    @property
+    def most_parts(self) -> int:
+        """Number of parts whose sums write and read less memory than putting them together."""
+        outputs, inputs = self._chain.head.layer.blobs[0].shape[:2]
+        return 1 + (inputs - 1) // outputs if self._computes and self._layer.group == 1 else 0
+
+    def of_parts(self, *xs: Tensor) -> Tensor:
+        """The top from parts of the bottom's channels."""
+        is_single = machine.product_type(self._device) is torch.float32
+        if not is_single or not parts.are_apart(xs) or sum(x.shape[1] for x in xs) != self._channels:
+            return self(torch.cat(xs, 1))
+
+        def fold(factor: Tensor, term: Tensor) -> tuple[list[Tensor], Tensor]:
+            weight, bias = self._plain_weights(factor, term)
+            of_each = torch.split(weight.detach(), [x.shape[1] for x in xs], 1)
+            format = torch.channels_last
+            return [self._laid_out(each.contiguous(memory_format=format), x) for each, x in zip(of_each, xs, strict=True)], bias
+
+        (first, *others), bias = self._folded.get(tuple(x.shape for x in xs), fold)
+        y: Tensor = _ONEDNN._convolution_pointwise(xs[0], first, bias, *self._geometry, "none", (), "")
+        add = _ONEDNN._convolution_pointwise_.binary
+        name, numbers = (self._act.activation if self._act else None) or (None, ())
+        for x, weight in zip(xs[1:-1], others[:-1], strict=True):
+            add(y, x, weight, None, *self._geometry, "add", 1.0, None, (), "")
+        add(y, xs[-1], others[-1], None, *self._geometry, "add", 1.0, name, numbers, "")
+        return y
 
     def and_sum(self, x: Tensor, other: Tensor) -> tuple[Tensor | Later, Tensor]:
         """The convolution's top, to be computed if it is looked at, and the sum with another blob."""

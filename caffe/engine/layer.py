@@ -120,6 +120,10 @@ class Layer:
     """Name and numbers by which PyTorch's fused operations know what it computes; None if they do not."""
     only_adds = False
     """Whether its top is the sum of its bottoms."""
+    joins_channels = False
+    """Whether it puts the channels of its bottoms together."""
+    is_by_channel = False
+    """Whether each channel of its one top depends on that channel of its one bottom alone."""
     takes_affine = False
     """Whether `then_affine` computes it with an affine layer after it, in training."""
     can_be_folded = False

@@ -57,13 +57,19 @@ class Call:
     step     the layer, or the first of them
     sources  for each bottom its name, and whether a gradient passes back to it
     tops     names of the tops
-    joined   computes the tops of several layers
+    joined   computes the tops, where that is not the layer alone
+    unseen   blobs that nobody may look at for it
+    of_parts    computes the tops from parts of the one bottom's channels; None if it cannot
+    most_parts  number of parts up to which that takes less time than putting them together
     """
 
     step: Step
     sources: list[tuple[str, bool]]
     tops: list[str]
     joined: Callable[..., Any] | None = None
+    unseen: Sequence[str] = ()
+    of_parts: Callable[..., Any] | None = None
+    most_parts: int = 0
 
     @classmethod
     def of(cls, step: Step) -> Call:
@@ -76,9 +82,7 @@ class Joined:
 
     def __init__(self, calls: list[Call]):
         self.calls = calls
-        self.unseen = [
-            name for call in calls if call.joined and len(call.tops) > 1 for name in (call.tops[0], *call.step.bottoms)
-        ]
+        self.unseen = [name for call in calls for name in call.unseen]
 
 
 @dataclass

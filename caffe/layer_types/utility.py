@@ -39,6 +39,10 @@ class Concat(Layer, is_capturable=True, takes_bfloat16=True):
         self.along = _axis(self, "concat_dim", len(shapes[0]))
         self.keeps_output = len(shapes) == 1  # a view of the bottom
 
+    @property
+    def joins_channels(self) -> bool:
+        return self.along == 1
+
     def top_shapes(self, *shapes: Shape) -> list[Shape]:
         first, along = shapes[0], self.along
         for shape in shapes[1:]:

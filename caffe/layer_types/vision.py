@@ -314,6 +314,10 @@ class Pooling(Layer, is_capturable=True, takes_bfloat16=True):
         if any(pad >= kernel for pad, kernel in zip(self.pad + self.pad_after, self.kernel * 2, strict=True)):
             raise self.error(f"pad {self.pad} with kernel {self.kernel}", "the padding must be smaller than the kernel")
 
+    @property
+    def is_by_channel(self) -> bool:
+        return not self.volumes and not self.gives_positions and self.method in (MAX, AVE)
+
     def outputs(self, extent: int, kernel: int, stride: int, pad: int, after: int) -> int:
         """Number of windows along one axis, padded by `pad` and `after`."""
         span = extent + pad + after - kernel
