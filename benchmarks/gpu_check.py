@@ -147,12 +147,17 @@ def lenet() -> str:
 
 
 def graphs() -> str:
-    """LeNet on MNIST with its passes captured as CUDA graphs and without: the same weights; milliseconds of an iteration."""
+    """LeNet on MNIST with its passes and update captured as CUDA graphs and without: the same weights; milliseconds of an
+    iteration.
+    """
     import caffe
+    from caffe import events
     from caffe.engine import cuda_graphs
     from tests.caffe.training import reproducible_nets
 
-    digests, seconds = [], []
+    digests, seconds, failures = [], [], []
+    for event in ("passes_not_captured", "update_not_captured"):
+        setattr(events, event, failures.append)
     for switch in ("0", "1"):
         os.environ[cuda_graphs.SWITCH] = switch
         with tempfile.TemporaryDirectory() as name:
@@ -166,9 +171,11 @@ def graphs() -> str:
             solver.step(500)
             digests.append(reproducible_nets.digest(solver.net))  # waits for the GPU
             seconds.append(time.monotonic() - start)
+            captured = [solver.net._runner._executor._training._captured, solver._updates._captured]
             solver.close()
     plain, replayed = (f"{each / 500 * 1000:.2f} ms" for each in seconds)
     assert digests[0] == digests[1], f"other weights than without graphs, after 520 iterations ({plain}, {replayed} with graphs)"
+    assert all(captured), "; ".join(failures) or "not captured"
     return f"the same weights after 520 iterations; {replayed} an iteration, {plain} without graphs"
 
 
