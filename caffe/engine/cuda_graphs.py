@@ -37,7 +37,7 @@ def are_used(device: torch.device) -> bool:
 
 
 def may_capture(device: torch.device) -> bool:
-    """Whether a graph may be captured now: none has failed on the GPU, and enough of its memory is free."""
+    """Whether a graph may be captured now: none has failed on the GPU, and the process has used a small part of its memory."""
     if device in failed:
         return False
     return torch.cuda.max_memory_allocated(device) < LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
@@ -73,7 +73,7 @@ def _free(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream in which a GPU's passes are captured; PyTorch's own is of the first GPU that captures."""
+    """The stream in which a GPU's graphs are captured; PyTorch's own is of the first GPU that captures."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
@@ -103,7 +103,7 @@ def _is_late(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """Why passes were not captured: the error that names a layer, if there is one among those that led to each other."""
+    """Why something was not captured: the error that names a layer, if there is one among those that led to each other."""
     chain = [error]
     while chain[-1].__context__ is not None:
         chain.append(chain[-1].__context__)

@@ -54,7 +54,7 @@ class Fusion:
             chain = _Chain.at(calls, position, is_looked_at)
             result.append(self._call(chain) if chain.is_worth_joining else calls[position])
             position += chain.length
-        return parts.read(result, is_looked_at)
+        return parts.without_concatenations(result, is_looked_at)
 
     def joined_in_training(self, calls: Sequence[Call], is_looked_at: Callable[[str], bool]) -> list[Call]:
         """Calls that compute the same, and its gradients: a Scale in place after BatchNorm is a part of it, and so is the Eltwise
@@ -220,9 +220,10 @@ def _affine(chain: _Chain, folded: _Folded) -> Callable[..., Tensor]:
     """y = factor · x + term for each channel, and a ReLU."""
 
     def compute(x: Tensor) -> Tensor:
-        (factor,), term = folded.get(
-            x.dim(), lambda *pair: ([_along_channels(pair[0].float(), x)], _along_channels(pair[1].float(), x))
-        )
+        def along_channels(factor: Tensor, term: Tensor) -> _Weights:
+            return [_along_channels(factor.float(), x)], _along_channels(term.float(), x)
+
+        (factor,), term = folded.get(x.dim(), along_channels)
         y = torch.addcmul(term, x.float(), factor)
         return y if chain.act is None else _activated(chain.act.layer, y)
 
@@ -283,6 +284,8 @@ class _Convolution:
         self._layer = cast(_Geometry, chain.head.layer)
         self._geometry = self._layer.pad, self._layer.stride, self._layer.dilation, self._layer.group
         self._act = chain.act.layer if chain.act else None
+        self._relu = "relu" if self._act and self._act.activation == ("relu", ()) else None
+        """What the kernel computes after a sum: ReLU, but no other activation."""
         self._device = chain.head.layer.device
         self._channels = chain.head.layer.blobs[0].shape[1] * self._layer.group
         self._computes = self._device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -296,7 +299,7 @@ class _Convolution:
         """Weights and bias, as the kernel takes them."""
         product = machine.product_type(self._device)
 
-        def fold(factor: Tensor, term: Tensor) -> tuple[list[Tensor], Tensor]:
+        def fold(factor: Tensor, term: Tensor) -> _Weights:
             weight, bias = self._plain_weights(factor, term)
             if kernel:
                 weight = self._laid_out(weight.detach().to(product), x)
@@ -344,26 +347,29 @@ class _Convolution:
         outputs, inputs = self._chain.head.layer.blobs[0].shape[:2]
         return 1 + (inputs - 1) // outputs if self._computes and self._layer.group == 1 else 0
 
-    def of_parts(self, *xs: Tensor) -> Tensor:
-        """The top from parts of the bottom's channels."""
-        is_single = machine.product_type(self._device) is torch.float32
-        if not is_single or not parts.are_apart(xs) or sum(x.shape[1] for x in xs) != self._channels:
+    def of_parts(self, whole: Tensor | Later, *xs: Tensor) -> Tensor:
+        """The top from the bottom or, where that is to be put together later, from the parts of its channels."""
+        if isinstance(whole, Tensor):
+            return self(whole)
+        if machine.product_type(self._device) is not torch.float32 or sum(x.shape[1] for x in xs) != self._channels:
             return self(torch.cat(xs, 1))
 
-        def fold(factor: Tensor, term: Tensor) -> tuple[list[Tensor], Tensor]:
+        def fold(factor: Tensor, term: Tensor) -> _Weights:
             weight, bias = self._plain_weights(factor, term)
             of_each = torch.split(weight.detach(), [x.shape[1] for x in xs], 1)
-            format = torch.channels_last
-            return [self._laid_out(each.contiguous(memory_format=format), x) for each, x in zip(of_each, xs, strict=True)], bias
+            rows = (each.contiguous(memory_format=torch.channels_last) for each in of_each)
+            return [self._laid_out(each, x) for each, x in zip(rows, xs, strict=True)], bias
 
         (first, *others), bias = self._folded.get(tuple(x.shape for x in xs), fold)
         y: Tensor = _ONEDNN._convolution_pointwise(xs[0], first, bias, *self._geometry, "none", (), "")
-        add = _ONEDNN._convolution_pointwise_.binary
-        name, numbers = (self._act.activation if self._act else None) or (None, ())
-        for x, weight in zip(xs[1:-1], others[:-1], strict=True):
-            add(y, x, weight, None, *self._geometry, "add", 1.0, None, (), "")
-        add(y, xs[-1], others[-1], None, *self._geometry, "add", 1.0, name, numbers, "")
-        return y
+        for number, (x, weight) in enumerate(zip(xs[1:], others, strict=True), 2):
+            act = self._relu if number == len(xs) else None
+            _ONEDNN._convolution_pointwise_.binary(y, x, weight, None, *self._geometry, "add", 1.0, act, (), "")
+        return self._after_sum(y)
+
+    def _after_sum(self, y: Tensor) -> Tensor:
+        """What the kernel has not computed after a sum."""
+        return y if self._act is None or self._relu else _activated(self._act, y)
 
     def and_sum(self, x: Tensor, other: Tensor) -> tuple[Tensor | Later, Tensor]:
         """The convolution's top, to be computed if it is looked at, and the sum with another blob."""
@@ -374,14 +380,14 @@ class _Convolution:
             top = self._top(x, weight, bias, kernel, None)
             self._check_sum(top, other)
             return top, other + top if self._act is None else _activated(self._act, other + top)
-        name, numbers = (self._act.activation if self._act else None) or (None, ())
         try:
-            y = _ONEDNN._convolution_pointwise.binary(x, other, weight, bias, *self._geometry, "add", 1.0, name, numbers, "")
+            y = _ONEDNN._convolution_pointwise.binary(x, other, weight, bias, *self._geometry, "add", 1.0, self._relu, (), "")
         except RuntimeError:
             self._check_sum(self._top(x, weight, bias, kernel, None), other)
             raise
         self._check_sum(y, other)
-        return Later(tuple(y.shape), lambda: self._in_numerics(lambda: self._top(x, weight, bias, kernel, None))), y
+        later = Later(tuple(y.shape), lambda: self._in_numerics(lambda: self._top(x, weight, bias, kernel, None)))
+        return later, self._after_sum(y)
 
     def _check_sum(self, top: Tensor, other: Tensor) -> None:
         cast(Step, self._chain.sum).layer.require_same_shape(tuple(top.shape), tuple(other.shape))

@@ -54,12 +54,12 @@ class Step:
 class Call:
     """One operation of a forward pass: a layer's, or that of several layers.
 
-    step     the layer, or the first of them
-    sources  for each bottom its name, and whether a gradient passes back to it
-    tops     names of the tops
-    joined   computes the tops, where that is not the layer alone
-    unseen   blobs that nobody may look at for it
-    of_parts    computes the tops from parts of the one bottom's channels; None if it cannot
+    step        the layer, or the first of them
+    sources     for each bottom its name, and whether a gradient passes back to it
+    tops        names of the tops
+    joined      computes the tops, where that is not the layer alone
+    unseen      blobs that nobody may look at for it
+    of_parts    computes the top from the one bottom, a Later, and the parts of its channels; None if it cannot
     most_parts  number of parts up to which that takes less time than putting them together
     """
 

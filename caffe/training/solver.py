@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -54,6 +54,13 @@ class Solver:
     """Number of arrays of a parameter's shape that the rule keeps for it."""
     has_momentum = True
     """Whether the rule uses `momentum`."""
+    is_capturable = False
+    """Whether `update` depends on nothing but its arguments and `_constants`, so that a CUDA graph can repeat it."""
+
+    def __init_subclass__(cls, *, is_capturable: bool = False, **options: Any) -> None:
+        """An attribute that is not inherited, as `update` of a derived class may be another."""
+        super().__init_subclass__(**options)
+        cls.is_capturable = is_capturable
 
     def __init__(self, solver_file: os.PathLike[str] | str, param: caffe_pb2.SolverParameter | None = None):
         self.path = os.fsdecode(solver_file)
@@ -281,7 +288,7 @@ class Solver:
             rates = [rate] * len(self._groups.groups)
         else:
             rates = [rate * group.lr_mult * self.rate_factor() for group in self._groups.groups]
-        self._updates.apply(rates, None if by_norms else self._constants())
+        self._updates.apply(rates, self._constants() if self.is_capturable and not by_norms else None)
         self._groups.clear_frozen()
         show_held_views()
 
@@ -327,8 +334,7 @@ class Solver:
 
         gradients  one for each parameter; may be changed
         histories  `self.histories` lists of an array for each parameter; changed in place
-        rate       times lr_mult and `rate_factor`; on a GPU a tensor of one number, as all else that changes with the iteration
-                   must be where the update is captured as a CUDA graph
+        rate       times lr_mult and `rate_factor`; on a GPU a tensor of one number
         """
         raise NotImplementedError
 

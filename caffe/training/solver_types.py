@@ -18,7 +18,7 @@ from caffe.training.solver import Solver
 from caffe.training.updates import Rate
 
 
-class SGDSolver(Solver):
+class SGDSolver(Solver, is_capturable=True):
     """h = m h + r g; subtracts h."""
 
     type = "SGD"
@@ -32,7 +32,7 @@ class SGDSolver(Solver):
         return histories[0]
 
 
-class NesterovSolver(Solver):
+class NesterovSolver(Solver, is_capturable=True):
     """h' = m h + r g; subtracts (1 + m) h' - m h."""
 
     type = "Nesterov"
@@ -46,7 +46,7 @@ class NesterovSolver(Solver):
         return updates
 
 
-class AdaGradSolver(Solver):
+class AdaGradSolver(Solver, is_capturable=True):
     """h = h + g²; subtracts r g / (√h + delta) (Duchi et al. 2011)."""
 
     type = "AdaGrad"
@@ -57,7 +57,7 @@ class AdaGradSolver(Solver):
         return _scaled(gradients, histories[0], self.param.delta, rate)
 
 
-class RMSPropSolver(Solver):
+class RMSPropSolver(Solver, is_capturable=True):
     """h = rms_decay h + (1 - rms_decay) g²; subtracts r g / (√h + delta) (Tieleman and Hinton 2012)."""
 
     type = "RMSProp"
@@ -73,7 +73,7 @@ class RMSPropSolver(Solver):
         return _scaled(gradients, histories[0], self.param.delta, rate)
 
 
-class AdaDeltaSolver(Solver):
+class AdaDeltaSolver(Solver, is_capturable=True):
     """h = m h + (1 - m) g²; u = g √((delta + k) / (delta + h)); k = m k + (1 - m) u²; subtracts r u (Zeiler 2012)."""
 
     type = "AdaDelta"
@@ -92,7 +92,7 @@ class AdaDeltaSolver(Solver):
         return gradients
 
 
-class AdamSolver(Solver):
+class AdamSolver(Solver, is_capturable=True):
     """h = m h + (1 - m) g; k = m2 k + (1 - m2) g²; subtracts r √(1 - m2^t) / (1 - m^t) · h / (√k + delta) (Kingma and Ba 2015).
 
     t counts iterations from 1.

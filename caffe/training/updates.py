@@ -46,7 +46,7 @@ class Updates:
         """Change the parameters of all groups, and let their diffs show what was subtracted.
 
         rates      one for each group
-        constants  whatever else `change` reads; None if it needs values from the GPU, or others each time
+        constants  whatever else `change` reads; None if that is not known, or has to be fetched from the GPU
         """
         for group in self._groups:
             group.arrange()
@@ -66,7 +66,7 @@ class Updates:
         self._rates = self._rates or [torch.zeros((), device=self._device) for _ in rates]
         for kept, rate in zip(self._rates, rates, strict=True):
             kept.fill_(rate)
-        if not self._tries or constants is None:
+        if constants is None or not (self._tries or self._captured):
             return self._compute(gradients, self._rates)
         circumstances = [constants, mode.numerics(), *(group.orders for group in self._groups), _places(gradients)]
         is_same, self._circumstances = circumstances == self._circumstances, circumstances
@@ -77,7 +77,7 @@ class Updates:
             increment_version([values for group in self._groups for values in group.data])
             return self._captured.updates
         self._computed += 1
-        if is_same and self._computed > cuda_graphs.FIRST and cuda_graphs.may_capture(self._device):
+        if self._tries and is_same and self._computed > cuda_graphs.FIRST and cuda_graphs.may_capture(self._device):
             return self._capture(gradients)
         return self._compute(gradients, self._rates)
 
@@ -85,12 +85,13 @@ class Updates:
         """Compute the update, and capture it if a replay gives the same to the bit."""
         self._tries -= 1
         state = [*_flat(gradients), *_flat(values for group in self._groups for values in (group.data, *group.histories))]
-        before = _clones(state)
-        updates = self._compute(gradients, self._rates)
-        after = _clones([*state, *_flat(updates)])
-        if _are_same(before, after[: len(state)]):
-            return updates  # a graph without operations would give that, too
+        before, after, updates = None, None, None
         try:
+            before = _clones(state)
+            updates = self._compute(gradients, self._rates)
+            after = _clones([*state, *_flat(updates)])
+            if _are_same(before, after[: len(state)]):
+                return updates  # a graph without operations would give that, too
             _put(before, state)
             with cuda_graphs.NoWaiting():  # type: ignore[no-untyped-call] # PyTorch lacks the types
                 self._compute(gradients, self._rates)
@@ -101,13 +102,20 @@ class Updates:
             graph.replay()
             if not _are_same([*state, *_flat(replayed)], after):
                 raise RuntimeError("replayed, it gives other parameters")
-        except Exception as error:  # computing has not raised it
+            self._captured = _Captured(graph, replayed)
+        except Exception as error:  # computing has not raised it, or raises it again
             self._tries = 0
-            _put(after[: len(state)], state)
             events.update_not_captured(cuda_graphs.reason(error))
-            return updates
-        self._captured = _Captured(graph, replayed)
-        return replayed
+            replayed = []
+        if self._captured:
+            return replayed
+        if updates is None:
+            if before is not None:
+                _put(before, state)
+            return self._compute(gradients, self._rates)
+        if after is not None:
+            _put(after[: len(state)], state)
+        return updates
 
 
 def _flat(groups: Iterable[Tensors]) -> list[Tensor]:

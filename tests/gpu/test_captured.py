@@ -10,6 +10,7 @@ from caffe.engine import captured, cuda_graphs
 from caffe.errors import LayerError
 from caffe.layer_types.activation import ReLU
 from caffe.layer_types.common import Dropout
+from caffe.training import solver_types, updates
 from caffe.training.diagnosis import DivergenceError
 from tests.gpu import pretend
 from tests.gpu.test_waiting import gpu as gpu  # the fixture
@@ -53,6 +54,7 @@ def is_captured(solver):
 
 
 def is_update_captured(solver):
+    """Whether the next update will be replayed."""
     return solver._updates._captured is not None
 
 
@@ -624,3 +626,55 @@ def test_an_update_that_changes_nothing_is_not_captured(gpu, monkeypatch):
     solver.step(8)
     assert is_captured(solver)
     assert not is_update_captured(solver)
+
+
+def test_an_update_that_no_longer_may_be_captured_is_still_replayed(gpu, monkeypatch):
+    solver = gpu(LABELS, "", "momentum: 0.9")
+    solver._updates._tries = 1
+    solver.step(cuda_graphs.FIRST + 3)
+    assert is_update_captured(solver)
+    replays, replay = [], pretend.Graph.replay
+    monkeypatch.setattr(pretend.Graph, "replay", lambda self: replays.append(self) or replay(self))
+    solver.step(1)
+    assert solver._updates._captured.graph in replays
+
+
+def test_an_update_of_a_derived_class_is_computed(both, monkeypatch):
+    class Decaying(caffe.SGDSolver):
+        def update(self, gradients, histories, rate):
+            torch._foreach_mul_(gradients, 1 / (1 + self.iter))
+            return super().update(gradients, histories, rate)
+
+    assert caffe.SGDSolver.is_capturable
+    assert not Decaying.is_capturable
+    monkeypatch.setitem(solver_types._TYPES, "SGD", Decaying)
+    plain, graphs, solver = both(lambda solver: solver.step(9))
+    assert is_captured(solver)
+    assert not is_update_captured(solver)
+    assert_same(plain, graphs)
+
+
+@pytest.mark.parametrize("call", [1, 2], ids=["before the update", "after it"])
+@pytest.mark.parametrize("rule", ["SGD", "Adam"])
+def test_memory_that_runs_out_while_an_update_is_captured_leaves_a_training_as_it_is(
+    both, monkeypatch, rule, call, warnings_logged
+):
+    clones = updates._clones
+
+    def train(solver):
+        calls = []
+
+        def full(tensors):
+            calls.append(1)
+            if len(calls) == call:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return clones(tensors)
+
+        monkeypatch.setattr(updates, "_clones", full)
+        solver.step(cuda_graphs.FIRST + 5)
+        monkeypatch.setattr(updates, "_clones", clones)
+
+    plain, graphs, solver = both(train, solver=f'type: "{rule}" momentum: 0.9 average_loss: 20')
+    assert not is_update_captured(solver)
+    assert_same(plain, graphs)
+    assert warnings_logged().count("update is not captured as a CUDA graph: CUDA out of memory") == 1

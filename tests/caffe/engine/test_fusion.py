@@ -89,6 +89,18 @@ NETS = {
         RESIDUAL.replace("{sum}", layer("Eltwise", "sum", "b data", "b")).replace('"sum"', '"b"'),
         ["a", "b+b", "pool"],
     ),
+    "residual with a leaky ReLU": (
+        RESIDUAL.replace("{sum}", layer("Eltwise", "sum", "b data", "sum")).replace(
+            'bottom: "sum" top: "sum" ', 'bottom: "sum" top: "sum" relu_param { negative_slope: 0.1 }'
+        ),
+        ["a", "b+sum", "pool"],
+    ),
+    "residual with a ReLU up to 6": (
+        RESIDUAL.replace("{sum}", layer("Eltwise", "sum", "b data", "sum")).replace(
+            'bottom: "sum" top: "sum" ', 'bottom: "sum" top: "sum" relu_param { relu6: true }'
+        ),
+        ["a", "b+sum", "pool"],
+    ),
     "weighted sum stays": (
         RESIDUAL.replace("{sum}", layer("Eltwise", "sum", "data b", "sum", "eltwise_param { coeff: 1 coeff: -1 }")),
         ["a", "b", "sum", "sum", "pool"],
