@@ -543,15 +543,12 @@ def test_history_and_diff_are_shown_after_replayed_updates(both):
         seen = []
         for _ in range(8):
             solver.step(1)
-            seen += [solver.net.params["ip"][0].peek(diff=True).copy(), *(each.clone().numpy() for each in cpu(solver.history))]
+            seen += [solver.net.params["ip"][0].peek(diff=True).copy(), *(each.cpu().clone().numpy() for each in solver.history)]
         solver.net.params["conv"][0].data[...] *= 0.5  # the first look moves it
         solver.step(1)
         assert not is_update_captured(solver)
         solver.step(8)
         return seen
-
-    def cpu(tensors):
-        return [each.cpu() for each in tensors]
 
     plain, graphs, solver = both(train)
     assert is_update_captured(solver)

@@ -30,10 +30,9 @@ FIRE = (
     + layer("Concat", "cat", "a b", "cat")
 )
 READ = convolution("c", "cat", 4, "kernel_size: 3 stride: 2 pad: 2 dilation: 2") + normalised("c")
-LEAKY = convolution("c", "cat", 4) + normalised("c", "relu_param { negative_slope: 0.1 }")
 READS_PARTS = {
     "a convolution": READ,
-    "a convolution with a leaky ReLU": LEAKY,
+    "a convolution with a leaky ReLU": convolution("c", "cat", 4) + normalised("c", "relu_param { negative_slope: 0.1 }"),
     "a convolution with a ReLU up to 6": convolution("c", "cat", 4) + normalised("c", "relu_param { relu6: true }"),
     "a convolution with a PReLU": convolution("c", "cat", 4) + layer("PReLU", "p", "c", "c"),
     "a convolution without bias": convolution("c", "cat", 4, "kernel_size: 1 bias_term: false"),
