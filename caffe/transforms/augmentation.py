@@ -50,6 +50,8 @@ class Changes:
     seeds: np.ndarray
     _kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     """What `places` has computed for all images at once, by height and width."""
+    _colours: dict[int, tuple[np.ndarray, list[float]]] = field(default_factory=dict)
+    """What `Augmentation.colour_matrix` has computed for all images at once, by the number of channels."""
 
     def places(self, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the map of an image of that size leads, as `warped` takes it."""
@@ -120,9 +122,12 @@ class Augmentation:
         return np.concatenate([sides[:, :, None] * turn * flipped[:, None, :], offset[:, :, None]], 2)
 
     def apply(self, image: np.ndarray, changes: Changes, index: int) -> np.ndarray:
-        """Apply the changes of that index to an image, channels × height × width; may return the same array if unchanged."""
+        """Apply the changes of that index to an image, channels × height × width.
+
+        The result may have its channels last in memory, and be the same array if nothing changes it.
+        """
         self.check(image.shape[0], image.dtype == np.uint8)
-        pixels = image[0] if len(image) == 1 else cv2.merge(tuple(image))
+        pixels = image[0] if len(image) == 1 else by_pixel(image)
         if changes.factors is not None or changes.shifts is not None:
             pixels = cv2.transform(pixels, self.colour_matrix(cv2.mean(pixels)[: len(image)], changes, index))
         if changes.matrices is not None:
@@ -133,7 +138,7 @@ class Augmentation:
         if changes.noises is not None:
             noisy = pixels + changes.noise(index, image.shape).transpose(1, 2, 0).reshape(pixels.shape)
             pixels = np.rint(noisy).clip(0, 255).astype(np.uint8)
-        return pixels[None] if pixels.ndim == 2 else np.array(cv2.split(pixels))
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def check(self, channels: int, is_bytes: bool) -> None:
         """Raise Error for images that cannot be augmented."""
@@ -148,22 +153,29 @@ class Augmentation:
         images have no saturation.
         """
         channels = len(mean)
-        brightness, contrast, saturation = (1.0, 1.0, 1.0) if changes.factors is None else changes.factors[index].tolist()
+        if channels not in changes._colours:
+            changes._colours[channels] = self._colours(changes, channels)
+        matrices, shares = changes._colours[channels]
         gray = self._luminance.tolist() if channels == 3 else [1.0]
-        scale, share = brightness * contrast, 1 - saturation
         # In the order of the channels; `sum` would round otherwise from Python 3.12 on.
-        term = brightness * (1 - contrast) * functools.reduce(operator.add, map(operator.mul, gray, mean))
-        if channels == 1:
-            return np.array([[scale, term]])
-        matrix = [
-            [(saturation + share * weight if row == column else share * weight) * scale for column, weight in enumerate(gray)]
-            + [term]
-            for row in range(3)
-        ]
-        found = np.array(matrix)
-        if changes.shifts is not None:
-            found[:, 3] += changes.shifts[index]
+        term = shares[index] * functools.reduce(operator.add, map(operator.mul, gray, mean))
+        found = matrices[index].copy()
+        found[:, -1] += term
         return found
+
+    def _colours(self, changes: Changes, channels: int) -> tuple[np.ndarray, list[float]]:
+        """The colour transformations of N images without their contrasts' terms, N × channels × (channels + 1), and what is to be
+        multiplied by each one's mean gray for that.
+        """
+        factors = np.ones((len(changes.seeds), 3)) if changes.factors is None else changes.factors
+        brightness, contrast, saturation = factors.T[:, :, None, None]
+        scale = brightness * contrast
+        shifts = np.zeros((len(factors), channels, 1))
+        if channels == 3:
+            if changes.shifts is not None:
+                shifts = changes.shifts[:, :, None]
+            scale = (saturation * np.eye(3) + (1 - saturation) * self._luminance) * scale
+        return np.concatenate([scale, shifts], 2), (brightness * (1 - contrast)).ravel().tolist()
 
 
 SMALL = 1 << 18
@@ -206,6 +218,12 @@ def pixel_matrices(matrices: np.ndarray, height: int, width: int) -> np.ndarray:
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Sums of products over the last axis, of at most 7 terms: in their order, where BLAS may fuse products and sums."""
     return np.asarray((a * b).sum(-1))
+
+
+def by_pixel(image: np.ndarray) -> np.ndarray:
+    """An image of several channels, channels × height × width, as height × width × channels, for OpenCV."""
+    pixels = image.transpose(1, 2, 0)
+    return pixels if pixels.flags.c_contiguous else cv2.merge(tuple(image))
 
 
 def blur_radius(sigma: float) -> int:

@@ -240,12 +240,14 @@ class Transformer:
         else:
             batch = np.empty((len(images), channels, height, width), dtype)
 
+        places = list(zip(*(each.tolist() for each in windows), strict=True))
+
         def crop_one(index: int) -> None:
             image = images[index]
             if self.augmentation and changes:
                 image = self.augmentation.apply(image, changes, index)
-            top, left = windows.tops[index], windows.lefts[index]
-            _copy(image[:, top : top + height, left : left + width], batch[index], bool(windows.mirrored[index]))
+            top, left, is_mirrored = places[index]
+            _copy(image[:, top : top + height, left : left + width], batch[index], is_mirrored)
 
         is_whole = not (changes or any(self.crop_extents) or windows.mirrored.any())
         if is_whole and batch.size <= ALONE and all(image.flags.c_contiguous for image in images):
