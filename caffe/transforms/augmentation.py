@@ -51,7 +51,7 @@ class Changes:
     _kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     """What `places` has computed for all images at once, by height and width."""
     _colours: dict[int, tuple[np.ndarray, list[float]]] = field(default_factory=dict)
-    """What `Augmentation.colour_matrix` has computed for all images at once, by the number of channels."""
+    """What `colours` has computed, by the number of channels."""
 
     def places(self, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the map of an image of that size leads, as `warped` takes it."""
@@ -63,6 +63,25 @@ class Changes:
             self._kept[height, width] = found = places(*found) if is_small else found
         one, other = found[0][index], found[1][index]
         return (one, other) if is_small else places(one, other)
+
+    def colours(self, gray: np.ndarray) -> tuple[np.ndarray, list[float]]:
+        """Affine colour transformations of all images, N × channels × (channels + 1), and the N factors of each one's mean gray
+        that its last column is without: what contrast adds.
+
+        gray  shares of the channels in gray; a single channel has no saturation
+        """
+        channels = len(gray)
+        if channels not in self._colours:
+            factors = np.ones((len(self.seeds), 3)) if self.factors is None else self.factors
+            brightness, contrast, saturation = factors.T[:, :, None, None]
+            scales = brightness * contrast
+            shifts = np.zeros((len(factors), channels, 1))
+            if channels == 3:
+                scales = (saturation * np.eye(3) + (1 - saturation) * gray) * scales
+                shifts = shifts if self.shifts is None else self.shifts[:, :, None]
+            found = np.concatenate([scales, shifts], 2), (brightness * (1 - contrast)).ravel().tolist()
+            self._colours[channels] = found
+        return self._colours[channels]
 
     def noise(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
         """The noise of an image of that shape."""
@@ -153,29 +172,13 @@ class Augmentation:
         images have no saturation.
         """
         channels = len(mean)
-        if channels not in changes._colours:
-            changes._colours[channels] = self._colours(changes, channels)
-        matrices, shares = changes._colours[channels]
-        gray = self._luminance.tolist() if channels == 3 else [1.0]
+        gray = self._luminance if channels == 3 else np.ones(1)
+        matrices, shares = changes.colours(gray)
         # In the order of the channels; `sum` would round otherwise from Python 3.12 on.
-        term = shares[index] * functools.reduce(operator.add, map(operator.mul, gray, mean))
+        term = shares[index] * functools.reduce(operator.add, map(operator.mul, gray.tolist(), mean))
         found = matrices[index].copy()
         found[:, -1] += term
         return found
-
-    def _colours(self, changes: Changes, channels: int) -> tuple[np.ndarray, list[float]]:
-        """The colour transformations of N images without their contrasts' terms, N × channels × (channels + 1), and what is to be
-        multiplied by each one's mean gray for that.
-        """
-        factors = np.ones((len(changes.seeds), 3)) if changes.factors is None else changes.factors
-        brightness, contrast, saturation = factors.T[:, :, None, None]
-        scale = brightness * contrast
-        shifts = np.zeros((len(factors), channels, 1))
-        if channels == 3:
-            if changes.shifts is not None:
-                shifts = changes.shifts[:, :, None]
-            scale = (saturation * np.eye(3) + (1 - saturation) * self._luminance) * scale
-        return np.concatenate([scale, shifts], 2), (brightness * (1 - contrast)).ravel().tolist()
 
 
 SMALL = 1 << 18
