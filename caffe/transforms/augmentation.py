@@ -176,7 +176,7 @@ class Augmentation:
         matrices, shares = changes.colours(gray)
         # In the order of the channels; `sum` would round otherwise from Python 3.12 on.
         term = shares[index] * functools.reduce(operator.add, map(operator.mul, gray.tolist(), mean))
-        found = matrices[index].copy()
+        found: np.ndarray = matrices[index].copy()
         found[:, -1] += term
         return found
 

@@ -58,6 +58,16 @@ def test_augmenting_one_by_one_agrees_with_augmenting_a_batch(image, fields):
     assert difference.mean() < 0.3
 
 
+def test_an_image_with_its_channels_last_in_memory_is_augmented_alike_and_left_as_it_is(image):
+    made = augmentation(**ALL, noise=5)
+    changes = made.draw(3)
+    by_pixel = np.ascontiguousarray(image.transpose(1, 2, 0)).transpose(2, 0, 1)
+    before = by_pixel.copy()
+    for index in range(3):
+        np.testing.assert_array_equal(made.apply(by_pixel, changes, index), made.apply(image, changes, index))
+    np.testing.assert_array_equal(by_pixel, before)
+
+
 def test_without_settings_images_are_unchanged(image):
     for made in augment(image):
         np.testing.assert_array_equal(made, np.repeat(image[None], 8, 0))
