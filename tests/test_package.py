@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tomllib
 
+import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tests import standins
@@ -126,6 +128,19 @@ def test_the_lock_pins_every_declared_dependency():
         wanted = Requirement(line)
         (pin,) = (pin for pin in pinned if canonicalize_name(pin.name) == canonicalize_name(wanted.name))
         assert wanted.specifier.contains(str(pin.specifier).removeprefix("==")), line
+
+
+@pytest.mark.parametrize("version", ["3.11.0", "3.12.0", "3.13.0", "3.14.0"])
+def test_what_the_lock_pins_can_be_installed_on_the_first_release_of_each_python(version):
+    # Debian 12 has 3.11.2.
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        pin = None if line.startswith("#") else Requirement(line)
+        if pin and (pin.marker is None or pin.marker.evaluate({"python_full_version": version, "python_version": version[:4]})):
+            try:
+                needed = importlib.metadata.metadata(pin.name)["Requires-Python"]
+            except importlib.metadata.PackageNotFoundError:  # this Python has no wheel of it
+                continue
+            assert SpecifierSet(needed or "").contains(version), f"{line} needs Python {needed}"
 
 
 ALONE = """
