@@ -1,6 +1,6 @@
 """The engine compared with recorded results of BVLC Caffe: single layers, small nets, solvers and their snapshots.
 
-Only `fast`, on processors that compute products in bfloat16, is allowed more than float32's rounding.
+Only `fast`, on processors and GPUs that compute products in bfloat16, is allowed more than float32's rounding.
 """
 
 import re
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import caffe
-from caffe.engine import mode
+from caffe.engine import machine, mode
 from caffe.numerics import NUMERICS
 from tests.conftest import GOLDEN
 
@@ -18,11 +18,8 @@ LAYERS = sorted((GOLDEN / "layers").glob("*.npz"))
 SOLVERS = sorted((GOLDEN / "solvers").glob("*.npz"))
 
 
-HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def assert_close(name, got, want, rtol, atol):
-    if mode.numerics() == "fast" and HAS_BFLOAT16:
+    if machine.product_type(mode.device()) is torch.bfloat16:
         # Terms that cancel, as in the gradient of a bias before BatchNorm, leave their rounding.
         least = 0.1 if name.startswith("param_diff") else 1e-3
         rtol, atol = 0, 0.05 * max(least, np.abs(want).max(initial=0))
