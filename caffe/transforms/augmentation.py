@@ -50,8 +50,8 @@ class Changes:
     seeds: np.ndarray
     _kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     """What `places` has computed for all images at once, by height and width."""
-    _colours: dict[int, tuple[np.ndarray, list[float]]] = field(default_factory=dict)
-    """What `colours` has computed, by the number of channels."""
+    _colours: dict[bytes, tuple[np.ndarray, list[float]]] = field(default_factory=dict)
+    """What `colours` has computed, by the bytes of `gray`."""
 
     def places(self, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the map of an image of that size leads, as `warped` takes it."""
@@ -70,8 +70,8 @@ class Changes:
 
         gray  shares of the channels in gray; a single channel has no saturation
         """
-        channels = len(gray)
-        if channels not in self._colours:
+        key, channels = gray.tobytes(), len(gray)
+        if key not in self._colours:
             factors = np.ones((len(self.seeds), 3)) if self.factors is None else self.factors
             brightness, contrast, saturation = factors.T[:, :, None, None]
             scales = brightness * contrast
@@ -79,9 +79,9 @@ class Changes:
             if channels == 3:
                 scales = (saturation * np.eye(3) + (1 - saturation) * gray) * scales
                 shifts = shifts if self.shifts is None else self.shifts[:, :, None]
-            found = np.concatenate([scales, shifts], 2), (brightness * (1 - contrast)).ravel().tolist()
-            self._colours[channels] = found
-        return self._colours[channels]
+            matrices = np.concatenate([scales, shifts], 2)
+            self._colours[key] = matrices, (brightness * (1 - contrast)).ravel().tolist()
+        return self._colours[key]
 
     def noise(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
         """The noise of an image of that shape."""
