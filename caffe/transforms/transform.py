@@ -240,15 +240,6 @@ class Transformer:
         else:
             batch = np.empty((len(images), channels, height, width), dtype)
 
-        places = list(zip(*(each.tolist() for each in windows), strict=True))
-
-        def crop_one(index: int) -> None:
-            image = images[index]
-            if self.augmentation and changes:
-                image = self.augmentation.apply(image, changes, index)
-            top, left, is_mirrored = places[index]
-            _copy(image[:, top : top + height, left : left + width], batch[index], is_mirrored)
-
         is_whole = not (changes or any(self.crop_extents) or windows.mirrored.any())
         if is_whole and batch.size <= ALONE and all(image.flags.c_contiguous for image in images):
             planes = batch if batch.flags.c_contiguous else np.empty(batch.shape, dtype)
@@ -258,6 +249,15 @@ class Transformer:
                 into = batch.transpose(0, 2, 3, 1).reshape(len(images), -1, channels)
                 cv2.merge([rows[:, channel] for channel in range(channels)], into)
         else:
+            placed = list(zip(*(each.tolist() for each in windows), strict=True))
+
+            def crop_one(index: int) -> None:
+                image = images[index]
+                if self.augmentation and changes:
+                    image = self.augmentation.apply(image, changes, index)
+                top, left, is_mirrored = placed[index]
+                _copy(image[:, top : top + height, left : left + width], batch[index], is_mirrored)
+
             self._for_each(crop_one, len(images), batch[0].size)
         self.negate_flow(batch, windows)
         return batch
