@@ -23,8 +23,9 @@ EXTRAS = PROJECT["optional-dependencies"]
 OWNERS = {
     module: {canonicalize_name(name) for name in names} for module, names in importlib.metadata.packages_distributions().items()
 }
-for pin in map(Requirement, re.findall(r"^[^#].*;.*$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)):
-    if not pin.marker.evaluate():  # this version of Python has no wheel of it
+PINNED = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+for pin in PINNED:
+    if pin.marker and not pin.marker.evaluate():  # this version of Python has no wheel of it
         OWNERS.setdefault(pin.name, {canonicalize_name(pin.name)})
 
 SCRIPT = """
@@ -118,29 +119,27 @@ def test_every_declared_dependency_is_used():
 
 
 def test_the_lock_pins_every_declared_dependency():
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    pinned = [Requirement(line) for line in lines if not line.startswith("#")]
-    assert all(str(pin.specifier).startswith("==") for pin in pinned)
-    names = [canonicalize_name(pin.name) for pin in pinned]
+    assert all(str(pin.specifier).startswith("==") for pin in PINNED)
+    names = [canonicalize_name(pin.name) for pin in PINNED]
     assert len(set(names)) == len(names)
     assert declared("workflow", "leveldb", "dev", "docs") <= set(names)
     for line in [*PROJECT["dependencies"], *EXTRAS["workflow"], *EXTRAS["dev"], *EXTRAS["docs"]]:
         wanted = Requirement(line)
-        (pin,) = (pin for pin in pinned if canonicalize_name(pin.name) == canonicalize_name(wanted.name))
+        (pin,) = (pin for pin in PINNED if canonicalize_name(pin.name) == canonicalize_name(wanted.name))
         assert wanted.specifier.contains(str(pin.specifier).removeprefix("==")), line
 
 
 @pytest.mark.parametrize("version", ["3.11.0", "3.12.0", "3.13.0", "3.14.0"])
 def test_what_the_lock_pins_can_be_installed_on_the_first_release_of_each_python(version):
     # Debian 12 has 3.11.2.
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
-        pin = None if line.startswith("#") else Requirement(line)
-        if pin and (pin.marker is None or pin.marker.evaluate({"python_full_version": version, "python_version": version[:4]})):
+    python = {"python_full_version": version, "python_version": version[:4]}
+    for pin in PINNED:
+        if pin.marker is None or pin.marker.evaluate(python):
             try:
                 needed = importlib.metadata.metadata(pin.name)["Requires-Python"]
             except importlib.metadata.PackageNotFoundError:  # this Python has no wheel of it
                 continue
-            assert SpecifierSet(needed or "").contains(version), f"{line} needs Python {needed}"
+            assert SpecifierSet(needed or "").contains(version), f"{pin} needs Python {needed}"
 
 
 ALONE = """
