@@ -49,6 +49,8 @@ stage_excluded = Event("net.cpp:343", "The NetState contained a not_stage '{}' s
 source_layer_ignored = Event("net.cpp:744", "Ignoring source layer {}")
 fast_in_float32 = Event("common.cpp:1", "numerics fast computes as fp32: this processor has neither AVX512-BF16 nor AMX", WARNING)
 update_not_captured = Event("solver.cpp:1", "The solver's update is not captured as a CUDA graph: {}", WARNING)
+kernel_not_used = Event("common.cpp:2", "The kernel {} is not used on {}: {}", WARNING)
+layout_chosen = Event("net.cpp:2", "Images are kept {}: a pass takes {:.3f} ms channels-last, {:.3f} ms row-major")
 passes_not_captured = Event("net.cpp:1", "The solver's passes are not captured as CUDA graphs: {}", WARNING)
 diff_not_kept = Event("blob.hpp:168", "The diff of a blob of shape {} was not kept; from now on it will be.", WARNING)
 

@@ -96,10 +96,13 @@ class CapturedPasses:
 
     forward   computes the net; gives {blob: value}
     backward  adds the gradients of what `forward` has computed to those of the parameters
+    begin     is called before the GPU is given a pass
     """
 
-    def __init__(self, net: BuiltNet, forward: Callable[[], Values], backward: Callable[[], None]):
-        self._net, self._compute, self._add_gradients = net, forward, backward
+    def __init__(
+        self, net: BuiltNet, forward: Callable[[], Values], backward: Callable[[], None], begin: Callable[[], None] = lambda: None
+    ):
+        self._net, self._compute, self._add_gradients, self._begin = net, forward, backward, begin
         self._layers = [step.layer for step in net.steps]
         self._losses = [name for name, weight in net.blob_loss_weights.items() if weight]
         trains = net.definition.state.phase == caffe_pb2.TRAIN and cuda_graphs.are_used(net.device)
@@ -121,7 +124,9 @@ class CapturedPasses:
                 with inputs.given(others):
                     return self._compute()
             self._replays = True
+            self._begin()
             return self._captured.forward()
+        self._begin()
         if not self._tries:
             return self._compute()
         self._passes += 1

@@ -15,8 +15,8 @@ from caffe.errors import Error
 
 FIRST = 3
 """How often something is computed before it is captured: cuDNN chooses its algorithms, and memory is known to suffice."""
-TRIES = 3
-"""How often it is captured in all, if parameters move or other things change."""
+TRIES = 5
+"""How often it is captured in all, if parameters move or other things change: twice or three times for a layout to be chosen."""
 LARGEST_SHARE = 1 / 3
 """Part of a GPU's memory that a process may take to capture something: a graph keeps its memory when it does not run."""
 SWITCH = "CAFFE_CUDA_GRAPHS"
@@ -38,8 +38,11 @@ def are_used(device: torch.device) -> bool:
 
 def may_capture(device: torch.device) -> bool:
     """Whether a graph may be captured now: none has failed on the GPU, and the process has used a small part of its memory."""
-    if device in failed:
-        return False
+    return device not in failed and has_room(device)
+
+
+def has_room(device: torch.device) -> bool:
+    """Whether the process has used a small part of a GPU's memory."""
     return torch.cuda.max_memory_allocated(device) < LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.autograd.graph import get_gradient_edge
 from caffe.engine import machine, memory, mode, running
 from caffe.engine.captured import CapturedPasses
 from caffe.engine.fusion import Fusion
+from caffe.engine.layouts import Layouts
 from caffe.engine.plan import BackwardPlan, BuiltNet, Call, Joined, Place, Plan, Step, is_in_graph
 from caffe.engine.side import Later, show_held_views
 from caffe.errors import Error, LayerError
@@ -68,11 +70,13 @@ class Executor:
         self._objectives: list[tuple[str, torch.Tensor]] = []
         self._passes = 0
         self._reached = ""
-        # Two-dimensional convolutions are faster channels-last on CPUs, and by a GPU's tensor cores.
-        self.channels_last = any(step.layer.begins_layout and len(step.layer.blobs[0].shape) == 4 for step in steps)
-        if self.channels_last:
-            for step in steps:
-                step.layer.use_channels_last()
+        has_images = any(step.layer.begins_layout and len(step.layer.blobs[0].shape) == 4 for step in steps)
+        self._layouts = Layouts(net.device) if has_images else None
+        self._leader: Callable[[], Executor | None] = lambda: None
+        self.layout: torch.memory_format | None = None
+        """Of images; None where no layer convolves any, and they stay as they are."""
+        if self._layouts:
+            self._lay_out(self._layouts.usual)
         for step in steps:
             for slot, value in step.layer.made_once.items():
                 net.blobs[step.tops[slot]].tensor = value
@@ -83,8 +87,20 @@ class Executor:
         self._makes_graphs = self._learns and (not self._tests or net.definition.force_backward or computed_once)
         self._fusion = Fusion(_in_numerics)
         self._plan = functools.cache(lambda first, last: Plan(net, steps[first : last + 1]))
-        self._training = CapturedPasses(net, self._computed_training, self._add_gradients)
+        self._training = CapturedPasses(
+            net, self._computed_training, self._add_gradients, self._layouts.begin if self._layouts else lambda: None
+        )
         self._backward_plan = functools.cache(lambda first, last: BackwardPlan(steps[first : last + 1], last))
+
+    def _lay_out(self, layout: torch.memory_format) -> None:
+        """Keep images in a layout from now on."""
+        self.layout = layout
+        for step in self.steps:
+            step.layer.lay_out(layout)
+
+    def follow(self, leader: Executor) -> None:
+        """Keep images as another net does, whose parameters are this net's."""
+        self._leader = weakref.ref(leader)
 
     def _join(self) -> None:
         """Set each step's producers and consumers, and which in-place layers may write into their bottoms.
@@ -112,6 +128,8 @@ class Executor:
 
         Every blob's place in the graph is kept for its gradient, unless PyTorch's gradients are off or the net tests.
         """
+        if (leader := self._leader()) and self.layout and leader.layout and self.layout is not leader.layout:
+            self._lay_out(leader.layout)
         edges = torch.is_grad_enabled() and self._makes_graphs
         self._segments += 1
         self._objectives = []
@@ -140,6 +158,9 @@ class Executor:
         plan.release()
         for step in self.steps:
             step.segment, step.places, step.entries = UNSEEN, (), {}  # they hold the memory of the last pass
+        if self._layouts and (layout := self._layouts.next()) is not self.layout:
+            self.forget_captured()
+            self._lay_out(layout)
         self._show(plan, self._training.forward())
 
     def forget_captured(self) -> None:
@@ -241,8 +262,7 @@ class Executor:
         """A blob's current values, as the beginning of a segment."""
         (value,) = from_outside(lambda: (self.net.blobs[name].tensor,))
         value = machine.entering(value)
-        if self.channels_last:
-            value = _channels_last(value)
+        value = self._laid_out(value)
         return value.detach().requires_grad_() if edges and self.net.blob_needs_backward[name] else value
 
     def _compute(self, call: Call, bottoms: Sequence[torch.Tensor]) -> Sequence[Any]:
@@ -268,9 +288,15 @@ class Executor:
         tops: Sequence[Any] = _tops(result)
         if not step.bottoms:
             tops = [machine.entering(top) for top in tops]
-        if not self.channels_last or (step.bottoms and not step.layer.begins_layout):
+        if not self.layout or (step.bottoms and not step.layer.begins_layout):
             return tops
-        return [top if isinstance(top, Later) else _channels_last(top) for top in tops]
+        return [top if isinstance(top, Later) else self._laid_out(top) for top in tops]
+
+    def _laid_out(self, value: torch.Tensor) -> torch.Tensor:
+        """Images in the net's layout; those of one channel, which are in both, keep the strides of rows, as do other values."""
+        if not self.layout or value.dim() != 4 or value.shape[1] == 1:
+            return value
+        return value.contiguous(memory_format=self.layout)
 
     # ---- backward
 
@@ -278,6 +304,8 @@ class Executor:
     def train_backward(self) -> None:
         """Add the gradients of the whole net to those of its parameters, and free the graph's memory."""
         self._training.backward()
+        if self._layouts:
+            self._layouts.end()
         show_held_views()
 
     def _add_gradients(self) -> None:
@@ -382,8 +410,3 @@ class Executor:
 def laid_out_as(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """`value` with the strides of `other`, a tensor of the same shape; `value` itself if it has them."""
     return value if value.stride() == other.stride() else torch.empty_like(other).copy_(value)
-
-
-def _channels_last(value: torch.Tensor) -> torch.Tensor:
-    """Images as channels-last; those of one channel, which are that already, keep the strides of NCHW, as do other values."""
-    return value if value.dim() != 4 or value.shape[1] == 1 else value.contiguous(memory_format=torch.channels_last)

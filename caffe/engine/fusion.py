@@ -29,6 +29,7 @@ _ONEDNN = torch.ops.mkldnn
 _Weights = tuple[list[Tensor], Tensor]
 """What multiplies, for each part of the bottom, and what is added."""
 InNumerics = Callable[[Callable[[], Tensor]], Tensor]
+RELU: tuple[str, tuple[float, ...]] = "relu", ()
 FOLDED_KEPT = 2
 """Shapes of a convolution's bottom for which its folded weights are kept."""
 
@@ -58,11 +59,11 @@ class Fusion:
 
     def joined_in_training(self, calls: Sequence[Call], is_looked_at: Callable[[str], bool]) -> list[Call]:
         """Calls that compute the same, and its gradients: a Scale in place after BatchNorm is a part of it, and so is the Eltwise
-        that adds another blob to their top.
+        that adds another blob to their top. On a GPU, so is a ReLU in place after a sum or a Scale.
         """
         result: list[Call] = []
         for call in calls:
-            joined = self._normalising(result[-1], call, is_looked_at) if result else None
+            joined = self._normalising(result[-1], call, is_looked_at) or _with_relu(result[-1], call) if result else None
             if joined:
                 result[-1] = joined
             else:
@@ -160,6 +161,16 @@ class _Chain:
 
 def _is_in_place(step: Step, top: str) -> bool:
     return step.bottoms == [top] == step.tops
+
+
+def _with_relu(before: Call, call: Call) -> Call | None:
+    """A layer and the ReLU in place after it as one call, on a GPU; None if they are something else."""
+    layer = before.step.layer
+    if before.joined or not layer.takes_relu or not machine.has_kernels(layer.device):
+        return None
+    if not _is_in_place(call.step, before.tops[0]) or call.step.layer.activation != RELU:
+        return None
+    return Call(before.step, before.sources, before.tops, layer.then_relu)
 
 
 def _added_to(step: Step, top: str) -> str:
@@ -262,7 +273,7 @@ def _along_channels(values: Tensor, x: Tensor) -> Tensor:
 
 def _activated(layer: Layer, y: Tensor) -> Tensor:
     """A ReLU of values that nobody else reads."""
-    return torch.relu_(y) if layer.activation == ("relu", ()) else cast(Tensor, layer.forward(y))
+    return torch.relu_(y) if layer.activation == RELU else cast(Tensor, layer.forward(y))
 
 
 class _Geometry(Protocol):
@@ -284,7 +295,7 @@ class _Convolution:
         self._layer = cast(_Geometry, chain.head.layer)
         self._geometry = self._layer.pad, self._layer.stride, self._layer.dilation, self._layer.group
         self._act = chain.act.layer if chain.act else None
-        self._relu = "relu" if self._act and self._act.activation == ("relu", ()) else None
+        self._relu = "relu" if self._act and self._act.activation == RELU else None
         """What the kernel computes after a sum: ReLU, but no other activation."""
         self._device = chain.head.layer.device
         self._channels = chain.head.layer.blobs[0].shape[1] * self._layer.group
@@ -379,6 +390,8 @@ class _Convolution:
         if not kernel or not is_exact or x.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
             top = self._top(x, weight, bias, kernel, None)
             self._check_sum(top, other)
+            if self._relu and machine.has_kernels(self._device):
+                return top, cast(Step, self._chain.sum).layer.then_relu(other, top)
             return top, other + top if self._act is None else _activated(self._act, other + top)
         try:
             y = _ONEDNN._convolution_pointwise.binary(x, other, weight, bias, *self._geometry, "add", 1.0, self._relu, (), "")

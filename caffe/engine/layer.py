@@ -126,6 +126,8 @@ class Layer:
     """Whether each channel of its one top depends on that channel of its one bottom alone."""
     takes_affine = False
     """Whether `then_affine` computes it with an affine layer after it, in training."""
+    takes_relu = False
+    """Whether `then_relu` computes it with a ReLU in place after it, in one pass over memory on GPUs."""
     can_be_folded = False
     """Whether it is a convolution of images whose weights can take up affine layers that follow."""
     takes_bfloat16 = False
@@ -240,6 +242,10 @@ class Layer:
         """The top, multiplied by `scale` and increased by `shift` along the second axis, both (C,), as one operation."""
         raise NotImplementedError
 
+    def then_relu(self, *bottoms: torch.Tensor) -> torch.Tensor:
+        """The top of a sum or a Scale, or 0 where it is less; NaN stays NaN."""
+        raise NotImplementedError
+
     def normalised(self, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
         """What `then_affine` gives by the batch's statistics, for a second time: nothing is added to running sums."""
         raise NotImplementedError
@@ -263,8 +269,8 @@ class Layer:
         """
         return ""
 
-    def use_channels_last(self) -> None:
-        """Make the parameters, and tops that would be converted at each pass, channels-last."""
+    def lay_out(self, layout: torch.memory_format) -> None:
+        """Put the parameters, and tops that would be converted at each pass, into a memory layout for images."""
 
     def convert_blobs(self, stored: list[Stored]) -> list[Stored]:
         """The parameters of a weights file as this layer has them, where it can take others than of its own shapes."""

@@ -2,11 +2,11 @@
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from caffe import events
+from caffe import events, kernels
 from caffe.engine import memory, mode
 from caffe.engine.allocator import keep_freed_memory
 from caffe.numerics import scope
@@ -53,6 +53,16 @@ def entering(value: torch.Tensor) -> torch.Tensor:
 def product_type(device: torch.device) -> torch.dtype:
     """What convolutions and inner products multiply: bfloat16 in `fast` where that is faster; sums are float32."""
     return torch.bfloat16 if mode.numerics() == "fast" and _multiplies_bfloat16(device) else torch.float32
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether a GPU's kernels are used now."""
+    return mode.numerics() != "reproducible" and kernels.are_used(device)
+
+
+def by_kernel(name: str, plain: Callable[..., T], *given: Any) -> T:
+    """What `plain` computes from the arguments given; on a GPU by the kernel of that name, except in `reproducible`."""
+    return plain(*given) if mode.numerics() == "reproducible" else kernels.compute(name, plain, *given)
 
 
 def sum_type(x: torch.Tensor) -> torch.dtype:

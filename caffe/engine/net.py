@@ -247,6 +247,7 @@ class Net(early.EarlyCalls):
             found, expected = f"share_with a net on {other.device}", f"this net is on {self.device}"
             raise Error(f'net "{self.name}"', found, expected, "make both after the same set_device, or use copy_from")
         parameters.share_weights(self.layers, other.layers)
+        self._runner.follow(other._runner)
 
     def save(self, path: os.PathLike[str] | str, diff: bool = False) -> None:
         """Write the net's parameters as a .caffemodel; whole or not at all."""

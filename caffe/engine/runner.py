@@ -1,5 +1,7 @@
 """Run a net's passes: all layers at once, or one by one for callbacks or debug_info."""
 
+from __future__ import annotations
+
 import functools
 import operator
 from collections import defaultdict
@@ -30,6 +32,10 @@ class Runner:
         self._passing = [net.blobs[name].diff_side for name in passing]
         self._shows_training = False
         """Whether diffs of blobs are kept in the pass that runs."""
+
+    def follow(self, leader: Runner) -> None:
+        """Keep images in memory as another net does, whose parameters are this net's."""
+        self._executor.follow(leader._executor)
 
     def forward(self, first: int, last: int) -> None:
         """Compute the tops of layers `first` to `last`."""

@@ -90,9 +90,8 @@ class DummyData(Source):
                 fillers.fill(self.values[index], filler, self.where)
         return tuple(self.values)
 
-    def use_channels_last(self) -> None:
-        layouts = [torch.channels_last if value.dim() == 4 else torch.contiguous_format for value in self.values]
-        self.values = [value.contiguous(memory_format=layout) for value, layout in zip(self.values, layouts, strict=True)]
+    def lay_out(self, layout: torch.memory_format) -> None:
+        self.values = [value.contiguous(memory_format=layout) if value.dim() == 4 else value for value in self.values]
 
     def batch_dependence(self) -> str:
         return "" if all(filler.type == "constant" for filler in self.fillers) else "draws its values at random"
@@ -138,9 +137,9 @@ class Prefetching(Records):
         """Where images are transformed: a GPU interpolates with other roundings than the CPU."""
         return torch.device("cpu") if mode.numerics() == "reproducible" else self.device
 
-    def use_channels_last(self) -> None:
+    def lay_out(self, layout: torch.memory_format) -> None:
         if isinstance(transformer := getattr(self, "transformer", None), Transformer):
-            transformer.pixel_after_pixel = True
+            transformer.pixel_after_pixel = layout is torch.channels_last
 
     def read(self, position: int) -> Iterator[Batch]:
         """Yield the tops of batch after batch endlessly, starting at the record `position`; subclasses define it."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe import events
+from caffe.engine import machine
 from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.formats.stored import read_array
 from caffe.layer_types.utility import out_of_range
@@ -148,9 +149,10 @@ class _SoftmaxLoss(torch.autograd.Function):
     def forward(
         ctx: Any, scores: Tensor, target: Tensor, along: int, weights: Tensor | None, count: float | Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
-        probability = torch.softmax(scores, along)
-        chosen = probability.gather(along, target).clamp_min_(FLT_MIN).log_()
-        loss = (chosen if weights is None else chosen * weights).sum() / -count
+        logarithms, probability = machine.by_kernel(
+            "softmax.softmax_loss", _log_probabilities, scores, target, weights, along, FLT_MIN
+        )
+        loss = logarithms.sum() / -count
         ctx.save_for_backward(probability, target, weights)
         ctx.along, ctx.count, ctx.smoothing = along, count, smoothing
         ctx.mark_non_differentiable(probability)
@@ -159,11 +161,28 @@ class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         probability, target, weights = ctx.saved_tensors
-        share = gradient / ctx.count
-        if ctx.smoothing:
-            probability = probability - ctx.smoothing / max(1, probability.shape[ctx.along :].numel() - 1)
-        difference = probability.scatter(ctx.along, target, ctx.smoothing - 1, reduce="add")
-        return difference.mul_(share if weights is None else weights * share), None, None, None, None, None
+        others = ctx.smoothing / max(1, probability.shape[ctx.along :].numel() - 1)
+        given = probability, target, weights, gradient / ctx.count, ctx.along, ctx.smoothing, others
+        return machine.by_kernel("softmax.softmax_loss_backward", _differences, *given), None, None, None, None, None
+
+
+def _log_probabilities(
+    scores: Tensor, target: Tensor, weights: Tensor | None, along: int, smallest: float
+) -> tuple[Tensor, Tensor]:
+    """The logarithm of each target's probability, at least that of `smallest`, times its weight; and all probabilities."""
+    probability = torch.softmax(scores, along)
+    chosen = probability.gather(along, target).clamp_min_(smallest).log_()
+    return chosen if weights is None else chosen * weights, probability
+
+
+def _differences(
+    probability: Tensor, target: Tensor, weights: Tensor | None, share: Tensor, along: int, smoothing: float, others: float
+) -> Tensor:
+    """The gradient in the scores: (p - others, less 1 - smoothing for the target) · share · the target's weight."""
+    if smoothing:
+        probability = probability - others
+    difference = probability.scatter(along, target, smoothing - 1, reduce="add")
+    return difference.mul_(share if weights is None else weights * share)
 
 
 @register("SoftmaxWithLoss", "softmax_param")

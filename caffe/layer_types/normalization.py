@@ -247,6 +247,7 @@ class Scale(_AlongAxes, is_capturable=True):
         p = self.param.scale_param
         if p.bias_term:
             self.add_blob(self.blobs[0].shape if second is None else second, p.bias_filler)
+        self.takes_relu = self.is_per_channel
 
     def per_channel(self) -> tuple[Tensor, Tensor | None] | None:
         if not self.is_per_channel:
@@ -255,11 +256,58 @@ class Scale(_AlongAxes, is_capturable=True):
         return factor, term[0] if term else None
 
     def forward(self, x: Tensor, *factors: Tensor) -> Tensor:
+        if self.is_per_channel and machine.has_kernels(x.device):
+            return self._by_kernel(x, relu=False)
         parameters = self.parameters()
         factor = factors[0] if factors else parameters.pop(0)
         if parameters:
             return torch.addcmul(self.expand(parameters[0]), x, self.expand(factor))
         return x * self.expand(factor)
+
+    def then_relu(self, x: Tensor) -> Tensor:
+        return self._by_kernel(x, relu=True)
+
+    def _by_kernel(self, x: Tensor, relu: bool) -> Tensor:
+        factor, *term = self.parameters()
+        y: Tensor = _Scaled.apply(x, factor, term[0] if term else None, relu)
+        return y
+
+
+class _Scaled(torch.autograd.Function):
+    """factor · x + term for each channel of x, (N, C, …), and with `relu` a ReLU: by a kernel of a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, term: Tensor | None, relu: bool) -> Tensor:
+        y = machine.by_kernel("chains.scale", _scaled, x, factor, term, relu)
+        ctx.save_for_backward(x, y if relu else x, factor)
+        ctx.given = term is not None, relu
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, factor = ctx.saved_tensors
+        has_term, relu = ctx.given
+        given = x, y, gradient, factor, has_term, relu
+        of_x, of_factor, of_term = machine.by_kernel("chains.scale_backward", _scaled_backward, *given)
+        return of_x, of_factor, of_term if has_term else None, None
+
+
+def _scaled(x: Tensor, factor: Tensor, term: Tensor | None, relu: bool) -> Tensor:
+    y = x * _along_channels(factor, x) if term is None else torch.addcmul(_along_channels(term, x), x, _along_channels(factor, x))
+    return torch.relu_(y) if relu else y
+
+
+def _scaled_backward(
+    x: Tensor, y: Tensor, gradient: Tensor, factor: Tensor, has_term: bool, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    passed = torch.where(y <= 0, 0, gradient) if relu else gradient
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    of_term = passed.sum(axes) if has_term else torch.zeros_like(factor)
+    return passed * _along_channels(factor, x), (passed * x).sum(axes), of_term
+
+
+def _along_channels(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.dim() - 2))
 
 
 @register("Bias")

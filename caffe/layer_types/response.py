@@ -62,31 +62,38 @@ class _AcrossChannels(torch.autograd.Function):
     """y = x · s^-beta with s = k + alpha / n · (window sum of x²); saves only x for backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *constants: float) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.constants = size, alpha, beta, k
-        rows = _rows(x)
-        windows, y = _Windows(rows, size), torch.empty_like(rows)
-        for here in _pieces(rows, windows.step):
-            values = rows[here]
-            scale = windows.scale(values, alpha / size, k)
-            y[here].copy_(_power(scale, -beta).mul_(values))
-        return _images(y, x)
+        ctx.constants = constants
+        return machine.by_kernel("response.lrn", _forward, x, *constants)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        size, alpha, beta, k = ctx.constants
-        rows, gradients = _rows(x), _rows(gradient)
-        windows, result = _Windows(rows, size), torch.empty_like(rows)
-        for here in _pieces(rows, windows.step):
-            values = rows[here]
-            scale = windows.scale(values, alpha / size, k)
-            direct = _power(scale, -beta).mul_(gradients[here])
-            windows.terms(len(values)).copy_(direct).mul_(values).div_(scale)
-            through = windows.sums(len(values)).mul_(values)
-            result[here].copy_(direct.sub_(through.mul_(2 * alpha * beta / size)))
-        return _images(result, x), None, None, None, None
+        return machine.by_kernel("response.lrn_backward", _backward, x, gradient, *ctx.constants), None, None, None, None
+
+
+def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    rows = _rows(x)
+    windows, y = _Windows(rows, size), torch.empty_like(rows)
+    for here in _pieces(rows, windows.step):
+        values = rows[here]
+        scale = windows.scale(values, alpha / size, k)
+        y[here].copy_(_power(scale, -beta).mul_(values))
+    return _images(y, x)
+
+
+def _backward(x: Tensor, gradient: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    rows, gradients = _rows(x), _rows(gradient)
+    windows, result = _Windows(rows, size), torch.empty_like(rows)
+    for here in _pieces(rows, windows.step):
+        values = rows[here]
+        scale = windows.scale(values, alpha / size, k)
+        direct = _power(scale, -beta).mul_(gradients[here])
+        windows.terms(len(values)).copy_(direct).mul_(values).div_(scale)
+        through = windows.sums(len(values)).mul_(values)
+        result[here].copy_(direct.sub_(through.mul_(2 * alpha * beta / size)))
+    return _images(result, x)
 
 
 def _rows(x: Tensor) -> Tensor:

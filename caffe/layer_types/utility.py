@@ -3,10 +3,12 @@
 import functools
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from caffe.engine import machine
 from caffe.engine.layer import Layer, Shape, Tops, register
 from caffe.proto import caffe_pb2
 
@@ -88,6 +90,30 @@ class Flatten(Layer, is_capturable=True, takes_bfloat16=True):
         return x.flatten(self.first, self.last)
 
 
+class _SumRelu(torch.autograd.Function):
+    """max(first + second, 0), by a kernel of a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        y = machine.by_kernel("chains.sum_relu", _sum_relu, first, second)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (y,) = ctx.saved_tensors
+        passed = machine.by_kernel("chains.relu_backward", _relu_backward, y, gradient)
+        return passed, passed
+
+
+def _sum_relu(first: Tensor, second: Tensor) -> Tensor:
+    return torch.relu_(first + second)
+
+
+def _relu_backward(y: Tensor, gradient: Tensor) -> Tensor:
+    return torch.where(y <= 0, 0, gradient)
+
+
 @register("Eltwise")
 class Eltwise(Layer, is_capturable=True, takes_bfloat16=True):
     """Product, weighted sum or maximum of bottoms of one shape.
@@ -105,6 +131,7 @@ class Eltwise(Layer, is_capturable=True, takes_bfloat16=True):
         p = self.param.eltwise_param
         if not self.only_adds or len(shapes) > 2:  # rounded once
             self.takes_bfloat16 = False
+        self.takes_relu = self.only_adds and len(shapes) == 2
         if p.coeff and len(p.coeff) != len(shapes):
             raise self.error(f"{len(p.coeff)} values of coeff", f"there are {len(shapes)} bottoms")
         if p.coeff and p.operation == caffe_pb2.EltwiseParameter.PROD:
@@ -118,6 +145,11 @@ class Eltwise(Layer, is_capturable=True, takes_bfloat16=True):
     def only_adds(self) -> bool:
         p = self.param.eltwise_param
         return p.operation == caffe_pb2.EltwiseParameter.SUM and all(coefficient == 1 for coefficient in p.coeff)
+
+    def then_relu(self, first: Tensor, second: Tensor) -> Tensor:
+        self.require_same_shape(tuple(first.shape), tuple(second.shape))
+        y: Tensor = _SumRelu.apply(first, second)
+        return y
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
         if any(other.shape != first.shape for other in others):

@@ -131,10 +131,10 @@ class _Convolving(_Windows):
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
 
-    def use_channels_last(self) -> None:
+    def lay_out(self, layout: torch.memory_format) -> None:
         """Lay out the weights of a two-dimensional convolution as its images."""
         if self.begins_layout and len(self.blobs[0].shape) == 4 and not self.takes_pairs:
-            self.blobs[0].lay_out(torch.channels_last)
+            self.blobs[0].lay_out(layout)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError

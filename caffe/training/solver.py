@@ -16,6 +16,7 @@ from caffe.engine.side import show_held_views
 from caffe.errors import FileError, SolverError
 from caffe.formats import forks, prototxt
 from caffe.formats.files import check_exists
+from caffe.kernels.rules import Rule
 from caffe.numerics import NUMERICS
 from caffe.proto import caffe_pb2
 from caffe.training import diagnosis, local_rates, policies, snapshots, solver_nets, testing
@@ -57,10 +58,13 @@ class Solver:
     is_capturable = False
     """Whether `update` depends on nothing but its arguments and `_constants`, so that a CUDA graph can repeat it."""
 
-    def __init_subclass__(cls, *, is_capturable: bool = False, **options: Any) -> None:
-        """An attribute that is not inherited, as `update` of a derived class may be another."""
+    has_kernel = False
+    """Whether a GPU's kernel (`caffe.kernels.update`) computes `update` by the name of the solver's type."""
+
+    def __init_subclass__(cls, *, is_capturable: bool = False, has_kernel: bool = False, **options: Any) -> None:
+        """Attributes that are not inherited, as `update` of a derived class may be another."""
         super().__init_subclass__(**options)
-        cls.is_capturable = is_capturable
+        cls.is_capturable, cls.has_kernel = is_capturable, has_kernel
 
     def __init__(self, solver_file: os.PathLike[str] | str, param: caffe_pb2.SolverParameter | None = None):
         self.path = os.fsdecode(solver_file)
@@ -90,7 +94,7 @@ class Solver:
             net.debug_info = net.debug_info or self.param.debug_info
         self._groups = Groups(self.net.learnable_params(), self.histories)
         self.history = self._groups.history
-        self._updates = Updates(self._groups.groups, self._change, self.net.device)
+        self._updates = Updates(self._groups.groups, self._change, self.net.device, self._rule)
         events.solver_initialized()
 
     def _use_numerics(self) -> None:
@@ -297,6 +301,15 @@ class Solver:
         p = self.param
         of_rules = (self.momentum(), p.momentum2, p.delta, p.rms_decay)
         return p.iter_size, p.regularization_type, policies.weight_decay(p, self.iter), of_rules
+
+    def _rule(self, group: Group) -> Rule | None:
+        """What `_change` computes for a group, for a GPU's kernel; None if that has none."""
+        p = self.param
+        if not self.has_kernel or p.local_lr_auto or p.larc:
+            return None
+        decay = policies.weight_decay(p, self.iter) * group.decay_mult
+        numbers = self.momentum(), p.momentum2, p.rms_decay, p.delta
+        return Rule(self.type, 1 / p.iter_size, decay, p.regularization_type == "L1", *numbers)
 
     def _change(self, group: Group, gradients: Tensors, rate: Rate) -> Tensors:
         """Change a group's parameters and histories by gradients, which are changed too; returns what is subtracted."""

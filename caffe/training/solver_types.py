@@ -18,7 +18,7 @@ from caffe.training.solver import Solver
 from caffe.training.updates import Rate
 
 
-class SGDSolver(Solver, is_capturable=True):
+class SGDSolver(Solver, is_capturable=True, has_kernel=True):
     """h = m h + r g; subtracts h."""
 
     type = "SGD"
@@ -32,7 +32,7 @@ class SGDSolver(Solver, is_capturable=True):
         return histories[0]
 
 
-class NesterovSolver(Solver, is_capturable=True):
+class NesterovSolver(Solver, is_capturable=True, has_kernel=True):
     """h' = m h + r g; subtracts (1 + m) h' - m h."""
 
     type = "Nesterov"
@@ -46,7 +46,7 @@ class NesterovSolver(Solver, is_capturable=True):
         return updates
 
 
-class AdaGradSolver(Solver, is_capturable=True):
+class AdaGradSolver(Solver, is_capturable=True, has_kernel=True):
     """h = h + g²; subtracts r g / (√h + delta) (Duchi et al. 2011)."""
 
     type = "AdaGrad"
@@ -57,7 +57,7 @@ class AdaGradSolver(Solver, is_capturable=True):
         return _scaled(gradients, histories[0], self.param.delta, rate)
 
 
-class RMSPropSolver(Solver, is_capturable=True):
+class RMSPropSolver(Solver, is_capturable=True, has_kernel=True):
     """h = rms_decay h + (1 - rms_decay) g²; subtracts r g / (√h + delta) (Tieleman and Hinton 2012)."""
 
     type = "RMSProp"
@@ -73,7 +73,7 @@ class RMSPropSolver(Solver, is_capturable=True):
         return _scaled(gradients, histories[0], self.param.delta, rate)
 
 
-class AdaDeltaSolver(Solver, is_capturable=True):
+class AdaDeltaSolver(Solver, is_capturable=True, has_kernel=True):
     """h = m h + (1 - m) g²; u = g √((delta + k) / (delta + h)); k = m k + (1 - m) u²; subtracts r u (Zeiler 2012)."""
 
     type = "AdaDelta"
@@ -92,7 +92,7 @@ class AdaDeltaSolver(Solver, is_capturable=True):
         return gradients
 
 
-class AdamSolver(Solver, is_capturable=True):
+class AdamSolver(Solver, is_capturable=True, has_kernel=True):
     """h = m h + (1 - m) g; k = m2 k + (1 - m2) g²; subtracts r √(1 - m2^t) / (1 - m^t) · h / (√k + delta) (Kingma and Ba 2015).
 
     t counts iterations from 1.

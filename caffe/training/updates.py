@@ -4,19 +4,26 @@ It is some ten operations on all parameters at once, whose starts take the host 
 net. What changes from iteration to iteration, the rates, are numbers on the GPU, which a graph reads.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from caffe import events
-from caffe.engine import cuda_graphs, mode
+from caffe import events, kernels
+from caffe.engine import cuda_graphs, machine, mode
+from caffe.kernels.rules import Rule
 from caffe.training.groups import Group, Tensors
 
 Rate = float | Tensor
 Change = Callable[[Group, Tensors, Rate], Tensors]
+
+
+TRIED = 4096
+"""Number of values of each parameter on which a kernel is tried."""
 
 
 @dataclass
@@ -31,10 +38,13 @@ class Updates:
     """The updates of a solver's groups.
 
     change  changes a group's parameters and histories by its gradients and a rate; returns what it has subtracted
+    rule    what it computes for a group, where a GPU has a kernel for that; else None
     """
 
-    def __init__(self, groups: Sequence[Group], change: Change, device: torch.device):
-        self._groups, self._change, self._device = groups, change, device
+    def __init__(self, groups: Sequence[Group], change: Change, device: torch.device, rule: Callable[[Group], Rule | None]):
+        self._groups, self._change, self._device, self._rule = groups, change, device, rule
+        self._kernels: dict[int, Any] = {}
+        """The kernel of each group, by its number."""
         self._tries = cuda_graphs.TRIES if cuda_graphs.are_used(device) else 0
         self._rates: list[Tensor] = []
         self._computed = 0
@@ -59,7 +69,33 @@ class Updates:
             group.show_updates(subtracted)
 
     def _compute(self, gradients: Sequence[Tensors], rates: Sequence[Rate]) -> list[Tensors]:
-        return [self._change(*each) for each in zip(self._groups, gradients, rates, strict=True)]
+        given = zip(self._groups, gradients, rates, strict=True)
+        return [self._updated(number, *each) for number, each in enumerate(given)]
+
+    def _updated(self, number: int, group: Group, gradients: Tensors, rate: Rate) -> Tensors:
+        """Change a group, by a kernel where there is one; returns what is subtracted."""
+        rule = self._rule(group) if isinstance(rate, Tensor) and machine.has_kernels(self._device) else None
+        if rule is None or not isinstance(rate, Tensor) or not self._works(rule, group, gradients, rate):
+            return self._change(group, gradients, rate)
+        if number not in self._kernels:
+            self._kernels[number] = _kernel(self._device)
+        found: Tensors = self._kernels[number](rule, group.data, gradients, group.histories, rate)
+        return found
+
+    def _works(self, rule: Rule, group: Group, gradients: Tensors, rate: Tensor) -> bool:
+        """Whether the kernel of a rule is used: it gives what computing gives, for a part of each parameter."""
+
+        def gives_same() -> bool:
+            results = []
+            for change in (functools.partial(_by_kernel, rule), self._change):
+                copy = replace(group, data=_parts(group.data), histories=[_parts(each) for each in group.histories])
+                updates = change(copy, _parts(gradients), rate)
+                results.append([*updates, *copy.data, *_flat(copy.histories)])
+            return kernels.are_close(*results)
+
+        values = _flat([group.data, gradients, *group.histories])
+        is_plain = all(each.dtype is torch.float32 and each.is_contiguous() for each in values)
+        return is_plain and kernels.works(f"update.{rule.name}", self._device, torch.float32, gives_same)
 
     def _on_gpu(self, gradients: Sequence[Tensors], rates: Sequence[float], constants: object) -> list[Tensors]:
         """The update with rates on the GPU, so that its numbers do not depend on whether it is replayed."""
@@ -116,6 +152,21 @@ class Updates:
         if after is not None:
             _put(after[: len(state)], state)
         return updates
+
+
+def _kernel(device: torch.device) -> Any:
+    from caffe.kernels.update import Fused  # which imports Triton
+
+    return Fused(device)
+
+
+def _by_kernel(rule: Rule, group: Group, gradients: Tensors, rate: Rate) -> Tensors:
+    found: Tensors = _kernel(group.data[0].device)(rule, group.data, gradients, group.histories, rate)
+    return found
+
+
+def _parts(tensors: Tensors) -> Tensors:
+    return [each.reshape(-1)[:TRIED].clone() for each in tensors]
 
 
 def _flat(groups: Iterable[Tensors]) -> list[Tensor]:

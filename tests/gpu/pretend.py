@@ -16,6 +16,7 @@ import functools
 import runpy
 import sys
 import threading
+import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -90,10 +91,16 @@ class Event:
 
     def __init__(self, **_: Any) -> None:
         self.seen: dict[Stream, int] = {}
+        self.time = 0.0
 
     def record(self, stream: Stream | None = None) -> None:
         stream = stream or current_stream()
         self.seen = {**stream.seen, stream: stream.count}
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, later: "Event") -> float:
+        """Milliseconds until another."""
+        return (later.time - self.time) * 1000
 
     def synchronize(self) -> None:
         pass
@@ -281,7 +288,8 @@ class _Operations(TorchDispatchMode):
         graph = getattr(_local, "graph", None)
         if graph is not None:
             graph.note_given(func, args)
-        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction() if func.namespace == "caffe_kernels" else contextlib.nullcontext():
+            result = func(*args, **kwargs)  # Triton's interpreter computes on a processor
         made = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in storages]
         if graph is not None:
             graph.note(functools.partial(func, *args, **kwargs), made)
