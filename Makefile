@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env demo test test-pretend-gpu test-long test-slurm test-scalar lint bench proto schema clean rebuild-check example-manifest check-all gpu-check
+.PHONY: help env demo test test-pretend-gpu test-long test-slurm test-scalar test-kernels lint bench proto schema clean rebuild-check example-manifest check-all gpu-check
 
 # The checked config of the example, as the last build in a folder fixed it.
 FIXED = $$(ls -t $(1)/.snakemake/roastery/*.json | head -1)
@@ -50,6 +50,15 @@ NUMERIC := tests/caffe/layer_types tests/caffe/engine/test_gradients.py tests/ca
 
 test-slurm: env  ## run the workflow on a Slurm cluster of one node, where Debian's packages can be installed
 	@code=0; $(BIN)/python -m tests.slurm.cluster pytest tests/slurm || code=$$?; [ $$code = 77 ] || exit $$code
+
+# PyTorch's builds for CUDA bring Triton along; the one for processors, which the environment has here, does not.
+TRITON := triton==3.9.0
+BY_KERNELS := lrn or softmax or eltwise or scale or (updates and fp32)
+
+test-kernels: env  ## test the kernels for GPUs on a processor; installs Triton in .venv, 1 GB
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TRITON)
+	TRITON_INTERPRET=1 pytest -n auto tests/kernels
+	TRITON_INTERPRET=1 pytest -n auto --pretend-gpu tests/caffe/layer_types/test_recordings.py -k "$(BY_KERNELS)"
 
 test-scalar: env  ## run the numeric tests as a processor without AVX would, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long" $(NUMERIC)

@@ -179,6 +179,24 @@ def graphs() -> str:
     return f"the same weights after 520 iterations; {replayed} an iteration, {plain} without graphs"
 
 
+def kernels() -> str:
+    """The engine's kernels give what PyTorch's operations give; their time over that of these."""
+    import csv
+
+    with tempfile.TemporaryDirectory() as name:
+        figures = Path(name) / "kernels.csv"
+        command = [sys.executable, str(Path(__file__).with_name("kernels.py")), "--csv", str(figures)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
+            raise AssertionError("; ".join(failed)[:1000] or done.stderr.strip()[-300:])
+        with figures.open() as file:
+            rows = list(csv.DictReader(file))
+    return "; ".join(
+        f"{row['kernel']} ({row['values']}) {float(row['ratio']):.2f}, {float(row['GB/s']):.0f} GB/s" for row in rows
+    )
+
+
 def reproducible() -> str:
     """The weights of three nets in `reproducible`, on the GPU and on the CPU."""
     import caffe
@@ -227,6 +245,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "recorded layers, reproducible": layers_reproducible,
     "recorded solvers, fp32": solvers,
     "LeNet's recorded losses": trajectory,
+    "kernels": kernels,
     "CUDA graphs": graphs,
     "reproducible": reproducible,
     "training iterations": numerics,

@@ -25,7 +25,7 @@ import sides
 import torch
 
 import caffe
-from caffe.engine import cuda_graphs
+from caffe.engine import layouts
 from caffe.numerics import NUMERICS
 from caffe.numerics.registry import OURS
 
@@ -94,7 +94,7 @@ def main() -> None:
         chosen = [each for each in NUMERICS if each in ("fp32", *a.numerics)]
         steps = {numerics: iteration(solver_of(name, measured, a.gpu), numerics) for numerics in chosen}
         for step in steps.values() if a.gpu else ():
-            for _ in range(cuda_graphs.FIRST + 2):
+            for _ in range(layouts.CHOSEN_AFTER):
                 step()
         steps["fp32"]()
         length = alternating.Length.of(alternating.on_cpu(steps["fp32"], 1)[0])

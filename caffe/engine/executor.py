@@ -71,7 +71,8 @@ class Executor:
         self._passes = 0
         self._reached = ""
         has_images = any(step.layer.begins_layout and len(step.layer.blobs[0].shape) == 4 for step in steps)
-        self._layouts = Layouts(net.device) if has_images else None
+        self._tests = net.definition.state.phase == caffe_pb2.TEST
+        self._layouts = Layouts(net.device, is_timed=not self._tests) if has_images else None
         self._leader: Callable[[], Executor | None] = lambda: None
         self.layout: torch.memory_format | None = None
         """Of images; None where no layer convolves any, and they stay as they are."""
@@ -82,7 +83,6 @@ class Executor:
                 net.blobs[step.tops[slot]].tensor = value
         self._join()
         computed_once = any(step.layer.runs_user_code or step.layer.batch_dependence() for step in steps)
-        self._tests = net.definition.state.phase == caffe_pb2.TEST
         self._learns = any(step.needs_backward for step in steps)
         self._makes_graphs = self._learns and (not self._tests or net.definition.force_backward or computed_once)
         self._fusion = Fusion(_in_numerics)
@@ -101,6 +101,16 @@ class Executor:
     def follow(self, leader: Executor) -> None:
         """Keep images as another net does, whose parameters are this net's."""
         self._leader = weakref.ref(leader)
+
+    def _choose_layout(self) -> None:
+        """Keep images in the layout in which the pass that follows is computed."""
+        if self._layouts is None:
+            return
+        leader = self._leader()
+        layout = leader.layout if leader else self._layouts.next()
+        if layout and layout is not self.layout:
+            self.forget_captured()
+            self._lay_out(layout)
 
     def _join(self) -> None:
         """Set each step's producers and consumers, and which in-place layers may write into their bottoms.
@@ -128,12 +138,12 @@ class Executor:
 
         Every blob's place in the graph is kept for its gradient, unless PyTorch's gradients are off or the net tests.
         """
-        if (leader := self._leader()) and self.layout and leader.layout and self.layout is not leader.layout:
-            self._lay_out(leader.layout)
         edges = torch.is_grad_enabled() and self._makes_graphs
         self._segments += 1
         self._objectives = []
         plan = self._plan(first, last)
+        if first == 0:
+            self._choose_layout()
         for step in self.steps[first : last + 1]:
             step.segment = self._segments if edges else UNSEEN - self._segments
             step.places = ()  # they hold the memory of the last pass
@@ -158,9 +168,7 @@ class Executor:
         plan.release()
         for step in self.steps:
             step.segment, step.places, step.entries = UNSEEN, (), {}  # they hold the memory of the last pass
-        if self._layouts and (layout := self._layouts.next()) is not self.layout:
-            self.forget_captured()
-            self._lay_out(layout)
+        self._choose_layout()
         self._show(plan, self._training.forward())
 
     def forget_captured(self) -> None:

@@ -19,6 +19,8 @@ SWITCH = "CAFFE_LAYOUT"
 NAMES = {"channels_last": torch.channels_last, "row_major": torch.contiguous_format}
 WARM, TIMED = cuda_graphs.FIRST + 2, 3
 """Passes in a layout before those that are timed, in which cuDNN chooses algorithms and graphs are captured; and those."""
+CHOSEN_AFTER = 2 * (WARM + TIMED) + WARM
+"""Passes after which a layout is chosen, and its graphs are captured."""
 GAIN = 0.97
 """Part of the time channels-last takes that the other layout must not exceed to be chosen."""
 
@@ -27,9 +29,12 @@ _Timing = tuple[torch.cuda.Event, torch.cuda.Event]
 
 
 class Layouts:
-    """The layout for each of a solver's passes on a device: until it is chosen, one after the other."""
+    """The layout for each of a solver's passes on a device: until it is chosen, one after the other.
 
-    def __init__(self, device: torch.device):
+    is_timed  whether passes are those of a training
+    """
+
+    def __init__(self, device: torch.device, is_timed: bool):
         self._device = device
         self.usual: Layout = torch.channels_last
         given = os.environ.get(SWITCH, "") if device.type == "cuda" else ""
@@ -37,7 +42,7 @@ class Layouts:
             if given not in NAMES:
                 raise Error(f"environment variable {SWITCH}", repr(given), f"one of {', '.join(NAMES)}")
             self.usual = NAMES[given]
-        self._is_measured = device.type == "cuda" and not given
+        self._is_measured = is_timed and device.type == "cuda" and not given
         self._layout = self.usual
         self._passes = 0
         self._start: torch.cuda.Event | None = None

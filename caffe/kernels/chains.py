@@ -14,7 +14,7 @@ BLOCK = 2048
 PIXELS, CHANNELS = 64, 32
 """Size of the piece of a map that a program of the Scale's gradient has in its registers."""
 PIECES = 32
-"""How many of them one program sums."""
+"""How many of them one program sums at most."""
 
 
 @triton.jit
@@ -27,8 +27,9 @@ def _sum_relu(first, second, y, count, BLOCK: tl.constexpr):
 @triton.jit
 def _relu_backward(y, gradient, result, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    passed = tl.load(gradient + at, at < count)
-    tl.store(result + at, tl.where(tl.load(y + at, at < count) <= 0, 0.0, passed).to(result.dtype.element_ty), at < count)
+    passed = tl.load(gradient + at, at < count).to(tl.float32)
+    is_zero = tl.load(y + at, at < count).to(tl.float32) <= 0
+    tl.store(result + at, tl.where(is_zero, 0.0, passed).to(result.dtype.element_ty), at < count)
 
 
 @triton.jit
@@ -63,7 +64,7 @@ def _scale_relu_backward(
         there = (pixel < pixels)[:, None] & (channel < channels)[None, :]
         passed = tl.load(gradient + at, there, other=0.0).to(tl.float32)
         if HAS_RELU:
-            passed = tl.where(tl.load(y + at, there, other=0.0) <= 0, 0.0, passed)
+            passed = tl.where(tl.load(y + at, there, other=0.0).to(tl.float32) <= 0, 0.0, passed)
         tl.store(result + at, (passed * factor[None, :]).to(result.dtype.element_ty), there)
         by_values += passed * tl.load(x + at, there, other=0.0).to(tl.float32)
         if HAS_TERMS:
@@ -119,11 +120,12 @@ def scale_backward(
     gradient, y, result = alike(gradient, x), alike(y, x), torch.empty_like(x)
     size, channel_stride, pixel_stride = _strides(x)
     pixels, channels = x.shape[0] * size, x.shape[1]
-    parts = blocks(pixels, PIXELS * PIECES)
+    pieces = min(PIECES, triton.next_power_of_2(max(1, blocks(pixels, PIXELS))))
+    parts = blocks(pixels, PIXELS * pieces)
     of_factors = factors.new_zeros(parts, channels)
     of_terms = torch.zeros_like(of_factors)
     given = x, y, gradient, factors.contiguous(), result, of_factors, of_terms
-    constants = {"HAS_TERMS": terms, "HAS_RELU": relu, "PIECES": PIECES, "PIXELS": PIXELS, "CHANNELS": CHANNELS}
+    constants = {"HAS_TERMS": terms, "HAS_RELU": relu, "PIECES": pieces, "PIXELS": PIXELS, "CHANNELS": CHANNELS}
     programs = parts * blocks(channels, CHANNELS)
     launch(_scale_relu_backward, programs, x, *given, pixels, channels, size, channel_stride, pixel_stride, **constants)
     return result, of_factors.sum(0), of_terms.sum(0)

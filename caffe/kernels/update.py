@@ -108,28 +108,29 @@ class Fused:
     def __init__(self, device: torch.device):
         self._device = device
         self._places: list[int] = []
-        self._table: tuple[Tensor, Tensor, Tensor] | None = None
+        self._addresses = torch.empty(0)
+        self._counts: list[int] = []
+        self._pieces: tuple[Tensor, Tensor] | None = None
 
     def __call__(
         self, rule: Rule, data: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[Sequence[Tensor]], rate: Tensor
     ) -> Sequence[Tensor]:
         """Change parameters and histories, and perhaps gradients; returns what is subtracted. rate is a number on the GPU."""
         values = [*data, *gradients, *(each for history in histories for each in history)]
-        places = [each.data_ptr() for each in values]
-        if self._table is None or places != self._places:
-            self._places, self._table = places, self._described(data, places)
-        penalty = 1 if rule.is_l1 else 2
-        is_aligned = all(place % ALIGNED == 0 for place in places) and all(each.numel() % TOGETHER == 0 for each in data)
-        increment_version(data)
+        places, counts = [each.data_ptr() for each in values], [each.numel() for each in data]
+        if self._pieces is None or counts != self._counts:
+            self._counts, self._pieces = counts, self._cut(counts)
+        if places != self._places:
+            self._places, self._addresses = places, upload(torch.tensor(places).view(-1, len(counts)), self._device)
+        is_aligned = all(place % ALIGNED == 0 for place in places) and all(count % TOGETHER == 0 for count in counts)
         second = rule.rms_decay if rule.name == "RMSProp" else rule.momentum2
-        numbers = RULES[rule.name], rule.scale, rule.decay, penalty, rule.momentum, second, rule.delta
-        update.compute(values, *self._table, rate, *numbers, is_aligned)
+        numbers = RULES[rule.name], rule.scale, rule.decay, 1 if rule.is_l1 else 2, rule.momentum, second, rule.delta
+        increment_version(data)
+        update.compute(values, self._addresses, *self._pieces, rate, *numbers, is_aligned)
         return histories[0] if rule.name == "SGD" else gradients
 
-    def _described(self, data: Sequence[Tensor], places: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Addresses, numbers of values, and the pieces of all tensors, on the GPU."""
-        counts = [each.numel() for each in data]
-        pieces = [torch.stack([torch.full((n,), i), torch.arange(n)], 1) for i, n in enumerate(blocks(c, BLOCK) for c in counts)]
-        tables = torch.tensor(places).view(-1, len(counts)), torch.tensor(counts), torch.cat(pieces).int()
-        addresses, numbers, positions = (upload(each, self._device) for each in tables)
-        return addresses, numbers, positions
+    def _cut(self, counts: list[int]) -> tuple[Tensor, Tensor]:
+        """Each tensor's number of values, and the pieces of all: a tensor's number, and the piece's number in it; on the GPU."""
+        pieces = [(tensor, piece) for tensor, count in enumerate(counts) for piece in range(blocks(count, BLOCK))]
+        tables = torch.tensor(counts), torch.tensor(pieces, dtype=torch.int32).view(-1, 2)
+        return upload(tables[0], self._device), upload(tables[1], self._device)

@@ -274,7 +274,10 @@ class Scale(_AlongAxes, is_capturable=True):
 
 
 class _Scaled(torch.autograd.Function):
-    """factor · x + term for each channel of x, (N, C, …), and with `relu` a ReLU: by a kernel of a GPU."""
+    """factor · x + term for each channel of x, (N, C, …), and with `relu` a ReLU: by a kernel of a GPU.
+
+    Factors and terms are float32; x, rounded once, may be bfloat16.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor, term: Tensor | None, relu: bool) -> Tensor:
@@ -294,16 +297,16 @@ class _Scaled(torch.autograd.Function):
 
 def _scaled(x: Tensor, factor: Tensor, term: Tensor | None, relu: bool) -> Tensor:
     y = x * _along_channels(factor, x) if term is None else torch.addcmul(_along_channels(term, x), x, _along_channels(factor, x))
-    return torch.relu_(y) if relu else y
+    return (torch.relu_(y) if relu else y).to(x.dtype)
 
 
 def _scaled_backward(
     x: Tensor, y: Tensor, gradient: Tensor, factor: Tensor, has_term: bool, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    passed = torch.where(y <= 0, 0, gradient) if relu else gradient
+    passed = (torch.where(y <= 0, 0, gradient) if relu else gradient).to(factor.dtype)
     axes = [axis for axis in range(x.dim()) if axis != 1]
     of_term = passed.sum(axes) if has_term else torch.zeros_like(factor)
-    return passed * _along_channels(factor, x), (passed * x).sum(axes), of_term
+    return (passed * _along_channels(factor, x)).to(x.dtype), (passed * x).sum(axes), of_term
 
 
 def _along_channels(values: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""When a GPU's kernel is used instead of PyTorch's operations; what kernels compute is in tests/kernels."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import caffe
+from caffe import glog, kernels
+from caffe.engine import machine
+from tests.gpu import pretend
+
+pytestmark = pytest.mark.own_device
+
+NAME = "chains.twice"
+
+
+def plain(x, factor):
+    return x * factor
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """A kernel that can be changed, and counts its calls."""
+    made = SimpleNamespace(calls=0, fits=lambda x, factor: factor == 2)
+
+    def twice(x, factor):
+        made.calls += 1
+        return x + x
+
+    made.compute = twice
+    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.setattr(kernels, "_works", {})
+    monkeypatch.setattr(kernels, "_kernel", lambda name: made)
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    return made
+
+
+@pytest.fixture
+def x():
+    with pretend.gpus():
+        yield torch.tensor([1.0, -2.0], device="cuda")
+
+
+@pytest.fixture
+def logged(monkeypatch, capfd):
+    """logged() is what has been logged since the last call."""
+    monkeypatch.setattr(glog._State, "level", glog.WARNING)
+    monkeypatch.setattr(glog._State, "stderr", True)
+    return lambda: capfd.readouterr().err
+
+
+def values(*arguments):
+    return machine.by_kernel(NAME, plain, *arguments).cpu().tolist()
+
+
+def test_a_kernel_is_used_once_it_gives_what_pytorch_gives(kernel, x, logged):
+    assert values(x, 2) == [2, -4]
+    assert kernel.calls == 2  # the first was the try
+    assert values(x, 2) == [2, -4]
+    assert kernel.calls == 3
+    assert logged() == ""
+
+
+def test_a_kernel_that_gives_other_values_is_not_used(kernel, x, logged):
+    kernel.compute = lambda x, factor: x + 1.0001 * x
+    assert values(x, 2) == [2, -4]
+    assert logged().count(f"The kernel {NAME} is not used on cuda:0: it gives other values than PyTorch's operations") == 1
+    kernel.compute = lambda x, factor: pytest.fail("it was used")
+    assert values(x, 2) == [2, -4]
+    assert logged() == ""
+
+
+def test_a_kernel_of_another_shape_is_not_used(kernel, x):
+    kernel.compute = lambda x, factor: (x + x)[:1]
+    assert values(x, 2) == [2, -4]
+
+
+def test_a_kernel_that_fails_is_not_used(kernel, x, logged):
+    def fail(x, factor):
+        raise RuntimeError("no driver\nmore of it")
+
+    kernel.compute = fail
+    for _ in range(2):
+        assert values(x, 2) == [2, -4]
+    assert logged().count("The kernel chains.twice is not used on cuda:0: no driver\n") == 1
+
+
+def test_values_that_are_not_finite_are_left_out_of_the_comparison(kernel, x):
+    x[0] = float("inf")
+    assert values(x, 2) == [float("inf"), -4]
+    assert kernel.calls == 2
+
+
+def test_what_a_kernel_does_not_take_is_computed_by_pytorch(kernel, x):
+    assert values(x, 3) == [3, -6]
+    assert kernel.calls == 0
+    assert values(x, 2) == [2, -4]
+    assert kernel.calls == 2
+    assert values(x, 3) == [3, -6]
+    assert kernel.calls == 2
+
+
+def test_each_type_of_values_is_tried(kernel, x):
+    values(x, 2)
+    kernel.compute = lambda x, factor: x
+    assert values(x.bfloat16(), 2) == [2, -4]
+    assert kernels._works == {(NAME, x.device, torch.float32): True, (NAME, x.device, torch.bfloat16): False}
+
+
+def test_kernels_are_not_used_in_reproducible(kernel, x):
+    caffe.set_numerics("reproducible")
+    assert values(x, 2) == [2, -4]
+    caffe.set_numerics("fp32")
+    assert kernel.calls == 0
+
+
+def test_kernels_can_be_turned_off(kernel, x, monkeypatch):
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    assert values(x, 2) == [2, -4]
+    assert kernel.calls == 0
+
+
+def test_kernels_are_not_used_without_triton(kernel, x, monkeypatch, logged):
+    monkeypatch.setattr(kernels, "_has_triton", lambda: False)
+    assert values(x, 2) == [2, -4]
+    assert kernel.calls == 0
+    assert logged() == ""
+
+
+def test_kernels_are_not_used_on_a_cpu(kernel):
+    assert values(torch.tensor([1.0]), 2) == [2]
+    assert kernel.calls == 0
