@@ -92,7 +92,7 @@ check-all: env  ## everything, before a release: all tests with 1 and 2 threads,
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.without_vector_code pytest -n auto -m "not long"
 	$(BIN)/python -m tests.under_load pytest -n 1 -m "not long"
 	ROASTERY_SHARED=/nowhere pytest -n auto -m "not long"
-	$(MAKE) test-pretend-gpu
+	$(MAKE) test-pretend-gpu test-kernels
 	ROASTERY_KILLS=30 $(MAKE) test-long
 	$(MAKE) test-slurm rebuild-check
 
