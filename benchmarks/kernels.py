@@ -9,6 +9,7 @@ With --tiny, sizes are so small that Triton's interpreter can compute them on a 
 
 import argparse
 import csv
+import itertools
 import os
 import statistics
 import sys
@@ -29,6 +30,7 @@ from caffe.training import solver_types
 
 MAPS = {"CaffeNet's norm1, 256": (256, 96, 27, 27), "CaffeNet's norm2, 256": (256, 256, 13, 13)}
 SUMS = {"ResNet-50's first block, 256": (256, 256, 56, 56), "ResNet-50's last block, 256": (256, 2048, 7, 7)}
+LAYOUTS = {torch.channels_last: "channels-last", torch.contiguous_format: "row-major"}
 SCORES = {"ImageNet, 256": (256, 1000), "21 classes of pixels, 4": (4, 21, 500, 500)}
 PARAMETERS = {
     "CaffeNet's weights": [34848, 307200, 884736, 663552, 442368, 37748736, 16777216, 4096000],
@@ -56,10 +58,11 @@ def comparisons(device: torch.device, tiny: bool) -> Iterator[Comparison]:
 
     random = torch.Generator(device).manual_seed(1)
 
-    def drawn(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    def drawn(
+        shape: tuple[int, ...], dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.contiguous_format
+    ) -> Tensor:
         shape = _tiny(shape) if tiny else shape
-        x = torch.randn(shape, generator=random, device=device, dtype=dtype)
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        return torch.randn(shape, generator=random, device=device, dtype=dtype).contiguous(memory_format=layout)
 
     def compared(name: str, size: str, kernel: object, plain: Callable[..., object], tensors: int, *given: object) -> Comparison:
         first = given[0]
@@ -67,15 +70,15 @@ def comparisons(device: torch.device, tiny: bool) -> Iterator[Comparison]:
             name, size, lambda: kernel.compute(*given), lambda: plain(*given), tensors * first.numel() * first.itemsize
         )
 
-    for dtype in (torch.float32, torch.bfloat16):
-        kind = str(dtype).partition(".")[2]
+    for dtype, (layout, name) in itertools.product((torch.float32, torch.bfloat16), LAYOUTS.items()):
+        kind = f"{str(dtype).partition('.')[2]}, {name}"
         for size, shape in MAPS.items():
-            x, gradient, numbers = drawn(shape, dtype), drawn(shape, dtype), (5, 1e-4, 0.75, 1.0)
+            x, gradient, numbers = drawn(shape, dtype, layout), drawn(shape, dtype, layout), (5, 1e-4, 0.75, 1.0)
             yield compared(f"LRN, {kind}", size, lrn.lrn, response._forward, 2, x, *numbers)
             yield compared(f"LRN's gradient, {kind}", size, lrn.lrn_backward, response._backward, 3, x, gradient, *numbers)
         for size, shape in SUMS.items():
-            x, other, factors = drawn(shape, dtype), drawn(shape, dtype), torch.ones(shape[1], device=device)
-            factors = factors[: x.shape[1]]
+            x, other = drawn(shape, dtype, layout), drawn(shape, dtype, layout)
+            factors = torch.ones(x.shape[1], device=device)
             yield compared(f"sum and ReLU, {kind}", size, chains.sum_relu, utility._sum_relu, 3, x, other)
             yield compared(f"ReLU's gradient, {kind}", size, chains.relu_backward, utility._relu_backward, 3, x, other)
             yield compared(f"Scale and ReLU, {kind}", size, chains.scale, normalization._scaled, 2, x, factors, factors, True)

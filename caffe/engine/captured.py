@@ -107,8 +107,8 @@ class CapturedPasses:
         self._losses = [name for name, weight in net.blob_loss_weights.items() if weight]
         trains = net.definition.state.phase == caffe_pb2.TRAIN and cuda_graphs.are_used(net.device)
         is_capturable = all(layer.is_capturable or (layer.is_source and not layer.blobs) for layer in self._layers)
-        self._tries = cuda_graphs.TRIES if trains and is_capturable else 0
-        self._passes = 0
+        self._tries = self._most_tries = cuda_graphs.TRIES if trains and is_capturable else 0
+        self._passes = self._count = 0
         self._captured: _Captured | None = None
         self._replays = False
 
@@ -124,6 +124,9 @@ class CapturedPasses:
                 with inputs.given(others):
                     return self._compute()
             self._replays = True
+            self._count += 1
+            if self._count % cuda_graphs.WORTH == 0:
+                self._tries = cuda_graphs.TRIES
             self._begin()
             return self._captured.forward()
         self._begin()
@@ -142,6 +145,11 @@ class CapturedPasses:
     def forget(self) -> None:
         """Free the graphs; passes are computed, before others are captured."""
         self._captured, self._passes = None, 0
+
+    def begin_anew(self) -> None:
+        """Free the graphs, and capture others if it can be done now, in another memory layout."""
+        self.forget()
+        self._tries = self._most_tries
 
     def _circumstances(self) -> list[object]:
         """What the graphs were captured with, after taking back what users have written into parameters and diffs of losses."""

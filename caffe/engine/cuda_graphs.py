@@ -16,7 +16,9 @@ from caffe.errors import Error
 FIRST = 3
 """How often something is computed before it is captured: cuDNN chooses its algorithms, and memory is known to suffice."""
 TRIES = 5
-"""How often it is captured in all, if parameters move or other things change: twice or three times for a layout to be chosen."""
+"""How often it is captured, if parameters move or other things change: up to five times until a layout is chosen."""
+WORTH = 100
+"""Replays after which it may be captured as often again: they have saved more time than that takes."""
 LARGEST_SHARE = 1 / 3
 """Part of a GPU's memory that a process may take to capture something: a graph keeps its memory when it does not run."""
 SWITCH = "CAFFE_CUDA_GRAPHS"

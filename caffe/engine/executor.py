@@ -101,6 +101,8 @@ class Executor:
     def follow(self, leader: Executor) -> None:
         """Keep images as another net does, whose parameters are this net's."""
         self._leader = weakref.ref(leader)
+        if self._layouts:
+            self._layouts.keep()
 
     def _choose_layout(self) -> None:
         """Keep images in the layout in which the pass that follows is computed."""
@@ -109,7 +111,7 @@ class Executor:
         leader = self._leader()
         layout = leader.layout if leader else self._layouts.next()
         if layout and layout is not self.layout:
-            self.forget_captured()
+            self._training.begin_anew()
             self._lay_out(layout)
 
     def _join(self) -> None:

@@ -390,8 +390,6 @@ class _Convolution:
         if not kernel or not is_exact or x.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
             top = self._top(x, weight, bias, kernel, None)
             self._check_sum(top, other)
-            if self._relu and machine.has_kernels(self._device):
-                return top, cast(Step, self._chain.sum).layer.then_relu(other, top)
             return top, other + top if self._act is None else _activated(self._act, other + top)
         try:
             y = _ONEDNN._convolution_pointwise.binary(x, other, weight, bias, *self._geometry, "add", 1.0, self._relu, (), "")

@@ -6,7 +6,6 @@ groups. In `fast`, where cuDNN's algorithms are chosen by time as well, a solver
 """
 
 import os
-import statistics
 
 import torch
 
@@ -17,8 +16,9 @@ from caffe.errors import Error
 SWITCH = "CAFFE_LAYOUT"
 """Environment variable; the name of a layout, which is then used on GPUs without timing any."""
 NAMES = {"channels_last": torch.channels_last, "row_major": torch.contiguous_format}
-WARM, TIMED = cuda_graphs.FIRST + 2, 3
-"""Passes in a layout before those that are timed, in which cuDNN chooses algorithms and graphs are captured; and those."""
+WARM, TIMED = cuda_graphs.FIRST + 2, 5
+"""Passes in a layout in which cuDNN chooses algorithms and graphs are captured; and those after them that are timed, of which the
+shortest counts: others may have waited for data."""
 CHOSEN_AFTER = 2 * (WARM + TIMED) + WARM
 """Passes after which a layout is chosen, and its graphs are captured."""
 GAIN = 0.97
@@ -53,8 +53,8 @@ class Layouts:
         """The layout for the pass that follows."""
         if mode.numerics() != "fast":
             return self.usual
-        if self._is_measured and len(self._timings) == TIMED:
-            self._milliseconds[self._layout] = statistics.median(elapsed(*each) for each in self._timings)
+        if self._is_measured and len(self._timings) >= TIMED:
+            self._milliseconds[self._layout] = min(elapsed(*each) for each in self._timings)
             self._go_on()
         return self._layout
 
@@ -70,6 +70,10 @@ class Layouts:
             self._layout = self.usual
         name = next(name for name, layout in NAMES.items() if layout is self._layout)
         events.layout_chosen(name, usual, other)
+
+    def keep(self) -> None:
+        """Time no more passes: the layout stays, or is that of another net."""
+        self._is_measured = False
 
     def begin(self) -> None:
         """Note that the GPU is given a pass."""

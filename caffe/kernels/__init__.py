@@ -1,13 +1,12 @@
 """Kernels for GPUs: what PyTorch computes as several operations, each of which reads and writes all its values, in one.
 
-They are written in Triton, which PyTorch's builds for CUDA bring along, and are for `fp32` and `fast`. The first time that one is
-used on a GPU, its results are compared with those of PyTorch's operations; where it fails, or gives others, those are used from
-then on. Nothing here imports Triton before a net computes on a GPU.
+They are written in Triton, which PyTorch's builds for CUDA bring along, and are for `fp32` and `fast`. Before one is used on a
+GPU, it is tried: where it fails, or gives other values than PyTorch's operations, those are used from then on. Nothing here
+imports Triton before a net computes on a GPU.
 """
 
 import functools
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -21,9 +20,11 @@ SWITCH = "CAFFE_GPU_KERNELS"
 """Environment variable; 0 turns this off."""
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Largest distance of a kernel's result from that of PyTorch's operations, over the norm of the latter."""
-PIECE = 1 << 22
-"""Number of values that are compared at once: the memory for it should not be what a GPU lacks."""
+SEED = 1
+TRIED = 1 << 20
+"""Number of values on which a kernel is tried, about: the memory for it should not be what a GPU lacks."""
 R = TypeVar("R")
+V = TypeVar("V")
 
 _works: dict[tuple[str, torch.device, torch.dtype], bool] = {}
 """Whether a kernel gives what PyTorch's operations give on a GPU, for values of a type."""
@@ -36,7 +37,11 @@ def are_used(device: torch.device) -> bool:
 
 @functools.cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    try:
+        importlib.import_module("triton")
+    except Exception:  # a broken installation raises many things
+        return False
+    return True
 
 
 def compute(name: str, plain: Callable[..., R], *given: Any) -> R:
@@ -46,36 +51,63 @@ def compute(name: str, plain: Callable[..., R], *given: Any) -> R:
     given  arguments of both; the first is a tensor
     """
     first: Tensor = given[0]
-    if are_used(first.device) and works(name, first.device, first.dtype, lambda: _gives_same(name, plain, given)):
-        kernel = _kernel(name)
-        if kernel.fits(*given):
-            return kernel.compute(*given)  # type: ignore[no-any-return]
-    return plain(*given)
+    if not are_used(first.device) or not (kernel := _kernel(name)).fits(*given):
+        return plain(*given)
+
+    def by_kernel(values: tuple[Any, ...]) -> R:
+        return kernel.compute(*values)  # type: ignore[no-any-return]
+
+    def by_pytorch(values: tuple[Any, ...]) -> R:
+        return plain(*values)
+
+    return choose(name, first, given, _drawn, by_kernel, by_pytorch, lambda values, result: _tensors(result))
 
 
-def works(name: str, device: torch.device, dtype: torch.dtype, gives_same: Callable[[], bool | None]) -> bool:
-    """Whether a kernel is used on a GPU for values of a type; if not, that is logged once.
+def choose(
+    name: str,
+    like: Tensor,
+    given: V,
+    draw: Callable[[V], V],
+    by_kernel: Callable[[V], R],
+    by_pytorch: Callable[[V], R],
+    results: Callable[[V, R], Iterable[Tensor]],
+) -> R:
+    """The result by a kernel, which has been tried; or by PyTorch's operations if it fails or gives others.
 
-    gives_same  tries the kernel: whether it gives what PyTorch's operations give; None if it does not take what there is. It may
-                raise whatever a compiler or a driver raises.
+    like       a tensor on the GPU, of the type of the values
+    draw       makes other values such as those given, for the trial: the same each time, since they may be changed in place
+    by_kernel  must have changed nothing if it raises an error
+    results    the tensors that have to be the same
     """
-    key = name, device, dtype
+    key = name, like.device, like.dtype
     if key not in _works:
+        values, theirs = draw(given), draw(given)
+        expected = by_pytorch(theirs)  # what it raises is not the kernel's
         try:
-            same, reason = gives_same(), "it gives other values than PyTorch's operations"
-        except Exception as error:
-            same, reason = False, (str(error) or type(error).__name__).splitlines()[0]
-        if same is None:
-            return False
-        _works[key] = same
-        if not same:
-            events.kernel_not_used(name, device, reason)
-    return _works[key]
+            same = are_close(results(values, by_kernel(values)), results(theirs, expected))
+        except Exception as error:  # whatever a compiler or a driver may raise
+            _refuse(key, error)
+        else:
+            _works[key] = True
+            if not same:
+                _refuse(key, "it gives other values than PyTorch's operations")
+    if not _works[key]:
+        return by_pytorch(given)
+    try:
+        return by_kernel(given)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a variant that was not tried
+        if torch.cuda.is_current_stream_capturing():
+            raise
+        _refuse(key, error)
+        return by_pytorch(given)
 
 
-def _gives_same(name: str, plain: Callable[..., Any], given: Iterable[Any]) -> bool | None:
-    kernel = _kernel(name)
-    return are_close(_tensors(kernel.compute(*given)), _tensors(plain(*given))) if kernel.fits(*given) else None
+def _refuse(key: tuple[str, torch.device, torch.dtype], reason: object) -> None:
+    """Use PyTorch's operations from now on, and log that once."""
+    _works[key] = False
+    events.kernel_not_used(key[0], key[1], (str(reason) or type(reason).__name__).splitlines()[0])
 
 
 @functools.cache
@@ -84,23 +116,35 @@ def _kernel(name: str) -> Any:
     return getattr(importlib.import_module(f"caffe.kernels.{module}"), function)
 
 
-def _tensors(result: Any) -> Iterable[Tensor]:
+def _tensors(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [each for each in result if each is not None]
 
 
+def _drawn(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments with the types, strides and integers of those given, but of fewer images, and normally distributed.
+
+    Rounding errors of values given may be large: those of log p where all p are nearly 1, or of a sum of terms that cancel out.
+    """
+    random = torch.Generator().manual_seed(SEED)
+    first: Tensor = given[0]
+    alike = [each for each in given if isinstance(each, Tensor) and each.dim() == first.dim()]
+    rows = max(1, TRIED // max(1, first[:1].numel())) if first.dim() and len({len(each) for each in alike}) == 1 else None
+
+    def draw(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        part = value[:rows] if rows and value.dim() == first.dim() else value
+        return torch.empty_like(part).copy_(torch.randn(part.shape, generator=random)) if part.is_floating_point() else part
+
+    return tuple(draw(each) for each in given)
+
+
 def are_close(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
-    """Whether a kernel's results are those of PyTorch's operations within rounding, where these are finite."""
-    return all(_is_close(ours, other) for ours, other in zip(mine, theirs, strict=True))
-
-
-def _is_close(mine: Tensor, theirs: Tensor) -> bool:
-    if mine.shape != theirs.shape:
-        return False
-    distance, norm = (torch.zeros((), dtype=torch.float64, device=mine.device) for _ in range(2))
-    rows = max(1, PIECE * max(1, len(mine)) // max(1, mine.numel())) if mine.dim() else 1
-    for ours, other in zip(*(each.split(rows) if each.dim() else [each] for each in (mine, theirs)), strict=True):
-        ours, other = ours.float(), other.float()
-        finite = other.isfinite()
-        distance += torch.where(finite, ours - other, 0).double().square().sum()
-        norm += torch.where(finite, other, 0).double().square().sum()
-    return bool(distance <= TOLERANCE[mine.dtype] ** 2 * norm)
+    """Whether a kernel's results are those of PyTorch's operations within rounding."""
+    for ours, other in zip(mine, theirs, strict=True):
+        if ours.shape != other.shape:
+            return False
+        tolerance, expected = TOLERANCE[ours.dtype], other.float()
+        if not bool(torch.linalg.vector_norm(ours.float() - expected) <= tolerance * torch.linalg.vector_norm(expected)):
+            return False
+    return True

@@ -48,20 +48,21 @@ def _scale_relu(
 
 @triton.jit
 def _scale_relu_backward(
-    x, y, gradient, factors, result, of_factors, of_terms, pixels, channels, size, channel_stride, pixel_stride,
+    x, y, gradient, factors, result, of_factors, of_terms, channels, size, parts, channel_stride, pixel_stride,
     HAS_TERMS: tl.constexpr, HAS_RELU: tl.constexpr, PIECES: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
+    """A part of an image's pixels, of which there are `size`, and some channels."""
     wide = tl.cdiv(channels, CHANNELS)
-    part = tl.program_id(0) // wide
+    row = tl.program_id(0) // wide
+    image, part = row // parts, row % parts
     channel = tl.program_id(0) % wide * CHANNELS + tl.arange(0, CHANNELS)
     factor = tl.load(factors + channel, channel < channels, other=0.0)
     by_values = tl.zeros([PIXELS, CHANNELS], tl.float32)
     alone = tl.zeros([PIXELS, CHANNELS], tl.float32)
     for piece in range(PIECES):
         pixel = (part * PIECES + piece) * PIXELS + tl.arange(0, PIXELS)
-        start = (pixel // size) * (size * channels) + pixel % size * pixel_stride
-        at = start[:, None] + (channel * channel_stride)[None, :]
-        there = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+        at = image * (size * channels) + (pixel * pixel_stride)[:, None] + (channel * channel_stride)[None, :]
+        there = (pixel < size)[:, None] & (channel < channels)[None, :]
         passed = tl.load(gradient + at, there, other=0.0).to(tl.float32)
         if HAS_RELU:
             passed = tl.where(tl.load(y + at, there, other=0.0).to(tl.float32) <= 0, 0.0, passed)
@@ -69,9 +70,14 @@ def _scale_relu_backward(
         by_values += passed * tl.load(x + at, there, other=0.0).to(tl.float32)
         if HAS_TERMS:
             alone += passed
-    tl.store(of_factors + part * channels + channel, tl.sum(by_values, 0), channel < channels)
+    tl.store(of_factors + row * channels + channel, tl.sum(by_values, 0), channel < channels)
     if HAS_TERMS:
-        tl.store(of_terms + part * channels + channel, tl.sum(alone, 0), channel < channels)
+        tl.store(of_terms + row * channels + channel, tl.sum(alone, 0), channel < channels)
+
+
+def _are_of(x: Tensor, *values: Tensor | None) -> bool:
+    """Whether values are one for each channel of x."""
+    return x.dim() > 1 and all(each is None or each.shape == x.shape[1:2] for each in values)
 
 
 @kernel("(Tensor first, Tensor second) -> Tensor", are_countable)
@@ -86,31 +92,34 @@ def sum_relu(first: Tensor, second: Tensor) -> Tensor:
 @kernel("(Tensor y, Tensor gradient) -> Tensor", are_countable)
 def relu_backward(y: Tensor, gradient: Tensor) -> Tensor:
     """The gradient where ReLU's result y is not 0."""
+    y = dense(y)
     gradient, result = alike(gradient, y), torch.empty_like(y)
     launch(_relu_backward, blocks(y.numel(), BLOCK), y, y, gradient, result, y.numel(), BLOCK=BLOCK)
     return result
 
 
-def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Pixels of an image, how far a channel is from the next, and a pixel; x is dense, (N, C, …)."""
-    size = x.shape[2:].numel()
-    return (size, size, 1) if x.is_contiguous() else (size, 1, x.shape[1])
+def _channel_stride(x: Tensor) -> int:
+    """How far a channel is from the next; x is dense, (N, C, …)."""
+    return x.shape[2:].numel() if x.is_contiguous() else 1
 
 
-@kernel("(Tensor x, Tensor factors, Tensor? terms, bool relu) -> Tensor", lambda x, *_: are_countable(x))
+@kernel(
+    "(Tensor x, Tensor factors, Tensor? terms, bool relu) -> Tensor",
+    lambda x, factors, terms, relu: are_countable(x) and _are_of(x, factors, terms),
+)
 def scale(x: Tensor, factors: Tensor, terms: Tensor | None, relu: bool) -> Tensor:
     """factor · x + term for each channel of (N, C, …), and at least 0 with `relu`; factors and terms float32, (C,)."""
     x = dense(x)
     y = torch.empty_like(x)
     given = x, factors.contiguous(), factors if terms is None else terms.contiguous(), y
     constants = {"HAS_TERMS": terms is not None, "HAS_RELU": relu, "BLOCK": BLOCK}
-    launch(_scale_relu, blocks(x.numel(), BLOCK), x, *given, x.numel(), x.shape[1], _strides(x)[1], **constants)
+    launch(_scale_relu, blocks(x.numel(), BLOCK), x, *given, x.numel(), x.shape[1], _channel_stride(x), **constants)
     return y
 
 
 @kernel(
     "(Tensor x, Tensor y, Tensor gradient, Tensor factors, bool terms, bool relu) -> (Tensor, Tensor, Tensor)",
-    lambda x, y, gradient, *_: are_countable(x, y, gradient),
+    lambda x, y, gradient, factors, *_: are_countable(x, y, gradient) and _are_of(x, factors),
 )
 def scale_backward(
     x: Tensor, y: Tensor, gradient: Tensor, factors: Tensor, terms: bool, relu: bool
@@ -118,14 +127,16 @@ def scale_backward(
     """The gradients of `scale` in x, the factors, and the terms if there are any; y is its result."""
     x = dense(x)
     gradient, y, result = alike(gradient, x), alike(y, x), torch.empty_like(x)
-    size, channel_stride, pixel_stride = _strides(x)
-    pixels, channels = x.shape[0] * size, x.shape[1]
-    pieces = min(PIECES, triton.next_power_of_2(max(1, blocks(pixels, PIXELS))))
-    parts = blocks(pixels, PIXELS * pieces)
-    of_factors = factors.new_zeros(parts, channels)
+    channels, pixels = x.shape[1], x.shape[2:].numel()
+    # Where the channels of a pixel are in a row, the pixels of all images are as those of one.
+    is_row_major = x.is_contiguous() and pixels > 1
+    images, size, pixel_stride = (len(x), pixels, 1) if is_row_major else (1, len(x) * pixels, channels)
+    pieces = min(PIECES, triton.next_power_of_2(blocks(size, PIXELS)))
+    parts = blocks(size, PIXELS * pieces)
+    of_factors = factors.new_zeros(images * parts, channels)
     of_terms = torch.zeros_like(of_factors)
     given = x, y, gradient, factors.contiguous(), result, of_factors, of_terms
     constants = {"HAS_TERMS": terms, "HAS_RELU": relu, "PIECES": pieces, "PIXELS": PIXELS, "CHANNELS": CHANNELS}
-    programs = parts * blocks(channels, CHANNELS)
-    launch(_scale_relu_backward, programs, x, *given, pixels, channels, size, channel_stride, pixel_stride, **constants)
+    programs = images * parts * blocks(channels, CHANNELS)
+    launch(_scale_relu_backward, programs, x, *given, channels, size, parts, _channel_stride(x), pixel_stride, **constants)
     return result, of_factors.sum(0), of_terms.sum(0)

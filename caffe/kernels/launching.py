@@ -38,9 +38,9 @@ def kernel(arguments: str, fits: Callable[..., bool]) -> Callable[[Callable[...,
 
 
 def are_countable(*values: Tensor) -> bool:
-    """Whether values are of one type that the kernels take, and one shape whose positions they can count."""
+    """Whether values are of one type that the kernels take, and one shape, neither empty nor too large to count."""
     first = values[0]
-    is_known = first.dtype in (torch.float32, torch.bfloat16) and first.numel() <= LARGEST
+    is_known = first.dtype in (torch.float32, torch.bfloat16) and 0 < first.numel() <= LARGEST
     return is_known and all(each.dtype is first.dtype and each.shape == first.shape for each in values)
 
 
@@ -49,9 +49,8 @@ def launch(function: Any, programs: int, like: Tensor, *arguments: object, warps
 
     Products and sums are rounded one by one, as PyTorch's are, not fused to what a compiler's version prefers.
     """
-    if programs:
-        with torch.cuda.device_of(like):
-            function[(programs,)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
+    with torch.cuda.device_of(like):
+        function[(programs,)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
 
 
 def dense(x: Tensor) -> Tensor:

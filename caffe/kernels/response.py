@@ -55,6 +55,7 @@ def _backward(
     for shift in tl.static_range(-HALF, HALF + 1):
         there = (at < count) & (channel + shift >= 0) & (channel + shift < channels)
         scale = _scale(x, at, channel, channels, count, shift, stride, alpha, k, HALF)
+        scale = tl.where(there, scale, 1.0)  # k may be 0
         part = tl.load(gradient + at + shift * stride, there, other=0.0).to(tl.float32) * _power(scale, beta, IS_USUAL)
         through += tl.div_rn(part * tl.load(x + at + shift * stride, there, other=0.0).to(tl.float32), scale)
         if shift == 0:

@@ -4,7 +4,6 @@ It is some ten operations on all parameters at once, whose starts take the host 
 net. What changes from iteration to iteration, the rates, are numbers on the GPU, which a graph reads.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +21,8 @@ Rate = float | Tensor
 Change = Callable[[Group, Tensors, Rate], Tensors]
 
 
-TRIED = 4096
-"""Number of values of each parameter on which a kernel is tried."""
+TRIED, TOGETHER = 4096, 4
+"""Number of values of each parameter on which a kernel is tried, about: it is another one where they cannot be divided by 4."""
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Updates:
         """The kernel of each group, by its number."""
         self._tries = cuda_graphs.TRIES if cuda_graphs.are_used(device) else 0
         self._rates: list[Tensor] = []
-        self._computed = 0
+        self._computed = self._replays = 0
         self._circumstances: list[object] = []
         """What must be the same for a replay."""
         self._captured: _Captured | None = None
@@ -75,27 +74,25 @@ class Updates:
     def _updated(self, number: int, group: Group, gradients: Tensors, rate: Rate) -> Tensors:
         """Change a group, by a kernel where there is one; returns what is subtracted."""
         rule = self._rule(group) if isinstance(rate, Tensor) and machine.has_kernels(self._device) else None
-        if rule is None or not isinstance(rate, Tensor) or not self._works(rule, group, gradients, rate):
+        values = _flat([group.data, gradients, *group.histories])
+        # Several GPUs have to change their copies of the parameters by the same operations.
+        if rule is None or mode.solver_count() > 1 or not _are_plain(values):
             return self._change(group, gradients, rate)
         if number not in self._kernels:
-            self._kernels[number] = _kernel(self._device)
-        found: Tensors = self._kernels[number](rule, group.data, gradients, group.histories, rate)
-        return found
+            from caffe.kernels.update import Fused  # which imports Triton
 
-    def _works(self, rule: Rule, group: Group, gradients: Tensors, rate: Tensor) -> bool:
-        """Whether the kernel of a rule is used: it gives what computing gives, for a part of each parameter."""
+            self._kernels[number] = Fused(self._device)
 
-        def gives_same() -> bool:
-            results = []
-            for change in (functools.partial(_by_kernel, rule), self._change):
-                copy = replace(group, data=_parts(group.data), histories=[_parts(each) for each in group.histories])
-                updates = change(copy, _parts(gradients), rate)
-                results.append([*updates, *copy.data, *_flat(copy.histories)])
-            return kernels.are_close(*results)
+        def by_kernel(given: _Given) -> Tensors:
+            group, gradients = given
+            subtracted: Tensors = self._kernels[number](rule, group.data, gradients, group.histories, rate)
+            return subtracted
 
-        values = _flat([group.data, gradients, *group.histories])
-        is_plain = all(each.dtype is torch.float32 and each.is_contiguous() for each in values)
-        return is_plain and kernels.works(f"update.{rule.name}", self._device, torch.float32, gives_same)
+        def by_pytorch(given: _Given) -> Tensors:
+            return self._change(*given, rate)
+
+        given = group, gradients
+        return kernels.choose(f"update.{rule.name}", values[0], given, _drawn, by_kernel, by_pytorch, _results)
 
     def _on_gpu(self, gradients: Sequence[Tensors], rates: Sequence[float], constants: object) -> list[Tensors]:
         """The update with rates on the GPU, so that its numbers do not depend on whether it is replayed."""
@@ -110,6 +107,9 @@ class Updates:
             self._captured = None
         if self._captured:
             self._captured.graph.replay()
+            self._replays += 1
+            if self._replays % cuda_graphs.WORTH == 0:
+                self._tries = cuda_graphs.TRIES
             increment_version([values for group in self._groups for values in group.data])
             return self._captured.updates
         self._computed += 1
@@ -154,19 +154,29 @@ class Updates:
         return updates
 
 
-def _kernel(device: torch.device) -> Any:
-    from caffe.kernels.update import Fused  # which imports Triton
-
-    return Fused(device)
+_Given = tuple[Group, Tensors]
 
 
-def _by_kernel(rule: Rule, group: Group, gradients: Tensors, rate: Rate) -> Tensors:
-    found: Tensors = _kernel(group.data[0].device)(rule, group.data, gradients, group.histories, rate)
-    return found
+def _are_plain(values: Iterable[Tensor]) -> bool:
+    """Whether a kernel takes the values: they are in a row, and float32."""
+    return all(each.dtype is torch.float32 and each.is_contiguous() for each in values)
 
 
-def _parts(tensors: Tensors) -> Tensors:
-    return [each.reshape(-1)[:TRIED].clone() for each in tensors]
+def _drawn(given: _Given) -> _Given:
+    """A part of a group, with other values, and gradients for it: the same each time."""
+    group, gradients = given
+    random = torch.Generator().manual_seed(kernels.SEED)
+
+    def draw(tensors: Tensors) -> list[Tensor]:
+        sizes = [min(each.numel(), TRIED + each.numel() % TOGETHER) for each in tensors]
+        return [torch.randn(size, generator=random).to(each.device) for size, each in zip(sizes, tensors, strict=True)]
+
+    histories: list[Tensors] = [[each.abs() for each in draw(history)] for history in group.histories]  # of squares
+    return replace(group, data=draw(group.data), histories=histories), draw(gradients)
+
+
+def _results(given: _Given, subtracted: Tensors) -> list[Tensor]:
+    return [*subtracted, *given[0].data, *_flat(given[0].histories)]
 
 
 def _flat(groups: Iterable[Tensors]) -> list[Tensor]:

@@ -474,6 +474,7 @@ def gpus(count: int = 1) -> Iterator[None]:
         "CUDAGraph": Graph,
         "graph": lambda graph, pool=None, **_: graph.captured(pool or object()),
         "graph_pool_handle": object,
+        "is_current_stream_capturing": lambda: getattr(_local, "graph", None) is not None,
         "stream": lambda stream: _set(stream=stream),
         "max_memory_allocated": lambda device=0: 1 << 30,
         "mem_get_info": lambda device=0: (1 << 29, 1 << 34),

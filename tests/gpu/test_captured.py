@@ -675,3 +675,13 @@ def test_memory_that_runs_out_while_an_update_is_captured_leaves_a_training_as_i
     assert not is_update_captured(solver)
     assert_same(plain, graphs)
     assert warnings_logged().count("update is not captured as a CUDA graph: CUDA out of memory") == 1
+
+
+def test_after_many_replays_passes_and_updates_may_be_captured_as_often_again(gpu, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "WORTH", 4)
+    solver = gpu(LABELS)
+    solver.step(cuda_graphs.FIRST + 2)
+    tries = passes(solver)._tries, solver._updates._tries
+    assert max(tries) < cuda_graphs.TRIES
+    solver.step(6)
+    assert (passes(solver)._tries, solver._updates._tries) == (cuda_graphs.TRIES, cuda_graphs.TRIES)

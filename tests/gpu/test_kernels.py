@@ -26,6 +26,7 @@ def kernel(monkeypatch):
 
     def twice(x, factor):
         made.calls += 1
+        made.given = x
         return x + x
 
     made.compute = twice
@@ -86,10 +87,69 @@ def test_a_kernel_that_fails_is_not_used(kernel, x, logged):
     assert logged().count("The kernel chains.twice is not used on cuda:0: no driver\n") == 1
 
 
-def test_values_that_are_not_finite_are_left_out_of_the_comparison(kernel, x):
-    x[0] = float("inf")
-    assert values(x, 2) == [float("inf"), -4]
-    assert kernel.calls == 2
+def test_a_kernel_is_tried_with_drawn_numbers_in_the_same_layout(kernel):
+    with pretend.gpus():
+        for given in (torch.full((3, 4, 5, 6), float("inf")), torch.zeros(3, 4, 5, 6).to(memory_format=torch.channels_last)):
+            kernels._works.clear()
+            compute, tried = kernel.compute, []
+            kernel.compute = lambda x, factor, compute=compute, tried=tried: tried.append(x) or compute(x, factor)
+            given = given.cuda()
+            assert torch.equal(machine.by_kernel(NAME, plain, given, 2), given + given)
+            first, second = tried
+            assert second is given
+            assert first.stride() == given.stride()
+            assert 0.9 < float(first.std()) < 1.1
+            kernel.compute = compute
+
+
+def test_a_kernel_is_tried_with_a_part_of_many_images(kernel, x, monkeypatch):
+    monkeypatch.setattr(kernels, "TRIED", 20)
+    shapes = []
+    kernel.fits = lambda *given: True
+    kernel.compute = lambda x, y, factors, target: shapes.append([tuple(each.shape) for each in (x, y, factors, target)]) or x * 2
+    given = torch.ones(7, 2, 5), torch.ones(7, 2, 5), torch.ones(5), torch.ones(7, 1, 5, dtype=torch.int64)
+    machine.by_kernel(NAME, lambda x, *_: x * 2, *(each.cuda() for each in given))
+    assert shapes == [[(2, 2, 5), (2, 2, 5), (5,), (2, 1, 5)], [(7, 2, 5), (7, 2, 5), (5,), (7, 1, 5)]]
+
+
+def test_an_error_of_pytorchs_operations_is_not_the_kernels(kernel, x):
+    def fail(x, factor):
+        raise RuntimeError("The size of tensor a must match")
+
+    with pytest.raises(RuntimeError, match="must match"):
+        machine.by_kernel(NAME, fail, x, 2)
+    assert kernels._works == {}
+    assert values(x, 2) == [2, -4]
+    assert kernels._works == {(NAME, x.device, torch.float32): True}
+
+
+def test_a_kernel_that_fails_later_is_not_used_any_more(kernel, x, logged):
+    assert values(x, 2) == [2, -4]
+    error = RuntimeError("no variant")
+
+    def fail(x, factor):
+        raise error
+
+    kernel.compute = fail
+    assert values(x, 2) == [2, -4]
+    assert logged().count("The kernel chains.twice is not used on cuda:0: no variant\n") == 1
+    kernels._works[(NAME, x.device, torch.float32)] = True
+    error = torch.OutOfMemoryError("no memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        values(x, 2)
+
+
+def test_a_kernel_that_fails_in_a_capture_ends_it(kernel, x, monkeypatch):
+    assert values(x, 2) == [2, -4]
+
+    def fail(x, factor):
+        raise RuntimeError("not permitted when stream is capturing")
+
+    kernel.compute = fail
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="capturing"):
+        values(x, 2)
+    assert kernels._works == {(NAME, x.device, torch.float32): True}
 
 
 def test_what_a_kernel_does_not_take_is_computed_by_pytorch(kernel, x):

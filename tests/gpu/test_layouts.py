@@ -177,3 +177,37 @@ def test_on_a_cpu_nothing_is_measured(monkeypatch):
         timer.begin()
         timer.end()
     caffe.set_numerics("fp32")
+
+
+def test_a_capture_that_fails_in_one_layout_is_tried_again_in_the_other(gpu, times, fast, monkeypatch):
+    """And the time of the passes that are computed instead counts."""
+    from caffe.engine import captured
+
+    compare = captured._compare
+
+    def differ(*given):
+        if executor(solver.net).layout is torch.contiguous_format:
+            raise RuntimeError("replayed, they give other losses or gradients")
+        compare(*given)
+
+    monkeypatch.setattr(captured, "_compare", differ)
+    solver = gpu(LABELS, solver=SOLVER)
+    solver.step(IN_A_LAYOUT)
+    assert is_captured(solver)
+    solver.step(IN_A_LAYOUT)
+    assert not is_captured(solver)
+    solver.step(IN_A_LAYOUT)
+    assert layout_of(solver.net) is torch.channels_last
+    assert is_captured(solver)
+
+
+def test_a_net_that_follows_another_is_not_timed(gpu, times, fast):
+    leader, follower = gpu(LABELS, solver=SOLVER), gpu(LABELS, solver=SOLVER)
+    follower.net.share_with(leader.net)
+    follower.step(2 * IN_A_LAYOUT)
+    assert times["seen"] == []
+    assert executor(follower.net)._layouts._timings == []
+    times[torch.contiguous_format] = 1.0
+    leader.step(3 * IN_A_LAYOUT)
+    follower.step(1)
+    assert executor(follower.net).layout is torch.contiguous_format

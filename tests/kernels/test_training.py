@@ -15,7 +15,10 @@ from tests.kernels import kernels_of
 
 launching, update = kernels_of("launching", "update")
 
-pytestmark = pytest.mark.own_device
+pytestmark = [
+    pytest.mark.own_device,
+    pytest.mark.filterwarnings("ignore:invalid value encountered"),  # a pretend graph is captured with any values
+]
 
 NET = """
 layer { name: "x" type: "Input" top: "x" top: "label" input_param { shape { dim: 4 dim: 3 dim: 8 dim: 8 } shape { dim: 4 } } }

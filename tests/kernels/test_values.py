@@ -18,7 +18,7 @@ chains, response, softmax, update = kernels_of("chains", "response", "softmax", 
 
 LAYOUTS = {"row-major": torch.contiguous_format, "channels-last": torch.channels_last}
 TYPES = [torch.float32, torch.bfloat16]
-SHAPES = [(2, 7, 5, 3), (1, 32, 8, 8), (3, 1, 1, 2), (0, 4, 3, 3)]
+SHAPES = [(2, 7, 5, 3), (1, 32, 8, 8), (3, 1, 1, 2), (5, 6, 1, 1)]
 
 each_type = pytest.mark.parametrize("dtype", TYPES, ids=["float32", "bfloat16"])
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -66,6 +66,18 @@ def test_lrn_of_images_that_lie_otherwise(draw):
         assert_same(response.lrn_backward, layer._backward, x, gradient, 5, 0.3, 0.75, 1.0)
     channels_last = draw((2, 7, 5, 6), layout=torch.channels_last)
     assert_same(response.lrn_backward, layer._backward, channels_last, draw((2, 7, 5, 6)), 5, 0.3, 0.75, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered")
+def test_lrn_of_zeros_without_k():
+    """Neighbours beyond the edge, where the sum is 0, are none."""
+    x = torch.zeros(1, 6, 1, 1)
+    x[:, 2:] = 1
+    given = x, torch.ones_like(x), 3, 1.0, 0.75, 0.0
+    expected = layer._backward(*given)
+    assert torch.equal(response.lrn_backward.compute(*given).isnan(), expected.isnan())
+    assert expected[:, 2:].isfinite().all()
+    assert torch.allclose(response.lrn_backward.compute(*given)[:, 2:], expected[:, 2:])
 
 
 def test_lrn_does_not_take_wide_windows_and_other_types(draw):
@@ -121,9 +133,23 @@ def test_scale_of_vectors_and_of_many_pixels(draw):
         assert_same(chains.scale_backward, normalization._scaled_backward, x, y, gradient, factors, True, True)
 
 
+def test_scale_takes_one_factor_for_each_channel(draw):
+    x, factors = draw((2, 5, 3, 3)), draw((3,))
+    assert not chains.scale.fits(x, factors, None, False)
+    assert not chains.scale.fits(x, draw((5,)), factors, False)
+    assert not chains.scale_backward.fits(x, x, x, factors, False, False)
+
+
+def test_nothing_is_started_for_no_values():
+    empty = torch.zeros(0, 5, 2, 2)
+    assert not chains.sum_relu.fits(empty, empty)
+    assert not response.lrn.fits(empty, 5, 1.0, 0.75, 1.0)
+    assert not softmax.softmax_loss.fits(empty, torch.zeros(0, 1, 2, 2), None, 1, 0.0)
+
+
 @pytest.mark.parametrize(
     ("shape", "along"),
-    [((4, 10), 1), ((3, 1000), 1), ((2, 5, 3, 4), 1), ((2, 5, 3, 4), 3), ((2, 5, 3), 0), ((4, 1), 1), ((0, 3), 1)],
+    [((4, 10), 1), ((3, 1000), 1), ((2, 5, 3, 4), 1), ((2, 5, 3, 4), 3), ((2, 5, 3), 0), ((4, 1), 1), ((7, 6, 1, 1), 1)],
     ids=str,
 )
 @pytest.mark.parametrize("weighted", [False, True], ids=["all weigh 1", "weights"])
