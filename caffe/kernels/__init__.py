@@ -51,7 +51,8 @@ def compute(name: str, plain: Callable[..., R], *given: Any) -> R:
     given  arguments of both; the first is a tensor
     """
     first: Tensor = given[0]
-    if not are_used(first.device) or not (kernel := _kernel(name)).fits(*given):
+    kernel = _kernel(name) if are_used(first.device) else None
+    if kernel is None or not kernel.fits(*given):
         return plain(*given)
 
     def by_kernel(values: tuple[Any, ...]) -> R:
@@ -112,8 +113,13 @@ def _refuse(key: tuple[str, torch.device, torch.dtype], reason: object) -> None:
 
 @functools.cache
 def _kernel(name: str) -> Any:
+    """The kernel of that name; None if another version of Triton is here, in which it cannot be written so."""
     module, _, function = name.partition(".")
-    return getattr(importlib.import_module(f"caffe.kernels.{module}"), function)
+    try:
+        return getattr(importlib.import_module(f"caffe.kernels.{module}"), function)
+    except Exception as error:
+        events.kernel_not_used(name, "GPUs", error)
+        return None
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -78,13 +78,13 @@ class Updates:
         # Several GPUs have to change their copies of the parameters by the same operations.
         if rule is None or mode.solver_count() > 1 or not _are_plain(values):
             return self._change(group, gradients, rate)
-        if number not in self._kernels:
-            from caffe.kernels.update import Fused  # which imports Triton
-
-            self._kernels[number] = Fused(self._device)
 
         def by_kernel(given: _Given) -> Tensors:
+            from caffe.kernels.update import Fused  # which imports Triton
+
             group, gradients = given
+            if number not in self._kernels:
+                self._kernels[number] = Fused(self._device)
             subtracted: Tensors = self._kernels[number](rule, group.data, gradients, group.histories, rate)
             return subtracted
 

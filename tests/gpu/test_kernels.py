@@ -191,3 +191,17 @@ def test_kernels_are_not_used_without_triton(kernel, x, monkeypatch, logged):
 def test_kernels_are_not_used_on_a_cpu(kernel):
     assert values(torch.tensor([1.0]), 2) == [2]
     assert kernel.calls == 0
+
+
+def test_a_version_of_triton_in_which_kernels_cannot_be_written_is_as_none(x, monkeypatch, logged):
+    def missing(name):
+        raise AttributeError("module 'triton.language' has no attribute 'div_rn'")
+
+    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.setattr(kernels.importlib, "import_module", missing)
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    kernels._kernel.cache_clear()
+    for _ in range(2):
+        assert values(x, 2) == [2, -4]
+    assert logged().count("The kernel chains.twice is not used on GPUs: module 'triton.language' has no attribute 'div_rn'") == 1
+    kernels._kernel.cache_clear()
