@@ -185,7 +185,7 @@ def kernels() -> str:
 
     with tempfile.TemporaryDirectory() as name:
         figures = Path(name) / "kernels.csv"
-        command = [sys.executable, str(Path(__file__).with_name("kernels.py")), "--csv", str(figures)]
+        command = [sys.executable, str(Path(__file__).with_name("kernels.py")), "--turns", "3", "--csv", str(figures)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
