@@ -39,12 +39,16 @@ def _recordings(kind: str, numerics: str) -> str:
     check = _shared("golden/check.py")
     code = (
         f"import runpy, sys, caffe; caffe.set_mode_gpu(); caffe.set_numerics({numerics!r}); sys.argv = ['check.py', {kind!r}]\n"
-        f"runpy.run_path({str(check)!r}, run_name='__main__')"
+        f"try:\n    runpy.run_path({str(check)!r}, run_name='__main__')\n"
+        "finally:\n    from caffe.kernels import _works\n    print(sorted({key[0] for key in _works if not _works[key]}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise AssertionError(done.stdout.strip()[-300:] or done.stderr.strip()[-300:])
-    return done.stdout.strip().splitlines()[-1]
+    result, refused = done.stdout.strip().splitlines()[-2:]
+    if refused != "[]":
+        raise AssertionError(f"{result}, without the kernels {refused}")
+    return result
 
 
 def layers() -> str:

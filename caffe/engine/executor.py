@@ -88,7 +88,7 @@ class Executor:
         self._fusion = Fusion(_in_numerics)
         self._plan = functools.cache(lambda first, last: Plan(net, steps[first : last + 1]))
         self._training = CapturedPasses(
-            net, self._computed_training, self._add_gradients, self._layouts.begin if self._layouts else lambda: None
+            net, self._computed_training, self._add_gradients, self._begin if self._layouts else lambda: None
         )
         self._backward_plan = functools.cache(lambda first, last: BackwardPlan(steps[first : last + 1], last))
 
@@ -110,9 +110,18 @@ class Executor:
             return
         leader = self._leader()
         layout = leader.layout if leader else self._layouts.next()
-        if layout and layout is not self.layout:
+        if not layout or layout is self.layout:
+            return
+        blobs = itertools.chain.from_iterable(step.layer.blobs for step in self.steps)
+        if all(blob.leaf.grad is None for blob in blobs):  # those of several passes add up in one layout
             self._training.begin_anew()
+            if self.net.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.net.device)  # by which it is known whether there is room for graphs
             self._lay_out(layout)
+
+    def _begin(self) -> None:
+        if self._layouts:
+            self._layouts.begin(self.layout)
 
     def _join(self) -> None:
         """Set each step's producers and consumers, and which in-place layers may write into their bottoms.

@@ -48,6 +48,8 @@ class Layouts:
         self._start: torch.cuda.Event | None = None
         self._timings: list[_Timing] = []
         self._milliseconds: dict[Layout, float] = {}
+        self._had_failed = False
+        """Whether a capture on the device had failed before the first pass."""
 
     def next(self) -> Layout:
         """The layout for the pass that follows."""
@@ -75,10 +77,12 @@ class Layouts:
         """Time no more passes: the layout stays, or is that of another net."""
         self._is_measured = False
 
-    def begin(self) -> None:
-        """Note that the GPU is given a pass."""
-        if not self._is_timing():
+    def begin(self, layout: Layout | None) -> None:
+        """Note that the GPU is given a pass, in a layout, which may not yet be that wanted."""
+        if not self._is_timing() or layout is not self._layout:
             return
+        if not self._passes and not self._milliseconds:
+            self._had_failed = self._device in cuda_graphs.failed
         self._passes += 1
         if self._passes > WARM:
             self._start = _recorded(self._device)
@@ -93,8 +97,10 @@ class Layouts:
         self._start = None
         if not self._is_measured or mode.numerics() != "fast":
             return False
-        if mode.solver_count() > 1 or not cuda_graphs.has_room(self._device):
-            # Several GPUs have to agree on the layout in which they exchange gradients; another layout may need more memory.
+        # Several GPUs have to agree on the layout in which they exchange gradients; another one may need more memory; and where a
+        # GPU captures no more, passes cannot be compared with those before.
+        has_failed = bool(self._milliseconds) and (self._device in cuda_graphs.failed) != self._had_failed
+        if mode.solver_count() > 1 or not cuda_graphs.has_room(self._device) or has_failed:
             self._is_measured = False
             self._layout = self.usual
         return self._is_measured

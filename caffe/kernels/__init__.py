@@ -8,7 +8,7 @@ imports Triton before a net computes on a GPU.
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -26,8 +26,10 @@ TRIED = 1 << 20
 R = TypeVar("R")
 V = TypeVar("V")
 
-_works: dict[tuple[str, torch.device, torch.dtype], bool] = {}
-"""Whether a kernel gives what PyTorch's operations give on a GPU, for values of a type."""
+_Key = tuple[str, torch.device, Hashable]
+_works: dict[_Key, bool] = {}
+"""Whether a variant of a kernel gives what PyTorch's operations give on a GPU."""
+_logged: set[tuple[str, torch.device]] = set()
 
 
 def are_used(device: torch.device) -> bool:
@@ -61,12 +63,12 @@ def compute(name: str, plain: Callable[..., R], *given: Any) -> R:
     def by_pytorch(values: tuple[Any, ...]) -> R:
         return plain(*values)
 
-    return choose(name, first, given, _drawn, by_kernel, by_pytorch, lambda values, result: _tensors(result))
+    key = name, first.device, tuple(map(_kind, given))
+    return choose(key, given, _drawn, by_kernel, by_pytorch, lambda values, result: _tensors(result))
 
 
 def choose(
-    name: str,
-    like: Tensor,
+    key: _Key,
     given: V,
     draw: Callable[[V], V],
     by_kernel: Callable[[V], R],
@@ -75,23 +77,27 @@ def choose(
 ) -> R:
     """The result by a kernel, which has been tried; or by PyTorch's operations if it fails or gives others.
 
-    like       a tensor on the GPU, of the type of the values
+    key        name, device, and what is different in other variants, each of which is tried
     draw       makes other values such as those given, for the trial: the same each time, since they may be changed in place
     by_kernel  must have changed nothing if it raises an error
     results    the tensors that have to be the same
     """
-    key = name, like.device, like.dtype
-    if key not in _works:
-        values, theirs = draw(given), draw(given)
-        expected = by_pytorch(theirs)  # what it raises is not the kernel's
-        try:
-            same = are_close(results(values, by_kernel(values)), results(theirs, expected))
-        except Exception as error:  # whatever a compiler or a driver may raise
-            _refuse(key, error)
-        else:
-            _works[key] = True
-            if not same:
-                _refuse(key, "it gives other values than PyTorch's operations")
+    try:
+        if key not in _works:
+            values, theirs = draw(given), draw(given)
+            expected = by_pytorch(theirs)  # what it raises is not the kernel's
+            try:
+                same = are_close(results(values, by_kernel(values)), results(theirs, expected))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever a compiler or a driver may raise
+                _refuse(key, error)
+            else:
+                _works[key] = True
+                if not same:
+                    _refuse(key, "it gives other values than PyTorch's operations")
+    except torch.OutOfMemoryError:
+        return by_pytorch(given)  # and it is tried the next time
     if not _works[key]:
         return by_pytorch(given)
     try:
@@ -105,10 +111,17 @@ def choose(
         return by_pytorch(given)
 
 
-def _refuse(key: tuple[str, torch.device, torch.dtype], reason: object) -> None:
-    """Use PyTorch's operations from now on, and log that once."""
+def _refuse(key: _Key, reason: object) -> None:
+    """Use PyTorch's operations from now on; logged once for each kernel and GPU."""
     _works[key] = False
-    events.kernel_not_used(key[0], key[1], (str(reason) or type(reason).__name__).splitlines()[0])
+    if key[:2] not in _logged:
+        _logged.add(key[:2])
+        events.kernel_not_used(key[0], key[1], (str(reason) or type(reason).__name__).splitlines()[0])
+
+
+def _kind(value: Any) -> Hashable:
+    """What makes another variant of a kernel: a tensor's type and layout, a number itself."""
+    return (value.dtype, value.dim(), value.is_contiguous()) if isinstance(value, Tensor) else value
 
 
 @functools.cache

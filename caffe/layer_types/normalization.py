@@ -303,7 +303,7 @@ def _scaled(x: Tensor, factor: Tensor, term: Tensor | None, relu: bool) -> Tenso
 def _scaled_backward(
     x: Tensor, y: Tensor, gradient: Tensor, factor: Tensor, has_term: bool, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    passed = (torch.where(y <= 0, 0, gradient) if relu else gradient).to(factor.dtype)
+    passed = (torch.ops.aten.threshold_backward(gradient, y, 0) if relu else gradient).to(factor.dtype)
     axes = [axis for axis in range(x.dim()) if axis != 1]
     of_term = passed.sum(axes) if has_term else torch.zeros_like(factor)
     return (passed * _along_channels(factor, x)).to(x.dtype), (passed * x).sum(axes), of_term

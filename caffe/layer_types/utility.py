@@ -111,7 +111,7 @@ def _sum_relu(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _relu_backward(y: Tensor, gradient: Tensor) -> Tensor:
-    return torch.where(y <= 0, 0, gradient)
+    return torch.ops.aten.threshold_backward(gradient, y, 0)
 
 
 @register("Eltwise")

@@ -92,7 +92,9 @@ class Updates:
             return self._change(*given, rate)
 
         given = group, gradients
-        return kernels.choose(f"update.{rule.name}", values[0], given, _drawn, by_kernel, by_pytorch, _results)
+        variant = rule.is_l1, rule.decay != 0, rule.scale != 1, [each.numel() % TOGETHER == 0 for each in group.data]
+        key = f"update.{rule.name}", self._device, str(variant)
+        return kernels.choose(key, given, _drawn, by_kernel, by_pytorch, _results)
 
     def _on_gpu(self, gradients: Sequence[Tensors], rates: Sequence[float], constants: object) -> list[Tensors]:
         """The update with rates on the GPU, so that its numbers do not depend on whether it is replayed."""

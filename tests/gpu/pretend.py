@@ -478,6 +478,7 @@ def gpus(count: int = 1) -> Iterator[None]:
         "stream": lambda stream: _set(stream=stream),
         "max_memory_allocated": lambda device=0: 1 << 30,
         "mem_get_info": lambda device=0: (1 << 29, 1 << 34),
+        "reset_peak_memory_stats": lambda device=0: None,
         "memory_reserved": lambda device=0: 15 << 30,
     }
     with contextlib.ExitStack() as stack:

@@ -32,6 +32,7 @@ def kernel(monkeypatch):
     made.compute = twice
     monkeypatch.setattr(kernels, "_has_triton", lambda: True)
     monkeypatch.setattr(kernels, "_works", {})
+    monkeypatch.setattr(kernels, "_logged", set())
     monkeypatch.setattr(kernels, "_kernel", lambda name: made)
     monkeypatch.delenv(kernels.SWITCH, raising=False)
     return made
@@ -49,6 +50,11 @@ def logged(monkeypatch, capfd):
     monkeypatch.setattr(glog._State, "level", glog.WARNING)
     monkeypatch.setattr(glog._State, "stderr", True)
     return lambda: capfd.readouterr().err
+
+
+def tried():
+    """Whether each type of values that was tried may be used."""
+    return [(key[0], key[1], key[2][0][0], works) for key, works in kernels._works.items()]
 
 
 def values(*arguments):
@@ -120,7 +126,7 @@ def test_an_error_of_pytorchs_operations_is_not_the_kernels(kernel, x):
         machine.by_kernel(NAME, fail, x, 2)
     assert kernels._works == {}
     assert values(x, 2) == [2, -4]
-    assert kernels._works == {(NAME, x.device, torch.float32): True}
+    assert tried() == [(NAME, x.device, torch.float32, True)]
 
 
 def test_a_kernel_that_fails_later_is_not_used_any_more(kernel, x, logged):
@@ -133,7 +139,7 @@ def test_a_kernel_that_fails_later_is_not_used_any_more(kernel, x, logged):
     kernel.compute = fail
     assert values(x, 2) == [2, -4]
     assert logged().count("The kernel chains.twice is not used on cuda:0: no variant\n") == 1
-    kernels._works[(NAME, x.device, torch.float32)] = True
+    kernels._works.update(dict.fromkeys(kernels._works, True))
     error = torch.OutOfMemoryError("no memory")
     with pytest.raises(torch.OutOfMemoryError):
         values(x, 2)
@@ -149,7 +155,7 @@ def test_a_kernel_that_fails_in_a_capture_ends_it(kernel, x, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="capturing"):
         values(x, 2)
-    assert kernels._works == {(NAME, x.device, torch.float32): True}
+    assert tried() == [(NAME, x.device, torch.float32, True)]
 
 
 def test_what_a_kernel_does_not_take_is_computed_by_pytorch(kernel, x):
@@ -165,7 +171,32 @@ def test_each_type_of_values_is_tried(kernel, x):
     values(x, 2)
     kernel.compute = lambda x, factor: x
     assert values(x.bfloat16(), 2) == [2, -4]
-    assert kernels._works == {(NAME, x.device, torch.float32): True, (NAME, x.device, torch.bfloat16): False}
+    assert tried() == [(NAME, x.device, torch.float32, True), (NAME, x.device, torch.bfloat16, False)]
+
+
+def test_each_variant_is_tried_and_a_kernel_that_is_not_used_is_logged_once(kernel, x, logged):
+    kernel.fits = lambda x, factor: True
+    assert values(x, 2) == [2, -4]
+    assert values(x, 3) == [3, -6]  # where the kernel gives twice
+    assert values(x.view(2, 1), 5) == [[5], [-10]]
+    assert [works for *_, works in tried()] == [True, False, False]
+    assert values(x, 2) == [2, -4]
+    assert logged().count("The kernel") == 1
+
+
+def test_a_trial_for_which_memory_is_short_is_put_off(kernel, x, logged):
+    compute = kernel.compute
+
+    def fail(x, factor):
+        raise torch.OutOfMemoryError("no memory")
+
+    kernel.compute = fail
+    assert values(x, 2) == [2, -4]
+    assert tried() == []
+    kernel.compute = compute
+    assert values(x, 2) == [2, -4]
+    assert [works for *_, works in tried()] == [True]
+    assert logged() == ""
 
 
 def test_kernels_are_not_used_in_reproducible(kernel, x):

@@ -43,8 +43,8 @@ def times(monkeypatch):
     timed = []
     begin = layouts.Layouts.begin
 
-    def noted(self):
-        begin(self)
+    def noted(self, layout):
+        begin(self, layout)
         if self._start is not None:
             self._start.layout = self._layout
 
@@ -152,9 +152,15 @@ def test_an_unknown_layout_is_refused(gpu, monkeypatch):
 def test_without_room_on_the_gpu_the_other_layout_is_not_tried(gpu, times, fast, monkeypatch):
     solver = gpu(LABELS, solver=SOLVER)
     solver.step(IN_A_LAYOUT)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=0: 15 << 30)
+    highest = [1 << 30]
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=0: highest[-1])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device=0: highest.append(1 << 30))
+    solver.step(1)
+    assert layout_of(solver.net) is torch.contiguous_format
+    highest.append(15 << 30)
     solver.step(IN_A_LAYOUT)
     assert layout_of(solver.net) is torch.channels_last
+    assert is_captured(solver)
     assert times["seen"] == [torch.channels_last] * layouts.TIMED
 
 
@@ -163,7 +169,7 @@ def test_several_gpus_keep_the_usual_layout(gpu, times, fast, monkeypatch):
     timer = layouts.Layouts(torch.device("cuda", 0), is_timed=True)
     for _ in range(3 * IN_A_LAYOUT):
         assert timer.next() is torch.channels_last
-        timer.begin()
+        timer.begin(timer.next())
         timer.end()
     assert times["seen"] == []
 
@@ -174,7 +180,7 @@ def test_on_a_cpu_nothing_is_measured(monkeypatch):
     timer = layouts.Layouts(torch.device("cpu"), is_timed=True)
     for _ in range(3 * IN_A_LAYOUT):
         assert timer.next() is torch.channels_last
-        timer.begin()
+        timer.begin(timer.next())
         timer.end()
     caffe.set_numerics("fp32")
 
@@ -211,3 +217,32 @@ def test_a_net_that_follows_another_is_not_timed(gpu, times, fast):
     leader.step(3 * IN_A_LAYOUT)
     follower.step(1)
     assert executor(follower.net).layout is torch.contiguous_format
+
+
+def test_where_a_gpu_captures_no_more_the_usual_layout_stays(gpu, times, fast, monkeypatch):
+    times[torch.contiguous_format] = 1.0
+    solver = gpu(LABELS, solver=SOLVER)
+    solver.step(IN_A_LAYOUT)
+    monkeypatch.setitem(cuda_graphs.failed, solver.net.device, None)
+    solver.step(IN_A_LAYOUT)
+    assert layout_of(solver.net) is torch.channels_last
+    assert times["seen"] == [torch.channels_last] * layouts.TIMED
+
+
+def test_gradients_of_several_passes_add_up_in_one_layout(gpu, times, fast, monkeypatch):
+    moved = []
+    solver = gpu(LABELS, solver=SOLVER + " iter_size: 3")
+    net = executor(solver.net)
+    lay_out = net._lay_out
+
+    def noted(layout):
+        weights = [blob.leaf.grad for layer in solver.net.layers for blob in layer.blobs]
+        moved.append((layout, net._layouts._passes, [each for each in weights if each is not None]))
+        lay_out(layout)
+
+    monkeypatch.setattr(net, "_lay_out", noted)
+    times[torch.contiguous_format] = 1.0
+    solver.step(IN_A_LAYOUT)
+    # Passes of the iteration in which the layout was to change are counted in neither.
+    assert moved == [(torch.contiguous_format, 0, [])]
+    assert times["seen"] == [torch.channels_last] * layouts.TIMED + [torch.contiguous_format] * layouts.TIMED

@@ -94,14 +94,14 @@ def _start_all():
                     chains.scale.compute(x, factors, terms, relu)
                     chains.scale_backward.compute(x, x, x, factors, terms is not None, relu)
     response.lrn_backward.compute(torch.zeros(2, 32, 8, 8), torch.zeros(2, 32, 8, 8), 3, 0.1, 0.6, 1.0)
-    for shape in ((64, 1000), (32, 10), (2, 21, 5, 7)):
+    for shape in ((64, 1000), (32, 10), (2, 21, 5, 7), (4, 21, 32, 32)):
         scores, target = torch.zeros(shape), torch.zeros(shape[0], 1, *shape[2:], dtype=torch.int64)
         for weights in (None, target.float()):
             softmax.softmax_loss.compute(scores, target, weights, 1, 1e-30)
             softmax.softmax_loss_backward.compute(scores, target, weights, torch.zeros(()), 1, 0.0, 0.0)
     for name in update.RULES:
         for count in (4096, 10):
-            data, gradients, *histories = ([torch.zeros(count)] for _ in range(4))
+            data, gradients, *histories = ([torch.zeros(count), torch.zeros(count)] for _ in range(4))
             for scale, decay, is_l1 in ((1.0, 0.0, False), (0.5, 0.1, False), (1.0, 0.1, True)):
                 rule = Rule(name, scale, decay, is_l1, 0.9, 0.99, 0.95, 1e-8)
                 update.Fused(torch.device("cpu"))(rule, data, gradients, histories, torch.zeros(()))
