@@ -99,9 +99,7 @@ class CapturedPasses:
     begin     is called before the GPU is given a pass
     """
 
-    def __init__(
-        self, net: BuiltNet, forward: Callable[[], Values], backward: Callable[[], None], begin: Callable[[], None] = lambda: None
-    ):
+    def __init__(self, net: BuiltNet, forward: Callable[[], Values], backward: Callable[[], None], begin: Callable[[], None]):
         self._net, self._compute, self._add_gradients, self._begin = net, forward, backward, begin
         self._layers = [step.layer for step in net.steps]
         self._losses = [name for name, weight in net.blob_loss_weights.items() if weight]

@@ -87,9 +87,7 @@ class Executor:
         self._makes_graphs = self._learns and (not self._tests or net.definition.force_backward or computed_once)
         self._fusion = Fusion(_in_numerics)
         self._plan = functools.cache(lambda first, last: Plan(net, steps[first : last + 1]))
-        self._training = CapturedPasses(
-            net, self._computed_training, self._add_gradients, self._begin if self._layouts else lambda: None
-        )
+        self._training = CapturedPasses(net, self._computed_training, self._add_gradients, self._begin)
         self._backward_plan = functools.cache(lambda first, last: BackwardPlan(steps[first : last + 1], last))
 
     def _lay_out(self, layout: torch.memory_format) -> None:

@@ -232,7 +232,7 @@ def _affine(chain: _Chain, folded: _Folded) -> Callable[..., Tensor]:
 
     def compute(x: Tensor) -> Tensor:
         def along_channels(factor: Tensor, term: Tensor) -> _Weights:
-            return [_along_channels(factor.float(), x)], _along_channels(term.float(), x)
+            return [over_channels(factor.float(), x)], over_channels(term.float(), x)
 
         (factor,), term = folded.get(x.dim(), along_channels)
         y = torch.addcmul(term, x.float(), factor)
@@ -267,7 +267,8 @@ def _then_sum(
     return Later(tuple(y.shape), lambda: in_numerics(again)), y.add_(other)
 
 
-def _along_channels(values: Tensor, x: Tensor) -> Tensor:
+def over_channels(values: Tensor, x: Tensor) -> Tensor:
+    """Values of each channel, (C,), in the shape that broadcasts over x, (N, C, …)."""
     return values.view(-1, *[1] * (x.dim() - 2))
 
 

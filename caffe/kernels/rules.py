@@ -1,6 +1,13 @@
 """What a solver's update of a group of parameters computes, for the kernel that does it (`caffe.kernels.update`)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOGETHER = 4
+"""Values that a thread of a GPU reads at once, where their number in each tensor can be divided by it."""
 
 
 @dataclass(frozen=True)
@@ -20,3 +27,8 @@ class Rule:
     momentum2: float
     rms_decay: float
     delta: float
+
+
+def are_plain(values: Iterable[Tensor]) -> bool:
+    """Whether the kernel takes parameters, gradients and histories: they are in a row, and float32."""
+    return all(each.dtype is torch.float32 and each.is_contiguous() for each in values)

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from caffe.kernels.launching import blocks, kernel, launch
-from caffe.kernels.rules import Rule
+from caffe.kernels.rules import TOGETHER, Rule, are_plain
 from caffe.transfers import upload
 
 RULES = {"SGD": 0, "Nesterov": 1, "AdaGrad": 2, "RMSProp": 3, "AdaDelta": 4, "Adam": 5}
 BLOCK = 2048
-ALIGNED, TOGETHER = 16, 4
-"""Bytes that a thread of a GPU reads at once, and how many values they are."""
+ALIGNED = 4 * TOGETHER
+"""Bytes that a thread reads at once."""
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def _update(
 @kernel(
     "(Tensor(a!)[] values, Tensor addresses, Tensor counts, Tensor pieces, Tensor rate, int rule, float scale, float decay, "
     "int penalty, float first, float second, float delta, bool is_aligned) -> ()",
-    lambda values, *_: all(each.dtype is torch.float32 and each.is_contiguous() for each in values),
+    lambda values, *_: are_plain(values),
 )
 def update(
     values: Sequence[Tensor], addresses: Tensor, counts: Tensor, pieces: Tensor, rate: Tensor, rule: int, scale: float,

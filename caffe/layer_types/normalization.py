@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffe.engine import machine
+from caffe.engine.fusion import over_channels
 from caffe.engine.layer import BIAS, WEIGHT, BlobSpec, Layer, Shape, register
 from caffe.engine.running import Added
 from caffe.proto import caffe_pb2
@@ -296,7 +297,7 @@ class _Scaled(torch.autograd.Function):
 
 
 def _scaled(x: Tensor, factor: Tensor, term: Tensor | None, relu: bool) -> Tensor:
-    y = x * _along_channels(factor, x) if term is None else torch.addcmul(_along_channels(term, x), x, _along_channels(factor, x))
+    y = x * over_channels(factor, x) if term is None else torch.addcmul(over_channels(term, x), x, over_channels(factor, x))
     return (torch.relu_(y) if relu else y).to(x.dtype)
 
 
@@ -306,11 +307,7 @@ def _scaled_backward(
     passed = (torch.ops.aten.threshold_backward(gradient, y, 0) if relu else gradient).to(factor.dtype)
     axes = [axis for axis in range(x.dim()) if axis != 1]
     of_term = passed.sum(axes) if has_term else torch.zeros_like(factor)
-    return (passed * _along_channels(factor, x)).to(x.dtype), (passed * x).sum(axes), of_term
-
-
-def _along_channels(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (x.dim() - 2))
+    return (passed * over_channels(factor, x)).to(x.dtype), (passed * x).sum(axes), of_term
 
 
 @register("Bias")

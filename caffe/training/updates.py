@@ -14,15 +14,15 @@ from torch.autograd.graph import increment_version
 
 from caffe import events, kernels
 from caffe.engine import cuda_graphs, machine, mode
-from caffe.kernels.rules import Rule
+from caffe.kernels.rules import TOGETHER, Rule, are_plain
 from caffe.training.groups import Group, Tensors
 
 Rate = float | Tensor
 Change = Callable[[Group, Tensors, Rate], Tensors]
 
 
-TRIED, TOGETHER = 4096, 4
-"""Number of values of each parameter on which a kernel is tried, about: it is another one where they cannot be divided by 4."""
+TRIED = 4096
+"""Values of each parameter on which a kernel is tried, about: it is another variant where TOGETHER does not divide them."""
 
 
 @dataclass
@@ -74,9 +74,8 @@ class Updates:
     def _updated(self, number: int, group: Group, gradients: Tensors, rate: Rate) -> Tensors:
         """Change a group, by a kernel where there is one; returns what is subtracted."""
         rule = self._rule(group) if isinstance(rate, Tensor) and machine.has_kernels(self._device) else None
-        values = _flat([group.data, gradients, *group.histories])
         # Several GPUs have to change their copies of the parameters by the same operations.
-        if rule is None or mode.solver_count() > 1 or not _are_plain(values):
+        if rule is None or mode.solver_count() > 1 or not are_plain(_flat([group.data, gradients, *group.histories])):
             return self._change(group, gradients, rate)
 
         def by_kernel(given: _Given) -> Tensors:
@@ -157,11 +156,6 @@ class Updates:
 
 
 _Given = tuple[Group, Tensors]
-
-
-def _are_plain(values: Iterable[Tensor]) -> bool:
-    """Whether a kernel takes the values: they are in a row, and float32."""
-    return all(each.dtype is torch.float32 and each.is_contiguous() for each in values)
 
 
 def _drawn(given: _Given) -> _Given:
